@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from motionmerge import merge as merge
     from motionmerge.errors import MotionMergeError as MotionMergeError
     from motionmerge.merge.algebra import Checkpoint as Checkpoint
+    from motionmerge.merge.functions import low_rank as low_rank
+    from motionmerge.merge.functions import ties as ties
+    from motionmerge.merge.functions import trim as trim
     from motionmerge.merge.groups import only as only
+    from motionmerge.merge.in_memory import apply as apply
+    from motionmerge.merge.lora import lora as lora
     from motionmerge.merge.recipe import Recipe as Recipe
     from motionmerge.merge.sparsify import dare as dare
     from motionmerge.models.dynamicrafter.scheduler import (
@@ -41,10 +46,15 @@ _HOMES = {
     "ExpertSchedule": "motionmerge.schedule",
     "MotionMergeError": "motionmerge.errors",
     "Recipe": "motionmerge.merge.recipe",
+    "apply": "motionmerge.merge.in_memory",
     "dare": "motionmerge.merge.sparsify",
     "experts": "motionmerge.sampling.expert_bank",
     "load_pocket": "motionmerge.sampling.pocket_pipeline",
+    "lora": "motionmerge.merge.lora",
+    "low_rank": "motionmerge.merge.functions",
     "only": "motionmerge.merge.groups",
+    "ties": "motionmerge.merge.functions",
+    "trim": "motionmerge.merge.functions",
 }
 
 __all__ = [
@@ -56,11 +66,16 @@ __all__ = [
     "MotionMergeError",
     "Recipe",
     "__version__",
+    "apply",
     "dare",
     "experts",
     "load_pocket",
+    "lora",
+    "low_rank",
     "merge",
     "only",
+    "ties",
+    "trim",
 ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 GROUPS: tuple[str, ...] = (
     "temporal",
@@ -206,6 +207,7 @@ FAMILIES: tuple[Family, ...] = (
 """In the order in which `group_of` asks them: the more particular names first."""
 
 
+@lru_cache(maxsize=1 << 16)
 def group_of(name: str) -> str:
     """Name the group of a tensor in the first family that knows it, else `other`.
 

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from motionmerge.cli import app
 from motionmerge.io.weights import open_weights
+from motionmerge.merge.algebra import Checkpoint
 from motionmerge.merge.engine import realise
+from motionmerge.merge.lora import lora
 from motionmerge.merge.recipe import Recipe
 from motionmerge.models.dynamicrafter import convert_unet_state_dict
 
@@ -72,6 +74,28 @@ def test_loras_are_written_with_a_table_of_what_they_hold(work):
     assert "rank 90%" in output
     with open_weights("out/dynamics.safetensors") as reader:
         assert all(name.startswith("unet.") for name in reader.keys())  # noqa: SIM118
+
+
+def test_a_lora_in_official_keys_fits_the_official_file(work):
+    words = ("export", "loras", "recipe.yaml", "--keys", "original", "--rank", 200, "-o", "out")
+    code, _, error = call(*words)
+    assert code == 0, error
+    assert call("export", "original", "recipe.yaml", "--folder", "folder", "-o", "whole")[0] == 0
+    unet = {
+        name: value
+        for name, value in load_file("official.safetensors").items()
+        if name.startswith(PREFIX)
+    }
+    with open_weights("out/dynamics.safetensors") as reader:
+        assert all(name.startswith("diffusion_model.") for name in reader.keys())  # noqa: SIM118
+    merged = (
+        Checkpoint.from_tensors(unet, name="official") + lora("out/dynamics.safetensors", 1.0)
+    ).tensors()
+    expert = torch.load("whole/dynamics.ckpt")["state_dict"]
+    changed = [name for name in unet if not torch.equal(merged[name], unet[name])]
+    assert changed == [n for n in unet if n.endswith(".weight") and unet[n].ndim > 1]
+    for name in changed:
+        torch.testing.assert_close(merged[name], expert[name], atol=1e-5, rtol=1e-4)
 
 
 def test_two_experts_of_a_model_that_has_no_place_for_them_are_refused(work):

@@ -103,7 +103,35 @@ def test_show_draws_the_schedule_of_a_recipe(weights):
     assert "consistency: tuned + 0.25 * dare(" in result.stdout
 
 
+def test_show_tells_how_weights_were_trained_and_keeps_escapes_from_the_terminal(weights):
+    found = json.loads(call("show", "pocket:base", "--json").stdout)
+    assert found["model_card"]["run"] == "base"
+    card = json.dumps({"run": "\x1b[2Jgone", "result": {"steps": 3}})
+    save_weights("own.safetensors", {"a": torch.zeros(1)}, {"model_card": card})
+    printed = call("show", "own.safetensors").stdout
+    assert "run: ?[2Jgone" in printed and "\x1b" not in printed
+    save_weights("odd.safetensors", {"a": torch.zeros(1)}, {"model_card": "[1"})
+    assert call("show", "odd.safetensors").exit_code == 0
+
+
 def test_show_counts_the_tensors_of_any_weights(weights):
     found = json.loads(call("show", "base.safetensors", "--groups", "--json").stdout)
     assert (found["tensors"], found["parameters"], found["dtypes"]) == (2, 72, ["fp32"])
     assert found["groups"] == {"temporal": 64, "residual": 8}
+
+
+def test_show_says_what_merging_a_recipe_takes_and_whether_its_inputs_fit(weights, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "inputs: {base: base.safetensors, tuned: tuned.safetensors}\n"
+        "experts: {calm: base + 0.5 * (tuned - base)}\n"
+    )
+    found = json.loads(call("show", recipe, "--json").stdout)
+    assert found["merging_takes"]["disk_bytes"] == 4 * 72
+    assert found["merging_takes"]["seconds"] >= 0
+    assert "memory_bytes: " in call("show", recipe).stdout
+    save_weights("tuned.safetensors", {"other": torch.ones(2)})
+    found = json.loads(call("show", recipe, "--json").stdout)
+    assert "in common" in found["merging_takes"]["impossible"]
+    recipe.write_text(recipe.read_text().replace("tuned.safetensors", "gone.safetensors"))
+    assert "merging_takes" not in json.loads(call("show", recipe, "--json").stdout)

@@ -21,7 +21,7 @@ HOSTILE = '<script>alert("x")</script>'
 def page():
     clip = Clip("Base", "videos/a.mp4", "images/a.jpg", 3.2, "pans left", True)
     number = Estimate(3.0, 2.0, 4.0, 24)
-    row = Row(HOSTILE, number, number, (50.0, 40.0, 30.0), None, number, number)
+    row = Row(HOSTILE, number, number, (50.0, 40.0, 30.0), number, None, number, number)
     return Page(
         methods=(Method(HOSTILE, HOSTILE, "base", HOSTILE, HOSTILE),),
         shots=(Shot(HOSTILE, HOSTILE, "images/a.jpg", (clip, replace(clip, obeyed=None))),),

@@ -9,11 +9,13 @@ from motionmerge.errors import CheckpointError, ShapeError
 from motionmerge.io.weights import open_weights, save_weights
 from motionmerge.merge.algebra import Checkpoint, realised
 from motionmerge.merge.engine import apply, merge, realise
-from motionmerge.merge.kernel import BLOCK, SLICE
+from motionmerge.merge.kernel import BLOCK
 from motionmerge.merge.recipe import Recipe, RecipeInput
 from motionmerge.merge.sources import OpenInputs
 
 from .conftest import RECIPE, same_bits
+
+PIECE = 32_768
 
 EXPRESSIONS = (
     "base - 0.25 * (tuned - base)",
@@ -29,9 +31,9 @@ EXPRESSIONS = (
 
 
 def make_states(dtype):
-    """Three states; one tensor is more than a block, one is no whole number of slices."""
+    """Three states; one tensor is more than a block, one a little less, some are small."""
     shapes = {
-        "big.weight": (BLOCK + SLICE + 77, 1), "slices.weight": (2, SLICE + 3), "bias": (19,),
+        "big.weight": (BLOCK + PIECE + 77, 1), "middle.weight": (2, PIECE + 3), "bias": (19,),
         "small.weight": (5, 7), "empty": (0, 4),
     }  # fmt: skip
     states = []
@@ -67,6 +69,40 @@ def test_several_experts_at_once_are_the_experts_one_by_one():
     for name in names:
         alone = realise(recipe, inputs=states, experts=[name], threads=1)[name]
         assert all(same_bits(computed[name][key], alone[key]) for key in alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("factor", ["- 0.25", "+ 0.125", "- 0.0000152587890625", "- 0.3", "+ 0.5"])
+def test_a_step_along_a_line_has_the_bits_of_the_expression_tree(dtype, factor):
+    generator = torch.Generator().manual_seed(0)
+    states = {}
+    for name in ("base", "tuned"):  # every pattern of bits that is a number of moderate size
+        bits = torch.randint(-32768, 32767, (4 * BLOCK,), generator=generator, dtype=torch.int32)
+        values = bits.to(torch.int16).view(dtype)
+        values[~(values.float().abs() < (1e38 if dtype == torch.bfloat16 else 3e4))] = -0.0
+        states[name] = {"weight": values}
+    states["tuned"]["weight"][::3] = states["base"]["weight"][::3]
+    recipe = Recipe.parse(
+        "inputs: {base: memory:base, tuned: memory:tuned}\n"
+        f"experts:\n  merged: base {factor} * (tuned - base)\n"
+    )
+    computed = realise(recipe, inputs=states, threads=1)["merged"]["weight"]
+    base, tuned = (states[name]["weight"].float() for name in ("base", "tuned"))
+    expected = base + (tuned - base) * float(factor.replace(" ", ""))
+    assert same_bits(computed, expected.to(dtype))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_nan_is_found_late_in_a_large_tensor_whose_blocks_are_not_sampled(threads):
+    base = {"weight": torch.zeros(7 * BLOCK).bfloat16()}
+    tuned = {"weight": torch.ones(7 * BLOCK).bfloat16()}
+    recipe = Recipe.parse(
+        "inputs: {base: memory:base, tuned: memory:tuned}\n"
+        "experts: {merged: base - 0.25 * (tuned - base)}\n"
+    )
+    tuned["weight"][6 * BLOCK + 9] = float("nan")
+    with pytest.raises(CheckpointError, match="`weight` of `tuned` holds NaN"):
+        realise(recipe, inputs={"base": base, "tuned": tuned}, threads=threads)
 
 
 @pytest.fixture
@@ -108,7 +144,19 @@ def test_an_expert_applied_to_a_module_has_the_bits_of_its_file(big):
         apply(big / "recipe.yaml", model, expert="dynamics", inputs=renamed)
 
 
-@pytest.mark.parametrize("place", [0, SLICE, BLOCK + 5])
+def test_a_prefix_picks_the_tensors_of_one_module_out_of_a_whole_checkpoint():
+    base = {"unet.weight": torch.ones(3, 3), "unet.bias": torch.ones(3), "vae.bias": torch.ones(2)}
+    tuned = {name: 2 * value for name, value in base.items()}
+    recipe = Recipe.parse(
+        "inputs: {base: memory:base, tuned: memory:tuned}\n"
+        "experts: {merged: base + 0.5 * (tuned - base)}\n"
+    )
+    model = torch.nn.Linear(3, 3)
+    apply(recipe, model, prefix="unet.", inputs={"base": base, "tuned": tuned})
+    assert all(torch.equal(p, torch.full_like(p, 1.5)) for p in model.parameters())
+
+
+@pytest.mark.parametrize("place", [0, PIECE, BLOCK + 5])
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
 def test_nan_is_found_in_any_block_also_where_the_mask_drops_it(big, place, bad):
     state = make_states(torch.bfloat16)["tuned"]

@@ -25,6 +25,8 @@ class Block(nn.Module):
         self.to_q = nn.Linear(12, 20)
         self.conv = nn.Conv2d(6, 8, 3)
         self.pointwise = nn.Conv2d(6, 8, 1)
+        self.line = nn.Conv1d(6, 8, 3)
+        self.volume = nn.Conv3d(6, 8, (3, 1, 1))
 
 
 def randomised(module, *, scale=0.1):
@@ -36,33 +38,49 @@ def randomised(module, *, scale=0.1):
 
 
 TARGETS = ["to_q", "conv", "pointwise"]
+LINES = [*TARGETS, "line"]
+EVERYTHING = [*LINES, "volume"]
 PEFT = {
-    "lora": peft.LoraConfig(r=3, lora_alpha=5, target_modules=TARGETS),
-    "rank-stabilised": peft.LoraConfig(r=3, lora_alpha=5, target_modules=TARGETS, use_rslora=True),
-    "alpha of one layer": peft.LoraConfig(
-        r=3, lora_alpha=5, target_modules=TARGETS, alpha_pattern={"conv": 7}
+    "lora": peft.LoraConfig(r=3, lora_alpha=5, target_modules=EVERYTHING),
+    "rank-stabilised": peft.LoraConfig(
+        r=3, lora_alpha=5, target_modules=EVERYTHING, use_rslora=True
     ),
-    "loha": peft.LoHaConfig(r=3, alpha=5, target_modules=TARGETS),
+    "with a bias": peft.LoraConfig(r=3, lora_alpha=5, target_modules=EVERYTHING, lora_bias=True),
+    "alpha of one layer": peft.LoraConfig(
+        r=3, lora_alpha=5, target_modules=EVERYTHING, alpha_pattern={"conv": 7}
+    ),
+    "rank of one layer": peft.LoraConfig(
+        r=3, lora_alpha=5, target_modules=EVERYTHING, rank_pattern={"conv": 2}
+    ),
+    "loha": peft.LoHaConfig(r=3, alpha=5, target_modules=LINES),
+    "loha, rank and alpha of one layer": peft.LoHaConfig(
+        r=3, alpha=5, target_modules=LINES, rank_pattern={"to_q": 2}, alpha_pattern={"conv": 7}
+    ),
     "loha around a kernel": peft.LoHaConfig(
-        r=3, alpha=5, target_modules=TARGETS, use_effective_conv2d=True
+        r=3, alpha=5, target_modules=LINES, use_effective_conv2d=True
     ),
     "lokr": peft.LoKrConfig(r=2, alpha=5, target_modules=TARGETS, decompose_both=True),
     "lokr of whole matrices": peft.LoKrConfig(r=64, alpha=5, target_modules=TARGETS),
     "lokr around a kernel": peft.LoKrConfig(
         r=2, alpha=5, target_modules=TARGETS, use_effective_conv2d=True, decompose_factor=2
     ),
+    "lokr, rank and alpha of one layer": peft.LoKrConfig(
+        r=2, alpha=5, target_modules=TARGETS, rank_pattern={"to_q": 1}, alpha_pattern={"conv": 7}
+    ),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Adapter 'default'")  # about biases, which are 1-d
 @pytest.mark.parametrize("config", PEFT.values(), ids=list(PEFT))
 def test_what_peft_merges_is_what_we_add(config, tmp_path):
     block = randomised(Block())
     base = {name: value.clone() for name, value in block.state_dict().items()}
-    adapted = randomised(peft.get_peft_model(block, config))
+    adapted = peft.get_peft_model(block, config)
+    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, value in base.items():
-            module, _, leaf = name.rpartition(".")
-            adapted.get_parameter(f"base_model.model.{module}.base_layer.{leaf}").copy_(value)
+        for name, parameter in adapted.named_parameters():
+            if any(kind in name for kind in ("lora_", "hada_", "lokr_")):
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     adapted.save_pretrained(tmp_path)
     expected = adapted.merge_and_unload().state_dict()
     merged = Checkpoint.from_tensors(base, name="base") + lora(
@@ -71,7 +89,19 @@ def test_what_peft_merges_is_what_we_add(config, tmp_path):
     result = merged.tensors()
     for name, value in expected.items():
         torch.testing.assert_close(result[name], value, atol=1e-6, rtol=1e-5)
-        assert name.endswith("bias") or not torch.equal(value, base[name])
+        is_target = name.removesuffix(".weight") in config.target_modules
+        assert torch.equal(value, base[name]) is not is_target or name.endswith("bias")
+
+
+def test_a_lokr_of_a_line_is_multiplied_as_lycoris_does_and_that_of_peft_is_refused():
+    base = Checkpoint.from_tensors({"line.weight": torch.zeros(8, 6, 3)}, name="base")
+    first, second = torch.randn(2, 2), torch.randn(4, 3, 3)
+    parts = {"lokr_w1": first, "lokr_w2": second}
+    merged = (base + lora({f"lycoris_line.{k}": v for k, v in parts.items()}, 1.0)).tensors()
+    expected = torch.stack([torch.kron(first, second[..., i]) for i in range(3)], dim=-1)
+    torch.testing.assert_close(merged["line.weight"], expected)
+    with pytest.raises(CheckpointError, match="LoKr of a 1-d convolution"):
+        (base + lora({f"base_model.model.line.{k}": v for k, v in parts.items()}, 1.0)).tensors()
 
 
 @pytest.fixture(scope="module")

@@ -127,6 +127,24 @@ def test_an_image_is_encoded_once_and_shown_to_every_frame(
     assert torch.equal(image_latents, image_latents[:, :, :1].expand_as(image_latents))
 
 
+def test_a_last_image_conditions_the_last_frame_and_leaves_those_between_free(
+    pipeline: DynamiCrafterPipeline, generate: Generate
+) -> None:
+    rng = np.random.default_rng(1)
+    first, last = (Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)) for _ in range(2))
+
+    def condition(image: Image.Image, **options: Any) -> torch.Tensor:
+        calls = unet_inputs(pipeline, lambda: generate(pipeline, image=image, **options))
+        return calls[0][0][:1, 4:]
+
+    between = condition(first, last_image=last)
+    torch.testing.assert_close(between[:, :, 0], condition(first)[:, :, 0])
+    torch.testing.assert_close(between[:, :, -1], condition(last)[:, :, 0])
+    assert not between[:, :, 1:-1].any()
+    with pytest.raises(ConfigError, match="at least 2"):
+        generate(pipeline, image=first, last_image=last, num_frames=1)
+
+
 def test_a_batch_equals_single_videos(
     pipeline: DynamiCrafterPipeline, generate: Generate, photo: Image.Image
 ) -> None:

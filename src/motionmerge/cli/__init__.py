@@ -16,6 +16,7 @@ from motionmerge.errors import MotionMergeError
 
 VERBS = (
     "generate",
+    "batch",
     "demo",
     "train",
     "evaluate",

@@ -117,7 +117,7 @@ def _print_results(
             json.dumps(
                 {
                     "conditions": [asdict(row) for row in rows],
-                    "claims": [asdict(claim) | {"verdict": claim.verdict} for claim in claims],
+                    "claims": [asdict(claim) for claim in claims],
                 }
             )
         )

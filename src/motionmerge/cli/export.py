@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +22,9 @@ from motionmerge.cli.merge import (
 )
 from motionmerge.errors import CheckpointError, ConfigError
 
+if TYPE_CHECKING:
+    from motionmerge.merge.lora_layout import StoredLayer
+
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
 InputOption = Annotated[
     list[str] | None,
@@ -33,6 +37,13 @@ class OfficialFormat(str, Enum):
 
     CKPT = "ckpt"
     SAFETENSORS = "safetensors"
+
+
+class LoraKeys(str, Enum):
+    """Styles of the keys of a LoRA."""
+
+    DIFFUSERS = "diffusers"
+    ORIGINAL = "original"
 
 
 export_app = typer.Typer(
@@ -81,6 +92,9 @@ def loras(
     base: Annotated[
         str | None, typer.Option(help="The recipe's input that the LoRAs are for.")
     ] = None,
+    keys: Annotated[
+        LoraKeys, typer.Option(help="Names of diffusers, or of the family's original code.")
+    ] = LoraKeys.DIFFUSERS,
     replaced: InputOption = None,
     dtype: DtypeOption = None,
     missing: MissingOption = "error",
@@ -89,12 +103,14 @@ def loras(
 ) -> None:
     """Write one LoRA per expert, and how much of the change it holds."""
     from motionmerge.merge.lora_export import export_loras
+    from motionmerge.merge.lora_layout import diffusers_layout
 
     written = export_loras(
         recipe,
         output,
         rank=rank,
         base=base,
+        layout=diffusers_layout if keys is LoraKeys.DIFFUSERS else _original_layout,
         inputs=parse_inputs(replaced or []),
         missing=missing,  # type: ignore[arg-type]  # checked where it is used
         dtype=dtype or "fp32",
@@ -154,3 +170,35 @@ def original(
         return
     for written, count in counts.items():
         print(f"Wrote {count:,} tensors to {written}.")
+
+
+def _original_layout(shapes: Mapping[str, tuple[int, ...]]) -> list[StoredLayer]:
+    """Name a LoRA's layers as the original code does; DynamiCrafter's names are its key maps'."""
+    from motionmerge.merge.lora_layout import StoredLayer, matrices, original_layout
+    from motionmerge.models.dynamicrafter.conversion import COMPONENTS
+
+    if not any("down_stages." in name for name in shapes):
+        return original_layout(shapes)
+    layers = []
+    prefixed = any(name.startswith("unet.") for name in shapes)
+    for component in COMPONENTS:
+        if not prefixed and component.name != "unet":
+            continue
+        prefix = f"{component.name}." if prefixed else ""
+        own = {
+            name.removeprefix(prefix): shape
+            for name, shape in shapes.items()
+            if name.startswith(prefix)
+        }
+        can_change = set(matrices(own))
+        pairs, _ = component.our_map(own).pair_ours(own) if own else ([], [])
+        layers += [
+            StoredLayer(
+                component.long_name(pair.official).removeprefix("model.").removesuffix(".weight"),
+                tuple(f"{prefix}{name}" for name in pair.ours),
+                pair.unit_dims,
+            )
+            for pair in pairs
+            if can_change.issuperset(pair.ours)
+        ]
+    return layers

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.errors import CheckpointError
+from motionmerge.errors import CheckpointError, MotionMergeError
 
 if TYPE_CHECKING:
     from motionmerge.merge.recipe import Recipe
@@ -49,13 +50,16 @@ _LORA = """@inproceedings{hu2022lora,
 
 def show(
     subject: Annotated[
-        str, typer.Argument(help="Weights, a recipe file, or the name of a shipped recipe.")
+        str,
+        typer.Argument(
+            help="Weights (also pocket:base), a recipe file, or a shipped recipe's name."
+        ),
     ],
     groups: Annotated[bool, typer.Option("--groups", help="Count parameters by group.")] = False,
     cite: Annotated[bool, typer.Option("--cite", help="Print BibTeX of what it uses.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Print a recipe's formulas, schedule and sizes, or a file's contents and its recipe."""
+    """Print a recipe's formulas, schedule, sizes and cost, or a file's contents and its recipe."""
     from motionmerge.merge.recipe import Recipe, shipped_recipes
 
     is_recipe = subject in shipped_recipes() or Path(subject).suffix in (".yaml", ".yml")
@@ -63,7 +67,7 @@ def show(
         recipe: Recipe | None = Recipe.load(subject)
         found = _describe_recipe(recipe, groups=groups) if recipe else {}
     else:
-        found, recipe = _describe_weights(Path(subject), groups=groups)
+        found, recipe = _describe_weights(_path(subject), groups=groups)
     if cite and recipe is not None:
         found["cite"] = _citations(recipe)
     print(json.dumps(found, indent=2) if as_json else _as_text(found))
@@ -99,7 +103,25 @@ def _describe_recipe(recipe: Recipe, *, groups: bool) -> dict[str, Any]:
                 found["inputs"][name] |= _sizes(path, groups=groups)
         except CheckpointError as error:
             found["inputs"][name]["missing"] = error.message
+    if not any("missing" in entry for entry in found["inputs"].values()):
+        found["merging_takes"] = _preview(recipe)
     return found
+
+
+def _preview(recipe: Recipe) -> dict[str, Any]:
+    """Estimate seconds, disk and memory; say why if the inputs do not fit together."""
+    from motionmerge.merge.engine import preview
+
+    try:
+        expected = preview(recipe)
+    except MotionMergeError as error:
+        return {"impossible": error.message}
+    return {
+        "seconds": round(expected.seconds, 2),
+        "disk_bytes": expected.disk_bytes,
+        "memory_bytes": expected.memory_bytes,
+        "measured_on": f"{expected.num_merges} earlier merges on this machine",
+    }
 
 
 def _describe_weights(path: Path, *, groups: bool) -> tuple[dict[str, Any], Recipe | None]:
@@ -113,7 +135,7 @@ def _describe_weights(path: Path, *, groups: bool) -> tuple[dict[str, Any], Reci
     with open_weights(path) as reader:
         metadata = reader.metadata
     if METADATA_KEY not in metadata:
-        return found, None
+        return found | _model_card(metadata), None
     recipe = Recipe.made(path)
     expert = metadata.get("motionmerge.expert", "")
     found |= {
@@ -124,6 +146,21 @@ def _describe_weights(path: Path, *, groups: bool) -> tuple[dict[str, Any], Reci
         "recipe": metadata[METADATA_KEY],
     }
     return found, recipe
+
+
+def _path(subject: str) -> Path:
+    from motionmerge.merge.resolvers import resolve, split_name
+
+    return resolve(subject) if split_name(subject) else Path(subject)
+
+
+def _model_card(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What training wrote into the header: run, settings, data, loss, time and machine."""
+    try:
+        card = json.loads(metadata.get("model_card", ""))
+    except ValueError:
+        return {}
+    return {"model_card": card} if isinstance(card, dict) else {}
 
 
 def _sizes(path: Path, *, groups: bool) -> dict[str, Any]:
@@ -170,4 +207,7 @@ def _line(value: Any) -> str:
         return ", ".join(f"{name} {_line(inner)}" for name, inner in value.items())
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    # A file's own words may hold what a terminal obeys.
+    return "".join(sign if sign.isprintable() else "?" for sign in str(value))

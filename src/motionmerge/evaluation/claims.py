@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,10 @@ Results = Mapping[str, ConditionResults]
 Draw = npt.NDArray[np.intp]
 
 
+Verdict = Literal["holds", "does not hold", "not decidable", "not measured"]
+"""Not decidable: the numbers compare nothing. Not measured: conditions it needs were not run."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """One claim and its verdict.
@@ -40,18 +45,14 @@ class Claim:
     Args:
         number: (i) .. (v) of the project's list, with a letter where it has parts.
         text: The claim in words.
-        holds: The verdict, or None when conditions that it needs were not run.
+        verdict: See `Verdict`.
         evidence: The numbers behind it, one line each.
     """
 
     number: str
     text: str
-    holds: bool | None
+    verdict: Verdict
     evidence: tuple[str, ...]
-
-    @property
-    def verdict(self) -> str:
-        return {True: "holds", False: "does not hold", None: "not measured"}[self.holds]
 
 
 def judge(results: Results) -> list[Claim]:
@@ -99,9 +100,13 @@ def _needs(
 ) -> Claim:
     absent = [name for name in names if name not in results]
     if absent:
-        return Claim(number, text, None, (f"conditions not run: {', '.join(absent)}",))
+        return Claim(number, text, "not measured", (f"conditions not run: {', '.join(absent)}",))
     holds, evidence = decide(results)
-    return Claim(number, text, holds, tuple(evidence))
+    return Claim(number, text, _verdict(holds), tuple(evidence))
+
+
+def _verdict(holds: bool) -> Verdict:
+    return "holds" if holds else "does not hold"
 
 
 def paired_difference(
@@ -232,7 +237,8 @@ def _front_claim(results: Results, name: str, rival: str, words: str) -> Claim:
     text = f"At equal obedience, {name} moves more than {words}"
     members = family(results, rival)
     if name not in results or not members:
-        return Claim("iv", text, None, (f"conditions not run: {name} or the family {rival}",))
+        absent = f"conditions not run: {name} or the family {rival}"
+        return Claim("iv", text, "not measured", (absent,))
     full = results[name]
     gain = advantage(full, members)
     most_obedient = max(member.obedience for member in members)
@@ -240,14 +246,12 @@ def _front_claim(results: Results, name: str, rival: str, words: str) -> Claim:
         f"{name}: obedience {100 * full.obedience:.1f} %, motion degree {full.degree:.2f} px",
         f"more than the front of {rival}: {gain.text(2, sign=True)} px",
     ]
-    is_meaningful = full.obedience >= MIN_OBEDIENCE
-    if not is_meaningful:
-        evidence.append(
-            f"not a comparison: {name} obeys in fewer than {100 * MIN_OBEDIENCE:.0f} % of clips"
-        )
     if most_obedient < full.obedience:
         evidence.append(f"{rival} never gets beyond {100 * most_obedient:.1f} % obedience")
-    return Claim("iv", text, is_meaningful and gain.low > 0, tuple(evidence))
+    if full.obedience < MIN_OBEDIENCE:
+        evidence.append(f"{name} obeys in fewer than {100 * MIN_OBEDIENCE:.0f} % of clips")
+        return Claim("iv", text, "not decidable", tuple(evidence))
+    return Claim("iv", text, _verdict(gain.low > 0), tuple(evidence))
 
 
 def _fidelity(results: Results, name: str) -> Claim:

@@ -23,6 +23,7 @@ HEADINGS = (
     "motion degree (px)",
     "obedience (%)",
     *(f"{name} (%)" for name in DIFFICULTIES),
+    "halves right (%)",
     "camera right (%)",
     "intact (%)",
     "first frame (dB)",
@@ -37,6 +38,7 @@ class Row:
         degree: Motion degree in pixels.
         obedience: Share of clips in which every object does all it was told.
         by_difficulty: The same per kind of prompt, without intervals.
+        halves_right: Share of halves of moves that go where the prompt says, averaged over clips.
         camera_right: Share of clips with a captioned camera that moves so; None without any.
         intact: Share of clips with all objects still there, once each.
         first_frame_db: PSNR of the first frame.
@@ -46,6 +48,7 @@ class Row:
     degree: Estimate
     obedience: Estimate
     by_difficulty: tuple[float, ...]
+    halves_right: Estimate
     camera_right: Estimate | None
     intact: Estimate
     first_frame_db: Estimate
@@ -58,6 +61,7 @@ class Row:
             self.degree.text(2),
             self.obedience.text(1),
             *(f"{share:.0f}" for share in self.by_difficulty),
+            f"{self.halves_right.value:.0f}",
             camera,
             f"{self.intact.value:.0f}",
             f"{self.first_frame_db.value:.1f}",
@@ -76,6 +80,7 @@ def table_row(results: ConditionResults) -> Row:
             for name in DIFFICULTIES
             if any(clip.difficulty == name for clip in results.clips)
         ),
+        halves_right=bootstrap_mean(100 * results.column("direction_right")),
         camera_right=_share(told) if told else None,
         intact=_share([clip.intact for clip in results.clips]),
         first_frame_db=bootstrap_mean(results.column("first_frame_db")),

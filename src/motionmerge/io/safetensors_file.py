@@ -89,6 +89,10 @@ class SafetensorsFile:
                 )
             target, position = target[count:], position + count
 
+    def place(self, name: str) -> tuple[object, int]:
+        """Give the file and the byte in it where a tensor begins; one may read on past its end."""
+        return self, self.tensors[name].begin
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -214,6 +218,10 @@ class SafetensorsWriter:
         except BaseException:
             self._file.close()
             raise
+
+    def place(self, name: str) -> tuple[object, int]:
+        """Give the file and the byte in it where a tensor begins; one may write on past its end."""
+        return self, self._positions[name]
 
     def write_at(self, name: str, begin: int, data: memoryview) -> None:
         """Write bytes of a tensor from `begin` on.

@@ -79,6 +79,9 @@ class PickleFile:
             self.tensors[name] = self.tensors[name].contiguous()
         copy_bytes(self.tensors[name], begin, target)
 
+    def place(self, name: str) -> None:
+        """Tell that a tensor has no known place in the file."""
+
     def close(self) -> None:
         """Let go of the tensors, and with them of the mapped file."""
         self.tensors = {}
@@ -168,6 +171,13 @@ class WeightsReader:
     def read_into(self, name: str, begin: int, target: memoryview) -> None:
         """Read the bytes of a tensor from `begin` on; `target` says how many. Any thread may."""
         self._part(name).read_into(name, begin, target)
+
+    def place(self, name: str) -> tuple[object, int] | None:
+        """Give the file and the byte in it where a tensor begins; None where that is not known.
+
+        What is next to it there can be read together with it.
+        """
+        return self._part(name).place(name)
 
     @property
     def num_parameters(self) -> int:

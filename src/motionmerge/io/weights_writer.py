@@ -28,6 +28,14 @@ class WeightsWriter:
     def __init__(self, homes: Mapping[str, tuple[SafetensorsWriter, str]]) -> None:
         self._homes = homes
 
+    def place(self, name: str) -> tuple[object, int]:
+        """Give the file and the byte in it where a tensor begins.
+
+        What is next to it there can be written together with it.
+        """
+        file, key = self._homes[name]
+        return file.place(key)
+
     def write_at(self, name: str, begin: int, data: memoryview) -> None:
         """Write bytes of a tensor from `begin` on.
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn, TypeGuard, overload
+from typing import ClassVar, NoReturn, overload
 
 import torch
 
@@ -23,47 +23,31 @@ from motionmerge.errors import RecipeError
 from motionmerge.io.weights import write_weights
 from motionmerge.merge.coverage import check_coverage
 from motionmerge.merge.resolvers import resolve
-from motionmerge.merge.rounding import round_once
+from motionmerge.merge.results import realised, result_specs
 from motionmerge.merge.sources import MemoryTensors, OpenInputs, Origin, Source
-from motionmerge.tensors import is_mergeable, parse_dtype
+from motionmerge.merge.terms import (
+    ATOM,
+    CHECKPOINT,
+    PRODUCT,
+    SIGN,
+    SUM,
+    TASK_VECTOR,
+    Expression,
+    is_number,
+    negation_refusal,
+    refusal,
+)
+from motionmerge.tensors import parse_dtype
 
-SUM, PRODUCT, SIGN, ATOM = range(4)
-"""How tightly a printed expression holds together."""
-
-
-class Expression(ABC):
-    """What checkpoints and task vectors share: printing, and refusing sums that mean nothing."""
-
-    @property
-    @abstractmethod
-    def precedence(self) -> int:
-        """One of SUM, PRODUCT, SIGN, ATOM: the outermost operator of `formula()`."""
-
-    @abstractmethod
-    def formula(self) -> str:
-        """Print the canonical text; a recipe parses it back to an equal expression."""
-
-    @abstractmethod
-    def vectors_inside(self) -> Iterator[TaskVector]:
-        """Give every task vector in the expression, itself included, outermost first."""
-
-    def __str__(self) -> str:
-        return self.formula()
-
-    def _text(self, at_least: int) -> str:
-        return self.formula() if self.precedence >= at_least else f"({self.formula()})"
-
-    def __radd__(self, other: object) -> NoReturn:
-        raise _refusal(other, "+", self)
-
-    def __rsub__(self, other: object) -> NoReturn:
-        raise _refusal(other, "-", self)
-
-    def __truediv__(self, other: object) -> NoReturn:
-        raise _refusal(self, "/", other)
-
-    def __rtruediv__(self, other: object) -> NoReturn:
-        raise _refusal(other, "/", self)
+__all__ = [
+    "Checkpoint",
+    "Difference",
+    "Scaled",
+    "Sum",
+    "TaskVector",
+    "realised",
+    "result_specs",
+]
 
 
 @dataclass(frozen=True)
@@ -80,6 +64,8 @@ class Checkpoint(Expression):
         anchor: The stored checkpoint.
         vectors: What is added to it, in order.
     """
+
+    kind: ClassVar[str] = CHECKPOINT
 
     anchor: Source
     vectors: tuple[TaskVector, ...] = ()
@@ -133,7 +119,7 @@ class Checkpoint(Expression):
 
     def __add__(self, other: object) -> Checkpoint:
         if not isinstance(other, TaskVector):
-            raise _refusal(self, "+", other)
+            raise refusal(self, "+", other)
         return replace(self, vectors=(*self.vectors, other))
 
     @overload
@@ -145,16 +131,16 @@ class Checkpoint(Expression):
             return Difference(self, other)
         if isinstance(other, TaskVector):
             return self + -other
-        raise _refusal(self, "-", other)
+        raise refusal(self, "-", other)
 
     def __mul__(self, other: object) -> NoReturn:
-        raise _refusal(self, "*", other)
+        raise refusal(self, "*", other)
 
     def __rmul__(self, other: object) -> NoReturn:
-        raise _refusal(other, "*", self)
+        raise refusal(other, "*", self)
 
     def __neg__(self) -> NoReturn:
-        raise _refusal("", "-", self)
+        raise negation_refusal(self)
 
     def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
         """Compute one tensor in fp32, unrounded; None if no task vector changes it."""
@@ -216,6 +202,8 @@ class Checkpoint(Expression):
 class TaskVector(Expression):
     """A difference between checkpoints, scaled, summed, thinned out or restricted."""
 
+    kind: ClassVar[str] = TASK_VECTOR
+
     @property
     def children(self) -> tuple[TaskVector, ...]:
         """The task vectors that this one is made of."""
@@ -254,22 +242,22 @@ class TaskVector(Expression):
 
     def __add__(self, other: object) -> TaskVector:
         if not isinstance(other, TaskVector):
-            raise _refusal(self, "+", other)
+            raise refusal(self, "+", other)
         return Sum(self, other)
 
     def __sub__(self, other: object) -> TaskVector:
         if not isinstance(other, TaskVector):
-            raise _refusal(self, "-", other)
+            raise refusal(self, "-", other)
         return Sum(self, -other)
 
     def __mul__(self, other: object) -> TaskVector:
         if not is_number(other):
-            raise _refusal(self, "*", other)
+            raise refusal(self, "*", other)
         return Scaled(other, self)
 
     def __rmul__(self, other: object) -> TaskVector:
         if not is_number(other):
-            raise _refusal(other, "*", self)
+            raise refusal(other, "*", self)
         return Scaled(other, self)
 
     def __neg__(self) -> TaskVector:
@@ -290,7 +278,7 @@ class Difference(TaskVector):
 
     def formula(self) -> str:
         """Print e.g. `tuned - base`."""
-        return f"{self.minuend.formula()} - {self.subtrahend._text(PRODUCT)}"
+        return f"{self.minuend.formula()} - {self.subtrahend.text(at_least=PRODUCT)}"
 
     def bind(self, origins: Mapping[str, Origin], anchor: Source) -> Difference:
         """Give the names in a parsed formula their weights."""
@@ -347,7 +335,7 @@ class Scaled(TaskVector):
 
     def formula(self) -> str:
         """Print e.g. `0.25 * (tuned - base)` or `-(tuned - base)`."""
-        inner = self.vector._text(SIGN)
+        inner = self.vector.text(at_least=SIGN)
         return f"-{inner}" if self.factor == -1 else f"{self.factor!r} * {inner}"
 
     def bind(self, origins: Mapping[str, Origin], anchor: Source) -> Scaled:
@@ -393,95 +381,8 @@ class Sum(TaskVector):
         return left + right
 
 
-def result_dtype(
-    checkpoint: Checkpoint, name: str, inputs: OpenInputs, *, dtype: torch.dtype | None = None
-) -> torch.dtype:
-    """Give the dtype of one tensor of the result: `dtype` replaces floating-point ones only."""
-    stored = inputs.dtype(checkpoint.anchor, name)
-    return dtype if dtype is not None and stored.is_floating_point else stored
-
-
-def result_specs(
-    checkpoint: Checkpoint, inputs: OpenInputs, *, dtype: torch.dtype | None = None
-) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Give dtype and shape of every tensor of the result, in its order, without reading any."""
-    anchor = checkpoint.anchor
-    return {
-        name: (
-            result_dtype(checkpoint, name, inputs, dtype=dtype),
-            inputs.shape(anchor, name),
-        )
-        for name in inputs.names(anchor)
-    }
-
-
-def realised(
-    checkpoint: Checkpoint, name: str, inputs: OpenInputs, *, dtype: torch.dtype | None = None
-) -> torch.Tensor:
-    """Compute one tensor of a checkpoint as it is stored: rounded once, or the anchor's bytes."""
-    stored = inputs.stored(checkpoint.anchor, name)
-    target = result_dtype(checkpoint, name, inputs, dtype=dtype)
-    mergeable = is_mergeable(stored.dtype, stored.shape)
-    value = checkpoint.value(name, inputs) if mergeable else None
-    return round_once(stored if value is None else value, target, name)
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Tell whether a value can scale a task vector."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def expect_vector(value: object, function: str, *, example: str) -> TaskVector:
-    """Check the argument of a function of the recipe language.
-
-    Raises:
-        RecipeError: It is no task vector.
-    """
-    if isinstance(value, TaskVector):
-        return value
-    raise RecipeError(
-        f"{function}() got {_kind(value)}, not a task vector.",
-        fix=f"Give it a difference: `{example}`.",
-    )
-
-
-def quote(text: str) -> str:
-    """Write a string as a double-quoted literal."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
 def _signed(vector: TaskVector) -> str:
     """Print a task vector as a further term of a sum: ` + v`, or ` - w` for `-w`."""
     if isinstance(vector, Scaled) and vector.factor == -1:
-        return f" - {vector.vector._text(PRODUCT)}"
-    return f" + {vector._text(PRODUCT)}"
-
-
-def _kind(operand: object) -> str:
-    if is_number(operand):
-        return f"the number {operand!r}"
-    if isinstance(operand, Checkpoint):
-        return f"the checkpoint `{operand}`"
-    if isinstance(operand, TaskVector):
-        return f"the task vector `{operand}`"
-    return f"a {type(operand).__name__}"
-
-
-def _refusal(left: object, operator: str, right: object) -> RecipeError:
-    """Make the error of an operation that means nothing."""
-    if operator == "-" and left == "":
-        message = f"{_kind(right)} cannot be negated"
-    else:
-        message = f"`{operator}` is not defined between {_kind(left)} and {_kind(right)}"
-    checkpoints = isinstance(left, Checkpoint) and isinstance(right, Checkpoint)
-    if operator == "+" and checkpoints:
-        fix = "Add a task vector, e.g. `base + 0.5 * (tuned - base)`."
-    elif operator == "+" and isinstance(right, Checkpoint) and isinstance(left, TaskVector):
-        fix = "Write the checkpoint first: `base + 0.5 * (tuned - base)`."
-    elif operator == "/":
-        fix = "Multiply instead, e.g. `0.25 * (tuned - base)`."
-    elif isinstance(left, Checkpoint) or isinstance(right, Checkpoint):
-        fix = "Only a task vector can be scaled or subtracted: `base - 0.5 * (tuned - base)`."
-    else:
-        fix = "Scale a task vector by a number and add it to a checkpoint or a task vector."
-    return RecipeError(message[0].upper() + message[1:] + ".", fix=fix)
+        return f" - {vector.vector.text(at_least=PRODUCT)}"
+    return f" + {vector.text(at_least=PRODUCT)}"

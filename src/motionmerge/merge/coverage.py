@@ -35,10 +35,12 @@ class Coverage:
 
     Attributes:
         matched: Names that every input has.
+        reached: Per expression, the names that a task vector needs and no needed input lacks.
         unmatched: Names that a task vector needs, with the inputs that lack them.
     """
 
     matched: tuple[str, ...]
+    reached: tuple[tuple[str, ...], ...]
     unmatched: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -78,22 +80,22 @@ def check_coverage(
             dict.fromkeys(name for source in inputs.sources for name in inputs.names(source))
         )
     unmatched: dict[str, tuple[str, ...]] = {}
-    num_reached = 0
+    reached: list[list[str]] = [[] for _ in checkpoints]
     for name in names:
-        for checkpoint in checkpoints:
+        for checkpoint, found in zip(checkpoints, reached, strict=True):
             needed = tuple(dict.fromkeys(checkpoint.sources(name)))
             lacking = tuple(source.name for source in needed if not inputs.has(source, name))
             if len(needed) > 1 and lacking:
                 unmatched[name] = lacking
             elif len(needed) > 1:
-                num_reached += 1
+                found.append(name)
                 _check_shapes(name, checkpoint.anchor, needed, inputs)
-    if unmatched and not num_reached:
+    if unmatched and not any(reached):
         raise _nothing_matched(inputs)
     if unmatched and missing == "error":
         raise _one_sided(unmatched)
     matched = (name for name in names if all(inputs.has(s, name) for s in inputs.sources))
-    return Coverage(tuple(matched), unmatched)
+    return Coverage(tuple(matched), tuple(map(tuple, reached)), unmatched)
 
 
 def _check_shapes(name: str, anchor: Source, needed: Iterable[Source], inputs: OpenInputs) -> None:

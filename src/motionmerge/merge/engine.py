@@ -31,14 +31,15 @@ from motionmerge.io.weights_writer import (
     weights_folder,
 )
 from motionmerge.merge.algebra import Checkpoint, result_specs
-from motionmerge.merge.coverage import Missing, check_coverage
+from motionmerge.merge.coverage import Coverage, Missing, check_coverage
+from motionmerge.merge.estimate import Estimate, Work, estimate, remember, work_of
 from motionmerge.merge.groups import count_parameters
 from motionmerge.merge.in_memory import apply, as_recipe, bind, open_inputs, realise
+from motionmerge.merge.plan import Job
 from motionmerge.merge.recipe import METADATA_KEY, InputValue, Recipe
-from motionmerge.merge.report import ExpertReport, MergeReport, estimate_seconds, peak_memory
+from motionmerge.merge.report import ExpertReport, MergeReport, peak_memory
 from motionmerge.merge.sources import OpenInputs, Origin, hash_origin, module_folders
-from motionmerge.merge.sparsify import Dare
-from motionmerge.merge.streaming import Job, Progress, stream
+from motionmerge.merge.streaming import Progress, stream
 from motionmerge.tensors import is_mergeable, num_bytes, parse_dtype
 
 __all__ = ["MergeReport", "Progress", "apply", "merge", "realise"]
@@ -115,9 +116,10 @@ def merge(
     with open_inputs(bound, allow_nonfinite) as opened:
         coverage = check_coverage(list(bound.values()), opened, missing=missing)
         specs = {name: result_specs(c, opened, dtype=wanted) for name, c in bound.items()}
-        needed = sum(num_bytes(*spec) for each in specs.values() for spec in each.values())
         free = free_bytes(folder)
-        reached = {name: _reached(c, specs[name], opened) for name, c in bound.items()}
+        reached = _reached(specs, coverage)
+        work = _work(bound, specs, reached, opened)
+        needed, expected = work.bytes_written, estimate(work)
         if dry_run:
             recipe.check_pins(origins, overridden=inputs)
             unchanged = 0
@@ -126,6 +128,7 @@ def merge(
             _refuse_full_disk(folder, needed, free)
             _hash_at_once(origins)
             pinned = recipe.pinned(origins, overridden=inputs)
+            hashed = time.perf_counter()
             with ExitStack() as stack:
                 jobs = {}
                 for name, target in targets.items():
@@ -142,6 +145,7 @@ def merge(
             with atomic_path(folder / "recipe.yaml") as path:
                 path.write_text(pinned.relocated(folder).print(), encoding="utf-8")
             reports = {name: _done(job, targets[name].path) for name, job in jobs.items()}
+            remember(work, seconds=time.perf_counter() - hashed)
         return MergeReport(
             experts=reports,
             matched=len(coverage.matched),
@@ -154,8 +158,29 @@ def merge(
             peak_memory=peak_memory(),
             disk_bytes=needed,
             free_bytes=free,
-            estimated_seconds=_estimate(reached, bound, opened, needed),
+            estimated_seconds=expected.seconds,
+            estimated_memory=expected.memory_bytes,
         )
+
+
+def preview(
+    recipe: Recipe | str | Path, *, inputs: Mapping[str, InputValue] | None = None
+) -> Estimate:
+    """Say what `merge` will take, from headers alone.
+
+    Args:
+        recipe: A recipe, its file, or the name of a shipped one.
+        inputs: Paths or state dicts that replace the recipe's inputs, by name.
+
+    Raises:
+        RecipeError, CheckpointError, ShapeError: `merge` would refuse the inputs.
+    """
+    recipe = as_recipe(recipe)
+    bound = bind(recipe, recipe.origins(inputs))
+    with open_inputs(bound, allow_nonfinite=False) as opened:
+        coverage = check_coverage(list(bound.values()), opened)
+        specs = {name: result_specs(c, opened) for name, c in bound.items()}
+        return estimate(_work(bound, specs, _reached(specs, coverage), opened))
 
 
 @dataclass(frozen=True)
@@ -208,15 +233,24 @@ class _Target:
 
 
 def _reached(
-    checkpoint: Checkpoint, specs: Mapping[str, TensorSpec], opened: OpenInputs
-) -> dict[str, int]:
-    """Give, from headers alone, the sizes of the tensors that a task vector will change."""
-    reached = {}
-    for name, (dtype, shape) in specs.items():
-        sources = set(checkpoint.sources(name)) if is_mergeable(dtype, shape) else set()
-        if len(sources) > 1 and all(opened.has(source, name) for source in sources):
-            reached[name] = math.prod(shape)
-    return reached
+    specs: Mapping[str, Mapping[str, TensorSpec]], coverage: Coverage
+) -> dict[str, dict[str, int]]:
+    """Give, per expert, the sizes of the tensors that a task vector will change."""
+    return {
+        name: {key: math.prod(held[key][1]) for key in keys if is_mergeable(*held[key])}
+        for (name, held), keys in zip(specs.items(), coverage.reached, strict=True)
+    }
+
+
+def _work(
+    bound: Mapping[str, Checkpoint],
+    specs: Mapping[str, Mapping[str, TensorSpec]],
+    reached: Mapping[str, Mapping[str, int]],
+    opened: OpenInputs,
+) -> Work:
+    each = [spec for held in specs.values() for spec in held.values()]
+    size = sum(num_bytes(*spec) for spec in each)
+    return work_of(bound, reached, opened, num_tensors=len(each), bytes_written=size)
 
 
 def _expected(
@@ -246,35 +280,10 @@ def _done(job: Job, path: Path) -> ExpertReport:
         num_parameters=sum(math.prod(shape) for _, shape in job.specs.values()),
         computed=job.computed,
         copied=len(job.specs) - job.computed,
-        touched={group: round(count) for group, count in job.touched.items()},
+        touched=count_parameters({name: round(count) for name, count in job.touched.items()}),
         survived=job.survival.share,
         cosine=job.survival.cosine,
         num_bytes=job.num_bytes,
-    )
-
-
-def _estimate(
-    reached: Mapping[str, Mapping[str, int]],
-    bound: Mapping[str, Checkpoint],
-    opened: OpenInputs,
-    bytes_written: int,
-) -> float:
-    """Estimate the seconds that the work takes, from how much of what has to be done."""
-    counts = {name: sum(sizes.values()) for name, sizes in reached.items()}
-    masked = (
-        counts[name]
-        for name, checkpoint in bound.items()
-        if any(isinstance(vector, Dare) for vector in checkpoint.vectors_inside())
-    )
-    return estimate_seconds(
-        bytes_read=sum(
-            num_bytes(opened.dtype(source, name), opened.shape(source, name))
-            for source in opened.sources
-            for name in opened.names(source)
-        ),
-        bytes_written=bytes_written,
-        num_computed=sum(counts.values()),
-        num_masked=sum(masked),
     )
 
 

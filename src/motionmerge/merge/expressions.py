@@ -20,12 +20,13 @@ from typing import Any
 
 from motionmerge.config import fix_unknown_name
 from motionmerge.errors import RecipeError
-from motionmerge.merge.algebra import Checkpoint, TaskVector, is_number
+from motionmerge.merge.algebra import Checkpoint, TaskVector
 from motionmerge.merge.functions import low_rank, ties, trim
 from motionmerge.merge.groups import only
 from motionmerge.merge.lora import lora
 from motionmerge.merge.sources import Source
 from motionmerge.merge.sparsify import dare
+from motionmerge.merge.terms import is_number
 
 MAX_LENGTH = 2000
 """Longest expression in characters."""

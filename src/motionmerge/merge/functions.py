@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from motionmerge.errors import RecipeError
-from motionmerge.merge.algebra import ATOM, TaskVector, expect_vector, is_number
+from motionmerge.merge.algebra import TaskVector
+from motionmerge.merge.applied import Applied, expect_vector
 from motionmerge.merge.sources import OpenInputs, Origin, Source
+from motionmerge.merge.terms import ATOM, is_number
 
 
 def keep_largest(tensor: torch.Tensor, *, keep: float) -> torch.Tensor:
@@ -98,29 +100,14 @@ def factorise(matrix: torch.Tensor, *, rank: int) -> LowRank:
 
 
 @dataclass(frozen=True)
-class Trim(TaskVector):
+class Trim(Applied):
     """A task vector without its small entries; build it with `trim`."""
 
-    vector: TaskVector
     keep: float
-
-    @property
-    def precedence(self) -> int:
-        """ATOM."""
-        return ATOM
-
-    @property
-    def children(self) -> tuple[TaskVector, ...]:
-        """The vector."""
-        return (self.vector,)
 
     def formula(self) -> str:
         """Print e.g. `trim(tuned - base, keep=0.2)`."""
         return f"trim({self.vector}, keep={self.keep!r})"
-
-    def bind(self, origins: Mapping[str, Origin], anchor: Source) -> Trim:
-        """Give the names in a formula their weights."""
-        return Trim(self.vector.bind(origins, anchor), self.keep)
 
     def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
         """Compute one tensor."""
@@ -160,29 +147,14 @@ class Ties(TaskVector):
 
 
 @dataclass(frozen=True)
-class Truncated(TaskVector):
+class Truncated(Applied):
     """A task vector whose matrices have a low rank; build it with `low_rank`."""
 
-    vector: TaskVector
     rank: int
-
-    @property
-    def precedence(self) -> int:
-        """ATOM."""
-        return ATOM
-
-    @property
-    def children(self) -> tuple[TaskVector, ...]:
-        """The vector."""
-        return (self.vector,)
 
     def formula(self) -> str:
         """Print e.g. `low_rank(tuned - base, rank=32)`."""
         return f"low_rank({self.vector}, rank={self.rank!r})"
-
-    def bind(self, origins: Mapping[str, Origin], anchor: Source) -> Truncated:
-        """Give the names in a formula their weights."""
-        return Truncated(self.vector.bind(origins, anchor), self.rank)
 
     def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
         """Compute one tensor; a convolution is the matrix of its output channels and the rest."""

@@ -15,8 +15,10 @@ import torch
 from motionmerge.config import fix_unknown_name
 from motionmerge.errors import RecipeError
 from motionmerge.families import GROUPS, OTHER, group_of
-from motionmerge.merge.algebra import ATOM, TaskVector, expect_vector, quote
-from motionmerge.merge.sources import OpenInputs, Origin, Source
+from motionmerge.merge.algebra import TaskVector
+from motionmerge.merge.applied import Applied, expect_vector
+from motionmerge.merge.sources import OpenInputs, Source
+from motionmerge.merge.terms import quote
 
 __all__ = ["GROUPS", "OTHER", "Only", "count_parameters", "group_of", "only", "selects"]
 
@@ -71,29 +73,14 @@ def selects(group_or_pattern: str) -> Callable[[str], bool]:
 
 
 @dataclass(frozen=True)
-class Only(TaskVector):
+class Only(Applied):
     """A task vector restricted to some tensors; build it with `only`."""
 
-    vector: TaskVector
     group: str
-
-    @property
-    def precedence(self) -> int:
-        """ATOM."""
-        return ATOM
-
-    @property
-    def children(self) -> tuple[TaskVector, ...]:
-        """The vector."""
-        return (self.vector,)
 
     def formula(self) -> str:
         """Print e.g. `only(tuned - base, "temporal")`."""
         return f"only({self.vector}, {quote(self.group)})"
-
-    def bind(self, origins: Mapping[str, Origin], anchor: Source) -> Only:
-        """Give the names in a parsed formula their weights."""
-        return Only(self.vector.bind(origins, anchor), self.group)
 
     def sources(self, name: str | None = None) -> Iterator[Source]:
         """Give the vector's sources, unless the tensor is not selected."""

@@ -16,9 +16,10 @@ from motionmerge.errors import CheckpointError, ConfigError, RecipeError, ShapeE
 from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.merge.algebra import Checkpoint, result_specs
 from motionmerge.merge.coverage import Missing, check_coverage
+from motionmerge.merge.plan import Job
 from motionmerge.merge.recipe import InputValue, Recipe
 from motionmerge.merge.sources import OpenInputs, Origin
-from motionmerge.merge.streaming import Job, stream
+from motionmerge.merge.streaming import stream
 
 
 def realise(
@@ -132,6 +133,9 @@ class TensorSink:
         self._tensors = tensors
         self._lock = threading.Lock()
         self._gathered: dict[str, tuple[torch.Tensor, int]] = {}
+
+    def place(self, name: str, /) -> None:
+        """Tell that a tensor lies in no file."""
 
     def write_at(self, name: str, begin: int, data: memoryview, /) -> None:
         """Write bytes of a tensor from `begin` on."""

@@ -1,60 +1,86 @@
-"""Runs a program on blocks of a tensor: buffers that are reused, registers that stay in cache.
+"""Runs a program on neighbouring blocks: buffers that are reused, one pass over registers a step.
 
-Source of the block sizes and of what each pass costs: docs/benchmarks.md.
+What each pass costs, and why a block is computed in one go: docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from motionmerge.merge.program import Add, Drop, Program, Scale, Subtract
-from motionmerge.merge.rounding import (
-    all_finite,
-    bytes_of,
-    refuse_overflow,
-    rounding_bits,
-    scatter_,
-)
+from motionmerge.merge.program import Add, Drop, Line, Program, Scale, Subtract
+from motionmerge.merge.rounding import all_finite, rounding_bits, scatter_
 from motionmerge.merge.sources import Source
+from motionmerge.merge.sparsify import MaskV1
 from motionmerge.rng import MASK_BLOCK, mask_bits
 
 BLOCK = MASK_BLOCK
-"""Elements read and written at a time."""
+"""Elements that share one draw of random numbers."""
 
-SLICE = 32_768
-"""Elements computed at a time. A few registers fit the second-level cache; torch splits only
-larger tensors over threads of its own."""
+CHUNK = 2 * BLOCK
+"""Elements read, computed and written at a time, at most. Shorter passes spend more of their time
+on being called, and on handing the interpreter from thread to thread."""
+
+_HALVES = (torch.bfloat16, torch.float16)
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Values:
+    """Entries as they are stored: their bytes and their dtype."""
+
+    raw: Bytes
+    dtype: torch.dtype
+
+    def __getitem__(self, part: slice) -> Values:
+        """Give the entries `part.start` to `part.stop`; memory is shared."""
+        size = self.dtype.itemsize
+        return Values(self.raw[part.start * size : part.stop * size], self.dtype)
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The same memory as a tensor `[entries]`."""
+        return torch.from_numpy(self.raw).view(self.dtype)
+
+    @property
+    def are_finite(self) -> bool:
+        """None is infinite or NaN; integers never are."""
+        return not self.dtype.is_floating_point or all_finite(self.raw, self.dtype)
+
+
 class Workspace:
-    """The memory of one thread: byte buffers for blocks, fp32 registers for slices."""
+    """The memory of one thread: byte buffers, fp32 registers."""
 
     def __init__(self) -> None:
-        self._buffers: dict[str | int, Bytes] = {}
+        self._buffers: dict[str, Bytes] = {}
         self._registers: list[Floats] = []
 
-    def buffer(self, key: str | int, size: int) -> Bytes:
+    def buffer(self, key: str, size: int) -> Bytes:
         """Give `size` bytes that belong to `key` until it asks again."""
-        if key not in self._buffers or self._buffers[key].size < size:
-            self._buffers[key] = np.empty(size, dtype=np.uint8)
-        return self._buffers[key][:size]
+        held = self._buffers.get(key)
+        if held is None or held.size < size:
+            held = self._buffers[key] = np.empty(size, dtype=np.uint8)
+        return held[:size]
+
+    def values(self, key: str, count: int, dtype: torch.dtype) -> Values:
+        """Give room for `count` entries that belongs to `key` until it asks again."""
+        return Values(self.buffer(key, count * dtype.itemsize), dtype)
 
     def registers(self, count: int, size: int) -> list[Floats]:
         """Give `count` fp32 registers of `size` entries."""
         while len(self._registers) < count:
-            self._registers.append(np.empty(SLICE, dtype=np.float32))
+            self._registers.append(np.empty(CHUNK, dtype=np.float32))
         return [register[:size] for register in self._registers[:count]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Block:
     """Where a block lies in its tensor: entries `start` to `start + count`."""
 
@@ -68,86 +94,128 @@ class Block:
         return self.index * BLOCK
 
 
-@dataclass
-class Slice:
-    """What one slice came to, before its registers are used again.
-
-    Attributes:
-        registers: fp32 values.
-        rounded: Per result, the slice as it is stored.
-        finite: No entry of any result in the whole block is infinite or NaN.
-    """
-
-    registers: list[Floats]
-    rounded: list[torch.Tensor]
-    finite: bool
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads in each operation; the number before comes back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def compute_block(
+def load(
     program: Program,
-    block: Block,
-    stored: Mapping[Source, torch.Tensor],
-    results: list[torch.Tensor],
+    blocks: Sequence[Block],
+    stored: Mapping[Source, Values],
     workspace: Workspace,
-    *,
-    seed: int | None = None,
-) -> Slice:
-    """Compute one block of every result; rounded once.
+) -> list[Floats]:
+    """Fill the registers of a program.
 
     Args:
-        program: The steps.
-        block: Which block.
-        stored: What the sources hold there, `[count]`, by source.
-        results: Where the results go, `[count]` each, of the dtypes they are stored in.
+        program: Its reads and given tensors say what goes where.
+        blocks: Neighbours; of one tensor if the program has given tensors.
+        stored: What the sources hold there. fp32 is not copied: the program may overwrite it.
         workspace: The thread's memory.
+
+    Returns:
+        The program's registers, and a spare one at the end.
+    """
+    count = sum(block.count for block in blocks)
+    registers = workspace.registers(program.num_registers + 1, count)
+    for source, place in program.reads.items():
+        entries = stored[source]
+        if entries.dtype == torch.float32:
+            registers[place] = entries.raw.view(np.float32)
+        else:
+            torch.from_numpy(registers[place]).copy_(entries.tensor)
+    for place, value in program.given.items():
+        start = blocks[0].start
+        registers[place] = value[start : start + count].numpy()
+    return registers
+
+
+def execute(
+    program: Program, blocks: Sequence[Block], registers: Sequence[Floats], workspace: Workspace
+) -> None:
+    """Carry out the steps of a program on its registers."""
+    scratch = registers[-1]
+    masks = {
+        mask: _keep(mask, blocks, workspace.buffer(f"mask {number}", scratch.size))
+        for number, mask in enumerate(program.masks)
+    }
+    for instruction in program.instructions:
+        step, first = instruction.step, registers[instruction.first]
+        target = registers[instruction.target]
+        if isinstance(step, Subtract):
+            np.subtract(first, registers[instruction.second], out=target)
+        elif isinstance(step, Add):
+            np.add(first, registers[instruction.second], out=target)
+        elif isinstance(step, Scale):
+            np.multiply(first, np.float32(step.factor), out=target)
+        elif isinstance(step, Drop):
+            torch.from_numpy(scratch).copy_(torch.from_numpy(masks[step.mask]))
+            np.multiply(first, scratch, out=target)
+
+
+def follow(line: Line, stored: Mapping[Source, Values], result: Values) -> bool:
+    """Compute a line in one pass, with the bits of `execute` and `round_into`; False if it cannot.
+
+    torch.lerp computes start + weight * (end - start) in fp32 for weights below a half, and rounds
+    once. What is not finite is left to the long way, which says why.
+    """
+    start, end = stored[line.anchor], stored[line.other]
+    if not start.dtype == end.dtype == result.dtype or result.dtype not in _HALVES:
+        return False
+    torch.lerp(start.tensor, end.tensor, line.factor, out=result.tensor)
+    return result.are_finite
+
+
+def round_into(
+    results: Sequence[Values],
+    program: Program,
+    blocks: Sequence[Block],
+    registers: Sequence[Floats],
+    *,
+    seed: int | None = None,
+) -> bool:
+    """Round the program's results once.
+
+    Args:
+        results: Where they go, of the dtypes they are stored in.
+        program: Its roots say where the results are.
+        blocks: The blocks.
+        registers: After `execute`.
         seed: Of stochastic rounding; None rounds to the nearest.
 
     Returns:
-        The block's first slice, for statistics.
-
-    Raises:
-        CheckpointError: A finite value does not fit into a result's dtype.
+        No entry is infinite or NaN.
     """
-    masks = {
-        mask: np.less(mask_bits(mask.seed, block.name, block.index, block.count), mask.threshold)
-        for mask in program.masks
-    }
-    finite = True
-    bits = None if seed is None else rounding_bits(seed, block.name, block.index, block.count)
-    for start in reversed(range(0, block.count, SLICE)):
-        size = min(SLICE, block.count - start)
-        registers = workspace.registers(program.num_registers + 1, size)
-        scratch = registers.pop()
-        for source, place in program.reads.items():
-            entries = stored[source][start : start + size]
-            if entries.dtype == torch.float32:
-                registers[place] = entries.numpy()
-            else:
-                torch.from_numpy(registers[place]).copy_(entries)
-        for place, value in program.given.items():
-            registers[place] = value[block.start + start :][:size].numpy()
-        for instruction in program.instructions:
-            step, first = instruction.step, registers[instruction.first]
-            target = registers[instruction.target]
-            if isinstance(step, Subtract):
-                np.subtract(first, registers[instruction.second], out=target)
-            elif isinstance(step, Add):
-                np.add(first, registers[instruction.second], out=target)
-            elif isinstance(step, Scale):
-                np.multiply(first, np.float32(step.factor), out=target)
-            elif isinstance(step, Drop):
-                keep = masks[step.mask][start : start + size].view(np.uint8)
-                torch.from_numpy(scratch).copy_(torch.from_numpy(keep))
-                np.multiply(first, scratch, out=target)
-        rounded = [result[start : start + size] for result in results]
-        for place, result in zip(program.roots, rounded, strict=True):
-            ideal = registers[place]
-            if bits is not None:
-                np.copyto(scratch, ideal)
-                scatter_(scratch, bits[start : start + size], result.dtype)
-                ideal = scratch
-            result.copy_(torch.from_numpy(ideal))
-            if not all_finite(bytes_of(result), result.dtype):
-                finite = False
-                refuse_overflow(torch.from_numpy(ideal), result, block.name)
-    return Slice(registers, rounded, finite)
+    finite, scratch = True, registers[-1]
+    bits = None if seed is None else _rounding_bits(seed, blocks)
+    for place, result in zip(program.roots, results, strict=True):
+        ideal = registers[place]
+        if bits is not None:
+            np.copyto(scratch, ideal)
+            scatter_(scratch, bits, result.dtype)
+            ideal = scratch
+        result.tensor.copy_(torch.from_numpy(ideal))
+        finite = finite and result.are_finite
+    return finite
+
+
+def _keep(mask: MaskV1, blocks: Sequence[Block], keep: Bytes) -> Bytes:
+    """Draw the masks of some blocks into a buffer: 1 where an entry is kept, else 0."""
+    start = 0
+    for block in blocks:
+        bits = mask_bits(mask.seed, block.name, block.index, block.count)
+        np.less(bits, mask.threshold, out=keep[start : start + block.count].view(np.bool_))
+        start += block.count
+    return keep
+
+
+def _rounding_bits(seed: int, blocks: Sequence[Block]) -> npt.NDArray[np.uint16]:
+    return np.concatenate(
+        [rounding_bits(seed, block.name, block.index, block.count) for block in blocks]
+    )

@@ -1,91 +1,52 @@
-"""LoRA files as task vectors: linear and convolution layers, LoHa, LoKr, plain differences.
+"""LoRA files as task vectors: products of matrices (`lora_products`) and plain differences.
 
-    linear, conv   scale * alpha / rank * up @ down
-    LoHa           scale * alpha / rank * (w1_a @ w1_b) * (w2_a @ w2_b)       (entry by entry)
-    LoKr           scale * alpha / rank * kron(w1, w2)
+    scale * alpha / rank * up @ down
 
-Source: Hu et al. 2021 (arXiv 2106.09685); LyCORIS, Yeh et al. 2023 (arXiv 2309.14859).
+Source: Hu et al. 2021 (arXiv 2106.09685).
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import math
-import re
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from motionmerge.errors import CheckpointError, RecipeError
 from motionmerge.io.weights import open_weights
-from motionmerge.merge.algebra import ATOM, Checkpoint, TaskVector, is_number
+from motionmerge.merge.algebra import Checkpoint, TaskVector
+from motionmerge.merge.lora_fused import Fusion
 from motionmerge.merge.lora_names import LoraModule, ModelNames, group_keys
+from motionmerge.merge.lora_products import product, rows_of
+from motionmerge.merge.lora_scaling import LoraScaling
 from motionmerge.merge.sources import MemoryTensors, OpenInputs, Origin, Source, TensorSource
+from motionmerge.merge.terms import ATOM, is_number
 
-_METADATA_KEY = "lora_adapter_metadata"
-_CONFIG_FILE = "adapter_config.json"
+__all__ = ["Lora", "LoraScaling", "LoraTensors", "lora"]
 
 
 @dataclass(frozen=True)
-class LoraScaling:
-    """What the settings beside a LoRA file say about alpha, where the file has no alpha keys.
+class _Piece:
+    """Rows of what a module of the file adds, and the rows of a tensor they go to; None: all."""
 
-    Attributes:
-        settings: Those of peft: `lora_alpha` (`alpha` of LoHa and LoKr), `alpha_pattern`, `r`,
-            `use_rslora`; empty if nothing is known.
-    """
+    module: LoraModule
+    keys: Mapping[str, str]
+    rows: slice | None = None
+    place: slice | None = None
 
-    settings: Mapping[str, Any]
 
-    @classmethod
-    def beside(cls, path: Path, metadata: Mapping[str, str]) -> LoraScaling:
-        """Read the header of a file that diffusers saved, or the `adapter_config.json` of peft.
-
-        Raises:
-            CheckpointError: They are no JSON.
-        """
-        config = (path if path.is_dir() else path.parent) / _CONFIG_FILE
-        try:
-            if _METADATA_KEY in metadata:
-                found = json.loads(metadata[_METADATA_KEY])
-                return cls({key.partition(".")[2] or key: found[key] for key in found})
-            if config.is_file() and (path.is_dir() or path.stem == "adapter_model"):
-                return cls(json.loads(config.read_text(encoding="utf-8")))
-        except (ValueError, AttributeError, OSError) as error:
-            raise CheckpointError(
-                f"The LoRA settings of {path} cannot be read: {error}.",
-                fix="Save the LoRA again, or remove its settings and scale it yourself.",
-            ) from error
-        return cls({})
-
-    def factor(self, path: str, *, rank: int | None, alpha: float | None) -> float:
-        """Give alpha / rank of a module; 1 if alpha or the rank is unknown.
-
-        Args:
-            path: The module.
-            rank: Rank of its factors, if they tell.
-            alpha: Alpha as the file has it, which the settings do not overrule.
-        """
-        if alpha is not None:
-            return 1.0 if rank is None else alpha / rank
-        given = self.settings.get("lora_alpha", self.settings.get("alpha"))
-        for pattern, value in (self.settings.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", path):
-                given = value
-        rank = rank or self.settings.get("r")
-        if given is None or rank is None:
-            return 1.0
-        return float(given) / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
+_Gathered = dict[str, tuple[Fusion, dict[int, _Piece]]]
+"""By fused tensor of the model, the pieces for its parts, by number."""
 
 
 class LoraTensors(MemoryTensors):
     """A LoRA file as a source of differences, under the names of a model's tensors.
 
+    The rows of a fused projection are dealt over the model's single ones, and the other way round.
     What fits no tensor of the model keeps the name that it has in the file, so that it is reported
     as missing in the model.
 
@@ -96,6 +57,7 @@ class LoraTensors(MemoryTensors):
 
     Raises:
         CheckpointError: The file holds no LoRA, or one that is no task vector.
+        ShapeError: The rows of a fused projection are not those of its parts.
     """
 
     def __init__(
@@ -103,7 +65,7 @@ class LoraTensors(MemoryTensors):
     ) -> None:
         super().__init__({})
         self._file, self._scaling, self._model_shapes = file, scaling, shapes
-        self._home: dict[str, tuple[LoraModule, dict[str, str]]] = {}
+        self._home: dict[str, list[_Piece]] = {}
         modules, unknown = group_keys(file.keys())
         if not modules:
             raise CheckpointError(
@@ -111,14 +73,56 @@ class LoraTensors(MemoryTensors):
                 fix="Use a LoRA file, or subtract the base: `(tuned - base)`.",
             )
         names = ModelNames(shapes)
+        gathered: _Gathered = {}
         for module in modules:
-            if weight := module.parts(of_bias=False):
-                for name in names.weights(module.path) or [module.path]:
-                    self._home[name] = (module, weight)
-            if bias := module.parts(of_bias=True):
-                for name in names.biases(module.path) or bias.values():
-                    self._home[name] = (module, bias)
-        self._home |= {key: (LoraModule(key), {"full": key}) for key in unknown}
+            for of_bias in (False, True):
+                if keys := module.parts(of_bias=of_bias):
+                    self._place(module, keys, names, gathered, of_bias=of_bias)
+        for whole, (fusion, found) in gathered.items():
+            known = {number: self._num_rows(piece) for number, piece in found.items()}
+            rows = fusion.rows(known, shapes[whole][0], where=f"the LoRA for `{whole}`")
+            for number, piece in found.items():
+                self._add(whole, replace(piece, place=rows[number]))
+        for key in unknown:
+            self._add(key, _Piece(LoraModule(key), {"full": key}))
+
+    def _place(
+        self,
+        module: LoraModule,
+        keys: Mapping[str, str],
+        names: ModelNames,
+        gathered: _Gathered,
+        *,
+        of_bias: bool,
+    ) -> None:
+        """Find where a module's weight or bias goes; parts of a fused tensor are gathered first."""
+        piece = _Piece(module, keys)
+        if found := names.find(module.path, of_bias=of_bias):
+            for name in found:
+                self._add(name, piece)
+        elif dealt := names.find_parts(module.path, of_bias=of_bias):
+            fusion, denoisers = dealt
+            for parts in denoisers:
+                for name, rows in zip(parts, self._deal(fusion, piece, parts), strict=True):
+                    self._add(name, replace(piece, rows=rows))
+        elif fused := names.find_wholes(module.path, of_bias=of_bias):
+            fusion, number, wholes = fused
+            for whole in wholes:
+                gathered.setdefault(whole, (fusion, {}))[1][number] = piece
+        else:
+            for name in keys.values() if of_bias else [module.path]:
+                self._add(name, piece)
+
+    def _deal(self, fusion: Fusion, piece: _Piece, parts: Sequence[str]) -> Sequence[slice | None]:
+        if len(parts) == 1:
+            return [None]
+        known = {number: self._model_shapes[name][0] for number, name in enumerate(parts)}
+        return fusion.rows(
+            known, self._num_rows(piece), where=f"`{piece.module.path}` for `{parts[0]}`, ..."
+        )
+
+    def _add(self, name: str, piece: _Piece) -> None:
+        self._home.setdefault(name, []).append(piece)
 
     @classmethod
     def fitted(cls, origin: Origin, anchor: Source) -> LoraTensors:
@@ -146,14 +150,18 @@ class LoraTensors(MemoryTensors):
 
     def shape(self, name: str, /) -> tuple[int, ...]:
         """Give the shape of a difference: the model's if it has as many entries per channel."""
-        module, keys = self._home[name]
-        empty = {
-            part: torch.empty(self._file.shape(key), device="meta") for part, key in keys.items()
-        }
-        shape = tuple(self._difference(module, empty).shape)
-        wanted = self._model_shapes.get(name, shape)
-        fits = math.prod(shape) == math.prod(wanted) and shape[:1] == wanted[:1]
-        return wanted if fits else shape
+        wanted = self._model_shapes.get(name)
+        for piece in self._home[name]:
+            shape = self._shape(piece)
+            if wanted is None:
+                return shape
+            place, rest = wanted, shape
+            if piece.place is not None:
+                place = (piece.place.stop - piece.place.start, *wanted[1:])
+                rest = (wanted[0], *shape[1:])
+            if math.prod(shape) != math.prod(place) or shape[:1] != place[:1]:
+                return rest
+        return wanted or ()
 
     def dtype(self, name: str, /) -> torch.dtype:
         """Differences are computed in fp32."""
@@ -161,26 +169,52 @@ class LoraTensors(MemoryTensors):
 
     def read(self, name: str, /) -> torch.Tensor:
         """Compute a difference, unscaled, in the model's shape."""
-        module, keys = self._home[name]
-        parts = {part: self._file.read(key).float() for part, key in keys.items()}
-        return self._difference(module, parts).reshape(self.shape(name)).contiguous()
+        shape, pieces = self.shape(name), self._home[name]
+        values = []
+        for piece in pieces:
+            parts = {part: self._file.read(key).float() for part, key in piece.keys.items()}
+            values.append(self._difference(piece, parts))
+        if len(pieces) == 1 and pieces[0].place is None:
+            return values[0].reshape(shape).contiguous()
+        total = torch.zeros(shape)
+        for piece, value in zip(pieces, values, strict=True):
+            place = rows_of(total, piece.place)
+            place += value.reshape(place.shape)
+        return total
 
-    def _difference(self, module: LoraModule, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _shape(self, piece: _Piece) -> tuple[int, ...]:
+        """Give the shape of what a piece adds; nothing is read."""
+        empty = {
+            part: torch.empty(self._file.shape(key), device="meta")
+            for part, key in piece.keys.items()
+        }
+        return tuple(self._difference(piece, empty).shape)
+
+    def _num_rows(self, piece: _Piece) -> int:
+        return (*self._shape(piece), 1)[0]
+
+    def _difference(self, piece: _Piece, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Compute what a module's weight or bias gains.
 
         Raises:
             CheckpointError: The parts are incomplete or do not fit together.
         """
+        if piece.module.path.startswith("base_model.") and _is_line(parts.get("lokr_w2")):
+            raise CheckpointError(
+                f"`{piece.module.path}` is a LoKr of a 1-d convolution, which peft multiplies in "
+                "an order of its own.",
+                fix="Merge it with peft, and use the difference to the base.",
+            )
         try:
-            plain = [parts[part] for part in ("full", "bias") if part in parts]
-            products = [p for p in (_lora(parts), _loha(parts), _lokr(parts)) if p is not None]
-            if products:
-                plain.append(products[0] * self._factor(module))
-            return functools.reduce(lambda total, more: total + more.view_as(total), plain)
+            terms = [rows_of(parts[part], piece.rows) for part in ("full", "bias") if part in parts]
+            multiplied = product(parts, piece.rows)
+            if multiplied is not None:
+                terms.append(multiplied * self._factor(piece.module))
+            return functools.reduce(lambda total, more: total + more.view_as(total), terms)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             found = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in parts.items())
             raise CheckpointError(
-                f"The LoRA of `{module.path}` is incomplete or damaged: it has {found}.",
+                f"The LoRA of `{piece.module.path}` is incomplete or damaged: it has {found}.",
                 fix="Download the file again.",
             ) from error
 
@@ -196,44 +230,8 @@ class LoraTensors(MemoryTensors):
         )
 
 
-def _lora(parts: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    """Multiply `up` [out, rank] and `down` [rank, in, *kernel]; `mid` [rank, rank, *kernel]."""
-    if "up_bias" in parts:
-        return parts["up_bias"]
-    if not {"up", "down"} <= parts.keys():
-        return None
-    up, down = parts["up"], parts["down"]
-    if "mid" in parts:
-        return torch.einsum("pq...,op,qi->oi...", parts["mid"], up.flatten(1), down.flatten(1))
-    return (up.flatten(1) @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
-
-
-def _loha(parts: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    if not {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= parts.keys():
-        return None
-    first = _product(parts, "hada_w1", tucker="hada_t1")
-    return first * _product(parts, "hada_w2", tucker="hada_t2")
-
-
-def _lokr(parts: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    if not any(part.startswith("lokr_") for part in parts):
-        return None
-    first = _product(parts, "lokr_w1", tucker=None)
-    second = _product(parts, "lokr_w2", tucker="lokr_t2")
-    return torch.kron(first.reshape(*first.shape, *[1] * (second.ndim - 2)), second.contiguous())
-
-
-def _product(parts: Mapping[str, torch.Tensor], name: str, *, tucker: str | None) -> torch.Tensor:
-    """Give a matrix: whole, as two factors, or as two factors around a kernel.
-
-    a @ b;   with a kernel t [rank, rank, *kernel]:   out[o, i] = sum_pq a[p, o] t[p, q] b[q, i]
-    """
-    if name in parts:
-        return parts[name]
-    first, second = parts[f"{name}_a"], parts[f"{name}_b"]
-    if tucker is not None and tucker in parts:
-        return torch.einsum("pq...,po,qi->oi...", parts[tucker], first, second)
-    return first @ second
+def _is_line(kernel: torch.Tensor | None) -> bool:
+    return kernel is not None and kernel.ndim == 3
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ parameters do not fit into one, and the report says how much that leaves out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,11 @@ from motionmerge.families import GROUPS, OTHER, group_of
 from motionmerge.io.weights import save_weights
 from motionmerge.merge.algebra import Checkpoint
 from motionmerge.merge.coverage import Missing, check_coverage
-from motionmerge.merge.functions import factorise
+from motionmerge.merge.functions import LowRank, factorise
+from motionmerge.merge.lora_layout import Layout, StoredLayer, diffusers_layout
 from motionmerge.merge.recipe import METADATA_KEY, InputValue, Recipe
-from motionmerge.merge.sources import MODULES, OpenInputs, Source
+from motionmerge.merge.sources import OpenInputs, Source
 from motionmerge.tensors import is_mergeable, parse_dtype
-
-_UNET_STARTS = ("down_", "mid_", "up_", "conv_in", "input_blocks", "temporal_in")
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,7 @@ def export_loras(
     *,
     rank: int,
     base: str | None = None,
+    layout: Layout = diffusers_layout,
     inputs: Mapping[str, InputValue] | None = None,
     missing: Missing = "error",
     dtype: str | torch.dtype = "fp32",
@@ -98,14 +98,15 @@ def export_loras(
 ) -> dict[str, LoraExport]:
     """Write each expert of a recipe as a LoRA, `output/<expert>.safetensors`.
 
-    The keys are those of diffusers, without alpha: scale 1 gives the expert. Every layer has the
-    same rank, filled up with zeros where the layer has less, because loaders expect that.
+    There are no keys of alpha: scale 1 gives the expert. Every layer has the same rank, filled up
+    with zeros where the layer has less, because loaders expect that.
 
     Args:
         recipe: A recipe, its file, or the name of a shipped one.
         output: The folder to write to.
         rank: Rank of every layer.
         base: The input that the LoRAs are for; the one at the front of the first expert by default.
+        layout: How the layers are called: `diffusers_layout`, or `original_layout`.
         inputs: Paths or state dicts that replace the recipe's inputs, by name.
         missing: `error` or `keep`; see `check_coverage`.
         dtype: Dtype of the factors.
@@ -114,7 +115,7 @@ def export_loras(
     Raises:
         RecipeError: `base` is no input, or `rank` is no positive integer.
         CheckpointError: An expert equals the base in all layers; or as `merge`.
-        ConfigError: A file exists already.
+        ConfigError: A file exists already, or the layout has no names for the model.
         ShapeError: As `merge`.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
@@ -140,7 +141,7 @@ def export_loras(
         checkpoint = recipe.experts[expert].bind(origins)
         with OpenInputs([start, *checkpoint.sources()]) as opened:
             check_coverage([checkpoint], opened, missing=missing)
-            tensors, energy = _factorise_all(checkpoint, start, opened, rank)
+            tensors, energy = _factorise_all(checkpoint, start, opened, rank, layout)
         if not tensors:
             raise CheckpointError(
                 f"`{expert}` equals `{base}` in every layer.",
@@ -216,28 +217,52 @@ def _rank_for(curve: torch.Tensor | None, share: float) -> int:
 
 
 def _factorise_all(
-    checkpoint: Checkpoint, start: Source, opened: OpenInputs, rank: int
+    checkpoint: Checkpoint, start: Source, opened: OpenInputs, rank: int, layout: Layout
 ) -> tuple[dict[str, torch.Tensor], _Energies]:
-    tensors, energies = {}, _Energies(rank)
-    names = opened.names(start)
-    for name in names:
-        difference = _difference(name, checkpoint, start, opened)
-        if difference is None:
-            continue
-        module, _, leaf = name.rpartition(".")
-        if leaf != "weight" or difference.ndim < 2:
-            energies.leave_out(name, difference)
-            continue
-        factors = factorise(difference.flatten(1), rank=rank)
-        energies.add(name, factors.energies)
-        up = torch.zeros(difference.shape[0], rank)
-        down = torch.zeros(rank, difference[0].numel())
-        up[:, : factors.up.shape[1]] = factors.up
-        down[: factors.down.shape[0]] = factors.down
-        key = _prefix(names) + module
-        tensors[f"{key}.lora_A.weight"] = down.reshape(rank, *difference.shape[1:])
-        tensors[f"{key}.lora_B.weight"] = up.reshape(*up.shape, *[1] * (difference.ndim - 2))
+    tensors: dict[str, torch.Tensor] = {}
+    energies = _Energies(rank)
+    shapes = {name: opened.shape(start, name) for name in opened.names(start)}
+    layers = layout(shapes)
+    for layer in layers:
+        differences = [_difference(name, checkpoint, start, opened) for name in layer.weights]
+        stacked = _stacked(layer, differences, [shapes[name] for name in layer.weights])
+        if stacked is not None:
+            factors = factorise(stacked.flatten(1), rank=rank)
+            energies.add(layer.weights[0], factors.energies)
+            down, up = _padded(factors, rank)
+            ones = [1] * (stacked.ndim - 2)
+            tensors[f"{layer.path}.lora_A.weight"] = down.reshape(rank, *stacked.shape[1:])
+            tensors[f"{layer.path}.lora_B.weight"] = up.reshape(*up.shape, *ones)
+    placed = {name for layer in layers for name in layer.weights}
+    for name in shapes:
+        if name not in placed:
+            difference = _difference(name, checkpoint, start, opened)
+            if difference is not None:
+                energies.leave_out(name, difference)
     return tensors, energies
+
+
+def _stacked(
+    layer: StoredLayer, differences: Sequence[torch.Tensor | None], shapes: Sequence[Sequence[int]]
+) -> torch.Tensor | None:
+    """Stack the differences of a layer's tensors; None if all are zero."""
+    if all(difference is None for difference in differences):
+        return None
+    parts = [
+        torch.zeros(*shape) if difference is None else difference
+        for difference, shape in zip(differences, shapes, strict=True)
+    ]
+    stacked = torch.cat(parts)
+    return stacked.reshape(*stacked.shape, *[1] * layer.unit_dims)
+
+
+def _padded(factors: LowRank, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fill `down` [rank, columns] and `up` [rows, rank] up with zeros."""
+    down = torch.zeros(rank, factors.down.shape[1])
+    up = torch.zeros(factors.up.shape[0], rank)
+    down[: factors.down.shape[0]] = factors.down
+    up[:, : factors.up.shape[1]] = factors.up
+    return down, up
 
 
 def _difference(
@@ -255,10 +280,3 @@ def _difference(
         moved = opened.value(checkpoint.anchor, name)
     difference = moved - opened.value(start, name)
     return difference if bool(difference.any()) else None
-
-
-def _prefix(names: list[str]) -> str:
-    """Give what loaders want in front of bare names: the denoiser's attribute in a pipeline."""
-    if any(name.partition(".")[0] in MODULES for name in names):
-        return ""
-    return "unet." if any(name.startswith(_UNET_STARTS) for name in names) else "transformer."

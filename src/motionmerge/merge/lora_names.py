@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from motionmerge.errors import CheckpointError
+from motionmerge.merge.lora_fused import Fusion, parts_of, wholes_of
+from motionmerge.merge.original_names import to_diffusers
 from motionmerge.merge.sources import MODULES
 
 _ADAPTER = r"(?:\.\w+)?"
@@ -40,31 +42,6 @@ _WRAPPER = re.compile(
 _MODULE = re.compile(rf"^({'|'.join(sorted(MODULES, key=len, reverse=True))})\.")
 _PARTICULAR = ("transformer_2", "image_projector")
 
-_TO_DIFFUSERS: tuple[tuple[str, str], ...] = (
-    (r"_processor_", "_"),
-    (r"^(blocks_\d+)_self_attn_", r"\1_attn1_"),
-    (r"^(blocks_\d+)_cross_attn_", r"\1_attn2_"),
-    (r"^(blocks_\d+_attn[12])_([qkv])$", r"\1_to_\2"),
-    (r"^(blocks_\d+_attn2)_([kv])_img$", r"\1_add_\2_proj"),
-    (r"^(blocks_\d+_attn2)_norm_k_img$", r"\1_norm_added_k"),
-    (r"^(blocks_\d+_attn[12])_o$", r"\1_to_out_0"),
-    (r"_to_out$", "_to_out_0"),
-    (r"^(blocks_\d+)_ffn_0$", r"\1_ffn_net_0_proj"),
-    (r"^(blocks_\d+)_ffn_2$", r"\1_ffn_net_2"),
-    (r"^(blocks_\d+)_norm3$", r"\1_norm2"),
-    (r"^(blocks_\d+|head)_modulation$", r"\1_scale_shift_table"),
-    (r"^head_scale_shift_table$", "scale_shift_table"),
-    (r"^head_head$", "proj_out"),
-    (r"^(text|time)_embedding_0$", r"condition_embedder_\1_embedder_linear_1"),
-    (r"^(text|time)_embedding_2$", r"condition_embedder_\1_embedder_linear_2"),
-    (r"^time_projection_1$", "condition_embedder_time_proj"),
-    (r"^img_emb_proj_0$", "condition_embedder_image_embedder_norm1"),
-    (r"^img_emb_proj_1$", "condition_embedder_image_embedder_ff_net_0_proj"),
-    (r"^img_emb_proj_3$", "condition_embedder_image_embedder_ff_net_2"),
-    (r"^img_emb_proj_4$", "condition_embedder_image_embedder_norm2"),
-    (r"^img_emb_emb_pos$", "condition_embedder_image_embedder_pos_embed"),
-)
-_RENAMES = tuple((re.compile(pattern), new) for pattern, new in _TO_DIFFUSERS)
 _KEYS = tuple((part, re.compile(rf"^(.+?){tail}$")) for part, tail in _PARTS)
 
 
@@ -122,36 +99,55 @@ class ModelNames:
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._weights: dict[str, list[str]] = {}
-        self._biases: dict[str, list[str]] = {}
+        self._weights: dict[str, dict[str, str]] = {}
+        self._biases: dict[str, dict[str, str]] = {}
         for name in names:
-            path = _MODULE.sub("", _WRAPPER.sub("", name))
-            if path.endswith(".bias"):
-                self._biases.setdefault(_flat(path.removesuffix(".bias")), []).append(name)
-            else:
-                self._weights.setdefault(_flat(path.removesuffix(".weight")), []).append(name)
+            unwrapped = _WRAPPER.sub("", name)
+            path = _MODULE.sub("", unwrapped)
+            denoiser = unwrapped.removesuffix(path)
+            index = self._biases if path.endswith(".bias") else self._weights
+            flat = _flat(path.removesuffix(".bias").removesuffix(".weight"))
+            index.setdefault(flat, {})[denoiser] = name
 
     def weights(self, path: str) -> list[str]:
         """Find the weight (or bare parameter) of a module, in every denoiser that has it.
 
         A path that begins with `transformer_2.` or `image_projector.` means that one alone.
         """
-        return self._find(path, self._weights)
+        return self.find(path, of_bias=False)
 
-    def biases(self, path: str) -> list[str]:
-        """Find the bias of a module, like `weights`."""
-        return self._find(path, self._biases)
-
-    @staticmethod
-    def _find(path: str, index: dict[str, list[str]]) -> list[str]:
-        module = next((name for name in _PARTICULAR if path.startswith(f"{name}.")), None)
+    def find(self, path: str, *, of_bias: bool) -> list[str]:
+        """Find the bias of a module, or its weight, like `weights`."""
         for flat in _spellings(path):
-            found = index.get(flat, [])
-            if module is not None:
-                found = [name for name in found if name.startswith(f"{module}.")]
-            if found:
-                return found
+            if found := self._of(flat, path, of_bias=of_bias):
+                return list(found.values())
         return []
+
+    def find_parts(
+        self, path: str, *, of_bias: bool
+    ) -> tuple[Fusion, list[tuple[str, ...]]] | None:
+        """Find the tensors over which the rows of a fused module are dealt, for every denoiser."""
+        for flat in _spellings(path):
+            for fusion, parts in parts_of(flat):
+                found = [self._of(part, path, of_bias=of_bias) for part in parts]
+                denoisers = [d for d in found[0] if all(d in names for names in found)]
+                if denoisers:
+                    return fusion, [tuple(names[d] for names in found) for d in denoisers]
+        return None
+
+    def find_wholes(self, path: str, *, of_bias: bool) -> tuple[Fusion, int, list[str]] | None:
+        """Find the fused tensor that a module is a part of, and its number among the parts."""
+        for flat in _spellings(path):
+            for fusion, number, whole in wholes_of(flat):
+                if found := self._of(whole, path, of_bias=of_bias):
+                    return fusion, number, list(found.values())
+        return None
+
+    def _of(self, flat: str, path: str, *, of_bias: bool) -> dict[str, str]:
+        """Give a module's tensor in every denoiser that is meant, by the denoiser's prefix."""
+        named = (self._biases if of_bias else self._weights).get(flat, {})
+        meant = next((name for name in _PARTICULAR if path.startswith(f"{name}.")), None)
+        return {d: name for d, name in named.items() if meant is None or d == f"{meant}."}
 
 
 def _spellings(path: str) -> Iterator[str]:
@@ -163,7 +159,5 @@ def _spellings(path: str) -> Iterator[str]:
 
 
 def _flat(path: str) -> str:
-    flat = path.replace(".", "_")
-    for pattern, new in _RENAMES:
-        flat = pattern.sub(new, flat)
-    return flat
+    flat = to_diffusers(path.replace(".", "_").replace("_processor_", "_"))
+    return f"{flat}_0" if flat.endswith("_to_out") else flat

@@ -7,7 +7,8 @@ entries) are evaluated by themselves and enter as given tensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -156,15 +157,32 @@ class Instruction:
     target: int
 
 
+@dataclass(frozen=True)
+class Line:
+    """anchor + factor * (other - anchor), where the product is exact in fp32.
+
+    It is if the sources are bf16 or fp16, whose differences have bits to spare at the small end,
+    and the factor is a power of two. Then it does not matter whether product and sum are fused.
+    """
+
+    anchor: Source
+    other: Source
+    factor: float
+
+
 class Program:
     """The steps of one tensor, with registers assigned so that few are needed.
 
     Args:
         lowering: The steps.
         roots: The steps whose values are wanted, one per result.
+        kept: Sources whose registers still hold what was read when the program ends; those of the
+            others are used again.
     """
 
-    def __init__(self, lowering: Lowering, roots: Sequence[int]) -> None:
+    def __init__(
+        self, lowering: Lowering, roots: Sequence[int], *, kept: Collection[Source] = ()
+    ) -> None:
         steps = list(lowering.steps)
         needed = _needed(steps, roots)
         self.reads = {
@@ -177,6 +195,7 @@ class Program:
         place = {number: register for register, number in enumerate(leaves)}
         self.reads = {source: place[number] for source, number in self.reads.items()}
         self.given = {place[number]: value for number, value in self.given.items()}
+        fixed = {*self.given, *(self.reads[source] for source in kept if source in self.reads)}
         last_use = {
             operand: number
             for number, step in enumerate(steps)
@@ -192,7 +211,7 @@ class Program:
                 continue
             operands = [place[operand] for operand in _operands(step)]
             for operand in dict.fromkeys(_operands(step)):
-                if last_use[operand] == number and place[operand] >= len(leaves):
+                if last_use[operand] == number and place[operand] not in fixed:
                     free.append(place[operand])
             if not free:
                 free.append(self.num_registers)
@@ -200,7 +219,32 @@ class Program:
             place[number] = free.pop()
             self.instructions.append(Instruction(step, operands[0], operands[-1], place[number]))
         self.roots = [place[root] for root in roots]
-        self.masks = {step.mask for step in steps if isinstance(step, Drop)}
+        self.line = _line(steps, roots)
+        self.masks = tuple(dict.fromkeys(step.mask for step in steps if isinstance(step, Drop)))
+
+
+def _line(steps: Sequence[Step], roots: Sequence[int]) -> Line | None:
+    """Recognise a single result that is a step along the line between two sources."""
+    last = steps[roots[0]]
+    if len(roots) != 1 or not isinstance(last, Add):
+        return None
+    anchor, scaled = steps[last.first], steps[last.second]
+    if not isinstance(anchor, Read) or not isinstance(scaled, Scale):
+        return None
+    between = steps[scaled.first]
+    if not isinstance(between, Subtract) or between.second != last.first:
+        return None
+    other, size = steps[between.first], abs(scaled.factor)
+    if not isinstance(other, Read) or math.frexp(size)[0] != 0.5 or not 2**-16 <= size < 0.5:
+        return None
+    return Line(anchor.source, other.source, scaled.factor)
+
+
+def is_blockwise(vector: TaskVector) -> bool:
+    """Tell whether a task vector, apart from those inside it, can be computed block by block."""
+    if type(vector) is Dare:
+        return type(vector.masks) is MaskV1
+    return type(vector) in (Difference, Sum, Scaled, Only)
 
 
 def _operands(step: Step) -> tuple[int, ...]:

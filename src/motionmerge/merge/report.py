@@ -12,10 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-_READ, _WRITTEN, _COMPUTED, _MASKED = 0.12e-9, 0.35e-9, 0.45e-9, 0.35e-9
-"""Seconds per byte read and written, per element computed and masked: a warm two-core machine."""
+import numpy as np
+import numpy.typing as npt
 
 LOW_SURVIVAL = 0.5
 """Below this share of surviving entries a report warns."""
@@ -38,12 +36,12 @@ class Survival:
     def add(
         self,
         *,
-        anchor: torch.Tensor,
-        ideal: torch.Tensor,
-        rounded: torch.Tensor,
+        anchor: npt.NDArray[np.floating],
+        ideal: npt.NDArray[np.floating],
+        rounded: npt.NDArray[np.floating],
         represents: int,
     ) -> float:
-        """Count a sample of a tensor; all three have one shape. Any thread may.
+        """Count a sample of a tensor; all three are `[entries]`. Any thread may.
 
         Args:
             anchor: What the checkpoint at the front holds there.
@@ -54,13 +52,13 @@ class Survival:
         Returns:
             How many of these should change.
         """
-        if not anchor.numel():
+        if not anchor.size:
             return 0.0
-        weight = represents / anchor.numel()
-        wanted = (ideal.double() - anchor).flatten()
-        realised = (rounded.double() - anchor).flatten()
-        changed = weight * int(torch.count_nonzero(wanted))
-        survived = weight * int(torch.count_nonzero(realised.bool() & wanted.bool()))
+        weight = represents / anchor.size
+        should_change = ideal != anchor
+        changed = weight * int(np.count_nonzero(should_change))
+        survived = weight * int(np.count_nonzero(should_change & (rounded != anchor)))
+        wanted, realised = ideal - anchor, rounded - anchor
         dot = weight * float(wanted @ realised)
         squares = weight * float(wanted @ wanted), weight * float(realised @ realised)
         with self._lock:
@@ -83,14 +81,6 @@ class Survival:
             return None
         norms = math.sqrt(self._ideal) * math.sqrt(self._realised)
         return self._dot / norms if norms else 0.0
-
-
-def estimate_seconds(
-    *, bytes_read: int, bytes_written: int, num_computed: int, num_masked: int
-) -> float:
-    """Estimate how long a merge takes; a slow disk takes longer. See docs/benchmarks.md."""
-    moved = _READ * bytes_read + _WRITTEN * bytes_written
-    return moved + _COMPUTED * num_computed + _MASKED * num_masked
 
 
 def peak_memory() -> int:
@@ -150,7 +140,9 @@ class MergeReport:
         peak_memory: The most memory the process has used, in bytes.
         disk_bytes: What the results take, or would take.
         free_bytes: What the disk had free before.
-        estimated_seconds: How long the merge was expected to take, hashing excluded.
+        estimated_seconds: How long the merge was expected to take, hashing excluded, by how long
+            earlier ones took on this machine.
+        estimated_memory: How many bytes the process was expected to use at most.
     """
 
     experts: Mapping[str, ExpertReport]
@@ -165,6 +157,7 @@ class MergeReport:
     disk_bytes: int
     free_bytes: int
     estimated_seconds: float
+    estimated_memory: int
 
     @property
     def gigabytes_per_second(self) -> float:
@@ -219,8 +212,8 @@ class MergeReport:
         if self.dry_run:
             lines.append(
                 "Dry run: nothing was written. The work takes about "
-                f"{self.estimated_seconds:.2g} s on a warm cache and "
-                f"{self.disk_bytes / 1e9:.3f} GB of disk ({self.free_bytes / 1e9:.1f} GB free)."
+                f"{self.estimated_seconds:.2g} s, {self.estimated_memory / 1e6:.0f} MB of memory "
+                f"and {self.disk_bytes / 1e9:.3f} GB of disk ({self.free_bytes / 1e9:.1f} GB free)."
             )
         else:
             lines.append(

@@ -23,6 +23,10 @@ MODULES = ("unet", "transformer", "transformer_2", "image_projector")
 """Subfolders of a pipeline folder that take part in a merge; their names prefix the tensors'."""
 
 
+Place = tuple[object, int]
+"""A file and the byte in it where a tensor begins. Neighbours are read and written in one go."""
+
+
 class TensorSource(Protocol):
     """What the engine needs of an open checkpoint; `io.weights.WeightsReader` is one."""
 
@@ -31,6 +35,7 @@ class TensorSource(Protocol):
     def dtype(self, name: str, /) -> torch.dtype: ...
     def read(self, name: str, /) -> torch.Tensor: ...
     def read_into(self, name: str, begin: int, target: memoryview, /) -> None: ...
+    def place(self, name: str, /) -> Place | None: ...
 
 
 class MemoryTensors:
@@ -60,6 +65,9 @@ class MemoryTensors:
         if not self._tensors[name].is_contiguous():
             self._tensors[name] = self._tensors[name].contiguous()
         copy_bytes(self._tensors[name], begin, target)
+
+    def place(self, name: str, /) -> None:
+        """Tell that a tensor lies in no file."""
 
 
 class PipelineTensors:
@@ -95,6 +103,11 @@ class PipelineTensors:
         """Read the bytes of a tensor from `begin` on; `target` says how many."""
         source, key = self._owner[name]
         source.read_into(key, begin, target)
+
+    def place(self, name: str, /) -> Place | None:
+        """Give the file and the byte in it where a tensor begins; None where it is not known."""
+        source, key = self._owner[name]
+        return source.place(key)
 
 
 Origin = Path | MemoryTensors
@@ -238,9 +251,14 @@ class OpenInputs:
     def read_into(self, source: Source, name: str, begin: int, target: memoryview) -> None:
         """Read the bytes of a tensor from `begin` on; `target` says how many. Any thread may.
 
-        Nothing is checked: the caller does, with `refuse_nonfinite`.
+        Reads on into what lies behind the tensor where it has a `place`. Nothing is checked: the
+        caller does, with `refuse_nonfinite`.
         """
         self._open[source].read_into(name, begin, target)
+
+    def place(self, source: Source, name: str) -> Place | None:
+        """Give the file and the byte in it where a tensor begins; None where it is not known."""
+        return self._open[source].place(name)
 
     @property
     def allow_nonfinite(self) -> bool:

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 
 from motionmerge.errors import RecipeError
-from motionmerge.merge.algebra import ATOM, TaskVector, expect_vector, is_number
-from motionmerge.merge.sources import OpenInputs, Origin, Source
+from motionmerge.merge.algebra import TaskVector
+from motionmerge.merge.applied import Applied, expect_vector
+from motionmerge.merge.sources import OpenInputs
+from motionmerge.merge.terms import is_number
 from motionmerge.rng import MASK_BLOCK, mask_bits
 
 
@@ -97,31 +99,16 @@ def drop_and_rescale(tensor: torch.Tensor, *, keep: torch.Tensor, rescale: float
 
 
 @dataclass(frozen=True)
-class Dare(TaskVector):
+class Dare(Applied):
     """A task vector with a random share of its entries dropped; build it with `dare`."""
 
-    vector: TaskVector
     drop_rate: float
     seed: int
     masks: MaskSource = field(compare=False, repr=False)
 
-    @property
-    def precedence(self) -> int:
-        """ATOM."""
-        return ATOM
-
-    @property
-    def children(self) -> tuple[TaskVector, ...]:
-        """The vector."""
-        return (self.vector,)
-
     def formula(self) -> str:
         """Print e.g. `dare(tuned - base, drop_rate=0.7, seed=0)`."""
         return f"dare({self.vector}, drop_rate={self.drop_rate!r}, seed={self.seed!r})"
-
-    def bind(self, origins: Mapping[str, Origin], anchor: Source) -> Dare:
-        """Give the names in a parsed formula their weights."""
-        return Dare(self.vector.bind(origins, anchor), self.drop_rate, self.seed, self.masks)
 
     def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
         """Compute one tensor; 1-d ones are kept whole and not rescaled."""

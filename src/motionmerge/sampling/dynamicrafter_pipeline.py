@@ -7,6 +7,7 @@ Official: `scripts/evaluation/inference.py`.
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from motionmerge.errors import ConfigError, ShapeError
+from motionmerge.models.dynamicrafter.cross_attention import ContextCache
 from motionmerge.models.dynamicrafter.encoders import preprocess_clip_image, tokenize_prompts
 from motionmerge.sampling.expert_bank import attached_bank
 from motionmerge.sampling.guidance import guided_prediction
@@ -157,6 +159,7 @@ class DynamiCrafterPipeline(DiffusionPipeline):
         prompt: str | Sequence[str] | None = None,
         *,
         negative_prompt: str | Sequence[str] | None = None,
+        last_image: ImageInput | None = None,
         height: int | None = None,
         width: int | None = None,
         num_frames: int = 16,
@@ -187,6 +190,8 @@ class DynamiCrafterPipeline(DiffusionPipeline):
                 `[batch, 3, height, width]` in [0, 1] of the video's size.
             prompt: What should happen; the empty prompt if left out.
             negative_prompt: What should not; the empty prompt by default.
+            last_image: What the videos end with, for the interpolation model; the same as `image`
+                makes a loop. The frames between are then given no image latents.
             height, width: Of the video in pixels; by default the pipeline's, or the tensor's.
             num_frames: 1 to 32.
             num_inference_steps: Denoising steps.
@@ -244,6 +249,8 @@ class DynamiCrafterPipeline(DiffusionPipeline):
             texts = torch.cat([negatives.to(texts), texts], dim=1)
 
         each = num_videos_per_prompt
+        image_latents = self._image_latents(pixels, last_image, num_frames)
+        image_latents = image_latents.repeat_interleave(each, 0)
         image_tokens = self._image_tokens(
             pixels, num_frames, image_embeds, is_guided=guidance_scale > 1
         )
@@ -251,21 +258,21 @@ class DynamiCrafterPipeline(DiffusionPipeline):
             expert: torch.cat([texts, tokens.to(texts)], dim=2).repeat_interleave(each, 0)
             for expert, tokens in image_tokens.items()
         }
-        image_latents = self.encode_image_latents(pixels, num_frames).float()
-        image_latents = image_latents.repeat_interleave(each, 0)
 
         latents = self._start_latents(image_latents, latents, generator)
         self._set_timesteps(num_inference_steps, start_step)
         step_options = self._step_options(eta, generator)
         bank = attached_bank(self.unet)
+        caches: dict[str | None, ContextCache] = defaultdict(ContextCache)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
             for step, timestep in enumerate(self.scheduler.timesteps):
-                expert = bank.expert_for(timestep) if bank and len(contexts) > 1 else None
+                expert = bank.expert_for(timestep) if bank else None
                 sample = self.scheduler.scale_model_input(latents, timestep)
                 prediction = self._predict(
                     torch.cat([sample, image_latents], dim=1),
                     timestep,
-                    context=contexts[expert],
+                    context=contexts[expert if expert in contexts else None],
+                    context_cache=caches[expert],
                     frame_rate=frame_rate,
                     guidance_scale=guidance_scale,
                     guidance_rescale=guidance_rescale,
@@ -277,6 +284,7 @@ class DynamiCrafterPipeline(DiffusionPipeline):
                     tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
                     answer = callback_on_step_end(self, step, timestep, tensors)
                     latents = answer.pop("latents", latents)
+                    caches.clear()  # who calls back may have changed the weights
                 progress.update()
 
         frames = latents
@@ -334,6 +342,33 @@ class DynamiCrafterPipeline(DiffusionPipeline):
                 encoded[expert] = encode()
         return encoded
 
+    def _image_latents(
+        self, pixels: torch.Tensor, last_image: ImageInput | None, num_frames: int
+    ) -> torch.Tensor:
+        """Conditioning latents of every frame: all of one image, or two ends and zeros between.
+
+        Source: official `inference.py`, `--loop` and `--interp`.
+        """
+        if last_image is None:
+            return self.encode_image_latents(pixels, num_frames).float()
+        if num_frames < 2:
+            raise ConfigError(
+                f"num_frames is {num_frames}; a video with a last image has at least 2.",
+                fix="ask for more frames, or leave last_image out.",
+            )
+        height, width = pixels.shape[-2:]
+        last = prepare_image(
+            last_image,
+            height=height,
+            width=width,
+            default_size=(height, width),
+            multiple=self.size_multiple,
+        ).to(pixels)
+        last = repeated(last, len(pixels), name="last images")
+        start, end = (self.encode_image_latents(one, 1).float() for one in (pixels, last))
+        between = start.new_zeros(1).expand(*start.shape[:2], num_frames - 2, *start.shape[3:])
+        return torch.cat([start, between, end], dim=2)
+
     def _start_latents(
         self,
         image_latents: torch.Tensor,
@@ -380,6 +415,7 @@ class DynamiCrafterPipeline(DiffusionPipeline):
         timestep: torch.Tensor,
         *,
         context: torch.Tensor,
+        context_cache: ContextCache,
         frame_rate: float,
         guidance_scale: float,
         guidance_rescale: float,
@@ -391,6 +427,7 @@ class DynamiCrafterPipeline(DiffusionPipeline):
             timestep,
             context.transpose(0, 1).flatten(0, 1).to(self.unet.dtype),
             frame_rate=frame_rate,
+            context_cache=context_cache,
             return_dict=False,
         )[0].float()
         if halves == 1:

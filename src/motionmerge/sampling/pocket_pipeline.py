@@ -28,7 +28,7 @@ from .dynamicrafter_pipeline import DynamiCrafterPipeline
 DEFAULT_STEPS = 12
 DEFAULT_GUIDANCE = 1.0
 DEFAULT_ETA = 0.0
-DEFAULT_BOUNDARY = 0.5  # noise level
+DEFAULT_BOUNDARY = 0.8  # noise level; lower ones cost obedience, see docs/pocket.md
 
 
 class PocketPipeline(DynamiCrafterPipeline):
@@ -44,7 +44,16 @@ class PocketPipeline(DynamiCrafterPipeline):
         return SIZE
 
     def __call__(self, image: Any, prompt: Any = None, **options: Any) -> Any:
-        """Make videos; see `DynamiCrafterPipeline.__call__` for the options."""
+        """Make videos; see `DynamiCrafterPipeline.__call__` for the options.
+
+        Raises:
+            ConfigError: `last_image` is given; the model knows no last images.
+        """
+        if options.get("last_image") is not None:
+            raise ConfigError(
+                "the pocket model cannot end with an image of your choice",
+                fix="leave last_image out, or use DynamiCrafter's interpolation model.",
+            )
         defaults = {
             "num_inference_steps": DEFAULT_STEPS,
             "guidance_scale": DEFAULT_GUIDANCE,

@@ -48,7 +48,6 @@ class PocketRun:
     Args:
         summary: One line for `--help` and the model card.
         settings: How to optimize, by default.
-        object_settings: Of the base's second phase, in which objects count more.
         data: Clips and captions, for the video runs.
         with_adapter: For fine-tunes: adapter and temporal blocks, or the whole U-Net without.
     """
@@ -56,7 +55,6 @@ class PocketRun:
     summary: str
     settings: TrainerSettings
     data: pocket_video.ClipData | None = None
-    object_settings: TrainerSettings | None = None
     with_adapter: bool = True
 
 
@@ -67,7 +65,6 @@ RUNS: Mapping[str, PocketRun] = {
         "The base: rich motion, weakly coupled to the prompt.",
         pocket_video.BASE_SETTINGS,
         pocket_video.BASE_DATA,
-        pocket_video.BASE_OBJECT_SETTINGS,
     ),
     "tuned": PocketRun(
         "Stage 1: temporal adapter and temporal blocks, right captions, mostly slow clips.",
@@ -151,14 +148,7 @@ def _denoiser(
     model = build_pocket_model(with_adapter=name != "base", seed=settings.seed)
     load_towers(model, inputs.towers)
     if name == "base":
-        second = recipe.object_settings or pocket_video.BASE_OBJECT_SETTINGS
-        result = pocket_video.train_base(
-            model,
-            folder,
-            settings=settings,
-            object_settings=replace(second, steps=min(second.steps, settings.steps)),
-            on_progress=on_progress,
-        )
+        result = pocket_video.train_base(model, folder, settings=settings, on_progress=on_progress)
         add_pocket_adapter(model.unet)
     else:
         load_denoiser(model, inputs.base or weights_path("base"))
@@ -181,7 +171,6 @@ def _card(
         "run": name,
         "summary": recipe.summary,
         "settings": asdict(settings),
-        "object_settings": asdict(recipe.object_settings) if recipe.object_settings else None,
         "data": asdict(recipe.data) if recipe.data else None,
         "photos": list(TRAINING_PHOTOS),
         "result": {"steps": result.steps, "loss": result.loss, "seconds": round(result.seconds)},

@@ -9,8 +9,9 @@ DynamiCrafter's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -51,19 +52,16 @@ class ClipData:
     missing_images: float = 0.05
 
 
-BASE_DATA = ClipData(slow_power=1.0, missing_captions=0.3, wrong_captions=0.35)
+BASE_DATA = ClipData(slow_power=1.0, missing_captions=0.2, wrong_captions=0.25)
 TUNED_DATA = ClipData(slow_power=4.0, missing_captions=0.05, wrong_captions=0.0)
 EQUAL_DATA = ClipData(slow_power=1.0, missing_captions=0.05, wrong_captions=0.0)
 
 OBJECT_WEIGHT = 12.0
 """How much more than the rest the places of objects count, where they do: they are small."""
 
-BASE_SETTINGS = TrainerSettings(steps=1800, batch_size=16, learning_rate=1e-3)
-BASE_OBJECT_SETTINGS = TrainerSettings(
-    steps=500, batch_size=16, learning_rate=8e-4, warmup_steps=50, ema_decay=0.99, seed=2
-)
+BASE_SETTINGS = TrainerSettings(steps=4200, batch_size=16, learning_rate=1e-3)
 TUNED_SETTINGS = TrainerSettings(
-    steps=450, batch_size=16, learning_rate=8e-4, warmup_steps=50, ema_decay=0.99, seed=1
+    steps=1300, batch_size=16, learning_rate=8e-4, warmup_steps=50, ema_decay=0.99, seed=1
 )
 
 
@@ -130,7 +128,7 @@ class VideoObjective:
         data: ClipData,
         *,
         seed: int,
-        object_weight: float = 1.0,
+        object_weight: float = OBJECT_WEIGHT,
         num_canvases: int = 1500,
     ) -> None:
         self.model, self.data, self.seed = model, data, seed
@@ -199,22 +197,11 @@ def train_base(
     folder: Path,
     *,
     settings: TrainerSettings = BASE_SETTINGS,
-    object_settings: TrainerSettings = BASE_OBJECT_SETTINGS,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainingResult:
-    """Train U-Net and image projector from scratch; `model` is left with the averaged weights.
-
-    Two phases: first every place counts the same and the camera is learned, then objects count
-    `OBJECT_WEIGHT` times as much.
-    """
-    denoiser = Denoiser(model)
-    everything = VideoObjective(model, BASE_DATA, seed=settings.seed)
-    first = fit(denoiser, everything, settings, folder, on_progress=on_progress)
-    objects = VideoObjective(
-        model, BASE_DATA, seed=object_settings.seed, object_weight=OBJECT_WEIGHT
-    )
-    second = fit(denoiser, objects, object_settings, folder / "objects", on_progress=on_progress)
-    return replace(second, steps=first.steps + second.steps, seconds=first.seconds + second.seconds)
+    """Train U-Net and image projector from scratch; `model` is left with the averaged weights."""
+    objective = VideoObjective(model, BASE_DATA, seed=settings.seed)
+    return fit(Denoiser(model), objective, settings, folder, on_progress=on_progress)
 
 
 def fine_tune(
@@ -240,14 +227,30 @@ def fine_tune(
     denoiser = Denoiser(model)
     names = stage_one_parameters(model) if with_adapter else naive_parameters(model)
     own = dict(model.unet.named_parameters())
-    return fit(
-        denoiser,
-        VideoObjective(model, data, seed=settings.seed, object_weight=OBJECT_WEIGHT),
-        settings,
-        folder,
-        trainable=[own[name] for name in names],
-        on_progress=on_progress,
-    )
+    trainable = [own[name] for name in names]
+    with _frozen_matrices(denoiser, trainable):
+        return fit(
+            denoiser,
+            VideoObjective(model, data, seed=settings.seed),
+            settings,
+            folder,
+            trainable=trainable,
+            on_progress=on_progress,
+        )
+
+
+@contextmanager
+def _frozen_matrices(module: nn.Module, trainable: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Compute no gradients of matrices that are not trained; `fit` says why not of convolutions."""
+    kept = set(map(id, trainable))
+    frozen = [p for p in module.parameters() if p.ndim == 2 and id(p) not in kept]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
 
 
 def stage_one_parameters(model: PocketModel) -> list[str]:

@@ -109,8 +109,8 @@ def fit(
     log is `folder/log.jsonl`.
 
     Args:
-        module: The network; all its floating-point parameters keep `requires_grad` (a frozen
-            convolution crashes CPU bf16 backward in torch 2.13).
+        module: The network; its convolutions keep `requires_grad`, trained or not (a frozen one
+            crashes CPU bf16 backward in torch 2.13).
         loss_function: See `LossFunction`.
         settings: How to optimize.
         folder: Where state and log go; made when missing.

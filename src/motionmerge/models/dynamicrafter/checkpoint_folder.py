@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.atomic import atomic_path
+from motionmerge.io.torch_file import write_torch_file
 from motionmerge.io.weights import open_weights, write_weights
 
 from .conversion import (
@@ -143,8 +144,8 @@ def to_official(folder: str | Path, path: str | Path) -> int:
 
     Args:
         folder: Made by `convert_checkpoint` or `DynamiCrafterPipeline.save_pretrained`.
-        path: The file to write: `.safetensors`, or `.ckpt` with all tensors in memory, as the
-            official code loads it.
+        path: The file to write: `.safetensors`, or `.ckpt` as the official code loads it. One
+            tensor is in memory at a time.
 
     Returns:
         Number of tensors written.
@@ -174,9 +175,8 @@ def to_official(folder: str | Path, path: str | Path) -> int:
             for short, tensor in unconvert_component(component, ours).items():
                 tensors[component.long_name(short)] = tensor
         if path.suffix in _PICKLES:
-            state = {name: tensor.read() for name, tensor in tensors.items()}
-            with atomic_path(path) as temporary:
-                torch.save({"state_dict": state}, temporary)
+            specs = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+            write_torch_file(path, specs, read=lambda name: tensors[name].read())
         else:
             _write(path, tensors)
         return len(tensors)

@@ -14,7 +14,6 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
-from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D, TemporalConvLayer, Upsample2D
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 from motionmerge.errors import ConfigError, ShapeError
 
 from .adapter import TemporalFusion, TextToTemporalAdapter
+from .cross_attention import ContextCache, CrossContext, TextImageAttnProcessor
 
 ENTRY_ATTENTION_HEADS = 8  # official `init_attn`: eight heads whatever the width
 
@@ -108,7 +108,7 @@ class UNetStage(nn.Module):
             )
             for block in self.attention.transformer_blocks:
                 block.attn2.set_processor(
-                    IPAdapterAttnProcessor2_0(
+                    TextImageAttnProcessor(
                         out_channels, cross_attention_dim, num_tokens=(num_image_tokens,)
                     )
                 )
@@ -128,7 +128,7 @@ class UNetStage(nn.Module):
         self,
         hidden_states: torch.Tensor,
         time_embed: torch.Tensor,
-        context: tuple[torch.Tensor, list[torch.Tensor]],
+        context: CrossContext,
         temporal_context: torch.Tensor | None,
         num_frames: int,
     ) -> torch.Tensor:
@@ -320,6 +320,8 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixi
         frame_rate: torch.Tensor | float,
         temporal_context: torch.Tensor | None = None,
         return_dict: bool = True,
+        *,
+        context_cache: ContextCache | None = None,
     ) -> UNet3DConditionOutput | tuple[torch.Tensor]:
         """Run the network once.
 
@@ -334,6 +336,8 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixi
             temporal_context: `[batch, frames, temporal_context_dim]`; computed from the text tokens
                 by the model's own adapter when left out. Refused by a model without adapter.
             return_dict: Whether to wrap the result.
+            context_cache: Keeps what depends on the tokens and the weights alone, for the next call
+                with the same ones.
 
         Returns:
             The prediction `[batch, out_channels, frames, height, width]` as `.sample`, or as a
@@ -344,10 +348,9 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixi
         """
         self._check_sample(sample)
         batch, _, frames, _, _ = sample.shape
-        context = self._context_per_frame(encoder_hidden_states, frames)
-        if self.temporal_adapter is not None and temporal_context is None:
-            text = encoder_hidden_states[:, : self.config.num_text_tokens]
-            temporal_context = self.temporal_adapter(text, frames)
+        context = self._cross_context(encoder_hidden_states, frames, context_cache)
+        if temporal_context is None:
+            temporal_context = self._temporal_context(context, frames)
         self._check_temporal_context(temporal_context, batch, frames)
 
         time_embed = self._embed(timestep, self.time_embedding, sample)
@@ -381,24 +384,32 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixi
         value = torch.as_tensor(value, device=sample.device).reshape(-1).expand(sample.shape[0])
         return embedding(self.time_proj(value).to(sample.dtype))
 
-    def _context_per_frame(
-        self, tokens: torch.Tensor, frames: int
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Split text from image tokens and give every frame its own: `[b * t, ...]` each."""
+    def _cross_context(
+        self, tokens: torch.Tensor, frames: int, cache: ContextCache | None
+    ) -> CrossContext:
+        """Split text from image tokens, and the image tokens among the frames if they differ."""
         num_text, per_frame = self.config.num_text_tokens, self.config.num_image_tokens
         text, image = tokens[:, :num_text], tokens[:, num_text:]
         if image.shape[1] == per_frame * frames:
             image = image.unflatten(1, (frames, per_frame)).flatten(0, 1)
-        elif image.shape[1] == per_frame:
-            image = image.repeat_interleave(frames, 0)
-        else:
+        elif image.shape[1] != per_frame:
             raise ShapeError(
                 f"encoder_hidden_states has {tokens.shape[1]} tokens: {num_text} of text leave "
                 f"{image.shape[1]} of the image; for {frames} frames the model takes "
                 f"{per_frame * frames} ({per_frame} a frame) or {per_frame} (shared)",
                 fix="run the image projector with the same number of frames as the sample.",
             )
-        return text.repeat_interleave(frames, 0), [image]
+        return CrossContext(text, image, cache)
+
+    def _temporal_context(self, context: CrossContext, frames: int) -> torch.Tensor | None:
+        adapter, cache = self.temporal_adapter, context.cache
+        if adapter is None:
+            return None
+        if cache is None:
+            return adapter(context.text, frames)
+        if adapter not in cache.kept:
+            cache.kept[adapter] = (adapter(context.text, frames),)
+        return cache.kept[adapter][0]
 
     def _check_sample(self, sample: torch.Tensor) -> None:
         multiple = 2 ** len(self.downsamplers)

@@ -1,0 +1,389 @@
+"""Seconds and memory of a two-expert DynamiCrafter video, against the official procedure.
+
+    python benchmarks/sampling.py --rounds 3
+    python benchmarks/sampling.py --size full --device cuda --json
+
+Every row is a process of its own on the same random weights, noise and tokens. The first is the
+official procedure restated: two models in memory, two forward passes for guidance, attention by
+explicit products, tokens repeated for every frame and their keys computed in every step, and one
+frame encoded once for each frame. Each following row keeps what the row before it saves. Ratio: its
+seconds over the first row's, within the same round. fp32 rows report the greatest error of the
+latents, relative to their greatest entry; bf16 rows the PSNR of the video.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from motionmerge import Checkpoint, experts
+from motionmerge.models.dynamicrafter.cross_attention import CrossContext
+from motionmerge.models.dynamicrafter.image_projector import ImageProjector
+from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
+from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
+from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
+from motionmerge.sampling.guidance import guided_prediction
+
+BOUNDARY = 0.64  # noise level
+GUIDANCE = {"guidance_scale": 7.5, "guidance_rescale": 0.7}
+TEXT_TOKENS, FRAMES = 77, 16
+
+
+@dataclass(frozen=True)
+class Size:
+    """A configuration: widths of the U-Net and the VAE, tokens, pixels and steps."""
+
+    widths: tuple[int, ...]
+    head_dim: int
+    token_dim: int
+    image_tokens: int
+    vae_widths: tuple[int, ...]
+    height: int
+    width: int
+    steps: int
+
+
+SIZES = {
+    "small": Size((32, 64, 64), 16, 64, 4, (32, 32, 32, 32), 64, 64, 4),
+    "mid": Size((96, 192, 384, 384), 32, 256, 16, (32, 64, 64, 64), 128, 192, 6),
+    "full": Size((320, 640, 1280, 1280), 64, 1024, 16, (128, 256, 512, 512), 320, 512, 50),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a row does differently from the official procedure."""
+
+    name: str
+    savings: frozenset[str] = frozenset()
+    dtype: torch.dtype = torch.float32
+    is_ours: bool = False
+    channels_last: bool = False
+    compiles: bool = False
+
+
+def rows() -> list[Row]:
+    """The official procedure, what each change saves on top of the ones before, and ours."""
+    steps = ("one model", "one encode", "batched guidance", "SDPA")
+    made = [Row("official procedure")]
+    made += [Row(f"+ {name}", frozenset(steps[: i + 1])) for i, name in enumerate(steps)]
+    made.append(Row("motionmerge", is_ours=True))  # adds: text not repeated, keys kept
+    made.append(Row("motionmerge, channels last", is_ours=True, channels_last=True))
+    made.append(Row("motionmerge, compiled", is_ours=True, compiles=True))
+    made.append(Row("motionmerge, bf16", dtype=torch.bfloat16, is_ours=True))
+    made.append(
+        Row("motionmerge, bf16, compiled", dtype=torch.bfloat16, is_ours=True, compiles=True)
+    )
+    return made
+
+
+class Towers(torch.nn.Module):
+    """Stands where the pipeline keeps its text and image towers; tokens are passed in."""
+
+    config = None
+
+
+def build(size: Size) -> DynamiCrafterPipeline:
+    """A DynamiCrafter of this size with random weights, all of them in use."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    unet = DynamiCrafterUNet(
+        block_out_channels=size.widths,
+        attention_levels=(*[True] * (len(size.widths) - 1), False),
+        attention_head_dim=size.head_dim,
+        cross_attention_dim=size.token_dim,
+        num_text_tokens=TEXT_TOKENS,
+        num_image_tokens=size.image_tokens,
+        norm_num_groups=16,
+    )
+    with torch.no_grad():  # layers that start at zero would hide what is before them
+        for parameter in unet.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.normal_(std=0.3 * parameter[0].numel() ** -0.5)
+    levels = len(size.vae_widths)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=size.vae_widths,
+        layers_per_block=2,
+        norm_num_groups=16,
+        scaling_factor=0.18215,
+    )
+    return DynamiCrafterPipeline(
+        unet=unet.eval(),
+        vae=vae.eval(),
+        text_encoder=Towers(),
+        tokenizer=None,
+        image_encoder=Towers(),
+        image_projector=ImageProjector(num_frames=FRAMES),
+        scheduler=DynamicRescaleDDIMScheduler(),
+        height=size.height,
+        width=size.width,
+    )
+
+
+def write_experts(size: Size, folder: Path) -> None:
+    """Save the weights of the two experts, a small step apart."""
+    from safetensors.torch import save_file
+
+    weights = build(size).unet.state_dict()
+    save_file(weights, folder / "early.safetensors")
+    generator = torch.Generator().manual_seed(1)
+    for weight in weights.values():
+        weight += 0.02 * weight.std().nan_to_num() * torch.randn(weight.shape, generator=generator)
+    save_file(weights, folder / "late.safetensors")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What every row is given."""
+
+    image: torch.Tensor
+    noise: torch.Tensor
+    tokens: torch.Tensor  # [2, tokens, dim]: unconditional, conditional
+
+    @classmethod
+    def draw(cls, size: Size, pipeline: DynamiCrafterPipeline, device: str) -> Inputs:
+        generator = torch.Generator().manual_seed(2)
+        scale = pipeline.vae_scale_factor
+        noise = (1, 4, FRAMES, size.height // scale, size.width // scale)
+        num_tokens = TEXT_TOKENS + FRAMES * size.image_tokens
+        return cls(
+            torch.rand(1, 3, size.height, size.width, generator=generator).to(device),
+            torch.randn(noise, generator=generator).to(device),
+            torch.randn(2, num_tokens, size.token_dim, generator=generator).to(device),
+        )
+
+
+class ExplicitAttention:
+    """Attention by two matrix products, tokens repeated for every frame, as the official code."""
+
+    def __call__(self, attn: Any, hidden: torch.Tensor, context: Any = None, **_: Any) -> Any:
+        query = attn.to_q(hidden)
+        if not isinstance(context, CrossContext):
+            out = self.attend(attn, query, attn.to_k(hidden), attn.to_v(hidden))
+            return attn.to_out[1](attn.to_out[0](out))
+        ip = attn.own_processor
+        frames = len(hidden) // len(context.text)
+        text = context.text.repeat_interleave(frames, 0)
+        out = self.attend(attn, query, attn.to_k(text), attn.to_v(text))
+        image = context.image
+        out = out + self.attend(attn, query, ip.to_k_ip[0](image), ip.to_v_ip[0](image))
+        return attn.to_out[1](attn.to_out[0](out))
+
+    @staticmethod
+    def attend(attn: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Any:
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
+        weights = torch.einsum("bhid,bhjd->bhij", q, k) * q.shape[-1] ** -0.5
+        out = torch.einsum("bhij,bhjd->bhid", weights.softmax(-1), v)
+        return out.transpose(1, 2).flatten(2)
+
+
+class RepeatedTokensAttention(ExplicitAttention):
+    """The same with torch's fused kernel."""
+
+    @staticmethod
+    def attend(attn: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Any:
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return out.transpose(1, 2).flatten(2)
+
+
+def set_attention(unet: DynamiCrafterUNet, processor: ExplicitAttention) -> None:
+    """Use a processor everywhere; the image branch's parameters stay with their module."""
+    from diffusers.models.attention_processor import Attention
+
+    for module in unet.modules():
+        if isinstance(module, Attention):
+            object.__setattr__(module, "own_processor", module.processor)
+            kept = module._modules.pop("processor", None)
+            if kept is not None:
+                module.own_modules = torch.nn.ModuleList([kept])
+            module.processor = processor
+
+
+def restated(
+    pipeline: DynamiCrafterPipeline, inputs: Inputs, row: Row, size: Size, folder: Path
+) -> torch.Tensor:
+    """The official procedure, less the savings of the row; returns latents."""
+    from safetensors.torch import load_file
+
+    device = inputs.noise.device
+    early = pipeline.unet
+    files = {name: folder / f"{name}.safetensors" for name in ("early", "late")}
+    early.load_state_dict(load_file(files["early"]))
+    late = early
+    if "one model" not in row.savings:
+        late = copy.deepcopy(early)
+        late.load_state_dict(load_file(files["late"]))
+    else:
+        changed = {name: tensor.to(device) for name, tensor in load_file(files["late"]).items()}
+    kind = RepeatedTokensAttention if "SDPA" in row.savings else ExplicitAttention
+    for unet in dict.fromkeys((early, late)):
+        set_attention(unet, kind())
+    pixels = inputs.image * 2 - 1
+    num_encodes = 1 if "one encode" in row.savings else FRAMES
+    encoded = [
+        pipeline.vae.encode(pixels).latent_dist.mode() * pipeline.vae.config.scaling_factor
+        for _ in range(num_encodes)
+    ]
+    image_latents = torch.stack(encoded * (FRAMES // num_encodes), dim=2)
+    latents = inputs.noise
+    scheduler = pipeline.scheduler
+    scheduler.set_timesteps(size.steps)
+    own = dict(early.named_parameters())
+    for timestep in scheduler.timesteps:
+        abar = scheduler.alphas_cumprod[timestep].double()
+        level = float((1 - abar).sqrt() / (abar.sqrt() + (1 - abar).sqrt()))
+        if level <= BOUNDARY and late is early and changed:
+            with torch.no_grad():
+                for name, tensor in changed.items():
+                    own[name.replace("processor.", "own_modules.0.")].copy_(tensor)
+            changed = {}
+        unet = early if level > BOUNDARY else late
+        sample = torch.cat([latents, image_latents], dim=1)
+        if "batched guidance" in row.savings:
+            both = unet(torch.cat([sample] * 2), timestep, inputs.tokens, 24.0, return_dict=False)
+            unconditional, conditional = both[0].chunk(2)
+        else:
+            unconditional, conditional = (
+                unet(sample, timestep, tokens[None], 24.0, return_dict=False)[0]
+                for tokens in inputs.tokens
+            )
+        prediction = guided_prediction(conditional, unconditional, **GUIDANCE)
+        latents = scheduler.step(prediction, timestep, latents, eta=0.0, return_dict=False)[0]
+    return latents
+
+
+def ours(
+    pipeline: DynamiCrafterPipeline, inputs: Inputs, row: Row, size: Size, folder: Path
+) -> torch.Tensor:
+    """The pipeline as a user calls it, with two experts; returns latents."""
+    if row.channels_last:
+        pipeline.unet.to(memory_format=torch.channels_last)
+    if row.compiles:
+        pipeline.unet.compile()
+    text, image = inputs.tokens.split([TEXT_TOKENS, inputs.tokens.shape[1] - TEXT_TOKENS], dim=1)
+    pipeline.encode_image_tokens = lambda images, frames: image[:1].expand(len(images), -1, -1)
+    options = {
+        "prompt_embeds": text[1:],
+        "negative_prompt_embeds": text[:1],
+        "image_embeds": image[1:],
+        "latents": inputs.noise,
+        "num_inference_steps": size.steps,
+        "eta": 0.0,
+        "output_type": "latent",
+        **GUIDANCE,
+    }
+    both = {name: Checkpoint.load(folder / f"{name}.safetensors") for name in ("early", "late")}
+    with experts(pipeline, experts=both, boundary=BOUNDARY, module="unet"):
+        if row.compiles:  # compiled once, then used for every video
+            pipeline(inputs.image, **(options | {"num_inference_steps": 2}))
+        started = time.perf_counter()
+        latents = pipeline(inputs.image, **options).frames
+        pipeline.seconds = time.perf_counter() - started
+    return latents
+
+
+@torch.no_grad()
+def run_row(row: Row, size: Size, folder: Path, device: str) -> dict[str, float]:
+    """Make one video; saves its latents and frames into the folder."""
+    pipeline = build(size)
+    pipeline.set_progress_bar_config(disable=True)
+    for part in (pipeline.unet, pipeline.vae):
+        part.to(device, row.dtype)
+    inputs = Inputs.draw(size, pipeline, device)
+    started = time.perf_counter()
+    latents = (ours if row.is_ours else restated)(pipeline, inputs, row, size, folder)
+    seconds = getattr(pipeline, "seconds", time.perf_counter() - started)
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 1e6
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    video = pipeline.decode_latents(latents.to(device), inputs.image)
+    torch.save({"latents": latents.cpu(), "video": video.cpu()}, folder / f"{row.name}.pt")
+    return {"seconds": seconds, "peak_mb": peak}
+
+
+def compare(row: Row, reference: Row, folder: Path) -> dict[str, float]:
+    """Error of a row's output with respect to the first row's."""
+    mine, theirs = (torch.load(folder / f"{one.name}.pt") for one in (row, reference))
+    if row.dtype == torch.float32:
+        error = (mine["latents"] - theirs["latents"]).abs().max() / theirs["latents"].abs().max()
+        return {"max_error": float(error)}
+    return {"psnr_db": float(-10 * (mine["video"] - theirs["video"]).square().mean().log10())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=SIZES, default="mid")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", help="rows whose name contains this, besides the first")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    size = SIZES[options.size]
+    if options.row:
+        row = next(one for one in rows() if one.name == options.row)
+        print(json.dumps(run_row(row, size, options.folder, options.device)))
+        return
+    chosen = [one for one in rows() if not options.only or options.only in one.name]
+    chosen = list(dict.fromkeys([rows()[0], *chosen]))
+    found: dict[str, list[dict[str, float]]] = {row.name: [] for row in chosen}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_experts(size, folder)
+        for _ in range(options.rounds):
+            for row in chosen:
+                command = [sys.executable, __file__, "--row", row.name, "--folder", name]
+                command += ["--size", options.size, "--device", options.device]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    print(f"{row.name}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
+                    continue
+                found[row.name].append(json.loads(done.stdout.splitlines()[-1]))
+        table = []
+        for row in chosen:
+            if not found[row.name]:
+                continue
+            pairs = zip(found[row.name], found[chosen[0].name], strict=False)
+            table.append(
+                {
+                    "name": row.name,
+                    "seconds": statistics.median(one["seconds"] for one in found[row.name]),
+                    "ratio": statistics.median(a["seconds"] / b["seconds"] for a, b in pairs),
+                    "peak_mb": max(one["peak_mb"] for one in found[row.name]),
+                    **compare(row, chosen[0], folder),
+                }
+            )
+    if options.json:
+        print(json.dumps(table))
+        return
+    print(f"{'':32}{'seconds':>9}{'ratio':>7}{'peak MB':>9}   error")
+    for line in table:
+        error = f"{line['max_error']:.1e}" if "max_error" in line else f"{line['psnr_db']:.0f} dB"
+        print(
+            f"{line['name']:32}{line['seconds']:9.2f}{line['ratio']:7.2f}{line['peak_mb']:9.0f}   "
+            f"{error}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The paper's method on Stable Video Diffusion, which has no prompts: a fine-tune and its base.
+
+New: `motion=` writes the recipe of the paper (two experts with DARE) from two sets of weights.
+
+    python 08_svd.py FINE_TUNED_FOLDER stable-video-diffusion-img2vid photo.jpg
+    python 08_svd.py --tiny
+"""
+
+import sys
+
+from motionmerge import experts
+from motionmerge.io.video import contact_sheet, load_image
+from motionmerge.models.pocket.world import load_photo
+from motionmerge.sampling.loading import default_device, load_pipeline, place
+from motionmerge.sampling.make_video import VideoSettings, make_video
+from motionmerge.sampling.pipeline_folder import find_pipeline
+
+if sys.argv[1:] in ([], ["--tiny"]):
+    import tiny_models
+
+    pipe, image = tiny_models.svd(), load_photo("coffee")
+    tuned = {f"unet.{name}": weight for name, weight in pipe.unet.state_dict().items()}
+    base, settings = tiny_models.moved(pipe.unet), VideoSettings(**tiny_models.SMALL)
+else:
+    import torch
+
+    model, parent, photo = sys.argv[1:]
+    folder = find_pipeline(model)
+    pipe = load_pipeline(folder, dtype=torch.float16)
+    print(place(pipe, folder, default_device(), torch.float16))
+    tuned, base = folder.path, find_pipeline(parent).path
+    image, settings = load_image(photo), VideoSettings()
+
+videos = {"fine-tuned": make_video(pipe, image, settings)}
+for motion in (0.25, 0.5):
+    with experts(pipe, motion=motion, base=base, tuned=tuned, boundary=0.64):
+        videos[f"motion {motion}"] = make_video(pipe, image, settings)
+every = max(1, len(videos["fine-tuned"]) // 6)
+contact_sheet(list(videos.values()), labels=list(videos), every=every, path="08_svd.png")

@@ -1,0 +1,68 @@
+"""What the matrices of a LoRA multiply out to: linear and convolution layers, LoHa, LoKr.
+
+    linear, conv   up @ down
+    LoHa           (w1_a @ w1_b) * (w2_a @ w2_b)       (entry by entry)
+    LoKr           kron(w1, w2)
+
+Source: Hu et al. 2021 (arXiv 2106.09685); LyCORIS, Yeh et al. 2023 (arXiv 2309.14859).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+
+def product(parts: Mapping[str, torch.Tensor], rows: slice | None) -> torch.Tensor | None:
+    """Multiply the parts of a module, without alpha and scale; None if they are no product.
+
+    Args:
+        parts: By the names of `lora_names`.
+        rows: Which rows of the result are wanted, that is which output channels; None: all.
+
+    Raises:
+        KeyError, RuntimeError: The parts are incomplete or do not fit together.
+    """
+    if "up_bias" in parts:
+        return rows_of(parts["up_bias"], rows)
+    if "up" in parts and "down" in parts:
+        return _lora(rows_of(parts["up"], rows), parts)
+    if {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= parts.keys():
+        first = _factor(parts, "hada_w1", tucker="hada_t1")
+        return rows_of(first * _factor(parts, "hada_w2", tucker="hada_t2"), rows)
+    if any(part.startswith("lokr_") for part in parts):
+        return rows_of(_lokr(parts), rows)
+    return None
+
+
+def rows_of(tensor: torch.Tensor, rows: slice | None) -> torch.Tensor:
+    """Give some rows of a tensor, or for None the tensor."""
+    return tensor if rows is None else tensor[rows]
+
+
+def _lora(up: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Multiply `up` [out, rank] and `down` [rank, in, *kernel]; `mid` [rank, rank, *kernel]."""
+    down = parts["down"]
+    if "mid" in parts:
+        return torch.einsum("pq...,op,qi->oi...", parts["mid"], up.flatten(1), down.flatten(1))
+    return (up.flatten(1) @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
+
+
+def _lokr(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    first = _factor(parts, "lokr_w1", tucker=None)
+    second = _factor(parts, "lokr_w2", tucker="lokr_t2")
+    return torch.kron(first.reshape(*first.shape, *[1] * (second.ndim - 2)), second.contiguous())
+
+
+def _factor(parts: Mapping[str, torch.Tensor], name: str, *, tucker: str | None) -> torch.Tensor:
+    """Give a matrix: whole, as two factors, or as two factors around a kernel.
+
+    a @ b;   with a kernel t [rank, rank, *kernel]:   out[o, i] = sum_pq a[p, o] t[p, q] b[q, i]
+    """
+    if name in parts:
+        return parts[name]
+    first, second = parts[f"{name}_a"], parts[f"{name}_b"]
+    if tucker is not None and tucker in parts:
+        return torch.einsum("pq...,po,qi->oi...", parts[tucker], first, second)
+    return first @ second

@@ -1,0 +1,52 @@
+"""What a checkpoint expression comes to: the dtype, shape and bits of its tensors."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from motionmerge.merge.rounding import round_once
+from motionmerge.merge.sources import OpenInputs, Source
+from motionmerge.tensors import is_mergeable
+
+
+class Computable(Protocol):
+    """A checkpoint expression, as far as its results go."""
+
+    @property
+    def anchor(self) -> Source: ...
+    def value(self, name: str, inputs: OpenInputs, /) -> torch.Tensor | None: ...
+
+
+def result_dtype(
+    checkpoint: Computable, name: str, inputs: OpenInputs, *, dtype: torch.dtype | None = None
+) -> torch.dtype:
+    """Give the dtype of one tensor of the result: `dtype` replaces floating-point ones only."""
+    stored = inputs.dtype(checkpoint.anchor, name)
+    return dtype if dtype is not None and stored.is_floating_point else stored
+
+
+def result_specs(
+    checkpoint: Computable, inputs: OpenInputs, *, dtype: torch.dtype | None = None
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Give dtype and shape of every tensor of the result, in its order, without reading any."""
+    anchor = checkpoint.anchor
+    return {
+        name: (
+            result_dtype(checkpoint, name, inputs, dtype=dtype),
+            inputs.shape(anchor, name),
+        )
+        for name in inputs.names(anchor)
+    }
+
+
+def realised(
+    checkpoint: Computable, name: str, inputs: OpenInputs, *, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Compute one tensor of a checkpoint as it is stored: rounded once, or the anchor's bytes."""
+    stored = inputs.stored(checkpoint.anchor, name)
+    target = result_dtype(checkpoint, name, inputs, dtype=dtype)
+    mergeable = is_mergeable(stored.dtype, stored.shape)
+    value = checkpoint.value(name, inputs) if mergeable else None
+    return round_once(stored if value is None else value, target, name)

@@ -1,0 +1,116 @@
+"""Cross-attention to text and image tokens, without doing again what frames and steps share.
+
+Text is the same for every frame, so all pixels of a video attend to it in one sequence; the keys
+and values of text and image do not change while a video is denoised by the same weights, so they
+can be kept from step to step. The sum text + image is IP-Adapter's (Ye et al. 2023, arXiv
+2308.06721), as DynamiCrafter has it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
+from torch import nn
+from torch.nn import functional as F
+
+
+@dataclass
+class ContextCache:
+    """What depends on tokens and weights alone, kept from one denoising step to the next.
+
+    Use one for each prompt, image and expert; it knows nothing of changes to either.
+
+    Args:
+        kept: Tensors by the module that made them.
+    """
+
+    kept: dict[nn.Module, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        """Forget everything, after the weights or the tokens have changed."""
+        self.kept.clear()
+
+
+@dataclass(frozen=True)
+class CrossContext:
+    """What the pixels of a video attend to.
+
+    Args:
+        text: `[batch, text tokens, dim]`.
+        image: `[batch * frames, image tokens, dim]`; `[batch, ...]` if all frames see the same.
+        cache: Where keys and values are kept; None computes them anew.
+    """
+
+    text: torch.Tensor
+    image: torch.Tensor
+    cache: ContextCache | None = None
+
+
+class TextImageAttnProcessor(IPAdapterAttnProcessor2_0):
+    """Attend to text and to image tokens and add both.
+
+    out = softmax(q k_text') v_text + scale * softmax(q k_image') v_image
+
+    The same parameters and numbers (up to rounding) as diffusers' `IPAdapterAttnProcessor2_0` on
+    tokens that are repeated for every frame.
+    """
+
+    def __call__(  # type: ignore[override]
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: CrossContext,
+        attention_mask: None = None,
+    ) -> torch.Tensor:
+        """Attend.
+
+        Args:
+            attn: The module that this is the processor of.
+            hidden_states: `[batch * frames, pixels, dim]`.
+            encoder_hidden_states: The tokens.
+            attention_mask: None; diffusers' blocks pass it.
+        """
+        query = attn.to_q(hidden_states)
+        text_key, text_value, image_key, image_value = self._keys_values(
+            attn, encoder_hidden_states
+        )
+        out = _attend(query, text_key, text_value, num_heads=attn.heads)
+        out = out + self.scale[0] * _attend(query, image_key, image_value, num_heads=attn.heads)
+        return attn.to_out[1](attn.to_out[0](out))
+
+    def _keys_values(self, attn: Attention, context: CrossContext) -> tuple[torch.Tensor, ...]:
+        if context.cache is not None and self in context.cache.kept:
+            return context.cache.kept[self]
+        made = (
+            attn.to_k(context.text),
+            attn.to_v(context.text),
+            self.to_k_ip[0](context.image),
+            self.to_v_ip[0](context.image),
+        )
+        if context.cache is not None:
+            context.cache.kept[self] = made
+        return made
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, num_heads: int
+) -> torch.Tensor:
+    """Multi-head attention; rows of `query` that share a row of `key` are one sequence.
+
+    Args:
+        query: `[rows * shared, length, dim]`.
+        key, value: `[rows, tokens, dim]`.
+        num_heads: Heads.
+
+    Returns:
+        As `query`.
+    """
+    rows = key.shape[0]
+    q, k, v = (
+        x.reshape(rows, -1, num_heads, x.shape[-1] // num_heads).transpose(1, 2)
+        for x in (query, key, value)
+    )
+    out = F.scaled_dot_product_attention(q, k, v)
+    return out.transpose(1, 2).reshape(query.shape)

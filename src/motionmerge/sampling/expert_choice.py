@@ -1,0 +1,186 @@
+"""Which weights denoise, chosen by recipe, knob, LoRA or file; every choice is a recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from motionmerge.config import fix_unknown_name
+from motionmerge.errors import ConfigError, RecipeError
+from motionmerge.io.weights import open_weights
+from motionmerge.merge.recipe import Recipe, RecipeInput
+from motionmerge.merge.sources import MODULES, module_folders
+from motionmerge.sampling.expert_bank import experts, paper_recipe
+from motionmerge.sampling.lora_layers import OWN_MODEL
+from motionmerge.sampling.switching import DENOISERS
+
+
+@dataclass(frozen=True)
+class ExpertChoice:
+    """Which weights denoise: the model's own, or the experts of a recipe.
+
+    Attributes:
+        recipe: What the experts are; None for the model as it is.
+        boundary: Noise level at which the second of two experts takes over, instead of the
+            recipe's schedule.
+    """
+
+    recipe: Recipe | None = None
+    boundary: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.boundary is None:
+            return
+        if self.recipe is None:
+            raise ConfigError("A boundary needs experts.", fix="leave --boundary out.")
+        if not 0 <= self.boundary <= 1:
+            raise ConfigError(
+                f"The boundary {self.boundary:g} is no noise level.",
+                fix="use a value from 0 to 1, e.g. 0.64.",
+            )
+
+    def attach(self, pipeline: Any) -> AbstractContextManager[Any]:
+        """Give a context in which these weights denoise; it yields the bank, or None."""
+        if self.recipe is None:
+            return nullcontext()
+        return experts(pipeline, recipe=self.recipe, boundary=self.boundary)
+
+    def description(self) -> dict[str, Any]:
+        """Say what it is, for a video's metadata."""
+        if self.recipe is None:
+            return {}
+        return {"recipe": self.recipe.print(), "boundary": self.boundary}
+
+    def check_inputs(self) -> None:
+        """Look for the weights of every input, before a model is loaded for nothing.
+
+        Raises:
+            CheckpointError: One is missing, or is to be passed.
+        """
+        for origin in self._origins().values():
+            if isinstance(origin, Path):
+                open_weights((module_folders(origin) or [origin])[0]).close()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Say what it is with the hash of every input, wherever their files are.
+
+        Raises:
+            CheckpointError: An input is missing or is not the one that the recipe pins.
+        """
+        if self.recipe is None:
+            return {}
+        hashed = self.recipe.pinned(self._origins())
+        inputs = {
+            name: entry if entry.sha256 is None else replace(entry, path=name)
+            for name, entry in hashed.inputs.items()
+        }
+        recipe = replace(hashed, inputs=inputs, description=None)
+        return {"recipe": recipe.print(), "boundary": self.boundary}
+
+    def _origins(self) -> dict[str, Any]:
+        if self.recipe is None:
+            return {}
+        return {
+            name: self.recipe.origin(name)
+            for name, entry in self.recipe.inputs.items()
+            if entry.path != OWN_MODEL
+        }
+
+
+def from_recipe(
+    recipe: Recipe | str | Path,
+    *,
+    inputs: Mapping[str, str] | None = None,
+    boundary: float | None = None,
+) -> ExpertChoice:
+    """Choose the experts of a recipe.
+
+    Args:
+        recipe: A recipe, its file, or the name of a shipped one.
+        inputs: Paths that replace the recipe's inputs, pinned hash included.
+        boundary: See `ExpertChoice`.
+
+    Raises:
+        RecipeError: There is no such recipe or input.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    replaced = dict(recipe.inputs)
+    for name, path in (inputs or {}).items():
+        if name not in replaced:
+            raise RecipeError(
+                f"The recipe has no input `{name}`.", fix=fix_unknown_name(name, replaced)
+            )
+        replaced[name] = RecipeInput(str(Path(path).expanduser().resolve()))
+    return ExpertChoice(replace(recipe, inputs=replaced), boundary)
+
+
+def from_loras(
+    loras: Sequence[Path], *, motion: float | None = None, boundary: float | None = None
+) -> ExpertChoice:
+    """Choose LoRAs on the model: at their full strength, or at -motion while it is noisy.
+
+    dynamics    = base - motion * LoRA     above the boundary, 0.64 by default
+    consistency = base + LoRA
+    """
+    names = [f"lora_{number}" for number in range(1, len(loras) + 1)]
+    inputs = {"base": OWN_MODEL} | {
+        name: str(path.expanduser().resolve()) for name, path in zip(names, loras, strict=True)
+    }
+
+    def with_weight(weight: float) -> str:
+        return " + ".join(["base", *(f"lora({name}, {weight!r})" for name in names)])
+
+    if motion is None:
+        return ExpertChoice(_recipe(inputs, {"styled": with_weight(1.0)}), boundary)
+    formulas = {"dynamics": with_weight(-motion), "consistency": with_weight(1.0)}
+    schedule: list[dict[str, Any]] = [
+        {"expert": "dynamics", "above": 0.64},
+        {"expert": "consistency"},
+    ]
+    return ExpertChoice(_recipe(inputs, formulas, schedule), boundary)
+
+
+def from_base(
+    base: Path, model: Path, *, motion: float, boundary: float | None = None
+) -> ExpertChoice:
+    """Choose the paper's method, with the model as the fine-tuned weights; see `paper_recipe`.
+
+    Args:
+        base: The weights it was fine-tuned from: a pipeline's folder, or weights of its denoiser.
+        model: The pipeline's folder.
+        motion: More moves more; the paper has 0.25.
+        boundary: See `ExpertChoice`.
+    """
+    tuned = model
+    if not module_folders(base) and not _has_prefixes(base):
+        tuned = next(model / name for name in DENOISERS if (model / name).is_dir())
+    recipe = paper_recipe(motion)
+    paths = {"base": base, "tuned": tuned}
+    inputs = {name: RecipeInput(str(path.expanduser().resolve())) for name, path in paths.items()}
+    return ExpertChoice(replace(recipe, inputs=inputs), boundary)
+
+
+def from_weights(weights: Path) -> ExpertChoice:
+    """Choose one weights file for the whole denoising."""
+    return ExpertChoice(_recipe({"merged": str(weights.expanduser().resolve())}, {"all": "merged"}))
+
+
+def _has_prefixes(path: Path) -> bool:
+    """Tell whether a file's tensors are named `unet.<name>`, as those of a merged expert are."""
+    with open_weights(path) as reader:
+        return all(name.partition(".")[0] in MODULES for name in reader.keys())  # noqa: SIM118
+
+
+def _recipe(
+    inputs: Mapping[str, str],
+    formulas: Mapping[str, str],
+    schedule: Sequence[Mapping[str, Any]] | None = None,
+) -> Recipe:
+    sections: dict[str, Any] = {"inputs": inputs, "experts": formulas}
+    if schedule is not None:
+        sections["schedule"] = schedule
+    return Recipe.parse(json.dumps(sections, ensure_ascii=False))  # JSON is YAML as well

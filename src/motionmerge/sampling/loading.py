@@ -1,0 +1,136 @@
+"""Load an image-to-video pipeline and put it on a device, if memory will do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from motionmerge.config import fix_unknown_name
+from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.sampling.pipeline_folder import PipelineFolder, first_line, pipeline_class
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_SHARE = 0.9
+"""How much of the free memory weights may take; the rest is for what is computed with them."""
+
+
+def load_pipeline(
+    folder: PipelineFolder,
+    *,
+    dtype: torch.dtype = torch.float32,
+    variant: str | None = None,
+    legacy: bool = False,
+) -> Any:
+    """Load a pipeline into main memory.
+
+    Raises:
+        ConfigError: There is not enough free memory.
+        CheckpointError: A part cannot be loaded.
+    """
+    check_memory(folder, dtype, torch.device("cpu"))
+    wanted = pipeline_class(folder.family)
+    try:
+        pipeline = wanted.from_pretrained(
+            folder.path,
+            torch_dtype=dtype,
+            variant=variant,
+            use_safetensors=None if legacy else True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError) as error:
+        raise CheckpointError(
+            f"{folder.name} cannot be loaded: {first_line(error)}",
+            fix="check that the folder is whole, and that diffusers and transformers know it.",
+        ) from error
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    return pipeline
+
+
+def place(pipeline: Any, folder: PipelineFolder, device: torch.device, dtype: torch.dtype) -> str:
+    """Move a pipeline to a device: the whole of it, or part by part while it runs.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        ConfigError: Even the largest part does not fit.
+    """
+    free = free_memory(device)
+    sizes = folder.num_bytes(dtype)
+    total, largest = sum(sizes.values()), max(sizes.values(), default=0)
+    if device.type == "cpu":
+        return f"{_gigabytes(total)} of weights in main memory"
+    if free is None or total <= _SHARE * free:
+        pipeline.to(device)
+        return f"{_gigabytes(total)} of weights on {device}"
+    if largest > _SHARE * free:
+        raise _too_large(folder.name, largest, free, device, what="the largest part")
+    pipeline.enable_model_cpu_offload(device=device)
+    return (
+        f"{_gigabytes(total)} of weights, {_gigabytes(free)} free on {device}: "
+        "its parts take turns there"
+    )
+
+
+def check_memory(folder: PipelineFolder, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse a pipeline whose weights do not fit into a device's free memory.
+
+    Raises:
+        ConfigError: Gives both numbers.
+    """
+    free, total = free_memory(device), sum(folder.num_bytes(dtype).values())
+    if free is not None and total > _SHARE * free:
+        raise _too_large(folder.name, total, free, device, what=f"its weights in {dtype}")
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Give the free bytes of a device, or None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def default_device() -> torch.device:
+    """Take the GPU of this process if there is one: that of `LOCAL_RANK`, else the first."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    return torch.device("cuda", local % torch.cuda.device_count())
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """Read fp32, fp16 or bf16.
+
+    Raises:
+        ConfigError: It is another name.
+    """
+    if name not in DTYPES:
+        raise ConfigError(f"There is no dtype `{name}`.", fix=fix_unknown_name(name, DTYPES))
+    return DTYPES[name]
+
+
+def _too_large(
+    name: str, needed: int, free: int, device: torch.device, *, what: str
+) -> ConfigError:
+    where = "main memory" if device.type == "cpu" else f"memory on {device}"
+    return ConfigError(
+        f"{name} does not fit: {_gigabytes(needed)} for {what}, and {_gigabytes(free)} of {where} "
+        "are free.",
+        fix="load it with --dtype bf16 if it is not yet, close other programs, or use a smaller "
+        "model or machine with more memory.",
+    )
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"

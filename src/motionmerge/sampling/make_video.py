@@ -1,0 +1,231 @@
+"""One video of any image-to-video pipeline: the call in the words of its family, and its frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+
+from motionmerge.errors import ConfigError, DataError
+from motionmerge.io.video import fit_image
+from motionmerge.sampling.video_families import Limits, VideoFamily, configs_of, family_of
+
+_CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory")
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """What happens in a video and how it is made; None leaves a setting to the model.
+
+    Attributes:
+        prompt: What happens; None for models without prompts.
+        seed: Same seed, same video.
+        negative_prompt: What should not happen.
+        height, width: In pixels.
+        num_frames: Length.
+        frame_rate: Frames per second, told to models that know frame rates.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Strength of the prompt.
+    """
+
+    prompt: str | None = None
+    seed: int = 0
+    negative_prompt: str | None = None
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    frame_rate: float | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+
+    def resolved(self, family: VideoFamily, limits: Limits) -> VideoSettings:
+        """Fill in what the model does by itself, as far as we know it."""
+        own: dict[str, Any] = {
+            "height": limits.height,
+            "width": limits.width,
+            "num_frames": limits.num_frames,
+            "num_inference_steps": family.num_inference_steps,
+            "guidance_scale": family.guidance_scale,
+        }
+        return replace(
+            self, **{name: value for name, value in own.items() if getattr(self, name) is None}
+        )
+
+    def check(self, family: VideoFamily, limits: Limits) -> None:
+        """Refuse what the family cannot make.
+
+        Raises:
+            ConfigError: Names the setting and the nearest right values.
+        """
+        family.check(
+            limits,
+            height=self.height,
+            width=self.width,
+            num_frames=self.num_frames,
+            frame_rate=self.frame_rate,
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+        )
+
+
+def make_video(
+    pipeline: Any, image: Image.Image, settings: VideoSettings, **options: Any
+) -> torch.Tensor:
+    """Call a pipeline for one video.
+
+    Args:
+        pipeline: A pipeline of one of `VIDEO_FAMILIES`.
+        image: The first frame; it is cut to the video's shape.
+        settings: The video. With `prompt_embeds` (or the like) in `options` it needs no prompt.
+        options: Arguments of the pipeline's own `__call__`, which count more than the settings.
+
+    Returns:
+        `[frames, 3, height, width]` in [0, 1].
+
+    Raises:
+        ConfigError: The family cannot make it, or memory ran out.
+    """
+    family, limits = family_and_limits(pipeline)
+    if not any(name.startswith("prompt_embeds") for name in options):
+        settings.check(family, limits)
+    arguments = {**pipeline_arguments(pipeline, image, settings), **options}
+    with prepared(pipeline, settings), named_memory_errors(limits):
+        return frames_of(pipeline(**arguments))
+
+
+def family_and_limits(pipeline: Any) -> tuple[VideoFamily, Limits]:
+    """Find the family of a loaded pipeline, and what it can make."""
+    family = family_of(type(pipeline).__name__)
+    return family, family.limits(configs_of(pipeline))
+
+
+def pipeline_arguments(
+    pipeline: Any, image: Image.Image, settings: VideoSettings
+) -> dict[str, Any]:
+    """Translate settings into the arguments of a pipeline's `__call__`."""
+    family, limits = family_and_limits(pipeline)
+    settings = settings.resolved(family, limits)
+    size = {}
+    if settings.height is not None and settings.width is not None:
+        size = {"height": settings.height, "width": settings.width}
+        image = fit_image(image, **size)
+    arguments: dict[str, Any] = {
+        "image": image,
+        **size,
+        "num_frames": settings.num_frames,
+        "num_inference_steps": settings.num_inference_steps,
+        "generator": torch.Generator().manual_seed(settings.seed),
+        "output_type": "pt",
+    }
+    if settings.frame_rate is not None and family.frame_rate_argument is not None:
+        rate = settings.frame_rate
+        arguments[family.frame_rate_argument] = int(rate) if family.has_whole_frame_rate else rate
+    if settings.guidance_scale is not None and family.guidance_argument is not None:
+        name = family.guidance_argument
+        if family.name == "hunyuan-video" and not pipeline.transformer.config.guidance_embeds:
+            name = "true_cfg_scale"
+        arguments[name] = settings.guidance_scale
+    if family.takes_text and settings.prompt is not None:
+        arguments |= _text(pipeline, family, settings, arguments)
+    return arguments
+
+
+def _text(
+    pipeline: Any, family: VideoFamily, settings: VideoSettings, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    if family.name == "i2vgen-xl":
+        embeds = _i2vgen_xl_embeds(pipeline, [settings.prompt, settings.negative_prompt or ""])
+        return {"prompt_embeds": embeds[:1], "negative_prompt_embeds": embeds[1:]}
+    text = {"prompt": settings.prompt}
+    if settings.negative_prompt is not None or "true_cfg_scale" in arguments:
+        text["negative_prompt"] = settings.negative_prompt or ""
+    return text
+
+
+@torch.no_grad()
+def _i2vgen_xl_embeds(pipeline: Any, prompts: list[str | None]) -> torch.Tensor:
+    """Encode prompts as the checkpoint expects: the last layer but one, normalised.
+
+    The pipeline does this itself, but looks for the norm where transformers had it before 5.6.
+
+    Returns:
+        `[prompts, tokens, dim]`.
+    """
+    tower = pipeline.text_encoder
+    tokens = pipeline.tokenizer(
+        prompts,
+        padding="max_length",
+        max_length=pipeline.tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    states = tower(tokens.to(pipeline._execution_device), output_hidden_states=True).hidden_states
+    return getattr(tower, "text_model", tower).final_layer_norm(states[-2])
+
+
+def frames_of(output: Any) -> torch.Tensor:
+    """Take the frames of the first video, `[frames, 3, height, width]` in [0, 1], on the CPU."""
+    return torch.as_tensor(output.frames[0]).detach().float().cpu()
+
+
+@contextmanager
+def prepared(pipeline: Any, settings: VideoSettings) -> Iterator[None]:
+    """Inside the block, have ready what settings need besides arguments.
+
+    The global generators are seeded, as I2VGen-XL draws its image latents from them, and the guider
+    of Hunyuan 1.5 has the guidance scale.
+    """
+    device = getattr(pipeline, "_execution_device", torch.device("cpu"))
+    guider = getattr(pipeline, "guider", None)
+    try:
+        if guider is not None and settings.guidance_scale is not None:
+            pipeline.guider = guider.new(guidance_scale=settings.guidance_scale)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(settings.seed)
+            yield
+    finally:
+        if guider is not None:
+            pipeline.guider = guider
+
+
+@contextmanager
+def named_memory_errors(limits: Limits) -> Iterator[None]:
+    """Turn torch's out-of-memory errors inside the block into one with a `Fix:` line.
+
+    Raises:
+        ConfigError: Memory ran out.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(error, limits) from error
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _CPU_OUT_OF_MEMORY):
+            raise
+        raise _out_of_memory(error, limits) from error
+
+
+def _out_of_memory(error: BaseException, limits: Limits) -> ConfigError:
+    first_line = str(error).partition("\n")[0] or type(error).__name__
+    smaller = "a smaller --height and --width" if limits.height is not None else "a smaller image"
+    return ConfigError(
+        f"Memory ran out while the video was made: {first_line[:200]}",
+        fix=f"ask for fewer frames ({limits.nearest_num_frames(limits.num_frames // 2)}) or "
+        f"{smaller}, or load the model with --dtype bf16.",
+    )
+
+
+def read_prompts(text: str, *, source: str) -> list[str]:
+    """Read prompts, one a line; empty lines are left out.
+
+    Raises:
+        DataError: There is none.
+    """
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise DataError(f"{source} holds no prompt.", fix="write one prompt a line.")
+    return prompts

@@ -1,0 +1,227 @@
+"""A manifest of videos to make: its lines are checked, and every video gets a name.
+
+A video's name holds its id, its seed and a hash of everything that decides its bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from motionmerge.config import Settings
+from motionmerge.errors import ConfigError, DataError
+from motionmerge.io.hashing import hash_file
+from motionmerge.io.video import load_image
+from motionmerge.sampling.make_video import VideoSettings
+from motionmerge.sampling.video_families import Limits, VideoFamily
+
+_MAX_NAME_BYTES = 240
+
+
+class ManifestRow(Settings):
+    """One line of a manifest; what it leaves out is the same for all videos.
+
+    Attributes:
+        image: The first frame, relative to the manifest's folder.
+        id: Letters, digits, `.`, `_` and `-`; by default the image's name.
+    """
+
+    image: str
+    prompt: str | None = None
+    id: str | None = None
+    seed: int | None = None
+    negative_prompt: str | None = None
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    frame_rate: float | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to make.
+
+    Attributes:
+        line: The manifest's line, from 1.
+        id: Of the line.
+        number: The how-many-th video of its prompt, from 0.
+        image: Path of the first frame.
+        settings: Everything else.
+    """
+
+    line: int
+    id: str
+    number: int
+    image: Path
+    settings: VideoSettings
+
+    def check(self, family: VideoFamily, limits: Limits) -> None:
+        """Refuse what the family cannot make.
+
+        Raises:
+            DataError: Names the line, the setting and the nearest right values.
+        """
+        try:
+            self.settings.check(family, limits)
+        except ConfigError as error:
+            raise DataError(f"Line {self.line}: {error.message}", fix=error.fix) from error
+
+    def request(self) -> tuple[Image.Image, VideoSettings]:
+        """Read the image.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        return load_image(self.image), self.settings
+
+
+@dataclass(frozen=True)
+class PlannedVideo:
+    """A job with the file that it becomes.
+
+    Attributes:
+        job: The video.
+        path: Its file.
+        configuration: Hash of all that decides its bytes.
+    """
+
+    job: Job
+    path: Path
+    configuration: str
+
+
+def read_manifest(
+    path: Path, *, defaults: VideoSettings | None = None, num_videos: int = 1
+) -> list[Job]:
+    """Read a manifest, one JSON mapping a line, and check every line.
+
+    Args:
+        path: The file; its folder is what images are relative to.
+        defaults: What a line leaves out.
+        num_videos: Videos of each line, with seeds from its own on.
+
+    Raises:
+        DataError: A line is no such mapping, its image is missing, or two lines are the same video.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Cannot read {path}: {error}", fix="check the path.") from error
+    jobs: list[Job] = []
+    seen: dict[tuple[Any, ...], int] = {}
+    counts: dict[str | None, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = _row(line, where=f"{path}, line {number}")
+        image = path.parent / Path(row.image).expanduser()
+        if not image.is_file():
+            raise DataError(f"{path}, line {number}: there is no {image}.", fix="check `image`.")
+        given = row.model_dump(exclude={"id", "image"}, exclude_none=True)
+        settings = replace(defaults or VideoSettings(), **given)
+        name = _checked_id(row.id or image.stem, where=f"{path}, line {number}", own=row.id)
+        for offset in range(num_videos):
+            own = replace(settings, seed=settings.seed + offset)
+            twin = seen.setdefault((name, image, own), number)
+            if twin != number:
+                raise DataError(
+                    f"{path}: lines {twin} and {number} are the same video.",
+                    fix="remove one, or give them different seeds.",
+                )
+            order = counts[own.prompt] = counts.get(own.prompt, -1) + 1
+            jobs.append(Job(number, name, order, image, own))
+    if not jobs:
+        raise DataError(f"{path} is empty.", fix='write lines such as {"image": ..., "prompt": ..}')
+    return jobs
+
+
+def plan(
+    jobs: Sequence[Job],
+    folder: Path,
+    *,
+    fingerprint: Mapping[str, Any],
+    name_of: Callable[[Job, str], str] | None = None,
+) -> list[PlannedVideo]:
+    """Name the file of every job; images are hashed, each once.
+
+    Args:
+        jobs: The videos.
+        folder: Where they go.
+        fingerprint: What decides the bytes of all of them: model, experts, versions.
+        name_of: Names a file from its job and configuration; by default `configuration_name`.
+
+    Raises:
+        DataError: Two videos would have the same name, or one has no possible name.
+    """
+    hashes: dict[Path, str] = {}
+    planned: dict[str, PlannedVideo] = {}
+    for job in jobs:
+        if job.image not in hashes:
+            hashes[job.image] = hash_file(job.image)
+        everything = {"image": hashes[job.image], **asdict(job.settings), **fingerprint}
+        text = json.dumps(everything, sort_keys=True, ensure_ascii=False)
+        configuration = hashlib.sha256(text.encode()).hexdigest()[:16]
+        name = (name_of or configuration_name)(job, configuration)
+        if name in planned:
+            raise DataError(
+                f"Lines {planned[name].job.line} and {job.line} would both become {name}.",
+                fix="give each line an id of its own.",
+            )
+        planned[name] = PlannedVideo(job, folder / name, configuration)
+    return list(planned.values())
+
+
+def configuration_name(job: Job, configuration: str) -> str:
+    """Name a video by id, seed and configuration: `cat-seed0-1f2e3d4c5b6a7988.mp4`."""
+    return f"{job.id}-seed{job.settings.seed}-{configuration}.mp4"
+
+
+def vbench_name(job: Job, configuration: str) -> str:
+    """Name a video as VBench-I2V looks for it: `PROMPT-NUMBER.mp4`, the number from 0.
+
+    Raises:
+        DataError: The prompt cannot be a file's name.
+    """
+    name = f"{job.settings.prompt}-{job.number}.mp4"
+    is_possible = job.settings.prompt and not {"/", "\0"} & set(name)
+    if not is_possible or len(name.encode()) > _MAX_NAME_BYTES:
+        raise DataError(
+            f"Line {job.line}: the prompt {job.settings.prompt!r} cannot be a file's name.",
+            fix="use the prompts of VBench-I2V, or leave VBench's names out.",
+        )
+    return name
+
+
+def _row(line: str, *, where: str) -> ManifestRow:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}", fix="write one JSON mapping a line.") from error
+    if not isinstance(values, dict):
+        raise DataError(
+            f"{where} is a {type(values).__name__}.", fix="write one JSON mapping a line."
+        )
+    try:
+        return ManifestRow.model_validate(values)
+    except ConfigError as error:
+        raise DataError(f"{where}: {error.message}", fix=error.fix) from error
+
+
+def _checked_id(name: str, *, where: str, own: str | None) -> str:
+    """Make an image's name an id; refuse an own id that is none."""
+    allowed = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in name)
+    allowed = allowed.lstrip(".")[:100]
+    if own is not None and allowed != own:
+        raise DataError(
+            f"{where}: `{own[:80]}` is no id.",
+            fix="use up to 100 letters, digits, `.`, `_` and `-`.",
+        )
+    return allowed or "video"

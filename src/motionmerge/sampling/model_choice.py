@@ -1,0 +1,129 @@
+"""Which model makes the videos: the one that ships with the package, or a pipeline's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from motionmerge.merge.sources import hash_origin
+from motionmerge.models.pocket.components import weights_path
+from motionmerge.sampling.loading import default_device, load_pipeline, place
+from motionmerge.sampling.pipeline_folder import PipelineFolder
+from motionmerge.sampling.pocket_pipeline import load_pocket
+from motionmerge.sampling.video_families import POCKET, Limits, VideoFamily
+
+
+class ModelChoice(Protocol):
+    """A model that is not loaded yet."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> Path | None: ...
+    @property
+    def family(self) -> VideoFamily: ...
+    @property
+    def limits(self) -> Limits: ...
+    def fingerprint(self) -> dict[str, Any]: ...
+    def load(self) -> tuple[Any, str]: ...
+
+
+@dataclass(frozen=True)
+class ShippedModel:
+    """The pocket model.
+
+    Attributes:
+        weights: A shipped variant, or a file of merged weights.
+    """
+
+    weights: str = "base"
+    name: str = "pocket"
+    family: VideoFamily = POCKET
+    path: None = None
+
+    @property
+    def limits(self) -> Limits:
+        """Sizes and lengths of its videos."""
+        return self.family.limits({})
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Hash its weights."""
+        own = Path(self.weights) if Path(self.weights).suffix else weights_path(self.weights)
+        files = (weights_path("towers"), weights_path("decoder"), own)
+        return {"model": [hash_origin(path) for path in files]}
+
+    def load(self) -> tuple[Any, str]:
+        """Load it; give the pipeline, and where it is in words."""
+        return load_pocket(self.weights), "the pocket model, on the CPU"
+
+
+@dataclass(frozen=True)
+class FolderModel:
+    """A diffusers pipeline.
+
+    Attributes:
+        folder: Where it is.
+        dtype: Of its weights; by default bf16 on a GPU and fp32 on the CPU.
+        device: Where it runs; by default the GPU if there is one.
+        variant: See `find_pipeline`.
+        legacy: See `find_pipeline`.
+    """
+
+    folder: PipelineFolder
+    dtype: torch.dtype | None = None
+    device: torch.device = field(default_factory=default_device)
+    variant: str | None = None
+    legacy: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        return self.folder.name
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.folder.path
+
+    @property
+    def family(self) -> VideoFamily:
+        """How its pipeline is called."""
+        return self.folder.family
+
+    @property
+    def limits(self) -> Limits:
+        """Sizes and lengths of its videos."""
+        return self.folder.limits
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Hash the weights of its denoisers; the other parts count by their configurations."""
+        configs = {
+            name: {key: value for key, value in config.items() if not key.startswith("_")}
+            for name, config in self.folder.configs.items()
+        }
+        text = json.dumps(configs, sort_keys=True, default=str)
+        return {
+            "model": hash_origin(self.folder.path),
+            "configs": f"sha256:{hashlib.sha256(text.encode()).hexdigest()}",
+            "dtype": str(self._dtype()),
+        }
+
+    def load(self) -> tuple[Any, str]:
+        """Load it; give the pipeline, and where it is in words.
+
+        Raises:
+            ConfigError: There is not enough memory.
+            CheckpointError: A part cannot be loaded.
+        """
+        dtype = self._dtype()
+        pipeline = load_pipeline(self.folder, dtype=dtype, variant=self.variant, legacy=self.legacy)
+        return pipeline, place(pipeline, self.folder, self.device, dtype)
+
+    def _dtype(self) -> torch.dtype:
+        on_cpu = self.device.type == "cpu"
+        return self.dtype or (torch.float32 if on_cpu else torch.bfloat16)

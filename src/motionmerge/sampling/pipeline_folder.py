@@ -1,0 +1,225 @@
+"""An image-to-video pipeline in a folder or on the Hugging Face hub, looked at but not loaded.
+
+No code that comes with a model is run, and pickles are read only when asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.io.safetensors_file import SafetensorsFile
+from motionmerge.sampling.video_families import POCKET, Configs, Limits, VideoFamily, family_of
+
+INDEX_FILE = "model_index.json"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True)
+class PipelineFolder:
+    """A diffusers pipeline on disk, looked at but not loaded.
+
+    Attributes:
+        path: The folder.
+        name: What the user called it.
+        family: How its pipeline is called.
+        configs: The configuration of each part.
+        weights: Weight files of each part.
+        limits: What it can make.
+    """
+
+    path: Path
+    name: str
+    family: VideoFamily
+    configs: Configs
+    weights: Mapping[str, tuple[Path, ...]]
+
+    @property
+    def limits(self) -> Limits:
+        """Sizes and lengths of its videos."""
+        return self.family.limits(self.configs)
+
+    def num_bytes(self, dtype: torch.dtype) -> dict[str, int]:
+        """Estimate the memory that each part takes; pickles count as they are stored."""
+        return {part: _num_bytes(files, dtype) for part, files in self.weights.items()}
+
+
+def find_pipeline(
+    name: str | Path, *, variant: str | None = None, legacy: bool = False
+) -> PipelineFolder:
+    """Look at a pipeline's folder, or download one from the hub into its cache first.
+
+    Without a connection, or with `HF_HUB_OFFLINE=1`, what the cache holds is used.
+
+    Args:
+        name: A diffusers folder, or `owner/name` on the hub.
+        variant: Take the files of this variant where there are some, e.g. "fp16".
+        legacy: Also accept `.bin` pickles, read as tensors only.
+
+    Raises:
+        CheckpointError: There is no such pipeline, it comes with code of its own, or its weights
+            are pickles.
+        ConfigError: It is no image-to-video pipeline that we know.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        path = _download(str(name), variant=variant, legacy=legacy)
+    index = _read_index(path)
+    configs: dict[str, Mapping[str, Any]] = {"": index}
+    weights: dict[str, tuple[Path, ...]] = {}
+    for part, (library, _) in _parts(index, path).items():
+        if library is None:
+            continue
+        if (path / part / "config.json").is_file():
+            configs[part] = _read_json(path / part / "config.json")
+        files = weight_files(path / part, variant=variant)
+        if files and files[0].suffix != ".safetensors" and not legacy:
+            raise CheckpointError(
+                f"The weights of `{part}` in {path} are pickles ({files[0].name}).",
+                fix="use a safetensors version (--variant may name one), or pass --legacy-weights "
+                "to read their tensors.",
+            )
+        if files:
+            weights[part] = files
+    family = _family(index, path)
+    if family.takes_text and index.get("tokenizer", [None])[0] is None:
+        raise CheckpointError(
+            f"{path} has no tokenizer, so prompts cannot be read.",
+            fix="add one; `motionmerge convert` has --tokenizer for it.",
+        )
+    return PipelineFolder(path, str(name), family, configs, weights)
+
+
+def pipeline_class(family: VideoFamily) -> Any:
+    """Give the class whose `from_pretrained` loads a family."""
+    if family.name == "dynamicrafter":
+        module = importlib.import_module("motionmerge.sampling.dynamicrafter_pipeline")
+        return module.DynamiCrafterPipeline
+    return getattr(diffusers, family.pipelines[0])
+
+
+def weight_files(folder: Path, *, variant: str | None = None) -> tuple[Path, ...]:
+    """List the weight files of a part that would be loaded: safetensors first, one variant."""
+    there = sorted(path for path in folder.glob("*") if path.suffix in _WEIGHTS)
+    for suffix in _WEIGHTS:
+        files = [path for path in there if path.suffix == suffix]
+        wanted = [path for path in files if variant and f".{variant}" in path.name]
+        plain = [path for path in files if path.stem.split("-")[0].count(".") == 0]
+        if wanted or plain:
+            return tuple(wanted or plain)
+    return ()
+
+
+def _num_bytes(files: tuple[Path, ...], dtype: torch.dtype) -> int:
+    total = 0
+    for path in files:
+        if path.suffix != ".safetensors":
+            total += path.stat().st_size
+            continue
+        file = SafetensorsFile(path)
+        try:
+            for spec in file.tensors.values():
+                kept = dtype if spec.dtype.is_floating_point else spec.dtype
+                total += torch.Size(spec.shape).numel() * kept.itemsize
+        finally:
+            file.close()
+    return total
+
+
+def _download(name: str, *, variant: str | None, legacy: bool) -> Path:
+    if not _HUB_ID.fullmatch(name):
+        raise CheckpointError(
+            f"There is no folder {name}.",
+            fix="give a diffusers folder, a hub id such as `owner/name`, or `pocket`.",
+        )
+    import huggingface_hub
+
+    try:
+        index = Path(huggingface_hub.hf_hub_download(name, INDEX_FILE)).parent
+        wanted = pipeline_class(_family(_read_index(index), index))
+        return Path(
+            wanted.download(name, variant=variant, use_safetensors=None if legacy else True)
+        )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{name} is no folder here and could not be had from the hub: {first_line(error)}",
+            fix="check the name and the connection, log in with `hf auth login` if it is gated, or "
+            "give the folder of a downloaded copy.",
+        ) from error
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    if not (path / INDEX_FILE).is_file():
+        raise CheckpointError(
+            f"{path} is no diffusers pipeline: it has no {INDEX_FILE}.",
+            fix="give a folder that `save_pretrained` or `motionmerge convert` wrote.",
+        )
+    return _read_json(path / INDEX_FILE)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"Cannot read {path}: {error}", fix="download it again.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is no mapping.", fix="download it again.")
+    return value
+
+
+def _parts(index: Mapping[str, Any], path: Path) -> dict[str, tuple[str | None, str | None]]:
+    """List the parts of a pipeline with the library and class of each.
+
+    Raises:
+        CheckpointError: A part is of a library that is not ours to trust.
+    """
+    parts = {
+        name: (value[0], value[1])
+        for name, value in index.items()
+        if not name.startswith("_") and isinstance(value, list) and len(value) == 2
+    }
+    for name, (library, _) in parts.items():
+        known = library in (None, "diffusers", "transformers") or (
+            isinstance(library, str)
+            and (library.startswith("motionmerge.models.") or hasattr(diffusers.pipelines, library))
+        )
+        if not known or list((path / name).glob("*.py")):
+            raise CheckpointError(
+                f"`{name}` of {path} needs code of its own (`{library}`), which is not run.",
+                fix="use a version of the model whose parts are classes of diffusers or "
+                "transformers.",
+            )
+    return parts
+
+
+def _family(index: Mapping[str, Any], path: Path) -> VideoFamily:
+    name = index.get("_class_name")
+    if not isinstance(name, str):
+        raise CheckpointError(
+            f"{path} names no pipeline class of diffusers, but {name!r}.",
+            fix="use a model without code of its own.",
+        )
+    if name == "WanPipeline" and not index.get("expand_timesteps"):
+        raise ConfigError(
+            f"{path} makes videos from text alone.",
+            fix="use the image-to-video model of the same family, e.g. Wan2.1-I2V.",
+        )
+    family = family_of(name)
+    if family is POCKET:
+        raise ConfigError(f"{path} is the pocket model.", fix="say --model pocket.")
+    return family
+
+
+def first_line(error: BaseException) -> str:
+    """Shorten the message of another library's error."""
+    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:300]

@@ -1,0 +1,266 @@
+"""`motionmerge batch`: every video once, whole, the same bytes, whoever is killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from motionmerge.cli import app
+from motionmerge.errors import ConfigError, DataError
+from motionmerge.io.video import read_video_metadata
+from motionmerge.io.weights import save_weights
+from motionmerge.sampling.batch import rank_and_world_size, run_batch, shard
+from motionmerge.sampling.make_video import VideoSettings
+from motionmerge.sampling.manifest import plan, read_manifest, vbench_name
+
+from .model_folders import save_dynamicrafter
+from .test_phases import moved
+from .tiny_dynamicrafter import tiny_pipeline
+from .tiny_pipelines import photo
+
+FAST = ["--steps", "3", "--guidance", "1", "--videos-per-switch", "3"]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in the hub's cache, two experts, a photo, and a manifest of eight videos."""
+    folder = tmp_path_factory.mktemp("batch")
+    commit = "0123456789" * 4
+    repository = folder / "hub" / "models--tiny--dynamicrafter"
+    pipeline = save_dynamicrafter(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    for seed in (1, 2):
+        save_weights(folder / f"{seed}.safetensors", moved(pipeline, seed), {})
+    (folder / "two.yaml").write_text(
+        "inputs: {one: 1.safetensors, two: 2.safetensors}\n"
+        "experts: {dynamics: one, consistency: two}\n"
+        "schedule: [{expert: dynamics, above: 0.64}, {expert: consistency}]\n"
+    )
+    photo(24).save(folder / "photo.png")
+    write_manifest(
+        folder,
+        [
+            {
+                "image": "photo.png",
+                "prompt": prompt,
+                "seed": seed,
+                "id": f"{prompt.split()[-1]}{seed}",
+            }
+            for prompt in ("a cat", "the camera pans up")
+            for seed in range(4)
+        ],
+    )
+    return folder
+
+
+def write_manifest(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    path = folder / "manifest.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    return path
+
+
+def arguments(workplace: Path, output: Path, *options: str) -> list[str]:
+    (model,) = (workplace / "hub").glob("models--*/snapshots/*")
+    paths = ["-o", str(output), "--model", str(model), "--recipe", str(workplace / "two.yaml")]
+    return ["batch", str(workplace / "manifest.jsonl"), *paths, *FAST, *options]
+
+
+def run(workplace: Path, output: Path, *options: str, **environment: str) -> dict[str, Any]:
+    command = arguments(workplace, output, "--json", *options)
+    result = CliRunner().invoke(app, command, env=environment)
+    assert result.exit_code in (0, 1), result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def expected(workplace: Path) -> dict[str, bytes]:
+    """What one process makes, one video after another."""
+    report = run(workplace, workplace / "alone", "--videos-per-switch", "1")
+    assert len(report["done"]) == 8 and not report["failures"]
+    return contents(workplace / "alone")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_started_again_and_nothing_is_lost_or_made_twice(
+    workplace: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    command = arguments(workplace, tmp_path)
+    command[command.index("--model") + 1] = "tiny/dynamicrafter"  # found in the cache, offline
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(workplace / "hub")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "motionmerge.cli", *command],
+        env={**environment, "HF_HOME": str(workplace)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("*.mp4")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    there = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.mp4")}
+    assert 0 < len(there) < len(expected)
+
+    report = run(workplace, tmp_path)
+    assert report["skipped"] == len(there)
+    assert len(report["done"]) == len(expected) - len(there)
+    assert contents(tmp_path) == expected
+    assert {path: path.stat().st_mtime_ns for path in there} == there
+    assert run(workplace, tmp_path)["done"] == []
+
+
+def test_processes_share_the_videos_and_make_the_same_bytes(
+    workplace: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    done = [run(workplace, tmp_path, RANK=str(rank), WORLD_SIZE="3")["done"] for rank in range(3)]
+    assert [len(names) for names in done] == [3, 3, 2]
+    assert contents(tmp_path) == expected
+
+
+def test_other_settings_make_other_names(workplace: Path, expected: dict[str, bytes]) -> None:
+    for change in (["--steps", "4"], ["--seed", "9"], ["--boundary", "0.5"], ["--dtype", "bf16"]):
+        plan_only = run(workplace, workplace / "alone", "--dry-run", *change)
+        is_same = change == ["--seed", "9"]  # every line has a seed of its own
+        assert len(plan_only["missing"]) == (0 if is_same else 8), change
+        assert not set(plan_only["missing"]) & set(expected)
+
+
+def test_a_dry_run_writes_nothing_and_lists_what_is_missing(
+    workplace: Path, tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(app, arguments(workplace, tmp_path / "new", "--dry-run"))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == "8 of 8 videos are missing"
+    assert "cat0-seed0-" in result.stdout
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_failed_video_is_listed_and_the_others_are_made(workplace: Path, tmp_path: Path) -> None:
+    for name in ("hub", "1.safetensors", "2.safetensors", "two.yaml", "photo.png"):
+        (tmp_path / name).symlink_to(workplace / name)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    rows = [{"image": image, "prompt": "a cat"} for image in ("photo.png", "broken.png")]
+    write_manifest(tmp_path, rows)
+    output = tmp_path / "videos"
+    result = CliRunner().invoke(app, arguments(tmp_path, output))
+    assert result.exit_code == 1, result.output
+    assert "made 1, found 0, failed 1" in result.stdout
+    (failure,) = map(json.loads, (output / "failures.jsonl").read_text().splitlines())
+    assert (failure["id"], failure["line"], failure["attempts"]) == ("broken", 2, 1)
+    assert "cannot be read as an image" in failure["error"]
+
+    shutil.copy(workplace / "photo.png", tmp_path / "broken.png")
+    assert run(tmp_path, output)["skipped"] == 1
+    assert not (output / "failures.jsonl").exists()
+
+
+def test_a_video_that_failed_for_another_reason_is_tried_again(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline()
+    calls = 0
+
+    def fail_once(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError("the machine hiccuped")
+
+    pipeline.unet.register_forward_hook(fail_once)
+    photo(24).save(tmp_path / "photo.png")
+    manifest = write_manifest(tmp_path, [{"image": "photo.png", "prompt": "a cat"}])
+    defaults = VideoSettings(num_inference_steps=2, height=16, width=16)
+    planned = plan(read_manifest(manifest, defaults=defaults), tmp_path / "out", fingerprint={})
+    seen = []
+    report = run_batch(pipeline, planned, retries=1, on_progress=seen.append)
+    assert len(report.done) == 1 and not report.failures
+    assert [now.done for now in seen] == [1]
+    calls = 0
+    (tmp_path / "out" / report.done[0]).unlink()
+    again = run_batch(pipeline, planned, retries=0)
+    assert [failure.error for failure in again.failures] == ["the machine hiccuped"]
+
+
+def test_vbench_finds_its_names_and_other_settings_are_refused(
+    workplace: Path, tmp_path: Path
+) -> None:
+    options = ["--names", "vbench", "--num-videos", "1"]
+    report = run(workplace, tmp_path, *options)
+    names = {f"{prompt}-{i}.mp4" for prompt in ("a cat", "the camera pans up") for i in range(4)}
+    assert set(report["done"]) == names
+    about = read_video_metadata(tmp_path / "a cat-2.mp4")
+    assert (about["prompt"], about["seed"], about["num_inference_steps"]) == ("a cat", 2, 3)
+    assert "sha256" in about["recipe"] and "1.safetensors" not in about["recipe"]
+    command = arguments(workplace, tmp_path, *options, "--steps", "4")
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert "made with other settings" in result.output
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"image": "photo.png", "promt": "x"}, "line 2.*promt"),
+        ({"prompt": "x"}, "line 2.*image"),
+        ({"image": "none.png", "prompt": "x"}, "line 2.*there is no"),
+        ({"image": "photo.png", "prompt": "x", "id": "a/b"}, "line 2.*no id"),
+        ({"image": "photo.png", "prompt": "first"}, "lines 1 and 2 are the same"),
+        ([1], "line 2 is a list"),
+    ],
+    ids=str,
+)
+def test_a_wrong_line_is_named(tmp_path: Path, row: Any, message: str) -> None:
+    photo(24).save(tmp_path / "photo.png")
+    manifest = write_manifest(tmp_path, [{"image": "photo.png", "prompt": "first"}, row])
+    with pytest.raises(DataError, match=message):
+        read_manifest(manifest)
+
+
+def test_a_setting_that_the_model_cannot_make_is_named_with_its_line(
+    workplace: Path, tmp_path: Path
+) -> None:
+    shutil.copy(workplace / "photo.png", tmp_path)
+    for name in ("hub", "two.yaml", "1.safetensors", "2.safetensors"):
+        (tmp_path / name).symlink_to(workplace / name)
+    rows = [
+        {"image": "photo.png", "prompt": "x"},
+        {"image": "photo.png", "prompt": "y", "width": 9},
+    ]
+    write_manifest(tmp_path, rows)
+    result = CliRunner().invoke(app, arguments(tmp_path, tmp_path / "out"))
+    assert result.exit_code == 2
+    assert "Line 2" in result.output and "Fix:" in result.output
+
+
+def test_prompts_that_are_no_file_names_are_refused_for_vbench(tmp_path: Path) -> None:
+    photo(24).save(tmp_path / "photo.png")
+    for prompt in ("left/right", "long " * 60, ""):
+        jobs = read_manifest(write_manifest(tmp_path, [{"image": "photo.png", "prompt": prompt}]))
+        with pytest.raises(DataError, match="cannot be a file's name"):
+            plan(jobs, tmp_path, fingerprint={}, name_of=vbench_name)
+
+
+def test_ranks_come_from_torchrun_or_from_a_step_of_srun() -> None:
+    assert rank_and_world_size({}) == (0, 1)
+    assert rank_and_world_size({"RANK": "2", "WORLD_SIZE": "4"}) == (2, 4)
+    assert rank_and_world_size({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}) == (1, 2)
+    assert rank_and_world_size({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == (0, 1)  # no step
+    parts = [shard(list(range(10)), rank, 3) for rank in range(3)]
+    assert sorted(chain.from_iterable(parts)) == list(range(10))
+    with pytest.raises(ConfigError, match="Rank 3 of 3"):
+        shard([1], 3, 3)

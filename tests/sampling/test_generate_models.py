@@ -1,0 +1,186 @@
+"""`motionmerge generate --model`: any family's folder, its experts, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from motionmerge.cli import app
+from motionmerge.io.video import read_video, read_video_metadata
+from motionmerge.sampling.expert_bank import experts
+from motionmerge.sampling.expert_choice import from_base, from_loras, from_weights
+from motionmerge.sampling.loading import load_pipeline
+from motionmerge.sampling.make_video import VideoSettings, make_video
+from motionmerge.sampling.pipeline_folder import find_pipeline
+
+from .model_folders import family_named, save_lora, save_tiny
+from .tiny_pipelines import other_weights, photo
+
+LAYER = "proj_out"
+SMALL = ["--steps", "2", "--height", "16", "--width", "16", "--num-frames", "5", "--dtype", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny models, what one of them was tuned from, a LoRA and a photo."""
+    folder = tmp_path_factory.mktemp("models")
+    save_tiny("SVD", folder / "svd")
+    pipeline = save_tiny("Wan 2.1", folder / "wan")
+    save_lora(folder / "lora.safetensors", pipeline.transformer, LAYER)
+    base = other_weights(pipeline, family_named("Wan 2.1"), seed=1)
+    save_file(base, folder / "base.safetensors")
+    own = {name.removeprefix("transformer."): value for name, value in base.items()}
+    save_file(own, folder / "bare.safetensors")
+    photo(24).save(folder / "photo.png")
+    return folder
+
+
+def generate(workplace: Path, *options: str, model: str = "wan") -> Any:
+    command = ["generate", str(workplace / "photo.png"), "--model", str(workplace / model)]
+    return CliRunner().invoke(app, [*command, *SMALL, *options])
+
+
+def plain(workplace: Path, output: Path) -> torch.Tensor:
+    result = generate(workplace, "--prompt", "a cat", "-o", str(output))
+    assert result.exit_code == 0, result.output
+    return read_video(output)[0]
+
+
+def test_several_prompts_and_seeds_become_videos_that_say_how_they_were_made(
+    workplace: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat jumps\n\nthe camera pans left\n")
+    sheet = tmp_path / "sheet.png"
+    options = ["--prompts", str(tmp_path / "prompts.txt"), "--num-videos", "2", "--seed", "4"]
+    result = generate(
+        workplace,
+        *options,
+        *("--negative-prompt", "a dog", "--guidance", "2", "--frame-rate", "12.5"),
+        *("--lora", str(workplace / "lora.safetensors"), "--motion", "0.25"),
+        *("-o", str(tmp_path / "v.mp4"), "--sheet", str(sheet), "--json"),
+    )
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    names = [f"v-{number:02}-seed{seed}.mp4" for number in (1, 2) for seed in (4, 5)]
+    assert [Path(row["output"]).name for row in rows] == names
+    assert sorted(path.name for path in tmp_path.glob("*.mp4")) == sorted(names)
+    videos = [read_video(tmp_path / name) for name in names]
+    assert all(video.shape == (5, 3, 16, 16) and fps == 12.5 for video, fps in videos)
+    assert not torch.equal(videos[0][0], videos[1][0])
+    about = read_video_metadata(tmp_path / names[3])
+    assert (about["prompt"], about["seed"], about["steps"]) == ("the camera pans left", 5, 2)
+    assert (about["negative_prompt"], about["guidance_scale"]) == ("a dog", 2)
+    assert "lora_1" in about["recipe"]
+    assert {"motionmerge", "torch", "diffusers"} <= about.keys()
+    assert Image.open(sheet).height > 4 * 16
+
+
+def test_a_model_without_prompts_needs_none(workplace: Path, tmp_path: Path) -> None:
+    output = tmp_path / "svd.mp4"
+    options = ["--height", "32", "--width", "32", "--frame-rate", "9", "-o", str(output)]
+    result = generate(workplace, *options, model="svd")
+    assert result.exit_code == 0, result.output
+    video, fps = read_video(output)
+    assert video.shape == (5, 3, 32, 32) and fps == 9
+
+
+def choices(workplace: Path) -> dict[str, tuple[Any, Any]]:
+    """What the flags choose, and the same written out for `experts`."""
+    lora, wan = workplace / "lora.safetensors", workplace / "wan"
+    base, bare = workplace / "base.safetensors", workplace / "bare.safetensors"
+    return {
+        "lora": (from_loras([lora]), {"lora": lora, "weights": {"all": 1.0}}),
+        "lora and motion": (
+            from_loras([lora], motion=0.5, boundary=0.9),
+            {"lora": lora, "motion": 0.5, "boundary": 0.9},
+        ),
+        "base and motion": (
+            from_base(base, wan, motion=0.5, boundary=0.9),
+            {"base": base, "tuned": wan, "motion": 0.5, "boundary": 0.9},
+        ),
+        "bare base": (
+            from_base(bare, wan, motion=0.5, boundary=0.9),
+            {"base": bare, "tuned": wan / "transformer", "motion": 0.5, "boundary": 0.9},
+        ),
+        "weights": (from_weights(base), {"experts": {"all": base}}),
+    }
+
+
+def test_what_the_flags_choose_equals_the_experts_written_out(workplace: Path) -> None:
+    pipeline = load_pipeline(find_pipeline(workplace / "wan"))
+    pipeline.set_progress_bar_config(disable=True)
+    asked = VideoSettings(prompt="a cat", height=16, width=16, num_frames=5, num_inference_steps=4)
+    own = make_video(pipeline, photo(24), asked)
+    for name, (choice, written_out) in choices(workplace).items():
+        with choice.attach(pipeline):
+            chosen = make_video(pipeline, photo(24), asked)
+        with experts(pipeline, **written_out):
+            expected = make_video(pipeline, photo(24), asked)
+        assert torch.equal(chosen, expected), name
+        assert not torch.equal(chosen, own), name
+
+
+def test_the_flags_reach_the_video(workplace: Path, tmp_path: Path) -> None:
+    own = plain(workplace, tmp_path / "own.mp4")
+    lora, base = str(workplace / "lora.safetensors"), str(workplace / "base.safetensors")
+    several = {
+        "recipe": ["--recipe", "lora-rescue", "--input", f"style={lora}", "--boundary", "0.95"],
+        "motion": ["--motion", "0.5", "--base", base, "--boundary", "0.95"],
+        "weights": ["--weights", base],
+    }
+    for name, options in several.items():
+        output = tmp_path / f"{name}.mp4"
+        result = generate(workplace, "--prompt", "a cat", "-o", str(output), *options)
+        assert result.exit_code == 0, result.output
+        assert not torch.equal(read_video(output)[0], own), name
+        assert "experts:" in read_video_metadata(output)["recipe"]
+    assert "recipe" not in read_video_metadata(tmp_path / "own.mp4")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prompt", "x", "--motion", "0.5"], "add --base"),
+        (["--prompt", "x", "--base", "b"], "--base is for --motion"),
+        (["--prompt", "x", "--input", "a=b"], "--input replaces"),
+        (["--prompt", "x", "--lora", "l", "--recipe", "calm"], "--lora goes alone"),
+        (["--prompt", "x", "--lora", "missing.safetensors"], "missing.safetensors"),
+        (["--prompt", "x", "--recipe", "lora-rescue"], "--input style=FILE"),
+        (["--prompt", "x", "--boundary", "0.5"], "needs experts"),
+        (["--prompt", "x", "--size", "64"], "--size was given with"),
+        (["--prompt", "x", "--num-frames", "6"], "use 5 frames"),
+        (["--prompt", "x", "--dtype", "int8"], "dtype"),
+        (["--prompt", "x", "--device", "toaster"], "no device"),
+        (["--prompt", "x", "--prompts", "p"], "choose one"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt"),
+        ([], "needs a prompt"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_named_before_the_model_is_loaded(
+    workplace: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    output = tmp_path / "out.mp4"
+    result = generate(workplace, "-o", str(output), *options)
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.output.split())
+    assert "Fix:" in result.output
+    assert "main memory" not in result.output
+    assert not output.exists()
+
+
+def test_flags_for_other_models_are_refused_for_the_pocket_model(
+    workplace: Path, tmp_path: Path
+) -> None:
+    for flags in (["--dtype", "bf16"], ["--motion", "1", "--base", "b"]):
+        command = ["generate", str(workplace / "photo.png"), "--prompt", "x", *flags]
+        result = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "out.mp4")])
+        assert result.exit_code == 2
+        assert "pocket model" in result.output

@@ -1,0 +1,180 @@
+"""Pipelines from folders: looked at before they are loaded, no code, no pickles, no surprise."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+
+from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.io.weights import save_weights
+from motionmerge.sampling.loading import (
+    check_memory,
+    dtype_named,
+    free_memory,
+    load_pipeline,
+    place,
+)
+from motionmerge.sampling.make_video import VideoSettings, make_video
+from motionmerge.sampling.pipeline_folder import find_pipeline, weight_files
+from motionmerge.sampling.video_families import configs_of
+
+from .model_folders import save_dynamicrafter, save_tiny
+from .tiny_pipelines import photo
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wan")
+    save_tiny("Wan 2.2-A14B", folder)
+    return folder
+
+
+@pytest.fixture
+def copy(wan: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(wan, tmp_path / "copy"))
+
+
+def edit_index(folder: Path, **changes: object) -> None:
+    index = folder / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("name", ["Wan 2.2-A14B", "SVD", "DynamiCrafter"])
+def test_a_pipeline_from_a_folder_makes_the_same_video(name: str, tmp_path: Path) -> None:
+    saved = save_dynamicrafter(tmp_path) if name == "DynamiCrafter" else save_tiny(name, tmp_path)
+    folder = find_pipeline(tmp_path)
+    assert folder.limits == folder.family.limits(configs_of(saved))
+    pipeline = load_pipeline(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    asked = VideoSettings(
+        prompt="a cat jumps" if folder.family.takes_text else None,
+        num_inference_steps=1,
+        height=32,
+        width=32,
+        num_frames=None if name == "DynamiCrafter" else 5,
+    )
+    loaded, expected = (make_video(made, photo(), asked) for made in (pipeline, saved))
+    assert torch.allclose(loaded, expected, atol=1e-4)
+
+
+def test_the_memory_it_takes_is_known_before_it_is_loaded(wan: Path) -> None:
+    folder = find_pipeline(wan)
+    pipeline = load_pipeline(folder)
+    for part, num_bytes in folder.num_bytes(torch.float32).items():
+        tensors = getattr(pipeline, part).state_dict().values()
+        unique = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
+        assert num_bytes == sum(unique.values()), part
+    assert sum(folder.num_bytes(torch.bfloat16).values()) * 2 == sum(
+        folder.num_bytes(torch.float32).values()
+    )
+    assert "main memory" in place(pipeline, folder, CPU, torch.float32)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(copy: Path) -> None:
+    assert (free_memory(CPU) or 1) > 0
+    entries = 10**12
+    header = json.dumps(
+        {"w": {"dtype": "F32", "shape": [entries], "data_offsets": [0, 4 * entries]}}
+    ).encode()
+    path = next((copy / "transformer").glob("*.safetensors"))
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    os.truncate(path, 8 + len(header) + 4 * entries)  # a hole, not four terabytes
+    with pytest.raises(ConfigError, match=r"4000\.0 GB.*are free") as caught:
+        check_memory(find_pipeline(copy), torch.float32, CPU)
+    assert "--dtype bf16" in caught.value.fix
+
+
+def test_pickles_are_read_only_when_asked_for(copy: Path) -> None:
+    pipeline = load_pipeline(find_pipeline(copy))
+    for part in ("transformer", "transformer_2"):
+        for path in (copy / part).glob("*.safetensors"):
+            path.unlink()
+        module = getattr(pipeline, part)
+        torch.save(module.state_dict(), copy / part / "diffusion_pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="pickles") as caught:
+        find_pipeline(copy)
+    assert "--legacy-weights" in caught.value.fix
+    again = load_pipeline(find_pipeline(copy, legacy=True), legacy=True)
+    for name, value in pipeline.transformer.state_dict().items():
+        assert torch.equal(again.transformer.state_dict()[name], value)
+
+
+def test_code_in_a_folder_is_not_run(copy: Path) -> None:
+    marker = copy / "ran"
+    (copy / "transformer" / "evil.py").write_text(f"open({str(marker)!r}, 'w')")
+    edit_index(copy, transformer=["evil", "WanTransformer3DModel"])
+    with pytest.raises(CheckpointError, match="needs code of its own"):
+        find_pipeline(copy)
+    edit_index(copy, _class_name=["evil", "Pipeline"])
+    with pytest.raises(CheckpointError):
+        find_pipeline(copy)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"_class_name": "FluxPipeline"}, "FluxPipeline"),
+        ({"_class_name": "WanPipeline"}, "from text alone"),
+        ({"_class_name": "PocketPipeline"}, "pocket"),
+        ({"tokenizer": [None, None]}, "no tokenizer"),
+    ],
+)
+def test_other_pipelines_are_refused_by_name(
+    copy: Path, changes: dict[str, object], message: str
+) -> None:
+    edit_index(copy, **changes)
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        find_pipeline(copy)
+
+
+def test_a_text_pipeline_with_the_same_parts_is_called_as_the_image_pipeline(
+    tmp_path: Path,
+) -> None:
+    save_tiny("LTX", tmp_path)
+    edit_index(tmp_path, _class_name="LTXPipeline")
+    pipeline = load_pipeline(find_pipeline(tmp_path))
+    assert type(pipeline).__name__ == "LTXImageToVideoPipeline"
+
+
+def test_a_damaged_folder_is_an_error_with_a_fix(copy: Path) -> None:
+    (copy / "text_encoder" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="cannot be"):
+        load_pipeline(find_pipeline(copy))
+    (copy / "vae" / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="no mapping"):
+        find_pipeline(copy)
+    (copy / "model_index.json").unlink()
+    with pytest.raises(CheckpointError, match=r"model_index\.json"):
+        find_pipeline(copy)
+    with pytest.raises(CheckpointError, match="no folder"):
+        find_pipeline(copy / "nowhere")
+
+
+def test_one_variant_of_the_weights_is_taken(tmp_path: Path) -> None:
+    names = [
+        "model.safetensors",
+        "model.fp16-00001-of-00002.safetensors",
+        "model.fp16-00002-of-00002.safetensors",
+        "model.bin",
+    ]
+    for name in names[:3]:
+        save_weights(tmp_path / name, {name: torch.zeros(1)}, {})
+    (tmp_path / names[3]).touch()
+    assert [path.name for path in weight_files(tmp_path)] == names[:1]
+    assert [path.name for path in weight_files(tmp_path, variant="fp16")] == names[1:3]
+    assert [path.name for path in weight_files(tmp_path, variant="bf16")] == names[:1]
+
+
+def test_dtypes_have_names() -> None:
+    assert dtype_named("bf16") is torch.bfloat16
+    with pytest.raises(ConfigError, match="bf17"):
+        dtype_named("bf17")

@@ -1,0 +1,244 @@
+"""Every family's pipeline is called by the names of its own arguments, within its own limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from motionmerge.errors import ConfigError, DataError
+from motionmerge.families import FAMILIES as MODEL_FAMILIES
+from motionmerge.io.video import fit_image
+from motionmerge.sampling.make_video import (
+    VideoSettings,
+    make_video,
+    named_memory_errors,
+    pipeline_arguments,
+    read_prompts,
+)
+from motionmerge.sampling.video_families import (
+    POCKET,
+    VIDEO_FAMILIES,
+    Limits,
+    VideoFamily,
+    configs_of,
+    family_of,
+)
+
+from .tiny_builders import WORDS, tokenizer
+from .tiny_pipelines import FAMILIES, Family, photo, tiny
+
+IN_SETTINGS = {"image", "prompt", "negative_prompt", "height", "width", "num_frames"}
+GUIDANCE = {"SVD": "max_guidance_scale", "Hunyuan": "true_cfg_scale"}
+
+
+def in_words_of_the_pipeline(pipeline: Any, family: Family) -> dict[str, Any]:
+    """Write the call out by hand, as the tests of the experts do."""
+    arguments = family.inputs(1)
+    if family.name == "Hunyuan 1.5":
+        pipeline.guider = pipeline.guider.new(guidance_scale=3.0)
+        return {**arguments, "image": photo(24)}
+    size = arguments["height"], arguments["width"]
+    return {
+        **arguments,
+        "image": fit_image(photo(24), *size),
+        GUIDANCE.get(family.name, "guidance_scale"): 3.0,
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_video_is_the_one_that_the_pipeline_makes_itself(family: Family) -> None:
+    pipeline = tiny(family)
+    by_hand = in_words_of_the_pipeline(pipeline, family)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        expected = pipeline(
+            **by_hand,
+            num_inference_steps=2,
+            generator=torch.Generator().manual_seed(5),
+            output_type="pt",
+        ).frames[0]
+
+    pipeline = tiny(family)
+    inputs = family.inputs(1)
+    asked = VideoSettings(
+        seed=5,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        prompt=inputs["prompt"][0] if "prompt" in inputs else None,
+        negative_prompt=inputs["negative_prompt"][0] if "prompt" in inputs else None,
+        **{name: inputs[name] for name in ("height", "width", "num_frames") if name in inputs},
+    )
+    said = IN_SETTINGS | set(GUIDANCE.values())
+    options = {name: value for name, value in inputs.items() if name not in said}
+    guider = getattr(pipeline, "guider", None)
+    video = make_video(pipeline, photo(24), asked, **options)
+    assert video.ndim == 4
+    assert torch.equal(video, expected.float())
+    assert getattr(pipeline, "guider", None) is guider
+    assert 0 <= float(video.min()) < float(video.max()) <= 1
+
+
+def test_every_family_of_models_can_be_called() -> None:
+    assert {family.name for family in VIDEO_FAMILIES} - {"pocket"} == {
+        family.name for family in MODEL_FAMILIES
+    }
+
+
+@pytest.mark.parametrize("name", ["SVD", "I2VGen-XL", "LTX", "LTX-2"])
+def test_a_model_that_knows_frame_rates_is_told(name: str) -> None:
+    pipeline = tiny(next(family for family in FAMILIES if family.name == name))
+    told = {"SVD": "fps", "I2VGen-XL": "target_fps"}.get(name, "frame_rate")
+    arguments = pipeline_arguments(pipeline, photo(32), VideoSettings(frame_rate=12))
+    assert arguments[told] == 12
+    assert told not in pipeline_arguments(pipeline, photo(32), VideoSettings())
+
+
+def test_i2vgen_xl_reads_prompts_by_the_last_layer_but_one() -> None:
+    pipeline = tiny(next(family for family in FAMILIES if family.name == "I2VGen-XL"))
+    config = CLIPTextConfig(
+        vocab_size=len(WORDS),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tower = CLIPTextModel(config).eval()
+    pipeline.register_modules(text_encoder=tower, tokenizer=tokenizer())
+    asked = VideoSettings(prompt="a cat jumps", negative_prompt="the camera pans left")
+    arguments = pipeline_arguments(pipeline, photo(32), asked)
+
+    tower.encoder.layers = tower.encoder.layers[:1]  # the same, by leaving the last layer out
+    for name, prompt in (
+        ("prompt_embeds", asked.prompt),
+        ("negative_prompt_embeds", asked.negative_prompt),
+    ):
+        tokens = pipeline.tokenizer(
+            [prompt], padding="max_length", max_length=16, return_tensors="pt"
+        )
+        assert torch.allclose(arguments[name], tower(tokens.input_ids).last_hidden_state, atol=1e-6)
+    assert not torch.equal(arguments["prompt_embeds"], arguments["negative_prompt_embeds"])
+
+
+NAMED = [
+    ("WanImageToVideoPipeline", {"height": 470, "width": 830}, "height 464 and width 832"),
+    ("WanImageToVideoPipeline", {"num_frames": 80}, "use 81 frames"),
+    ("StableVideoDiffusionPipeline", {"width": 1000}, "height 576 and width 1024"),
+    ("StableVideoDiffusionPipeline", {"frame_rate": 7.6}, "use 8 frames per second"),
+    ("StableVideoDiffusionPipeline", {"prompt": "a cat"}, "leave --prompt"),
+    ("CogVideoXImageToVideoPipeline", {"num_frames": 48}, "use 49 frames"),
+    ("LTXImageToVideoPipeline", {"num_frames": 160}, "use 161 frames"),
+    ("LTXImageToVideoPipeline", {"frame_rate": 1000}, "use 120 frames per second"),
+    ("LTX2ImageToVideoPipeline", {"height": 500}, "height 512 and width 768"),
+    ("HunyuanVideoImageToVideoPipeline", {"num_frames": 130}, "use 129 frames"),
+    ("HunyuanVideo15ImageToVideoPipeline", {"height": 480}, "leave height and width out"),
+    ("SkyReelsV2ImageToVideoPipeline", {"frame_rate": 0}, "use 1 frames per second"),
+    ("Kandinsky5I2VPipeline", {"width": 760}, "height 512 and width 768"),
+    ("DynamiCrafterPipeline", {"num_frames": 32}, "use 16 frames"),
+    ("PocketPipeline", {"height": 64, "width": 200}, "height 128 and width 128"),
+    ("WanImageToVideoPipeline", {"prompt": None}, "--prompt"),
+]
+
+
+@pytest.mark.parametrize(("pipeline", "asked", "fix"), NAMED, ids=str)
+def test_what_a_family_cannot_make_is_named_with_the_nearest_right_values(
+    pipeline: str, asked: dict[str, Any], fix: str
+) -> None:
+    family = family_of(pipeline)
+    text = {"prompt": "a cat"} if family.takes_text else {}
+    with pytest.raises(ConfigError) as caught:
+        family.check(family.limits({}), **{**text, **asked})
+    assert fix in caught.value.fix
+
+
+def nearest(family: VideoFamily, limits: Limits, asked: dict[str, Any]) -> dict[str, Any]:
+    height, width = limits.nearest_size(asked["height"], asked["width"])
+    return {
+        "height": height,
+        "width": width,
+        "num_frames": limits.nearest_num_frames(asked["num_frames"]),
+    }
+
+
+@given(
+    family=st.sampled_from(VIDEO_FAMILIES),
+    asked=st.fixed_dictionaries(
+        dict.fromkeys(("height", "width", "num_frames"), st.integers(1, 5000))
+    ),
+)
+@settings(max_examples=200, deadline=None)
+def test_the_nearest_right_values_are_right(family: VideoFamily, asked: dict[str, Any]) -> None:
+    limits = family.limits({})
+    text = {"prompt": "a cat"} if family.takes_text else {}
+    found = nearest(family, limits, asked)
+    family.check(limits, **text, **found)
+    assert nearest(family, limits, {**asked, **{k: v for k, v in found.items() if v}}) == found
+
+
+@pytest.mark.parametrize("family", VIDEO_FAMILIES, ids=lambda family: family.name)
+def test_what_a_family_makes_by_itself_is_allowed(family: VideoFamily) -> None:
+    limits = family.limits({})
+    family.check(
+        limits,
+        height=limits.height,
+        width=limits.width,
+        num_frames=limits.num_frames,
+        frame_rate=limits.frame_rate,
+        prompt="a cat" if family.takes_text else None,
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_limits_follow_from_the_parts_of_a_pipeline(family: Family) -> None:
+    pipeline, inputs = tiny(family), family.inputs(1)
+    called = family_of(type(pipeline).__name__)
+    limits = called.limits(configs_of(pipeline))
+    assert limits.nearest_num_frames(inputs["num_frames"]) == inputs["num_frames"]
+    if "height" in inputs:
+        asked = inputs["height"], inputs["width"]
+        assert limits.nearest_size(*asked) == asked
+
+
+def test_a_pipeline_of_no_family_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="FluxPipeline") as caught:
+        family_of("FluxPipeline")
+    assert "WanImageToVideoPipeline" in caught.value.fix
+
+
+def test_running_out_of_memory_says_what_to_do() -> None:
+    limits = POCKET.limits({})
+    for ask_for_too_much in (
+        lambda: torch.empty(1 << 50, dtype=torch.uint8),
+        lambda: bytearray(1 << 60),
+    ):
+        with (
+            pytest.raises(ConfigError, match="Memory ran out") as caught,
+            named_memory_errors(limits),
+        ):
+            ask_for_too_much()
+        assert "fewer frames" in caught.value.fix
+    with pytest.raises(RuntimeError, match="shape"), named_memory_errors(limits):
+        torch.ones(2) @ torch.ones(3, 3)
+
+
+def test_prompts_are_read_one_a_line() -> None:
+    assert read_prompts(" a cat \n\n\na dog", source="p.txt") == ["a cat", "a dog"]
+    with pytest.raises(DataError, match=r"p\.txt"):
+        read_prompts(" \n", source="p.txt")
+
+
+def test_an_image_of_another_shape_is_cut_to_the_video() -> None:
+    family = next(family for family in FAMILIES if family.name == "LTX")
+    wide = Image.new("RGB", (100, 40), "red")
+    arguments = pipeline_arguments(
+        tiny(family), wide, VideoSettings(prompt="a", height=32, width=64)
+    )
+    assert arguments["image"].size == (64, 32)
