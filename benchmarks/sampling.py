@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 
 from motionmerge import Checkpoint, experts
 from motionmerge.models.dynamicrafter.cross_attention import CrossContext
@@ -89,10 +90,12 @@ def rows() -> list[Row]:
     return made
 
 
-class Towers(torch.nn.Module):
+class Towers(ModelMixin):
     """Stands where the pipeline keeps its text and image towers; tokens are passed in."""
 
-    config = None
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
 
 
 def build(size: Size) -> DynamiCrafterPipeline:
@@ -171,16 +174,21 @@ class Inputs:
 class ExplicitAttention:
     """Attention by two matrix products, tokens repeated for every frame, as the official code."""
 
-    def __call__(self, attn: Any, hidden: torch.Tensor, context: Any = None, **_: Any) -> Any:
-        query = attn.to_q(hidden)
-        if not isinstance(context, CrossContext):
-            out = self.attend(attn, query, attn.to_k(hidden), attn.to_v(hidden))
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: CrossContext | None = None,
+        attention_mask: None = None,
+    ) -> torch.Tensor:
+        query = attn.to_q(hidden_states)
+        if encoder_hidden_states is None:
+            out = self.attend(attn, query, attn.to_k(hidden_states), attn.to_v(hidden_states))
             return attn.to_out[1](attn.to_out[0](out))
         ip = attn.own_processor
-        frames = len(hidden) // len(context.text)
-        text = context.text.repeat_interleave(frames, 0)
+        text, image = encoder_hidden_states.text, encoder_hidden_states.image
+        text = text.repeat_interleave(len(hidden_states) // len(text), 0)
         out = self.attend(attn, query, attn.to_k(text), attn.to_v(text))
-        image = context.image
         out = out + self.attend(attn, query, ip.to_k_ip[0](image), ip.to_v_ip[0](image))
         return attn.to_out[1](attn.to_out[0](out))
 
@@ -273,7 +281,9 @@ def ours(
 ) -> torch.Tensor:
     """The pipeline as a user calls it, with two experts; returns latents."""
     if row.channels_last:
-        pipeline.unet.to(memory_format=torch.channels_last)
+        for module in pipeline.unet.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.to(memory_format=torch.channels_last)
     if row.compiles:
         pipeline.unet.compile()
     text, image = inputs.tokens.split([TEXT_TOKENS, inputs.tokens.shape[1] - TEXT_TOKENS], dim=1)
@@ -303,7 +313,7 @@ def run_row(row: Row, size: Size, folder: Path, device: str) -> dict[str, float]
     """Make one video; saves its latents and frames into the folder."""
     pipeline = build(size)
     pipeline.set_progress_bar_config(disable=True)
-    for part in (pipeline.unet, pipeline.vae):
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.image_encoder):
         part.to(device, row.dtype)
     inputs = Inputs.draw(size, pipeline, device)
     started = time.perf_counter()
