@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from motionmerge.io.atomic import atomic_path
+from motionmerge.io.hashing import cache_file
 from motionmerge.merge.algebra import Checkpoint
 from motionmerge.merge.kernel import CHUNK
 from motionmerge.merge.program import is_blockwise
@@ -158,8 +158,7 @@ def remember(work: Work, *, seconds: float) -> None:
 
 
 def _file() -> Path:
-    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(folder).expanduser() / "motionmerge" / "speed.json"
+    return cache_file("speed.json")
 
 
 def _remembered() -> list[float]:

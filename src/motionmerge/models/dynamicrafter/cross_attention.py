@@ -8,6 +8,7 @@ can be kept from step to step. The sum text + image is IP-Adapter's (Ye et al. 2
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -47,6 +48,16 @@ class CrossContext:
     image: torch.Tensor
     cache: ContextCache | None = None
 
+    def once(
+        self, module: nn.Module, make: Callable[[], tuple[torch.Tensor, ...]]
+    ) -> tuple[torch.Tensor, ...]:
+        """Give what a module makes of the tokens; with a cache, made only once."""
+        if self.cache is None:
+            return make()
+        if module not in self.cache.kept:
+            self.cache.kept[module] = make()
+        return self.cache.kept[module]
+
 
 class TextImageAttnProcessor(IPAdapterAttnProcessor2_0):
     """Attend to text and to image tokens and add both.
@@ -73,25 +84,19 @@ class TextImageAttnProcessor(IPAdapterAttnProcessor2_0):
             attention_mask: None; diffusers' blocks pass it.
         """
         query = attn.to_q(hidden_states)
-        text_key, text_value, image_key, image_value = self._keys_values(
-            attn, encoder_hidden_states
+        context = encoder_hidden_states
+        text_key, text_value, image_key, image_value = context.once(
+            self,
+            lambda: (
+                attn.to_k(context.text),
+                attn.to_v(context.text),
+                self.to_k_ip[0](context.image),
+                self.to_v_ip[0](context.image),
+            ),
         )
         out = _attend(query, text_key, text_value, num_heads=attn.heads)
         out = out + self.scale[0] * _attend(query, image_key, image_value, num_heads=attn.heads)
         return attn.to_out[1](attn.to_out[0](out))
-
-    def _keys_values(self, attn: Attention, context: CrossContext) -> tuple[torch.Tensor, ...]:
-        if context.cache is not None and self in context.cache.kept:
-            return context.cache.kept[self]
-        made = (
-            attn.to_k(context.text),
-            attn.to_v(context.text),
-            self.to_k_ip[0](context.image),
-            self.to_v_ip[0](context.image),
-        )
-        if context.cache is not None:
-            context.cache.kept[self] = made
-        return made
 
 
 def _attend(

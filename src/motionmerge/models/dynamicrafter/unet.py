@@ -402,14 +402,10 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixi
         return CrossContext(text, image, cache)
 
     def _temporal_context(self, context: CrossContext, frames: int) -> torch.Tensor | None:
-        adapter, cache = self.temporal_adapter, context.cache
+        adapter = self.temporal_adapter
         if adapter is None:
             return None
-        if cache is None:
-            return adapter(context.text, frames)
-        if adapter not in cache.kept:
-            cache.kept[adapter] = (adapter(context.text, frames),)
-        return cache.kept[adapter][0]
+        return context.once(adapter, lambda: (adapter(context.text, frames),))[0]
 
     def _check_sample(self, sample: torch.Tensor) -> None:
         multiple = 2 ** len(self.downsamplers)
