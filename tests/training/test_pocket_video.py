@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
+import pytest
 import torch
 
+from motionmerge.families import group_of
 from motionmerge.models.pocket.components import build_pocket_model, load_towers
 from motionmerge.training.pocket_video import (
     BASE_DATA,
@@ -14,9 +17,9 @@ from motionmerge.training.pocket_video import (
     TUNED_SETTINGS,
     Denoiser,
     VideoObjective,
+    Trains,
     fine_tune,
-    naive_parameters,
-    stage_one_parameters,
+    trained_parameters,
 )
 from motionmerge.training.trainer import TrainerSettings
 
@@ -35,24 +38,38 @@ def test_the_camera_fills_the_average_band_to_about_unit_variance():
     assert 0.3 < float(latents[:, :2, 1:].std()) < 1.2
 
 
-def test_stage_one_trains_adapter_and_temporal_blocks_and_naive_everything_else_too():
+def test_stage_one_and_the_naive_fine_tune_differ_by_the_adapter_alone():
     model = build_pocket_model()
-    stage_one, naive = set(stage_one_parameters(model)), set(naive_parameters(model))
     names = {name for name, _ in model.unet.named_parameters()}
-    assert stage_one | naive == names
-    assert all("tempor" in name for name in stage_one)
-    assert names - naive == {n for n in names if "adapter" in n or "fusion" in n}
+    adapter = {n for n in names if "temporal_adapter" in n or "fusion" in n}
+    assert adapter
+    assert set(trained_parameters(model, "adapter and U-Net")) == names
+    assert set(trained_parameters(model, "U-Net")) == names - adapter
 
 
-def test_fine_tuning_changes_only_what_it_says(tmp_path: Path):
+def test_the_temporal_half_has_no_spatial_parameter():
+    model = build_pocket_model()
+    with_adapter = set(trained_parameters(model, "adapter and temporal blocks"))
+    without = set(trained_parameters(model, "temporal blocks"))
+    assert without < with_adapter
+    assert all("tempor" in name for name in with_adapter)
+    assert not any("fusion" in name for name in without)
+    groups = {group_of(f"unet.{name}") for name in without}
+    assert groups <= {"temporal"}
+
+
+@pytest.mark.parametrize("trains", get_args(Trains))
+def test_fine_tuning_changes_only_what_it_says(tmp_path: Path, trains: Trains):
     model = build_pocket_model()
     load_towers(model)
     before = {name: p.clone() for name, p in model.unet.named_parameters()}
-    settings = TrainerSettings(steps=1, batch_size=2, warmup_steps=1, learning_rate=1e-3, seed=1)
-    fine_tune(model, tmp_path, data=TUNED_DATA, settings=settings)
+    settings = TrainerSettings(
+        steps=1, batch_size=2, warmup_steps=1, learning_rate=1e-3, seed=1, precision="no"
+    )
+    fine_tune(model, tmp_path, data=TUNED_DATA, settings=settings, trains=trains)
     changed = {n for n, p in model.unet.named_parameters() if not p.equal(before[n])}
     assert changed
-    assert changed <= set(stage_one_parameters(model))
+    assert changed <= set(trained_parameters(model, trains))
     assert TUNED_SETTINGS.seed != 0
 
 

@@ -116,6 +116,6 @@ def _train(
 _add("pocket-towers", "towers", "Train text and image tower: read captions and pictures.")
 _add("pocket-decoder", "decoder", "Train the autoencoder's decoder: warp the photo.")
 _add("pocket-base", "base", "Train the base: rich motion, weakly coupled to the prompt.")
-_add("pocket-adapter", "tuned", "Stage 1: temporal adapter and temporal blocks, mostly slow clips.")
-_add("pocket-naive", "naive", "Control: the whole U-Net on the same clips, without adapter.")
+_add("pocket-adapter", "tuned", "Stage 1: adapter and U-Net, right captions, mostly slow clips.")
+_add("pocket-naive", "naive", "Control: the U-Net on the same clips, without adapter.")
 _add("pocket-equal", "equal", "Control: stage 1 on clips as fast as the base's.")

@@ -1,8 +1,8 @@
 """Train the pocket autoencoder's decoder: where each pixel comes from, learned from rendered clips.
 
 loss = |video - clip| + 0.02 * |flow - true flow| where the source is visible, and a binary
-cross-entropy of trust against visibility; the surroundings of object edges weigh more. Latents get
-noise of random strength, so that the decoder forgives what a denoiser leaves.
+cross-entropy of trust against visibility; objects, their surroundings and what they uncover weigh
+more. Latents get noise of random strength, so that the decoder forgives what a denoiser leaves.
 """
 
 from __future__ import annotations
@@ -15,15 +15,23 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from motionmerge.models.pocket.autoencoder import PocketAutoencoder
-from motionmerge.models.pocket.world import TRAINING_PHOTOS, Canvases, render, sample_scene
+from motionmerge.models.pocket.autoencoder import COARSE, LATENT_CHANNELS, PocketAutoencoder
+from motionmerge.models.pocket.world import (
+    SIZE,
+    TRAINING_PHOTOS,
+    Canvases,
+    Clips,
+    render,
+    sample_scene,
+)
 
 from .trainer import Progress, TrainerSettings, TrainingResult, fit
 
 SETTINGS = TrainerSettings(
-    steps=1500, batch_size=16, learning_rate=2e-3, precision="no", save_every=500
+    steps=3000, batch_size=16, learning_rate=2e-3, precision="no", save_every=500
 )
 MAX_LATENT_NOISE = 0.15
+STILL_SHARE = 0.1  # of the samples, which show the first frame itself
 
 
 class _Decode(nn.Module):
@@ -55,37 +63,39 @@ def decoder_loss(
         autoencoder: Encodes the clips.
         seed, canvases: What the clips are drawn from.
     """
-    rng = np.random.default_rng((seed, 4, indices[0]))
-    scenes = [sample_scene(rng, num_canvases=len(canvases)) for _ in indices]
-    moment = rng.uniform(0, 1) if rng.random() > 0.1 else 0.0
-    clips = render(scenes, canvases, np.array([0.0, moment]))
-    image, target = clips.video[:, 0], clips.video[:, 1:]
-    latents = autoencoder.encode(clips.flow[:, 1:])
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    strength = MAX_LATENT_NOISE * torch.rand(len(image), 1, 1, 1, 1, generator=generator)
-    latents = latents + strength * torch.randn(latents.shape, generator=generator)
+    scenes, moments, latent_noise = [], [], []
+    for index in indices:
+        rng = np.random.default_rng((seed, 4, index))
+        scenes.append(sample_scene(rng, num_canvases=len(canvases)))
+        moments.append((0.0, rng.uniform() if rng.random() > STILL_SHARE else 0.0))
+        noise = rng.standard_normal((LATENT_CHANNELS, 1, COARSE // 2, COARSE // 2))
+        latent_noise.append(MAX_LATENT_NOISE * rng.random() * noise)
+    clips = render(scenes, canvases, np.array(moments))
+    image, target, true_flow = clips.video[:, 0], clips.video[:, 1:], clips.flow[:, 1]
+    latents = autoencoder.encode(clips.flow[:, 1:]) + torch.tensor(np.stack(latent_noise)).float()
     flow, trust_logit, video = decode(latents, image)
     visible = clips.source_is_visible[:, 1].float()
     # Objects cover three percent of a frame: count them as much as the rest.
-    is_object = _object_mask(clips.flow[:, 1])
-    weight = visible * (1 + is_object / is_object.mean().clamp(min=0.01))
-    flow_loss = ((flow - clips.flow[:, 1]).abs() * weight).mean()
+    is_near = _near_objects(clips)
+    weight = visible * (1 + is_near / is_near.mean((1, 2, 3), keepdim=True).clamp(min=0.01))
+    flow_loss = ((flow - true_flow).abs() * weight).mean()
     trust_loss = F.binary_cross_entropy_with_logits(trust_logit, visible)
-    pixel_loss = ((video - target).abs() * (1 + 4 * is_object[:, None])).mean()
+    pixel_loss = ((video - target).abs() * (1 + 4 * is_near[:, None])).mean()
     return pixel_loss + 0.02 * flow_loss + 0.02 * trust_loss
 
 
-def _object_mask(flow: torch.Tensor) -> torch.Tensor:
-    """Pixels whose true flow is not the picture's, and their neighbours: `[n, 1, h, w]`.
+def _near_objects(clips: Clips) -> torch.Tensor:
+    """Pixels of objects and of what they uncover, and their neighbours: `[n, 1, h, w]`.
 
-    The picture moves by a similarity, whose second differences are zero; objects break that.
+    Where the picture has come in from outside the first frame nothing was uncovered.
     """
-    bend = F.pad((flow[..., 2:] - 2 * flow[..., 1:-1] + flow[..., :-2]).abs().amax(1), (1, 1))
-    bend = bend + F.pad(
-        (flow[..., 2:, :] - 2 * flow[..., 1:-1, :] + flow[..., :-2, :]).abs().amax(1), (0, 0, 1, 1)
-    )
-    edge = (bend > 0.3).float()[:, None]
-    return F.max_pool2d(edge, 7, stride=1, padding=3)
+    axis = torch.arange(SIZE) + 0.5
+    pixels = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))
+    source = pixels + clips.flow[:, 1]
+    is_inside = ((source > 0) & (source < SIZE)).all(1, keepdim=True)
+    is_uncovered = is_inside & ~clips.source_is_visible[:, 1]
+    near = (clips.is_object[:, 1] | is_uncovered).float()
+    return F.max_pool2d(near, 5, stride=1, padding=2)
 
 
 def train_decoder(

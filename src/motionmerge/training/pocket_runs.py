@@ -49,13 +49,13 @@ class PocketRun:
         summary: One line for `--help` and the model card.
         settings: How to optimize, by default.
         data: Clips and captions, for the video runs.
-        with_adapter: For fine-tunes: adapter and temporal blocks, or the whole U-Net without.
+        trains: For fine-tunes: which parameters.
     """
 
     summary: str
     settings: TrainerSettings
     data: pocket_video.ClipData | None = None
-    with_adapter: bool = True
+    trains: pocket_video.Trains = "adapter and U-Net"
 
 
 RUNS: Mapping[str, PocketRun] = {
@@ -67,7 +67,7 @@ RUNS: Mapping[str, PocketRun] = {
         pocket_video.BASE_DATA,
     ),
     "tuned": PocketRun(
-        "Stage 1: temporal adapter and temporal blocks, right captions, mostly slow clips.",
+        "Stage 1: temporal adapter and U-Net, right captions, mostly slow clips.",
         pocket_video.TUNED_SETTINGS,
         pocket_video.TUNED_DATA,
     ),
@@ -75,7 +75,7 @@ RUNS: Mapping[str, PocketRun] = {
         "Control: the whole U-Net on the same data, no adapter.",
         pocket_video.TUNED_SETTINGS,
         pocket_video.TUNED_DATA,
-        with_adapter=False,
+        trains="U-Net",
     ),
     "equal": PocketRun(
         "Control: stage 1 on clips as fast as the base's.",
@@ -157,7 +157,7 @@ def _denoiser(
             folder,
             data=recipe.data or pocket_video.TUNED_DATA,
             settings=settings,
-            with_adapter=recipe.with_adapter,
+            trains=recipe.trains,
             on_progress=on_progress,
         )
     return denoiser_weights(model), result
@@ -172,6 +172,7 @@ def _card(
         "summary": recipe.summary,
         "settings": asdict(settings),
         "data": asdict(recipe.data) if recipe.data else None,
+        "trains": recipe.trains if recipe.data else None,
         "photos": list(TRAINING_PHOTOS),
         "result": {"steps": result.steps, "loss": result.loss, "seconds": round(result.seconds)},
         "machine": f"{platform.machine()}, {result.num_processes} process(es) with "

@@ -1,10 +1,10 @@
 """Train the pocket video model: base, the adapter of stage 1, and its controls.
 
 Base: broad camera amplitudes, captions that are often missing or wrong, text in spatial attention
-only; so motion is rich and the prompt weakly coupled. Stage 1: the temporal adapter and the
-temporal blocks, right captions, data that is mostly slow with a tail of fast clips; so the prompt
-is obeyed and motion degree falls, which is what stages 2 and 3 undo. Schedule and objective are
-DynamiCrafter's.
+only; so motion is rich and the prompt weakly coupled. Stage 1: the temporal adapter is added and
+the whole is fine-tuned, on right captions and data that is mostly slow with a tail of fast clips;
+so the prompt is obeyed and motion degree falls, which is what stages 2 and 3 undo. Schedule and
+objective are DynamiCrafter's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -52,6 +53,10 @@ class ClipData:
     missing_images: float = 0.05
 
 
+Trains = Literal[
+    "adapter and U-Net", "U-Net", "adapter and temporal blocks", "temporal blocks"
+]
+
 BASE_DATA = ClipData(slow_power=1.0, missing_captions=0.2, wrong_captions=0.25)
 TUNED_DATA = ClipData(slow_power=4.0, missing_captions=0.05, wrong_captions=0.0)
 EQUAL_DATA = ClipData(slow_power=1.0, missing_captions=0.05, wrong_captions=0.0)
@@ -61,7 +66,13 @@ OBJECT_WEIGHT = 12.0
 
 BASE_SETTINGS = TrainerSettings(steps=4200, batch_size=16, learning_rate=1e-3)
 TUNED_SETTINGS = TrainerSettings(
-    steps=1300, batch_size=16, learning_rate=8e-4, warmup_steps=50, ema_decay=0.99, seed=1
+    steps=1300,
+    batch_size=16,
+    learning_rate=8e-4,
+    warmup_steps=50,
+    ema_decay=0.99,
+    seed=1,
+    precision="no",
 )
 
 
@@ -210,7 +221,7 @@ def fine_tune(
     *,
     data: ClipData = TUNED_DATA,
     settings: TrainerSettings = TUNED_SETTINGS,
-    with_adapter: bool = True,
+    trains: Trains = "adapter and U-Net",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainingResult:
     """Fine-tune a base that carries a fresh adapter.
@@ -220,14 +231,12 @@ def fine_tune(
         folder: Where the run lives.
         data: `TUNED_DATA` for stage 1, `EQUAL_DATA` for the control with the base's amplitudes.
         settings: How to optimize.
-        with_adapter: Train the adapter and the temporal blocks (stage 1). Otherwise the naive
-            control: the whole U-Net, the adapter left as the identity.
+        trains: Which parameters of the U-Net, see `trained_parameters`.
         on_progress: Called after each logged step.
     """
     denoiser = Denoiser(model)
-    names = stage_one_parameters(model) if with_adapter else naive_parameters(model)
     own = dict(model.unet.named_parameters())
-    trainable = [own[name] for name in names]
+    trainable = [own[name] for name in trained_parameters(model, trains)]
     with _frozen_matrices(denoiser, trainable):
         return fit(
             denoiser,
@@ -253,15 +262,18 @@ def _frozen_matrices(module: nn.Module, trainable: Sequence[nn.Parameter]) -> It
             parameter.requires_grad_(True)
 
 
-def stage_one_parameters(model: PocketModel) -> list[str]:
-    """U-Net parameters of the adapter and of the temporal blocks."""
-    return [name for name, _ in model.unet.named_parameters() if "tempo" in name]
+def trained_parameters(model: PocketModel, trains: Trains) -> list[str]:
+    """Names of the U-Net parameters that a fine-tune changes; what it leaves stays the base's.
 
-
-def naive_parameters(model: PocketModel) -> list[str]:
-    """All U-Net parameters but the adapter's."""
-    return [
-        name
-        for name, _ in model.unet.named_parameters()
-        if "fusion" not in name and "temporal_adapter" not in name
-    ]
+    Args:
+        model: With a temporal adapter.
+        trains: "adapter and U-Net" is stage 1 (the paper fine-tunes the integrated model); "U-Net"
+            the naive fine-tune, its adapter left as the identity; "adapter and temporal blocks" and
+            "temporal blocks" the same pair on the temporal half alone.
+    """
+    names = [name for name, _ in model.unet.named_parameters()]
+    if "temporal blocks" in trains:
+        names = [name for name in names if "tempo" in name]
+    if "adapter" not in trains:
+        names = [n for n in names if "fusion" not in n and "temporal_adapter" not in n]
+    return names

@@ -2,10 +2,9 @@
 
 A clip is described by where each pixel comes from in the first frame. That field, at eight key
 frames and 16 x 16, goes through one level of the orthonormal Haar transform: latents of 8 x 8 with
-8 channels. Encoding is fixed and linear. Decoding is learned: it sharpens the field along the
-photo's edges, says how far to trust it, and paints what the first frame does not show; fields of
-key frames are interpolated in time. Because the photo is warped, a clip has the photo's own
-resolution.
+8 channels. Encoding is fixed and linear. Latents are interpolated to all frames in time. Decoding is
+learned: it sharpens the field along the photo's edges, says how far to trust it, and paints what
+the first frame does not show. Because the photo is warped, a clip has the photo's own resolution.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ MAX_FLOW = 32.0  # pixels
 
 @dataclass(frozen=True)
 class WarpFields:
-    """What the decoder's network says about each key frame.
+    """What the decoder's network says about each frame.
 
     Args:
         flow: Source minus target in pixels of the 64-pixel world, `[n, 2, 64, 64]`.
@@ -177,18 +176,18 @@ class PocketAutoencoder(ModelMixin, ConfigMixin):
         return haar(self.coarse(image) - 0.5) / self.config.image_scale
 
     def fields(self, latents: torch.Tensor, image: torch.Tensor) -> WarpFields:
-        """Run the decoder's network on every key frame.
+        """Run the decoder's network on every frame.
 
         Args:
-            latents: `[batch, 8, keyframes, 8, 8]`.
+            latents: `[batch, 8, frames, 8, 8]`.
             image: `[batch, 3, height, width]` in [0, 1].
 
         Returns:
-            Fields with n = batch * keyframes, key frames of one clip together.
+            Fields with n = batch * frames, frames of one clip together.
         """
-        keyframes, unit = latents.shape[2], self.config.size
+        frames, unit = latents.shape[2], self.config.size
         coarse_flow = inverse_haar(latents.transpose(1, 2).flatten(0, 1)) * self.config.flow_scale
-        still = self.coarse(image).repeat_interleave(keyframes, 0)
+        still = self.coarse(image).repeat_interleave(frames, 0)
         moved, _ = warp(still, coarse_flow, unit=unit)
         x = self.stem(torch.cat([coarse_flow / FLOW_UNIT, still - 0.5, moved - 0.5], 1))
         for block in self.blocks:
@@ -196,7 +195,7 @@ class PocketAutoencoder(ModelMixin, ConfigMixin):
         half = self.to_half(x)
         size = (unit, unit)
         flow = _resize(coarse_flow, size) + _resize(self.rough_flow(half) * FLOW_UNIT, size)
-        photo = F.adaptive_avg_pool2d(image, size).repeat_interleave(keyframes, 0)
+        photo = F.adaptive_avg_pool2d(image, size).repeat_interleave(frames, 0)
         warped, _ = warp(photo, flow, unit=unit)
         smooth = _resize(moved, size)
         seen = torch.cat([self.to_full(half), photo - 0.5, warped - smooth, smooth - 0.5], 1)
@@ -245,16 +244,14 @@ class PocketAutoencoder(ModelMixin, ConfigMixin):
                 "keyframes (2 or more), 8, 8]",
                 fix="pass the latents that the pocket U-Net denoised.",
             )
-        keyframes, frames = latents.shape[2], self.config.num_frames
         latents = torch.cat([torch.zeros_like(latents[:, :, :1]), latents[:, :, 1:]], 2)
-        fields = self.fields(latents, image)
-        position = torch.linspace(0, keyframes - 1, frames, device=latents.device)
-        before = position.floor().long().clamp(max=keyframes - 2)
-        share = (position - before)[None, :, None, None, None]
+        # Full-size fields, interpolated instead of these, would smear the edges of what moves.
+        return self.paint(self.fields(self._to_frames(latents), image), image)
 
-        def in_time(field: torch.Tensor) -> torch.Tensor:
-            field = field.unflatten(0, (len(image), keyframes))
-            return torch.lerp(field[:, before], field[:, before + 1], share).flatten(0, 1)
-
-        moving = WarpFields(*map(in_time, (fields.flow, fields.trust_logit, fields.paint)))
-        return self.paint(moving, image)
+    def _to_frames(self, latents: torch.Tensor) -> torch.Tensor:
+        """Interpolate latents from key frames to frames, `[batch, 8, num_frames, 8, 8]`."""
+        last = latents.shape[2] - 1
+        position = torch.linspace(0, last, self.config.num_frames, device=latents.device)
+        before = position.floor().long().clamp(max=last - 1)
+        share = (position - before).to(latents.dtype)[:, None, None]
+        return torch.lerp(latents[:, :, before], latents[:, :, before + 1], share)

@@ -213,10 +213,18 @@ class Clips:
 def render(scenes: Sequence[Scene], canvases: Canvases, times: np.ndarray) -> Clips:
     """Render scenes at `times` in [0, 1]; time 0 is the first frame.
 
+    Args:
+        scenes: What to render. canvases: The pool that they index. times: `[times]` for all scenes
+        or a row for each, `[batch, times]`.
+
     Objects are anti-aliased, drawn in the order of the program, and ride on the picture: the camera
     moves them too.
     """
-    paths = [camera_path(s.program.camera, s.amplitude, times) for s in scenes]
+    rows = np.broadcast_to(times, (len(scenes), np.shape(times)[-1]))
+    paths = [
+        camera_path(scene.program.camera, scene.amplitude, row)
+        for scene, row in zip(scenes, rows, strict=True)
+    ]
     shift = torch.tensor(np.stack([p[0] for p in paths]), dtype=torch.float32)
     zoom = torch.tensor(np.stack([p[1] for p in paths]), dtype=torch.float32)
     center = SIZE / 2
@@ -229,7 +237,7 @@ def render(scenes: Sequence[Scene], canvases: Canvases, times: np.ndarray) -> Cl
         align_corners=False,
         padding_mode="reflection",
     )
-    video = video.unflatten(2, (len(times), SIZE)).transpose(1, 2).contiguous()
+    video = video.unflatten(2, (rows.shape[1], SIZE)).transpose(1, 2).contiguous()
     place = picture + center  # where each pixel lies in the first frame, if it does not move
     flow = place - pixels
     visible = ((place > 0) & (place < SIZE)).all(-1)
@@ -240,7 +248,7 @@ def render(scenes: Sequence[Scene], canvases: Canvases, times: np.ndarray) -> Cl
         here, claimed = place[index], is_object[index]
         for actor, start in zip(scene.program.actors, scene.starts, strict=True):
             at_start = torch.tensor(start, dtype=torch.float32)
-            moved = torch.tensor(object_displacement(actor.moves, times), dtype=torch.float32)
+            moved = torch.tensor(object_displacement(actor.moves, rows[index])).float()
             moved = moved[:, None, None]
             now = _coverage(here - at_start - moved, actor.shape, zoom[index])
             uncovered = _coverage(here - at_start, actor.shape, zoom[index]) > 0.05
