@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from motionmerge.errors import ConfigError
 from motionmerge.evaluation.demo import PROMPTS, demo_image, demo_stages, run_demo
@@ -74,3 +75,5 @@ def test_the_demo_makes_a_page_whose_files_are_all_there(random_pocket, tmp_path
     files = set(re.findall(r'(?:src|poster)="([^"]+)"', text))
     assert len([name for name in files if name.endswith(".mp4")]) == 6
     assert all((tmp_path / name).stat().st_size > 0 for name in files)
+    with Image.open(tmp_path / "sheet.jpg") as sheet:  # three stages, six frames of 128 pixels
+        assert sheet.size == (6 * 130 + 2, 3 * 144 + 2)

@@ -16,8 +16,8 @@ from motionmerge.training.pocket_video import (
     TUNED_DATA,
     TUNED_SETTINGS,
     Denoiser,
-    VideoObjective,
     Trains,
+    VideoObjective,
     fine_tune,
     trained_parameters,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from motionmerge.evaluation.motion import FloatArray, measure_clip
 from motionmerge.evaluation.pocket import Protocol, evaluate, generate
 from motionmerge.evaluation.report import Clip, Method, Page, Shot, write_report
 from motionmerge.evaluation.tables import table_row
-from motionmerge.io.video import fit_image, write_video
+from motionmerge.io.video import contact_sheet, fit_image, write_video
 from motionmerge.models.pocket.language import Actor, Program
 from motionmerge.models.pocket.world import (
     COLOR_VALUES,
@@ -42,6 +42,8 @@ SIDE = 256  # pixels, of the videos
 NUM_TABLE_PROMPTS = 24
 KNOB_EXTRAS = (-0.5, 1.0)
 FLOW_PAIRS = ((0, 3), (6, 9), (12, 15))
+SHEET_STAGES = ("Base", "Tuned", "Full method")
+SHEET_PROMPTS, SHEET_EVERY = 2, 3  # how many of the prompts, and of the frames
 
 Progress = Callable[[str], None]
 
@@ -125,7 +127,7 @@ def run_demo(
 
     Args:
         pipeline: A `PocketPipeline`.
-        folder: Where videos and `index.html` go.
+        folder: Where videos, `index.html` and the contact sheet `sheet.jpg` go.
         num_prompts: How many of `PROMPTS`.
         num_table_prompts: Held-out prompts per condition for the table and the knob curve.
         seed: Of the noise.
@@ -159,6 +161,7 @@ def run_demo(
                 names=[f"demo/{seed}/{prompt.photo}" for prompt in chosen],
                 num_inference_steps=num_inference_steps,
             )
+    _save(folder / "sheet.jpg", _sheet(chosen, stages, videos))
     tell("optical flow")
     flows = {
         (name, index): video_flow(video, pairs=FLOW_PAIRS)
@@ -205,6 +208,22 @@ def run_demo(
         seed=seed,
     )
     return write_report(page, folder / "index.html")
+
+
+def _sheet(
+    prompts: Sequence[DemoPrompt],
+    stages: Sequence[tuple[Method, Condition]],
+    videos: Mapping[str, torch.Tensor],
+) -> Picture:
+    """Frames of the first prompts under the main stages, one clip a row."""
+    rows = {
+        f"{shown.title}: {prompt.program.caption()}": videos[shown.condition][index]
+        for index, prompt in enumerate(prompts[:SHEET_PROMPTS])
+        for shown, _ in stages
+        if shown.title in SHEET_STAGES
+    }
+    small = [F.avg_pool2d(video, 2) for video in rows.values()]
+    return np.asarray(contact_sheet(small, labels=list(rows), every=SHEET_EVERY))
 
 
 def _write_clip(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from motionmerge.evaluation.conditions import BEST, Condition, method, pick_conditions
 from motionmerge.evaluation.pocket import ConditionResults
 
-OBEDIENCE_MARGIN = 0.03
+OBEDIENCE_SHARE = 0.8  # of the fine-tuned model's obedience, which is to be kept
 INTACT_MARGIN = 0.10
 SEARCHED_BOUNDARIES = (0.95, 0.91, 0.86, 0.8, 0.72, 0.64, 0.5, 0.36)
 ALPHAS = (0.25, 0.67, 1.33)
@@ -67,14 +67,14 @@ class SearchResult:
 
 
 def search(run: Run, *, reference: str = "tuned") -> SearchResult:
-    """Look for the most motion at an obedience no lower than the fine-tuned model's less 3 points.
+    """Look for the most motion that keeps four fifths of the fine-tuned model's obedience.
 
     Args:
         run: Evaluates conditions on validation prompts.
         reference: The condition that sets the bar.
     """
     bar = run(pick_conditions([reference]))[reference]
-    search = _Search(run, bar.obedience - OBEDIENCE_MARGIN, bar.intact - INTACT_MARGIN)
+    search = _Search(run, OBEDIENCE_SHARE * bar.obedience, bar.intact - INTACT_MARGIN)
     for stage in _stages(search):
         search.attempt(stage)
     best = search.best()

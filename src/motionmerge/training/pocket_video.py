@@ -53,9 +53,7 @@ class ClipData:
     missing_images: float = 0.05
 
 
-Trains = Literal[
-    "adapter and U-Net", "U-Net", "adapter and temporal blocks", "temporal blocks"
-]
+Trains = Literal["adapter and U-Net", "U-Net", "adapter and temporal blocks", "temporal blocks"]
 
 BASE_DATA = ClipData(slow_power=1.0, missing_captions=0.2, wrong_captions=0.25)
 TUNED_DATA = ClipData(slow_power=4.0, missing_captions=0.05, wrong_captions=0.0)

@@ -9,7 +9,15 @@ import torch
 from motionmerge.errors import ShapeError
 from motionmerge.models.pocket.autoencoder import PocketAutoencoder, haar, inverse_haar
 from motionmerge.models.pocket.components import build_pocket_model, load_decoder
-from motionmerge.models.pocket.world import HELD_OUT_PHOTOS, Canvases, Clips, render, sample_scene
+from motionmerge.models.pocket.language import Actor, Program
+from motionmerge.models.pocket.world import (
+    HELD_OUT_PHOTOS,
+    Canvases,
+    Clips,
+    Scene,
+    render,
+    sample_scene,
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +89,19 @@ def test_images_and_latents_of_the_wrong_shape_are_refused(autoencoder: PocketAu
         autoencoder.encode_image(torch.zeros(1, 3, 60, 60))
     with pytest.raises(ShapeError, match="latents have shape"):
         autoencoder.decode(torch.zeros(1, 4, 8, 8, 8), torch.zeros(1, 3, 64, 64))
+
+
+def test_frames_between_key_frames_are_nearly_as_sharp_as_if_they_had_latents_of_their_own(
+    autoencoder: PocketAutoencoder,
+):
+    rng = np.random.default_rng(1)
+    canvases = Canvases(4, photos=HELD_OUT_PHOTOS, rng=rng, texture_share=0)
+    program = Program((Actor("green", "ball", ("left",)),), "pans right")
+    scenes = [Scene(program, 8.0, ((40.0, 30.0),), canvas) for canvas in range(4)]
+    every = render(scenes, canvases, np.linspace(0, 1, 16))
+    image = every.video[:, 0]
+    with torch.no_grad():
+        own = autoencoder.paint(autoencoder.fields(autoencoder.encode(every.flow), image), image)
+        keys = render(scenes, canvases, autoencoder.keyframe_times().numpy())
+        between = autoencoder.decode(autoencoder.encode(keys.flow), image)
+    assert psnr(between, every.video) > psnr(own, every.video) - 0.3

@@ -86,3 +86,13 @@ def test_held_out_photographs_are_not_trained_on():
     assert not set(HELD_OUT_PHOTOS) & set(TRAINING_PHOTOS)
     for name in HELD_OUT_PHOTOS + TRAINING_PHOTOS:
         assert min(load_photo(name).size) == 256
+
+
+def test_scenes_may_be_rendered_each_at_times_of_its_own(canvases: Canvases):
+    scenes = [sample_scene(np.random.default_rng(i), num_canvases=12) for i in range(2)]
+    times = np.array([[0.0, 0.3], [0.0, 0.8]])
+    together = render(scenes, canvases, times)
+    for index, scene in enumerate(scenes):
+        alone = render([scene], canvases, times[index])
+        assert torch.allclose(together.flow[index], alone.flow[0])
+        assert torch.allclose(together.video[index], alone.video[0], atol=1e-6)

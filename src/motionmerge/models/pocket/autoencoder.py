@@ -2,8 +2,8 @@
 
 A clip is described by where each pixel comes from in the first frame. That field, at eight key
 frames and 16 x 16, goes through one level of the orthonormal Haar transform: latents of 8 x 8 with
-8 channels. Encoding is fixed and linear. Latents are interpolated to all frames in time. Decoding is
-learned: it sharpens the field along the photo's edges, says how far to trust it, and paints what
+8 channels. Encoding is fixed and linear. Latents are interpolated in time to all frames. Decoding
+is learned: it sharpens the field along the photo's edges, says how far to trust it, and paints what
 the first frame does not show. Because the photo is warped, a clip has the photo's own resolution.
 """
 
