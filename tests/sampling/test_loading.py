@@ -16,11 +16,11 @@ from motionmerge.io.weights import save_weights
 from motionmerge.sampling.loading import (
     check_memory,
     dtype_named,
-    free_memory,
     load_pipeline,
     place,
 )
 from motionmerge.sampling.make_video import VideoSettings, make_video
+from motionmerge.sampling.memory import free_memory
 from motionmerge.sampling.pipeline_folder import find_pipeline, weight_files
 from motionmerge.sampling.video_families import configs_of
 

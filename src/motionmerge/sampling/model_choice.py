@@ -12,7 +12,7 @@ import torch
 
 from motionmerge.merge.sources import hash_origin
 from motionmerge.models.pocket.components import weights_path
-from motionmerge.sampling.loading import default_device, load_pipeline, place
+from motionmerge.sampling.loading import load_pipeline, own_device, place
 from motionmerge.sampling.pipeline_folder import PipelineFolder
 from motionmerge.sampling.pocket_pipeline import load_pocket
 from motionmerge.sampling.video_families import POCKET, Limits, VideoFamily
@@ -29,6 +29,8 @@ class ModelChoice(Protocol):
     def family(self) -> VideoFamily: ...
     @property
     def limits(self) -> Limits: ...
+    @property
+    def device(self) -> torch.device: ...
     def fingerprint(self) -> dict[str, Any]: ...
     def load(self) -> tuple[Any, str]: ...
 
@@ -45,6 +47,11 @@ class ShippedModel:
     name: str = "pocket"
     family: VideoFamily = POCKET
     path: None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return torch.device("cpu")
 
     @property
     def limits(self) -> Limits:
@@ -76,7 +83,7 @@ class FolderModel:
 
     folder: PipelineFolder
     dtype: torch.dtype | None = None
-    device: torch.device = field(default_factory=default_device)
+    device: torch.device = field(default_factory=own_device)
     variant: str | None = None
     legacy: bool = False
 
@@ -101,7 +108,7 @@ class FolderModel:
         return self.folder.limits
 
     def fingerprint(self) -> dict[str, Any]:
-        """Hash the weights of its denoisers; the other parts count by their configurations."""
+        """Hash its weights, configurations and vocabularies: all that decides its videos."""
         configs = {
             name: {key: value for key, value in config.items() if not key.startswith("_")}
             for name, config in self.folder.configs.items()
@@ -110,6 +117,7 @@ class FolderModel:
         return {
             "model": hash_origin(self.folder.path),
             "configs": f"sha256:{hashlib.sha256(text.encode()).hexdigest()}",
+            "parts": self.folder.hash_parts(),
             "dtype": str(self._dtype()),
         }
 
