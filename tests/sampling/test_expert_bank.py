@@ -146,8 +146,12 @@ def test_each_expert_sees_image_tokens_of_its_own_projector(
         name: {**unet, **other_weights("image_projector", seed=seed)}
         for name, seed in (("dynamics", 1), ("consistency", 2))
     }
+    looks = []
+    hook = pipeline.image_encoder.register_forward_pre_hook(lambda *_: looks.append(1))
     with experts(pipeline, experts=both, boundary=BOUNDARY):
         seen = what_the_unet_sees(pipeline, generate)
+    hook.remove()
+    assert len(looks) == 2  # the image and a grey one, for both experts
     tokens = {}
     for name, seed in (("dynamics", 1), ("consistency", 2)):
         pipeline.image_projector = tiny_pipeline(seed).image_projector
