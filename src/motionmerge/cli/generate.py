@@ -53,7 +53,7 @@ def generate(
     experts = flags.chosen_experts(chosen)
     common = flags.settings()
     wanted = [
-        (number, common.model_copy(update={"prompt": text, "seed": common.seed + offset}))
+        (number, common.changed(prompt=text, seed=common.seed + offset))
         for number, text in enumerate(_prompts(prompt, prompts), start=1)
         for offset in range(flags.num_videos)
     ]

@@ -41,6 +41,15 @@ class VideoSettings(Settings):
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
 
+    def changed(self, **settings: Any) -> VideoSettings:
+        """Give the same settings but for some.
+
+        Raises:
+            ConfigError: There is no such setting, or it has no such value.
+        """
+        kept = {name: getattr(self, name) for name in VideoSettings.model_fields}
+        return VideoSettings.model_validate({**kept, **settings})
+
     def resolved(self, family: VideoFamily, limits: Limits) -> VideoSettings:
         """Fill in what the model does by itself, as far as we know it."""
         own: dict[str, Any] = {
@@ -50,8 +59,8 @@ class VideoSettings(Settings):
             "num_inference_steps": family.num_inference_steps,
             "guidance_scale": family.guidance_scale,
         }
-        return self.model_copy(
-            update={name: value for name, value in own.items() if getattr(self, name) is None}
+        return self.changed(
+            **{name: value for name, value in own.items() if getattr(self, name) is None}
         )
 
     def check(self, family: VideoFamily, limits: Limits) -> None:

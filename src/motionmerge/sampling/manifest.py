@@ -41,7 +41,7 @@ class ManifestRow(VideoSettings):
             for name in VideoSettings.model_fields.keys() & self.model_fields_set
             if (value := getattr(self, name)) is not None
         }
-        return defaults.model_copy(update=given)
+        return defaults.changed(**given)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def read_manifest(
         settings = row.settings(defaults or VideoSettings())
         name = _checked_id(row.id or image.stem, where=f"{path}, line {number}", own=row.id)
         for offset in range(num_videos):
-            own = settings.model_copy(update={"seed": settings.seed + offset})
+            own = settings.changed(seed=settings.seed + offset)
             twin = seen.setdefault((name, image, own), number)
             if twin != number:
                 raise DataError(

@@ -150,6 +150,7 @@ class _Driver:
     num_workers: int
     _workers: list[Any] = field(default_factory=list)
     _running: dict[Any, tuple[Any, list[PlannedVideo]]] = field(default_factory=dict)
+    _idle: list[Any] = field(default_factory=list)
     _wants: dict[Any, int] = field(default_factory=dict)
     _deaths: Counter[Path] = field(default_factory=Counter)
     _suspects: set[Path] = field(default_factory=set)
@@ -166,8 +167,12 @@ class _Driver:
                 try:
                     result = self.ray.get(done)
                 except self.ray.exceptions.RayActorError as error:
+                    self.ray.kill(worker)  # it may only be out of reach
                     self._take_back(videos, str(error))
-                    self._start_worker()
+                    while self._idle and self.waiting:
+                        self._hand_out(self._idle.pop())
+                    if self.waiting:
+                        self._start_worker()
                 except self.ray.exceptions.RayTaskError as error:
                     if isinstance(error.cause, MotionMergeError):
                         raise error.cause from None
@@ -188,6 +193,7 @@ class _Driver:
     def _receive(self, worker: Any, result: int | BatchReport) -> None:
         if isinstance(result, int):
             self._wants[worker] = result
+            self._deaths_at_start = 0
             return
         for name in result.done:
             self.tally.made(name)
@@ -197,6 +203,7 @@ class _Driver:
     def _hand_out(self, worker: Any) -> None:
         """Give a worker its next videos: fewer towards the end, and suspects one by one."""
         if not self.waiting:
+            self._idle.append(worker)
             return
         size = min(self._wants[worker], math.ceil(len(self.waiting) / self.num_workers))
         videos = [self.waiting.popleft()]
