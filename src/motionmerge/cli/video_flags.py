@@ -112,16 +112,16 @@ class VideoFlags:
         typer.Option("--legacy-weights", help="Also read the model's .bin files, as tensors."),
     ] = False
 
-    def chosen_model(self, *, default_device: str | None = None) -> ModelChoice:
+    def chosen_model(self, *, cluster_device: str | None = None) -> ModelChoice:
         """Find the model that --model means; nothing is loaded yet.
 
         Args:
-            default_device: What the machines of a cluster compute on, if --device does not say;
+            cluster_device: What the machines of a cluster compute on, if --device does not say;
                 None means that the model runs on this machine.
         """
         import torch
 
-        from motionmerge.sampling.loading import dtype_named, own_device
+        from motionmerge.sampling.loading import default_device, dtype_named
         from motionmerge.sampling.model_choice import FolderModel, ShippedModel
         from motionmerge.sampling.pipeline_folder import find_pipeline
 
@@ -131,12 +131,12 @@ class VideoFlags:
                 if value is not None:
                     raise ConfigError(f"{flag} is not for the pocket model.", fix="leave it out.")
             return ShippedModel(self.weights or "base")
-        device = self.device or default_device
+        device = self.device or cluster_device
         try:
-            where = own_device() if device is None else torch.device(device)
+            where = default_device() if device is None else torch.device(device)
         except RuntimeError as error:
             raise ConfigError(f"There is no device `{device}`.", fix="use cpu or cuda.") from error
-        is_here = default_device is None
+        is_here = cluster_device is None
         if where.type == "cuda" and is_here and not torch.cuda.is_available():
             raise ConfigError("There is no GPU that torch can use.", fix="use --device cpu.")
         return FolderModel(

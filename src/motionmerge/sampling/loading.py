@@ -86,7 +86,7 @@ def check_memory(folder: PipelineFolder, dtype: torch.dtype, device: torch.devic
         raise _too_large(folder.name, total, free, device, what=f"its weights in {dtype}")
 
 
-def own_device() -> torch.device:
+def default_device() -> torch.device:
     """Take the GPU of this process if there is one: that of `LOCAL_RANK`, else the first."""
     if not torch.cuda.is_available():
         return torch.device("cpu")

@@ -12,7 +12,7 @@ import torch
 
 from motionmerge.merge.sources import hash_origin
 from motionmerge.models.pocket.components import weights_path
-from motionmerge.sampling.loading import load_pipeline, own_device, place
+from motionmerge.sampling.loading import default_device, load_pipeline, place
 from motionmerge.sampling.pipeline_folder import PipelineFolder
 from motionmerge.sampling.pocket_pipeline import load_pocket
 from motionmerge.sampling.video_families import POCKET, Limits, VideoFamily
@@ -83,7 +83,7 @@ class FolderModel:
 
     folder: PipelineFolder
     dtype: torch.dtype | None = None
-    device: torch.device = field(default_factory=own_device)
+    device: torch.device = field(default_factory=default_device)
     variant: str | None = None
     legacy: bool = False
 
