@@ -6,9 +6,11 @@
 Every row is a process of its own on the same random weights, noise and tokens. The first is the
 official procedure restated: two models in memory, two forward passes for guidance, attention by
 explicit products, tokens repeated for every frame and their keys computed in every step, and one
-frame encoded once for each frame. Each following row keeps what the row before it saves. Ratio: its
-seconds over the first row's, within the same round. fp32 rows report the greatest error of the
-latents, relative to their greatest entry; bf16 rows the PSNR of the video.
+frame encoded once for each frame. Each following row keeps what the row before it saves, up to
+`motionmerge`, which the last rows vary. Ratio: its seconds over the first row's, within the same
+round. fp32 rows report the greatest error of the latents, relative to their greatest entry; bf16
+rows the PSNR of the video. Rows of ours also have the seconds of the two switches of a video. On a
+CPU without bf16 products the bf16 rows are left out: they would measure their emulation.
 """
 
 from __future__ import annotations
@@ -71,6 +73,7 @@ class Row:
     savings: frozenset[str] = frozenset()
     dtype: torch.dtype = torch.float32
     is_ours: bool = False
+    keeps_keys: bool = True
     channels_last: bool = False
     compiles: bool = False
 
@@ -80,7 +83,8 @@ def rows() -> list[Row]:
     steps = ("one model", "one encode", "batched guidance", "SDPA")
     made = [Row("official procedure")]
     made += [Row(f"+ {name}", frozenset(steps[: i + 1])) for i, name in enumerate(steps)]
-    made.append(Row("motionmerge", is_ours=True))  # adds: text not repeated, keys kept
+    made.append(Row("+ text not repeated", is_ours=True, keeps_keys=False))
+    made.append(Row("+ keys kept: motionmerge", is_ours=True))
     made.append(Row("motionmerge, channels last", is_ours=True, channels_last=True))
     made.append(Row("motionmerge, compiled", is_ours=True, compiles=True))
     made.append(Row("motionmerge, bf16", dtype=torch.bfloat16, is_ours=True))
@@ -287,7 +291,8 @@ def ours(
     if row.compiles:
         pipeline.unet.compile()
     text, image = inputs.tokens.split([TEXT_TOKENS, inputs.tokens.shape[1] - TEXT_TOKENS], dim=1)
-    pipeline.encode_image_tokens = lambda images, frames: image[:1].expand(len(images), -1, -1)
+    pipeline.encode_image = lambda images, frames: image[:1].expand(len(images), -1, -1)
+    pipeline._project = lambda tokens: tokens
     options = {
         "prompt_embeds": text[1:],
         "negative_prompt_embeds": text[:1],
@@ -298,14 +303,28 @@ def ours(
         "output_type": "latent",
         **GUIDANCE,
     }
+    if not row.keeps_keys:  # a callback may have changed the weights, so nothing is kept
+        options["callback_on_step_end"] = lambda *_: {}
     both = {name: Checkpoint.load(folder / f"{name}.safetensors") for name in ("early", "late")}
-    with experts(pipeline, experts=both, boundary=BOUNDARY, module="unet"):
+    with experts(pipeline, experts=both, boundary=BOUNDARY, module="unet") as bank:
         if row.compiles:  # compiled once, then used for every video
             pipeline(inputs.image, **(options | {"num_inference_steps": 2}))
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         latents = pipeline(inputs.image, **options).frames
-        pipeline.seconds = time.perf_counter() - started
+        pipeline.seconds = seconds_since(started)
+        pipeline.cpu_seconds = time.process_time() - cpu_started
+        started = time.perf_counter()
+        with bank.with_expert("early"):  # the late one is in place: a switch here, and one back
+            pass
+        pipeline.switch_seconds = seconds_since(started)
     return latents
+
+
+def seconds_since(started: float) -> float:
+    """The seconds until all that was asked of the device is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 @torch.no_grad()
@@ -316,16 +335,21 @@ def run_row(row: Row, size: Size, folder: Path, device: str) -> dict[str, float]
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.image_encoder):
         part.to(device, row.dtype)
     inputs = Inputs.draw(size, pipeline, device)
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     latents = (ours if row.is_ours else restated)(pipeline, inputs, row, size, folder)
-    seconds = getattr(pipeline, "seconds", time.perf_counter() - started)
+    result = {
+        "seconds": getattr(pipeline, "seconds", seconds_since(started)),
+        "cpu_seconds": getattr(pipeline, "cpu_seconds", time.process_time() - cpu_started),
+    }
+    if row.is_ours:
+        result["switch_seconds"] = pipeline.switch_seconds
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated() / 1e6
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     video = pipeline.decode_latents(latents.to(device), inputs.image)
     torch.save({"latents": latents.cpu(), "video": video.cpu()}, folder / f"{row.name}.pt")
-    return {"seconds": seconds, "peak_mb": peak}
+    return {**result, "peak_mb": peak}
 
 
 def compare(row: Row, reference: Row, folder: Path) -> dict[str, float]:
@@ -335,6 +359,26 @@ def compare(row: Row, reference: Row, folder: Path) -> dict[str, float]:
         error = (mine["latents"] - theirs["latents"]).abs().max() / theirs["latents"].abs().max()
         return {"max_error": float(error)}
     return {"psnr_db": float(-10 * (mine["video"] - theirs["video"]).square().mean().log10())}
+
+
+def switches(runs: list[dict[str, float]]) -> dict[str, float]:
+    """The seconds of both switches of a video, where there are experts of ours."""
+    seconds = [run["switch_seconds"] for run in runs if "switch_seconds" in run]
+    return {"switch_seconds": statistics.median(seconds)} if seconds else {}
+
+
+def bf16_slowdown(device: str) -> float:
+    """How many times longer a matrix product takes in bf16 than in fp32."""
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        one = torch.ones(512, 512, dtype=dtype, device=device)
+        times = []
+        for _ in range(4):
+            started = time.perf_counter()
+            one @ one
+            times.append(seconds_since(started))
+        seconds.append(min(times))
+    return seconds[1] / seconds[0]
 
 
 def main() -> None:
@@ -355,6 +399,14 @@ def main() -> None:
         print(json.dumps(run_row(row, size, options.folder, options.device)))
         return
     chosen = [one for one in rows() if not options.only or options.only in one.name]
+    slowdown = bf16_slowdown(options.device)
+    if slowdown > 2:
+        print(
+            f"bf16 rows left out: a matrix product takes {slowdown:.0f} times as long as in fp32 "
+            "here, so this processor does not compute in bf16",
+            file=sys.stderr,
+        )
+        chosen = [one for one in chosen if one.dtype != torch.bfloat16]
     chosen = list(dict.fromkeys([rows()[0], *chosen]))
     found: dict[str, list[dict[str, float]]] = {row.name: [] for row in chosen}
     with tempfile.TemporaryDirectory() as name:
@@ -368,7 +420,9 @@ def main() -> None:
                 if done.returncode:
                     print(f"{row.name}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
                     continue
-                found[row.name].append(json.loads(done.stdout.splitlines()[-1]))
+                result = json.loads(done.stdout.splitlines()[-1])
+                found[row.name].append(result)
+                print(row.name, {**result, **compare(row, chosen[0], folder)}, file=sys.stderr)
         table = []
         for row in chosen:
             if not found[row.name]:
@@ -378,8 +432,10 @@ def main() -> None:
                 {
                     "name": row.name,
                     "seconds": statistics.median(one["seconds"] for one in found[row.name]),
+                    "cpu_seconds": statistics.median(o["cpu_seconds"] for o in found[row.name]),
                     "ratio": statistics.median(a["seconds"] / b["seconds"] for a, b in pairs),
                     "peak_mb": max(one["peak_mb"] for one in found[row.name]),
+                    **switches(found[row.name]),
                     **compare(row, chosen[0], folder),
                 }
             )
@@ -391,8 +447,15 @@ def main() -> None:
         error = f"{line['max_error']:.1e}" if "max_error" in line else f"{line['psnr_db']:.0f} dB"
         print(
             f"{line['name']:32}{line['seconds']:9.2f}{line['ratio']:7.2f}{line['peak_mb']:9.0f}   "
-            f"{error}"
+            f"{error:9}{share(line)}"
         )
+
+
+def share(line: dict[str, Any]) -> str:
+    """What part of a video's time the switches take."""
+    if "switch_seconds" not in line:
+        return ""
+    return f"{100 * line['switch_seconds'] / line['seconds']:.2f} % switching"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ New: a real model from a folder, LoRAs with a weight for each noise level, a shi
 """
 
 import sys
-from dataclasses import replace
 
 from motionmerge import experts
 from motionmerge.io.video import load_image, write_video
@@ -37,7 +36,7 @@ with experts(pipe, recipe="wan22-lightning", inputs=files) as bank:
     video = make_video(
         pipe,
         image,
-        replace(settings, prompt="steam rises from the cup", guidance_scale=3.5),
+        settings.changed(prompt="steam rises from the cup", guidance_scale=3.5),
         guidance_scale_2=1.0,  # distilled weights need none; the opening steps do
     )
 write_video("05_wan_lightning.mp4", video, fps=16)

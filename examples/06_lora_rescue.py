@@ -7,7 +7,6 @@ New: the knob on a LoRA. No second model is loaded and no weight of the model is
 """
 
 import sys
-from dataclasses import replace
 
 from motionmerge import experts
 from motionmerge.io.video import contact_sheet, load_image
@@ -34,7 +33,7 @@ videos = {}
 for motion in (-1.0, 0.25, 0.5):  # at -1 the LoRA has its full strength everywhere, as if loaded
     with experts(pipe, lora=lora, motion=motion):
         videos[f"motion {motion:+}"] = make_video(
-            pipe, image, replace(settings, prompt="a dancer turns around")
+            pipe, image, settings.changed(prompt="a dancer turns around")
         )
 every = max(1, len(videos["motion -1.0"]) // 6)
 contact_sheet(list(videos.values()), labels=list(videos), every=every, path="06_lora_rescue.png")

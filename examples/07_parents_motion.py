@@ -10,7 +10,6 @@ the model's own. Measured on no released model yet: 0.3 is where to begin.
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -49,5 +48,5 @@ print(f"{len(shared)} of {len(own)} tensors are shared")
 
 pair = {"dynamics": dynamics, "consistency": consistency}
 with experts(pipe, experts=pair, boundary=0.9, module="transformer"):
-    video = make_video(pipe, image, replace(settings, prompt="waves roll onto the beach"))
+    video = make_video(pipe, image, settings.changed(prompt="waves roll onto the beach"))
 write_video("07_parents_motion.mp4", video, fps=16)

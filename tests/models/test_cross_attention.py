@@ -67,3 +67,24 @@ def test_a_kept_context_gives_the_same_bits_and_is_not_computed_again():
     cache.clear()
     other = unet(sample, 500, tokens + 1, 8, return_dict=False, context_cache=cache)[0]
     assert not torch.equal(other, plain)
+
+
+@torch.no_grad()
+def test_compiled_attention_keeps_keys_and_is_not_compiled_again_for_another_context():
+    _, ours = attentions()
+    hidden = torch.randn(BATCH * FRAMES, PIXELS, DIM)
+    contexts = [
+        CrossContext(torch.randn(BATCH, 4, TOKEN_DIM), torch.randn(BATCH, 2, TOKEN_DIM), cache)
+        for cache in (ContextCache(), ContextCache(), ContextCache())
+    ]
+    expected = [ours(hidden, CrossContext(one.text, one.image)) for one in contexts]
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    for step in range(2):  # keys and values are made, then kept
+        assert torch.equal(compiled(hidden, contexts[0]), expected[0]), step
+    with torch.compiler.set_stance("fail_on_recompile"):  # another expert, another video
+        for context, out in zip(contexts[1:], expected[1:], strict=True):
+            for _ in range(2):
+                assert torch.equal(compiled(hidden, context), out)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2

@@ -20,7 +20,14 @@ from motionmerge.cli import app
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.video import read_video_metadata
 from motionmerge.io.weights import save_weights
-from motionmerge.sampling.batch import rank_and_world_size, run_batch, shard
+from motionmerge.sampling.batch import (
+    BatchOptions,
+    Tally,
+    missing,
+    rank_and_world_size,
+    run_batch,
+    shard,
+)
 from motionmerge.sampling.make_video import VideoSettings
 from motionmerge.sampling.manifest import plan, read_manifest, vbench_name
 
@@ -187,12 +194,14 @@ def test_a_video_that_failed_for_another_reason_is_tried_again(tmp_path: Path) -
     defaults = VideoSettings(num_inference_steps=2, height=16, width=16)
     planned = plan(read_manifest(manifest, defaults=defaults), tmp_path / "out", fingerprint={})
     seen = []
-    report = run_batch(pipeline, planned, retries=1, on_progress=seen.append)
+    report = run_batch(
+        pipeline, planned, BatchOptions(retries=1), tally=Tally(1, on_progress=seen.append)
+    )
     assert len(report.done) == 1 and not report.failures
     assert [now.done for now in seen] == [1]
     calls = 0
     (tmp_path / "out" / report.done[0]).unlink()
-    again = run_batch(pipeline, planned, retries=0)
+    again = run_batch(pipeline, missing(planned), BatchOptions(retries=0))
     assert [failure.error for failure in again.failures] == ["the machine hiccuped"]
 
 

@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image
 
 from motionmerge.errors import ConfigError, ShapeError
+from motionmerge.models.dynamicrafter.image_projector import ImageProjector
 from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
 from motionmerge.sampling.expert_bank import experts
@@ -261,6 +262,24 @@ def test_a_half_precision_pipeline_runs(
     exact = generate(pipeline, guidance_scale=1.0, eta=0.0)
     half = generate(pipeline.to(torch.bfloat16), guidance_scale=1.0, eta=0.0)
     torch.testing.assert_close(half, exact, atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 17, 32])
+def test_a_projector_with_tokens_for_all_frames_makes_one_to_thirty_two(
+    pipeline: DynamiCrafterPipeline, generate: Generate, num_frames: int
+) -> None:
+    own = dict(pipeline.image_projector.config)
+    pipeline.image_projector = ImageProjector(**{**own, "num_frames": 1}).eval()
+    video = generate(pipeline, num_frames=num_frames, num_inference_steps=2)
+    assert video.shape == (1, num_frames, 3, 16, 16) and video.isfinite().all()
+
+
+def test_a_prompt_longer_than_the_tokenizer_knows_is_cut_to_its_beginning(
+    pipeline: DynamiCrafterPipeline, generate: Generate
+) -> None:
+    words = ["a", "cat", "jumps", "up"] * 30
+    cut = generate(pipeline, " ".join(words[:NUM_TOKENS]), num_inference_steps=1)
+    assert torch.equal(generate(pipeline, " ".join(words), num_inference_steps=1), cut)
 
 
 def test_guidance_rescale_keeps_the_deviation_of_the_conditional_prediction() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, LTXVideoTransformer3DModel
+from accelerate import cpu_offload_with_hook
+from diffusers import FlowMatchEulerDiscreteScheduler, LTXVideoTransformer3DModel, hooks
 from diffusers.hooks import FirstBlockCacheConfig
 from torch import nn
 
@@ -145,8 +146,12 @@ def test_each_expert_sees_image_tokens_of_its_own_projector(
         name: {**unet, **other_weights("image_projector", seed=seed)}
         for name, seed in (("dynamics", 1), ("consistency", 2))
     }
+    looks = []
+    hook = pipeline.image_encoder.register_forward_pre_hook(lambda *_: looks.append(1))
     with experts(pipeline, experts=both, boundary=BOUNDARY):
         seen = what_the_unet_sees(pipeline, generate)
+    hook.remove()
+    assert len(looks) == 2  # the image and a grey one, for both experts
     tokens = {}
     for name, seed in (("dynamics", 1), ("consistency", 2)):
         pipeline.image_projector = tiny_pipeline(seed).image_projector
@@ -319,13 +324,43 @@ def exact_experts(transformer: nn.Module) -> dict[str, Weights]:
     return {"dynamics": own, "consistency": {name: own[name] + 0.1 for name in own}}
 
 
-def test_caches_are_emptied_at_a_switch_and_their_context_kept() -> None:
+CACHES = {
+    "first block": FirstBlockCacheConfig(threshold=1e9),  # reuses whatever it holds
+    "MagCache": hooks.MagCacheConfig(
+        threshold=1e9,
+        max_skip_steps=9,
+        retention_ratio=0.0,
+        num_inference_steps=10,
+        mag_ratios=torch.ones(10),
+    ),
+    "pyramid attention": hooks.PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=9,
+        spatial_attention_timestep_skip_range=(-1, 1001),
+        current_timestep_callback=lambda: 500,
+    ),
+}
+
+
+@pytest.mark.parametrize("config", CACHES.values(), ids=list(CACHES))
+def test_caches_are_emptied_at_a_switch_and_their_context_kept(config: Any) -> None:
     transformer, inputs = tiny_transformer()
     both = exact_experts(transformer)
     plain = run_both_experts(transformer, inputs, both)
-    transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))  # reuses whatever it holds
+    transformer.enable_cache(config)
     for cached, expected in zip(run_both_experts(transformer, inputs, both), plain, strict=True):
         assert torch.equal(cached, expected)
+
+
+def test_model_offload_changes_nothing() -> None:
+    transformer, inputs = tiny_transformer()
+    both = exact_experts(transformer)
+    before = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
+    plain = run_both_experts(transformer, inputs, both)
+    _, hook = cpu_offload_with_hook(transformer, execution_device=torch.device("cpu"))
+    for offloaded, expected in zip(run_both_experts(transformer, inputs, both), plain, strict=True):
+        assert torch.equal(offloaded, expected)
+    hook.offload()
+    assert same_weights(dict(transformer.state_dict()), before)
 
 
 def test_group_offload_changes_nothing_and_with_streams_is_refused() -> None:

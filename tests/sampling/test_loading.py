@@ -16,11 +16,12 @@ from motionmerge.io.weights import save_weights
 from motionmerge.sampling.loading import (
     check_memory,
     dtype_named,
-    free_memory,
     load_pipeline,
     place,
 )
 from motionmerge.sampling.make_video import VideoSettings, make_video
+from motionmerge.sampling.memory import free_memory
+from motionmerge.sampling.model_choice import FolderModel
 from motionmerge.sampling.pipeline_folder import find_pipeline, weight_files
 from motionmerge.sampling.video_families import configs_of
 
@@ -178,3 +179,15 @@ def test_dtypes_have_names() -> None:
     assert dtype_named("bf16") is torch.bfloat16
     with pytest.raises(ConfigError, match="bf17"):
         dtype_named("bf17")
+
+
+@pytest.mark.parametrize("changed", ["vae", "text_encoder", "tokenizer", "scheduler"])
+def test_a_change_to_any_part_changes_the_fingerprint(copy: Path, changed: str) -> None:
+    before = FolderModel(find_pipeline(copy)).fingerprint()
+    assert FolderModel(find_pipeline(copy)).fingerprint() == before
+    files = [file for file in (copy / changed).iterdir() if file.name != "config.json"]
+    content = bytearray(files[0].read_bytes())
+    content[-2] ^= 1
+    files[0].write_bytes(content)
+    after = FolderModel(find_pipeline(copy)).fingerprint()
+    assert after != before and after["model"] == before["model"]

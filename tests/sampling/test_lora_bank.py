@@ -305,16 +305,41 @@ def test_what_does_not_fit_is_refused(
     assert attached_bank(model) is None
 
 
-def test_group_offload_and_fused_loras_are_refused() -> None:
+@pytest.mark.parametrize("fused", [["mine"], ["mine", "other"]], ids=" and ".join)
+def test_a_lora_works_beside_fused_ones_and_leaves_them_fused(fused: list[str]) -> None:
+    family = family_named("LTX")
+    pipeline, dense = tiny(family), tiny(family)
+    lora, *others = (lora_for(pipeline, family, seed=seed) for seed in range(3))
+    for adapter, other in zip(("mine", "other"), others, strict=True):
+        own = {name: value for name, value in other.items() if not name.endswith("alpha")}
+        for one in (pipeline, dense):
+            one.transformer.load_lora_adapter(own, prefix="transformer", adapter_name=adapter)
+    for one in (pipeline, dense):
+        one.transformer.set_adapters(["mine", "other"], [1.0, 0.5])
+        one.transformer.fuse_lora(adapter_names=fused)
+    # The same weights in a model that knows of no fused LoRAs, with the others beside them.
+    for layer in dense.transformer.modules():
+        if hasattr(layer, "merged_adapters"):
+            layer.merged_adapters = []
+            layer.set_adapter([name for name in ("mine", "other") if name not in fused])
+    plain, before = generate(pipeline, family), weights_of(pipeline, family)
+    with experts(dense, lora=lora, motion=0.25):
+        expected = generate(dense, family)
+    with experts(pipeline, lora=lora, motion=0.25):
+        assert torch.equal(generate(pipeline, family), expected)
+    assert not torch.equal(expected, plain)
+    assert torch.equal(generate(pipeline, family), plain)
+    after = weights_of(pipeline, family)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    pipeline.transformer.unfuse_lora()
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(weights_of(pipeline, family), before)
+
+
+def test_group_offload_is_refused() -> None:
     family = family_named("LTX")
     pipeline = tiny(family)
     lora = lora_for(pipeline, family)
-    own = {name: value for name, value in lora.items() if not name.endswith("alpha")}
-    pipeline.transformer.load_lora_adapter(own, prefix="transformer", adapter_name="mine")
-    pipeline.transformer.fuse_lora()
-    with pytest.raises(ConfigError, match="unfuse_lora"):
-        experts(pipeline, lora=lora, motion=0.25)
-    pipeline = tiny(family)
     pipeline.transformer.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
     with pytest.raises(ConfigError, match="inside"):
         experts(pipeline, lora=lora, motion=0.25)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -41,7 +40,7 @@ def requests(
     asked = VideoSettings(
         prompt="a cat jumps", height=size, width=size, num_inference_steps=steps, guidance_scale=3.0
     )
-    return [(image, replace(asked, seed=seed)) for seed in seeds]
+    return [(image, asked.changed(seed=seed)) for seed in seeds]
 
 
 def videos(outcomes: list[Outcome]) -> list[torch.Tensor]:
@@ -79,7 +78,7 @@ def test_the_pocket_model_in_phases_equals_the_pocket_model() -> None:
     pipeline.set_progress_bar_config(disable=True)
     both = {"a": moved(pipeline, 1), "b": moved(pipeline, 2)}
     asked = VideoSettings(prompt="the camera pans left", height=64, width=64, num_inference_steps=3)
-    several = [(load_photo("coffee"), replace(asked, seed=seed)) for seed in range(2)]
+    several = [(load_photo("coffee"), asked.changed(seed=seed)) for seed in range(2)]
     with experts(pipeline, experts=both, boundary=0.8) as bank:
         alone = [make_video(pipeline, image, settings) for image, settings in several]
         together = videos(list(make_videos(pipeline, several, bank)))
@@ -112,7 +111,7 @@ def test_a_video_that_fails_does_not_stop_the_others() -> None:
     pipeline = tiny_pipeline()
     both = {"a": moved(pipeline, 1), "b": moved(pipeline, 2)}
     good = requests(0, 1)
-    bad = [(good[0][0], replace(good[0][1], height=17))]
+    bad = [(good[0][0], good[0][1].changed(height=17))]
     with experts(pipeline, experts=both, boundary=0.64) as bank:
         alone = [make_video(pipeline, image, settings) for image, settings in good]
         found = list(make_videos(pipeline, [good[0], *bad, good[1]], bank))

@@ -12,35 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.generate import (
-    POCKET,
-    BaseOption,
-    BoundaryOption,
-    DeviceOption,
-    DtypeOption,
-    FrameRateOption,
-    FramesOption,
-    GuidanceOption,
-    HeightOption,
-    InputOption,
-    LegacyOption,
-    LoraOption,
-    ModelOption,
-    MotionOption,
-    NegativeOption,
-    RecipeOption,
-    SizeOption,
-    StepsOption,
-    VariantOption,
-    WeightsOption,
-    WidthOption,
-    choose_experts,
-    choose_model,
-    common_settings,
-    loaded,
-    versions,
-)
-from motionmerge.cli.merge import parse_inputs
+from motionmerge.cli.video_flags import VideoFlags, loaded, versions, with_video_flags
+from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
     from motionmerge.sampling.batch import Progress
@@ -53,6 +26,7 @@ class Names(str, Enum):
     VBENCH = "vbench"
 
 
+@with_video_flags
 def batch(
     manifest: Annotated[
         Path,
@@ -62,26 +36,7 @@ def batch(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the videos.")],
-    model: ModelOption = POCKET,
-    motion: MotionOption = None,
-    recipe: RecipeOption = None,
-    replaced: InputOption = None,
-    base: BaseOption = None,
-    lora: LoraOption = None,
-    weights: WeightsOption = None,
-    boundary: BoundaryOption = None,
-    seed: Annotated[int, typer.Option(help="Of lines that have none.")] = 0,
-    num_videos: Annotated[
-        int, typer.Option(min=1, help="Videos of each line, with seeds from its own on.")
-    ] = 1,
-    negative_prompt: NegativeOption = None,
-    steps: StepsOption = None,
-    guidance: GuidanceOption = None,
-    size: SizeOption = None,
-    height: HeightOption = None,
-    width: WidthOption = None,
-    num_frames: FramesOption = None,
-    frame_rate: FrameRateOption = None,
+    flags: VideoFlags = VideoFlags(),
     names: Annotated[
         Names,
         typer.Option(help="configuration: ID-seedSEED-HASH.mp4; vbench: PROMPT-NUMBER.mp4."),
@@ -90,54 +45,44 @@ def batch(
         int, typer.Option(min=1, help="Videos that share a switch of experts (pocket, ours).")
     ] = 16,
     retries: Annotated[int, typer.Option(min=0, help="More tries of a video that failed.")] = 1,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
-    variant: VariantOption = None,
-    legacy_weights: LegacyOption = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Share the videos between workers of a Ray cluster.")
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many, for --ray. [default: as many as it has GPUs]"),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and list what is missing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Make the videos of MANIFEST that DIR lacks; several processes share them by RANK/WORLD_SIZE.
+    """Make the videos of MANIFEST that DIR lacks, on one machine or many.
 
-    Failed ones are listed in DIR/failures.jsonl (of several processes, failures-RANK.jsonl), and
-    the exit code is then 1.
+    Several processes share them by RANK and WORLD_SIZE, or the workers of a Ray cluster take the
+    next ones as they are ready. Failed videos are listed in DIR/failures.jsonl (of several
+    processes, failures-RANK.jsonl), and the exit code is then 1.
     """
-    from motionmerge.sampling.batch import missing, rank_and_world_size, run_batch, shard
+    from motionmerge.sampling.batch import (
+        BatchOptions,
+        Tally,
+        missing,
+        rank_and_world_size,
+        run_batch,
+        shard,
+    )
     from motionmerge.sampling.manifest import configuration_name, plan, read_manifest, vbench_name
 
-    chosen = choose_model(
-        model, weights=weights, dtype=dtype, device=device, variant=variant, legacy=legacy_weights
-    )
-    experts = choose_experts(
-        chosen,
-        recipe=recipe,
-        inputs=parse_inputs(replaced or []),
-        motion=motion,
-        base=base,
-        lora=lora or [],
-        weights=weights,
-        boundary=boundary,
-    )
-    common = common_settings(
-        seed=seed,
-        negative_prompt=negative_prompt,
-        steps=steps,
-        guidance=guidance,
-        size=size,
-        height=height,
-        width=width,
-        num_frames=num_frames,
-        frame_rate=frame_rate,
-    )
-    jobs = read_manifest(manifest, defaults=common, num_videos=num_videos)
+    rank, world_size = rank_and_world_size()
+    _check_sharing(ray, workers, world_size)
+    chosen = flags.chosen_model(cluster_device=_cluster_device() if ray else None)
+    experts = flags.chosen_experts(chosen)
+    jobs = read_manifest(manifest, defaults=flags.settings(), num_videos=flags.num_videos)
     for job in jobs:
         job.check(chosen.family, chosen.limits)
     jobs = [
         replace(job, settings=job.settings.resolved(chosen.family, chosen.limits)) for job in jobs
     ]
-    rank, world_size = rank_and_world_size()
     made_of, made_by = chosen.fingerprint(), experts.fingerprint()
     planned = plan(
         shard(jobs, rank, world_size),
@@ -149,39 +94,58 @@ def batch(
     if dry_run:
         _print_plan([video.path.name for video in todo], len(planned), as_json)
         return
-    failures = "failures.jsonl" if world_size == 1 else f"failures-{rank}.jsonl"
+    failures = output / ("failures.jsonl" if world_size == 1 else f"failures-{rank}.jsonl")
+    found = len(planned) - len(todo)
     if not todo:
-        (output / failures).unlink(missing_ok=True)
-        _print_report({"done": [], "skipped": len(planned), "failures": [], "seconds": 0}, as_json)
+        failures.unlink(missing_ok=True)
+        _print_report({"done": [], "skipped": found, "failures": [], "seconds": 0}, as_json)
         return
-    with loaded(chosen, experts) as (pipeline, bank):
-        report = run_batch(
-            pipeline,
-            planned,
-            bank=bank,
-            metadata={**versions(), "family": chosen.family.name, **made_of, **made_by},
-            frame_rate=chosen.limits.frame_rate,
-            videos_per_switch=videos_per_switch,
-            retries=retries,
-            failure_list=output / failures,
-            on_progress=_progress_printer(rank, world_size),
-        )
-    result = {**asdict(report), "skipped": len(report.skipped)}
-    _print_report(result, as_json)
+    options = BatchOptions(
+        {**versions(), "family": chosen.family.name, **made_of, **made_by},
+        chosen.limits.frame_rate,
+        videos_per_switch,
+        retries,
+    )
+    show = _progress_printer(rank, world_size, found)
+    tally = Tally(len(todo), failure_list=failures, on_progress=show)
+    if ray:
+        from motionmerge.sampling.ray_batch import run_on_ray
+
+        report = run_on_ray(chosen, experts, todo, options, num_workers=workers, tally=tally)
+    else:
+        with loaded(chosen, experts) as (pipeline, bank):
+            report = run_batch(pipeline, todo, options, bank=bank, tally=tally)
+    _print_report({**asdict(report), "skipped": found}, as_json)
     if report.failures:
         raise typer.Exit(1)
 
 
-def _progress_printer(rank: int, world_size: int) -> Callable[[Progress], None]:
+def _check_sharing(ray: bool, workers: int | None, world_size: int) -> None:
+    if ray and world_size > 1:
+        raise ConfigError(
+            f"--ray was given to one of {world_size} processes that share the videos already.",
+            fix="start one process, without torchrun or srun, or leave --ray out.",
+        )
+    if workers is not None and not ray:
+        raise ConfigError("--workers is for --ray.", fix="add --ray, or leave it out.")
+
+
+def _cluster_device() -> str:
+    from motionmerge.sampling.ray_batch import cluster_device
+
+    return cluster_device()
+
+
+def _progress_printer(rank: int, world_size: int, found: int) -> Callable[[Progress], None]:
     """Show a line on stderr: redrawn on a terminal, one a video elsewhere."""
     is_terminal = sys.stderr.isatty()
     who = f"[{rank}/{world_size}] " if world_size > 1 else ""
 
     def show(now: Progress) -> None:
-        finished = now.done + now.skipped + now.failed
-        each = now.seconds / max(1, now.done + now.failed)
-        left = each * (now.total - finished)
-        line = f"{who}{finished}/{now.total}, {now.failed} failed, {left:.0f} s left: {now.last}"
+        finished = now.done + now.failed
+        left = now.seconds / max(1, finished) * (now.total - finished)
+        line = f"{who}{found + finished}/{found + now.total}, {now.failed} failed, "
+        line += f"{left:.0f} s left: {now.last}"
         typer.echo(f"\r\x1b[2K{line[:150]}" if is_terminal else line, err=True, nl=not is_terminal)
         if is_terminal and finished == now.total:
             typer.echo(err=True)

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,21 +38,26 @@ class Failure:
     attempts: int
     error: str
 
+    @classmethod
+    def of(cls, video: PlannedVideo, error: str, *, attempts: int) -> Failure:
+        """Say why a video was given up."""
+        job = video.job
+        return cls(job.id, job.line, job.settings.seed, video.path.name, attempts, error)
+
 
 @dataclass(frozen=True)
 class Progress:
     """How far a batch is.
 
     Attributes:
-        total: Videos of this process, those that were there included.
-        done, skipped, failed: Made now, found, given up.
+        total: Videos to make.
+        done, failed: Made, given up.
         last: Name of the video that was made or given up last.
         seconds: Since the start.
     """
 
     total: int
     done: int
-    skipped: int
     failed: int
     last: str
     seconds: float
@@ -64,15 +69,76 @@ class BatchReport:
 
     Attributes:
         done: Names of the videos made.
-        skipped: Names of those that were there.
         failures: What was given up.
         seconds: How long it took.
     """
 
     done: tuple[str, ...]
-    skipped: tuple[str, ...]
     failures: tuple[Failure, ...]
     seconds: float
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How a batch goes about its videos.
+
+    Attributes:
+        metadata: Goes into every video, besides its settings.
+        frame_rate: Of videos that do not ask for one.
+        videos_per_switch: How many videos share a switch of experts; as many may be lost half-done
+            when the process is killed.
+        retries: How often a video that failed is tried again; not after an error of the user's.
+    """
+
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    frame_rate: float = 8
+    videos_per_switch: int = 16
+    retries: int = 1
+
+
+class Tally:
+    """What became of a batch's videos so far; the failure list is written at every failure.
+
+    Args:
+        total: Videos to make.
+        failure_list: File for those given up, one JSON mapping a line; removed if there are none.
+        on_progress: Called after every video.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        failure_list: Path | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self._started = time.monotonic()
+        self._total, self._path, self._on_progress = total, failure_list, on_progress
+        self._done: list[str] = []
+        self._failures: list[Failure] = []
+
+    def made(self, name: str) -> None:
+        """Count a video that was made."""
+        self._done.append(name)
+        self._report(name)
+
+    def failed(self, failure: Failure) -> None:
+        """Count a video that was given up."""
+        self._failures.append(failure)
+        _write_failures(self._path, self._failures)
+        self._report(failure.output)
+
+    def report(self) -> BatchReport:
+        """Sum up."""
+        _write_failures(self._path, self._failures)
+        seconds = time.monotonic() - self._started
+        return BatchReport(tuple(self._done), tuple(self._failures), seconds)
+
+    def _report(self, name: str) -> None:
+        if self._on_progress is not None:
+            seconds = time.monotonic() - self._started
+            counts = (self._total, len(self._done), len(self._failures))
+            self._on_progress(Progress(*counts, name, seconds))
 
 
 def shard(items: Sequence[Item], rank: int, world_size: int) -> list[Item]:
@@ -117,71 +183,43 @@ def missing(planned: Sequence[PlannedVideo]) -> list[PlannedVideo]:
 
 def run_batch(
     pipeline: Any,
-    planned: Sequence[PlannedVideo],
+    videos: Sequence[PlannedVideo],
+    options: BatchOptions | None = None,
     *,
     bank: Bank | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    frame_rate: float = 8,
-    videos_per_switch: int = 16,
-    retries: int = 1,
-    failure_list: Path | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    tally: Tally | None = None,
 ) -> BatchReport:
-    """Make the videos that are missing.
+    """Make videos in this process.
 
     Args:
         pipeline: A pipeline of one of `VIDEO_FAMILIES`.
-        planned: The videos of this process.
+        videos: What to make: those that are `missing`.
+        options: How.
         bank: The experts attached to the pipeline; see `phases.make_videos`.
-        metadata: Goes into every video, besides its settings.
-        frame_rate: Of videos that do not ask for one.
-        videos_per_switch: How many videos share a switch of experts; as many may be lost half-done
-            when the process is killed.
-        retries: How often a video that failed is tried again; not after an error of the user's.
-        failure_list: File for those given up, one JSON mapping a line; removed if there are none.
-        on_progress: Called after every video.
-
-    Raises:
-        ConfigError: A file was made with other settings.
+        tally: Counts them.
     """
-    started = time.monotonic()
-    todo = missing(planned)
-    todo_paths = {video.path for video in todo}
-    skipped = tuple(video.path.name for video in planned if video.path not in todo_paths)
-    done: list[str] = []
-    failures: list[Failure] = []
-
-    def report(name: str) -> None:
-        if on_progress is not None:
-            seconds = time.monotonic() - started
-            counts = (len(planned), len(done), len(skipped), len(failures))
-            on_progress(Progress(*counts, name, seconds))
-
-    for begin in range(0, len(todo), videos_per_switch):
-        waiting = todo[begin : begin + videos_per_switch]
-        for attempt in range(1, retries + 2):
+    options, tally = options or BatchOptions(), tally or Tally(len(videos))
+    for begin in range(0, len(videos), options.videos_per_switch):
+        waiting = list(videos[begin : begin + options.videos_per_switch])
+        for attempt in range(1, options.retries + 2):
             again: list[PlannedVideo] = []
-            for video, error in _make(pipeline, waiting, bank, metadata or {}, frame_rate):
+            for video, error in _make(pipeline, waiting, bank, options):
                 if error is None:
-                    done.append(video.path.name)
-                elif attempt <= retries and not isinstance(error, MotionMergeError):
+                    tally.made(video.path.name)
+                elif attempt <= options.retries and not isinstance(error, MotionMergeError):
                     again.append(video)
-                    continue
                 else:
-                    failures.append(_failure(video, error, attempt))
-                    _write_failures(failure_list, failures)
-                report(video.path.name)
+                    text = str(error) or type(error).__name__
+                    tally.failed(Failure.of(video, text, attempts=attempt))
             waiting = again
-    _write_failures(failure_list, failures)
-    return BatchReport(tuple(done), skipped, tuple(failures), time.monotonic() - started)
+    return tally.report()
 
 
 def _make(
     pipeline: Any,
     videos: Sequence[PlannedVideo],
     bank: Bank | None,
-    metadata: Mapping[str, Any],
-    frame_rate: float,
+    options: BatchOptions,
 ) -> Iterator[tuple[PlannedVideo, BaseException | None]]:
     """Make and write videos; give each with the error that it failed with, if it did."""
     readable, requests = [], []
@@ -193,32 +231,24 @@ def _make(
             yield video, error
     for outcome in make_videos(pipeline, requests, bank):
         video = readable[outcome.index]
-        yield video, outcome.error or _write(video, outcome, metadata, frame_rate)
+        yield video, outcome.error or _write(video, outcome, options)
 
 
-def _write(
-    video: PlannedVideo, outcome: Outcome, metadata: Mapping[str, Any], frame_rate: float
-) -> BaseException | None:
+def _write(video: PlannedVideo, outcome: Outcome, options: BatchOptions) -> BaseException | None:
     settings = video.job.settings
     about = {
-        **metadata,
-        **{name: value for name, value in asdict(settings).items() if value is not None},
+        **options.metadata,
+        **settings.model_dump(exclude_none=True),
         CONFIGURATION_KEY: video.configuration,
     }
     try:
         assert outcome.video is not None
         write_video(
-            video.path, outcome.video, fps=settings.frame_rate or frame_rate, metadata=about
+            video.path, outcome.video, fps=settings.frame_rate or options.frame_rate, metadata=about
         )
     except VIDEO_ERRORS as error:
         return error
     return None
-
-
-def _failure(video: PlannedVideo, error: BaseException, attempts: int) -> Failure:
-    text = str(error) or type(error).__name__
-    job = video.job
-    return Failure(job.id, job.line, job.settings.seed, video.path.name, attempts, text)
 
 
 def _write_failures(path: Path | None, failures: Sequence[Failure]) -> None:

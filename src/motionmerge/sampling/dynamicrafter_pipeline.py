@@ -48,10 +48,10 @@ class DynamiCrafterPipelineOutput(BaseOutput):
 class DynamiCrafterPipeline(DiffusionPipeline):
     """Animate images as prompts say.
 
-    The four methods `encode_prompt`, `encode_image_tokens`, `encode_image_latents` and
-    `decode_latents` are all that knows about the encoders; a model with other encoders overrides
-    them. Experts attached with `motionmerge.experts` are used at their noise levels, and the image
-    tokens come from the projector of the expert that is denoising.
+    The four methods `encode_prompt`, `encode_image`, `encode_image_latents` and `decode_latents`
+    are all that knows about the encoders; a model with other encoders overrides them. Experts
+    attached with `motionmerge.experts` are used at their noise levels, and the image tokens come
+    from the projector of the expert that is denoising. Each encoder runs once for each image.
 
     Args:
         unet: A `DynamiCrafterUNet`.
@@ -115,6 +115,19 @@ class DynamiCrafterPipeline(DiffusionPipeline):
         Raises:
             ShapeError: The projector has tokens for another number of frames.
         """
+        return self._project(self.encode_image(image, num_frames))
+
+    def encode_image(self, image: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """Let the image tower look at images `[batch, 3, height, width]` in [-1, 1].
+
+        The tower is frozen: what it sees is the same for all experts, whose projectors differ.
+
+        Returns:
+            `[batch, patches, dim]`, what the image projector reads.
+
+        Raises:
+            ShapeError: The projector has tokens for another number of frames.
+        """
         own_frames = self.image_projector.config.num_frames
         if own_frames not in (1, num_frames):
             raise ShapeError(
@@ -122,7 +135,9 @@ class DynamiCrafterPipeline(DiffusionPipeline):
                 fix=f"pass num_frames={own_frames}.",
             )
         pixels = preprocess_clip_image(image, size=self.image_encoder.config.image_size)
-        states = self.image_encoder(pixels.to(self.image_encoder.dtype)).last_hidden_state
+        return self.image_encoder(pixels.to(self.image_encoder.dtype)).last_hidden_state
+
+    def _project(self, states: torch.Tensor) -> torch.Tensor:
         return self.image_projector(states.to(self.image_projector.dtype))
 
     def encode_image_latents(self, image: torch.Tensor, num_frames: int) -> torch.Tensor:
@@ -321,25 +336,28 @@ class DynamiCrafterPipeline(DiffusionPipeline):
             `[pairs, 1 or 2, tokens, dim]` for each expert if their projectors differ, else for
             None.
         """
+        images = [pixels] if image_embeds is None else []
+        if is_guided:
+            images.append(torch.zeros_like(pixels[:1]))
+        seen = [self.encode_image(image, num_frames) for image in images]
 
-        def encode() -> torch.Tensor:
-            if image_embeds is None:
-                tokens = self.encode_image_tokens(pixels, num_frames)
-            else:
-                tokens = repeated(image_embeds.to(pixels.device), len(pixels), name="image_embeds")
+        def project() -> torch.Tensor:
+            projected = [self._project(states) for states in seen]
+            tokens = projected[0] if image_embeds is None else image_embeds.to(pixels.device)
+            tokens = repeated(tokens, len(pixels), name="image_embeds")
             if not is_guided:
                 return tokens[:, None]
-            grey = self.encode_image_tokens(torch.zeros_like(pixels[:1]), num_frames)
+            grey = projected[-1]
             check_tokens(tokens, tuple(grey.shape[1:]), name="image_embeds")
             return torch.stack([grey.to(tokens).expand_as(tokens), tokens], dim=1)
 
         bank = attached_bank(self.unet)
         if bank is None or not bank.switches("image_projector"):
-            return {None: encode()}
+            return {None: project()}
         encoded: dict[str | None, torch.Tensor] = {}
         for expert in bank.experts:
             with bank.with_expert(expert, modules=["image_projector"]):
-                encoded[expert] = encode()
+                encoded[expert] = project()
         return encoded
 
     def _image_latents(

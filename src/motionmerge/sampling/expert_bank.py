@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from motionmerge.config import fix_unknown_name
@@ -24,7 +23,13 @@ from motionmerge.sampling.lora_layers import (
     loras_of_recipe,
     named_loras,
 )
-from motionmerge.sampling.switched_module import SwitchedModule, Weights
+from motionmerge.sampling.placement import Weights, check_placement, should_recompute
+from motionmerge.sampling.recompute import (
+    RecomputedExpert,
+    can_recompute,
+    recomputed_experts,
+)
+from motionmerge.sampling.switched_module import SwitchedModule
 from motionmerge.sampling.switching import Bank, attached_bank, check_attachable, modules_of
 from motionmerge.schedule import ExpertSchedule
 
@@ -60,15 +65,16 @@ class ExpertBank(Bank):
         schedule: Which expert denoises when.
         scheduler: Needed for a bare module; a pipeline's own is used otherwise.
         module: Switch only this module of the pipeline, e.g. `transformer_2`.
-        device: Where the experts' tensors wait; by default where they are.
+        placement: Where the experts' tensors wait: `resident`, `prefetch` or `recompute`, see
+            `placement`; `auto` chooses from the memory that is free.
 
     Raises:
         CheckpointError: An expert has no tensors, names unknown ones, or would write into
             quantised, packed or sharded ones.
         ShapeError: A tensor has another shape than the module's.
         RecipeError: The schedule names an expert that does not exist.
-        ConfigError: There is nothing to attach to, experts are attached already, or the weights
-            are offloaded in a way that would drop what is written.
+        ConfigError: There is nothing to attach to, experts are attached already, the weights are
+            offloaded in a way that would drop what is written, or there is no such placement.
     """
 
     def __init__(
@@ -79,17 +85,17 @@ class ExpertBank(Bank):
         schedule: ExpertSchedule,
         scheduler: Any = None,
         module: str | None = None,
-        device: str | torch.device | None = None,
+        placement: str = "auto",
     ) -> None:
         super().__init__(target, experts, schedule=schedule, scheduler=scheduler)
-        where = None if device is None else torch.device(device)
-        self._attach(self._build_parts(experts, module, where))
+        check_placement(placement)
+        parts = self._build_parts(experts, module, placement)
+        chosen = [(part.name, part.placement) for part in parts if part.placement and part.differs]
+        self.placement = "; ".join(f"{name}: {one.reason}" for name, one in chosen)
+        self._attach(parts)
 
     def _build_parts(
-        self,
-        experts: Mapping[str, Weights],
-        module: str | None,
-        device: torch.device | None,
+        self, experts: Mapping[str, Weights], module: str | None, placement: str
     ) -> list[SwitchedModule]:
         """Split the experts' tensors by module and fit them; nothing is written yet."""
         found = modules_of(self._target, only=module)
@@ -101,7 +107,8 @@ class ExpertBank(Bank):
         for part in used:
             check_attachable(part.name, part.module)
             per_expert = {name: modules.get(part.name, {}) for name, modules in split.items()}
-            part.fit(per_expert, device=device)
+            part.fit(per_expert)
+            part.place(placement, self.schedule.experts)
         return used
 
 
@@ -143,7 +150,7 @@ def experts(
     boundary: float | None = None,
     inputs: Mapping[str, AnyWeights] | None = None,
     module: str | None = None,
-    device: str | torch.device | None = None,
+    placement: str = "auto",
 ) -> Bank:
     """Attach experts to a pipeline for the length of a `with` block.
 
@@ -168,7 +175,8 @@ def experts(
         inputs: Weights that replace the recipe's inputs, by name.
         module: Switch only this module, e.g. `transformer_2`; with a block for each, every denoiser
             of a pipeline has experts of its own.
-        device: Where the experts' tensors wait; by default where they are.
+        placement: Where dense experts wait; see `ExpertBank`. `auto` recomputes those of a recipe
+            at every switch if they do not fit into main memory and all its inputs are files.
 
     Returns:
         The attached bank; leaving the block restores the model exactly, also after an exception.
@@ -205,7 +213,7 @@ def experts(
         for name, entry in recipe.inputs.items():
             if entry.path == OWN_MODEL and name not in stored:
                 stored[name] = _own_weights(pipeline, module)
-        dense: Mapping[str, Weights] = realise(recipe, inputs=stored)
+        dense: dict[str, Weights] = _computed(recipe, stored, placement)
         own_schedule = recipe.schedule
     else:
         loaded = {name: _in_memory(value) for name, value in (experts or {}).items()}
@@ -215,7 +223,21 @@ def experts(
         }
         own_schedule = None
     schedule = _chosen_schedule(list(dense), schedule, boundary, own_schedule)
-    return ExpertBank(pipeline, dense, schedule=schedule, module=module, device=device)
+    return ExpertBank(pipeline, dense, schedule=schedule, module=module, placement=placement)
+
+
+def _computed(
+    recipe: Recipe, inputs: Mapping[str, Weights | str | Path], placement: str
+) -> dict[str, Weights]:
+    """Compute a recipe's experts, or prepare to do so at every switch."""
+    prepared = recomputed_experts(recipe, inputs)
+    if should_recompute(
+        placement,
+        num_bytes=sum(expert.num_bytes() for expert in prepared.values()),
+        can_recompute=can_recompute(recipe, inputs),
+    ):
+        return dict(prepared)
+    return dict(realise(recipe, inputs=inputs))
 
 
 def _lora_bank(
@@ -266,28 +288,30 @@ def _in_memory(source: AnyWeights) -> Weights | str | Path:
     return source.tensors() if isinstance(source, Checkpoint) else source
 
 
-def _by_module(
-    expert: str, weights: Weights, live: Mapping[str, Weights]
-) -> dict[str, dict[str, torch.Tensor]]:
+def _by_module(expert: str, weights: Weights, live: Mapping[str, Weights]) -> dict[str, Weights]:
     """Split an expert's tensors by module; refuse empty experts, unknown names, wrong shapes."""
     if not weights:
         raise CheckpointError(
             f"The expert `{expert}` has no tensors.", fix="check the file or folder it comes from."
         )
     denoiser = next(iter(live))
-    split: dict[str, dict[str, torch.Tensor]] = {}
+    names: dict[str, dict[str, str]] = {}
     unknown = []
-    for name, value in weights.items():
+    for name in weights:
         module, _, rest = name.partition(".")
         if name in live[denoiser] or module not in live:
             module, rest = denoiser, name
         if rest not in live[module]:
             unknown.append(name)
             continue
-        split.setdefault(module, {})[rest] = value
+        names.setdefault(module, {})[rest] = name
     if unknown:
         _refuse_unknown(expert, unknown, matched=len(weights) - len(unknown), live=live)
-    return split
+    if isinstance(weights, RecomputedExpert):
+        return {module: weights.renamed(own) for module, own in names.items()}
+    return {
+        module: {rest: weights[name] for rest, name in own.items()} for module, own in names.items()
+    }
 
 
 def _refuse_unknown(

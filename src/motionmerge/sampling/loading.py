@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from motionmerge.config import fix_unknown_name
 from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.sampling.memory import SHARE, free_memory, gigabytes
 from motionmerge.sampling.pipeline_folder import PipelineFolder, first_line, pipeline_class
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_SHARE = 0.9
-"""How much of the free memory weights may take; the rest is for what is computed with them."""
 
 
 def load_pipeline(
@@ -64,15 +62,15 @@ def place(pipeline: Any, folder: PipelineFolder, device: torch.device, dtype: to
     sizes = folder.num_bytes(dtype)
     total, largest = sum(sizes.values()), max(sizes.values(), default=0)
     if device.type == "cpu":
-        return f"{_gigabytes(total)} of weights in main memory"
-    if free is None or total <= _SHARE * free:
+        return f"{gigabytes(total)} of weights in main memory"
+    if free is None or total <= SHARE * free:
         pipeline.to(device)
-        return f"{_gigabytes(total)} of weights on {device}"
-    if largest > _SHARE * free:
+        return f"{gigabytes(total)} of weights on {device}"
+    if largest > SHARE * free:
         raise _too_large(folder.name, largest, free, device, what="the largest part")
     pipeline.enable_model_cpu_offload(device=device)
     return (
-        f"{_gigabytes(total)} of weights, {_gigabytes(free)} free on {device}: "
+        f"{gigabytes(total)} of weights, {gigabytes(free)} free on {device}: "
         "its parts take turns there"
     )
 
@@ -84,21 +82,8 @@ def check_memory(folder: PipelineFolder, dtype: torch.dtype, device: torch.devic
         ConfigError: Gives both numbers.
     """
     free, total = free_memory(device), sum(folder.num_bytes(dtype).values())
-    if free is not None and total > _SHARE * free:
+    if free is not None and total > SHARE * free:
         raise _too_large(folder.name, total, free, device, what=f"its weights in {dtype}")
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Give the free bytes of a device, or None where the system does not tell."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def default_device() -> torch.device:
@@ -125,12 +110,8 @@ def _too_large(
 ) -> ConfigError:
     where = "main memory" if device.type == "cpu" else f"memory on {device}"
     return ConfigError(
-        f"{name} does not fit: {_gigabytes(needed)} for {what}, and {_gigabytes(free)} of {where} "
+        f"{name} does not fit: {gigabytes(needed)} for {what}, and {gigabytes(free)} of {where} "
         "are free.",
         fix="load it with --dtype bf16 if it is not yet, close other programs, or use a smaller "
         "model or machine with more memory.",
     )
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB"

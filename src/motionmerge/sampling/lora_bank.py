@@ -40,8 +40,9 @@ class LoraBank(Bank):
         expert = base + sum of weight * LoRA
 
     A LoRA goes to every denoiser that has its layers: in Wan 2.2 both transformers get it, and the
-    schedule decides which of them uses it. LoRAs that were loaded before keep their weights.
-    Leaving takes the new layers out again.
+    schedule decides which of them uses it. LoRAs that were loaded before keep their weights, also
+    if they are fused; unfuse them before or after, not meanwhile. Leaving takes the new layers out
+    again.
 
     Args:
         target: A pipeline with a `unet`, `transformer` or `transformer_2`, or one such module.
@@ -56,7 +57,7 @@ class LoraBank(Bank):
         ShapeError: A matrix does not fit its layer.
         RecipeError: A weight is no number or of an unknown LoRA; an expert is unknown.
         ConfigError: There is nothing to attach to, experts are attached already, or the model's
-            state hides new layers (group offload, fused LoRAs).
+            state hides new layers (group offload).
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class AdaptedModule:
     active: str | None = None
     _replaced: dict[str, nn.Module] = field(default_factory=dict)
     _adapters_before: dict[BaseTunerLayer, list[str]] = field(default_factory=dict)
+    _fused_before: dict[BaseTunerLayer, list[str]] = field(default_factory=dict)
     _trainable_before: dict[nn.Parameter, bool] = field(default_factory=dict)
 
     @property
@@ -128,6 +130,10 @@ class AdaptedModule:
         self._adapters_before = {
             layer: list(layer.active_adapters) for layer in _tuner_layers(self.module)
         }
+        for layer in self._adapters_before:
+            # PEFT leaves all adapters of a layer out once some are in its weight. To name none
+            # as fused touches no weight, and those that are must not be added a second time.
+            self._fused_before[layer], layer.merged_adapters = list(layer.merged_adapters), []
         self._trainable_before = {
             parameter: parameter.requires_grad for parameter in self.module.parameters()
         }
@@ -137,8 +143,8 @@ class AdaptedModule:
                 inject_adapter_in_model(_config(layers), self.module, _adapter(lora))
             for name, factors in layers.items():
                 self._fill(name, lora, factors)
-        for layer, adapters in self._adapters_before.items():
-            layer.set_adapter(adapters)
+        for layer in self._adapters_before:
+            layer.set_adapter(self._others(layer))
 
     def activate(self, expert: str) -> None:
         """Give every LoRA its weight for an expert, and empty the module's caches.
@@ -153,8 +159,7 @@ class AdaptedModule:
             used = [lora for lora, own in self.loras.items() if name in own and weights[lora] != 0]
             for lora in used:
                 layer.set_scale(_adapter(lora), weights[lora])
-            others = self._adapters_before.get(layer, [])
-            layer.set_adapter([*others, *(_adapter(lora) for lora in used)])
+            layer.set_adapter([*self._others(layer), *(_adapter(lora) for lora in used)])
         self._keep_trainable()
         reset_caches(self.module)
         self.active = expert
@@ -168,6 +173,7 @@ class AdaptedModule:
             for lora in self.loras:
                 layer.delete_adapter(_adapter(lora))
             layer.set_adapter(adapters)
+            layer.merged_adapters = self._fused_before[layer]
         configs = getattr(self.module, "peft_config", {})
         for lora in self.loras:
             configs.pop(_adapter(lora), None)
@@ -176,6 +182,11 @@ class AdaptedModule:
         self._keep_trainable()
         reset_caches(self.module)
         self.active = None
+
+    def _others(self, layer: BaseTunerLayer) -> list[str]:
+        """List the user's own LoRAs that are in use and not in the layer's weight."""
+        fused = self._fused_before.get(layer, [])
+        return [name for name in self._adapters_before.get(layer, []) if name not in fused]
 
     def _keep_trainable(self) -> None:
         """Undo what PEFT did to `requires_grad`, on which the last bit of a product can depend."""
@@ -233,11 +244,6 @@ def _check_adaptable(name: str, module: nn.Module) -> None:
         raise ConfigError(
             f"`{name}` is offloaded in groups, which would leave new layers behind.",
             fix="call enable_group_offload() inside the `with experts(...)` block.",
-        )
-    if any(layer.merged for layer in _tuner_layers(module)):
-        raise ConfigError(
-            f"`{name}` has fused LoRAs, beside which no other works.",
-            fix="call unfuse_lora() first.",
         )
 
 

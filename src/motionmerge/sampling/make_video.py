@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL import Image
 
+from motionmerge.config import Settings
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.video import fit_image
 from motionmerge.sampling.video_families import Limits, VideoFamily, configs_of, family_of
@@ -17,8 +17,7 @@ from motionmerge.sampling.video_families import Limits, VideoFamily, configs_of,
 _CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory")
 
 
-@dataclass(frozen=True)
-class VideoSettings:
+class VideoSettings(Settings):
     """What happens in a video and how it is made; None leaves a setting to the model.
 
     Attributes:
@@ -42,6 +41,15 @@ class VideoSettings:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
 
+    def changed(self, **settings: Any) -> VideoSettings:
+        """Give the same settings but for some.
+
+        Raises:
+            ConfigError: There is no such setting, or it has no such value.
+        """
+        kept = {name: getattr(self, name) for name in VideoSettings.model_fields}
+        return VideoSettings.model_validate({**kept, **settings})
+
     def resolved(self, family: VideoFamily, limits: Limits) -> VideoSettings:
         """Fill in what the model does by itself, as far as we know it."""
         own: dict[str, Any] = {
@@ -51,8 +59,8 @@ class VideoSettings:
             "num_inference_steps": family.num_inference_steps,
             "guidance_scale": family.guidance_scale,
         }
-        return replace(
-            self, **{name: value for name, value in own.items() if getattr(self, name) is None}
+        return self.changed(
+            **{name: value for name, value in own.items() if getattr(self, name) is None}
         )
 
     def check(self, family: VideoFamily, limits: Limits) -> None:

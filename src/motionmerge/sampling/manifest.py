@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from motionmerge.config import Settings
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.hashing import hash_file
 from motionmerge.io.video import load_image
@@ -24,7 +23,7 @@ from motionmerge.sampling.video_families import Limits, VideoFamily
 _MAX_NAME_BYTES = 240
 
 
-class ManifestRow(Settings):
+class ManifestRow(VideoSettings):
     """One line of a manifest; what it leaves out is the same for all videos.
 
     Attributes:
@@ -33,16 +32,16 @@ class ManifestRow(Settings):
     """
 
     image: str
-    prompt: str | None = None
     id: str | None = None
-    seed: int | None = None
-    negative_prompt: str | None = None
-    height: int | None = None
-    width: int | None = None
-    num_frames: int | None = None
-    frame_rate: float | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
+
+    def settings(self, defaults: VideoSettings) -> VideoSettings:
+        """Give the line's settings, and the defaults of what it leaves out or says null of."""
+        given = {
+            name: value
+            for name in VideoSettings.model_fields.keys() & self.model_fields_set
+            if (value := getattr(self, name)) is not None
+        }
+        return defaults.changed(**given)
 
 
 @dataclass(frozen=True)
@@ -125,11 +124,10 @@ def read_manifest(
         image = path.parent / Path(row.image).expanduser()
         if not image.is_file():
             raise DataError(f"{path}, line {number}: there is no {image}.", fix="check `image`.")
-        given = row.model_dump(exclude={"id", "image"}, exclude_none=True)
-        settings = replace(defaults or VideoSettings(), **given)
+        settings = row.settings(defaults or VideoSettings())
         name = _checked_id(row.id or image.stem, where=f"{path}, line {number}", own=row.id)
         for offset in range(num_videos):
-            own = replace(settings, seed=settings.seed + offset)
+            own = settings.changed(seed=settings.seed + offset)
             twin = seen.setdefault((name, image, own), number)
             if twin != number:
                 raise DataError(
@@ -166,7 +164,7 @@ def plan(
     for job in jobs:
         if job.image not in hashes:
             hashes[job.image] = hash_file(job.image)
-        everything = {"image": hashes[job.image], **asdict(job.settings), **fingerprint}
+        everything = {"image": hashes[job.image], **job.settings.model_dump(), **fingerprint}
         text = json.dumps(everything, sort_keys=True, ensure_ascii=False)
         configuration = hashlib.sha256(text.encode()).hexdigest()[:16]
         name = (name_of or configuration_name)(job, configuration)

@@ -29,6 +29,8 @@ class ModelChoice(Protocol):
     def family(self) -> VideoFamily: ...
     @property
     def limits(self) -> Limits: ...
+    @property
+    def device(self) -> torch.device: ...
     def fingerprint(self) -> dict[str, Any]: ...
     def load(self) -> tuple[Any, str]: ...
 
@@ -45,6 +47,11 @@ class ShippedModel:
     name: str = "pocket"
     family: VideoFamily = POCKET
     path: None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return torch.device("cpu")
 
     @property
     def limits(self) -> Limits:
@@ -101,7 +108,7 @@ class FolderModel:
         return self.folder.limits
 
     def fingerprint(self) -> dict[str, Any]:
-        """Hash the weights of its denoisers; the other parts count by their configurations."""
+        """Hash its weights, configurations and vocabularies: all that decides its videos."""
         configs = {
             name: {key: value for key, value in config.items() if not key.startswith("_")}
             for name, config in self.folder.configs.items()
@@ -110,6 +117,7 @@ class FolderModel:
         return {
             "model": hash_origin(self.folder.path),
             "configs": f"sha256:{hashlib.sha256(text.encode()).hexdigest()}",
+            "parts": self.folder.hash_parts(),
             "dtype": str(self._dtype()),
         }
 

@@ -5,6 +5,7 @@ No code that comes with a model is run, and pickles are read only when asked for
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import re
@@ -17,7 +18,9 @@ import diffusers
 import torch
 
 from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.io.hashing import hash_file
 from motionmerge.io.safetensors_file import SafetensorsFile
+from motionmerge.merge.sources import MODULES
 from motionmerge.sampling.video_families import POCKET, Configs, Limits, VideoFamily, family_of
 
 INDEX_FILE = "model_index.json"
@@ -35,7 +38,7 @@ class PipelineFolder:
         family: How its pipeline is called.
         configs: The configuration of each part.
         weights: Weight files of each part.
-        limits: What it can make.
+        others: Files of parts without a `config.json`: tokenizers, schedulers, processors.
     """
 
     path: Path
@@ -43,6 +46,7 @@ class PipelineFolder:
     family: VideoFamily
     configs: Configs
     weights: Mapping[str, tuple[Path, ...]]
+    others: tuple[Path, ...] = ()
 
     @property
     def limits(self) -> Limits:
@@ -52,6 +56,15 @@ class PipelineFolder:
     def num_bytes(self, dtype: torch.dtype) -> dict[str, int]:
         """Estimate the memory that each part takes; pickles count as they are stored."""
         return {part: _num_bytes(files, dtype) for part, files in self.weights.items()}
+
+    def hash_parts(self) -> str:
+        """Give `sha256:<hex>` of every file that decides what the parts besides `MODULES` do."""
+        weights = (
+            file for part, own in self.weights.items() if part not in MODULES for file in own
+        )
+        files = sorted([*weights, *self.others], key=lambda file: file.relative_to(self.path))
+        lines = (f"{file.relative_to(self.path).as_posix()} {hash_file(file)}\n" for file in files)
+        return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def find_pipeline(
@@ -77,11 +90,14 @@ def find_pipeline(
     index = _read_index(path)
     configs: dict[str, Mapping[str, Any]] = {"": index}
     weights: dict[str, tuple[Path, ...]] = {}
+    others: list[Path] = []
     for part, (library, _) in _parts(index, path).items():
         if library is None:
             continue
         if (path / part / "config.json").is_file():
             configs[part] = _read_json(path / part / "config.json")
+        else:
+            others += [file for file in (path / part).glob("*") if file.is_file()]
         files = weight_files(path / part, variant=variant)
         if files and files[0].suffix != ".safetensors" and not legacy:
             raise CheckpointError(
@@ -97,7 +113,7 @@ def find_pipeline(
             f"{path} has no tokenizer, so prompts cannot be read.",
             fix="add one; `motionmerge convert` has --tokenizer for it.",
         )
-    return PipelineFolder(path, str(name), family, configs, weights)
+    return PipelineFolder(path, str(name), family, configs, weights, tuple(others))
 
 
 def pipeline_class(family: VideoFamily) -> Any:

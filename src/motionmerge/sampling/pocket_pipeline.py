@@ -68,10 +68,10 @@ class PocketPipeline(DynamiCrafterPipeline):
         tokens = self.tokenizer(prompt).to(self._execution_device)
         return self.text_encoder(tokens).last_hidden_state
 
-    def encode_image_tokens(self, image: torch.Tensor, num_frames: int) -> torch.Tensor:
+    def encode_image(self, image: torch.Tensor, num_frames: int) -> torch.Tensor:
         self._check_frames(num_frames)
         shown = F.adaptive_avg_pool2d(image / 2 + 0.5, SIZE)
-        return self.image_projector(self.image_encoder(normalize_image(shown)).last_hidden_state)
+        return self.image_encoder(normalize_image(shown)).last_hidden_state
 
     def encode_image_latents(self, image: torch.Tensor, num_frames: int) -> torch.Tensor:
         self._check_frames(num_frames)

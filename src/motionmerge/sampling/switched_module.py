@@ -6,7 +6,8 @@ switch copies only what has to change and restoring gives back exactly what was 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +16,16 @@ from diffusers.hooks.hooks import StateManager
 from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
-
-Weights = Mapping[str, torch.Tensor]
+from motionmerge.sampling.placement import (
+    Placement,
+    Prefetcher,
+    Weights,
+    choose_placement,
+    computing_device,
+    free_or_none,
+    lane_to,
+)
+from motionmerge.sampling.recompute import RecomputedExpert
 
 
 @dataclass
@@ -30,27 +39,30 @@ class SwitchedModule:
         shared: Tensors in which all experts agree, but not with the module.
         backup: The module's own values of all these tensors.
         active: The expert whose values are in place.
+        placement: Where the values wait.
     """
 
     name: str
     module: nn.Module
-    values: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
-    shared: dict[str, torch.Tensor] = field(default_factory=dict)
+    values: dict[str, Weights] = field(default_factory=dict)
+    shared: Weights = field(default_factory=dict)
     backup: dict[str, torch.Tensor] = field(default_factory=dict)
     active: str | None = None
+    placement: Placement | None = None
+    _next: dict[str, str] = field(default_factory=dict)
+    _prefetcher: Prefetcher | None = None
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Give the live parameters and buffers; looked up anew, as `.to()` replaces buffers."""
         state = self.module.state_dict(keep_vars=True)
         return {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
 
-    def fit(self, per_expert: Mapping[str, Weights], *, device: torch.device | None) -> None:
+    def fit(self, per_expert: Mapping[str, Weights]) -> None:
         """Sort the experts' tensors into unchanged, shared and different ones.
 
         Args:
             per_expert: For every expert its tensors of this module; for one that an expert lacks it
                 uses the module's own.
-            device: Where the tensors wait; None leaves them where they are.
 
         Raises:
             ShapeError: A tensor has another shape than the module's.
@@ -58,27 +70,68 @@ class SwitchedModule:
             ConfigError: The module's tensor is on the meta device.
         """
         live = self.tensors()
-        self.values = {expert: {} for expert in per_expert}
+        shared: list[str] = []
+        different: list[str] = []
+        fitted: dict[str, dict[str, torch.Tensor]] = {expert: {} for expert in per_expert}
         for name in dict.fromkeys(name for tensors in per_expert.values() for name in tensors):
             own, label = live[name].detach(), f"{self.name}.{name}"
-            fitted = {
+            values = {
                 expert: _fitted(tensors[name], own, label=label, expert=expert)
                 for expert, tensors in per_expert.items()
                 if name in tensors
             }
-            if all(_same_bits(value, own) for value in fitted.values()):
+            if all(_same_bits(value, own) for value in values.values()):
                 continue
             _check_writable(live[name], label=label)
             self.backup[name] = own.to("cpu", copy=True)
-            values = {expert: fitted.get(expert, self.backup[name]) for expert in per_expert}
-            if device is not None:
-                values = {expert: value.to(device) for expert, value in values.items()}
+            values = {expert: values.get(expert, self.backup[name]) for expert in per_expert}
             first = next(iter(values.values()))
-            if all(_same_bits(value, first) for value in values.values()):
-                self.shared[name] = first
-            else:
-                for expert, value in values.items():
-                    self.values[expert][name] = value
+            is_shared = all(_same_bits(value, first) for value in values.values())
+            (shared if is_shared else different).append(name)
+            for expert, value in values.items():
+                is_kept = name not in per_expert[expert] or not _is_recomputed(per_expert[expert])
+                if is_kept and not (is_shared and value is not first):
+                    fitted[expert][name] = value
+        first_expert = next(iter(per_expert))
+        self.shared = _some(shared, fitted[first_expert], per_expert[first_expert])
+        self.values = {
+            expert: _some(different, fitted[expert], tensors)
+            for expert, tensors in per_expert.items()
+        }
+
+    def place(self, placement: str, order: Iterable[str]) -> None:
+        """Put the values that are kept where they wait.
+
+        Args:
+            placement: One of `PLACEMENTS`.
+            order: The experts as they follow one another in a video, to send the next one ahead.
+        """
+        recomputed = [v for v in self.values.values() if not isinstance(v, dict)]
+        device = computing_device(self.module)
+        if recomputed:
+            reason = f"{len(self.values)} experts, computed at every switch"
+            self.placement = Placement("recompute", device, reason=reason)
+            return
+        sizes = {e: sum(v.nbytes for v in own.values()) for e, own in self.values.items()}
+        self.placement = choose_placement(
+            placement, expert_bytes=sizes, device=device, free=free_or_none(device)
+        )
+        if self.placement.kind == "resident" and device.type == "cpu":
+            return
+        if self.placement.kind == "resident":
+            self._move(lambda value: value.to(device))
+            return
+        lane = lane_to(device)
+        self._move(lane.prepare)
+        self._prefetcher = Prefetcher(lane, self.placement.ahead_bytes)
+        used = list(dict.fromkeys(order))
+        self._next = dict(zip(used, [*used[1:], used[0]], strict=True))
+
+    def _move(self, move: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.values = {
+            expert: {name: move(value) for name, value in own.items()}
+            for expert, own in self.values.items()
+        }
 
     @torch.no_grad()
     def copy(self, values: Weights) -> None:
@@ -109,16 +162,33 @@ class SwitchedModule:
         """Put an expert's values in place, unless they are, and empty the module's caches."""
         if expert == self.active:
             return
-        self.active = None  # a copy that fails half-way must be done again
-        self.copy(self.values[expert])
+        before, self.active = self.active, None  # a copy that fails half-way must be done again
+        values = self.values[expert]
+        if self._prefetcher is not None and before and self._next.get(before) == expert:
+            values = self._prefetcher.arrived(values)
+        self.copy(values)
         reset_caches(self.module)
         self.active = expert
+        if self._prefetcher is not None and expert in self._next:
+            self._prefetcher.start(self.values[self._next[expert]])
 
     def restore(self) -> None:
         """Give the module its own values back, bit for bit."""
         self.copy(self.backup)
         reset_caches(self.module)
-        self.active = None
+        self.active = self._prefetcher = None
+
+
+def _is_recomputed(weights: Weights) -> bool:
+    return isinstance(weights, RecomputedExpert)
+
+
+def _some(names: list[str], kept: dict[str, torch.Tensor], tensors: Weights) -> Weights:
+    """Give an expert's tensors of some names: those that are kept, and those that are computed."""
+    own = {name: kept[name] for name in names if name in kept}
+    if not isinstance(tensors, RecomputedExpert):
+        return own
+    return ChainMap(own, tensors.only(name for name in names if name not in own))  # type: ignore[arg-type]
 
 
 def _fitted(value: torch.Tensor, own: torch.Tensor, *, label: str, expert: str) -> torch.Tensor:

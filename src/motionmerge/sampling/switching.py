@@ -49,8 +49,10 @@ class Bank:
     Attributes:
         schedule: Which expert denoises when.
         experts: The names of all experts.
+        placement: Where what they need waits, in words; empty if nothing does.
     """
 
+    placement: str = ""
     schedule: ExpertSchedule
     experts: tuple[str, ...]
 

@@ -1,0 +1,291 @@
+"""The flags that `generate` and `batch` share: which model and experts, what videos."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from motionmerge.cli.merge import parse_inputs
+from motionmerge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from motionmerge.sampling.expert_choice import ExpertChoice
+    from motionmerge.sampling.make_video import VideoSettings
+    from motionmerge.sampling.model_choice import ModelChoice
+
+DEFAULT_RECIPE = "pocket"
+POCKET = "pocket"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFlags:
+    """What the command line says of a model, its experts and its videos; a field is a flag."""
+
+    model: Annotated[
+        str, typer.Option(help="A diffusers folder, a hub id such as owner/name, or pocket.")
+    ] = POCKET
+    motion: Annotated[
+        float | None,
+        typer.Option(
+            help="The knob: how far to extrapolate away from the fine-tuned weights while noisy. "
+            "0.5 moves more, -0.5 calms; replaces the recipe. Other models need --base or --lora."
+        ),
+    ] = None
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A recipe file or the name of a shipped one. [default for pocket: pocket]"
+        ),
+    ] = None
+    replaced: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="NAME=PATH, instead of the recipe's input; repeatable."),
+    ] = None
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="What --model was fine-tuned from, for --motion: a folder or weights file."
+        ),
+    ] = None
+    lora: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A LoRA on the model, with --motion away from it while noisy; repeatable."
+        ),
+    ] = None
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="One set of weights instead: base, tuned, naive, equal, or a merged file."
+        ),
+    ] = None
+    boundary: Annotated[
+        float | None, typer.Option(help="Noise level at which the expert changes, 0 to 1.")
+    ] = None
+    seed: Annotated[
+        int, typer.Option(help="Same seed, same video. A manifest's lines can have their own.")
+    ] = 0
+    num_videos: Annotated[
+        int, typer.Option(min=1, help="Videos of each prompt, with seeds from its own on.")
+    ] = 1
+    negative_prompt: Annotated[str | None, typer.Option(help="What should not happen.")] = None
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, help="Denoising steps. [default: the model's own]"),
+    ] = None
+    guidance: Annotated[
+        float | None,
+        typer.Option(min=0, help="Strength of the prompt. [default: the model's own]"),
+    ] = None
+    size: Annotated[int | None, typer.Option(help="Pixels a side, for a square video.")] = None
+    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's own]")] = None
+    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's own]")] = None
+    num_frames: Annotated[
+        int | None, typer.Option("--num-frames", help="Frames. [default: the model's own]")
+    ] = None
+    frame_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Frames per second of the mp4; models that know frame rates are told it."
+        ),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="fp32, fp16 or bf16. [default: bf16 on a GPU, fp32 on a CPU]"),
+    ] = None
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 .. [default: the GPU if there is one]")
+    ] = None
+    variant: Annotated[str | None, typer.Option(help="Files of the model to take, e.g. fp16.")] = (
+        None
+    )
+    legacy_weights: Annotated[
+        bool,
+        typer.Option("--legacy-weights", help="Also read the model's .bin files, as tensors."),
+    ] = False
+
+    def chosen_model(self, *, cluster_device: str | None = None) -> ModelChoice:
+        """Find the model that --model means; nothing is loaded yet.
+
+        Args:
+            cluster_device: What the machines of a cluster compute on, if --device does not say;
+                None means that the model runs on this machine.
+        """
+        import torch
+
+        from motionmerge.sampling.loading import default_device, dtype_named
+        from motionmerge.sampling.model_choice import FolderModel, ShippedModel
+        from motionmerge.sampling.pipeline_folder import find_pipeline
+
+        if self.model == POCKET:
+            given = {"--dtype": self.dtype, "--device": self.device, "--variant": self.variant}
+            for flag, value in given.items():
+                if value is not None:
+                    raise ConfigError(f"{flag} is not for the pocket model.", fix="leave it out.")
+            return ShippedModel(self.weights or "base")
+        device = self.device or cluster_device
+        try:
+            where = default_device() if device is None else torch.device(device)
+        except RuntimeError as error:
+            raise ConfigError(f"There is no device `{device}`.", fix="use cpu or cuda.") from error
+        is_here = cluster_device is None
+        if where.type == "cuda" and is_here and not torch.cuda.is_available():
+            raise ConfigError("There is no GPU that torch can use.", fix="use --device cpu.")
+        return FolderModel(
+            find_pipeline(self.model, variant=self.variant, legacy=self.legacy_weights),
+            None if self.dtype is None else dtype_named(self.dtype),
+            where,
+            self.variant,
+            self.legacy_weights,
+        )
+
+    def chosen_experts(self, model: ModelChoice) -> ExpertChoice:
+        """Turn the flags that say which weights denoise into one choice, and look for its files."""
+        from motionmerge.sampling import expert_choice
+
+        self._check_expert_flags()
+        boundary = self.boundary
+        if self.recipe is not None:
+            inputs = parse_inputs(self.replaced or [])
+            choice = expert_choice.from_recipe(self.recipe, inputs=inputs, boundary=boundary)
+        elif self.lora:
+            choice = expert_choice.from_loras(self.lora, motion=self.motion, boundary=boundary)
+        elif self.motion is not None:
+            choice = self._turned_knob(model, self.motion)
+        elif self.weights is not None and model.path is not None:
+            choice = expert_choice.from_weights(Path(self.weights))
+        elif self.weights is None and model.path is None:
+            choice = expert_choice.from_recipe(DEFAULT_RECIPE, boundary=boundary)
+        else:
+            choice = expert_choice.ExpertChoice(boundary=boundary)
+        choice.check_inputs()
+        return choice
+
+    def _check_expert_flags(self) -> None:
+        given = {"--recipe": self.recipe, "--motion": self.motion, "--weights": self.weights}
+        used = [name for name, value in given.items() if value is not None]
+        if len(used) > 1:
+            raise ConfigError(
+                f"{' and '.join(used)} were given together", fix="choose one of the three."
+            )
+        if self.lora and (self.recipe or self.weights or self.base):
+            raise ConfigError(
+                "--lora goes alone or with --motion.", fix="write the LoRA into a recipe instead."
+            )
+        if self.base is not None and self.motion is None:
+            raise ConfigError(
+                "--base is for --motion.", fix="say how much with --motion, e.g. 0.25."
+            )
+        if self.replaced and self.recipe is None:
+            raise ConfigError("--input replaces a recipe's input.", fix="name the --recipe.")
+        if self.boundary is not None and self.weights is not None:
+            raise ConfigError("--boundary needs experts, not --weights", fix="leave it out.")
+
+    def _turned_knob(self, model: ModelChoice, motion: float) -> ExpertChoice:
+        """Extrapolate the pocket model's weights, or another's from what it was tuned from."""
+        from motionmerge.sampling.expert_choice import from_base, from_recipe
+        from motionmerge.sampling.pipeline_folder import find_pipeline
+        from motionmerge.sampling.pocket_pipeline import knob_recipe
+
+        if model.path is None:
+            if self.base is not None:
+                raise ConfigError(
+                    "--base is not for the pocket model, which has its own.", fix="leave it out."
+                )
+            return from_recipe(knob_recipe(motion), boundary=self.boundary)
+        if self.base is None:
+            raise ConfigError(
+                "--motion extrapolates away from what a model was fine-tuned from, which is not "
+                "known.",
+                fix="add --base FOLDER_OR_FILE, or --lora FILE.",
+            )
+        found = self.base if self.base.exists() else find_pipeline(str(self.base)).path
+        return from_base(found, model.path, motion=motion, boundary=self.boundary)
+
+    def settings(self) -> VideoSettings:
+        """Gather what the flags say of every video."""
+        from motionmerge.sampling.make_video import VideoSettings
+
+        if self.size is not None and (self.height is not None or self.width is not None):
+            raise ConfigError(
+                "--size was given with --height or --width.", fix="give --size, or the other two."
+            )
+        return VideoSettings(
+            seed=self.seed,
+            negative_prompt=self.negative_prompt,
+            height=self.height if self.size is None else self.size,
+            width=self.width if self.size is None else self.size,
+            num_frames=self.num_frames,
+            frame_rate=self.frame_rate,
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance,
+        )
+
+
+def with_video_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Make a command whose flags are its own and those of `VideoFlags`.
+
+    The command gets the latter as one argument, `flags`, which stands for them in its signature.
+    """
+    shared = get_type_hints(VideoFlags, include_extras=True)
+    defaults = {field.name: field.default for field in fields(VideoFlags)}
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    parameters: list[inspect.Parameter] = []
+    for parameter in own:
+        if parameter.name != "flags":
+            parameters.append(parameter)
+            continue
+        parameters += [
+            parameter.replace(name=name, annotation=shared[name], default=default)
+            for name, default in defaults.items()
+        ]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        flags = VideoFlags(**{name: values.pop(name) for name in defaults})
+        command(flags=flags, **values)
+
+    signature = inspect.Signature(parameters)
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+@contextmanager
+def loaded(model: ModelChoice, experts: ExpertChoice) -> Iterator[tuple[Any, Any]]:
+    """Load a model, attach its experts; give the pipeline and the bank, which may be None."""
+    from diffusers.utils import logging
+
+    is_quiet = model.path is None or not sys.stderr.isatty()
+    if is_quiet:
+        logging.disable_progress_bar()
+    pipeline, placement = model.load()
+    pipeline.set_progress_bar_config(disable=is_quiet)
+    if model.path is not None:
+        typer.echo(placement, err=True)
+    with experts.attach(pipeline) as bank:
+        if bank is not None and bank.placement and model.path is not None:
+            typer.echo(f"experts of {bank.placement}", err=True)
+        yield pipeline, bank
+
+
+def versions() -> dict[str, str]:
+    """Versions that a video's bytes depend on."""
+    import diffusers
+    import torch
+
+    from motionmerge import __version__
+
+    return {
+        "motionmerge": __version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+    }

@@ -1,0 +1,197 @@
+"""Wherever the experts' tensors wait, the videos are the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import cpu_offload_with_hook
+from torch import nn
+
+from motionmerge.errors import ConfigError
+from motionmerge.io.weights import save_weights
+from motionmerge.merge.in_memory import realise
+from motionmerge.merge.recipe import Recipe
+from motionmerge.sampling import placement, recompute
+from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
+from motionmerge.sampling.expert_bank import ExpertBank, experts
+from motionmerge.sampling.placement import (
+    PlainLane,
+    Prefetcher,
+    choose_placement,
+    computing_device,
+    should_recompute,
+)
+from motionmerge.sampling.recompute import recomputed_experts
+from motionmerge.schedule import ExpertSchedule
+
+from .test_expert_bank import Recorder, other_weights, same_weights, weights_of
+
+Generate = Callable[..., torch.Tensor]
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture
+def recipe(pipeline: DynamiCrafterPipeline, tmp_path: Path) -> Recipe:
+    """The paper's experts of a U-Net and a projector in files; some tensors are in one alone."""
+    base, tuned = weights_of(pipeline, "unet", "image_projector"), other_weights("unet")
+    tuned = {**base, **tuned, "unet.conv_in.bias": base["unet.conv_in.bias"]}
+    save_weights(tmp_path / "base.safetensors", base)
+    save_weights(tmp_path / "tuned.safetensors", tuned)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "inputs: {base: base.safetensors, tuned: tuned.safetensors}\n"
+        "experts:\n"
+        "  dynamics: base + 0.75 * dare(-0.25 * (tuned - base), drop_rate=0.7, seed=0)\n"
+        "  consistency: tuned + 0.25 * dare(tuned - base, drop_rate=0.7, seed=1)\n"
+        "schedule: [{expert: dynamics, above: 0.64}, {expert: consistency}]\n"
+    )
+    return Recipe.load(path)
+
+
+def test_every_placement_makes_the_same_video_and_gives_the_model_back(
+    pipeline: DynamiCrafterPipeline,
+    generate: Generate,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recompute, "GROUP_BYTES", 50_000)  # several groups, also of this model
+    before = weights_of(pipeline, "unet", "image_projector")
+    videos = []
+    for kind in ("auto", "prefetch", "recompute", "recompute"):
+        with experts(pipeline, recipe=recipe, placement=kind) as bank:
+            videos.append(generate(pipeline))
+            assert "2 experts" in bank.placement
+        assert same_weights(weights_of(pipeline, "unet", "image_projector"), before)
+    assert all(torch.equal(video, videos[0]) for video in videos)
+
+
+def test_recomputed_experts_are_rounded_to_the_modules_dtype_as_kept_ones(
+    pipeline: DynamiCrafterPipeline, recipe: Recipe
+) -> None:
+    pipeline.unet.to(torch.bfloat16)
+    held = []
+    for kind in ("resident", "recompute"):
+        with experts(pipeline, recipe=recipe, placement=kind) as bank:
+            for name in bank.experts:
+                with bank.with_expert(name):
+                    held.append(weights_of(pipeline, "unet"))
+    assert same_weights(held[0], held[2]) and same_weights(held[1], held[3])
+    assert not same_weights(held[0], held[1])
+
+
+def test_a_recomputed_expert_has_the_bits_of_the_kept_one_in_any_order(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, made = realise(recipe), recomputed_experts(recipe)
+    for name, tensors in kept.items():
+        assert list(made[name]) == list(tensors)
+        assert made[name].num_bytes() == sum(tensor.nbytes for tensor in tensors.values())
+        for size in (10_000, 1 << 30):
+            monkeypatch.setattr(recompute, "GROUP_BYTES", size)
+            some = made[name].only(list(tensors)[::3])
+            assert same_weights(dict(some), {key: tensors[key] for key in some})
+        for key in reversed(list(tensors)[:5]):
+            assert torch.equal(made[name][key], tensors[key])
+    with pytest.raises(KeyError):
+        made["dynamics"]["none"]
+
+
+def test_a_recomputed_expert_keeps_only_a_group_in_memory(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recompute, "GROUP_BYTES", 20_000)
+    made = recomputed_experts(recipe)["dynamics"]
+    for tensor in made.values():
+        held = sum(one.nbytes for one in made._group.values())
+        assert held <= max(20_000, tensor.nbytes)
+
+
+def test_only_what_differs_is_computed_again_at_a_switch(
+    pipeline: DynamiCrafterPipeline, recipe: Recipe
+) -> None:
+    with experts(pipeline, recipe=recipe, placement="recompute") as bank:
+        unet, projector = bank._parts
+        assert not projector.differs and not projector.shared
+        assert "conv_in.bias" not in {*unet.values["dynamics"], *unet.shared}
+        assert len(unet.values["dynamics"]) > 100
+
+
+def test_weights_in_memory_are_not_recomputed(recipe: Recipe) -> None:
+    inputs: Any = {"base": {"weight": torch.zeros(2)}, "tuned": {"weight": torch.ones(2)}}
+    with pytest.raises(ConfigError, match="only from files"):
+        experts(Recorder(), recipe=recipe, inputs=inputs, placement="recompute")
+    with pytest.raises(ConfigError, match="`recompute`"):
+        experts(Recorder(), recipe=recipe, inputs=inputs, placement="recomputed")
+
+
+def test_experts_that_do_not_fit_into_main_memory_are_recomputed_or_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(placement, "free_memory", lambda device: 10**9)
+    assert not should_recompute("auto", num_bytes=8 * 10**8, can_recompute=True)
+    assert should_recompute("auto", num_bytes=10**9, can_recompute=True)
+    with pytest.raises(ConfigError, match=r"(?s)1\.0 GB.*free.*LoRAs"):
+        should_recompute("auto", num_bytes=10**9, can_recompute=False)
+    with pytest.raises(ConfigError, match=r"1\.0 GB"):
+        should_recompute("prefetch", num_bytes=10**9, can_recompute=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "free", "kind", "ahead"),
+    [
+        ("auto", CPU, 10, "resident", 0),
+        ("auto", GPU, 48, "resident", 0),  # two experts of 12: half of what is free
+        ("auto", GPU, 46, "prefetch", 12),
+        ("auto", GPU, 10, "prefetch", 5),
+        ("auto", GPU, 0, "prefetch", 0),
+        ("auto", GPU, None, "prefetch", 0),
+        ("resident", GPU, 10, "resident", 0),
+        ("prefetch", GPU, 100, "prefetch", 12),
+        ("prefetch", CPU, 0, "prefetch", 12),
+    ],
+)
+def test_the_fastest_placement_that_fits_is_chosen(
+    asked: str, device: torch.device, free: int | None, kind: str, ahead: int
+) -> None:
+    sizes = {"dynamics": 12, "consistency": 12}
+    chosen = choose_placement(asked, expert_bytes=sizes, device=device, free=free)
+    assert (chosen.kind, chosen.ahead_bytes, chosen.device) == (kind, ahead, device)
+
+
+def test_what_may_not_be_sent_ahead_arrives_with_the_rest() -> None:
+    values = {name: torch.full((4,), float(number)) for number, name in enumerate("abc")}
+    prefetcher = Prefetcher(PlainLane(CPU), max_bytes=2 * 16)
+    prefetcher.start(values)
+    assert set(prefetcher.sent) == {"a", "b"}
+    arrived = prefetcher.arrived(values)
+    assert same_weights(arrived, values)
+    assert arrived["a"] is not values["a"] and arrived["c"] is values["c"]
+    assert not prefetcher.sent
+
+
+def test_the_expert_that_comes_next_is_sent_ahead_and_another_one_is_right_too() -> None:
+    model = Recorder()
+    three = {name: {"weight": torch.full((2,), float(n))} for n, name in enumerate("abc", start=1)}
+    schedule = ExpertSchedule.from_list(
+        [{"expert": "a", "timestep": 800}, {"expert": "b", "timestep": 500}, {"expert": "c"}]
+    )
+    with ExpertBank(model, three, schedule=schedule, placement="prefetch") as bank:
+        (part,) = bank._parts
+        sent = []
+        for timestep in (900, 600, 100, 900, 100, 600):
+            model(torch.zeros(1), timestep)
+            sent.append(part._prefetcher.sent["weight"][0].item())
+    assert [weight for _, weight in model.calls] == [1, 2, 3, 1, 3, 2]
+    assert sent == [2, 3, 1, 2, 1, 3]
+
+
+def test_a_module_of_a_model_that_is_offloaded_computes_elsewhere() -> None:
+    module = nn.Linear(2, 2)
+    assert computing_device(module) == CPU
+    cpu_offload_with_hook(module, execution_device=torch.device("meta"))
+    assert computing_device(module) == torch.device("meta")
+    assert computing_device(nn.Identity()) == CPU
