@@ -165,6 +165,7 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixi
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ("UNetStage",)
+    _repeated_blocks = ("BasicTransformerBlock",)
     _skip_layerwise_casting_patterns = ("norm",)
 
     @register_to_config
