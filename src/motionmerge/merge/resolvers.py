@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from motionmerge.config import fix_unknown_name
 from motionmerge.errors import CheckpointError
+from motionmerge.text import fix_unknown_name
 
 PACKAGE = Path(__file__).resolve().parent.parent
 Resolver = Callable[[str], Path]
