@@ -257,7 +257,10 @@ class Recipe:
                     f"{entry.sha256[:16]}...",
                     fix="Use the pinned file, or remove `sha256` from the recipe.",
                 )
-            path = _relative(origin, self.folder) if replaced else entry.path
+            path = entry.path
+            if replaced:
+                given = str((overridden or {})[name])
+                path = given if split_name(given) else _relative(origin, self.folder)
             filled[name] = RecipeInput(path, digest)
         return replace(self, inputs=filled)
 

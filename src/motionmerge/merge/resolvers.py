@@ -1,4 +1,4 @@
-"""Weights by name: `pocket:base` instead of a path."""
+"""Weights by name instead of a path: `pocket:base` ships with us, `hub:owner/name` is elsewhere."""
 
 from __future__ import annotations
 
@@ -59,5 +59,12 @@ def _weights_in_memory(name: str) -> Path:
     )
 
 
+def _hub_weights(name: str) -> Path:
+    from motionmerge.merge.hub import hub_weights
+
+    return hub_weights(name)
+
+
 register_resolver("pocket", _pocket_weights)
+register_resolver("hub", _hub_weights)
 register_resolver("memory", _weights_in_memory)
