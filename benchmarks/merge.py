@@ -152,7 +152,7 @@ def commands(folder: Path, options: argparse.Namespace) -> dict[str, list[str]]:
     base, tuned, out = (str(folder / n) for n in ("base.safetensors", "tuned.safetensors", "out"))
     rows = {
         "cat": ["sh", "-c", f"cat {base} > {out}/a; cat {tuned} > /dev/null"],
-        "cat, two written": ["sh", "-c", f"cat {base} > {out}/a; cat {tuned} > {out}/b"],
+        "cat both": ["sh", "-c", f"cat {base} > {out}/a; cat {tuned} > {out}/b"],
     }
     for name, experts in RECIPES.items():
         recipe = folder / f"{name.replace(' ', '-')}.yaml"
@@ -176,8 +176,10 @@ def commands(folder: Path, options: argparse.Namespace) -> dict[str, list[str]]:
             rows[f"mergekit {method}"] = [options.mergekit, str(config), f"{out}/mergekit"]
     if options.sd_mecha:
         rows["sd-mecha extrapolate"] = [options.sd_mecha, "-c", RUN_SD_MECHA, base, tuned, out]
-    wanted = options.only.split(",") if options.only else list(rows)
-    return {name: command for name, command in rows.items() if name in {"cat", *wanted}}
+    wanted = {"cat", *(options.only.split(",") if options.only else rows)}
+    if "both experts" in wanted:
+        wanted.add("cat both")
+    return {name: command for name, command in rows.items() if name in wanted}
 
 
 def prepare(folder: Path) -> None:
@@ -211,7 +213,7 @@ def measure(folder: Path, options: argparse.Namespace) -> list[dict[str, object]
     result = []
     for name, runs in taken.items():
         median = {key: statistics.median(r[key] for r in runs) for key in runs[0]}
-        copy = taken["cat, two written" if name == "both experts" else "cat"]
+        copy = taken["cat both" if name == "both experts" else "cat"]
         result.append(
             {
                 "name": name,

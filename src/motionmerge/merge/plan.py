@@ -333,7 +333,9 @@ class Planner:
                 given=lowering.given,
                 kept=self._anchors,
                 line=line_of(steps, roots),
-                # it may turn out to overflow, and then the sources are needed again
-                shorter=None if shorter is None else Program(*shorter, given={}, kept=sources),
+                shorter=None
+                if shorter is None
+                # if it overflows, the sources are needed again; registers share the memory of fp32
+                else Program(*shorter, given={}, kept={*self._anchors, *sources - halves}),
             )
         return self._programs[key]

@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
-from queue import LifoQueue
+from queue import SimpleQueue
 
 import numpy as np
 import torch
@@ -92,7 +92,7 @@ class _Pass:
         self._planner = Planner(jobs, inputs, compute_whole=self._compute_whole)
         self._chunks = self._planner.chunks()
         self._lock = threading.Lock()
-        self._files: LifoQueue[RegisterFile] = LifoQueue()
+        self._files: SimpleQueue[RegisterFile] = SimpleQueue()
         self._error: BaseException | None = None
 
     def run(self, threads: int | None) -> int:
