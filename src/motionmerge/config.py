@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -17,15 +14,9 @@ from pydantic import (
 )
 
 from motionmerge.errors import ConfigError
+from motionmerge.text import fix_unknown_name, parse_yaml
 
-
-def fix_unknown_name(name: str, known: Iterable[str]) -> str:
-    """Phrase the `Fix:` line for an unknown name: the nearest known one, or all of them."""
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    if near:
-        return f"Write `{near[0]}` instead of `{name}`."
-    return f"Remove `{name}`, or use one of: {', '.join(names)}."
+__all__ = ["Settings", "fix_unknown_name", "load_yaml", "parse_yaml"]
 
 
 class Settings(BaseModel):
@@ -61,39 +52,6 @@ class Settings(BaseModel):
 
 
 SettingsType = TypeVar("SettingsType", bound=Settings)
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses a mapping with the same key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key `{key_node.value}` appears twice",
-                    problem_mark=key_node.start_mark,
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep=deep)
-
-
-def parse_yaml(text: str, *, source: str) -> Any:
-    """Parse YAML with plain values only, refusing duplicate keys.
-
-    Args:
-        text: The document.
-        source: Where it came from, for the error message.
-
-    Raises:
-        ConfigError: The text is not such YAML; line and column are named.
-    """
-    try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{source} is not valid YAML: {error}", fix="Correct the line named above."
-        ) from error
 
 
 def load_yaml(path: str | Path, model: type[SettingsType]) -> SettingsType:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from motionmerge.config import fix_unknown_name
 from motionmerge.errors import ConfigError, RecipeError
+from motionmerge.text import fix_unknown_name
 
 
 def noise_level(scheduler: Any, timestep: float | torch.Tensor) -> float:

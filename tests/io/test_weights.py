@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 
 import pytest
 import torch
@@ -286,3 +287,11 @@ def test_the_hash_of_a_folder_covers_every_shard(tmp_path, tensors):
     shard = next(tmp_path.glob("*-00002-of-*"))
     shard.write_bytes(shard.read_bytes() + b"x")
     assert hash_weights(tmp_path) != before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says so")
+def test_a_disk_that_cannot_hold_the_file_is_noticed_before_anything_is_written(tmp_path):
+    specs = {"huge": (torch.float32, (2**42,))}
+    with pytest.raises(CheckpointError, match=r"No space|too large|never came"):
+        write_weights(tmp_path / "huge.safetensors", [], specs=specs)
+    assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ from motionmerge.merge.engine import apply, merge, realise
 from motionmerge.merge.kernel import BLOCK
 from motionmerge.merge.recipe import Recipe, RecipeInput
 from motionmerge.merge.sources import OpenInputs
+from motionmerge.merge.sparsify import MaskV1
 
 from .conftest import RECIPE, same_bits
 
@@ -71,16 +72,23 @@ def test_several_experts_at_once_are_the_experts_one_by_one():
         assert all(same_bits(computed[name][key], alone[key]) for key in alone)
 
 
+def every_number(dtype, count, *, seed, below):
+    """Give every pattern of bits that is a number of moderate size, in random order."""
+    generator = torch.Generator().manual_seed(seed)
+    bits = torch.randint(-32768, 32767, (count,), generator=generator, dtype=torch.int32)
+    values = bits.to(torch.int16).view(dtype)
+    values[~(values.float().abs() < below)] = -0.0
+    return values
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("factor", ["- 0.25", "+ 0.125", "- 0.0000152587890625", "- 0.3", "+ 0.5"])
 def test_a_step_along_a_line_has_the_bits_of_the_expression_tree(dtype, factor):
-    generator = torch.Generator().manual_seed(0)
-    states = {}
-    for name in ("base", "tuned"):  # every pattern of bits that is a number of moderate size
-        bits = torch.randint(-32768, 32767, (4 * BLOCK,), generator=generator, dtype=torch.int32)
-        values = bits.to(torch.int16).view(dtype)
-        values[~(values.float().abs() < (1e38 if dtype == torch.bfloat16 else 3e4))] = -0.0
-        states[name] = {"weight": values}
+    below = 1e38 if dtype == torch.bfloat16 else 3e4
+    states = {
+        name: {"weight": every_number(dtype, 4 * BLOCK, seed=seed, below=below)}
+        for seed, name in enumerate(("base", "tuned"))
+    }
     states["tuned"]["weight"][::3] = states["base"]["weight"][::3]
     recipe = Recipe.parse(
         "inputs: {base: memory:base, tuned: memory:tuned}\n"
@@ -90,6 +98,48 @@ def test_a_step_along_a_line_has_the_bits_of_the_expression_tree(dtype, factor):
     base, tuned = (states[name]["weight"].float() for name in ("base", "tuned"))
     expected = base + (tuned - base) * float(factor.replace(" ", ""))
     assert same_bits(computed, expected.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "base + 0.75 * dare(-0.25 * (tuned - base), drop_rate=0.7, seed=0)",
+        "tuned + 0.25 * dare(tuned - base, drop_rate=0.7, seed=1)",
+        "base + dare(0.0000152587890625 * (tuned - base), drop_rate=0.5, seed=2)",
+        "base - dare(0.3 * (tuned - base), drop_rate=0.7, seed=0)",
+        "base + 0.1 * dare(tuned - base, drop_rate=0.7, seed=0) + 0.5 * dare(base - tuned, "
+        "drop_rate=0.1, seed=3)",
+    ],
+)
+def test_a_shorter_program_has_the_bits_of_the_expression_tree(dtype, expression):
+    below = 1e37 if dtype == torch.bfloat16 else 5e3
+    shape = (BLOCK + PIECE, 1)
+    states = {
+        name: {"weight": every_number(dtype, shape[0], seed=seed, below=below).view(shape)}
+        for seed, name in enumerate(("base", "tuned"))
+    }
+    states["tuned"]["weight"][::3] = states["base"]["weight"][::3]
+    recipe = Recipe.parse(
+        f"inputs: {{base: memory:base, tuned: memory:tuned}}\nexperts:\n  merged: '{expression}'\n"
+    )
+    computed = realise(recipe, inputs=states)["merged"]["weight"]
+    checkpoint = recipe.experts["merged"].bind(recipe.origins(states))
+    with OpenInputs(checkpoint.sources()) as opened:
+        assert same_bits(computed, realised(checkpoint, "weight", opened))
+
+
+def test_what_overflows_only_where_the_mask_drops_it_is_no_fault():
+    keep = MaskV1(seed=0, drop_rate=0.7).keep("weight", (64, 2))
+    base = torch.zeros(64, 2)
+    tuned = torch.where(keep, 1.0, 3e38)
+    recipe = Recipe.parse(
+        "inputs: {base: memory:base, tuned: memory:tuned}\n"
+        "experts: {merged: 'base + dare(tuned - base, drop_rate=0.7, seed=0)'}\n"
+    )
+    inputs = {"base": {"weight": base}, "tuned": {"weight": tuned}}
+    merged = realise(recipe, inputs=inputs)["merged"]["weight"]
+    assert torch.equal(merged != 0, keep) and merged.isfinite().all()
 
 
 @pytest.mark.parametrize("threads", [1, 2])

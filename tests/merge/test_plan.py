@@ -14,6 +14,7 @@ from motionmerge.merge.kernel import BLOCK, CHUNK
 from motionmerge.merge.plan import Job, Planner
 from motionmerge.merge.results import result_specs
 from motionmerge.merge.sources import OpenInputs
+from motionmerge.merge.sparsify import dare
 
 from .conftest import same_bits
 
@@ -74,11 +75,26 @@ def test_tensors_that_lie_elsewhere_are_read_on_their_own(folder):
 
 
 def test_a_large_tensor_fills_chunks_of_whole_blocks(folder):
-    state = {"large": torch.zeros(5 * BLOCK + 3).bfloat16(), "small": torch.zeros(3).bfloat16()}
+    large = torch.zeros(2 * CHUNK + BLOCK + 3).bfloat16()
+    state = {"large": large, "small": torch.zeros(3).bfloat16()}
     for name in ("base", "tuned"):
         save_weights(folder / f"{name}.safetensors", state)
     chunks = plan(folder, lambda base, tuned: base + (tuned - base))
     assert [chunk.count for chunk in chunks] == [CHUNK, CHUNK, BLOCK + 3 + 3]
+
+
+def test_a_dropped_task_vector_is_rescaled_and_added_in_two_steps(folder):
+    (chunk,) = plan(
+        folder,
+        lambda base, tuned: base + 0.75 * dare(-0.25 * (tuned - base), drop_rate=0.7, seed=0),
+    )
+    programs = dict.fromkeys(tensor.program for tensor, _ in chunk.blocks if tensor.program)
+    steps = [
+        [type(instruction.step).__name__ for instruction in program.shorter.instructions]
+        for program in programs
+        if program.shorter
+    ]
+    assert steps == [["Subtract", "Scale", "AddDropped"]]
 
 
 @pytest.mark.parametrize("backwards", [False, True])

@@ -98,6 +98,9 @@ def _describe_recipe(recipe: Recipe, *, groups: bool) -> dict[str, Any]:
     for name, entry in recipe.inputs.items():
         found["inputs"][name] = {"path": entry.path}
         try:
+            if entry.path.startswith("hub:"):
+                found["inputs"][name] |= {"missing": "not looked up: showing downloads nothing"}
+                continue
             path = recipe.origin(name)
             if isinstance(path, Path):
                 found["inputs"][name] |= _sizes(path, groups=groups)

@@ -77,7 +77,8 @@ class Checkpoint(Expression):
         Args:
             path: A .safetensors file, a folder of (sharded) ones, a diffusers pipeline folder
                 (its `unet`, `image_projector` ... become prefixes of the names), or a .ckpt; or
-                shipped weights by name, e.g. `pocket:base`.
+                shipped weights by name, e.g. `pocket:base`; or weights on the hub, which are
+                downloaded now, e.g. `hub:owner/name`.
             name: What formulas call it; the file's or folder's name by default.
         """
         path = resolve(str(path))

@@ -201,6 +201,8 @@ class _Target:
                 fix="Give a diffusers folder with `unet/` or `transformer/`, or leave out "
                 "layout='pipeline' (--layout pipeline).",
             )
+        if self.layout == "pipeline" and self.template:
+            _refuse_part_of_pipeline(self.template)
 
     @property
     def template(self) -> Path | None:
@@ -320,6 +322,23 @@ def _refuse_inputs(outputs: Sequence[Path], origins: Mapping[str, Origin]) -> No
                     f"The result {path} would replace the input `{name}`, or lie inside it.",
                     fix="Write to another folder.",
                 )
+
+
+def _refuse_part_of_pipeline(template: Path) -> None:
+    """Check that all parts are there, which they are not where the hub gave only what is merged."""
+    try:
+        index = json.loads((template / "model_index.json").read_bytes())
+        parts = [name for name, value in index.items() if isinstance(value, list) and value[0]]
+    except (OSError, ValueError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"{template / 'model_index.json'} cannot be read: {error!r}", fix="Download it again."
+        ) from error
+    lacking = [name for name in parts if not (template / name).exists()]
+    if lacking:
+        raise CheckpointError(
+            f"{template} is a pipeline without its {', '.join(lacking)}.",
+            fix="Download all of it: `hf download OWNER/NAME --local-dir FOLDER`; merge FOLDER.",
+        )
 
 
 def _refuse_existing(paths: Sequence[Path]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from motionmerge.io.atomic import atomic_path
 from motionmerge.io.hashing import cache_file
 from motionmerge.merge.algebra import Checkpoint
-from motionmerge.merge.kernel import CHUNK
+from motionmerge.merge.kernel import CHUNK, STRETCH
 from motionmerge.merge.program import is_blockwise
 from motionmerge.merge.report import peak_memory
 from motionmerge.merge.sources import OpenInputs
@@ -131,7 +131,8 @@ def work_of(
 def estimate(work: Work) -> Estimate:
     """Say what some work will take on this machine."""
     slowdowns = _remembered()
-    buffers = 4 * CHUNK * 2 * (work.num_sources + work.num_vectors + 1)
+    buffers = 4 * CHUNK * (work.num_sources + 1)
+    buffers += 4 * STRETCH * 2 * (work.num_sources + work.num_vectors + 1)
     whole_tensors = 4 * work.largest * (work.num_sources + work.num_vectors)
     return Estimate(
         seconds=work.reference_seconds * (statistics.median(slowdowns) if slowdowns else 1.0),

@@ -18,7 +18,6 @@ from keyword import kwlist
 from pathlib import PurePath
 from typing import Any
 
-from motionmerge.config import fix_unknown_name
 from motionmerge.errors import RecipeError
 from motionmerge.merge.algebra import Checkpoint, TaskVector
 from motionmerge.merge.functions import low_rank, ties, trim
@@ -27,6 +26,7 @@ from motionmerge.merge.lora import lora
 from motionmerge.merge.sources import Source
 from motionmerge.merge.sparsify import dare
 from motionmerge.merge.terms import is_number
+from motionmerge.text import fix_unknown_name
 
 MAX_LENGTH = 2000
 """Longest expression in characters."""

@@ -12,13 +12,13 @@ from fnmatch import fnmatchcase
 
 import torch
 
-from motionmerge.config import fix_unknown_name
 from motionmerge.errors import RecipeError
 from motionmerge.families import GROUPS, OTHER, group_of
 from motionmerge.merge.algebra import TaskVector
 from motionmerge.merge.applied import Applied, expect_vector
 from motionmerge.merge.sources import OpenInputs, Source
 from motionmerge.merge.terms import quote
+from motionmerge.text import fix_unknown_name
 
 __all__ = ["GROUPS", "OTHER", "Only", "count_parameters", "group_of", "only", "selects"]
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from motionmerge.config import fix_unknown_name
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError, ShapeError
 from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.merge.algebra import Checkpoint, result_specs
@@ -20,6 +19,7 @@ from motionmerge.merge.plan import Job
 from motionmerge.merge.recipe import InputValue, Recipe
 from motionmerge.merge.sources import OpenInputs, Origin
 from motionmerge.merge.streaming import stream
+from motionmerge.text import fix_unknown_name
 
 
 def realise(

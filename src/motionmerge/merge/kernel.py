@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from motionmerge.merge.program import Add, Drop, Line, Program, Scale, Subtract
+from motionmerge.merge.program import Add, AddDropped, Drop, Line, Program, Scale, Subtract
 from motionmerge.merge.rounding import all_finite, rounding_bits, scatter_
 from motionmerge.merge.sources import Source
 from motionmerge.merge.sparsify import MaskV1
@@ -22,11 +22,14 @@ from motionmerge.rng import MASK_BLOCK, mask_bits
 BLOCK = MASK_BLOCK
 """Elements that share one draw of random numbers."""
 
-CHUNK = 2 * BLOCK
-"""Elements read, computed and written at a time, at most. Shorter passes spend more of their time
-on being called, and on handing the interpreter from thread to thread."""
+STRETCH = 2 * BLOCK
+"""Elements computed at a time, at most. Shorter passes spend more of their time on being called,
+and on handing the interpreter from thread to thread."""
 
-_HALVES = (torch.bfloat16, torch.float16)
+CHUNK = 2 * STRETCH
+"""Elements read and written at a time, at most."""
+
+HALVES = (torch.bfloat16, torch.float16)
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -56,11 +59,10 @@ class Values:
 
 
 class Workspace:
-    """The memory of one thread: byte buffers, fp32 registers."""
+    """Byte buffers of one thread, by name."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Bytes] = {}
-        self._registers: list[Floats] = []
 
     def buffer(self, key: str, size: int) -> Bytes:
         """Give `size` bytes that belong to `key` until it asks again."""
@@ -73,10 +75,17 @@ class Workspace:
         """Give room for `count` entries that belongs to `key` until it asks again."""
         return Values(self.buffer(key, count * dtype.itemsize), dtype)
 
-    def registers(self, count: int, size: int) -> list[Floats]:
-        """Give `count` fp32 registers of `size` entries."""
+
+class RegisterFile:
+    """fp32 registers for one stretch at a time."""
+
+    def __init__(self) -> None:
+        self._registers: list[Floats] = []
+
+    def first(self, count: int, size: int) -> list[Floats]:
+        """Give the first `count` registers, cut to `size` entries."""
         while len(self._registers) < count:
-            self._registers.append(np.empty(CHUNK, dtype=np.float32))
+            self._registers.append(np.empty(STRETCH, dtype=np.float32))
         return [register[:size] for register in self._registers[:count]]
 
 
@@ -109,7 +118,7 @@ def load(
     program: Program,
     blocks: Sequence[Block],
     stored: Mapping[Source, Values],
-    workspace: Workspace,
+    file: RegisterFile,
 ) -> list[Floats]:
     """Fill the registers of a program.
 
@@ -117,13 +126,13 @@ def load(
         program: Its reads and given tensors say what goes where.
         blocks: Neighbours; of one tensor if the program has given tensors.
         stored: What the sources hold there. fp32 is not copied: the program may overwrite it.
-        workspace: The thread's memory.
+        file: Where the registers are; they are used again.
 
     Returns:
         The program's registers, and a spare one at the end.
     """
     count = sum(block.count for block in blocks)
-    registers = workspace.registers(program.num_registers + 1, count)
+    registers = file.first(program.num_registers + 1, count)
     for source, place in program.reads.items():
         entries = stored[source]
         if entries.dtype == torch.float32:
@@ -137,14 +146,10 @@ def load(
 
 
 def execute(
-    program: Program, blocks: Sequence[Block], registers: Sequence[Floats], workspace: Workspace
+    program: Program, registers: Sequence[Floats], *, masks: Mapping[MaskV1, Bytes]
 ) -> None:
-    """Carry out the steps of a program on its registers."""
+    """Carry out the steps of a program on its registers; `masks` are those that it needs."""
     scratch = registers[-1]
-    masks = {
-        mask: _keep(mask, blocks, workspace.buffer(f"mask {number}", scratch.size))
-        for number, mask in enumerate(program.masks)
-    }
     for instruction in program.instructions:
         step, first = instruction.step, registers[instruction.first]
         target = registers[instruction.target]
@@ -157,6 +162,17 @@ def execute(
         elif isinstance(step, Drop):
             torch.from_numpy(scratch).copy_(torch.from_numpy(masks[step.mask]))
             np.multiply(first, scratch, out=target)
+        elif isinstance(step, AddDropped):
+            keep, second = torch.from_numpy(scratch), registers[instruction.second]
+            keep.copy_(torch.from_numpy(masks[step.mask]))
+            # (factor * second) * keep: the second product is exact, so it may be fused with the sum
+            torch.addcmul(
+                torch.from_numpy(first),
+                torch.from_numpy(second),
+                keep,
+                value=step.factor,
+                out=torch.from_numpy(target),
+            )
 
 
 def follow(line: Line, stored: Mapping[Source, Values], result: Values) -> bool:
@@ -166,7 +182,7 @@ def follow(line: Line, stored: Mapping[Source, Values], result: Values) -> bool:
     once. What is not finite is left to the long way, which says why.
     """
     start, end = stored[line.anchor], stored[line.other]
-    if not start.dtype == end.dtype == result.dtype or result.dtype not in _HALVES:
+    if not start.dtype == end.dtype == result.dtype or result.dtype not in HALVES:
         return False
     torch.lerp(start.tensor, end.tensor, line.factor, out=result.tensor)
     return result.are_finite
@@ -205,14 +221,10 @@ def round_into(
     return finite
 
 
-def _keep(mask: MaskV1, blocks: Sequence[Block], keep: Bytes) -> Bytes:
-    """Draw the masks of some blocks into a buffer: 1 where an entry is kept, else 0."""
-    start = 0
-    for block in blocks:
-        bits = mask_bits(mask.seed, block.name, block.index, block.count)
-        np.less(bits, mask.threshold, out=keep[start : start + block.count].view(np.bool_))
-        start += block.count
-    return keep
+def draw_mask(mask: MaskV1, block: Block, keep: Bytes) -> None:
+    """Draw the mask of a block into a buffer: 1 where an entry is kept, else 0."""
+    bits = mask_bits(mask.seed, block.name, block.index, block.count)
+    np.less(bits, mask.threshold, out=keep.view(np.bool_))
 
 
 def _rounding_bits(seed: int, blocks: Sequence[Block]) -> npt.NDArray[np.uint16]:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from motionmerge import __version__
-from motionmerge.config import fix_unknown_name
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.families import GROUPS, OTHER, group_of
 from motionmerge.io.weights import save_weights
@@ -27,6 +26,7 @@ from motionmerge.merge.lora_layout import Layout, StoredLayer, diffusers_layout
 from motionmerge.merge.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.merge.sources import OpenInputs, Source
 from motionmerge.tensors import is_mergeable, parse_dtype
+from motionmerge.text import fix_unknown_name
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ import torch
 from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.merge.algebra import Checkpoint
 from motionmerge.merge.groups import Only, selects
-from motionmerge.merge.kernel import BLOCK, CHUNK, Block, torch_threads
-from motionmerge.merge.program import Lowering, Program, Read, Step, is_blockwise
+from motionmerge.merge.kernel import BLOCK, CHUNK, HALVES, Block, torch_threads
+from motionmerge.merge.program import Lowering, Program, Read, is_blockwise
 from motionmerge.merge.report import Survival
+from motionmerge.merge.shortcuts import line_of, shortened
 from motionmerge.merge.sources import OpenInputs, Place, Source
 from motionmerge.tensors import is_mergeable, num_bytes
 
@@ -62,20 +63,22 @@ class Job:
 
     def observe(
         self,
-        name: str,
+        names: Sequence[str],
         *,
+        sizes: Sequence[int],
         anchor: npt.NDArray[np.floating],
         ideal: npt.NDArray[np.floating],
         rounded: npt.NDArray[np.floating],
-        represents: int,
+        represents: Sequence[int],
     ) -> None:
-        """Count a sample that stands for `represents` entries of a tensor; all of one shape."""
+        """Count samples of some tensors, which lie one behind the other; see `Survival.add`."""
         changed = self.survival.add(
-            anchor=anchor, ideal=ideal, rounded=rounded, represents=represents
+            sizes=sizes, anchor=anchor, ideal=ideal, rounded=rounded, represents=represents
         )
-        if changed:
-            with self.lock:
-                self.touched[name] = self.touched.get(name, 0.0) + changed
+        with self.lock:
+            for name, count in zip(names, changed, strict=True):
+                if count:
+                    self.touched[name] = self.touched.get(name, 0.0) + count
 
 
 @dataclass(frozen=True)
@@ -225,7 +228,7 @@ class Planner:
         self._threads = torch.get_num_threads()
         self._kinds: dict[object, _Kind] = {}
         self._layouts: dict[Layout, Layout] = {}
-        self._programs: dict[tuple[tuple[Step, ...], tuple[int, ...]], Program] = {}
+        self._programs: dict[object, Program] = {}
         self._compared: list[TensorPlan] = []
 
     @property
@@ -307,7 +310,7 @@ class Planner:
                 computed.append(job)
             roots.append(lowering.add(Read(anchor)) if root is None else root)
             writes.append(Write(job, dtype, None))
-        program = self._program(lowering, roots) if roots else None
+        program = self._program(name, lowering, roots) if roots else None
         copied = (write.source for write in writes if write.source is not None)
         sources = dict.fromkeys((*(program.reads if program else ()), *copied))
         layout = Layout(
@@ -316,9 +319,23 @@ class Planner:
         comparable = program is not None and len(program.reads) > 1 and not program.given
         return _Kind(self._layouts.setdefault(layout, layout), program, tuple(computed), comparable)
 
-    def _program(self, lowering: Lowering, roots: Sequence[int]) -> Program:
+    def _program(self, name: str, lowering: Lowering, roots: Sequence[int]) -> Program:
         """Give the program of some steps; equal steps without given tensors share one."""
-        key = (tuple(lowering.steps), tuple(roots))
+        steps = list(lowering.steps)
+        sources = {step.source for step in steps if isinstance(step, Read)}
+        halves = frozenset(s for s in sources if self._dtypes[s][name] in HALVES)
+        key = (tuple(steps), tuple(roots), halves)
         if lowering.given or key not in self._programs:
-            self._programs[key] = Program(lowering, roots, kept=self._anchors)
+            shorter = None if lowering.given else shortened(steps, roots, halves=halves)
+            self._programs[key] = Program(
+                steps,
+                roots,
+                given=lowering.given,
+                kept=self._anchors,
+                line=line_of(steps, roots),
+                shorter=None
+                if shorter is None
+                # if it overflows, the sources are needed again; registers share the memory of fp32
+                else Program(*shorter, given={}, kept={*self._anchors, *sources - halves}),
+            )
         return self._programs[key]

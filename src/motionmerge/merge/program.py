@@ -7,8 +7,7 @@ entries) are evaluated by themselves and enter as given tensors.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,7 +65,17 @@ class Drop:
     mask: MaskV1
 
 
-Step = Read | Given | Subtract | Add | Scale | Drop
+@dataclass(frozen=True)
+class AddDropped:
+    """first + (factor * second where the mask keeps it, else zero)."""
+
+    first: int
+    second: int
+    factor: float
+    mask: MaskV1
+
+
+Step = Read | Given | Subtract | Add | Scale | Drop | AddDropped
 
 
 class Lowering:
@@ -151,7 +160,7 @@ class Lowering:
 class Instruction:
     """One step with registers in place of step numbers."""
 
-    step: Subtract | Add | Scale | Drop
+    step: Subtract | Add | Scale | Drop | AddDropped
     first: int
     second: int
     target: int
@@ -174,23 +183,33 @@ class Program:
     """The steps of one tensor, with registers assigned so that few are needed.
 
     Args:
-        lowering: The steps.
+        steps: The steps.
         roots: The steps whose values are wanted, one per result.
+        given: The values of steps that were evaluated as a whole.
         kept: Sources whose registers still hold what was read when the program ends; those of the
             others are used again.
+        line: What it comes to, if it is a step along a line.
+        shorter: A program with the same bits wherever nothing overflows.
     """
 
     def __init__(
-        self, lowering: Lowering, roots: Sequence[int], *, kept: Collection[Source] = ()
+        self,
+        steps: Sequence[Step],
+        roots: Sequence[int],
+        *,
+        given: Mapping[int, torch.Tensor],
+        kept: Collection[Source] = (),
+        line: Line | None = None,
+        shorter: Program | None = None,
     ) -> None:
-        steps = list(lowering.steps)
+        self.line, self.shorter = line, shorter
         needed = _needed(steps, roots)
         self.reads = {
             step.source: number
             for number, step in enumerate(steps)
             if isinstance(step, Read) and number in needed
         }
-        self.given = {number: value for number, value in lowering.given.items() if number in needed}
+        self.given = {number: value for number, value in given.items() if number in needed}
         leaves = [*self.reads.values(), *self.given]
         place = {number: register for register, number in enumerate(leaves)}
         self.reads = {source: place[number] for source, number in self.reads.items()}
@@ -219,25 +238,9 @@ class Program:
             place[number] = free.pop()
             self.instructions.append(Instruction(step, operands[0], operands[-1], place[number]))
         self.roots = [place[root] for root in roots]
-        self.line = _line(steps, roots)
-        self.masks = tuple(dict.fromkeys(step.mask for step in steps if isinstance(step, Drop)))
-
-
-def _line(steps: Sequence[Step], roots: Sequence[int]) -> Line | None:
-    """Recognise a single result that is a step along the line between two sources."""
-    last = steps[roots[0]]
-    if len(roots) != 1 or not isinstance(last, Add):
-        return None
-    anchor, scaled = steps[last.first], steps[last.second]
-    if not isinstance(anchor, Read) or not isinstance(scaled, Scale):
-        return None
-    between = steps[scaled.first]
-    if not isinstance(between, Subtract) or between.second != last.first:
-        return None
-    other, size = steps[between.first], abs(scaled.factor)
-    if not isinstance(other, Read) or math.frexp(size)[0] != 0.5 or not 2**-16 <= size < 0.5:
-        return None
-    return Line(anchor.source, other.source, scaled.factor)
+        self.masks = tuple(
+            dict.fromkeys(step.mask for step in steps if isinstance(step, (Drop, AddDropped)))
+        )
 
 
 def is_blockwise(vector: TaskVector) -> bool:
@@ -248,7 +251,7 @@ def is_blockwise(vector: TaskVector) -> bool:
 
 
 def _operands(step: Step) -> tuple[int, ...]:
-    if isinstance(step, (Subtract, Add)):
+    if isinstance(step, (Subtract, Add, AddDropped)):
         return (step.first, step.second)
     return (step.first,) if isinstance(step, (Scale, Drop)) else ()
 

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 import yaml
 
-from motionmerge.config import fix_unknown_name, parse_yaml
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.io.weights import open_weights
 from motionmerge.merge.algebra import Checkpoint
@@ -33,6 +32,7 @@ from motionmerge.merge.resolvers import PACKAGE, resolve, split_name
 from motionmerge.merge.sources import MemoryTensors, Origin, hash_origin
 from motionmerge.merge.sparsify import Dare
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
+from motionmerge.text import fix_unknown_name, parse_yaml
 
 MAX_BYTES = 64 * 1024
 """Longest recipe."""
@@ -257,7 +257,10 @@ class Recipe:
                     f"{entry.sha256[:16]}...",
                     fix="Use the pinned file, or remove `sha256` from the recipe.",
                 )
-            path = _relative(origin, self.folder) if replaced else entry.path
+            path = entry.path
+            if replaced:
+                given = str((overridden or {})[name])
+                path = given if split_name(given) else _relative(origin, self.folder)
             filled[name] = RecipeInput(path, digest)
         return replace(self, inputs=filled)
 

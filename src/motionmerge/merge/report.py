@@ -7,7 +7,7 @@ import re
 import resource
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,38 +36,45 @@ class Survival:
     def add(
         self,
         *,
+        sizes: Sequence[int],
         anchor: npt.NDArray[np.floating],
         ideal: npt.NDArray[np.floating],
         rounded: npt.NDArray[np.floating],
-        represents: int,
-    ) -> float:
-        """Count a sample of a tensor; all three are `[entries]`. Any thread may.
+        represents: Sequence[int],
+    ) -> list[float]:
+        """Count samples that lie one behind the other; all three are `[entries]`. Any thread may.
 
         Args:
+            sizes: The entries of each sample, at least one.
             anchor: What the checkpoint at the front holds there.
             ideal: The result, unrounded.
             rounded: The result as it is stored.
-            represents: For how many entries the sample stands.
+            represents: For how many entries each sample stands.
 
         Returns:
-            How many of these should change.
+            How many of these should change, for each sample.
         """
-        if not anchor.size:
-            return 0.0
-        weight = represents / anchor.size
+        starts = np.cumsum([0, *sizes[:-1]])
+        weights = np.divide(represents, sizes)
+
+        def totals(entries: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+            return weights * np.add.reduceat(entries, starts, dtype=np.float64)
+
         should_change = ideal != anchor
-        changed = weight * int(np.count_nonzero(should_change))
-        survived = weight * int(np.count_nonzero(should_change & (rounded != anchor)))
+        changed = totals(should_change)
+        survived = totals(should_change & (rounded != anchor)).sum()
         wanted, realised = ideal - anchor, rounded - anchor
-        dot = weight * float(wanted @ realised)
-        squares = weight * float(wanted @ wanted), weight * float(realised @ realised)
+        dot, wanted_square, realised_square = (
+            totals(left * right).sum()
+            for left, right in ((wanted, realised), (wanted, wanted), (realised, realised))
+        )
         with self._lock:
-            self.changed += changed
-            self.survived += survived
-            self._dot += dot
-            self._ideal += squares[0]
-            self._realised += squares[1]
-        return changed
+            self.changed += float(changed.sum())
+            self.survived += float(survived)
+            self._dot += float(dot)
+            self._ideal += float(wanted_square)
+            self._realised += float(realised_square)
+        return [float(count) for count in changed]
 
     @property
     def share(self) -> float | None:

@@ -1,12 +1,12 @@
-"""Weights by name: `pocket:base` instead of a path."""
+"""Weights by name instead of a path: `pocket:base` ships with us, `hub:owner/name` is elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from motionmerge.config import fix_unknown_name
 from motionmerge.errors import CheckpointError
+from motionmerge.text import fix_unknown_name
 
 PACKAGE = Path(__file__).resolve().parent.parent
 Resolver = Callable[[str], Path]
@@ -59,5 +59,12 @@ def _weights_in_memory(name: str) -> Path:
     )
 
 
+def _hub_weights(name: str) -> Path:
+    from motionmerge.merge.hub import hub_weights
+
+    return hub_weights(name)
+
+
 register_resolver("pocket", _pocket_weights)
+register_resolver("hub", _hub_weights)
 register_resolver("memory", _weights_in_memory)

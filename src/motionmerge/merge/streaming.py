@@ -10,17 +10,21 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
+from queue import SimpleQueue
 
 import numpy as np
 import torch
 
 from motionmerge.errors import CheckpointError
 from motionmerge.merge.kernel import (
-    BLOCK,
+    STRETCH,
     Block,
+    Bytes,
     Floats,
+    RegisterFile,
     Values,
     Workspace,
+    draw_mask,
     execute,
     follow,
     load,
@@ -36,18 +40,15 @@ from motionmerge.merge.rounding import (
     round_stochastically,
 )
 from motionmerge.merge.sources import OpenInputs, Source
+from motionmerge.merge.sparsify import MaskV1
+from motionmerge.merge.survey import Blocks, Samples, compare, samples_of
 from motionmerge.tensors import is_mergeable, num_bytes
 
 Progress = Callable[[int, int], None]
 """Called with bytes written so far and in all."""
 
-SAMPLE_EVERY, SAMPLE = 16, 2048
-"""Survival is measured on the first 2048 entries of every 16th block."""
-
 _MAX_THREADS = 8
 _BYTES_PER_THREAD = 8 << 20
-
-_Blocks = Sequence[tuple[TensorPlan, Block]]
 
 
 def stream(
@@ -91,10 +92,16 @@ class _Pass:
         self._planner = Planner(jobs, inputs, compute_whole=self._compute_whole)
         self._chunks = self._planner.chunks()
         self._lock = threading.Lock()
+        self._files: SimpleQueue[RegisterFile] = SimpleQueue()
         self._error: BaseException | None = None
 
     def run(self, threads: int | None) -> int:
         threads = num_threads(self._total) if threads is None else threads
+        # Computing is many short calls: threads that do it side by side wait for the interpreter
+        # more than they work. Half of them compute; the others read, draw masks and write, which
+        # are few long calls.
+        for _ in range(max(1, threads // 2)):
+            self._files.put(RegisterFile())
         # Our threads share the work out; were torch to do it too, they would wait for each other.
         with torch_threads(1):
             others = [threading.Thread(target=self._work) for _ in range(threads - 1)]
@@ -141,7 +148,15 @@ class _Pass:
             anchor, ideal, result = (
                 tensor.double().flatten().numpy() for tensor in (stored, value, rounded)
             )
-            job.observe(name, anchor=anchor, ideal=ideal, rounded=result, represents=ideal.size)
+            if ideal.size:
+                job.observe(
+                    [name],
+                    sizes=[ideal.size],
+                    anchor=anchor,
+                    ideal=ideal,
+                    rounded=result,
+                    represents=[ideal.size],
+                )
         job.sink.write_at(name, 0, bytes_of(rounded).data)
         self._advance(num_bytes(dtype, shape))
 
@@ -162,9 +177,12 @@ class _Pass:
             else:  # at once: what was read is in memory that computing may use
                 written += self._write(write, runs, self._checked(write.source, chunk, stored))
         if results:
-            self._compute(
-                chunk, stored, [(write, values) for write, _, values in results], workspace
-            )
+            masks = _draw_masks(chunk, workspace)
+            file = self._files.get()
+            try:
+                self._compute(chunk, stored, masks, [(w, values) for w, _, values in results], file)
+            finally:
+                self._files.put(file)
         for write, runs, values in results:
             written += self._write(write, runs, values)
         with self._lock:
@@ -174,34 +192,85 @@ class _Pass:
         self,
         chunk: Chunk,
         stored: Mapping[Source, Values],
+        masks: Mapping[MaskV1, Bytes],
         results: Sequence[tuple[Write, Values]],
-        workspace: Workspace,
+        file: RegisterFile,
     ) -> None:
         """Compute all results of a chunk, one stretch of blocks with the same program at a time."""
         start = 0
-        for program, group in groupby(chunk.blocks, key=lambda planned: planned[0].program):
-            planned = list(group)
-            blocks = [block for _, block in planned]
-            part = slice(start, start + sum(block.count for block in blocks))
+        for program, planned in _stretches(chunk.blocks):
+            part = slice(start, start + sum(block.count for _, block in planned))
             start = part.stop
             if program is None:
                 continue
             held = {source: stored[source][part] for source in program.reads}
+            compare(planned, held)
             rounded = [(write, result[part]) for write, result in results]
-            values = [result for _, result in rounded]
-            if (
-                program.line is not None
-                and self._seed is None
-                and not any(map(_is_looked_at, planned))
-                and follow(program.line, held, values[0])
-            ):
-                continue
-            registers = load(program, blocks, held, workspace)
-            _compare(planned, [registers[place] for place in program.reads.values()])
-            execute(program, blocks, registers, workspace)
-            if not round_into(values, program, blocks, registers, seed=self._seed):
-                self._find_fault(program, blocks, registers, values)
-            _observe(planned, program, registers, rounded)
+            if not self._follow(program, planned, held, rounded, file):
+                drawn = {mask: masks[mask][part] for mask in program.masks}
+                self._execute(program, planned, held, drawn, rounded, file)
+
+    def _follow(
+        self,
+        program: Program,
+        planned: Blocks,
+        held: Mapping[Source, Values],
+        results: Sequence[tuple[Write, Values]],
+        file: RegisterFile,
+    ) -> bool:
+        """Compute a stretch in one pass, and only its samples step by step; False if one cannot."""
+        (_, result), *_ = results
+        if program.line is None or self._seed is not None:
+            return False
+        if not follow(program.line, held, result):
+            return False
+        if samples := samples_of(planned):
+            held = {source: samples.of_values(values) for source, values in held.items()}
+            registers = load(program, samples.blocks, held, file)
+            execute(program, registers, masks={})
+            seen = [(write, samples.of_values(result)) for write, result in results]
+            self._observe(samples, program, registers, seen)
+        return True
+
+    def _execute(
+        self,
+        program: Program,
+        planned: Blocks,
+        held: Mapping[Source, Values],
+        masks: Mapping[MaskV1, Bytes],
+        results: Sequence[tuple[Write, Values]],
+        file: RegisterFile,
+    ) -> None:
+        """Compute a stretch step by step, in fewer steps if nothing overflows."""
+        blocks, values = [block for _, block in planned], [result for _, result in results]
+        for way in (program,) if program.shorter is None else (program.shorter, program):
+            registers = load(way, blocks, held, file)
+            execute(way, registers, masks=masks)
+            if round_into(values, way, blocks, registers, seed=self._seed):
+                break
+        else:
+            self._find_fault(program, blocks, registers, values)
+        if samples := samples_of(planned):
+            seen = [(write, samples.of_values(result)) for write, result in results]
+            self._observe(samples, way, [samples.of(r) for r in registers], seen)
+
+    def _observe(
+        self,
+        samples: Samples,
+        program: Program,
+        registers: Sequence[Floats],
+        results: Sequence[tuple[Write, Values]],
+    ) -> None:
+        """Count the samples of a stretch, whose registers and results are given."""
+        for (write, result), root in zip(results, program.roots, strict=True):
+            anchor = program.reads[write.job.checkpoint.anchor]
+            if root != anchor:
+                samples.count(
+                    write.job,
+                    anchor=registers[anchor],
+                    ideal=registers[root],
+                    rounded=result.tensor.float().numpy(),
+                )
 
     def _find_fault(
         self,
@@ -258,50 +327,32 @@ def _parts(blocks: Sequence[Block]) -> Iterator[tuple[Block, slice]]:
         start += block.count
 
 
-def _is_looked_at(planned: tuple[TensorPlan, Block]) -> bool:
-    """Tell whether `_compare` or `_observe` needs the registers."""
-    tensor, block = planned
-    return tensor.may_be_equal or block.index % SAMPLE_EVERY == 0
-
-
-def _compare(planned: _Blocks, sources: Sequence[Floats]) -> None:
-    """Note which tensors differ between sources; the first few entries tell most apart."""
-    first, *others = sources
+def _draw_masks(chunk: Chunk, workspace: Workspace) -> dict[MaskV1, Bytes]:
+    """Draw all masks of a chunk; each holds the chunk's entries."""
+    masks: dict[MaskV1, Bytes] = {}
     start = 0
-    for tensor, block in planned:
-        if tensor.may_be_equal:
-            stop = start + block.count
-            glance = slice(start, min(start + 64, stop))
-            tensor.may_be_equal = all(
-                bool((first[part] == other[part]).all())
-                for part in (glance, slice(start, stop))
-                for other in others
-            )
-        start += block.count
+    for tensor, block in chunk.blocks:
+        part = slice(start, start + block.count)
+        for mask in tensor.program.masks if tensor.program else ():
+            if mask not in masks:
+                masks[mask] = workspace.buffer(f"mask {len(masks)}", chunk.count)
+            draw_mask(mask, block, masks[mask][part])
+        start = part.stop
+    return masks
 
 
-def _observe(
-    planned: _Blocks,
-    program: Program,
-    registers: Sequence[Floats],
-    results: Sequence[tuple[Write, Values]],
-) -> None:
-    """Count a sample of what changed."""
-    start = 0
-    for tensor, block in planned:
-        if block.index % SAMPLE_EVERY == 0:
-            part = slice(start, start + min(SAMPLE, block.count))
-            for (write, result), root in zip(results, program.roots, strict=True):
-                anchor = program.reads[write.job.checkpoint.anchor]
-                if root != anchor:
-                    write.job.observe(
-                        block.name,
-                        anchor=registers[anchor][part],
-                        ideal=registers[root][part],
-                        rounded=result[part].tensor.float().numpy(),
-                        represents=min(tensor.num_elements - block.start, SAMPLE_EVERY * BLOCK),
-                    )
-        start += block.count
+def _stretches(planned: Blocks) -> Iterator[tuple[Program | None, Blocks]]:
+    """Cut a chunk where the program changes, and where registers are full."""
+    for program, group in groupby(planned, key=lambda planned: planned[0].program):
+        stretch: list[tuple[TensorPlan, Block]] = []
+        count = 0
+        for tensor, block in group:
+            if count + block.count > STRETCH:
+                yield program, stretch
+                stretch, count = [], 0
+            stretch.append((tensor, block))
+            count += block.count
+        yield program, stretch
 
 
 def num_threads(total_bytes: int) -> int:
