@@ -28,7 +28,7 @@ from .dynamicrafter_pipeline import DynamiCrafterPipeline
 DEFAULT_STEPS = 12
 DEFAULT_GUIDANCE = 1.0
 DEFAULT_ETA = 0.0
-DEFAULT_BOUNDARY = 0.8  # noise level; lower ones cost obedience, see docs/pocket.md
+DEFAULT_BOUNDARY = 0.72  # noise level; lower ones cost obedience, see docs/pocket.md
 
 
 class PocketPipeline(DynamiCrafterPipeline):
