@@ -48,12 +48,27 @@ def front_chart(results: Mapping[str, ConditionResults]) -> Figure:
         if name in results:
             x, y = _x(results[name]), results[name].degree
             axes.plot(x, y, "D", color=color, markersize=7, zorder=5)
+            side, align = (-8, "right") if name == "naive" else (6, "left")  # it lies beside tuned
             axes.annotate(
-                name, (x, y), xytext=(6, 6), textcoords="offset points", color=color, weight="bold"
+                name,
+                (x, y),
+                xytext=(side, 6),
+                textcoords="offset points",
+                color=color,
+                weight="bold",
+                ha=align,
             )
     axes.set_xlabel("obedience: clips in which every object does all it was told (%)")
     axes.set_ylabel("motion degree (px at the border)")
-    axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+    # Above the points, of which there may be some anywhere.
+    axes.legend(
+        frameon=False,
+        fontsize=8,
+        labelcolor=_INK,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=2,
+    )
     return figure
 
 
