@@ -30,18 +30,27 @@ def test_a_base_and_its_stage_one_are_trained_and_say_so_in_their_headers(tmp_pa
     short = ["--steps", "1", "--batch-size", "2", "--json"]
     first = train("pocket-base", *short, "-o", str(base), "--run-folder", str(tmp_path / "b"))
     assert first.exit_code == 0, first.output
-    second = train(
-        "pocket-adapter", *short, "-o", str(tuned), "--run-folder", str(tmp_path / "t"),
-        "--base", str(base),
-    )  # fmt: skip
-    assert second.exit_code == 0, second.output
-    with open_weights(base) as before, open_weights(tuned) as after:
-        assert before.keys() == after.keys()
-        card = json.loads(after.metadata["model_card"])
-        spatial = "unet.down_stages.0.resnet.conv1.weight"
-        assert before.read(spatial).equal(after.read(spatial))
-    assert card["run"] == "tuned"
-    assert card["settings"]["steps"] == 1
+    spatial = "unet.down_stages.0.resnet.conv1.weight"
+    temporal = "unet.temporal_in.proj_in.weight"
+    for verb, name, trains, changed, kept in (
+        ("pocket-adapter", "tuned", "adapter and U-Net", [spatial, temporal], []),
+        ("pocket-equal", "equal", "adapter and temporal blocks", [temporal], [spatial]),
+    ):
+        run_folder = str(tmp_path / verb)
+        second = train(
+            verb, *short, "-o", str(tuned), "--run-folder", run_folder, "--base", str(base)
+        )
+        assert second.exit_code == 0, second.output
+        with open_weights(base) as before, open_weights(tuned) as after:
+            assert before.keys() == after.keys()
+            card = json.loads(after.metadata["model_card"])
+            projector = [n for n in before.keys() if n.startswith("image_projector.")]  # noqa: SIM118
+            assert projector
+            for tensor in (*projector, *kept):
+                assert before.read(tensor).equal(after.read(tensor))
+            assert all(not before.read(n).equal(after.read(n)) for n in changed)
+        assert (card["run"], card["trains"]) == (name, trains)
+        assert card["settings"]["steps"] == 1
 
 
 def test_the_shipped_weights_say_what_made_them():
