@@ -289,7 +289,7 @@ def test_the_hash_of_a_folder_covers_every_shard(tmp_path, tensors):
     assert hash_weights(tmp_path) != before
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says so")
+@pytest.mark.skipif(sys.platform != "linux", reason="blocks are reserved on Linux only")
 def test_a_disk_that_cannot_hold_the_file_is_noticed_before_anything_is_written(tmp_path):
     specs = {"huge": (torch.float32, (2**42,))}
     with pytest.raises(CheckpointError, match=r"No space|too large|never came"):

@@ -49,13 +49,13 @@ class PocketRun:
         summary: One line for `--help` and the model card.
         settings: How to optimize, by default.
         data: Clips and captions, for the video runs.
-        trains: For fine-tunes: which parameters.
+        trains: For fine-tunes: which parameters; None otherwise.
     """
 
     summary: str
     settings: TrainerSettings
     data: pocket_video.ClipData | None = None
-    trains: pocket_video.Trains = "adapter and U-Net"
+    trains: pocket_video.Trains | None = None
 
 
 RUNS: Mapping[str, PocketRun] = {
@@ -70,6 +70,7 @@ RUNS: Mapping[str, PocketRun] = {
         "Stage 1: temporal adapter and U-Net, right captions, mostly slow clips.",
         pocket_video.TUNED_SETTINGS,
         pocket_video.TUNED_DATA,
+        trains="adapter and U-Net",
     ),
     "naive": PocketRun(
         "Control: the whole U-Net on the same data, no adapter.",
@@ -159,7 +160,7 @@ def _denoiser(
             folder,
             data=recipe.data or pocket_video.TUNED_DATA,
             settings=settings,
-            trains=recipe.trains,
+            trains=recipe.trains or "adapter and U-Net",
             on_progress=on_progress,
         )
     return denoiser_weights(model), result
@@ -174,7 +175,7 @@ def _card(
         "summary": recipe.summary,
         "settings": asdict(settings),
         "data": asdict(recipe.data) if recipe.data else None,
-        "trains": recipe.trains if recipe.data else None,
+        "trains": recipe.trains,
         "photos": list(TRAINING_PHOTOS),
         "result": {"steps": result.steps, "loss": result.loss, "seconds": round(result.seconds)},
         "machine": f"{platform.machine()}, {result.num_processes} process(es) with "
