@@ -34,7 +34,9 @@ def test_a_base_and_its_stage_one_are_trained_and_say_so_in_their_headers(tmp_pa
     temporal = "unet.temporal_in.proj_in.weight"
     for verb, name, trains, changed, kept in (
         ("pocket-adapter", "tuned", "adapter and U-Net", [spatial, temporal], []),
-        ("pocket-equal", "equal", "adapter and temporal blocks", [temporal], [spatial]),
+        ("pocket-equal", "equal", "adapter and U-Net", [spatial, temporal], []),
+        ("pocket-temporal", "temporal", "adapter and temporal blocks", [temporal], [spatial]),
+        ("pocket-temporal-naive", "temporal-naive", "temporal blocks", [temporal], [spatial]),
     ):
         run_folder = str(tmp_path / verb)
         second = train(

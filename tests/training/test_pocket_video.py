@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
@@ -26,7 +25,7 @@ from motionmerge.training.trainer import TrainerSettings
 
 def test_a_sample_depends_on_its_index_alone():
     objective = VideoObjective(build_pocket_model(), BASE_DATA, seed=0, num_canvases=8)
-    together, alone = asdict(objective.batch([3, 4])), asdict(objective.batch([4]))
+    together, alone = objective.batch([3, 4])._asdict(), objective.batch([4])._asdict()
     for name, values in together.items():
         assert torch.allclose(values[1], alone[name][0], atol=1e-5)
 
@@ -82,5 +81,5 @@ def test_the_loss_of_a_perfect_prediction_is_zero():
         def forward(self, *_: torch.Tensor) -> torch.Tensor:
             return velocity
 
-    assert objective(Oracle(), range(2)) == 0
-    assert objective(Denoiser(objective.model), range(2)) > 0.1
+    assert objective.loss(Oracle(), *sample) == 0
+    assert objective.loss(Denoiser(objective.model), *sample) > 0.1

@@ -118,4 +118,6 @@ _add("pocket-decoder", "decoder", "Train the autoencoder's decoder: warp the pho
 _add("pocket-base", "base", "Train the base: rich motion, weakly coupled to the prompt.")
 _add("pocket-adapter", "tuned", "Stage 1: adapter and U-Net, right captions, mostly slow clips.")
 _add("pocket-naive", "naive", "Control: the U-Net on the same clips, without adapter.")
-_add("pocket-equal", "equal", "Control: adapter and temporal half on clips as fast as the base's.")
+_add("pocket-equal", "equal", "Control: stage 1 on clips as fast as the base's.")
+_add("pocket-temporal", "temporal", "Stage 1 on the temporal half alone: adapter, temporal blocks.")
+_add("pocket-temporal-naive", "temporal-naive", "Its control: temporal blocks without adapter.")

@@ -25,7 +25,7 @@ from motionmerge.models.pocket.world import (
     sample_scene,
 )
 
-from .trainer import Progress, TrainerSettings, TrainingResult, fit
+from .trainer import CpuObjective, Progress, TrainerSettings, TrainingResult, fit
 
 SETTINGS = TrainerSettings(
     steps=3000, batch_size=16, learning_rate=2e-3, precision="no", save_every=500
@@ -110,8 +110,10 @@ def train_decoder(
     canvases = Canvases(1000, photos=TRAINING_PHOTOS, rng=np.random.default_rng((settings.seed, 5)))
     result = fit(
         _Decode(autoencoder),
-        lambda m, i: decoder_loss(
-            m, i, autoencoder=autoencoder, seed=settings.seed, canvases=canvases
+        CpuObjective(
+            lambda m, i: decoder_loss(
+                m, i, autoencoder=autoencoder, seed=settings.seed, canvases=canvases
+            )
         ),
         settings,
         folder,

@@ -78,12 +78,23 @@ RUNS: Mapping[str, PocketRun] = {
         pocket_video.TUNED_DATA,
         trains="U-Net",
     ),
-    # Of the time when stage 1 trained the temporal half alone, in bf16: what made the shipped file.
     "equal": PocketRun(
-        "Control: adapter and temporal blocks on clips as fast as the base's.",
-        replace(pocket_video.TUNED_SETTINGS, precision="bf16"),
+        "Control: stage 1 on clips as fast as the base's.",
+        pocket_video.TUNED_SETTINGS,
         pocket_video.EQUAL_DATA,
+        trains="adapter and U-Net",
+    ),
+    "temporal": PocketRun(
+        "Stage 1 on the temporal half alone: adapter and temporal blocks.",
+        pocket_video.TUNED_SETTINGS,
+        pocket_video.TUNED_DATA,
         trains="adapter and temporal blocks",
+    ),
+    "temporal-naive": PocketRun(
+        "Its control: the temporal blocks on the same data, no adapter.",
+        pocket_video.TUNED_SETTINGS,
+        pocket_video.TUNED_DATA,
+        trains="temporal blocks",
     ),
 }
 
@@ -178,7 +189,7 @@ def _card(
         "trains": recipe.trains,
         "photos": list(TRAINING_PHOTOS),
         "result": {"steps": result.steps, "loss": result.loss, "seconds": round(result.seconds)},
-        "machine": f"{platform.machine()}, {result.num_processes} process(es) with "
+        "machine": f"{platform.machine()}, {result.device}, {result.num_processes} process(es), "
         f"{torch.get_num_threads()} thread(s), torch {torch.__version__}",
         "licence": LICENCE,
     }

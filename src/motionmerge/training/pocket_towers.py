@@ -39,7 +39,7 @@ from motionmerge.models.pocket.world import (
     sample_scene,
 )
 
-from .trainer import Progress, TrainerSettings, TrainingResult, fit
+from .trainer import CpuObjective, Progress, TrainerSettings, TrainingResult, fit
 
 TEXT_SETTINGS = TrainerSettings(
     steps=500, batch_size=128, learning_rate=2e-3, precision="no", save_every=250
@@ -141,7 +141,7 @@ def train_towers(
     )
     text_result = fit(
         text,
-        lambda m, i: text_loss(m, i, seed=seed),
+        CpuObjective(lambda m, i: text_loss(m, i, seed=seed)),
         text_settings,
         folder / "text",
         on_progress=on_progress,
@@ -150,7 +150,7 @@ def train_towers(
     canvases = Canvases(600, photos=TRAINING_PHOTOS, rng=np.random.default_rng((seed, 3)))
     image_result = fit(
         image,
-        lambda m, i: image_loss(m, i, seed=seed, canvases=canvases),
+        CpuObjective(lambda m, i: image_loss(m, i, seed=seed, canvases=canvases)),
         image_settings,
         folder / "image",
         on_progress=on_progress,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,14 +23,17 @@ from torch.nn import functional as F
 from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
 from motionmerge.models.pocket.autoencoder import LATENT_CHANNELS
 from motionmerge.models.pocket.components import PocketModel
-from motionmerge.models.pocket.language import corrupt_program
+from motionmerge.models.pocket.language import Program, corrupt_program
+from motionmerge.models.pocket.text import PocketTokenizer
 from motionmerge.models.pocket.towers import normalize_image
 from motionmerge.models.pocket.world import (
     FRAME_RATE,
     TRAINING_PHOTOS,
     Canvases,
-    render,
+    Staging,
+    render_staged,
     sample_scene,
+    stage,
 )
 
 from .trainer import Progress, TrainerSettings, TrainingResult, fit
@@ -94,8 +97,7 @@ class Denoiser(nn.Module):
         return self.unet(latents, timesteps, tokens, rate, return_dict=False)[0]
 
 
-@dataclass(frozen=True)
-class Samples:
+class Samples(NamedTuple):
     """A batch of what the denoiser is trained on.
 
     Args:
@@ -117,11 +119,78 @@ class Samples:
     is_object: torch.Tensor
 
 
+class DrawnClips(NamedTuple):
+    """What the samples are made of, on the CPU: n = batch.
+
+    Args:
+        staging: What happens where.
+        token_ids: Captions, `[n, tokens]`.
+        is_blank: Whether the image tower sees nothing, `[n]`.
+        noise, timesteps: As in `Samples`.
+    """
+
+    staging: Staging
+    token_ids: torch.Tensor
+    is_blank: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+
+
+@dataclass(frozen=True)
+class ClipDraw:
+    """Draw clips by their indices; every one from (seed, index) alone.
+
+    Args:
+        data: Which clips and captions.
+        seed: See above.
+        num_canvases: Size of the picture pool.
+        num_keyframes: Moments of a clip, evenly spread.
+        num_timesteps: Of the diffusion process.
+    """
+
+    data: ClipData
+    seed: int
+    num_canvases: int
+    num_keyframes: int
+    num_timesteps: int
+
+    def __call__(self, indices: Sequence[int]) -> DrawnClips:
+        scenes, captions, blanks, noises, timesteps = [], [], [], [], []
+        for index in indices:
+            rng = np.random.default_rng((self.seed, 7, index))
+            scene = sample_scene(
+                rng, num_canvases=self.num_canvases, slow_power=self.data.slow_power
+            )
+            scenes.append(scene)
+            captions.append(self._caption(rng, scene.program))
+            blanks.append(rng.random() < self.data.missing_images)
+            timesteps.append(int(rng.integers(self.num_timesteps)))
+            shape = (LATENT_CHANNELS, self.num_keyframes, 8, 8)
+            noises.append(rng.standard_normal(shape, dtype=np.float32))
+        return DrawnClips(
+            stage(scenes, np.linspace(0, 1, self.num_keyframes, dtype=np.float32)),
+            PocketTokenizer()(captions),
+            torch.tensor(blanks),
+            torch.from_numpy(np.stack(noises)),
+            torch.tensor(timesteps),
+        )
+
+    def _caption(self, rng: np.random.Generator, program: Program) -> str:
+        draw = rng.random()
+        if draw < self.data.missing_captions:
+            return ""
+        if draw < self.data.missing_captions + self.data.wrong_captions:
+            program = corrupt_program(rng, program)
+        return program.caption()
+
+
 class VideoObjective:
     """Weighted squared error of the velocity at a random timestep, as DynamiCrafter is trained.
 
     loss = mean(w |v - unet(x_t, t, caption, image)|^2) / mean(w)
     x_t  = sqrt(abar) x0 + sqrt(1 - abar) noise,   v = sqrt(abar) noise - sqrt(1 - abar) x0
+
+    It is an `Objective`: clips are drawn on the CPU, rendered and encoded on the device.
 
     Args:
         model: Supplies towers, autoencoder and tokenizer; only read.
@@ -130,6 +199,8 @@ class VideoObjective:
         object_weight: w in the latent cells that show an object; 1 elsewhere.
         num_canvases: Pictures in the pool.
     """
+
+    can_use_gpu = True
 
     def __init__(
         self,
@@ -140,15 +211,46 @@ class VideoObjective:
         object_weight: float = OBJECT_WEIGHT,
         num_canvases: int = 1500,
     ) -> None:
-        self.model, self.data, self.seed = model, data, seed
-        self.object_weight = object_weight
+        self.model, self.object_weight = model, object_weight
         self.scheduler = DynamicRescaleDDIMScheduler(**model.scheduler.config)
         rng = np.random.default_rng((seed, 6))
         self.canvases = Canvases(num_canvases, photos=TRAINING_PHOTOS, rng=rng)
-        self.times = model.autoencoder.keyframe_times().numpy()
+        self.draw = ClipDraw(
+            data,
+            seed,
+            num_canvases,
+            model.autoencoder.config.num_keyframes,
+            self.scheduler.config.num_train_timesteps,
+        )
 
-    def __call__(self, denoiser: nn.Module, indices: Sequence[int]) -> torch.Tensor:
-        sample = self.batch(indices)
+    def to(self, device: torch.device) -> None:
+        """Move towers, autoencoder and pictures."""
+        for part in (self.model.text_encoder, self.model.image_encoder, self.model.autoencoder):
+            part.to(device)
+        self.canvases.to(device)
+        self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.to(device)
+
+    @torch.no_grad()
+    def prepare(self, drawn: DrawnClips) -> Samples:
+        """Render and encode."""
+        model = self.model
+        clips = render_staged(drawn.staging, self.canvases)
+        image = clips.video[:, 0]
+        shown = torch.where(drawn.is_blank[:, None, None, None], 0.5, image)
+        is_object = F.adaptive_max_pool2d(clips.is_object.flatten(0, 1).float(), 8)
+        return Samples(
+            clean=model.autoencoder.encode(clips.flow),
+            image_latents=model.autoencoder.encode_image(image),
+            text=model.text_encoder(drawn.token_ids).last_hidden_state,
+            image_embeds=model.image_encoder(normalize_image(shown)).last_hidden_state,
+            noise=drawn.noise,
+            timesteps=drawn.timesteps,
+            is_object=is_object.unflatten(0, clips.is_object.shape[:2]).transpose(1, 2),
+        )
+
+    def loss(self, denoiser: nn.Module, *prepared: torch.Tensor) -> torch.Tensor:
+        """The loss above, of the fields of `Samples`."""
+        sample = Samples(*prepared)
         noisy = self.scheduler.add_noise(sample.clean, sample.noise, sample.timesteps)
         condition = sample.image_latents[:, :, None].expand(-1, -1, noisy.shape[2], -1, -1)
         predicted = denoiser(
@@ -159,46 +261,9 @@ class VideoObjective:
         error = (predicted.float() - velocity).square().mean(1, keepdim=True)
         return (weight * error).mean() / weight.mean()
 
-    @torch.no_grad()
     def batch(self, indices: Sequence[int]) -> Samples:
-        """Render, caption and encode the samples with these indices."""
-        scenes, captions, blanks, noises, timesteps = [], [], [], [], []
-        keyframes = len(self.times)
-        for index in indices:
-            rng = np.random.default_rng((self.seed, 7, index))
-            scene = sample_scene(
-                rng, num_canvases=len(self.canvases), slow_power=self.data.slow_power
-            )
-            scenes.append(scene)
-            captions.append(self._caption(rng, scene.program))
-            blanks.append(rng.random() < self.data.missing_images)
-            timesteps.append(int(rng.integers(self.scheduler.config.num_train_timesteps)))
-            noises.append(rng.standard_normal((LATENT_CHANNELS, keyframes, 8, 8), dtype=np.float32))
-        model = self.model
-        clips = render(scenes, self.canvases, self.times)
-        image = clips.video[:, 0]
-        blank = torch.tensor(blanks)[:, None, None, None]
-        text = model.text_encoder(model.tokenizer(captions)).last_hidden_state
-        shown = normalize_image(torch.where(blank, torch.full_like(image, 0.5), image))
-        image_embeds = model.image_encoder(shown).last_hidden_state
-        is_object = F.adaptive_max_pool2d(clips.is_object.flatten(0, 1).float(), 8)
-        return Samples(
-            clean=model.autoencoder.encode(clips.flow),
-            image_latents=model.autoencoder.encode_image(image),
-            text=text,
-            image_embeds=image_embeds,
-            noise=torch.from_numpy(np.stack(noises)),
-            timesteps=torch.tensor(timesteps),
-            is_object=is_object.unflatten(0, (len(scenes), keyframes)).transpose(1, 2),
-        )
-
-    def _caption(self, rng: np.random.Generator, program) -> str:  # type: ignore[no-untyped-def]
-        draw = rng.random()
-        if draw < self.data.missing_captions:
-            return ""
-        if draw < self.data.missing_captions + self.data.wrong_captions:
-            program = corrupt_program(rng, program)
-        return program.caption()
+        """Draw, render, caption and encode the samples with these indices."""
+        return self.prepare(self.draw(indices))
 
 
 def train_base(

@@ -2,6 +2,9 @@
 
 A batch is a range of sample indices and every sample is drawn from (seed, index) alone, so a run is
 the same whether it was interrupted or not, and on one process or several, up to rounding.
+
+A small network leaves a GPU idle while Python looks for the next kernel. So on one GPU, worker
+processes draw the samples and a step, optimizer and all, is captured once and replayed.
 """
 
 from __future__ import annotations
@@ -10,20 +13,75 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.models.pocket.components import attention_kernel
 
 LossFunction = Callable[[nn.Module, Sequence[int]], torch.Tensor]
 """Takes the (possibly wrapped) module and sample indices; returns the mean loss."""
+
+Drawn = Any
+"""What `draw` makes of sample indices: tensors in tuples, named or not."""
+
+
+class Objective(Protocol):
+    """A loss in three steps, so that a GPU need not wait for any of them."""
+
+    @property
+    def can_use_gpu(self) -> bool: ...
+
+    @property
+    def draw(self) -> Callable[[Sequence[int]], Drawn]:
+        """Sample indices to tensors on the CPU, in another process: it must pickle."""
+        ...
+
+    def to(self, device: torch.device) -> None:
+        """Move what `prepare` needs."""
+        ...
+
+    def prepare(self, drawn: Drawn) -> tuple[torch.Tensor, ...]:
+        """What was drawn, now on the device, to what the loss is of; no gradients."""
+        ...
+
+    def loss(self, module: nn.Module, *prepared: torch.Tensor) -> torch.Tensor:
+        """The mean loss, without a glance at any value: it is captured."""
+        ...
+
+
+MAX_WORKERS = 14
+WARMUP_RUNS = 3
+
+
+class CpuObjective:
+    """A `LossFunction` as an `Objective` that stays on the CPU."""
+
+    can_use_gpu = False
+
+    def __init__(self, loss_function: LossFunction) -> None:
+        self._loss_function = loss_function
+
+    @property
+    def draw(self) -> Callable[[Sequence[int]], Drawn]:
+        return torch.tensor
+
+    def to(self, device: torch.device) -> None:
+        """Nothing to move: `fit` heeds `can_use_gpu`."""
+
+    def prepare(self, drawn: Drawn) -> tuple[torch.Tensor, ...]:
+        return (drawn,)
+
+    def loss(self, module: nn.Module, *prepared: torch.Tensor) -> torch.Tensor:
+        return self._loss_function(module, prepared[0].tolist())
 
 
 @dataclass(frozen=True)
@@ -66,6 +124,7 @@ class TrainingResult:
         seconds: Wall time, over all sittings.
         num_processes: Of the last sitting.
         is_main_process: Whether this process is the one to write files.
+        device: "cpu", or the name of the GPU.
     """
 
     steps: int
@@ -73,6 +132,7 @@ class TrainingResult:
     seconds: float
     num_processes: int
     is_main_process: bool
+    device: str
 
 
 @dataclass(frozen=True)
@@ -96,14 +156,14 @@ def learning_rate_at(step: int, settings: TrainerSettings) -> float:
 
 def fit(
     module: nn.Module,
-    loss_function: LossFunction,
+    objective: Objective,
     settings: TrainerSettings,
     folder: Path,
     *,
     trainable: Iterable[nn.Parameter] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainingResult:
-    """Train `module` in place and leave it with the averaged (EMA) weights.
+    """Train `module` in place and leave it with the averaged (EMA) weights, on the CPU.
 
     The state is saved to `folder/state.pt` (atomically) and picked up again when it is there; the
     log is `folder/log.jsonl`.
@@ -111,7 +171,7 @@ def fit(
     Args:
         module: The network; its convolutions keep `requires_grad`, trained or not (a frozen one
             crashes CPU bf16 backward in torch 2.13).
-        loss_function: See `LossFunction`.
+        objective: What to minimize, on a GPU if it can and there is one.
         settings: How to optimize.
         folder: Where state and log go; made when missing.
         trainable: The parameters to optimize; all by default.
@@ -121,7 +181,8 @@ def fit(
         ConfigError: the batch does not divide by the number of processes.
         CheckpointError: the saved state belongs to other settings.
     """
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(cpu=not (objective.can_use_gpu and torch.cuda.is_available()))
+    device = accelerator.device
     share, rest = divmod(settings.batch_size, accelerator.num_processes)
     if rest:
         raise ConfigError(
@@ -129,41 +190,58 @@ def fit(
             "processes",
             fix="choose a batch size that does.",
         )
+    module.to(device)
+    objective.to(device)
     parameters = list(module.parameters() if trainable is None else trainable)
     optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
-    ema = EMAModel(parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
+    ema = EMAModel(
+        parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75, foreach=True
+    )
     state = _State(folder, module, optimizer, ema, settings)
     first_step, elapsed = state.load()
-    ema.to(accelerator.device)
+    ema.to(device)
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     wrapped.train()
-    started = time.monotonic() - elapsed
-    recent: list[float] = []
-    for step in range(first_step, settings.steps):
-        start = step * settings.batch_size + accelerator.process_index * share
-        with attention_kernel(accelerator.device), _autocast(accelerator.device, settings):
-            loss = loss_function(wrapped, range(start, start + share))
+    rate = torch.zeros((), device=device)
+    for group in optimizer.param_groups:
+        group.update(lr=rate, capturable=device.type == "cuda")
+
+    def train_step(*prepared: torch.Tensor) -> torch.Tensor:
+        with attention_kernel(device), _autocast(device, settings):
+            loss = objective.loss(wrapped, *prepared)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
-        learning_rate = learning_rate_at(step, settings)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
         optimizer.step()
         module.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    run_step: Callable[..., torch.Tensor] = train_step
+    if device.type == "cuda" and accelerator.num_processes == 1:
+        run_step = _CapturedStep(train_step, device)
+    started = time.monotonic() - elapsed
+    recent: list[torch.Tensor] = []
+    batches = _batches(objective, settings, first_step, share, accelerator.process_index, device)
+    for step, drawn in enumerate(batches, first_step):
+        learning_rate = learning_rate_at(step, settings)
+        rate.fill_(learning_rate)
+        with torch.no_grad():
+            prepared = objective.prepare(drawn)
+        recent = [*recent[1 - settings.log_every :], run_step(*prepared)]
         ema.step(parameters)
-        recent = [*recent[1 - settings.log_every :], loss.item()]
         done = step + 1
         if accelerator.is_main_process:
-            seconds = time.monotonic() - started
             if done % settings.log_every == 0 or done == settings.steps:
-                mean = sum(recent) / len(recent)
+                mean = float(torch.stack(recent).mean())
+                seconds = time.monotonic() - started
                 progress = Progress(done, settings.steps, mean, learning_rate, round(seconds, 1))
                 state.log(progress)
                 if on_progress is not None:
                     on_progress(progress)
             if done % settings.save_every == 0 or done == settings.steps:
-                state.save(done, seconds)
+                state.save(done, time.monotonic() - started)
     ema.copy_to(parameters)
+    module.to("cpu")
+    objective.to(torch.device("cpu"))
     accelerator.wait_for_everyone()
     return TrainingResult(
         settings.steps,
@@ -171,11 +249,97 @@ def fit(
         time.monotonic() - started,
         accelerator.num_processes,
         accelerator.is_main_process,
+        torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )
 
 
 def _autocast(device: torch.device, settings: TrainerSettings) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+
+
+class _Batches(Dataset[Drawn]):
+    """What to draw in each step that is left, by one of several processes."""
+
+    def __init__(
+        self,
+        draw: Callable[[Sequence[int]], Drawn],
+        settings: TrainerSettings,
+        first_step: int,
+        share: int,
+        process: int,
+    ) -> None:
+        self._draw, self._settings, self._first_step = draw, settings, first_step
+        self._share, self._process = share, process
+
+    def __len__(self) -> int:
+        return self._settings.steps - self._first_step
+
+    def __getitem__(self, index: int) -> Drawn:
+        start = (self._first_step + index) * self._settings.batch_size
+        start += self._process * self._share
+        return self._draw(range(start, start + self._share))
+
+
+def _batches(
+    objective: Objective,
+    settings: TrainerSettings,
+    first_step: int,
+    share: int,
+    process: int,
+    device: torch.device,
+) -> Iterator[Drawn]:
+    """What each step draws, on the device; drawn ahead by worker processes if that is a GPU."""
+    batches = _Batches(objective.draw, settings, first_step, share, process)
+    if device.type == "cpu":
+        yield from (batches[index] for index in range(len(batches)))
+        return
+    workers = max(1, min(MAX_WORKERS, (os.cpu_count() or 1) - 2))
+    loader = DataLoader(
+        batches, batch_size=None, num_workers=workers, prefetch_factor=4, pin_memory=True
+    )
+    for drawn in loader:
+        yield _move(drawn, device)
+
+
+def _move(drawn: Drawn, device: torch.device) -> Drawn:
+    if isinstance(drawn, torch.Tensor):
+        return drawn.to(device, non_blocking=True)
+    parts = [_move(part, device) for part in drawn]
+    return type(drawn)(*parts) if hasattr(drawn, "_fields") else tuple(parts)
+
+
+class _CapturedStep:
+    """Run a training step as it is a few times, then capture it as a CUDA graph and replay that.
+
+    Everything that differs from step to step reaches the graph through its inputs' memory, or
+    through tensors that are changed in place (the learning rate).
+    """
+
+    def __init__(self, step: Callable[..., torch.Tensor], device: torch.device) -> None:
+        self._step, self._stream, self._runs = step, torch.cuda.Stream(device), 0
+        self._graph = torch.cuda.CUDAGraph()
+        self._inputs: tuple[torch.Tensor, ...] = ()
+        self._loss = torch.zeros(())
+
+    def __call__(self, *prepared: torch.Tensor) -> torch.Tensor:
+        self._runs += 1
+        if self._runs <= WARMUP_RUNS:  # allocates the optimizer's state, picks kernels
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                loss = self._step(*prepared)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return loss
+        if self._runs == WARMUP_RUNS + 1:
+            self._inputs = tuple(value.clone() for value in prepared)
+            torch.cuda.synchronize()
+            with torch.cuda.graph(
+                self._graph, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                self._loss = self._step(*self._inputs)
+        for mine, new in zip(self._inputs, prepared, strict=True):
+            mine.copy_(new)
+        self._graph.replay()
+        return self._loss.clone()
 
 
 class _State:

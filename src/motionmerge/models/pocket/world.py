@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ MAX_AMPLITUDE = 14.0  # pixels at the border of the picture, over the whole clip
 STRAIGHT_PATH = 11.0  # pixels that an object moves relative to the picture
 PHASE_PATH = 9.0  # pixels in each half of a move that turns
 RADIUS = 6.5  # pixels, of an object
+MAX_ACTORS = 2
 COLOR_VALUES = {
     "red": (0.92, 0.10, 0.12),
     "green": (0.08, 0.78, 0.18),
@@ -111,6 +113,11 @@ class Canvases:
 
     def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
         return self.pictures[index].float() / 255
+
+    def to(self, device: torch.device | str) -> Canvases:
+        """Move the pictures, in place."""
+        self.pictures = self.pictures.to(device)
+        return self
 
 
 def _photo_crop(photo: Image.Image, rng: np.random.Generator) -> np.ndarray:
@@ -210,6 +217,58 @@ class Clips:
     is_object: torch.Tensor
 
 
+class Staging(NamedTuple):
+    """Scenes as tensors, whose shapes do not depend on what happens: ready for a GPU.
+
+    Args:
+        canvas: Index of the picture, `[batch]`.
+        shift, zoom: Of the picture, see `camera_path`: `[batch, times, 2]` and `[batch, times]`.
+        start: Where each object starts, `[batch, MAX_ACTORS, 2]`.
+        moved: How far it has moved relative to the picture, `[batch, MAX_ACTORS, times, 2]`.
+        color: `[batch, MAX_ACTORS, 3]`.
+        is_ball, is_there: `[batch, MAX_ACTORS]`, boolean.
+    """
+
+    canvas: torch.Tensor
+    shift: torch.Tensor
+    zoom: torch.Tensor
+    start: torch.Tensor
+    moved: torch.Tensor
+    color: torch.Tensor
+    is_ball: torch.Tensor
+    is_there: torch.Tensor
+
+
+def stage(scenes: Sequence[Scene], times: np.ndarray) -> Staging:
+    """Work out where everything is at `times` in [0, 1], `[times]` or `[batch, times]`."""
+    rows = np.broadcast_to(times, (len(scenes), np.shape(times)[-1]))
+    paths = [
+        camera_path(scene.program.camera, scene.amplitude, row)
+        for scene, row in zip(scenes, rows, strict=True)
+    ]
+    per_actor = (len(scenes), MAX_ACTORS)
+    start, color = np.zeros((*per_actor, 2)), np.zeros((*per_actor, 3))
+    moved = np.zeros((*per_actor, rows.shape[1], 2))
+    is_ball, is_there = np.zeros(per_actor, dtype=bool), np.zeros(per_actor, dtype=bool)
+    for index, scene in enumerate(scenes):
+        for slot, actor in enumerate(scene.program.actors):
+            start[index, slot] = scene.starts[slot]
+            moved[index, slot] = object_displacement(actor.moves, rows[index])
+            color[index, slot] = COLOR_VALUES[actor.color]
+            is_ball[index, slot] = actor.shape == "ball"
+            is_there[index, slot] = True
+    return Staging(
+        torch.tensor([scene.canvas for scene in scenes]),
+        torch.from_numpy(np.stack([p[0] for p in paths])).float(),
+        torch.from_numpy(np.stack([p[1] for p in paths])).float(),
+        torch.from_numpy(start).float(),
+        torch.from_numpy(moved).float(),
+        torch.from_numpy(color).float(),
+        torch.from_numpy(is_ball),
+        torch.from_numpy(is_there),
+    )
+
+
 def render(scenes: Sequence[Scene], canvases: Canvases, times: np.ndarray) -> Clips:
     """Render scenes at `times` in [0, 1]; time 0 is the first frame.
 
@@ -220,49 +279,44 @@ def render(scenes: Sequence[Scene], canvases: Canvases, times: np.ndarray) -> Cl
     Objects are anti-aliased, drawn in the order of the program, and ride on the picture: the camera
     moves them too.
     """
-    rows = np.broadcast_to(times, (len(scenes), np.shape(times)[-1]))
-    paths = [
-        camera_path(scene.program.camera, scene.amplitude, row)
-        for scene, row in zip(scenes, rows, strict=True)
-    ]
-    shift = torch.tensor(np.stack([p[0] for p in paths]), dtype=torch.float32)
-    zoom = torch.tensor(np.stack([p[1] for p in paths]), dtype=torch.float32)
+    return render_staged(stage(scenes, times), canvases)
+
+
+def render_staged(staging: Staging, canvases: Canvases) -> Clips:
+    """Render what `stage` made, on the device where it and the canvases are."""
+    shift, zoom = staging.shift, staging.zoom
     center = SIZE / 2
-    axis = torch.arange(SIZE) + 0.5
+    axis = torch.arange(SIZE, device=shift.device) + 0.5
     pixels = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)  # [y, x, 2] as (x, y)
     picture = (pixels - center - shift[:, :, None, None]) / zoom[:, :, None, None, None]
     video = F.grid_sample(
-        canvases[torch.tensor([s.canvas for s in scenes])],
+        canvases[staging.canvas],
         (picture * (2 / CANVAS)).flatten(1, 2),
         align_corners=False,
         padding_mode="reflection",
     )
-    video = video.unflatten(2, (rows.shape[1], SIZE)).transpose(1, 2).contiguous()
+    video = video.unflatten(2, (shift.shape[1], SIZE)).transpose(1, 2).contiguous()
     place = picture + center  # where each pixel lies in the first frame, if it does not move
     flow = place - pixels
     visible = ((place > 0) & (place < SIZE)).all(-1)
-
     is_object = torch.zeros_like(visible)
-
-    for index, scene in enumerate(scenes):
-        here, claimed = place[index], is_object[index]
-        for actor, start in zip(scene.program.actors, scene.starts, strict=True):
-            at_start = torch.tensor(start, dtype=torch.float32)
-            moved = torch.tensor(object_displacement(actor.moves, rows[index])).float()
-            moved = moved[:, None, None]
-            now = _coverage(here - at_start - moved, actor.shape, zoom[index])
-            uncovered = _coverage(here - at_start, actor.shape, zoom[index]) > 0.05
-            color = torch.tensor(COLOR_VALUES[actor.color])[:, None, None]
-            video[index] = torch.lerp(video[index], color, now[:, None])
-            inside = now > 0.5
-            visible[index][uncovered & ~inside & ~claimed] = False
-            visible[index][inside] = True
-            flow[index][inside] = (here - pixels - moved)[inside]
-            claimed |= inside
+    for slot in range(MAX_ACTORS):
+        start = staging.start[:, slot, None, None, None]
+        moved = staging.moved[:, slot, :, None, None]
+        is_ball = staging.is_ball[:, slot, None, None, None]
+        is_there = staging.is_there[:, slot, None, None, None]
+        now = _coverage(place - start - moved, is_ball, zoom) * is_there
+        uncovered = (_coverage(place - start, is_ball, zoom) > 0.05) & is_there
+        color = staging.color[:, slot, None, :, None, None]
+        video = torch.lerp(video, color, now[:, :, None])
+        inside = now > 0.5
+        visible = (visible & ~(uncovered & ~inside & ~is_object)) | inside
+        flow = torch.where(inside[..., None], place - pixels - moved, flow)
+        is_object = is_object | inside
     return Clips(video, flow.permute(0, 1, 4, 2, 3), visible[:, :, None], is_object[:, :, None])
 
 
-def _coverage(offset: torch.Tensor, shape: str, zoom: torch.Tensor) -> torch.Tensor:
-    """Share of each pixel that an object covers, `[times, y, x]`; `offset` is from its center."""
-    distance = offset.norm(dim=-1) if shape == "ball" else offset.abs().amax(-1) * 1.1
-    return ((RADIUS - distance) * zoom[:, None, None] + 0.5).clamp(0, 1)
+def _coverage(offset: torch.Tensor, is_ball: torch.Tensor, zoom: torch.Tensor) -> torch.Tensor:
+    """Share of each pixel that an object covers, `[batch, times, y, x]`, by distance from it."""
+    distance = torch.where(is_ball, offset.norm(dim=-1), offset.abs().amax(-1) * 1.1)
+    return ((RADIUS - distance) * zoom[..., None, None] + 0.5).clamp(0, 1)
