@@ -83,3 +83,26 @@ def test_the_loss_of_a_perfect_prediction_is_zero():
 
     assert objective.loss(Oracle(), *sample) == 0
     assert objective.loss(Denoiser(objective.model), *sample) > 0.1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_captured_step_trains_as_an_eager_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = TrainerSettings(
+        steps=12, batch_size=4, warmup_steps=1, learning_rate=1e-3, precision="no", log_every=3
+    )
+    losses: dict[str, list[float]] = {}
+    for name in ("captured", "eager"):
+        if name == "eager":
+            monkeypatch.setattr("motionmerge.training.trainer.WARMUP_RUNS", settings.steps)
+        model = build_pocket_model()
+        load_towers(model)
+        losses[name] = []
+        fine_tune(
+            model,
+            tmp_path / name,
+            data=TUNED_DATA,
+            settings=settings,
+            on_progress=lambda progress, to=losses[name]: to.append(progress.loss),
+        )
+    assert losses["captured"] == pytest.approx(losses["eager"], rel=1e-3)
+    assert len(set(losses["captured"])) == 4
