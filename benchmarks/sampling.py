@@ -1,22 +1,30 @@
 """Seconds and memory of a two-expert DynamiCrafter video, against the official procedure.
 
     python benchmarks/sampling.py --rounds 3
-    python benchmarks/sampling.py --size full --device cuda --json
+    python benchmarks/sampling.py --size full --device cuda --steps 16 --rounds 1 --output rows.json
 
-Every row is a process of its own on the same random weights, noise and tokens. The first is the
-official procedure restated: two models in memory, two forward passes for guidance, attention by
-explicit products, tokens repeated for every frame and their keys computed in every step, and one
-frame encoded once for each frame. Each following row keeps what the row before it saves, up to
-`motionmerge`, which the last rows vary. Ratio: its seconds over the first row's, within the same
-round. fp32 rows report the greatest error of the latents, relative to their greatest entry; bf16
-rows the PSNR of the video. Rows of ours also have the seconds of the two switches of a video. On a
-CPU without bf16 products the bf16 rows are left out: they would measure their emulation.
+Every row has the same random weights, noise and tokens. The first is the official procedure
+restated: two models in memory, two forward passes for guidance, attention by explicit products,
+tokens repeated for every frame and their keys computed in every step, and one frame encoded once
+for each frame. Each following row keeps what the row before it saves, up to `motionmerge`, which
+the last rows vary. Timed is a video from its image to its latents, with the weights in place.
+Ratio: its seconds over the first row's, within the same round; bf16 rows also have their ratio to
+the official procedure in bf16. fp32 rows report the greatest error of the latents, relative to
+their greatest entry; bf16 rows the PSNR of the video. Rows of ours also have the seconds of the two
+switches of a video, and what share of a video of 50 steps that is.
+
+On a CPU a row is a process of its own, whose peak memory is all that it ever took. Without bf16
+products the bf16 rows are left out: they would measure their emulation. On a GPU the rows share a
+process, since its start takes longer than a video; the peak is that of the device while the video
+is made, weights included. A short video before it takes what only the first one takes: choosing
+kernels, compiling. fp32 is fp32 there: TF32 is off.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import resource
 import statistics
@@ -24,14 +32,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import logging as diffusers_logging
 
-from motionmerge import Checkpoint, experts
+from motionmerge import Checkpoint, Recipe, experts
+from motionmerge.io.weights import save_weights
 from motionmerge.models.dynamicrafter.cross_attention import CrossContext
 from motionmerge.models.dynamicrafter.image_projector import ImageProjector
 from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
@@ -42,6 +52,9 @@ from motionmerge.sampling.guidance import guided_prediction
 BOUNDARY = 0.64  # noise level
 GUIDANCE = {"guidance_scale": 7.5, "guidance_rescale": 0.7}
 TEXT_TOKENS, FRAMES = 77, 16
+VIDEO_STEPS = 50  # of a video that is not measured, but made
+WARM_UP_STEPS = 2  # one of each expert
+COMPILING_STEPS = 4  # two of each expert: keys are made in the first and kept for the second
 
 
 @dataclass(frozen=True)
@@ -72,10 +85,33 @@ class Row:
     name: str
     savings: frozenset[str] = frozenset()
     dtype: torch.dtype = torch.float32
+    autocast: bool = False  # weights in fp32, products in fp16, as the official script
     is_ours: bool = False
     keeps_keys: bool = True
     channels_last: bool = False
-    compiles: bool = False
+    compiles: str = ""  # "model", or "blocks" for its repeated ones alone
+    placement: str = "auto"
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "channels last": {"channels_last": True},
+    "prefetch": {"placement": "prefetch"},
+    "blocks compiled": {"compiles": "blocks"},
+    "compiled": {"compiles": "model"},
+    "recompute": {"placement": "recompute"},
+}
+
+ON_GPU = (  # the rows of a GPU, those first that matter most
+    "official procedure",
+    "official procedure, bf16",
+    "motionmerge, bf16",
+    "+ keys kept: motionmerge",
+    "official procedure, autocast",
+    "motionmerge, bf16, channels last",
+    "motionmerge, bf16, prefetch",
+    "motionmerge, bf16, recompute",
+    "motionmerge, bf16, blocks compiled",
+)
 
 
 def rows() -> list[Row]:
@@ -86,11 +122,13 @@ def rows() -> list[Row]:
     made.append(Row("+ text not repeated", is_ours=True, keeps_keys=False))
     made.append(Row("+ keys kept: motionmerge", is_ours=True))
     made.append(Row("motionmerge, channels last", is_ours=True, channels_last=True))
-    made.append(Row("motionmerge, compiled", is_ours=True, compiles=True))
-    made.append(Row("motionmerge, bf16", dtype=torch.bfloat16, is_ours=True))
-    made.append(
-        Row("motionmerge, bf16, compiled", dtype=torch.bfloat16, is_ours=True, compiles=True)
-    )
+    made.append(Row("motionmerge, compiled", is_ours=True, compiles="model"))
+    made.append(Row("official procedure, autocast", autocast=True))
+    made.append(Row("official procedure, bf16", dtype=torch.bfloat16))
+    ours = Row("motionmerge, bf16", dtype=torch.bfloat16, is_ours=True)
+    made.append(ours)
+    for kind in ("channels last", "prefetch", "blocks compiled", "compiled", "recompute"):
+        made.append(replace(ours, name=f"{ours.name}, {kind}", **VARIANTS[kind]))
     return made
 
 
@@ -102,56 +140,61 @@ class Towers(ModelMixin):
         self.weight = torch.nn.Parameter(torch.zeros(1))
 
 
-def build(size: Size) -> DynamiCrafterPipeline:
-    """A DynamiCrafter of this size with random weights, all of them in use."""
+def build(size: Size, device: str) -> DynamiCrafterPipeline:
+    """A DynamiCrafter of this size with random weights, all of them in use, on the device."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    unet = DynamiCrafterUNet(
-        block_out_channels=size.widths,
-        attention_levels=(*[True] * (len(size.widths) - 1), False),
-        attention_head_dim=size.head_dim,
-        cross_attention_dim=size.token_dim,
-        num_text_tokens=TEXT_TOKENS,
-        num_image_tokens=size.image_tokens,
-        norm_num_groups=16,
-    )
-    with torch.no_grad():  # layers that start at zero would hide what is before them
-        for parameter in unet.parameters():
-            if parameter.ndim > 1 and not parameter.any():
-                parameter.normal_(std=0.3 * parameter[0].numel() ** -0.5)
-    levels = len(size.vae_widths)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=size.vae_widths,
-        layers_per_block=2,
-        norm_num_groups=16,
-        scaling_factor=0.18215,
-    )
-    return DynamiCrafterPipeline(
+    with torch.device(device):
+        unet = DynamiCrafterUNet(
+            block_out_channels=size.widths,
+            attention_levels=(*[True] * (len(size.widths) - 1), False),
+            attention_head_dim=size.head_dim,
+            cross_attention_dim=size.token_dim,
+            num_text_tokens=TEXT_TOKENS,
+            num_image_tokens=size.image_tokens,
+            norm_num_groups=16,
+        )
+        with torch.no_grad():  # layers that start at zero would hide what is before them
+            for parameter in unet.parameters():
+                if parameter.ndim > 1 and not parameter.any():
+                    parameter.normal_(std=0.3 * parameter[0].numel() ** -0.5)
+        levels = len(size.vae_widths)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=size.vae_widths,
+            layers_per_block=2,
+            norm_num_groups=16,
+            scaling_factor=0.18215,
+        )
+        text_encoder, image_encoder = Towers(), Towers()
+        image_projector = ImageProjector(num_frames=FRAMES)
+    pipeline = DynamiCrafterPipeline(
         unet=unet.eval(),
         vae=vae.eval(),
-        text_encoder=Towers(),
+        text_encoder=text_encoder,
         tokenizer=None,
-        image_encoder=Towers(),
-        image_projector=ImageProjector(num_frames=FRAMES),
+        image_encoder=image_encoder,
+        image_projector=image_projector,
         scheduler=DynamicRescaleDDIMScheduler(),
         height=size.height,
         width=size.width,
     )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
-def write_experts(size: Size, folder: Path) -> None:
+@torch.no_grad()
+def write_experts(size: Size, folder: Path, device: str) -> None:
     """Save the weights of the two experts, a small step apart."""
-    from safetensors.torch import save_file
-
-    weights = build(size).unet.state_dict()
-    save_file(weights, folder / "early.safetensors")
-    generator = torch.Generator().manual_seed(1)
+    weights = build(size, device).unet.state_dict()
+    save_weights(folder / "early.safetensors", weights)
+    generator = torch.Generator(device).manual_seed(1)
     for weight in weights.values():
-        weight += 0.02 * weight.std().nan_to_num() * torch.randn(weight.shape, generator=generator)
-    save_file(weights, folder / "late.safetensors")
+        noise = torch.randn(weight.shape, generator=generator, device=device)
+        weight += 0.02 * weight.std().nan_to_num() * noise
+    save_weights(folder / "late.safetensors", weights)
 
 
 @dataclass(frozen=True)
@@ -227,102 +270,184 @@ def set_attention(unet: DynamiCrafterUNet, processor: ExplicitAttention) -> None
             module.processor = processor
 
 
-def restated(
-    pipeline: DynamiCrafterPipeline, inputs: Inputs, row: Row, size: Size, folder: Path
-) -> torch.Tensor:
-    """The official procedure, less the savings of the row; returns latents."""
-    from safetensors.torch import load_file
+class Restated:
+    """The official procedure, less the savings of the row."""
 
-    device = inputs.noise.device
-    early = pipeline.unet
-    files = {name: folder / f"{name}.safetensors" for name in ("early", "late")}
-    early.load_state_dict(load_file(files["early"]))
-    late = early
-    if "one model" not in row.savings:
-        late = copy.deepcopy(early)
-        late.load_state_dict(load_file(files["late"]))
-    else:
-        changed = {name: tensor.to(device) for name, tensor in load_file(files["late"]).items()}
-    kind = RepeatedTokensAttention if "SDPA" in row.savings else ExplicitAttention
-    for unet in dict.fromkeys((early, late)):
-        set_attention(unet, kind())
-    pixels = inputs.image * 2 - 1
-    num_encodes = 1 if "one encode" in row.savings else FRAMES
-    encoded = [
-        pipeline.vae.encode(pixels).latent_dist.mode() * pipeline.vae.config.scaling_factor
-        for _ in range(num_encodes)
-    ]
-    image_latents = torch.stack(encoded * (FRAMES // num_encodes), dim=2)
-    latents = inputs.noise
-    scheduler = pipeline.scheduler
-    scheduler.set_timesteps(size.steps)
-    own = dict(early.named_parameters())
-    for timestep in scheduler.timesteps:
-        abar = scheduler.alphas_cumprod[timestep].double()
-        level = float((1 - abar).sqrt() / (abar.sqrt() + (1 - abar).sqrt()))
-        if level <= BOUNDARY and late is early and changed:
-            with torch.no_grad():
-                for name, tensor in changed.items():
-                    own[name.replace("processor.", "own_modules.0.")].copy_(tensor)
-            changed = {}
-        unet = early if level > BOUNDARY else late
-        sample = torch.cat([latents, image_latents], dim=1)
-        if "batched guidance" in row.savings:
-            both = unet(torch.cat([sample] * 2), timestep, inputs.tokens, 24.0, return_dict=False)
-            unconditional, conditional = both[0].chunk(2)
+    def __init__(
+        self, pipeline: DynamiCrafterPipeline, inputs: Inputs, row: Row, size: Size, folder: Path
+    ) -> None:
+        from safetensors.torch import load_file
+
+        self.pipeline, self.inputs, self.row, self.size = pipeline, inputs, row, size
+        files = {name: folder / f"{name}.safetensors" for name in ("early", "late")}
+        self.early = pipeline.unet
+        self.early.load_state_dict(load_file(files["early"]))
+        self.late = self.early
+        self.waiting: dict[str, dict[str, torch.Tensor]] = {}
+        if "one model" not in row.savings:
+            self.late = copy.deepcopy(self.early)
+            self.late.load_state_dict(load_file(files["late"]))
         else:
-            unconditional, conditional = (
-                unet(sample, timestep, tokens[None], 24.0, return_dict=False)[0]
-                for tokens in inputs.tokens
-            )
-        prediction = guided_prediction(conditional, unconditional, **GUIDANCE)
-        latents = scheduler.step(prediction, timestep, latents, eta=0.0, return_dict=False)[0]
-    return latents
+            self.waiting = {
+                name: {key: value.to(inputs.noise.device) for key, value in load_file(file).items()}
+                for name, file in files.items()
+            }
+        kind = RepeatedTokensAttention if "SDPA" in row.savings else ExplicitAttention
+        for unet in dict.fromkeys((self.early, self.late)):
+            set_attention(unet, kind())
+
+    def put(self, name: str) -> None:
+        """With one model, copy an expert's weights over it."""
+        own = dict(self.early.named_parameters())
+        for key, tensor in self.waiting.get(name, {}).items():
+            own[key.replace("processor.", "own_modules.0.")].copy_(tensor)
+
+    def __call__(self, num_steps: int) -> torch.Tensor:
+        """Make a video; returns latents."""
+        pipeline, savings, dtype = self.pipeline, self.row.savings, self.row.dtype
+        pixels = (self.inputs.image * 2 - 1).to(dtype)
+        num_encodes = 1 if "one encode" in savings else FRAMES
+        encoded = [
+            pipeline.vae.encode(pixels).latent_dist.mode() * pipeline.vae.config.scaling_factor
+            for _ in range(num_encodes)
+        ]
+        image_latents = torch.stack(encoded * (FRAMES // num_encodes), dim=2).float()
+        both = self.inputs.tokens.to(dtype)
+        latents = self.inputs.noise
+        scheduler = pipeline.scheduler
+        scheduler.set_timesteps(num_steps)
+        active = ""
+        for timestep in scheduler.timesteps:
+            abar = scheduler.alphas_cumprod[timestep].double()
+            level = float((1 - abar).sqrt() / (abar.sqrt() + (1 - abar).sqrt()))
+            due = "early" if level > BOUNDARY else "late"
+            if due != active:
+                self.put(due)
+            active = due
+            unet = self.early if due == "early" else self.late
+            sample = torch.cat([latents, image_latents], dim=1).to(dtype)
+            if "batched guidance" in savings:
+                found = unet(torch.cat([sample] * 2), timestep, both, 24.0, return_dict=False)[0]
+                unconditional, conditional = found.float().chunk(2)
+            else:
+                unconditional, conditional = (
+                    unet(sample, timestep, tokens[None], 24.0, return_dict=False)[0].float()
+                    for tokens in both
+                )
+            prediction = guided_prediction(conditional, unconditional, **GUIDANCE)
+            latents = scheduler.step(prediction, timestep, latents, eta=0.0, return_dict=False)[0]
+        return latents
+
+    def timed(self, *, warm_up: bool) -> tuple[torch.Tensor, dict[str, float]]:
+        """Make a video; returns latents and what was measured."""
+        return measured(self, self.size.steps, warm_up=warm_up)
 
 
-def ours(
-    pipeline: DynamiCrafterPipeline, inputs: Inputs, row: Row, size: Size, folder: Path
-) -> torch.Tensor:
-    """The pipeline as a user calls it, with two experts; returns latents."""
-    if row.channels_last:
-        for module in pipeline.unet.modules():
-            if isinstance(module, torch.nn.Conv2d):
-                module.to(memory_format=torch.channels_last)
-    if row.compiles:
-        pipeline.unet.compile()
-    text, image = inputs.tokens.split([TEXT_TOKENS, inputs.tokens.shape[1] - TEXT_TOKENS], dim=1)
-    pipeline.encode_image = lambda images, frames: image[:1].expand(len(images), -1, -1)
-    pipeline._project = lambda tokens: tokens
-    options = {
-        "prompt_embeds": text[1:],
-        "negative_prompt_embeds": text[:1],
-        "image_embeds": image[1:],
-        "latents": inputs.noise,
-        "num_inference_steps": size.steps,
-        "eta": 0.0,
-        "output_type": "latent",
-        **GUIDANCE,
+class Ours:
+    """The pipeline as a user calls it, with two experts."""
+
+    def __init__(
+        self, pipeline: DynamiCrafterPipeline, inputs: Inputs, row: Row, size: Size, folder: Path
+    ) -> None:
+        self.pipeline, self.inputs, self.row, self.size = pipeline, inputs, row, size
+        self.folder = folder
+        if row.channels_last:
+            for module in pipeline.unet.modules():
+                if isinstance(module, torch.nn.Conv2d):
+                    module.to(memory_format=torch.channels_last)
+        # Blocks share their code, which is compiled for each of their sizes, with and without keys.
+        torch._dynamo.config.recompile_limit = 64
+        if row.compiles == "model":
+            pipeline.unet.compile()
+        elif row.compiles:
+            pipeline.unet.compile_repeated_blocks()
+        text, image = inputs.tokens.split([TEXT_TOKENS, inputs.tokens.shape[1] - TEXT_TOKENS], 1)
+        pipeline.encode_image = lambda images, frames: image[:1].expand(len(images), -1, -1)
+        pipeline._project = lambda tokens: tokens
+        self.options: dict[str, Any] = {
+            "prompt_embeds": text[1:],
+            "negative_prompt_embeds": text[:1],
+            "image_embeds": image[1:],
+            "latents": inputs.noise,
+            "eta": 0.0,
+            "output_type": "latent",
+            **GUIDANCE,
+        }
+        if not row.keeps_keys:  # a callback may have changed the weights, so nothing is kept
+            self.options["callback_on_step_end"] = lambda *_: {}
+
+    def experts(self) -> Any:
+        """Attach the two experts."""
+        early, late = (str(self.folder / f"{name}.safetensors") for name in ("early", "late"))
+        common = {"module": "unet", "placement": self.row.placement, "boundary": BOUNDARY}
+        if self.row.placement != "recompute":
+            both = {"early": Checkpoint.load(early), "late": Checkpoint.load(late)}
+            return experts(self.pipeline, experts=both, **common)
+        inputs = {"one": early, "two": late}
+        formulas = {"early": "one", "late": "one + 1.0 * (two - one)"}
+        text = {"inputs": inputs, "experts": formulas}
+        return experts(self.pipeline, recipe=Recipe.parse(json.dumps(text)), **common)
+
+    def __call__(self, num_steps: int) -> torch.Tensor:
+        """Make a video; returns latents."""
+        return self.pipeline(
+            self.inputs.image, **self.options, num_inference_steps=num_steps
+        ).frames
+
+    def timed(self, *, warm_up: bool) -> tuple[torch.Tensor, dict[str, float]]:
+        """Make a video; returns latents and what was measured, switches included."""
+        with self.experts() as bank:
+            warm_up = warm_up or bool(self.row.compiles)
+            latents, found = measured(self, self.size.steps, warm_up=warm_up)
+            return latents, {**found, "switch_seconds": switch_seconds(bank)}
+
+
+def measured(
+    make: Restated | Ours, num_steps: int, *, warm_up: bool
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Make a video; returns latents, its seconds and, on a GPU, the peak of its memory."""
+    if warm_up:
+        make(COMPILING_STEPS if make.row.compiles else WARM_UP_STEPS)
+    on_gpu = torch.cuda.is_initialized()
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    started, cpu_started = time.perf_counter(), time.process_time()
+    latents = make(num_steps)
+    found = {
+        "seconds": seconds_since(started),
+        "cpu_seconds": time.process_time() - cpu_started,
     }
-    if not row.keeps_keys:  # a callback may have changed the weights, so nothing is kept
-        options["callback_on_step_end"] = lambda *_: {}
-    both = {name: Checkpoint.load(folder / f"{name}.safetensors") for name in ("early", "late")}
-    with experts(pipeline, experts=both, boundary=BOUNDARY, module="unet") as bank:
-        if row.compiles:  # compiled once, then used for every video
-            pipeline(inputs.image, **(options | {"num_inference_steps": 2}))
-        started, cpu_started = time.perf_counter(), time.process_time()
-        latents = pipeline(inputs.image, **options).frames
-        pipeline.seconds = seconds_since(started)
-        pipeline.cpu_seconds = time.process_time() - cpu_started
+    if on_gpu:
+        found["peak_mb"] = torch.cuda.max_memory_allocated() / 1e6
+    return latents, found
+
+
+def switch_seconds(bank: Any) -> float:
+    """The seconds of a switch to the first expert and of one back to the last, which is in place.
+
+    What is sent ahead meanwhile on another stream is not waited for, but is there before the next.
+    """
+    seconds_since(0)
+    started = time.perf_counter()
+    with bank.with_expert("early"):
+        seconds = computed_since(started)
+        seconds_since(0)
         started = time.perf_counter()
-        with bank.with_expert("early"):  # the late one is in place: a switch here, and one back
-            pass
-        pipeline.switch_seconds = seconds_since(started)
-    return latents
+    return seconds + computed_since(started)
+
+
+def computed_since(started: float) -> float:
+    """The seconds until all that was asked of the device's main stream is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.current_stream().synchronize()
+    return time.perf_counter() - started
 
 
 def seconds_since(started: float) -> float:
     """The seconds until all that was asked of the device is done."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter() - started
 
@@ -330,41 +455,29 @@ def seconds_since(started: float) -> float:
 @torch.no_grad()
 def run_row(row: Row, size: Size, folder: Path, device: str) -> dict[str, float]:
     """Make one video; saves its latents and frames into the folder."""
-    pipeline = build(size)
-    pipeline.set_progress_bar_config(disable=True)
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.image_encoder):
-        part.to(device, row.dtype)
+    occupied = torch.cuda.memory_allocated() if device == "cuda" else 0
+    pipeline = build(size, device)
+    pipeline.to(row.dtype)
     inputs = Inputs.draw(size, pipeline, device)
-    started, cpu_started = time.perf_counter(), time.process_time()
-    latents = (ours if row.is_ours else restated)(pipeline, inputs, row, size, folder)
-    result = {
-        "seconds": getattr(pipeline, "seconds", seconds_since(started)),
-        "cpu_seconds": getattr(pipeline, "cpu_seconds", time.process_time() - cpu_started),
-    }
-    if row.is_ours:
-        result["switch_seconds"] = pipeline.switch_seconds
+    make = (Ours if row.is_ours else Restated)(pipeline, inputs, row, size, folder)
+    with torch.autocast(device, torch.float16, enabled=row.autocast):
+        latents, result = make.timed(warm_up=device == "cuda")
     if device == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 1e6
+        result["peak_mb"] -= occupied / 1e6
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    video = pipeline.decode_latents(latents.to(device), inputs.image)
+        result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    video = pipeline.decode_latents(latents, inputs.image)
     torch.save({"latents": latents.cpu(), "video": video.cpu()}, folder / f"{row.name}.pt")
-    return {**result, "peak_mb": peak}
+    return result
 
 
 def compare(row: Row, reference: Row, folder: Path) -> dict[str, float]:
     """Error of a row's output with respect to the first row's."""
     mine, theirs = (torch.load(folder / f"{one.name}.pt") for one in (row, reference))
-    if row.dtype == torch.float32:
+    if row.dtype == torch.float32 and not row.autocast:
         error = (mine["latents"] - theirs["latents"]).abs().max() / theirs["latents"].abs().max()
         return {"max_error": float(error)}
     return {"psnr_db": float(-10 * (mine["video"] - theirs["video"]).square().mean().log10())}
-
-
-def switches(runs: list[dict[str, float]]) -> dict[str, float]:
-    """The seconds of both switches of a video, where there are experts of ours."""
-    seconds = [run["switch_seconds"] for run in runs if "switch_seconds" in run]
-    return {"switch_seconds": statistics.median(seconds)} if seconds else {}
 
 
 def bf16_slowdown(device: str) -> float:
@@ -381,24 +494,120 @@ def bf16_slowdown(device: str) -> float:
     return seconds[1] / seconds[0]
 
 
+def measure(row: Row, options: argparse.Namespace, size: Size, folder: Path) -> dict[str, float]:
+    """Run a row: on a CPU in a process of its own, on a GPU in this one.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    if options.device == "cuda":
+        torch.compiler.reset()  # nothing of the row before may count in this one's memory
+        gc.collect()
+        torch.cuda.empty_cache()
+        return run_row(row, size, folder, options.device)
+    command = [sys.executable, __file__, "--row", row.name, "--folder", str(folder)]
+    command += ["--size", options.size, "--steps", str(size.steps)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+Found = dict[str, list[dict[str, float]]]
+
+
+def table(chosen: list[Row], found: Found, size: Size, folder: Path) -> list[dict[str, Any]]:
+    """One line for each row that was measured, medians over the rounds."""
+    first = chosen[0]
+    official = next((row for row in chosen if row.name == "official procedure, bf16"), None)
+    lines = []
+    for row in chosen:
+        runs = found[row.name]
+        if not runs or not found[first.name]:
+            continue
+        line: dict[str, Any] = {
+            "name": row.name,
+            "seconds": median(runs, "seconds"),
+            "cpu_seconds": median(runs, "cpu_seconds"),
+            "ratio": ratio(runs, found[first.name]),
+            "peak_mb": max(one["peak_mb"] for one in runs),
+            "steps": size.steps,
+        }
+        if official is not None and row.dtype == official.dtype and found[official.name]:
+            line["ratio_to_bf16_official"] = ratio(runs, found[official.name])
+        if row.is_ours:
+            line["switch_seconds"] = median(runs, "switch_seconds")
+            whole = line["seconds"] * VIDEO_STEPS / size.steps
+            line["switch_share_of_50_steps"] = line["switch_seconds"] / whole
+        lines.append({**line, **compare(row, first, folder)})
+    return lines
+
+
+def median(runs: list[dict[str, float]], name: str) -> float:
+    return statistics.median(run[name] for run in runs)
+
+
+def ratio(runs: list[dict[str, float]], others: list[dict[str, float]]) -> float:
+    pairs = zip(runs, others, strict=False)
+    return statistics.median(one["seconds"] / other["seconds"] for one, other in pairs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", choices=SIZES, default="mid")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--steps", type=int, help="denoising steps [default: the size's own]")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", help="rows whose name contains this, besides the first")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--output", type=Path, help="write them as JSON here, after each row")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     size = SIZES[options.size]
+    if options.steps:
+        size = replace(size, steps=options.steps)
+    torch.backends.cudnn.allow_tf32 = False
+    diffusers_logging.set_verbosity_error()
     if options.row:
         row = next(one for one in rows() if one.name == options.row)
         print(json.dumps(run_row(row, size, options.folder, options.device)))
         return
-    chosen = [one for one in rows() if not options.only or options.only in one.name]
+    chosen = chosen_rows(options)
+    found: Found = {row.name: [] for row in chosen}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_experts(size, folder, options.device)
+        for _ in range(options.rounds):
+            for row in chosen:
+                try:
+                    found[row.name].append(measure(row, options, size, folder))
+                except Exception as error:  # noqa: BLE001  (the other rows are worth having)
+                    print(f"{row.name}: failed\n{error}", file=sys.stderr, flush=True)
+                    continue
+                lines = table(chosen, found, size, folder)
+                made = [line for line in lines if line["name"] == row.name]
+                print(*made, file=sys.stderr, flush=True)
+                if options.output:
+                    options.output.write_text(json.dumps(lines, indent=1), encoding="utf-8")
+        lines = table(chosen, found, size, folder)
+    if options.json:
+        print(json.dumps(lines))
+    else:
+        print_table(lines)
+
+
+def chosen_rows(options: argparse.Namespace) -> list[Row]:
+    """The rows that were asked for and that this device can compute."""
+    by_name = {row.name: row for row in rows()}
+    names = list(ON_GPU) if options.device == "cuda" else list(by_name)
+    if options.only:
+        names = [name for name in by_name if options.only in name]
+    chosen = [by_name[name] for name in names]
+    if options.device == "cpu":  # which has no fast products in fp16
+        chosen = [one for one in chosen if not one.autocast]
     slowdown = bf16_slowdown(options.device)
     if slowdown > 2:
         print(
@@ -407,55 +616,22 @@ def main() -> None:
             file=sys.stderr,
         )
         chosen = [one for one in chosen if one.dtype != torch.bfloat16]
-    chosen = list(dict.fromkeys([rows()[0], *chosen]))
-    found: dict[str, list[dict[str, float]]] = {row.name: [] for row in chosen}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_experts(size, folder)
-        for _ in range(options.rounds):
-            for row in chosen:
-                command = [sys.executable, __file__, "--row", row.name, "--folder", name]
-                command += ["--size", options.size, "--device", options.device]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    print(f"{row.name}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
-                    continue
-                result = json.loads(done.stdout.splitlines()[-1])
-                found[row.name].append(result)
-                print(row.name, {**result, **compare(row, chosen[0], folder)}, file=sys.stderr)
-        table = []
-        for row in chosen:
-            if not found[row.name]:
-                continue
-            pairs = zip(found[row.name], found[chosen[0].name], strict=False)
-            table.append(
-                {
-                    "name": row.name,
-                    "seconds": statistics.median(one["seconds"] for one in found[row.name]),
-                    "cpu_seconds": statistics.median(o["cpu_seconds"] for o in found[row.name]),
-                    "ratio": statistics.median(a["seconds"] / b["seconds"] for a, b in pairs),
-                    "peak_mb": max(one["peak_mb"] for one in found[row.name]),
-                    **switches(found[row.name]),
-                    **compare(row, chosen[0], folder),
-                }
-            )
-    if options.json:
-        print(json.dumps(table))
-        return
-    print(f"{'':32}{'seconds':>9}{'ratio':>7}{'peak MB':>9}   error")
-    for line in table:
+    return list(dict.fromkeys([rows()[0], *chosen]))
+
+
+def print_table(lines: list[dict[str, Any]]) -> None:
+    """Print the rows for people."""
+    print(f"{'':36}{'seconds':>9}{'ratio':>7}{'in bf16':>9}{'peak MB':>9}   error")
+    for line in lines:
         error = f"{line['max_error']:.1e}" if "max_error" in line else f"{line['psnr_db']:.0f} dB"
+        own = line.get("ratio_to_bf16_official")
+        like = "" if own is None else f"{own:.2f}"
+        share = line.get("switch_share_of_50_steps")
+        switching = "" if share is None else f"{100 * share:.2f} % switching"
         print(
-            f"{line['name']:32}{line['seconds']:9.2f}{line['ratio']:7.2f}{line['peak_mb']:9.0f}   "
-            f"{error:9}{share(line)}"
+            f"{line['name']:36}{line['seconds']:9.2f}{line['ratio']:7.2f}{like:>9}"
+            f"{line['peak_mb']:9.0f}   {error:9}{switching}"
         )
-
-
-def share(line: dict[str, Any]) -> str:
-    """What part of a video's time the switches take."""
-    if "switch_seconds" not in line:
-        return ""
-    return f"{100 * line['switch_seconds'] / line['seconds']:.2f} % switching"
 
 
 if __name__ == "__main__":

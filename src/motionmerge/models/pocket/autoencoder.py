@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 from torch.nn import functional as F
 
@@ -225,6 +226,7 @@ class PocketAutoencoder(ModelMixin, ConfigMixin):
         video = trust * warped + (1 - trust) * _resize(fields.paint, size)
         return video.clamp(0, 1).unflatten(0, (len(image), frames))
 
+    @apply_forward_hook  # with model offload, the weights come to the device as for `forward`
     def decode(self, latents: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         """Video `[batch, num_frames, 3, height, width]` in [0, 1] from latents and first frame.
 
