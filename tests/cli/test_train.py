@@ -27,7 +27,7 @@ def test_a_dry_run_shows_the_settings_and_trains_nothing(tmp_path: Path):
 
 def test_a_base_and_its_stage_one_are_trained_and_say_so_in_their_headers(tmp_path: Path):
     base, tuned = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
-    short = ["--steps", "1", "--batch-size", "2", "--json"]
+    short = ["--steps", "1", "--batch-size", "2", "--precision", "no", "--json"]
     first = train("pocket-base", *short, "-o", str(base), "--run-folder", str(tmp_path / "b"))
     assert first.exit_code == 0, first.output
     spatial = "unet.down_stages.0.resnet.conv1.weight"

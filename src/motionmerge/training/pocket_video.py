@@ -58,22 +58,21 @@ class ClipData:
 
 Trains = Literal["adapter and U-Net", "U-Net", "adapter and temporal blocks", "temporal blocks"]
 
-BASE_DATA = ClipData(slow_power=1.0, missing_captions=0.2, wrong_captions=0.25)
+BASE_DATA = ClipData(slow_power=1.0, missing_captions=0.2, wrong_captions=0.55)
 TUNED_DATA = ClipData(slow_power=4.0, missing_captions=0.05, wrong_captions=0.0)
 EQUAL_DATA = ClipData(slow_power=1.0, missing_captions=0.05, wrong_captions=0.0)
 
 OBJECT_WEIGHT = 12.0
 """How much more than the rest the places of objects count, where they do: they are small."""
 
-BASE_SETTINGS = TrainerSettings(steps=4200, batch_size=16, learning_rate=1e-3)
+BASE_SETTINGS = TrainerSettings(steps=3300, batch_size=128, learning_rate=1.2e-3)
 TUNED_SETTINGS = TrainerSettings(
-    steps=1300,
-    batch_size=16,
+    steps=800,
+    batch_size=64,
     learning_rate=8e-4,
     warmup_steps=50,
     ema_decay=0.99,
     seed=1,
-    precision="no",
 )
 
 
