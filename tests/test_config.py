@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import Field, ValidationError
 
-from motionmerge.config import Settings, load_yaml, parse_yaml
+from motionmerge.config import Settings, load_yaml
 from motionmerge.errors import ConfigError
+from motionmerge.text import parse_yaml
 
 
 class Optimizer(Settings):

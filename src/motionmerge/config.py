@@ -16,8 +16,6 @@ from pydantic import (
 from motionmerge.errors import ConfigError
 from motionmerge.text import fix_unknown_name, parse_yaml
 
-__all__ = ["Settings", "fix_unknown_name", "load_yaml", "parse_yaml"]
-
 
 class Settings(BaseModel):
     """Base of every group of settings that comes from a file or a flag.

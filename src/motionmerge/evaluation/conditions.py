@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 
 import yaml
 
-from motionmerge.config import fix_unknown_name
 from motionmerge.errors import ConfigError
 from motionmerge.merge.recipe import Recipe, shipped_recipes
 from motionmerge.models.pocket.components import VARIANTS
+from motionmerge.text import fix_unknown_name
 
 KNOB_VALUES = (-0.5, -0.25, 0.25, 0.5, 1.0)
 BOUNDARIES = (0.91, 0.8, 0.64)

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from motionmerge.config import fix_unknown_name
 from motionmerge.errors import ConfigError
 from motionmerge.models.pocket.language import (
     CAMERA_MOVES,
@@ -37,6 +36,7 @@ from motionmerge.models.pocket.world import (
     object_displacement,
     render,
 )
+from motionmerge.text import fix_unknown_name
 
 SPLITS = {"validation": TRAINING_PHOTOS, "test": HELD_OUT_PHOTOS}
 DIFFICULTIES = ("plain", "sequence", "several")

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from motionmerge.config import fix_unknown_name
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.merge.algebra import Checkpoint
 from motionmerge.merge.engine import realise
@@ -32,6 +31,7 @@ from motionmerge.sampling.recompute import (
 from motionmerge.sampling.switched_module import SwitchedModule
 from motionmerge.sampling.switching import Bank, attached_bank, check_attachable, modules_of
 from motionmerge.schedule import ExpertSchedule
+from motionmerge.text import fix_unknown_name
 
 __all__ = ["ExpertBank", "attached_bank", "experts", "paper_recipe"]
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from motionmerge.config import fix_unknown_name
 from motionmerge.errors import ConfigError, RecipeError
 from motionmerge.io.weights import open_weights
 from motionmerge.merge.recipe import Recipe, RecipeInput
@@ -17,6 +16,7 @@ from motionmerge.merge.sources import MODULES, module_folders
 from motionmerge.sampling.expert_bank import experts, paper_recipe
 from motionmerge.sampling.lora_layers import OWN_MODEL
 from motionmerge.sampling.switching import DENOISERS
+from motionmerge.text import fix_unknown_name
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from motionmerge.config import fix_unknown_name
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.sampling.memory import SHARE, free_memory, gigabytes
 from motionmerge.sampling.pipeline_folder import PipelineFolder, first_line, pipeline_class
+from motionmerge.text import fix_unknown_name
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -17,7 +17,6 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from motionmerge.config import fix_unknown_name
 from motionmerge.errors import ConfigError, RecipeError, ShapeError
 from motionmerge.sampling.lora_layers import LoraLayer, LoraSource, read_lora
 from motionmerge.sampling.switched_module import reset_caches
@@ -30,6 +29,7 @@ from motionmerge.sampling.switching import (
     modules_of,
 )
 from motionmerge.schedule import ExpertSchedule
+from motionmerge.text import fix_unknown_name
 
 LoraWeights = Mapping[str, Mapping[str, float]]
 

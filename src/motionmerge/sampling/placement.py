@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from motionmerge.config import fix_unknown_name
 from motionmerge.errors import ConfigError
 from motionmerge.sampling.memory import SHARE, free_memory, gigabytes
+from motionmerge.text import fix_unknown_name
 
 PLACEMENTS = ("auto", "resident", "prefetch", "recompute")
 

@@ -15,10 +15,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from motionmerge.config import fix_unknown_name
 from motionmerge.errors import ConfigError, RecipeError
 from motionmerge.merge.sources import MODULES
 from motionmerge.schedule import ExpertSchedule, noise_level
+from motionmerge.text import fix_unknown_name
 
 DENOISERS = ("unet", "transformer", "transformer_2")
 BARE_MODULE = "denoiser"
