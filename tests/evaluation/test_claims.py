@@ -139,6 +139,25 @@ def test_the_search_takes_the_most_motion_that_obeys_enough():
     assert found.best.obedience >= found.min_obedience
 
 
+def test_the_search_takes_nothing_that_breaks_more_than_half_way_to_the_base():
+    def run(conditions):
+        return {
+            one.name: made_up(
+                one,
+                degree=6 - 4 * (one.boundary or 1),
+                obedience=0.95,
+                # 0.4 where only the base denoises, 0.8 where only the tuned weights do
+                intact=0.4 if one.name == "base" else 0.4 + 0.4 * (one.boundary or 1),
+            )
+            for one in conditions
+        }
+
+    found = search(run)
+    assert found.min_intact == pytest.approx(0.6)
+    assert found.best is not None
+    assert found.best.condition.boundary == 0.5
+
+
 def test_docs_get_their_numbers_between_the_markers(tmp_path):
     from motionmerge.evaluation.decided import Alternative
 

@@ -37,6 +37,12 @@ def pocket(
             help="A condition or a family such as `knob`; may be repeated. All by default."
         ),
     ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Weights to use in place of shipped ones, as `tuned=my.safetensors`; repeatable."
+        ),
+    ] = None,
     search: Annotated[
         bool, typer.Option("--search", help="Find the best settings, on validation prompts.")
     ] = False,
@@ -68,6 +74,12 @@ def pocket(
             "--search chooses its own conditions and writes no docs.",
             fix="Run it alone, put its recipe into the package, and evaluate then.",
         )
+    inputs = _own_weights(weights or ())
+    if inputs and write_docs:
+        raise ConfigError(
+            "--write-docs is about the shipped weights, and --weights gives others.",
+            fix="Leave one of them out.",
+        )
     pipeline = load_pocket("base")
     if search:
         protocol = Protocol("validation", num, seed, steps)
@@ -75,7 +87,12 @@ def pocket(
         def run(conditions: Sequence[Condition]) -> dict[str, ConditionResults]:
             with _progress(len(conditions) * num, shown=not as_json) as tell:
                 return evaluate(
-                    pipeline, conditions, protocol=protocol, folder=output, progress=tell
+                    pipeline,
+                    conditions,
+                    protocol=protocol,
+                    folder=output,
+                    inputs=inputs,
+                    progress=tell,
                 )
 
         _print_search(search_settings(run), output, as_json=as_json)
@@ -83,7 +100,9 @@ def pocket(
     chosen = pick_conditions(condition) if condition else paper_conditions()
     protocol = Protocol(split, num, seed, steps)
     with _progress(len(chosen) * num, shown=not as_json) as tell:
-        results = evaluate(pipeline, chosen, protocol=protocol, folder=output, progress=tell)
+        results = evaluate(
+            pipeline, chosen, protocol=protocol, folder=output, inputs=inputs, progress=tell
+        )
     _print_results(results, judge(results), as_json=as_json)
     if write_docs:
         from motionmerge.evaluation.decided import decided
@@ -93,6 +112,27 @@ def pocket(
         )
         for path in written:
             typer.echo(f"wrote {path}", err=True)
+
+
+def _own_weights(pairs: Iterable[str]) -> dict[str, Path]:
+    """Read `name=file` pairs.
+
+    Raises:
+        ConfigError: No such name or no such file.
+    """
+    from motionmerge.errors import ConfigError
+    from motionmerge.models.pocket.components import VARIANTS
+
+    found = {}
+    for pair in pairs:
+        name, is_pair, file = pair.partition("=")
+        if not is_pair or name not in VARIANTS or not Path(file).is_file():
+            raise ConfigError(
+                f"`--weights {pair}` does not give one of the pocket model's weights a file.",
+                fix=f"Use NAME=FILE with a file that exists; names: {', '.join(VARIANTS)}.",
+            )
+        found[name] = Path(file)
+    return found
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from motionmerge.evaluation.conditions import BEST, Condition, method, pick_cond
 from motionmerge.evaluation.pocket import ConditionResults
 
 OBEDIENCE_SHARE = 0.8  # of the fine-tuned model's obedience, which is to be kept
-INTACT_MARGIN = 0.10
+INTACT_SHARE = 0.5  # of the way from the base's share of intact clips to the fine-tuned model's
 SEARCHED_BOUNDARIES = (0.95, 0.91, 0.86, 0.8, 0.72, 0.64, 0.5, 0.36)
 ALPHAS = (0.25, 0.67, 1.33)
 
@@ -66,15 +66,18 @@ class SearchResult:
     min_intact: float = 0.0
 
 
-def search(run: Run, *, reference: str = "tuned") -> SearchResult:
+def search(run: Run, *, base: str = "base", tuned: str = "tuned") -> SearchResult:
     """Look for the most motion that keeps four fifths of the fine-tuned model's obedience.
+
+    Objects must stay at least as whole as half-way between the two models.
 
     Args:
         run: Evaluates conditions on validation prompts.
-        reference: The condition that sets the bar.
+        base, tuned: The conditions that set the bars.
     """
-    bar = run(pick_conditions([reference]))[reference]
-    search = _Search(run, OBEDIENCE_SHARE * bar.obedience, bar.intact - INTACT_MARGIN)
+    ends = run(pick_conditions([base, tuned]))
+    intact = ends[base].intact + INTACT_SHARE * (ends[tuned].intact - ends[base].intact)
+    search = _Search(run, OBEDIENCE_SHARE * ends[tuned].obedience, intact)
     for stage in _stages(search):
         search.attempt(stage)
     best = search.best()
