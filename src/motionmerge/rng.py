@@ -49,8 +49,13 @@ def mask_bits(seed: int, tensor_name: str, block: int, count: int) -> npt.NDArra
     Returns:
         `[count]`, uniform over 0 .. 65535. Keep an entry iff its value is below the threshold.
     """
-    key = f"motionmerge mask v1|{seed}|{tensor_name}|{block}".encode()
-    digest = hashlib.blake2b(key, digest_size=16).digest()
-    stream = np.random.SFC64(int.from_bytes(digest, "little"))
+    stream = mask_stream(seed, tensor_name, block)
     raw = np.asarray(stream.random_raw(-(-count // 4)), dtype=_RAW_UINT64)
     return raw.view(_RAW_UINT16)[:count].astype(np.uint16, copy=False)
+
+
+def mask_stream(seed: int, tensor_name: str, block: int) -> np.random.SFC64:
+    """The generator at the start of one block, see `mask_bits`."""
+    key = f"motionmerge mask v1|{seed}|{tensor_name}|{block}".encode()
+    digest = hashlib.blake2b(key, digest_size=16).digest()
+    return np.random.SFC64(int.from_bytes(digest, "little"))

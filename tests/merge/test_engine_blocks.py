@@ -7,6 +7,7 @@ import torch
 
 from motionmerge.errors import CheckpointError, ShapeError
 from motionmerge.io.weights import open_weights, save_weights
+from motionmerge.merge import streaming
 from motionmerge.merge.algebra import Checkpoint, realised
 from motionmerge.merge.engine import apply, merge, realise
 from motionmerge.merge.kernel import BLOCK
@@ -29,6 +30,23 @@ EXPRESSIONS = (
     "base + low_rank(tuned - base, rank=2)",
     "base",
 )
+
+
+@pytest.fixture(autouse=True, params=["numpy", "compiled"])
+def kernels(request, monkeypatch):
+    """Every test here runs with both kinds of kernels; lists how often compiled ones were used."""
+    used = []
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+        follow = streaming.follow_compiled
+
+        def noted(*arguments):
+            used.append(follow(*arguments))
+            return used[-1]
+
+        monkeypatch.setattr(streaming, "COMPILED_FROM", 0)
+        monkeypatch.setattr(streaming, "follow_compiled", noted)
+    return used
 
 
 def make_states(dtype):
@@ -55,6 +73,29 @@ def test_blocks_give_the_bits_of_the_expression_tree(expression, dtype):
     computed = realise(recipe, inputs=states, threads=2)["merged"]
     origins = recipe.origins(states)
     checkpoint = recipe.experts["merged"].bind(origins)
+    with OpenInputs(checkpoint.sources()) as opened:
+        for name in opened.names(checkpoint.anchor):
+            assert same_bits(computed[name], realised(checkpoint, name, opened)), name
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "base - 0.3 * (tuned - base)",
+        "base + 0.7 * (0.3 * (tuned - other))",
+        "base + 0.75 * dare(-0.25 * (tuned - base), drop_rate=0.7, seed=0)",
+        "tuned + 0.3 * dare(0.3 * (other - base), drop_rate=0.0, seed=1)",
+        "tuned - dare(tuned - base, drop_rate=0.99, seed=2)",
+    ],
+)
+def test_the_paper_s_forms_are_computed_by_compiled_kernels(kernels, request, expression):
+    states = make_states(torch.bfloat16)
+    inputs = "".join(f"  {name}: memory:{name}\n" for name in states)
+    recipe = Recipe.parse(f"inputs:\n{inputs}experts:\n  merged: '{expression}'\n")
+    computed = realise(recipe, inputs=states)["merged"]
+    if "compiled" in request.node.name.split("[")[1]:
+        assert True in kernels
+    checkpoint = recipe.experts["merged"].bind(recipe.origins(states))
     with OpenInputs(checkpoint.sources()) as opened:
         for name in opened.names(checkpoint.anchor):
             assert same_bits(computed[name], realised(checkpoint, name, opened)), name

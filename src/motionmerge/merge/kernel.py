@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from motionmerge.merge.program import Add, AddDropped, Drop, Line, Program, Scale, Subtract
+from motionmerge.merge.program import Add, AddDropped, Along, Drop, Line, Program, Scale, Subtract
 from motionmerge.merge.rounding import all_finite, rounding_bits, scatter_
 from motionmerge.merge.sources import Source
 from motionmerge.merge.sparsify import MaskV1
-from motionmerge.rng import MASK_BLOCK, mask_bits
+from motionmerge.rng import MASK_BLOCK, mask_bits, mask_stream
 
 BLOCK = MASK_BLOCK
 """Elements that share one draw of random numbers."""
@@ -175,6 +177,16 @@ def execute(
             )
 
 
+@lru_cache(maxsize=1)
+def compiled_kernels() -> ModuleType | None:
+    """Give `motionmerge.merge.compiled`, or None where numba is not installed."""
+    try:
+        from motionmerge.merge import compiled
+    except ImportError:
+        return None
+    return compiled
+
+
 def follow(line: Line, stored: Mapping[Source, Values], result: Values) -> bool:
     """Compute a line in one pass, with the bits of `execute` and `round_into`; False if it cannot.
 
@@ -186,6 +198,31 @@ def follow(line: Line, stored: Mapping[Source, Values], result: Values) -> bool:
         return False
     torch.lerp(start.tensor, end.tensor, line.factor, out=result.tensor)
     return result.are_finite
+
+
+def follow_compiled(
+    kernels: ModuleType,
+    along: Sequence[Along],
+    stored: Mapping[Source, Values],
+    masks: Mapping[MaskV1, Bytes],
+    results: Sequence[Values],
+) -> bool:
+    """Compute steps along differences in one pass each, as `follow` does; False if it cannot."""
+    if any(v.dtype != torch.bfloat16 for v in (*stored.values(), *results)):
+        return False
+    for step, result in zip(along, results, strict=True):
+        sides = (
+            stored[s].raw.view(np.uint16) for s in (step.anchor, step.minuend, step.subtrahend)
+        )
+        factors = np.float32(step.scale), np.float32(step.factor)
+        out = result.raw.view(np.uint16)
+        if step.mask is None:
+            is_finite = kernels.step_along(*sides, *factors, out)
+        else:
+            is_finite = kernels.step_along_kept(*sides, *factors, masks[step.mask], out)
+        if not is_finite:
+            return False
+    return True
 
 
 def round_into(
@@ -221,10 +258,23 @@ def round_into(
     return finite
 
 
-def draw_mask(mask: MaskV1, block: Block, keep: Bytes) -> None:
-    """Draw the mask of a block into a buffer: 1 where an entry is kept, else 0."""
-    bits = mask_bits(mask.seed, block.name, block.index, block.count)
-    np.less(bits, mask.threshold, out=keep.view(np.bool_))
+def draw_mask(
+    mask: MaskV1, block: Block, keep: Bytes, *, kernels: ModuleType | None = None
+) -> None:
+    """Draw the mask of a block into a buffer: 1 where an entry is kept, else 0.
+
+    Args:
+        mask: Which.
+        block: Where.
+        keep: The buffer.
+        kernels: To do it with.
+    """
+    if kernels is None:
+        bits = mask_bits(mask.seed, block.name, block.index, block.count)
+        np.less(bits, mask.threshold, out=keep.view(np.bool_))
+    else:
+        state = mask_stream(mask.seed, block.name, block.index).state["state"]["state"]
+        kernels.draw_keep(state, mask.threshold, keep)
 
 
 def _rounding_bits(seed: int, blocks: Sequence[Block]) -> npt.NDArray[np.uint16]:

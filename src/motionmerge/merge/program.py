@@ -179,6 +179,21 @@ class Line:
     factor: float
 
 
+@dataclass(frozen=True)
+class Along:
+    """anchor + factor * (scale * (minuend - subtrahend)), the product zero where the mask drops it.
+
+    Every operation is rounded to fp32. Without a mask all is kept.
+    """
+
+    anchor: Source
+    minuend: Source
+    subtrahend: Source
+    scale: float
+    factor: float
+    mask: MaskV1 | None
+
+
 class Program:
     """The steps of one tensor, with registers assigned so that few are needed.
 
@@ -189,6 +204,7 @@ class Program:
         kept: Sources whose registers still hold what was read when the program ends; those of the
             others are used again.
         line: What it comes to, if it is a step along a line.
+        along: What each root comes to, if every one is such a step.
         shorter: A program with the same bits wherever nothing overflows.
     """
 
@@ -200,9 +216,10 @@ class Program:
         given: Mapping[int, torch.Tensor],
         kept: Collection[Source] = (),
         line: Line | None = None,
+        along: Sequence[Along] | None = None,
         shorter: Program | None = None,
     ) -> None:
-        self.line, self.shorter = line, shorter
+        self.line, self.along, self.shorter = line, along, shorter
         needed = _needed(steps, roots)
         self.reads = {
             step.source: number

@@ -9,7 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-from motionmerge.merge.program import Add, AddDropped, Drop, Line, Read, Scale, Step, Subtract
+from motionmerge.merge.program import (
+    Add,
+    AddDropped,
+    Along,
+    Drop,
+    Line,
+    Read,
+    Scale,
+    Step,
+    Subtract,
+)
 from motionmerge.merge.sources import Source
 
 _SMALLEST = 2.0**-16
@@ -30,6 +40,35 @@ def line_of(steps: Sequence[Step], roots: Sequence[int]) -> Line | None:
     if not isinstance(other, Read) or not _is_power_of_two(size) or not _SMALLEST <= size < 0.5:
         return None
     return Line(anchor.source, other.source, scaled.factor)
+
+
+def along_of(steps: Sequence[Step], roots: Sequence[int]) -> tuple[Along, ...] | None:
+    """Recognise results that each add one scaled difference of two sources to a source.
+
+    Args:
+        steps: Of a program, after `shortened` if that gives any.
+        roots: Those whose values are wanted.
+    """
+    found = [_along(steps, steps[root]) for root in roots]
+    return None if None in found else tuple(one for one in found if one is not None)
+
+
+def _along(steps: Sequence[Step], last: Step) -> Along | None:
+    if not isinstance(last, (Add, AddDropped)):
+        return None
+    factors = [last.factor] if isinstance(last, AddDropped) else []
+    anchor, term = steps[last.first], steps[last.second]
+    while isinstance(term, Scale):
+        factors.insert(0, term.factor)
+        term = steps[term.first]
+    if not isinstance(anchor, Read) or not isinstance(term, Subtract) or len(factors) > 2:
+        return None
+    minuend, subtrahend = steps[term.first], steps[term.second]
+    if not isinstance(minuend, Read) or not isinstance(subtrahend, Read):
+        return None
+    scale, factor = [1.0, 1.0, *factors][-2:]  # a product with 1 is exact
+    mask = last.mask if isinstance(last, AddDropped) else None
+    return Along(anchor.source, minuend.source, subtrahend.source, scale, factor, mask)
 
 
 def shortened(

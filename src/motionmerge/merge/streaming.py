@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from queue import SimpleQueue
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -24,9 +25,11 @@ from motionmerge.merge.kernel import (
     RegisterFile,
     Values,
     Workspace,
+    compiled_kernels,
     draw_mask,
     execute,
     follow,
+    follow_compiled,
     load,
     round_into,
     torch_threads,
@@ -49,6 +52,9 @@ Progress = Callable[[int, int], None]
 
 _MAX_THREADS = 8
 _BYTES_PER_THREAD = 8 << 20
+
+COMPILED_FROM = 512 << 20
+"""Bytes of results from which loading the compiled kernels pays."""
 
 
 def stream(
@@ -92,6 +98,7 @@ class _Pass:
         self._planner = Planner(jobs, inputs, compute_whole=self._compute_whole)
         self._chunks = self._planner.chunks()
         self._lock = threading.Lock()
+        self._kernels_lock = threading.Lock()
         self._files: SimpleQueue[RegisterFile] = SimpleQueue()
         self._error: BaseException | None = None
 
@@ -177,7 +184,7 @@ class _Pass:
             else:  # at once: what was read is in memory that computing may use
                 written += self._write(write, runs, self._checked(write.source, chunk, stored))
         if results:
-            masks = _draw_masks(chunk, workspace)
+            masks = self._draw_masks(chunk, workspace)
             file = self._files.get()
             try:
                 self._compute(chunk, stored, masks, [(w, values) for w, _, values in results], file)
@@ -206,8 +213,8 @@ class _Pass:
             held = {source: stored[source][part] for source in program.reads}
             compare(planned, held)
             rounded = [(write, result[part]) for write, result in results]
-            if not self._follow(program, planned, held, rounded, file):
-                drawn = {mask: masks[mask][part] for mask in program.masks}
+            drawn = {mask: masks[mask][part] for mask in program.masks}
+            if not self._follow(program, planned, held, drawn, rounded, file):
                 self._execute(program, planned, held, drawn, rounded, file)
 
     def _follow(
@@ -215,22 +222,47 @@ class _Pass:
         program: Program,
         planned: Blocks,
         held: Mapping[Source, Values],
+        masks: Mapping[MaskV1, Bytes],
         results: Sequence[tuple[Write, Values]],
         file: RegisterFile,
     ) -> bool:
         """Compute a stretch in one pass, and only its samples step by step; False if one cannot."""
-        (_, result), *_ = results
-        if program.line is None or self._seed is not None:
+        if self._seed is not None:
             return False
-        if not follow(program.line, held, result):
+        values = [result for _, result in results]
+        if program.line is not None:
+            is_done = follow(program.line, held, values[0])
+        elif program.along is not None and (kernels := self._kernels()) is not None:
+            is_done = follow_compiled(kernels, program.along, held, masks, values)
+        else:
             return False
-        if samples := samples_of(planned):
+        if is_done and (samples := samples_of(planned)):
             held = {source: samples.of_values(values) for source, values in held.items()}
             registers = load(program, samples.blocks, held, file)
-            execute(program, registers, masks={})
+            execute(program, registers, masks={m: samples.of(keep) for m, keep in masks.items()})
             seen = [(write, samples.of_values(result)) for write, result in results]
             self._observe(samples, program, registers, seen)
-        return True
+        return is_done
+
+    def _kernels(self) -> ModuleType | None:
+        """The compiled kernels, if there is enough to do for them."""
+        if self._total < COMPILED_FROM:
+            return None
+        with self._kernels_lock:
+            return compiled_kernels()
+
+    def _draw_masks(self, chunk: Chunk, workspace: Workspace) -> dict[MaskV1, Bytes]:
+        """Draw all masks of a chunk; each holds the chunk's entries."""
+        masks: dict[MaskV1, Bytes] = {}
+        start = 0
+        for tensor, block in chunk.blocks:
+            part = slice(start, start + block.count)
+            for mask in tensor.program.masks if tensor.program else ():
+                if mask not in masks:
+                    masks[mask] = workspace.buffer(f"mask {len(masks)}", chunk.count)
+                draw_mask(mask, block, masks[mask][part], kernels=self._kernels())
+            start = part.stop
+        return masks
 
     def _execute(
         self,
@@ -325,20 +357,6 @@ def _parts(blocks: Sequence[Block]) -> Iterator[tuple[Block, slice]]:
     for block in blocks:
         yield block, slice(start, start + block.count)
         start += block.count
-
-
-def _draw_masks(chunk: Chunk, workspace: Workspace) -> dict[MaskV1, Bytes]:
-    """Draw all masks of a chunk; each holds the chunk's entries."""
-    masks: dict[MaskV1, Bytes] = {}
-    start = 0
-    for tensor, block in chunk.blocks:
-        part = slice(start, start + block.count)
-        for mask in tensor.program.masks if tensor.program else ():
-            if mask not in masks:
-                masks[mask] = workspace.buffer(f"mask {len(masks)}", chunk.count)
-            draw_mask(mask, block, masks[mask][part])
-        start = part.stop
-    return masks
 
 
 def _stretches(planned: Blocks) -> Iterator[tuple[Program | None, Blocks]]:
