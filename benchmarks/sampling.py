@@ -23,7 +23,6 @@ kernels, compiling. fp32 is fp32 there: TF32 is off.
 from __future__ import annotations
 
 import argparse
-import copy
 import gc
 import json
 import resource
@@ -32,315 +31,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import logging as diffusers_logging
-
-from motionmerge import Checkpoint, Recipe, experts
-from motionmerge.io.weights import save_weights
-from motionmerge.models.dynamicrafter.cross_attention import CrossContext
-from motionmerge.models.dynamicrafter.image_projector import ImageProjector
-from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
-from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
-from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
-from motionmerge.sampling.guidance import guided_prediction
-
-BOUNDARY = 0.64  # noise level
-GUIDANCE = {"guidance_scale": 7.5, "guidance_rescale": 0.7}
-TEXT_TOKENS, FRAMES = 77, 16
-VIDEO_STEPS = 50  # of a video that is not measured, but made
-WARM_UP_STEPS = 2  # one of each expert
-COMPILING_STEPS = 4  # two of each expert: keys are made in the first and kept for the second
-
-
-@dataclass(frozen=True)
-class Size:
-    """A configuration: widths of the U-Net and the VAE, tokens, pixels and steps."""
-
-    widths: tuple[int, ...]
-    head_dim: int
-    token_dim: int
-    image_tokens: int
-    vae_widths: tuple[int, ...]
-    height: int
-    width: int
-    steps: int
-
-
-SIZES = {
-    "small": Size((32, 64, 64), 16, 64, 4, (32, 32, 32, 32), 64, 64, 4),
-    "mid": Size((96, 192, 384, 384), 32, 256, 16, (32, 64, 64, 64), 128, 192, 6),
-    "full": Size((320, 640, 1280, 1280), 64, 1024, 16, (128, 256, 512, 512), 320, 512, 50),
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """What a row does differently from the official procedure."""
-
-    name: str
-    savings: frozenset[str] = frozenset()
-    dtype: torch.dtype = torch.float32
-    autocast: bool = False  # weights in fp32, products in fp16, as the official script
-    is_ours: bool = False
-    keeps_keys: bool = True
-    channels_last: bool = False
-    compiles: str = ""  # "model", or "blocks" for its repeated ones alone
-    placement: str = "auto"
-
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "channels last": {"channels_last": True},
-    "prefetch": {"placement": "prefetch"},
-    "blocks compiled": {"compiles": "blocks"},
-    "compiled": {"compiles": "model"},
-    "recompute": {"placement": "recompute"},
-}
-
-ON_GPU = (  # the rows of a GPU, those first that matter most
-    "official procedure",
-    "official procedure, bf16",
-    "motionmerge, bf16",
-    "+ keys kept: motionmerge",
-    "official procedure, autocast",
-    "motionmerge, bf16, channels last",
-    "motionmerge, bf16, prefetch",
-    "motionmerge, bf16, recompute",
-    "motionmerge, bf16, blocks compiled",
+from sampling_official import Restated
+from sampling_setup import (
+    BOUNDARY,
+    COMPILING_STEPS,
+    GUIDANCE,
+    ON_GPU,
+    SIZES,
+    TEXT_TOKENS,
+    VIDEO_STEPS,
+    WARM_UP_STEPS,
+    Inputs,
+    Row,
+    Size,
+    build,
+    rows,
+    write_experts,
 )
 
-
-def rows() -> list[Row]:
-    """The official procedure, what each change saves on top of the ones before, and ours."""
-    steps = ("one model", "one encode", "batched guidance", "SDPA")
-    made = [Row("official procedure")]
-    made += [Row(f"+ {name}", frozenset(steps[: i + 1])) for i, name in enumerate(steps)]
-    made.append(Row("+ text not repeated", is_ours=True, keeps_keys=False))
-    made.append(Row("+ keys kept: motionmerge", is_ours=True))
-    made.append(Row("motionmerge, channels last", is_ours=True, channels_last=True))
-    made.append(Row("motionmerge, compiled", is_ours=True, compiles="model"))
-    made.append(Row("official procedure, autocast", autocast=True))
-    made.append(Row("official procedure, bf16", dtype=torch.bfloat16))
-    ours = Row("motionmerge, bf16", dtype=torch.bfloat16, is_ours=True)
-    made.append(ours)
-    for kind in ("channels last", "prefetch", "blocks compiled", "compiled", "recompute"):
-        made.append(replace(ours, name=f"{ours.name}, {kind}", **VARIANTS[kind]))
-    return made
-
-
-class Towers(ModelMixin):
-    """Stands where the pipeline keeps its text and image towers; tokens are passed in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-
-
-def build(size: Size, device: str) -> DynamiCrafterPipeline:
-    """A DynamiCrafter of this size with random weights, all of them in use, on the device."""
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    with torch.device(device):
-        unet = DynamiCrafterUNet(
-            block_out_channels=size.widths,
-            attention_levels=(*[True] * (len(size.widths) - 1), False),
-            attention_head_dim=size.head_dim,
-            cross_attention_dim=size.token_dim,
-            num_text_tokens=TEXT_TOKENS,
-            num_image_tokens=size.image_tokens,
-            norm_num_groups=16,
-        )
-        with torch.no_grad():  # layers that start at zero would hide what is before them
-            for parameter in unet.parameters():
-                if parameter.ndim > 1 and not parameter.any():
-                    parameter.normal_(std=0.3 * parameter[0].numel() ** -0.5)
-        levels = len(size.vae_widths)
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            block_out_channels=size.vae_widths,
-            layers_per_block=2,
-            norm_num_groups=16,
-            scaling_factor=0.18215,
-        )
-        text_encoder, image_encoder = Towers(), Towers()
-        image_projector = ImageProjector(num_frames=FRAMES)
-    pipeline = DynamiCrafterPipeline(
-        unet=unet.eval(),
-        vae=vae.eval(),
-        text_encoder=text_encoder,
-        tokenizer=None,
-        image_encoder=image_encoder,
-        image_projector=image_projector,
-        scheduler=DynamicRescaleDDIMScheduler(),
-        height=size.height,
-        width=size.width,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-@torch.no_grad()
-def write_experts(size: Size, folder: Path, device: str) -> None:
-    """Save the weights of the two experts, a small step apart."""
-    weights = build(size, device).unet.state_dict()
-    save_weights(folder / "early.safetensors", weights)
-    generator = torch.Generator(device).manual_seed(1)
-    for weight in weights.values():
-        noise = torch.randn(weight.shape, generator=generator, device=device)
-        weight += 0.02 * weight.std().nan_to_num() * noise
-    save_weights(folder / "late.safetensors", weights)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What every row is given."""
-
-    image: torch.Tensor
-    noise: torch.Tensor
-    tokens: torch.Tensor  # [2, tokens, dim]: unconditional, conditional
-
-    @classmethod
-    def draw(cls, size: Size, pipeline: DynamiCrafterPipeline, device: str) -> Inputs:
-        generator = torch.Generator().manual_seed(2)
-        scale = pipeline.vae_scale_factor
-        noise = (1, 4, FRAMES, size.height // scale, size.width // scale)
-        num_tokens = TEXT_TOKENS + FRAMES * size.image_tokens
-        return cls(
-            torch.rand(1, 3, size.height, size.width, generator=generator).to(device),
-            torch.randn(noise, generator=generator).to(device),
-            torch.randn(2, num_tokens, size.token_dim, generator=generator).to(device),
-        )
-
-
-class ExplicitAttention:
-    """Attention by two matrix products, tokens repeated for every frame, as the official code."""
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: CrossContext | None = None,
-        attention_mask: None = None,
-    ) -> torch.Tensor:
-        query = attn.to_q(hidden_states)
-        if encoder_hidden_states is None:
-            out = self.attend(attn, query, attn.to_k(hidden_states), attn.to_v(hidden_states))
-            return attn.to_out[1](attn.to_out[0](out))
-        ip = attn.own_processor
-        text, image = encoder_hidden_states.text, encoder_hidden_states.image
-        text = text.repeat_interleave(len(hidden_states) // len(text), 0)
-        out = self.attend(attn, query, attn.to_k(text), attn.to_v(text))
-        out = out + self.attend(attn, query, ip.to_k_ip[0](image), ip.to_v_ip[0](image))
-        return attn.to_out[1](attn.to_out[0](out))
-
-    @staticmethod
-    def attend(attn: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Any:
-        q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
-        weights = torch.einsum("bhid,bhjd->bhij", q, k) * q.shape[-1] ** -0.5
-        out = torch.einsum("bhij,bhjd->bhid", weights.softmax(-1), v)
-        return out.transpose(1, 2).flatten(2)
-
-
-class RepeatedTokensAttention(ExplicitAttention):
-    """The same with torch's fused kernel."""
-
-    @staticmethod
-    def attend(attn: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Any:
-        q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-        return out.transpose(1, 2).flatten(2)
-
-
-def set_attention(unet: DynamiCrafterUNet, processor: ExplicitAttention) -> None:
-    """Use a processor everywhere; the image branch's parameters stay with their module."""
-    from diffusers.models.attention_processor import Attention
-
-    for module in unet.modules():
-        if isinstance(module, Attention):
-            object.__setattr__(module, "own_processor", module.processor)
-            kept = module._modules.pop("processor", None)
-            if kept is not None:
-                module.own_modules = torch.nn.ModuleList([kept])
-            module.processor = processor
-
-
-class Restated:
-    """The official procedure, less the savings of the row."""
-
-    def __init__(
-        self, pipeline: DynamiCrafterPipeline, inputs: Inputs, row: Row, size: Size, folder: Path
-    ) -> None:
-        from safetensors.torch import load_file
-
-        self.pipeline, self.inputs, self.row, self.size = pipeline, inputs, row, size
-        files = {name: folder / f"{name}.safetensors" for name in ("early", "late")}
-        self.early = pipeline.unet
-        self.early.load_state_dict(load_file(files["early"]))
-        self.late = self.early
-        self.waiting: dict[str, dict[str, torch.Tensor]] = {}
-        if "one model" not in row.savings:
-            self.late = copy.deepcopy(self.early)
-            self.late.load_state_dict(load_file(files["late"]))
-        else:
-            self.waiting = {
-                name: {key: value.to(inputs.noise.device) for key, value in load_file(file).items()}
-                for name, file in files.items()
-            }
-        kind = RepeatedTokensAttention if "SDPA" in row.savings else ExplicitAttention
-        for unet in dict.fromkeys((self.early, self.late)):
-            set_attention(unet, kind())
-
-    def put(self, name: str) -> None:
-        """With one model, copy an expert's weights over it."""
-        own = dict(self.early.named_parameters())
-        for key, tensor in self.waiting.get(name, {}).items():
-            own[key.replace("processor.", "own_modules.0.")].copy_(tensor)
-
-    def __call__(self, num_steps: int) -> torch.Tensor:
-        """Make a video; returns latents."""
-        pipeline, savings, dtype = self.pipeline, self.row.savings, self.row.dtype
-        pixels = (self.inputs.image * 2 - 1).to(dtype)
-        num_encodes = 1 if "one encode" in savings else FRAMES
-        encoded = [
-            pipeline.vae.encode(pixels).latent_dist.mode() * pipeline.vae.config.scaling_factor
-            for _ in range(num_encodes)
-        ]
-        image_latents = torch.stack(encoded * (FRAMES // num_encodes), dim=2).float()
-        both = self.inputs.tokens.to(dtype)
-        latents = self.inputs.noise
-        scheduler = pipeline.scheduler
-        scheduler.set_timesteps(num_steps)
-        active = ""
-        for timestep in scheduler.timesteps:
-            abar = scheduler.alphas_cumprod[timestep].double()
-            level = float((1 - abar).sqrt() / (abar.sqrt() + (1 - abar).sqrt()))
-            due = "early" if level > BOUNDARY else "late"
-            if due != active:
-                self.put(due)
-            active = due
-            unet = self.early if due == "early" else self.late
-            sample = torch.cat([latents, image_latents], dim=1).to(dtype)
-            if "batched guidance" in savings:
-                found = unet(torch.cat([sample] * 2), timestep, both, 24.0, return_dict=False)[0]
-                unconditional, conditional = found.float().chunk(2)
-            else:
-                unconditional, conditional = (
-                    unet(sample, timestep, tokens[None], 24.0, return_dict=False)[0].float()
-                    for tokens in both
-                )
-            prediction = guided_prediction(conditional, unconditional, **GUIDANCE)
-            latents = scheduler.step(prediction, timestep, latents, eta=0.0, return_dict=False)[0]
-        return latents
-
-    def timed(self, *, warm_up: bool) -> tuple[torch.Tensor, dict[str, float]]:
-        """Make a video; returns latents and what was measured."""
-        return measured(self, self.size.steps, warm_up=warm_up)
+from motionmerge import Checkpoint, Recipe, experts
+from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
 
 
 class Ours:
@@ -459,9 +175,13 @@ def run_row(row: Row, size: Size, folder: Path, device: str) -> dict[str, float]
     pipeline = build(size, device)
     pipeline.to(row.dtype)
     inputs = Inputs.draw(size, pipeline, device)
-    make = (Ours if row.is_ours else Restated)(pipeline, inputs, row, size, folder)
+    parts = (pipeline, inputs, row, size, folder)
+    on_gpu = device == "cuda"
     with torch.autocast(device, torch.float16, enabled=row.autocast):
-        latents, result = make.timed(warm_up=device == "cuda")
+        if row.is_ours:
+            latents, result = Ours(*parts).timed(warm_up=on_gpu)
+        else:
+            latents, result = measured(Restated(*parts), size.steps, warm_up=on_gpu)
     if device == "cuda":
         result["peak_mb"] -= occupied / 1e6
     else:
