@@ -44,15 +44,18 @@ def front_chart(results: Mapping[str, ConditionResults]) -> Figure:
         members = family(results, name)
         if members:
             _draw_family(axes, members, label, color)
+    close = {name: _x(results[name]) for name in ("tuned", "naive") if name in results}
     for name, color in VARIANT_COLORS.items():
         if name in results:
             x, y = _x(results[name]), results[name].degree
             axes.plot(x, y, "D", color=color, markersize=7, zorder=5)
-            side, align = (-8, "right") if name == "naive" else (6, "left")  # it lies beside tuned
+            # naive and tuned lie beside each other, at the end of every line: say so below them
+            is_left = name in close and x == min(close.values())
+            align = "right" if is_left else "left"
             axes.annotate(
                 name,
                 (x, y),
-                xytext=(side, 6),
+                xytext=(-6 if is_left else 6, -14 if name in close else 6),
                 textcoords="offset points",
                 color=color,
                 weight="bold",
