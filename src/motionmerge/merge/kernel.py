@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from motionmerge.merge.compiled import Kernels
 from motionmerge.merge.program import Add, AddDropped, Along, Drop, Line, Program, Scale, Subtract
 from motionmerge.merge.rounding import all_finite, rounding_bits, scatter_
 from motionmerge.merge.sources import Source
@@ -177,16 +176,6 @@ def execute(
             )
 
 
-@lru_cache(maxsize=1)
-def compiled_kernels() -> ModuleType | None:
-    """Give `motionmerge.merge.compiled`, or None where numba is not installed."""
-    try:
-        from motionmerge.merge import compiled
-    except ImportError:
-        return None
-    return compiled
-
-
 def follow(line: Line, stored: Mapping[Source, Values], result: Values) -> bool:
     """Compute a line in one pass, with the bits of `execute` and `round_into`; False if it cannot.
 
@@ -201,7 +190,7 @@ def follow(line: Line, stored: Mapping[Source, Values], result: Values) -> bool:
 
 
 def follow_compiled(
-    kernels: ModuleType,
+    kernels: Kernels,
     along: Sequence[Along],
     stored: Mapping[Source, Values],
     masks: Mapping[MaskV1, Bytes],
@@ -210,19 +199,18 @@ def follow_compiled(
     """Compute steps along differences in one pass each, as `follow` does; False if it cannot."""
     if any(v.dtype != torch.bfloat16 for v in (*stored.values(), *results)):
         return False
-    for step, result in zip(along, results, strict=True):
-        sides = (
-            stored[s].raw.view(np.uint16) for s in (step.anchor, step.minuend, step.subtrahend)
+    return all(
+        kernels.step_along(
+            stored[step.anchor].raw,
+            stored[step.minuend].raw,
+            stored[step.subtrahend].raw,
+            step.scale,
+            step.factor,
+            None if step.mask is None else masks[step.mask],
+            result.raw,
         )
-        factors = np.float32(step.scale), np.float32(step.factor)
-        out = result.raw.view(np.uint16)
-        if step.mask is None:
-            is_finite = kernels.step_along(*sides, *factors, out)
-        else:
-            is_finite = kernels.step_along_kept(*sides, *factors, masks[step.mask], out)
-        if not is_finite:
-            return False
-    return True
+        for step, result in zip(along, results, strict=True)
+    )
 
 
 def round_into(
@@ -258,9 +246,7 @@ def round_into(
     return finite
 
 
-def draw_mask(
-    mask: MaskV1, block: Block, keep: Bytes, *, kernels: ModuleType | None = None
-) -> None:
+def draw_mask(mask: MaskV1, block: Block, keep: Bytes, *, kernels: Kernels | None = None) -> None:
     """Draw the mask of a block into a buffer: 1 where an entry is kept, else 0.
 
     Args:
@@ -273,8 +259,8 @@ def draw_mask(
         bits = mask_bits(mask.seed, block.name, block.index, block.count)
         np.less(bits, mask.threshold, out=keep.view(np.bool_))
     else:
-        state = mask_stream(mask.seed, block.name, block.index).state["state"]["state"]
-        kernels.draw_keep(state, mask.threshold, keep)
+        stream = mask_stream(mask.seed, block.name, block.index)
+        kernels.draw_keep(stream, mask.threshold, keep)
 
 
 def _rounding_bits(seed: int, blocks: Sequence[Block]) -> npt.NDArray[np.uint16]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from queue import SimpleQueue
-from types import ModuleType
 
 import numpy as np
 import torch
 
 from motionmerge.errors import CheckpointError
+from motionmerge.merge.compiled import compiled_kernels
 from motionmerge.merge.kernel import (
     STRETCH,
     Block,
@@ -25,7 +26,6 @@ from motionmerge.merge.kernel import (
     RegisterFile,
     Values,
     Workspace,
-    compiled_kernels,
     draw_mask,
     execute,
     follow,
@@ -52,9 +52,6 @@ Progress = Callable[[int, int], None]
 
 _MAX_THREADS = 8
 _BYTES_PER_THREAD = 8 << 20
-
-COMPILED_FROM = 512 << 20
-"""Bytes of results from which loading the compiled kernels pays."""
 
 
 def stream(
@@ -84,6 +81,17 @@ def stream(
     return _Pass(jobs, inputs, seed, progress).run(threads)
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Neighbouring blocks with the same program: what they hold, their masks and results."""
+
+    program: Program
+    planned: Blocks
+    held: Mapping[Source, Values]
+    masks: Mapping[MaskV1, Bytes]
+    results: Sequence[tuple[Write, Values]]
+
+
 class _Pass:
     def __init__(
         self,
@@ -98,15 +106,15 @@ class _Pass:
         self._planner = Planner(jobs, inputs, compute_whole=self._compute_whole)
         self._chunks = self._planner.chunks()
         self._lock = threading.Lock()
-        self._kernels_lock = threading.Lock()
+        self._kernels = compiled_kernels()
         self._files: SimpleQueue[RegisterFile] = SimpleQueue()
         self._error: BaseException | None = None
 
     def run(self, threads: int | None) -> int:
         threads = num_threads(self._total) if threads is None else threads
-        # Computing is many short calls: threads that do it side by side wait for the interpreter
-        # more than they work. Half of them compute; the others read, draw masks and write, which
-        # are few long calls.
+        # Computing step by step is many short calls: threads that do it side by side wait for the
+        # interpreter more than they work. Half of them may; the others read, draw masks, compute
+        # what is one pass, and write, which are few long calls.
         for _ in range(max(1, threads // 2)):
             self._files.put(RegisterFile())
         # Our threads share the work out; were torch to do it too, they would wait for each other.
@@ -184,12 +192,7 @@ class _Pass:
             else:  # at once: what was read is in memory that computing may use
                 written += self._write(write, runs, self._checked(write.source, chunk, stored))
         if results:
-            masks = self._draw_masks(chunk, workspace)
-            file = self._files.get()
-            try:
-                self._compute(chunk, stored, masks, [(w, values) for w, _, values in results], file)
-            finally:
-                self._files.put(file)
+            self._compute(chunk, stored, [(w, values) for w, _, values in results], workspace)
         for write, runs, values in results:
             written += self._write(write, runs, values)
         with self._lock:
@@ -199,57 +202,57 @@ class _Pass:
         self,
         chunk: Chunk,
         stored: Mapping[Source, Values],
-        masks: Mapping[MaskV1, Bytes],
         results: Sequence[tuple[Write, Values]],
-        file: RegisterFile,
+        workspace: Workspace,
     ) -> None:
         """Compute all results of a chunk, one stretch of blocks with the same program at a time."""
-        start = 0
+        masks = self._draw_masks(chunk, workspace)
+        long_way, start = [], 0
         for program, planned in _stretches(chunk.blocks):
             part = slice(start, start + sum(block.count for _, block in planned))
             start = part.stop
             if program is None:
                 continue
-            held = {source: stored[source][part] for source in program.reads}
-            compare(planned, held)
-            rounded = [(write, result[part]) for write, result in results]
-            drawn = {mask: masks[mask][part] for mask in program.masks}
-            if not self._follow(program, planned, held, drawn, rounded, file):
-                self._execute(program, planned, held, drawn, rounded, file)
+            stretch = Stretch(
+                program,
+                planned,
+                {source: stored[source][part] for source in program.reads},
+                {mask: masks[mask][part] for mask in program.masks},
+                [(write, result[part]) for write, result in results],
+            )
+            compare(planned, stretch.held)
+            is_done = self._follow(stretch)
+            if not is_done or samples_of(planned):
+                long_way.append((stretch, is_done))
+        if long_way:
+            file = self._files.get()
+            try:
+                for stretch, is_done in long_way:
+                    (self._look_at if is_done else self._execute)(stretch, file)
+            finally:
+                self._files.put(file)
 
-    def _follow(
-        self,
-        program: Program,
-        planned: Blocks,
-        held: Mapping[Source, Values],
-        masks: Mapping[MaskV1, Bytes],
-        results: Sequence[tuple[Write, Values]],
-        file: RegisterFile,
-    ) -> bool:
-        """Compute a stretch in one pass, and only its samples step by step; False if one cannot."""
+    def _follow(self, stretch: Stretch) -> bool:
+        """Compute a stretch in one pass; False if it must be computed step by step."""
         if self._seed is not None:
             return False
-        values = [result for _, result in results]
-        if program.line is not None:
-            is_done = follow(program.line, held, values[0])
-        elif program.along is not None and (kernels := self._kernels()) is not None:
-            is_done = follow_compiled(kernels, program.along, held, masks, values)
-        else:
-            return False
-        if is_done and (samples := samples_of(planned)):
-            held = {source: samples.of_values(values) for source, values in held.items()}
-            registers = load(program, samples.blocks, held, file)
-            execute(program, registers, masks={m: samples.of(keep) for m, keep in masks.items()})
-            seen = [(write, samples.of_values(result)) for write, result in results]
-            self._observe(samples, program, registers, seen)
-        return is_done
+        program, values = stretch.program, [result for _, result in stretch.results]
+        if self._kernels is not None and program.along is not None:
+            kernels, masks = self._kernels, stretch.masks
+            return follow_compiled(kernels, program.along, stretch.held, masks, values)
+        return program.line is not None and follow(program.line, stretch.held, values[0])
 
-    def _kernels(self) -> ModuleType | None:
-        """The compiled kernels, if there is enough to do for them."""
-        if self._total < COMPILED_FROM:
-            return None
-        with self._kernels_lock:
-            return compiled_kernels()
+    def _look_at(self, stretch: Stretch, file: RegisterFile) -> None:
+        """Compute the samples of a stretch step by step, to count them."""
+        samples = samples_of(stretch.planned)
+        if samples is None:
+            return
+        held = {source: samples.of_values(values) for source, values in stretch.held.items()}
+        registers = load(stretch.program, samples.blocks, held, file)
+        masks = {mask: samples.of(keep) for mask, keep in stretch.masks.items()}
+        execute(stretch.program, registers, masks=masks)
+        seen = [(write, samples.of_values(result)) for write, result in stretch.results]
+        self._observe(samples, stretch.program, registers, seen)
 
     def _draw_masks(self, chunk: Chunk, workspace: Workspace) -> dict[MaskV1, Bytes]:
         """Draw all masks of a chunk; each holds the chunk's entries."""
@@ -260,30 +263,23 @@ class _Pass:
             for mask in tensor.program.masks if tensor.program else ():
                 if mask not in masks:
                     masks[mask] = workspace.buffer(f"mask {len(masks)}", chunk.count)
-                draw_mask(mask, block, masks[mask][part], kernels=self._kernels())
+                draw_mask(mask, block, masks[mask][part], kernels=self._kernels)
             start = part.stop
         return masks
 
-    def _execute(
-        self,
-        program: Program,
-        planned: Blocks,
-        held: Mapping[Source, Values],
-        masks: Mapping[MaskV1, Bytes],
-        results: Sequence[tuple[Write, Values]],
-        file: RegisterFile,
-    ) -> None:
+    def _execute(self, stretch: Stretch, file: RegisterFile) -> None:
         """Compute a stretch step by step, in fewer steps if nothing overflows."""
-        blocks, values = [block for _, block in planned], [result for _, result in results]
+        program, planned, held = stretch.program, stretch.planned, stretch.held
+        blocks, values = [b for _, b in planned], [result for _, result in stretch.results]
         for way in (program,) if program.shorter is None else (program.shorter, program):
             registers = load(way, blocks, held, file)
-            execute(way, registers, masks=masks)
+            execute(way, registers, masks=stretch.masks)
             if round_into(values, way, blocks, registers, seed=self._seed):
                 break
         else:
             self._find_fault(program, blocks, registers, values)
         if samples := samples_of(planned):
-            seen = [(write, samples.of_values(result)) for write, result in results]
+            seen = [(write, samples.of_values(result)) for write, result in stretch.results]
             self._observe(samples, way, [samples.of(r) for r in registers], seen)
 
     def _observe(
