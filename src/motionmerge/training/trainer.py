@@ -367,7 +367,7 @@ class _State:
         """Restore what was saved; returns (next step, seconds so far)."""
         if not self.path.exists():
             return 0, 0.0
-        saved = torch.load(self.path, weights_only=True)
+        saved = torch.load(self.path, map_location="cpu", weights_only=True)
         if saved["settings"] != self.settings:
             raise CheckpointError(
                 f"{self.path} was saved with other settings: {saved['settings']}, now "
