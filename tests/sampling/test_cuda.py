@@ -14,7 +14,6 @@ from PIL import Image
 
 from motionmerge import load_pocket
 from motionmerge.errors import ConfigError
-from motionmerge.io.weights import save_weights
 from motionmerge.merge.recipe import Recipe
 from motionmerge.models.pocket.world import load_photo
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
@@ -30,6 +29,7 @@ from .test_expert_bank import (
     exact_experts,
     other_weights,
     same_weights,
+    stored_paper_recipe,
     tiny_transformer,
     two_experts,
     weights_of,
@@ -52,17 +52,8 @@ def on_gpu(pipeline: DynamiCrafterPipeline) -> DynamiCrafterPipeline:
 @pytest.fixture
 def recipe(pipeline: DynamiCrafterPipeline, tmp_path: Path) -> Recipe:
     """The paper's experts of a U-Net and a projector in files."""
-    save_weights(tmp_path / "base.safetensors", weights_of(pipeline, "unet", "image_projector"))
-    save_weights(tmp_path / "tuned.safetensors", other_weights("unet", "image_projector"))
-    path = tmp_path / "recipe.yaml"
-    path.write_text(
-        "inputs: {base: base.safetensors, tuned: tuned.safetensors}\n"
-        "experts:\n"
-        "  dynamics: base + 0.75 * dare(-0.25 * (tuned - base), drop_rate=0.7, seed=0)\n"
-        "  consistency: tuned + 0.25 * dare(tuned - base, drop_rate=0.7, seed=1)\n"
-        "schedule: [{expert: dynamics, above: 0.64}, {expert: consistency}]\n"
-    )
-    return Recipe.load(path)
+    base = weights_of(pipeline, "unet", "image_projector")
+    return stored_paper_recipe(tmp_path, base, other_weights("unet", "image_projector"))
 
 
 def test_a_stream_brings_pinned_tensors_bit_for_bit_while_the_gpu_computes() -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError, ShapeError
 from motionmerge.io.weights import save_weights
 from motionmerge.merge.algebra import Checkpoint
+from motionmerge.merge.recipe import Recipe
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
 from motionmerge.sampling.expert_bank import ExpertBank, attached_bank, experts, paper_recipe
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
@@ -47,6 +48,16 @@ def two_experts(*modules: str) -> dict[str, Weights]:
         "dynamics": other_weights(*modules, seed=1),
         "consistency": other_weights(*modules, seed=2),
     }
+
+
+def stored_paper_recipe(folder: Path, base: Weights, tuned: Weights) -> Recipe:
+    """Write two sets of weights to files, and the paper's experts of them as a recipe."""
+    text = paper_recipe(0.25).print()
+    for name, weights in (("base", base), ("tuned", tuned)):
+        save_weights(folder / f"{name}.safetensors", weights)
+        text = text.replace(f"memory:{name}", f"{name}.safetensors")
+    (folder / "recipe.yaml").write_text(text)
+    return Recipe.load(folder / "recipe.yaml")
 
 
 def same_weights(left: Weights, right: Weights) -> bool:
@@ -392,14 +403,10 @@ def test_a_recipe_and_paths_and_checkpoints_give_the_same_experts(
     pipeline: DynamiCrafterPipeline, generate: Generate, tmp_path: Path
 ) -> None:
     base, tuned = weights_of(pipeline, "unet"), other_weights("unet")
-    save_weights(tmp_path / "base.safetensors", base)
-    save_weights(tmp_path / "tuned.safetensors", tuned)
-    text = paper_recipe(0.25).print().replace("memory:base", "base.safetensors")
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(text.replace("memory:tuned", "tuned.safetensors"))
+    stored_paper_recipe(tmp_path, base, tuned)
     videos = []
     for options in (
-        {"recipe": recipe},
+        {"recipe": tmp_path / "recipe.yaml"},
         {"recipe": paper_recipe(0.25), "inputs": {"base": base, "tuned": tuned}},
         {"motion": 0.25, "base": base, "tuned": tmp_path / "tuned.safetensors"},
         {"motion": 0.25, "base": Checkpoint.load(tmp_path / "base.safetensors"), "tuned": tuned},

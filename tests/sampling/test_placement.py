@@ -12,7 +12,6 @@ from accelerate import cpu_offload_with_hook
 from torch import nn
 
 from motionmerge.errors import ConfigError
-from motionmerge.io.weights import save_weights
 from motionmerge.merge.in_memory import realise
 from motionmerge.merge.recipe import Recipe
 from motionmerge.sampling import placement, recompute
@@ -28,7 +27,7 @@ from motionmerge.sampling.placement import (
 from motionmerge.sampling.recompute import recomputed_experts
 from motionmerge.schedule import ExpertSchedule
 
-from .test_expert_bank import Recorder, other_weights, same_weights, weights_of
+from .test_expert_bank import Recorder, other_weights, same_weights, stored_paper_recipe, weights_of
 
 Generate = Callable[..., torch.Tensor]
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -39,17 +38,7 @@ def recipe(pipeline: DynamiCrafterPipeline, tmp_path: Path) -> Recipe:
     """The paper's experts of a U-Net and a projector in files; some tensors are in one alone."""
     base, tuned = weights_of(pipeline, "unet", "image_projector"), other_weights("unet")
     tuned = {**base, **tuned, "unet.conv_in.bias": base["unet.conv_in.bias"]}
-    save_weights(tmp_path / "base.safetensors", base)
-    save_weights(tmp_path / "tuned.safetensors", tuned)
-    path = tmp_path / "recipe.yaml"
-    path.write_text(
-        "inputs: {base: base.safetensors, tuned: tuned.safetensors}\n"
-        "experts:\n"
-        "  dynamics: base + 0.75 * dare(-0.25 * (tuned - base), drop_rate=0.7, seed=0)\n"
-        "  consistency: tuned + 0.25 * dare(tuned - base, drop_rate=0.7, seed=1)\n"
-        "schedule: [{expert: dynamics, above: 0.64}, {expert: consistency}]\n"
-    )
-    return Recipe.load(path)
+    return stored_paper_recipe(tmp_path, base, tuned)
 
 
 def test_every_placement_makes_the_same_video_and_gives_the_model_back(

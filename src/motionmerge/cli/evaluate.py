@@ -81,28 +81,23 @@ def pocket(
             fix="Leave one of them out.",
         )
     pipeline = load_pocket("base")
+    protocol = Protocol("validation" if search else split, num, seed, steps)
+
+    def run(conditions: Sequence[Condition]) -> dict[str, ConditionResults]:
+        with _progress(len(conditions) * num, shown=not as_json) as tell:
+            return evaluate(
+                pipeline,
+                conditions,
+                protocol=protocol,
+                folder=output,
+                inputs=inputs,
+                progress=tell,
+            )
+
     if search:
-        protocol = Protocol("validation", num, seed, steps)
-
-        def run(conditions: Sequence[Condition]) -> dict[str, ConditionResults]:
-            with _progress(len(conditions) * num, shown=not as_json) as tell:
-                return evaluate(
-                    pipeline,
-                    conditions,
-                    protocol=protocol,
-                    folder=output,
-                    inputs=inputs,
-                    progress=tell,
-                )
-
         _print_search(search_settings(run), output, as_json=as_json)
         return
-    chosen = pick_conditions(condition) if condition else paper_conditions()
-    protocol = Protocol(split, num, seed, steps)
-    with _progress(len(chosen) * num, shown=not as_json) as tell:
-        results = evaluate(
-            pipeline, chosen, protocol=protocol, folder=output, inputs=inputs, progress=tell
-        )
+    results = run(pick_conditions(condition) if condition else paper_conditions())
     _print_results(results, judge(results), as_json=as_json)
     if write_docs:
         from motionmerge.evaluation.decided import decided
@@ -120,18 +115,17 @@ def _own_weights(pairs: Iterable[str]) -> dict[str, Path]:
     Raises:
         ConfigError: No such name or no such file.
     """
+    from motionmerge.cli.merge import parse_inputs
     from motionmerge.errors import ConfigError
     from motionmerge.models.pocket.components import VARIANTS
 
-    found = {}
-    for pair in pairs:
-        name, is_pair, file = pair.partition("=")
-        if not is_pair or name not in VARIANTS or not Path(file).is_file():
+    found = {name: Path(file) for name, file in parse_inputs(pairs, flag="--weights").items()}
+    for name, file in found.items():
+        if name not in VARIANTS or not file.is_file():
             raise ConfigError(
-                f"`--weights {pair}` does not give one of the pocket model's weights a file.",
+                f"--weights {name}={file} gives none of the pocket model's weights a file.",
                 fix=f"Use NAME=FILE with a file that exists; names: {', '.join(VARIANTS)}.",
             )
-        found[name] = Path(file)
     return found
 
 

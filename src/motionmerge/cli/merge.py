@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,8 +93,8 @@ def carry_out(recipe: Recipe, output: Path, *, as_json: bool, **options: Any) ->
     print(json.dumps(report.to_dict(), indent=2) if as_json else report)
 
 
-def parse_inputs(pairs: list[str]) -> dict[str, str]:
-    """Read `NAME=PATH` options.
+def parse_inputs(pairs: Iterable[str], *, flag: str = "--input") -> dict[str, str]:
+    """Read `NAME=PATH` options of a flag.
 
     Raises:
         ConfigError: One of them has no `=`.
@@ -103,7 +103,7 @@ def parse_inputs(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         name, equals, path = pair.partition("=")
         if not (name and equals and path):
-            raise ConfigError(f"--input {pair} is not NAME=PATH.", fix="Write `--input base=FILE`.")
+            raise ConfigError(f"{flag} {pair} is not NAME=PATH.", fix=f"Write `{flag} base=FILE`.")
         parsed[name] = path
     return parsed
 

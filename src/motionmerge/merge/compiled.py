@@ -26,12 +26,10 @@ class Kernels:
         self._draw = library.draw_keep
         self._draw.argtypes = (_POINTER, ctypes.c_uint32, _POINTER, _COUNT)
         self._draw.restype = None
+        self._step = library.step_along
         factors = (ctypes.c_float, ctypes.c_float)
-        self._step, self._step_kept = library.step_along, library.step_along_kept
-        self._step.argtypes = (*(_POINTER,) * 3, *factors, _POINTER, _COUNT)
-        self._step_kept.argtypes = (*(_POINTER,) * 3, *factors, *(_POINTER,) * 2, _COUNT)
-        for function in (self._step, self._step_kept):
-            function.restype = ctypes.c_int
+        self._step.argtypes = (*(_POINTER,) * 3, *factors, *(_POINTER,) * 2, _COUNT)
+        self._step.restype = ctypes.c_int
 
     def draw_keep(self, stream: np.random.SFC64, threshold: int, keep: Bytes) -> None:
         """Draw mask v1 of one block: 1 where an entry is kept, else 0.
@@ -65,11 +63,8 @@ class Kernels:
             Every result is finite.
         """
         places = [side.ctypes.data for side in (anchor, minuend, subtrahend)]
-        count = result.size // 2
-        if keep is None:
-            return bool(self._step(*places, scale, factor, result.ctypes.data, count))
-        mask = keep.ctypes.data
-        return bool(self._step_kept(*places, scale, factor, mask, result.ctypes.data, count))
+        mask, count = None if keep is None else keep.ctypes.data, result.size // 2
+        return bool(self._step(*places, scale, factor, mask, result.ctypes.data, count))
 
 
 @lru_cache(maxsize=1)

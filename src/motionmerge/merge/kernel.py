@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from motionmerge.merge.compiled import Kernels
-from motionmerge.merge.program import Add, AddDropped, Along, Drop, Line, Program, Scale, Subtract
+from motionmerge.merge.program import Add, AddDropped, Along, Drop, Program, Scale, Subtract
 from motionmerge.merge.rounding import all_finite, rounding_bits, scatter_
 from motionmerge.merge.sources import Source
 from motionmerge.merge.sparsify import MaskV1
@@ -176,17 +176,25 @@ def execute(
             )
 
 
-def follow(line: Line, stored: Mapping[Source, Values], result: Values) -> bool:
-    """Compute a line in one pass, with the bits of `execute` and `round_into`; False if it cannot.
+def follow(
+    along: Sequence[Along], stored: Mapping[Source, Values], results: Sequence[Values]
+) -> bool:
+    """Compute lines in one pass each, with the bits of `execute` and `round_into`; False if it
+    cannot.
 
     torch.lerp computes start + weight * (end - start) in fp32 for weights below a half, and rounds
     once. What is not finite is left to the long way, which says why.
     """
-    start, end = stored[line.anchor], stored[line.other]
-    if not start.dtype == end.dtype == result.dtype or result.dtype not in HALVES:
-        return False
-    torch.lerp(start.tensor, end.tensor, line.factor, out=result.tensor)
-    return result.are_finite
+    for step, result in zip(along, results, strict=True):
+        start, end = stored[step.anchor], stored[step.minuend]
+        if not step.is_line or not start.dtype == end.dtype == result.dtype:
+            return False
+        if result.dtype not in HALVES:
+            return False
+        torch.lerp(start.tensor, end.tensor, step.factor, out=result.tensor)
+        if not result.are_finite:
+            return False
+    return True
 
 
 def follow_compiled(
@@ -246,14 +254,14 @@ def round_into(
     return finite
 
 
-def draw_mask(mask: MaskV1, block: Block, keep: Bytes, *, kernels: Kernels | None = None) -> None:
+def draw_mask(mask: MaskV1, block: Block, keep: Bytes, *, kernels: Kernels | None) -> None:
     """Draw the mask of a block into a buffer: 1 where an entry is kept, else 0.
 
     Args:
         mask: Which.
         block: Where.
         keep: The buffer.
-        kernels: To do it with.
+        kernels: To do it with; NumPy does it without.
     """
     if kernels is None:
         bits = mask_bits(mask.seed, block.name, block.index, block.count)

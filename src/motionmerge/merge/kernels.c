@@ -65,30 +65,18 @@ PUBLIC void draw_keep(const uint64_t *state, uint32_t threshold, uint8_t *keep, 
     }
 }
 
-/* result = anchor + factor * (scale * (minuend - subtrahend)); returns whether all are finite. */
+/* result = anchor + factor * (scale * (minuend - subtrahend)) where `keep` is 1, the anchor where it
+ * is 0; without `keep` everywhere. Returns whether all are finite: NaN and infinity show also where
+ * they are dropped. */
 FOR_EVERY_PROCESSOR
 PUBLIC int step_along(const uint16_t *anchor, const uint16_t *minuend, const uint16_t *subtrahend,
-                      float scale, float factor, uint16_t *restrict result, size_t count) {
+                      float scale, float factor, const uint8_t *restrict keep,
+                      uint16_t *restrict result, size_t count) {
     uint32_t largest = 0;
     for (size_t i = 0; i < count; i++) {
         float step = factor * (scale * (widened(minuend[i]) - widened(subtrahend[i])));
-        uint16_t half = narrowed(widened(anchor[i]) + step);
-        uint32_t exponent = half & EXPONENT;
-        result[i] = half;
-        largest = exponent > largest ? exponent : largest;
-    }
-    return largest < EXPONENT;
-}
-
-/* The same where `keep` is 1, the anchor where it is 0; NaN and infinity show also where dropped. */
-FOR_EVERY_PROCESSOR
-PUBLIC int step_along_kept(const uint16_t *anchor, const uint16_t *minuend,
-                           const uint16_t *subtrahend, float scale, float factor,
-                           const uint8_t *restrict keep, uint16_t *restrict result, size_t count) {
-    uint32_t largest = 0;
-    for (size_t i = 0; i < count; i++) {
-        float step = factor * (scale * (widened(minuend[i]) - widened(subtrahend[i])));
-        uint16_t half = narrowed(widened(anchor[i]) + step * (float)keep[i]);
+        float kept = keep ? step * (float)keep[i] : step;
+        uint16_t half = narrowed(widened(anchor[i]) + kept);
         uint32_t exponent = half & EXPONENT;
         result[i] = half;
         largest = exponent > largest ? exponent : largest;

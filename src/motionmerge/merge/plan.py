@@ -22,7 +22,7 @@ from motionmerge.merge.groups import Only, selects
 from motionmerge.merge.kernel import BLOCK, CHUNK, HALVES, Block, torch_threads
 from motionmerge.merge.program import Lowering, Program, Read, is_blockwise
 from motionmerge.merge.report import Survival
-from motionmerge.merge.shortcuts import along_of, line_of, shortened
+from motionmerge.merge.shortcuts import along_of, shortened
 from motionmerge.merge.sources import OpenInputs, Place, Source
 from motionmerge.tensors import is_mergeable, num_bytes
 
@@ -332,7 +332,6 @@ class Planner:
                 roots,
                 given=lowering.given,
                 kept=self._anchors,
-                line=line_of(steps, roots),
                 along=None if lowering.given else along_of(*(shorter or (steps, roots))),
                 shorter=None
                 if shorter is None

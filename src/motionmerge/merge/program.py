@@ -167,23 +167,15 @@ class Instruction:
 
 
 @dataclass(frozen=True)
-class Line:
-    """anchor + factor * (other - anchor), where the product is exact in fp32.
-
-    It is if the sources are bf16 or fp16, whose differences have bits to spare at the small end,
-    and the factor is a power of two. Then it does not matter whether product and sum are fused.
-    """
-
-    anchor: Source
-    other: Source
-    factor: float
-
-
-@dataclass(frozen=True)
 class Along:
     """anchor + factor * (scale * (minuend - subtrahend)), the product zero where the mask drops it.
 
     Every operation is rounded to fp32. Without a mask all is kept.
+
+    Attributes:
+        is_line: It is anchor + factor * (minuend - anchor) with a product that is exact in fp32 for
+            sources in bf16 or fp16, whose differences have bits to spare at the small end. Then it
+            does not matter whether product and sum are fused.
     """
 
     anchor: Source
@@ -192,6 +184,7 @@ class Along:
     scale: float
     factor: float
     mask: MaskV1 | None
+    is_line: bool
 
 
 class Program:
@@ -203,8 +196,7 @@ class Program:
         given: The values of steps that were evaluated as a whole.
         kept: Sources whose registers still hold what was read when the program ends; those of the
             others are used again.
-        line: What it comes to, if it is a step along a line.
-        along: What each root comes to, if every one is such a step.
+        along: What each root comes to, if every one is a step along a difference.
         shorter: A program with the same bits wherever nothing overflows.
     """
 
@@ -215,11 +207,10 @@ class Program:
         *,
         given: Mapping[int, torch.Tensor],
         kept: Collection[Source] = (),
-        line: Line | None = None,
         along: Sequence[Along] | None = None,
         shorter: Program | None = None,
     ) -> None:
-        self.line, self.along, self.shorter = line, along, shorter
+        self.along, self.shorter = along, shorter
         needed = _needed(steps, roots)
         self.reads = {
             step.source: number

@@ -14,7 +14,6 @@ from motionmerge.merge.program import (
     AddDropped,
     Along,
     Drop,
-    Line,
     Read,
     Scale,
     Step,
@@ -25,23 +24,6 @@ from motionmerge.merge.sources import Source
 _SMALLEST = 2.0**-16
 
 
-def line_of(steps: Sequence[Step], roots: Sequence[int]) -> Line | None:
-    """Recognise a single result that is a step along the line between two sources."""
-    last = steps[roots[0]]
-    if len(roots) != 1 or not isinstance(last, Add):
-        return None
-    anchor, scaled = steps[last.first], steps[last.second]
-    if not isinstance(anchor, Read) or not isinstance(scaled, Scale):
-        return None
-    between = steps[scaled.first]
-    if not isinstance(between, Subtract) or between.second != last.first:
-        return None
-    other, size = steps[between.first], abs(scaled.factor)
-    if not isinstance(other, Read) or not _is_power_of_two(size) or not _SMALLEST <= size < 0.5:
-        return None
-    return Line(anchor.source, other.source, scaled.factor)
-
-
 def along_of(steps: Sequence[Step], roots: Sequence[int]) -> tuple[Along, ...] | None:
     """Recognise results that each add one scaled difference of two sources to a source.
 
@@ -49,8 +31,13 @@ def along_of(steps: Sequence[Step], roots: Sequence[int]) -> tuple[Along, ...] |
         steps: Of a program, after `shortened` if that gives any.
         roots: Those whose values are wanted.
     """
-    found = [_along(steps, steps[root]) for root in roots]
-    return None if None in found else tuple(one for one in found if one is not None)
+    found = []
+    for root in roots:
+        step = _along(steps, steps[root])
+        if step is None:
+            return None
+        found.append(step)
+    return tuple(found)
 
 
 def _along(steps: Sequence[Step], last: Step) -> Along | None:
@@ -67,8 +54,12 @@ def _along(steps: Sequence[Step], last: Step) -> Along | None:
     if not isinstance(minuend, Read) or not isinstance(subtrahend, Read):
         return None
     scale, factor = [1.0, 1.0, *factors][-2:]  # a product with 1 is exact
-    mask = last.mask if isinstance(last, AddDropped) else None
-    return Along(anchor.source, minuend.source, subtrahend.source, scale, factor, mask)
+    mask, size = last.mask if isinstance(last, AddDropped) else None, abs(factor)
+    is_line = anchor == subtrahend and mask is None and scale == 1
+    is_line = is_line and _is_power_of_two(size) and _SMALLEST <= size < 0.5
+    return Along(
+        anchor.source, minuend.source, subtrahend.source, scale, factor, mask, is_line=is_line
+    )
 
 
 def shortened(

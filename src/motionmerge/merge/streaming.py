@@ -83,10 +83,15 @@ def stream(
 
 @dataclass(frozen=True)
 class Stretch:
-    """Neighbouring blocks with the same program: what they hold, their masks and results."""
+    """Neighbouring blocks with the same program: what they hold, their masks and results.
+
+    Attributes:
+        samples: What of them is looked at; None if nothing is.
+    """
 
     program: Program
     planned: Blocks
+    samples: Samples | None
     held: Mapping[Source, Values]
     masks: Mapping[MaskV1, Bytes]
     results: Sequence[tuple[Write, Values]]
@@ -216,13 +221,14 @@ class _Pass:
             stretch = Stretch(
                 program,
                 planned,
+                samples_of(planned),
                 {source: stored[source][part] for source in program.reads},
                 {mask: masks[mask][part] for mask in program.masks},
                 [(write, result[part]) for write, result in results],
             )
             compare(planned, stretch.held)
             is_done = self._follow(stretch)
-            if not is_done or samples_of(planned):
+            if not is_done or stretch.samples:
                 long_way.append((stretch, is_done))
         if long_way:
             file = self._files.get()
@@ -236,15 +242,18 @@ class _Pass:
         """Compute a stretch in one pass; False if it must be computed step by step."""
         if self._seed is not None:
             return False
-        program, values = stretch.program, [result for _, result in stretch.results]
-        if self._kernels is not None and program.along is not None:
-            kernels, masks = self._kernels, stretch.masks
-            return follow_compiled(kernels, program.along, stretch.held, masks, values)
-        return program.line is not None and follow(program.line, stretch.held, values[0])
+        along, values = stretch.program.along, [result for _, result in stretch.results]
+        if along is None:
+            return False
+        if self._kernels is not None and follow_compiled(
+            self._kernels, along, stretch.held, stretch.masks, values
+        ):
+            return True
+        return follow(along, stretch.held, values)
 
     def _look_at(self, stretch: Stretch, file: RegisterFile) -> None:
         """Compute the samples of a stretch step by step, to count them."""
-        samples = samples_of(stretch.planned)
+        samples = stretch.samples
         if samples is None:
             return
         held = {source: samples.of_values(values) for source, values in stretch.held.items()}
@@ -269,8 +278,9 @@ class _Pass:
 
     def _execute(self, stretch: Stretch, file: RegisterFile) -> None:
         """Compute a stretch step by step, in fewer steps if nothing overflows."""
-        program, planned, held = stretch.program, stretch.planned, stretch.held
-        blocks, values = [b for _, b in planned], [result for _, result in stretch.results]
+        program, held = stretch.program, stretch.held
+        blocks = [block for _, block in stretch.planned]
+        values = [result for _, result in stretch.results]
         for way in (program,) if program.shorter is None else (program.shorter, program):
             registers = load(way, blocks, held, file)
             execute(way, registers, masks=stretch.masks)
@@ -278,7 +288,7 @@ class _Pass:
                 break
         else:
             self._find_fault(program, blocks, registers, values)
-        if samples := samples_of(planned):
+        if samples := stretch.samples:
             seen = [(write, samples.of_values(result)) for write, result in stretch.results]
             self._observe(samples, way, [samples.of(r) for r in registers], seen)
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -29,6 +30,12 @@ from motionmerge.models.pocket.components import attention_kernel
 
 LossFunction = Callable[[nn.Module, Sequence[int]], torch.Tensor]
 """Takes the (possibly wrapped) module and sample indices; returns the mean loss."""
+
+MAX_WORKERS = 14
+"""Processes that draw samples for a GPU."""
+
+WARMUP_RUNS = 3
+"""Steps before one is captured: they allocate the optimizer's state and pick kernels."""
 
 Drawn = Any
 """What `draw` makes of sample indices: tensors in tuples, named or not."""
@@ -56,10 +63,6 @@ class Objective(Protocol):
     def loss(self, module: nn.Module, *prepared: torch.Tensor) -> torch.Tensor:
         """The mean loss, without a glance at any value: it is captured."""
         ...
-
-
-MAX_WORKERS = 14
-WARMUP_RUNS = 3
 
 
 class CpuObjective:
@@ -224,9 +227,7 @@ def fit(
     for step, drawn in enumerate(batches, first_step):
         learning_rate = learning_rate_at(step, settings)
         rate.fill_(learning_rate)
-        with torch.no_grad():
-            prepared = objective.prepare(drawn)
-        recent = [*recent[1 - settings.log_every :], run_step(*prepared)]
+        recent = [*recent[1 - settings.log_every :], run_step(*objective.prepare(drawn))]
         ema.step(parameters)
         done = step + 1
         if accelerator.is_main_process:
@@ -298,14 +299,7 @@ def _batches(
         batches, batch_size=None, num_workers=workers, prefetch_factor=4, pin_memory=True
     )
     for drawn in loader:
-        yield _move(drawn, device)
-
-
-def _move(drawn: Drawn, device: torch.device) -> Drawn:
-    if isinstance(drawn, torch.Tensor):
-        return drawn.to(device, non_blocking=True)
-    parts = [_move(part, device) for part in drawn]
-    return type(drawn)(*parts) if hasattr(drawn, "_fields") else tuple(parts)
+        yield send_to_device(drawn, device, non_blocking=True)
 
 
 class _CapturedStep:
@@ -323,7 +317,7 @@ class _CapturedStep:
 
     def __call__(self, *prepared: torch.Tensor) -> torch.Tensor:
         self._runs += 1
-        if self._runs <= WARMUP_RUNS:  # allocates the optimizer's state, picks kernels
+        if self._runs <= WARMUP_RUNS:
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 loss = self._step(*prepared)
