@@ -31,36 +31,59 @@ def test_a_mask_has_the_bits_of_its_definition(kernels: Kernels, count: int, thr
     assert keep[count] == 7
 
 
+DTYPES = [torch.bfloat16, torch.float32]
+
+
+def bits_of(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(torch.int16 if tensor.dtype.itemsize == 2 else torch.int32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("is_masked", [True, False])
-@pytest.mark.parametrize(("scale", "factor"), [(1.0, -0.3), (-0.25, 2.5), (0.1, 0.7)])
+@pytest.mark.parametrize("factors", [(1.0, 1.0, -0.3), (1.0, -0.25, 2.5), (-0.25, 3.3, 0.75)])
 def test_a_step_has_the_bits_of_the_operations_one_by_one(
-    kernels: Kernels, is_masked: bool, scale: float, factor: float
+    kernels: Kernels, dtype: torch.dtype, is_masked: bool, factors: tuple[float, float, float]
 ):
     generator = torch.Generator().manual_seed(0)
-    sides = [torch.randn(10_007, generator=generator).bfloat16() for _ in range(3)]
-    tiny = torch.tensor([0.0, -0.0, 1e-40, -1e-40, 1e-38, 3e38]).bfloat16()
-    sides[0][: len(tiny)], sides[1][3 : 3 + len(tiny)] = tiny, tiny / 4
+    sides = [torch.randn(10_007, generator=generator).to(dtype) for _ in range(3)]
+    largest = torch.finfo(dtype).max
+    tiny = torch.tensor([0.0, -0.0, 1e-40, -1e-40, 1e-38, 3e-8, -5e-6, 0.8 * largest]).to(dtype)
+    sides[0][: len(tiny)], sides[1][3 : 3 + len(tiny)] = tiny, tiny / 8
     keep = torch.rand(10_007, generator=generator) < 0.5
     anchor, minuend, subtrahend = (side.float() for side in sides)
-    # one by one: torch's own `alpha` may be fused
-    step = torch.tensor(factor) * (torch.tensor(scale) * (minuend - subtrahend))
-    expected = (anchor + (step * keep.float() if is_masked else step)).bfloat16()
+    step = minuend - subtrahend
+    for factor in factors:  # one by one: torch's own `alpha` may be fused
+        step = torch.tensor(factor) * step
+    expected = (anchor + (step * keep.float() if is_masked else step)).to(dtype)
     result = torch.empty_like(expected)
     mask = keep.view(torch.uint8).numpy() if is_masked else None
-    assert kernels.step_along(*map(raw, sides), scale, factor, mask, raw(result))
-    assert torch.equal(result.view(torch.int16), expected.view(torch.int16))
+    assert kernels.step_along(dtype, *map(raw, sides), factors, mask, raw(result))
+    assert torch.equal(bits_of(result), bits_of(expected))
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("-inf"), 3.3e38])
+def test_every_stored_number_is_widened_and_rounded_as_torch_does(kernels: Kernels):
+    dtype = torch.bfloat16
+    patterns = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(dtype)
+    finite = patterns[patterns.isfinite()]
+    zeros, result = torch.zeros_like(finite), torch.empty_like(finite)
+    for factor in (1.0, 0.3, 1 / 3, 2.0**-11, 3 * 2.0**-12):  # also ties, also below the smallest
+        sides = map(raw, (zeros, finite, zeros))
+        is_finite = kernels.step_along(dtype, *sides, (1.0, 1.0, factor), None, raw(result))
+        expected = (zeros.float() + torch.tensor(factor) * finite.float()).to(dtype)
+        assert is_finite and torch.equal(bits_of(result), bits_of(expected))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", ["nan", "-inf", "large"])
 @pytest.mark.parametrize("side", [0, 1, 2])
 def test_what_is_not_finite_is_told_also_where_the_mask_drops_it(
-    kernels: Kernels, bad: float, side: int
+    kernels: Kernels, dtype: torch.dtype, bad: str, side: int
 ):
-    sides = [torch.ones(5000).bfloat16() for _ in range(3)]
+    sides = [torch.ones(5000).to(dtype) for _ in range(3)]
     result, dropped = torch.empty_like(sides[0]), np.zeros(5000, dtype=np.uint8)
-    arguments = (*map(raw, sides), 1.0, 4.0)
+    arguments = (dtype, *map(raw, sides), (1.0, 1.0, 4.0))
     assert kernels.step_along(*arguments, None, raw(result))
-    sides[side][4321] = bad
-    overflows = bad == 3.3e38
+    overflows = bad == "large"  # only if it is multiplied
+    sides[side][4321] = 0.99 * torch.finfo(dtype).max if overflows else float(bad)
     assert kernels.step_along(*arguments, None, raw(result)) == (overflows and side == 0)
     assert kernels.step_along(*arguments, dropped, raw(result)) == (overflows and side == 0)

@@ -91,8 +91,9 @@ def test_blocks_give_the_bits_of_the_expression_tree(expression, dtype):
         "tuned - dare(tuned - base, drop_rate=0.99, seed=2)",
     ],
 )
-def test_the_paper_s_forms_are_computed_by_compiled_kernels(kernels, expression):
-    states = make_states(torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_paper_s_forms_are_computed_by_compiled_kernels(kernels, expression, dtype):
+    states = make_states(dtype)
     inputs = "".join(f"  {name}: memory:{name}\n" for name in states)
     recipe = Recipe.parse(f"inputs:\n{inputs}experts:\n  merged: '{expression}'\n")
     computed = realise(recipe, inputs=states)["merged"]

@@ -7,12 +7,15 @@ merges take longer. While it computes, other threads go on.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -26,10 +29,14 @@ class Kernels:
         self._draw = library.draw_keep
         self._draw.argtypes = (_POINTER, ctypes.c_uint32, _POINTER, _COUNT)
         self._draw.restype = None
-        self._step = library.step_along
-        factors = (ctypes.c_float, ctypes.c_float)
-        self._step.argtypes = (*(_POINTER,) * 3, *factors, *(_POINTER,) * 2, _COUNT)
-        self._step.restype = ctypes.c_int
+        self._steps = {
+            torch.bfloat16: library.step_along_bf16,
+            torch.float32: library.step_along_fp32,
+        }
+        for step in self._steps.values():
+            factors = (ctypes.c_float,) * 3
+            step.argtypes = (*(_POINTER,) * 3, *factors, *(_POINTER,) * 2, _COUNT)
+            step.restype = ctypes.c_int
 
     def draw_keep(self, stream: np.random.SFC64, threshold: int, keep: Bytes) -> None:
         """Draw mask v1 of one block: 1 where an entry is kept, else 0.
@@ -42,36 +49,44 @@ class Kernels:
         state: npt.NDArray[np.uint64] = stream.state["state"]["state"]
         self._draw(state.ctypes.data, threshold, keep.ctypes.data, keep.size)
 
+    def takes(self, dtype: torch.dtype) -> bool:
+        """Tell whether `step_along` knows a dtype."""
+        return dtype in self._steps
+
     def step_along(
         self,
+        dtype: torch.dtype,
         anchor: Bytes,
         minuend: Bytes,
         subtrahend: Bytes,
-        scale: float,
-        factor: float,
+        factors: Sequence[float],
         keep: Bytes | None,
         result: Bytes,
     ) -> bool:
-        """anchor + factor * (scale * (minuend - subtrahend)) in fp32, rounded to bf16 once.
+        """anchor + f3 * (f2 * (f1 * (minuend - subtrahend))) in fp32, rounded to `dtype` once.
 
         Args:
-            anchor, minuend, subtrahend, result: The bytes of bf16 entries, `[2 * count]`.
-            scale, factor: They are rounded to fp32.
+            dtype: Of all entries: bf16 or fp32.
+            anchor, minuend, subtrahend, result: The bytes of `count` entries.
+            factors: f1, f2 and f3; they are rounded to fp32.
             keep: 1 where the step is taken, 0 where the anchor stays, `[count]`; None takes all.
 
         Returns:
-            Every result is finite.
+            Every entry is finite, also where the step is dropped.
         """
         places = [side.ctypes.data for side in (anchor, minuend, subtrahend)]
-        mask, count = None if keep is None else keep.ctypes.data, result.size // 2
-        return bool(self._step(*places, scale, factor, mask, result.ctypes.data, count))
+        mask = None if keep is None else keep.ctypes.data
+        count = result.size // dtype.itemsize
+        step = self._steps[dtype]
+        return bool(step(*places, *factors, mask, result.ctypes.data, count))
 
 
 @lru_cache(maxsize=1)
 def compiled_kernels() -> Kernels | None:
-    """Load the library, or give None where it was not built."""
+    """Load the library, or give None where it was not built or is of another version."""
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_kernels{suffix}")
         if path.is_file():
-            return Kernels(ctypes.CDLL(str(path)))
+            with suppress(AttributeError):  # a function is missing
+                return Kernels(ctypes.CDLL(str(path)))
     return None

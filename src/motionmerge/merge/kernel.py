@@ -191,7 +191,7 @@ def follow(
             return False
         if result.dtype not in HALVES:
             return False
-        torch.lerp(start.tensor, end.tensor, step.factor, out=result.tensor)
+        torch.lerp(start.tensor, end.tensor, step.factors[-1], out=result.tensor)
         if not result.are_finite:
             return False
     return True
@@ -205,15 +205,16 @@ def follow_compiled(
     results: Sequence[Values],
 ) -> bool:
     """Compute steps along differences in one pass each, as `follow` does; False if it cannot."""
-    if any(v.dtype != torch.bfloat16 for v in (*stored.values(), *results)):
+    dtype = results[0].dtype
+    if not kernels.takes(dtype) or any(v.dtype != dtype for v in (*stored.values(), *results)):
         return False
     return all(
         kernels.step_along(
+            dtype,
             stored[step.anchor].raw,
             stored[step.minuend].raw,
             stored[step.subtrahend].raw,
-            step.scale,
-            step.factor,
+            step.factors,
             None if step.mask is None else masks[step.mask],
             result.raw,
         )

@@ -1,4 +1,4 @@
-/* One pass over bf16 where kernel.py takes many; the same bits.
+/* One pass over bf16 or fp32 where kernel.py takes many; the same bits.
  *
  * Built with the package where there is a C compiler, called through compiled.py. Every operation
  * rounds to fp32 on its own: build with -ffp-contract=off.
@@ -22,21 +22,37 @@
 #endif
 
 #define TILE 4096 /* entries of a mask drawn at a time: they stay in the nearest cache */
-#define EXPONENT 0x7F80u
 
-static inline float widened(uint16_t half) {
-    uint32_t bits = (uint32_t)half << 16;
+static inline uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+static inline float float_of(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-/* To the nearest bf16, ties to even. What is not finite keeps an exponent of ones: NaN comes from
- * bf16 here, so its low bits are zero and the sum does not run over. */
-static inline uint16_t narrowed(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return (uint16_t)((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+/* from_*: a stored entry to fp32, exactly. to_*: fp32 to the nearest entry, ties to even; returns
+ * whether it is infinite or NaN, without comparisons, of which compilers make branches. */
+
+static inline float from_bf16(uint16_t half) { return float_of((uint32_t)half << 16); }
+
+/* NaN comes from bf16 here, so its low bits are zero and the sum does not run over. */
+static inline uint32_t to_bf16(float value, uint16_t *half) {
+    uint32_t bits = bits_of(value);
+    bits = bits + 0x7FFFu + ((bits >> 16) & 1u);
+    *half = (uint16_t)(bits >> 16);
+    return ((bits & 0x7F800000u) + 0x800000u) >> 31;
+}
+
+static inline float from_fp32(float value) { return value; }
+
+static inline uint32_t to_fp32(float value, float *result) {
+    *result = value;
+    return ((bits_of(value) & 0x7F800000u) + 0x800000u) >> 31;
 }
 
 FOR_EVERY_PROCESSOR
@@ -65,21 +81,24 @@ PUBLIC void draw_keep(const uint64_t *state, uint32_t threshold, uint8_t *keep, 
     }
 }
 
-/* result = anchor + factor * (scale * (minuend - subtrahend)) where `keep` is 1, the anchor where it
- * is 0; without `keep` everywhere. Returns whether all are finite: NaN and infinity show also where
- * they are dropped. */
-FOR_EVERY_PROCESSOR
-PUBLIC int step_along(const uint16_t *anchor, const uint16_t *minuend, const uint16_t *subtrahend,
-                      float scale, float factor, const uint8_t *restrict keep,
-                      uint16_t *restrict result, size_t count) {
-    uint32_t largest = 0;
-    for (size_t i = 0; i < count; i++) {
-        float step = factor * (scale * (widened(minuend[i]) - widened(subtrahend[i])));
-        float kept = keep ? step * (float)keep[i] : step;
-        uint16_t half = narrowed(widened(anchor[i]) + kept);
-        uint32_t exponent = half & EXPONENT;
-        result[i] = half;
-        largest = exponent > largest ? exponent : largest;
+/* result = anchor + third * (second * (first * (minuend - subtrahend))) where `keep` is 1, the
+ * anchor where it is 0; without `keep` everywhere. Every operation is rounded to fp32, the result
+ * once to what is stored. Returns whether all is finite, also what is dropped. */
+#define STEP_ALONG(FORMAT, TYPE)                                                                    \
+    FOR_EVERY_PROCESSOR                                                                             \
+    PUBLIC int step_along_##FORMAT(const TYPE *anchor, const TYPE *minuend, const TYPE *subtrahend, \
+                                   float first, float second, float third,                          \
+                                   const uint8_t *restrict keep, TYPE *restrict result,             \
+                                   size_t count) {                                                  \
+        uint32_t is_bad = 0;                                                                        \
+        for (size_t i = 0; i < count; i++) {                                                        \
+            float difference = from_##FORMAT(minuend[i]) - from_##FORMAT(subtrahend[i]);            \
+            float step = third * (second * (first * difference));                                   \
+            float kept = keep ? step * (float)keep[i] : step;                                       \
+            is_bad |= to_##FORMAT(from_##FORMAT(anchor[i]) + kept, &result[i]);                     \
+        }                                                                                           \
+        return !is_bad;                                                                             \
     }
-    return largest < EXPONENT;
-}
+
+STEP_ALONG(bf16, uint16_t)
+STEP_ALONG(fp32, float)

@@ -168,12 +168,13 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Along:
-    """anchor + factor * (scale * (minuend - subtrahend)), the product zero where the mask drops it.
+    """anchor + f3 * (f2 * (f1 * (minuend - subtrahend))), the product zero where the mask drops it.
 
     Every operation is rounded to fp32. Without a mask all is kept.
 
     Attributes:
-        is_line: It is anchor + factor * (minuend - anchor) with a product that is exact in fp32 for
+        factors: f1, f2 and f3; those that are not needed are 1, which changes nothing.
+        is_line: It is anchor + f3 * (minuend - anchor) with a product that is exact in fp32 for
             sources in bf16 or fp16, whose differences have bits to spare at the small end. Then it
             does not matter whether product and sum are fused.
     """
@@ -181,8 +182,7 @@ class Along:
     anchor: Source
     minuend: Source
     subtrahend: Source
-    scale: float
-    factor: float
+    factors: tuple[float, float, float]
     mask: MaskV1 | None
     is_line: bool
 

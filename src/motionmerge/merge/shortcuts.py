@@ -48,18 +48,17 @@ def _along(steps: Sequence[Step], last: Step) -> Along | None:
     while isinstance(term, Scale):
         factors.insert(0, term.factor)
         term = steps[term.first]
-    if not isinstance(anchor, Read) or not isinstance(term, Subtract) or len(factors) > 2:
+    if not isinstance(anchor, Read) or not isinstance(term, Subtract) or len(factors) > 3:
         return None
     minuend, subtrahend = steps[term.first], steps[term.second]
     if not isinstance(minuend, Read) or not isinstance(subtrahend, Read):
         return None
-    scale, factor = [1.0, 1.0, *factors][-2:]  # a product with 1 is exact
-    mask, size = last.mask if isinstance(last, AddDropped) else None, abs(factor)
-    is_line = anchor == subtrahend and mask is None and scale == 1
+    first, second, third = [1.0, 1.0, 1.0, *factors][-3:]  # a product with 1 is exact
+    mask, size = last.mask if isinstance(last, AddDropped) else None, abs(third)
+    is_line = anchor == subtrahend and mask is None and first == second == 1
     is_line = is_line and _is_power_of_two(size) and _SMALLEST <= size < 0.5
-    return Along(
-        anchor.source, minuend.source, subtrahend.source, scale, factor, mask, is_line=is_line
-    )
+    sources = (anchor.source, minuend.source, subtrahend.source)
+    return Along(*sources, (first, second, third), mask, is_line=is_line)
 
 
 def shortened(
