@@ -89,6 +89,7 @@ def rows() -> list[Row]:
     made.append(Row("+ keys kept: motionmerge", is_ours=True))
     made.append(Row("motionmerge, channels last", is_ours=True, channels_last=True))
     made.append(Row("motionmerge, compiled", is_ours=True, compiles="model"))
+    made.append(Row("motionmerge, recompute", is_ours=True, placement="recompute"))
     made.append(Row("official procedure, autocast", autocast=True))
     made.append(Row("official procedure, bf16", dtype=torch.bfloat16))
     ours = Row("motionmerge, bf16", dtype=torch.bfloat16, is_ours=True)

@@ -98,6 +98,11 @@ def num_bytes(dtype: torch.dtype, shape: Sequence[int]) -> int:
     return dtype.itemsize * math.prod(shape)
 
 
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Expose the memory of a contiguous CPU tensor."""
+    return tensor.view(-1).view(torch.uint8).numpy().data
+
+
 def is_mergeable(dtype: torch.dtype, shape: Sequence[int]) -> bool:
     """Tell whether a merge computes with such a tensor: floating point and at least 1-d.
 

@@ -18,6 +18,7 @@ from motionmerge.errors import CheckpointError, ConfigError, RecipeError, ShapeE
 from motionmerge.io.weights import save_weights
 from motionmerge.merge.algebra import Checkpoint
 from motionmerge.merge.recipe import Recipe
+from motionmerge.sampling import switched_module
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
 from motionmerge.sampling.expert_bank import ExpertBank, attached_bank, experts, paper_recipe
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
@@ -203,13 +204,59 @@ def test_only_what_differs_between_experts_is_kept(pipeline: DynamiCrafterPipeli
     both = {"dynamics": {**changed, **common}, "consistency": {**base, **common}}
     with experts(pipeline, experts=both, boundary=BOUNDARY) as bank:
         (part,) = (part for part in bank._parts if part.name == "unet")
-        assert {expert: list(values) for expert, values in part.values.items()} == {
-            "dynamics": ["conv_in.bias"],
-            "consistency": ["conv_in.bias"],
-        }
+        for expert, other in (bank.experts, bank.experts[::-1]):
+            part.activate(expert)
+            assert {name: list(values) for name, values in part.values.items()} == {
+                expert: [],  # in place, so not held
+                other: ["conv_in.bias"],
+            }
         assert list(part.shared) == ["conv_out.bias"]
         assert torch.equal(pipeline.unet.conv_out.bias, common["unet.conv_out.bias"])
     assert same_weights(weights_of(pipeline, "unet"), base)
+
+
+def test_a_switch_that_is_interrupted_anywhere_loses_no_expert(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ("one", "two", "three")
+    both = {
+        name: {"weight": torch.full((2,), float(n)), "bias": torch.full((1,), float(n))}
+        for n, name in enumerate(names, 1)
+    }
+    copy_ = torch.Tensor.copy_
+    left = 0
+
+    def interrupted(self: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        return copy_(self, source)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", interrupted)
+    for stop in range(1, 5):  # each expert has two tensors: one copy to hold it, one to put it
+        for after in names:
+            model = Recorder()
+            with ExpertBank(model, both, schedule=ExpertSchedule((ScheduleEntry("one"),))) as bank:
+                (part,) = bank._parts
+                left = stop
+                with pytest.raises(KeyboardInterrupt):
+                    part.activate("two")
+                for name in (after, *names):
+                    part.activate(name)
+                    assert torch.equal(model.weight, both[name]["weight"])
+                    assert torch.equal(model.bias, both[name]["bias"])
+            assert model.weight.tolist() == [0, 0] and model.bias.tolist() == [1]
+
+
+def test_what_was_given_as_an_expert_is_never_written_to() -> None:
+    model, given = Recorder(), recorder_experts()
+    with ExpertBank(model, given, schedule=ExpertSchedule.two(*given, boundary=0.5)) as bank:
+        for name in (*given, *given):
+            with bank.with_expert(name):
+                model.weight.data += 7  # what nobody should do
+    assert same_weights(given["dynamics"], recorder_experts()["dynamics"])
+    assert same_weights(given["consistency"], recorder_experts()["consistency"])
 
 
 def test_an_expert_that_lacks_a_tensor_uses_the_models_own() -> None:
@@ -324,8 +371,10 @@ def run_both_experts(
     entries = (ScheduleEntry("dynamics", timestep=500), ScheduleEntry("consistency"))
     outputs = []
     with ExpertBank(transformer, both, schedule=ExpertSchedule(entries)):
-        for timestep in (900, 100):
-            with transformer.cache_context("cond"):
+        for step, timestep in enumerate((900, 100)):
+            NOW.timestep = timestep
+            place = {"step_index": step, "sigma": timestep / 1000, "num_inference_steps": 9}
+            with transformer.cache_context("cond", **place):
                 outputs.append(transformer(timestep=torch.tensor([timestep]), **inputs)[0])
     return outputs
 
@@ -334,6 +383,8 @@ def exact_experts(transformer: nn.Module) -> dict[str, Weights]:
     own = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
     return {"dynamics": own, "consistency": {name: own[name] + 0.1 for name in own}}
 
+
+NOW = SimpleNamespace(timestep=0)  # where denoising is, for caches that ask
 
 CACHES = {
     "first block": FirstBlockCacheConfig(threshold=1e9),  # reuses whatever it holds
@@ -349,7 +400,34 @@ CACHES = {
         spatial_attention_timestep_skip_range=(-1, 1001),
         current_timestep_callback=lambda: 500,
     ),
+    "FasterCache": hooks.FasterCacheConfig(
+        spatial_attention_block_skip_range=9,
+        spatial_attention_timestep_skip_range=(-1, 681),
+        attention_weight_callback=lambda _: 1.0,
+        is_guidance_distilled=True,
+        current_timestep_callback=lambda: NOW.timestep,
+    ),
+    "SeaCache": hooks.SeaCacheConfig(
+        threshold=1e9,
+        retention_steps=0,
+        raw_vision_callback=lambda module, args, kwargs: [
+            kwargs["hidden_states"].reshape(4, 2, 2, 2)
+        ],
+    ),
 }
+
+
+@pytest.mark.parametrize("config", CACHES.values(), ids=list(CACHES))
+def test_caches_would_be_wrong_without_being_emptied(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformer, inputs = tiny_transformer()
+    both = exact_experts(transformer)
+    plain = run_both_experts(transformer, inputs, both)
+    monkeypatch.setattr(switched_module, "reset_caches", lambda module: None)
+    transformer.enable_cache(config)
+    early, late = run_both_experts(transformer, inputs, both)
+    assert torch.equal(early, plain[0]) and not torch.equal(late, plain[1])
 
 
 @pytest.mark.parametrize("config", CACHES.values(), ids=list(CACHES))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +110,40 @@ def test_only_what_differs_is_computed_again_at_a_switch(
         assert not projector.differs and not projector.shared
         assert "conv_in.bias" not in {*unet.values["dynamics"], *unet.shared}
         assert len(unet.values["dynamics"]) > 100
+
+
+def test_recomputing_holds_no_second_model_in_memory(
+    pipeline: DynamiCrafterPipeline, recipe: Recipe
+) -> None:
+    size = sum(tensor.nbytes for tensor in pipeline.unet.state_dict().values())
+    for kind, copies in (("recompute", 0), ("resident", 2)):  # the other expert, its own values
+        gc.collect()
+        before = bytes_in_tensors()
+        with experts(pipeline, recipe=recipe, placement=kind):
+            gc.collect()
+            assert bytes_in_tensors() - before == pytest.approx(copies * size, abs=0.1 * size)
+
+
+def bytes_in_tensors() -> int:
+    """Count the bytes of all plain tensors that are alive, each storage once."""
+    storages = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+        for value in gc.get_objects()
+        if isinstance(value, torch.Tensor) and not value.is_meta
+    }
+    return sum(storages.values())
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(
+    pipeline: DynamiCrafterPipeline, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = weights_of(pipeline, "unet")
+    # A device that is always full stands for the folder of temporary files.
+    full = partial(open, "/dev/full", "r+b", buffering=0)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda buffering: full())
+    with pytest.raises(ConfigError, match=r"no room in .*No space left.*(?s:.)*set TMPDIR"):
+        experts(pipeline, recipe=recipe, placement="recompute")
+    assert same_weights(weights_of(pipeline, "unet"), before)
 
 
 def test_weights_in_memory_are_not_recomputed(recipe: Recipe) -> None:

@@ -24,7 +24,7 @@ import torch
 
 from motionmerge.errors import CheckpointError, ShapeError
 from motionmerge.io.atomic import atomic_path
-from motionmerge.tensors import code_to_dtype, dtype_name, dtype_to_code, num_bytes
+from motionmerge.tensors import bytes_of, code_to_dtype, dtype_name, dtype_to_code, num_bytes
 
 MAX_HEADER_BYTES = 100_000_000
 _METADATA = "__metadata__"
@@ -73,7 +73,7 @@ class SafetensorsFile:
         """Read one tensor into memory of its own."""
         stored = self.tensors[name]
         tensor = torch.empty(stored.shape, dtype=stored.dtype)
-        self.read_into(name, 0, _bytes_of(tensor))
+        self.read_into(name, 0, bytes_of(tensor))
         return tensor
 
     def read_into(self, name: str, begin: int, target: memoryview) -> None:
@@ -329,7 +329,7 @@ def write_safetensors(
                         fix="Give every tensor of the specs exactly once.",
                     )
                 _check_spec(name, tensor, specs[name])
-                file.write_at(name, 0, _bytes_of(tensor.detach().cpu().contiguous()))
+                file.write_at(name, 0, bytes_of(tensor.detach().cpu().contiguous()))
                 del missing[name]
         if missing:
             raise CheckpointError(
@@ -347,8 +347,3 @@ def _check_spec(name: str, tensor: torch.Tensor, spec: TensorSpec) -> None:
             f"{dtype_name(dtype)} {list(shape)}.",
             fix="Convert the tensor, or correct the spec.",
         )
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    """Expose the memory of a contiguous CPU tensor."""
-    return tensor.view(-1).view(torch.uint8).numpy().data

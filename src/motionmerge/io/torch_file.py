@@ -22,7 +22,7 @@ import torch
 from motionmerge.errors import CheckpointError, ShapeError
 from motionmerge.io.atomic import atomic_path
 from motionmerge.io.safetensors_file import TensorSpec
-from motionmerge.tensors import dtype_name, num_bytes
+from motionmerge.tensors import bytes_of, dtype_name, num_bytes
 
 _STORAGES = {
     torch.float64: torch.DoubleStorage,
@@ -70,7 +70,7 @@ def write_torch_file(
                         f"spec says {dtype_name(spec[0])} {list(spec[1])}.",
                         fix="Convert the tensor, or correct the spec.",
                     )
-                _add(archive, f"data/{number}", tensor.view(-1).view(torch.uint8).numpy().data)
+                _add(archive, f"data/{number}", bytes_of(tensor))
             _add(archive, "version", b"3\n")
     except OSError as error:
         raise CheckpointError(

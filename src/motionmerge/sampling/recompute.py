@@ -24,9 +24,10 @@ GROUP_BYTES = 256 << 20
 
 
 class RecomputedExpert(Mapping[str, torch.Tensor]):
-    """The tensors of an expert by name, of which only the last few asked for are in memory.
+    """The tensors of an expert by name, of which only the next few are in memory.
 
-    Ask in the order of the names: neighbours are computed together.
+    Ask for each once and in the order of the names: neighbours are computed together, and what was
+    given is not kept.
 
     Args:
         checkpoint: The expert's expression, with its inputs.
@@ -50,13 +51,16 @@ class RecomputedExpert(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def __contains__(self, name: object) -> bool:  # Mapping's own would compute the tensor
+        return name in self._names
+
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self._names:
             raise KeyError(name)
         if name not in self._group:
             self._group = {}  # before the next, so that one at a time is in memory
             self._group = self._compute(self._names_from(name))
-        return self._group[name]
+        return self._group.pop(name)
 
     def renamed(self, names: Mapping[str, str]) -> RecomputedExpert:
         """Give some of the tensors new names.

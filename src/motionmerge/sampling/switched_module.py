@@ -7,15 +7,17 @@ switch copies only what has to change and restoring gives back exactly what was 
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers.hooks.faster_cache import FasterCacheBlockHook
 from diffusers.hooks.hooks import StateManager
 from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
+from motionmerge.sampling.on_disk import TensorsOnDisk
 from motionmerge.sampling.placement import (
     Placement,
     Prefetcher,
@@ -35,20 +37,24 @@ class SwitchedModule:
     Attributes:
         name: Its name in the pipeline, e.g. `unet`.
         module: The module itself.
-        values: For each expert, the tensors in which experts differ.
+        values: For each expert, the tensors in which experts differ. Of a resident expert those
+            that are in place are not held a second time.
         shared: Tensors in which all experts agree, but not with the module.
-        backup: The module's own values of all these tensors.
+        backup: The module's own values of all these tensors, on disk if experts are recomputed.
         active: The expert whose values are in place.
         placement: Where the values wait.
+        differs: Whether experts differ here.
     """
 
     name: str
     module: nn.Module
-    values: dict[str, Weights] = field(default_factory=dict)
+    values: dict[str, MutableMapping[str, torch.Tensor]] = field(default_factory=dict)
     shared: Weights = field(default_factory=dict)
-    backup: dict[str, torch.Tensor] = field(default_factory=dict)
+    backup: dict[str, torch.Tensor] | TensorsOnDisk = field(default_factory=dict)
     active: str | None = None
     placement: Placement | None = None
+    differs: bool = False
+    _in_place: dict[str, str] = field(default_factory=dict)
     _next: dict[str, str] = field(default_factory=dict)
     _prefetcher: Prefetcher | None = None
 
@@ -70,6 +76,8 @@ class SwitchedModule:
             ConfigError: The module's tensor is on the meta device.
         """
         live = self.tensors()
+        if any(_is_recomputed(tensors) for tensors in per_expert.values()):
+            self.backup = TensorsOnDisk()
         shared: list[str] = []
         different: list[str] = []
         fitted: dict[str, dict[str, torch.Tensor]] = {expert: {} for expert in per_expert}
@@ -84,7 +92,9 @@ class SwitchedModule:
                 continue
             _check_writable(live[name], label=label)
             self.backup[name] = own.to("cpu", copy=True)
-            values = {expert: values.get(expert, self.backup[name]) for expert in per_expert}
+            if len(values) < len(per_expert):
+                lacking = dict.fromkeys(per_expert, self.backup[name])
+                values = lacking | values
             first = next(iter(values.values()))
             is_shared = all(_same_bits(value, first) for value in values.values())
             (shared if is_shared else different).append(name)
@@ -98,6 +108,7 @@ class SwitchedModule:
             expert: _some(different, fitted[expert], tensors)
             for expert, tensors in per_expert.items()
         }
+        self.differs = bool(different)
 
     def place(self, placement: str, order: Iterable[str]) -> None:
         """Put the values that are kept where they wait.
@@ -142,17 +153,35 @@ class SwitchedModule:
         """
         live = self.tensors()
         for name, value in values.items():
-            if name not in live:
-                raise CheckpointError(
-                    f"`{self.name}` lost its tensor `{name}` while experts were attached.",
-                    fix="load LoRA adapters and quantise before attaching experts.",
-                )
-            live[name].copy_(value)
+            self._tensor(live, name).copy_(value)
 
-    @property
-    def differs(self) -> bool:
-        """Whether experts differ here."""
-        return any(self.values.values())
+    @torch.no_grad()
+    def exchange(self, expert: str) -> None:
+        """Put an expert's values in place and hold those that were there instead.
+
+        Whenever this stops, each expert's value of each tensor is in place or held.
+
+        Raises:
+            CheckpointError: As `copy`.
+        """
+        live = self.tensors()
+        held = self.values[expert]
+        for name in list(held):
+            own, value = self._tensor(live, name), held[name]
+            before = self._in_place.get(name)
+            if before is not None and name not in self.values[before]:
+                self.values[before][name] = torch.empty_like(value).copy_(own)
+            own.copy_(value)
+            self._in_place[name] = expert
+            del held[name]
+
+    def _tensor(self, live: Weights, name: str) -> torch.Tensor:
+        if name not in live:
+            raise CheckpointError(
+                f"`{self.name}` lost its tensor `{name}` while experts were attached.",
+                fix="load LoRA adapters and quantise before attaching experts.",
+            )
+        return live[name]
 
     def attach(self) -> None:
         """Put in place what all experts share."""
@@ -163,10 +192,13 @@ class SwitchedModule:
         if expert == self.active:
             return
         before, self.active = self.active, None  # a copy that fails half-way must be done again
-        values = self.values[expert]
+        values: Weights = self.values[expert]
         if self._prefetcher is not None and before and self._next.get(before) == expert:
             values = self._prefetcher.arrived(values)
-        self.copy(values)
+        if self.placement is not None and self.placement.kind == "resident":
+            self.exchange(expert)
+        else:
+            self.copy(values)
         reset_caches(self.module)
         self.active = expert
         if self._prefetcher is not None and expert in self._next:
@@ -183,7 +215,9 @@ def _is_recomputed(weights: Weights) -> bool:
     return isinstance(weights, RecomputedExpert)
 
 
-def _some(names: list[str], kept: dict[str, torch.Tensor], tensors: Weights) -> Weights:
+def _some(
+    names: list[str], kept: dict[str, torch.Tensor], tensors: Weights
+) -> MutableMapping[str, torch.Tensor]:
     """Give an expert's tensors of some names: those that are kept, and those that are computed."""
     own = {name: kept[name] for name in names if name in kept}
     if not isinstance(tensors, RecomputedExpert):
@@ -235,18 +269,26 @@ def _check_writable(tensor: torch.Tensor, *, label: str) -> None:
 def reset_caches(module: nn.Module) -> None:
     """Empty diffusers' caches, which hold results of the other expert; keep their context.
 
-    The reset forgets which call (conditional or not) is under way, so this is put back.
+    The reset forgets which call (conditional or not) is under way, so this is put back. An empty
+    FasterCache of a guidance-distilled model is read all the same, unless it is due to be filled.
     """
     reset: Any = getattr(module, "_reset_stateful_cache", None)
     if reset is None:
         return
-    managers = [
-        (value, value._context)
+    hooks = [
+        hook
         for child in module.modules()
         for hook in getattr(getattr(child, "_diffusers_hook", None), "hooks", {}).values()
+    ]
+    managers = [
+        (value, value._context)
+        for hook in hooks
         for value in vars(hook).values()
         if isinstance(value, StateManager)
     ]
     reset()
     for manager, context in managers:
         manager.set_context(context)
+    for hook in hooks:
+        if isinstance(hook, FasterCacheBlockHook) and hook.is_guidance_distilled:
+            hook.state.iteration = hook.block_skip_range
