@@ -50,7 +50,7 @@ def front_chart(results: Mapping[str, ConditionResults]) -> Figure:
             x, y = _x(results[name]), results[name].degree
             axes.plot(x, y, "D", color=color, markersize=7, zorder=5)
             # naive and tuned lie beside each other, at the end of every line: say so below them
-            is_left = name in close and x == min(close.values())
+            is_left = name in close and name == min(close, key=lambda one: close[one])
             align = "right" if is_left else "left"
             axes.annotate(
                 name,

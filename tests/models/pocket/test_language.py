@@ -41,13 +41,14 @@ def test_a_move_that_turns_never_turns_back_or_goes_on():
             assert len(actor.moves) == 1 or second not in (first, OPPOSITE[first])
 
 
-def test_a_wrong_caption_speaks_of_the_same_objects():
+def test_a_wrong_caption_speaks_of_the_same_objects_and_the_same_camera():
     rng = np.random.default_rng(2)
-    program = sample_program(rng, actor_shares=(0, 0, 1))
+    program = sample_program(rng, actor_shares=(0, 0, 1), camera_caption_share=1)
     wrong = [corrupt_program(rng, program) for _ in range(20)]
     looks = [(a.color, a.shape) for a in program.actors]
     assert all([(a.color, a.shape) for a in w.actors] == looks for w in wrong)
     assert any(w.caption() != program.caption() for w in wrong)
+    assert all(w.caption().endswith(f"the camera {program.camera}") for w in wrong)
 
 
 def test_case_punctuation_and_synonyms_do_not_matter():
