@@ -129,7 +129,7 @@ def bytes_in_tensors() -> int:
     storages = {
         value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
         for value in gc.get_objects()
-        if isinstance(value, torch.Tensor) and not value.is_meta
+        if type(value) in (torch.Tensor, nn.Parameter) and value.layout == torch.strided
     }
     return sum(storages.values())
 

@@ -19,7 +19,7 @@ from motionmerge.merge.recipe import InputValue, Recipe
 from motionmerge.merge.streaming import stream
 from motionmerge.tensors import num_bytes
 
-GROUP_BYTES = 256 << 20
+GROUP_BYTES = 128 << 20
 """How much is computed at a time and then copied; the most memory that recomputing takes."""
 
 

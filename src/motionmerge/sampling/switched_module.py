@@ -17,6 +17,7 @@ from diffusers.hooks.hooks import StateManager
 from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
+from motionmerge.sampling.memory import return_freed_memory
 from motionmerge.sampling.on_disk import TensorsOnDisk
 from motionmerge.sampling.placement import (
     Placement,
@@ -109,6 +110,7 @@ class SwitchedModule:
             for expert, tensors in per_expert.items()
         }
         self.differs = bool(different)
+        return_freed_memory()
 
     def place(self, placement: str, order: Iterable[str]) -> None:
         """Put the values that are kept where they wait.
@@ -199,6 +201,8 @@ class SwitchedModule:
             self.exchange(expert)
         else:
             self.copy(values)
+        if self.placement is not None and self.placement.kind == "recompute":
+            return_freed_memory()
         reset_caches(self.module)
         self.active = expert
         if self._prefetcher is not None and expert in self._next:
