@@ -6,6 +6,8 @@ import difflib
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from motionmerge.errors import CheckpointError, ConfigError
@@ -98,9 +100,9 @@ def num_bytes(dtype: torch.dtype, shape: Sequence[int]) -> int:
     return dtype.itemsize * math.prod(shape)
 
 
-def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """Expose the memory of a contiguous CPU tensor."""
-    return tensor.view(-1).view(torch.uint8).numpy().data
+def bytes_of(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """Expose the memory of a contiguous CPU tensor; a copy of any other."""
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
 
 
 def is_mergeable(dtype: torch.dtype, shape: Sequence[int]) -> bool:

@@ -73,7 +73,7 @@ class SafetensorsFile:
         """Read one tensor into memory of its own."""
         stored = self.tensors[name]
         tensor = torch.empty(stored.shape, dtype=stored.dtype)
-        self.read_into(name, 0, bytes_of(tensor))
+        self.read_into(name, 0, bytes_of(tensor).data)
         return tensor
 
     def read_into(self, name: str, begin: int, target: memoryview) -> None:
@@ -329,7 +329,7 @@ def write_safetensors(
                         fix="Give every tensor of the specs exactly once.",
                     )
                 _check_spec(name, tensor, specs[name])
-                file.write_at(name, 0, bytes_of(tensor.detach().cpu().contiguous()))
+                file.write_at(name, 0, bytes_of(tensor.cpu()).data)
                 del missing[name]
         if missing:
             raise CheckpointError(

@@ -70,7 +70,7 @@ def write_torch_file(
                         f"spec says {dtype_name(spec[0])} {list(spec[1])}.",
                         fix="Convert the tensor, or correct the spec.",
                     )
-                _add(archive, f"data/{number}", bytes_of(tensor))
+                _add(archive, f"data/{number}", bytes_of(tensor).data)
             _add(archive, "version", b"3\n")
     except OSError as error:
         raise CheckpointError(

@@ -8,7 +8,7 @@ import torch
 
 from motionmerge.errors import CheckpointError
 from motionmerge.rng import MASK_BLOCK, mask_bits
-from motionmerge.tensors import dtype_name
+from motionmerge.tensors import bytes_of, dtype_name
 
 _INFINITY = {  # the bits of +infinity, or of NaN where a dtype has no infinity
     torch.float64: 0x7FF0000000000000,
@@ -110,8 +110,3 @@ def refuse_overflow(ideal: torch.Tensor, rounded: torch.Tensor, name: str) -> No
             f"`{name}` reaches {largest:.3g}, which does not fit into {dtype_name(rounded.dtype)}.",
             fix="Write it with dtype bf16 or fp32.",
         )
-
-
-def bytes_of(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
-    """Expose the memory of a contiguous CPU tensor; a copy of any other."""
-    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()

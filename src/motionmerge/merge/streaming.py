@@ -37,7 +37,6 @@ from motionmerge.merge.kernel import (
 from motionmerge.merge.plan import Chunk, Job, Planner, Run, TensorPlan, Write
 from motionmerge.merge.program import Program
 from motionmerge.merge.rounding import (
-    bytes_of,
     refuse_overflow,
     round_once,
     round_stochastically,
@@ -45,7 +44,7 @@ from motionmerge.merge.rounding import (
 from motionmerge.merge.sources import OpenInputs, Source
 from motionmerge.merge.sparsify import MaskV1
 from motionmerge.merge.survey import Blocks, Samples, compare, samples_of
-from motionmerge.tensors import is_mergeable, num_bytes
+from motionmerge.tensors import bytes_of, is_mergeable, num_bytes
 
 Progress = Callable[[int, int], None]
 """Called with bytes written so far and in all."""

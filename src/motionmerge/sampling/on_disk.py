@@ -30,7 +30,7 @@ class TensorsOnDisk(Mapping[str, torch.Tensor]):
         Raises:
             ConfigError: The disk is full.
         """
-        left = bytes_of(tensor.detach().to("cpu").contiguous())
+        left = bytes_of(tensor.cpu()).data
         begin = self._file.seek(self._end)
         try:
             while left:
@@ -47,7 +47,7 @@ class TensorsOnDisk(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         begin, dtype, shape = self._places[name]
         tensor = torch.empty(shape, dtype=dtype)
-        left = bytes_of(tensor)
+        left = bytes_of(tensor).data
         self._file.seek(begin)
         while left:
             left = left[self._file.readinto(left) :]

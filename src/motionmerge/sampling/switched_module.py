@@ -197,11 +197,12 @@ class SwitchedModule:
         values: Weights = self.values[expert]
         if self._prefetcher is not None and before and self._next.get(before) == expert:
             values = self._prefetcher.arrived(values)
-        if self.placement is not None and self.placement.kind == "resident":
+        kind = self.placement.kind if self.placement else ""
+        if kind == "resident":
             self.exchange(expert)
         else:
             self.copy(values)
-        if self.placement is not None and self.placement.kind == "recompute":
+        if kind == "recompute":
             return_freed_memory()
         reset_caches(self.module)
         self.active = expert
