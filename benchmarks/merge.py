@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 SMALL = 0.32
@@ -30,13 +32,6 @@ RECIPES = {
     "both experts": {"dynamics": DYNAMICS, "consistency": CONSISTENCY},
     "temporal only": {"merged": 'base - 0.25 * only(tuned - base, "temporal")'},
 }
-
-RUN_MERGE = """
-import json, sys
-from motionmerge.merge.engine import merge
-report = merge(sys.argv[1], sys.argv[2], overwrite=True)
-print(json.dumps(report.seconds))
-"""
 
 # The arithmetic of the official scripts: whole dicts, one per operator; see docs/differences.md.
 RUN_OFFICIAL = """
@@ -139,10 +134,10 @@ def run(command: list[str], *, environment: dict[str, str]) -> dict[str, float]:
         text = log.read()
     if process.returncode:
         raise SystemExit(f"{command[:3]} failed:\n{text[-2000:]}")
-    try:
-        inside = float(text.strip().rsplit("\n", 1)[-1])
-    except ValueError:
-        inside = wall
+    inside = wall
+    with suppress(ValueError, KeyError, TypeError):
+        said = json.loads(text[text.index("{") :] if "{" in text else text.split()[-1])
+        inside = said["seconds"] if isinstance(said, dict) else float(said)
     cpu = usage.ru_utime + usage.ru_stime
     return {"inside_s": inside, "wall_s": wall, "cpu_s": cpu, "peak_mb": usage.ru_maxrss / 1024}
 
@@ -160,7 +155,8 @@ def commands(folder: Path, options: argparse.Namespace) -> dict[str, list[str]]:
         recipe.write_text(
             f"inputs: {{base: base.safetensors, tuned: tuned.safetensors}}\nexperts:\n{lines}"
         )
-        rows[name] = [sys.executable, "-c", RUN_MERGE, str(recipe), out]
+        command = ["merge", str(recipe), "-o", out, "--overwrite", "--json"]
+        rows[name] = [sys.executable, "-m", "motionmerge.cli", *command]
     rows["extrapolate, hashing"] = rows["extrapolate"]
     for kind in ("extrapolate", "dare") if options.official else ():
         rows[f"official {kind}"] = [sys.executable, "-c", RUN_OFFICIAL, base, tuned, out, kind]
@@ -200,6 +196,7 @@ def measure(folder: Path, options: argparse.Namespace) -> list[dict[str, object]
     rows = commands(folder, options)
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
     known, unknown = folder / "known", folder / "unknown"
+    shutil.rmtree(unknown, ignore_errors=True)  # a pair that is used again has been hashed
     time.sleep(2.5)  # digests of younger files are not remembered
     if RECIPES.keys() & rows.keys():
         first = next(command for name, command in rows.items() if name in RECIPES)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 GROUPS: tuple[str, ...] = (
     "temporal",
@@ -47,12 +47,16 @@ class Family:
     denoiser: str
     patterns: tuple[tuple[str, str], ...]
 
+    @cached_property
+    def _knows(self) -> re.Pattern[str]:
+        """Found in a name if any of the patterns is."""
+        return re.compile("|".join(f"(?:{pattern})" for _, pattern in self.patterns))
+
     def group_of(self, name: str) -> str | None:
         """Name the group of a tensor, or None."""
-        for group, pattern in self.patterns:
-            if re.search(pattern, name):
-                return group
-        return None
+        if not self._knows.search(name):
+            return None
+        return next(group for group, pattern in self.patterns if re.search(pattern, name))
 
 
 _ROOT = r"^(?:(?:unet|transformer|transformer_2|model\.diffusion_model|diffusion_model)\.)?"

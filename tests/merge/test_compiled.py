@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from motionmerge.merge.compiled import Kernels, compiled_kernels
+from motionmerge.merge.compiled import STREAMS, Kernels, compiled_kernels
 from motionmerge.rng import MASK_BLOCK, mask_bits, mask_stream
 
 
@@ -23,12 +23,19 @@ def raw(tensor: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 4095, 4096, 4099, MASK_BLOCK])
-@pytest.mark.parametrize("threshold", [1, 19661, 65536])
-def test_a_mask_has_the_bits_of_its_definition(kernels: Kernels, count: int, threshold: int):
-    keep = np.full(count + 1, 7, dtype=np.uint8)
-    kernels.draw_keep(mask_stream(3, "a.weight", 2), threshold, keep[:count])
-    assert np.array_equal(keep[:count], mask_bits(3, "a.weight", 2, count) < threshold)
-    assert keep[count] == 7
+@pytest.mark.parametrize("threshold", [0, 1, 19661, 65535, 65536])
+@pytest.mark.parametrize("num_streams", [1, STREAMS])
+def test_masks_have_the_bits_of_their_definition(
+    kernels: Kernels, count: int, threshold: int, num_streams: int
+) -> None:
+    places = [("a.weight", 2), ("b", 0), ("a.weight", 3), ("c", 1)][:num_streams]
+    keep = np.full(num_streams * count + 1, 7, dtype=np.uint8)
+    streams = [mask_stream(3, *place) for place in places]
+    for _ in range(2):  # streams are left as they are
+        kernels.draw_keep(streams, threshold, keep[:-1])
+        for place, drawn in zip(places, keep[:-1].reshape(num_streams, count), strict=True):
+            assert np.array_equal(drawn, mask_bits(3, *place, count) < threshold)
+        assert keep[-1] == 7
 
 
 DTYPES = [torch.bfloat16, torch.float32]

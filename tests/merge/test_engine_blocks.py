@@ -7,11 +7,11 @@ import torch
 
 from motionmerge.errors import CheckpointError, ShapeError
 from motionmerge.io.weights import open_weights, save_weights
-from motionmerge.merge import streaming
+from motionmerge.merge import streaming, survey
 from motionmerge.merge.algebra import Checkpoint, realised
 from motionmerge.merge.compiled import compiled_kernels
 from motionmerge.merge.engine import apply, merge, realise
-from motionmerge.merge.kernel import BLOCK
+from motionmerge.merge.kernel import BLOCK, STRETCH
 from motionmerge.merge.recipe import Recipe, RecipeInput
 from motionmerge.merge.sources import OpenInputs
 from motionmerge.merge.sparsify import MaskV1
@@ -288,3 +288,51 @@ def test_tensors_that_no_task_vector_reaches_keep_their_bytes(big):
     size = sum(t.numel() * t.element_size() for t in base.values())
     assert report.bytes_read == size + 2 * base["small.weight"].numel()  # all of base, one of tuned
     assert report.experts["same"].computed == 0
+
+
+def test_masks_of_neighbouring_blocks_are_those_of_the_blocks(kernels):
+    sizes = [300, 300, 300, 300, 300, 5 * BLOCK + 11, 7, 7, 7, 7]
+    generator = torch.Generator().manual_seed(0)
+    states = {
+        name: {
+            f"{n:02}.weight": torch.randn(size, 1, generator=generator).bfloat16()
+            for n, size in enumerate(sizes)
+        }
+        for name in ("base", "tuned")
+    }
+    expression = "base + dare(tuned - base, drop_rate=0.6, seed=5)"
+    recipe = Recipe.parse(
+        f"inputs: {{base: memory:base, tuned: memory:tuned}}\nexperts: {{merged: '{expression}'}}"
+    )
+    computed = realise(recipe, inputs=states)["merged"]
+    checkpoint = recipe.experts["merged"].bind(recipe.origins(states))
+    with OpenInputs(checkpoint.sources()) as opened:
+        for name in states["base"]:
+            assert same_bits(computed[name], realised(checkpoint, name, opened)), name
+
+
+def test_what_is_counted_does_not_depend_on_how_many_samples_are_counted_at_once(
+    monkeypatch, tmp_path
+):
+    generator = torch.Generator().manual_seed(0)
+    shapes = {f"{n:03}.weight": (2000, 1) for n in range(300)} | {"big": (BLOCK + 5, 2)}
+    for name in ("base", "tuned"):
+        state = {n: torch.randn(s, generator=generator).bfloat16() for n, s in shapes.items()}
+        save_weights(tmp_path / f"{name}.safetensors", state)
+    recipe = Recipe.parse(
+        "inputs: {base: base.safetensors, tuned: tuned.safetensors}\nexperts:\n"
+        "  a: 'base + 0.001 * (tuned - base)'\n"
+        "  b: 'base + 0.01 * dare(0.5 * (tuned - base), drop_rate=0.5, seed=0)'\n",
+        folder=tmp_path,
+    )
+    reports = []
+    for number, pooled in enumerate((1, 65_536, STRETCH)):
+        monkeypatch.setattr(survey, "_POOLED", pooled)
+        reports.append(merge(recipe, tmp_path / str(number)).experts)
+    for name in ("a", "b"):
+        first, *others = (report[name] for report in reports)
+        assert 0 < first.survived < 1
+        for other in others:
+            assert other.touched == first.touched
+            assert other.survived == pytest.approx(first.survived, rel=1e-12)
+            assert other.cosine == pytest.approx(first.cosine, rel=1e-9)

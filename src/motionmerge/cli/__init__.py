@@ -5,6 +5,8 @@ Bad input ends with the error's message and its `Fix:` line on stderr, and exit 
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import os
 from typing import Any
@@ -60,4 +62,6 @@ def main() -> None:
     """Run the command line (the `motionmerge` console script)."""
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    # Python looks for cycles among a million objects of torch when it ends, for half a second.
+    atexit.register(gc.freeze)
     app()

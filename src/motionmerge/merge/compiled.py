@@ -19,6 +19,9 @@ import torch
 
 Bytes = npt.NDArray[np.uint8]
 
+STREAMS = 4
+"""Blocks whose masks are drawn side by side."""
+
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_size_t
 
 
@@ -27,8 +30,10 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._draw = library.draw_keep
-        self._draw.argtypes = (_POINTER, ctypes.c_uint32, _POINTER, _COUNT)
-        self._draw.restype = None
+        self._draw_streams = library.draw_keep_of_streams
+        for draw in (self._draw, self._draw_streams):
+            draw.argtypes = (_POINTER, ctypes.c_uint32, _POINTER, _COUNT)
+            draw.restype = None
         self._steps = {
             torch.bfloat16: library.step_along_bf16,
             torch.float32: library.step_along_fp32,
@@ -38,16 +43,19 @@ class Kernels:
             step.argtypes = (*(_POINTER,) * 3, *factors, *(_POINTER,) * 2, _COUNT)
             step.restype = ctypes.c_int
 
-    def draw_keep(self, stream: np.random.SFC64, threshold: int, keep: Bytes) -> None:
-        """Draw mask v1 of one block: 1 where an entry is kept, else 0.
+    def draw_keep(self, streams: Sequence[np.random.SFC64], threshold: int, keep: Bytes) -> None:
+        """Draw mask v1 of one block, or of `STREAMS` blocks of one size: 1 where an entry is kept.
 
         Args:
-            stream: At the start of the block; it is left as it is.
+            streams: One for each block, at its start; they are left as they are.
             threshold: Entries whose 16 bits are below it are kept; up to 65536.
-            keep: Where the mask goes, `[count]`.
+            keep: Where the masks go, one behind the other, `[count]` or `[STREAMS * count]`.
         """
-        state: npt.NDArray[np.uint64] = stream.state["state"]["state"]
-        self._draw(state.ctypes.data, threshold, keep.ctypes.data, keep.size)
+        states: npt.NDArray[np.uint64] = np.concatenate(
+            [stream.state["state"]["state"] for stream in streams]
+        )
+        draw = self._draw if len(streams) == 1 else self._draw_streams
+        draw(states.ctypes.data, threshold, keep.ctypes.data, keep.size // len(streams))
 
     def takes(self, dtype: torch.dtype) -> bool:
         """Tell whether `step_along` knows a dtype."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from motionmerge.merge.compiled import Kernels
+from motionmerge.merge.compiled import STREAMS, Kernels
 from motionmerge.merge.program import Add, AddDropped, Along, Drop, Program, Scale, Subtract
 from motionmerge.merge.rounding import all_finite, rounding_bits, scatter_
 from motionmerge.merge.sources import Source
@@ -255,21 +255,38 @@ def round_into(
     return finite
 
 
-def draw_mask(mask: MaskV1, block: Block, keep: Bytes, *, kernels: Kernels | None) -> None:
-    """Draw the mask of a block into a buffer: 1 where an entry is kept, else 0.
+def draw_mask(
+    mask: MaskV1, blocks: Sequence[Block], keep: Bytes, *, kernels: Kernels | None
+) -> None:
+    """Draw a mask at neighbouring blocks into a buffer: 1 where an entry is kept, else 0.
 
     Args:
         mask: Which.
-        block: Where.
-        keep: The buffer.
+        blocks: Where.
+        keep: The buffer, with room for the entries of all blocks.
         kernels: To do it with; NumPy does it without.
     """
-    if kernels is None:
-        bits = mask_bits(mask.seed, block.name, block.index, block.count)
-        np.less(bits, mask.threshold, out=keep.view(np.bool_))
-    else:
-        stream = mask_stream(mask.seed, block.name, block.index)
-        kernels.draw_keep(stream, mask.threshold, keep)
+    start = 0
+    for group in _groups(blocks) if kernels else ([block] for block in blocks):
+        part = keep[start : start + sum(block.count for block in group)]
+        start += part.size
+        if kernels is None:
+            bits = mask_bits(mask.seed, group[0].name, group[0].index, group[0].count)
+            np.less(bits, mask.threshold, out=part.view(np.bool_))
+        else:
+            streams = [mask_stream(mask.seed, block.name, block.index) for block in group]
+            kernels.draw_keep(streams, mask.threshold, part)
+
+
+def _groups(blocks: Sequence[Block]) -> Iterator[Sequence[Block]]:
+    """Take `STREAMS` blocks at a time where they have the same size, else one."""
+    start = 0
+    while start < len(blocks):
+        group = blocks[start : start + STREAMS]
+        if len(group) < STREAMS or any(block.count != group[0].count for block in group):
+            group = group[:1]
+        yield group
+        start += len(group)
 
 
 def _rounding_bits(seed: int, blocks: Sequence[Block]) -> npt.NDArray[np.uint16]:

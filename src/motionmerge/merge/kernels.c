@@ -22,6 +22,11 @@
 #endif
 
 #define TILE 4096 /* entries of a mask drawn at a time: they stay in the nearest cache */
+#define STREAMS 4 /* masks drawn side by side, as many as a register has 64-bit lanes */
+
+#if defined(__GNUC__)
+typedef uint64_t lanes __attribute__((vector_size(8 * STREAMS)));
+#endif
 
 static inline uint32_t bits_of(float value) {
     uint32_t bits;
@@ -55,10 +60,11 @@ static inline uint32_t to_fp32(float value, float *result) {
     return ((bits_of(value) & 0x7F800000u) + 0x800000u) >> 31;
 }
 
+/* Compared in 16 bits, of which a register holds most: values <= last is values < last + 1. */
 FOR_EVERY_PROCESSOR
-static void keep_below(const uint16_t *restrict values, uint32_t threshold, uint8_t *restrict keep,
+static void keep_up_to(const uint16_t *restrict values, uint16_t last, uint8_t *restrict keep,
                        size_t count) {
-    for (size_t i = 0; i < count; i++) keep[i] = values[i] < threshold;
+    for (size_t i = 0; i < count; i++) keep[i] = (uint8_t)(values[i] <= last);
 }
 
 /* Mask v1 of one block: 1 where an entry is kept, else 0. `state` is that of a seeded SFC64. */
@@ -68,7 +74,8 @@ PUBLIC void draw_keep(const uint64_t *state, uint32_t threshold, uint8_t *keep, 
         uint64_t words[TILE / 4];
         uint16_t values[TILE];
     } drawn;
-    for (size_t start = 0; start < count; start += TILE) {
+    if (!threshold) memset(keep, 0, count);
+    for (size_t start = 0; threshold && start < count; start += TILE) {
         size_t size = count - start < TILE ? count - start : TILE;
         for (size_t i = 0; i < (size + 3) / 4; i++) {
             uint64_t out = a + b + w++;
@@ -77,8 +84,45 @@ PUBLIC void draw_keep(const uint64_t *state, uint32_t threshold, uint8_t *keep, 
             c = ((c << 24) | (c >> 40)) + out;
             drawn.words[i] = out;
         }
-        keep_below(drawn.values, threshold, keep + start, size);
+        keep_up_to(drawn.values, (uint16_t)(threshold - 1), keep + start, size);
     }
+}
+
+/* The same for STREAMS blocks of one size, each with its state, whose masks lie one behind the
+ * other. A word waits for the one before it in its stream, but not for those of other streams. */
+FOR_EVERY_PROCESSOR
+PUBLIC void draw_keep_of_streams(const uint64_t *states, uint32_t threshold, uint8_t *keep,
+                                 size_t count) {
+#if defined(__GNUC__)
+    lanes a, b, c, w;
+    union {
+        uint64_t words[STREAMS][TILE / 4];
+        uint16_t values[STREAMS][TILE];
+    } drawn;
+    for (size_t s = 0; s < STREAMS; s++) {
+        a[s] = states[4 * s];
+        b[s] = states[4 * s + 1];
+        c[s] = states[4 * s + 2];
+        w[s] = states[4 * s + 3];
+    }
+    if (!threshold) memset(keep, 0, STREAMS * count);
+    for (size_t start = 0; threshold && start < count; start += TILE) {
+        size_t size = count - start < TILE ? count - start : TILE;
+        for (size_t i = 0; i < (size + 3) / 4; i++) {
+            lanes out = a + b + w;
+            w += 1;
+            a = b ^ (b >> 11);
+            b = c + (c << 3);
+            c = ((c << 24) | (c >> 40)) + out;
+            for (size_t s = 0; s < STREAMS; s++) drawn.words[s][i] = out[s];
+        }
+        for (size_t s = 0; s < STREAMS; s++)
+            keep_up_to(drawn.values[s], (uint16_t)(threshold - 1), keep + s * count + start, size);
+    }
+#else
+    for (size_t s = 0; s < STREAMS; s++)
+        draw_keep(states + 4 * s, threshold, keep + s * count, count);
+#endif
 }
 
 /* result = anchor + third * (second * (first * (minuend - subtrahend))) where `keep` is 1, the

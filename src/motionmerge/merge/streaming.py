@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from queue import SimpleQueue
@@ -43,7 +44,14 @@ from motionmerge.merge.rounding import (
 )
 from motionmerge.merge.sources import OpenInputs, Source
 from motionmerge.merge.sparsify import MaskV1
-from motionmerge.merge.survey import Blocks, Samples, compare, samples_of
+from motionmerge.merge.survey import (
+    Blocks,
+    Sampled,
+    SamplePool,
+    Samples,
+    compare,
+    samples_of,
+)
 from motionmerge.tensors import bytes_of, is_mergeable, num_bytes
 
 Progress = Callable[[int, int], None]
@@ -95,6 +103,17 @@ class Stretch:
     masks: Mapping[MaskV1, Bytes]
     results: Sequence[tuple[Write, Values]]
 
+    def sampled(self, samples: Samples) -> Sampled:
+        """Copy what is looked at."""
+        return Sampled(
+            self.program,
+            samples.blocks,
+            samples.represents,
+            {source: samples.of_values(values) for source, values in self.held.items()},
+            {mask: samples.of(keep) for mask, keep in self.masks.items()},
+            [(write, samples.of_values(result)) for write, result in self.results],
+        )
+
 
 class _Pass:
     def __init__(
@@ -135,11 +154,12 @@ class _Pass:
 
     def _work(self) -> None:
         """Take chunks until there are none, or until any thread failed."""
-        workspace = Workspace()
+        workspace, pool = Workspace(), SamplePool(self._look_at)
         try:
             with np.errstate(all="ignore"):
                 while (chunk := self._next()) is not None:
-                    self._carry_out(chunk, workspace)
+                    self._carry_out(chunk, workspace, pool)
+                pool.flush()
         except BaseException as error:  # noqa: BLE001  (raised again by `run`)
             with self._lock:
                 self._error = self._error or error
@@ -179,7 +199,7 @@ class _Pass:
         job.sink.write_at(name, 0, bytes_of(rounded).data)
         self._advance(num_bytes(dtype, shape))
 
-    def _carry_out(self, chunk: Chunk, workspace: Workspace) -> None:
+    def _carry_out(self, chunk: Chunk, workspace: Workspace, pool: SamplePool) -> None:
         layout, stored = chunk.layout, {}
         for number, (source, dtype) in enumerate(layout.reads):
             stored[source] = workspace.values(f"read {number}", chunk.count, dtype)
@@ -196,7 +216,8 @@ class _Pass:
             else:  # at once: what was read is in memory that computing may use
                 written += self._write(write, runs, self._checked(write.source, chunk, stored))
         if results:
-            self._compute(chunk, stored, [(w, values) for w, _, values in results], workspace)
+            wanted = [(write, values) for write, _, values in results]
+            self._compute(chunk, stored, wanted, workspace, pool)
         for write, runs, values in results:
             written += self._write(write, runs, values)
         with self._lock:
@@ -208,6 +229,7 @@ class _Pass:
         stored: Mapping[Source, Values],
         results: Sequence[tuple[Write, Values]],
         workspace: Workspace,
+        pool: SamplePool,
     ) -> None:
         """Compute all results of a chunk, one stretch of blocks with the same program at a time."""
         masks = self._draw_masks(chunk, workspace)
@@ -226,16 +248,23 @@ class _Pass:
                 [(write, result[part]) for write, result in results],
             )
             compare(planned, stretch.held)
-            is_done = self._follow(stretch)
-            if not is_done or stretch.samples:
-                long_way.append((stretch, is_done))
+            if not self._follow(stretch):
+                long_way.append(stretch)
+            elif stretch.samples is not None:
+                pool.add(stretch.sampled(stretch.samples))
         if long_way:
-            file = self._files.get()
-            try:
-                for stretch, is_done in long_way:
-                    (self._look_at if is_done else self._execute)(stretch, file)
-            finally:
-                self._files.put(file)
+            with self._registers() as file:
+                for stretch in long_way:
+                    self._execute(stretch, file)
+
+    @contextmanager
+    def _registers(self) -> Iterator[RegisterFile]:
+        """Wait for a register file, as only some threads may compute step by step."""
+        file = self._files.get()
+        try:
+            yield file
+        finally:
+            self._files.put(file)
 
     def _follow(self, stretch: Stretch) -> bool:
         """Compute a stretch in one pass; False if it must be computed step by step."""
@@ -250,28 +279,24 @@ class _Pass:
             return True
         return follow(along, stretch.held, values)
 
-    def _look_at(self, stretch: Stretch, file: RegisterFile) -> None:
-        """Compute the samples of a stretch step by step, to count them."""
-        samples = stretch.samples
-        if samples is None:
-            return
-        held = {source: samples.of_values(values) for source, values in stretch.held.items()}
-        registers = load(stretch.program, samples.blocks, held, file)
-        masks = {mask: samples.of(keep) for mask, keep in stretch.masks.items()}
-        execute(stretch.program, registers, masks=masks)
-        seen = [(write, samples.of_values(result)) for write, result in stretch.results]
-        self._observe(samples, stretch.program, registers, seen)
+    def _look_at(self, found: Sampled) -> None:
+        """Compute samples step by step, to count them."""
+        with self._registers() as file:
+            registers = load(found.program, found.blocks, found.held, file)
+            execute(found.program, registers, masks=found.masks)
+            found.observe(registers)
 
     def _draw_masks(self, chunk: Chunk, workspace: Workspace) -> dict[MaskV1, Bytes]:
         """Draw all masks of a chunk; each holds the chunk's entries."""
         masks: dict[MaskV1, Bytes] = {}
         start = 0
-        for tensor, block in chunk.blocks:
-            part = slice(start, start + block.count)
-            for mask in tensor.program.masks if tensor.program else ():
+        for program, planned in _by_program(chunk.blocks):
+            blocks = [block for _, block in planned]
+            part = slice(start, start + sum(block.count for block in blocks))
+            for mask in program.masks if program else ():
                 if mask not in masks:
                     masks[mask] = workspace.buffer(f"mask {len(masks)}", chunk.count)
-                draw_mask(mask, block, masks[mask][part], kernels=self._kernels)
+                draw_mask(mask, blocks, masks[mask][part], kernels=self._kernels)
             start = part.stop
         return masks
 
@@ -289,25 +314,8 @@ class _Pass:
             self._find_fault(program, blocks, registers, values)
         if samples := stretch.samples:
             seen = [(write, samples.of_values(result)) for write, result in stretch.results]
-            self._observe(samples, way, [samples.of(r) for r in registers], seen)
-
-    def _observe(
-        self,
-        samples: Samples,
-        program: Program,
-        registers: Sequence[Floats],
-        results: Sequence[tuple[Write, Values]],
-    ) -> None:
-        """Count the samples of a stretch, whose registers and results are given."""
-        for (write, result), root in zip(results, program.roots, strict=True):
-            anchor = program.reads[write.job.checkpoint.anchor]
-            if root != anchor:
-                samples.count(
-                    write.job,
-                    anchor=registers[anchor],
-                    ideal=registers[root],
-                    rounded=result.tensor.float().numpy(),
-                )
+            found = Sampled(way, samples.blocks, samples.represents, {}, {}, seen)
+            found.observe([samples.of(register) for register in registers])
 
     def _find_fault(
         self,
@@ -364,9 +372,15 @@ def _parts(blocks: Sequence[Block]) -> Iterator[tuple[Block, slice]]:
         start += block.count
 
 
+def _by_program(planned: Blocks) -> Iterator[tuple[Program | None, Blocks]]:
+    """Cut a chunk where the program changes."""
+    for program, group in groupby(planned, key=lambda planned: planned[0].program):
+        yield program, list(group)
+
+
 def _stretches(planned: Blocks) -> Iterator[tuple[Program | None, Blocks]]:
     """Cut a chunk where the program changes, and where registers are full."""
-    for program, group in groupby(planned, key=lambda planned: planned[0].program):
+    for program, group in _by_program(planned):
         stretch: list[tuple[TensorPlan, Block]] = []
         count = 0
         for tensor, block in group:

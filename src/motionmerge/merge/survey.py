@@ -5,7 +5,7 @@ The first 2048 entries of every 16th block are counted; small tensors are counte
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from motionmerge.merge.kernel import BLOCK, Block, Floats, Values
-from motionmerge.merge.plan import Job, TensorPlan
+from motionmerge.merge.kernel import BLOCK, STRETCH, Block, Bytes, Floats, Values
+from motionmerge.merge.plan import TensorPlan, Write
+from motionmerge.merge.program import Program
 from motionmerge.merge.sources import Source
+from motionmerge.merge.sparsify import MaskV1
 
 SAMPLE_EVERY, SAMPLE = 16, 2048
+_POOLED = 65_536
 
 _GLANCE = 64
 
@@ -40,9 +43,7 @@ class Samples:
     represents: Sequence[int]
 
     def of(self, entries: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Give the sampled ones of all entries, one block after the other."""
-        if len(self.pieces) == 1:
-            return entries[self.pieces[0]]
+        """Copy the sampled ones of all entries, one block after the other."""
         return np.concatenate([entries[piece] for piece in self.pieces])
 
     def of_values(self, values: Values) -> Values:
@@ -51,16 +52,95 @@ class Samples:
         raw = self.of(values.raw.reshape(-1, size))
         return Values(raw.reshape(-1), values.dtype)
 
-    def count(self, job: Job, *, anchor: Floats, ideal: Floats, rounded: Floats) -> None:
-        """Tell an expert what became of the sampled entries; see `Survival.add`."""
-        job.observe(
-            [block.name for block in self.blocks],
-            sizes=[block.count for block in self.blocks],
-            anchor=anchor,
-            ideal=ideal,
-            rounded=rounded,
-            represents=self.represents,
-        )
+
+@dataclass(frozen=True)
+class Sampled:
+    """What was found at the sampled entries of blocks that have the same program.
+
+    Attributes:
+        program: What was computed.
+        blocks: The blocks, as far as they are sampled.
+        represents: For how many entries of its tensor each block stands.
+        held: What the sources hold there.
+        masks: What the masks are there.
+        results: What was computed there, as it is stored.
+    """
+
+    program: Program
+    blocks: Sequence[Block]
+    represents: Sequence[int]
+    held: Mapping[Source, Values]
+    masks: Mapping[MaskV1, Bytes]
+    results: Sequence[tuple[Write, Values]]
+
+    @property
+    def count(self) -> int:
+        """How many entries."""
+        return sum(block.count for block in self.blocks)
+
+    def observe(self, registers: Sequence[Floats]) -> None:
+        """Tell the experts what became of the entries, whose registers are given."""
+        for (write, result), root in zip(self.results, self.program.roots, strict=True):
+            anchor = self.program.reads[write.job.checkpoint.anchor]
+            if root != anchor:
+                write.job.observe(
+                    [block.name for block in self.blocks],
+                    sizes=[block.count for block in self.blocks],
+                    anchor=registers[anchor],
+                    ideal=registers[root],
+                    rounded=result.tensor.float().numpy(),
+                    represents=self.represents,
+                )
+
+
+class SamplePool:
+    """Gathers samples until there are many, as counting a few takes as long.
+
+    Args:
+        look: Counts those of one program.
+    """
+
+    def __init__(self, look: Callable[[Sampled], None]) -> None:
+        self._look = look
+        self._waiting: dict[tuple[int, ...], list[Sampled]] = {}
+
+    def add(self, found: Sampled) -> None:
+        """Count these entries, now or later; their memory is not looked at again."""
+        key = (id(found.program), *(id(write) for write, _ in found.results))
+        waiting = self._waiting.setdefault(key, [])
+        if sum(one.count for one in (*waiting, found)) > STRETCH:
+            self._look(_joined(waiting))
+            waiting.clear()
+        waiting.append(found)
+        if sum(one.count for one in waiting) >= _POOLED:
+            self._look(_joined(self._waiting.pop(key)))
+
+    def flush(self) -> None:
+        """Count what was gathered."""
+        while self._waiting:
+            _, waiting = self._waiting.popitem()
+            self._look(_joined(waiting))
+
+
+def _joined(found: Sequence[Sampled]) -> Sampled:
+    """Put samples of the same program one behind the other."""
+    first = found[0]
+
+    def entries(parts: Iterable[Values]) -> Values:
+        values = list(parts)
+        return Values(np.concatenate([part.raw for part in values]), values[0].dtype)
+
+    return Sampled(
+        first.program,
+        [block for one in found for block in one.blocks],
+        [number for one in found for number in one.represents],
+        {source: entries(one.held[source] for one in found) for source in first.held},
+        {mask: np.concatenate([one.masks[mask] for one in found]) for mask in first.masks},
+        [
+            (write, entries(one.results[number][1] for one in found))
+            for number, (write, _) in enumerate(first.results)
+        ],
+    )
 
 
 def samples_of(planned: Blocks) -> Samples | None:
