@@ -3,11 +3,12 @@
     python benchmarks/sampling.py --rounds 3
     python benchmarks/sampling.py --size full --device cuda --steps 16 --rounds 1 --output rows.json
 
-Every row has the same random weights, noise and tokens. The first is the official procedure
-restated: two models in memory, two forward passes for guidance, attention by explicit products,
-tokens repeated for every frame and their keys computed in every step, and one frame encoded once
-for each frame. Each following row keeps what the row before it saves, up to `motionmerge`, which
-the last rows vary. Timed is a video from its image to its latents, with the weights in place.
+Every row has the same random weights, noise, image and prompt. The first is the official procedure
+restated: two whole pipelines in memory, both of which encode the prompt and sixteen times the
+image, two forward passes for guidance, attention by explicit products, tokens repeated for every
+frame and their keys computed in every step. Each following row keeps what the row before it saves,
+up to `motionmerge`, which the last rows vary. Timed is a video from its image and prompt to its
+latents, with the weights in place.
 Ratio: its seconds over the first row's, within the same round; bf16 rows also have their ratio to
 the official procedure in bf16. fp32 rows report the greatest error of the latents, relative to
 their greatest entry; bf16 rows the PSNR of the video. Rows of ours also have the seconds of the two
@@ -31,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,10 +43,11 @@ from sampling_official import Restated
 from sampling_setup import (
     BOUNDARY,
     COMPILING_STEPS,
+    FRAMES,
     GUIDANCE,
     ON_GPU,
+    PROMPT,
     SIZES,
-    TEXT_TOKENS,
     VIDEO_STEPS,
     WARM_UP_STEPS,
     Inputs,
@@ -56,46 +59,59 @@ from sampling_setup import (
 )
 
 from motionmerge import Checkpoint, Recipe, experts
+from motionmerge.sampling.conditions import Conditions
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
+
+
+class Clock:
+    """Adds up the seconds of what is done inside it, once the device is done with it too."""
+
+    def __init__(self) -> None:
+        self.seconds = self.cpu_seconds = 0.0
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def __enter__(self) -> None:
+        seconds_since(0)
+        self.started = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += seconds_since(self.started[0])
+        self.cpu_seconds += time.process_time() - self.started[1]
+
+    def found(self) -> dict[str, float]:
+        """What a row reports; on a GPU with the peak of its memory since the clock was made."""
+        found = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+        if torch.cuda.is_initialized():
+            found["peak_mb"] = torch.cuda.max_memory_allocated() / 1e6
+        return found
 
 
 class Ours:
     """The pipeline as a user calls it, with two experts."""
 
     def __init__(
-        self, pipeline: DynamiCrafterPipeline, inputs: Inputs, row: Row, size: Size, folder: Path
+        self, pipeline: DynamiCrafterPipeline, inputs: Inputs, row: Row, folder: Path
     ) -> None:
-        self.pipeline, self.inputs, self.row, self.size = pipeline, inputs, row, size
-        self.folder = folder
+        self.pipeline, self.inputs, self.row, self.folder = pipeline, inputs, row, folder
         if row.channels_last:
             for module in pipeline.unet.modules():
                 if isinstance(module, torch.nn.Conv2d):
                     module.to(memory_format=torch.channels_last)
-        # Blocks share their code, which is compiled for each of their sizes, with and without keys.
-        torch._dynamo.config.recompile_limit = 64
-        if row.compiles == "model":
-            pipeline.unet.compile()
-        elif row.compiles:
+        if row.captures:
+            pipeline.capture_steps()
+        if row.compiles:
+            # Blocks share their code, which is compiled for each of their sizes, with and without
+            # keys.
+            torch._dynamo.config.recompile_limit = 64
             pipeline.unet.compile_repeated_blocks()
-        text, image = inputs.tokens.split([TEXT_TOKENS, inputs.tokens.shape[1] - TEXT_TOKENS], 1)
-        pipeline.encode_image = lambda images, frames: image[:1].expand(len(images), -1, -1)
-        pipeline._project = lambda tokens: tokens
-        self.options: dict[str, Any] = {
-            "prompt_embeds": text[1:],
-            "negative_prompt_embeds": text[:1],
-            "image_embeds": image[1:],
-            "latents": inputs.noise,
-            "eta": 0.0,
-            "output_type": "latent",
-            **GUIDANCE,
-        }
-        if not row.keeps_keys:  # a callback may have changed the weights, so nothing is kept
-            self.options["callback_on_step_end"] = lambda *_: {}
 
     def experts(self) -> Any:
         """Attach the two experts."""
         early, late = (str(self.folder / f"{name}.safetensors") for name in ("early", "late"))
-        common = {"module": "unet", "placement": self.row.placement, "boundary": BOUNDARY}
+        common = {"placement": self.row.placement, "boundary": BOUNDARY}
         if self.row.placement != "recompute":
             both = {"early": Checkpoint.load(early), "late": Checkpoint.load(late)}
             return experts(self.pipeline, experts=both, **common)
@@ -104,40 +120,56 @@ class Ours:
         text = {"inputs": inputs, "experts": formulas}
         return experts(self.pipeline, recipe=Recipe.parse(json.dumps(text)), **common)
 
-    def __call__(self, num_steps: int) -> torch.Tensor:
-        """Make a video; returns latents."""
+    def encode(self) -> Conditions:
+        """Run the encoders."""
+        return self.pipeline.encode(self.inputs.image, PROMPT, num_frames=FRAMES)
+
+    def denoise(self, conditions: Conditions, num_steps: int) -> torch.Tensor:
+        """Make latents."""
+        options = {} if self.row.keeps_keys else {"callback_on_step_end": lambda *_: {}}
         return self.pipeline(
-            self.inputs.image, **self.options, num_inference_steps=num_steps
+            conditions=conditions,
+            latents=self.inputs.noise,
+            eta=0.0,
+            output_type="latent",
+            num_inference_steps=num_steps,
+            **GUIDANCE,
+            **options,
         ).frames
 
-    def timed(self, *, warm_up: bool) -> tuple[torch.Tensor, dict[str, float]]:
-        """Make a video; returns latents and what was measured, switches included."""
-        with self.experts() as bank:
-            warm_up = warm_up or bool(self.row.compiles)
-            latents, found = measured(self, self.size.steps, warm_up=warm_up)
-            return latents, {**found, "switch_seconds": switch_seconds(bank)}
+    def timed(self, num_steps: int, *, warm_up: bool) -> tuple[torch.Tensor, dict[str, float]]:
+        """Make a video; returns latents and what was measured, switches included.
+
+        Experts take their memory after the encoders gave back theirs, as `motionmerge generate`
+        does it, or before a warm-up.
+        """
+        with ExitStack() as attached:
+            bank = None
+            if warm_up:
+                bank = attached.enter_context(self.experts())
+                steps = COMPILING_STEPS if self.row.compiles else WARM_UP_STEPS
+                self.denoise(self.encode(), steps)
+            clock = Clock()
+            with clock:
+                conditions = self.encode()
+                if self.row.frees_towers:
+                    self.pipeline.free_encoders()
+            bank = bank or attached.enter_context(self.experts())
+            with clock:
+                latents = self.denoise(conditions, num_steps)
+            return latents, {**clock.found(), "switch_seconds": switch_seconds(bank)}
 
 
-def measured(
-    make: Restated | Ours, num_steps: int, *, warm_up: bool
+def timed_official(
+    make: Restated, num_steps: int, *, warm_up: bool
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Make a video; returns latents, its seconds and, on a GPU, the peak of its memory."""
+    """Make a video; returns latents and what was measured."""
     if warm_up:
-        make(COMPILING_STEPS if make.row.compiles else WARM_UP_STEPS)
-    on_gpu = torch.cuda.is_initialized()
-    if on_gpu:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    started, cpu_started = time.perf_counter(), time.process_time()
-    latents = make(num_steps)
-    found = {
-        "seconds": seconds_since(started),
-        "cpu_seconds": time.process_time() - cpu_started,
-    }
-    if on_gpu:
-        found["peak_mb"] = torch.cuda.max_memory_allocated() / 1e6
-    return latents, found
+        make(WARM_UP_STEPS)
+    clock = Clock()
+    with clock:
+        latents = make(num_steps)
+    return latents, clock.found()
 
 
 def switch_seconds(bank: Any) -> float:
@@ -171,18 +203,19 @@ def seconds_since(started: float) -> float:
 @torch.no_grad()
 def run_row(row: Row, size: Size, folder: Path, device: str) -> dict[str, float]:
     """Make one video; saves its latents and frames into the folder."""
-    occupied = torch.cuda.memory_allocated() if device == "cuda" else 0
+    on_gpu = device == "cuda"
+    occupied = torch.cuda.memory_allocated() if on_gpu else 0
     pipeline = build(size, device)
     pipeline.to(row.dtype)
     inputs = Inputs.draw(size, pipeline, device)
-    parts = (pipeline, inputs, row, size, folder)
-    on_gpu = device == "cuda"
     with torch.autocast(device, torch.float16, enabled=row.autocast):
         if row.is_ours:
-            latents, result = Ours(*parts).timed(warm_up=on_gpu)
+            ours = Ours(pipeline, inputs, row, folder)
+            latents, result = ours.timed(size.steps, warm_up=on_gpu or row.compiles)
         else:
-            latents, result = measured(Restated(*parts), size.steps, warm_up=on_gpu)
-    if device == "cuda":
+            restated = Restated(pipeline, inputs, row, folder)
+            latents, result = timed_official(restated, size.steps, warm_up=on_gpu)
+    if on_gpu:
         result["peak_mb"] -= occupied / 1e6
     else:
         result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

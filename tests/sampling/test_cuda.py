@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import LTXVideoTransformer3DModel
+from diffusers.models.activations import GEGLU
 from PIL import Image
+from torch import nn
 
 from motionmerge import load_pocket
 from motionmerge.errors import ConfigError
 from motionmerge.merge.recipe import Recipe
+from motionmerge.models.dynamicrafter.fast_layers import FastGEGLU, FastGroupNorm
 from motionmerge.models.pocket.world import load_photo
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
 from motionmerge.sampling.expert_bank import ExpertBank, experts
@@ -265,3 +269,85 @@ def test_a_compiled_dynamicrafter_is_not_compiled_again_at_a_switch(
         first = generate(pipeline)
         with torch.compiler.set_stance("fail_on_recompile"):
             assert torch.equal(generate(pipeline), first)
+
+
+@pytest.mark.parametrize("kind", ["resident", "prefetch", "recompute"])
+def test_one_captured_graph_makes_the_videos_of_all_experts(
+    on_gpu: DynamiCrafterPipeline, generate: Generate, recipe: Recipe, kind: str
+) -> None:
+    plain = generate(on_gpu)
+    with experts(on_gpu, recipe=recipe, placement=kind):
+        called = [generate(on_gpu), generate(on_gpu, "the camera pans left")]
+        on_gpu.capture_steps()
+        replayed = [generate(on_gpu), generate(on_gpu, "the camera pans left")]
+        assert torch.equal(generate(on_gpu), replayed[0])
+    assert on_gpu._captured is not None and len(on_gpu._captured._graphs) == 1
+    torch.testing.assert_close(replayed, called, atol=2e-3, rtol=0)
+    torch.testing.assert_close(generate(on_gpu), plain, atol=2e-3, rtol=0)
+    assert len(on_gpu._captured._graphs) == 1
+    assert not torch.allclose(plain, called[0], atol=1e-2)
+
+
+def test_a_graph_is_captured_for_each_shape_and_again_when_weights_have_moved(
+    on_gpu: DynamiCrafterPipeline, generate: Generate
+) -> None:
+    called = [generate(on_gpu, guidance_scale=scale) for scale in (7.5, 1.0)]
+    on_gpu.capture_steps()
+    replayed = [generate(on_gpu, guidance_scale=scale) for scale in (7.5, 1.0)]
+    torch.testing.assert_close(replayed, called, atol=2e-3, rtol=0)
+    assert on_gpu._captured is not None and len(on_gpu._captured._graphs) == 2
+    on_gpu.unet.load_state_dict(tiny_pipeline(3).unet.state_dict(), assign=True)
+    on_gpu.unet.to(GPU)
+    moved = generate(on_gpu)
+    assert len(on_gpu._captured._graphs) == 1
+    on_gpu._captures = False
+    torch.testing.assert_close(moved, generate(on_gpu), atol=2e-3, rtol=0)
+    assert not torch.allclose(moved, called[0], atol=1e-2)
+
+
+def test_what_python_decides_in_a_call_is_not_captured(
+    on_gpu: DynamiCrafterPipeline, generate: Generate
+) -> None:
+    expected = generate(on_gpu)
+    on_gpu.capture_steps()
+    with experts(on_gpu, experts={"same": weights_of(on_gpu, "unet")}):
+        generate(on_gpu)
+    assert on_gpu._captured is not None
+    on_gpu.enable_model_cpu_offload(device=GPU)
+    assert torch.equal(generate(on_gpu), expected)
+    assert on_gpu._captured is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fast_layers_are_as_exact_as_torch_s_where_a_gpu_takes_them(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    norm, unit = nn.GroupNorm(32, 320), GEGLU(320, 1280)
+    nn.init.normal_(norm.weight)
+    video = torch.randn(2, 320, 16, 20, 32, device=GPU).to(dtype) + 1
+    rows = torch.randn(64, 77, 320, device=GPU).to(dtype)
+    for own, fast, x in (
+        (norm, FastGroupNorm.like(norm), video.transpose(1, 2).contiguous().transpose(1, 2)),
+        (unit, FastGEGLU.like(unit), rows),
+    ):
+        fast.to(GPU, torch.float64)
+        own.to(GPU, torch.float64)
+        with torch.no_grad():
+            exact = own(x.double())
+            own.to(dtype)
+            fast.to(dtype)
+            theirs, ours = ((layer(x) - exact).abs().max() for layer in (own, fast))
+        assert ours <= theirs + 2 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+def test_encoders_are_freed_from_a_pipeline_whose_parts_take_turns(
+    on_gpu: DynamiCrafterPipeline, generate: Generate, photo: Image.Image
+) -> None:
+    expected = generate(on_gpu)
+    on_gpu.to("cpu")
+    on_gpu.enable_model_cpu_offload(device=GPU)
+    conditions = on_gpu.encode(photo, "a cat", num_frames=NUM_FRAMES)
+    encoder = weakref.ref(on_gpu.image_encoder)
+    on_gpu.free_encoders()
+    assert encoder() is None
+    own = {"image": None, "num_frames": None, "conditions": conditions}
+    torch.testing.assert_close(generate(on_gpu, None, **own), expected, atol=2e-3, rtol=0)

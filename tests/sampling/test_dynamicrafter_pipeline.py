@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,68 @@ def test_given_embeddings_equal_what_they_were_made_from(
     given = generate(pipeline, None, image=pixels, eta=0.0, **embeds)
     made = generate(pipeline, "a cat", image=pixels, eta=0.0, negative_prompt="up")
     assert torch.equal(given, made)
+
+
+@pytest.mark.parametrize("scale", [1.0, 7.5])
+def test_conditions_make_the_same_videos_without_the_encoders(
+    pipeline: DynamiCrafterPipeline, generate: Generate, photo: Image.Image, scale: float
+) -> None:
+    prompts, common = ["a cat jumps", "up"], {"guidance_scale": scale, "num_videos_per_prompt": 2}
+    generators = [seeded(seed) for seed in range(4)]
+    expected = generate(pipeline, prompts, negative_prompt="left", generator=generators, **common)
+    encoder = weakref.ref(pipeline.image_encoder)
+    conditions = pipeline.encode(photo, prompts, negative_prompt="left", num_frames=NUM_FRAMES)
+    pipeline.free_encoders()
+    assert encoder() is None
+    own = {"image": None, "num_frames": None, "conditions": conditions, **common}
+    video = generate(pipeline, None, generator=[seeded(seed) for seed in range(4)], **own)
+    assert torch.equal(video, expected)
+
+
+def test_conditions_suit_every_expert_and_its_own_projector(
+    pipeline: DynamiCrafterPipeline, generate: Generate, photo: Image.Image
+) -> None:
+    weights = {
+        name: {
+            f"{module}.{key}": value
+            for module in ("unet", "image_projector")
+            for key, value in getattr(tiny_pipeline(seed), module).state_dict().items()
+        }
+        for name, seed in (("dynamics", 1), ("consistency", 2))
+    }
+    conditions = pipeline.encode(photo, "a cat", num_frames=NUM_FRAMES)
+    own = {"image": None, "num_frames": None, "conditions": conditions}
+    with experts(pipeline, experts=weights, boundary=0.64):
+        expected = generate(pipeline)
+        pipeline.free_encoders()
+        assert torch.equal(generate(pipeline, None, **own), expected)
+
+
+def test_without_a_gpu_capturing_steps_changes_nothing(
+    pipeline: DynamiCrafterPipeline, generate: Generate
+) -> None:
+    video = generate(pipeline)
+    pipeline.capture_steps()
+    assert torch.equal(generate(pipeline), video)
+
+
+def test_a_pipeline_without_encoders_says_what_it_takes(
+    pipeline: DynamiCrafterPipeline, generate: Generate, photo: Image.Image
+) -> None:
+    conditions = pipeline.encode(photo, "a cat", num_frames=NUM_FRAMES, guided=False)
+    with pytest.raises(ConfigError, match=r"image, num_frames and conditions.*\n.*leave out"):
+        generate(pipeline, None, conditions=conditions)
+    own = {"image": None, "num_frames": None}
+    with pytest.raises(ConfigError, match="guided=True"):
+        generate(pipeline, None, conditions=conditions, **own)
+    with pytest.raises(ConfigError, match="no image to animate"):
+        generate(pipeline, "a cat", **own)
+    pipeline.free_encoders()
+    with pytest.raises(ConfigError, match=r"no text_encoder any more.*\n.*prompt_embeds"):
+        generate(pipeline, "a cat")
+    embeds = torch.zeros(1, NUM_TOKENS, WIDTH)
+    with pytest.raises(ConfigError, match="no image_encoder any more"):
+        generate(pipeline, None, prompt_embeds=embeds, negative_prompt_embeds=embeds)
 
 
 @pytest.mark.parametrize("num_steps", [1, 7, 11, 14, 15, 20, 25, 33])

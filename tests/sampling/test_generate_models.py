@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from motionmerge.cli import app
+from motionmerge.cli.video_flags import VideoFlags
 from motionmerge.io.video import read_video, read_video_metadata
 from motionmerge.sampling.expert_bank import experts
 from motionmerge.sampling.expert_choice import from_base, from_loras, from_weights
@@ -113,6 +115,28 @@ def choices(workplace: Path) -> dict[str, tuple[Any, Any]]:
     }
 
 
+def test_every_lora_can_have_a_motion_of_its_own(workplace: Path) -> None:
+    lora = workplace / "lora.safetensors"
+    other = workplace / "odd=1.safetensors"
+    shutil.copy(lora, other)
+    flags = [f"{lora}=0.5", str(other), f"{other}=-0.25", str(lora)]
+    for motion, last in ((None, "1.0"), (2.0, "-2.0")):
+        chosen = VideoFlags(model=str(workplace / "wan"), lora=flags, motion=motion)
+        recipe = chosen.chosen_experts(chosen.chosen_model()).recipe
+        assert recipe is not None
+        noisy, full = (str(recipe.experts[name]) for name in ("dynamics", "consistency"))
+        expected = ("-0.5", last, "0.25", last)
+        for number, weight in enumerate(expected, start=1):
+            assert f"lora(lora_{number}, {weight})" in noisy
+            assert f"lora(lora_{number}, 1.0)" in full
+        assert [Path(recipe.inputs[f"lora_{n}"].path) for n in (1, 2, 3, 4)] == [
+            lora.resolve(),
+            other.resolve(),
+            other.resolve(),
+            lora.resolve(),
+        ]
+
+
 def test_what_the_flags_choose_equals_the_experts_written_out(workplace: Path) -> None:
     pipeline = load_pipeline(find_pipeline(workplace / "wan"))
     pipeline.set_progress_bar_config(disable=True)
@@ -152,6 +176,7 @@ def test_the_flags_reach_the_video(workplace: Path, tmp_path: Path) -> None:
         (["--prompt", "x", "--input", "a=b"], "--input replaces"),
         (["--prompt", "x", "--lora", "l", "--recipe", "calm"], "--lora goes alone"),
         (["--prompt", "x", "--lora", "missing.safetensors"], "missing.safetensors"),
+        (["--prompt", "x", "--lora", "own.safetensors=much"], "write --lora FILE=0.25"),
         (["--prompt", "x", "--recipe", "lora-rescue"], "--input style=FILE"),
         (["--prompt", "x", "--boundary", "0.5"], "needs experts"),
         (["--prompt", "x", "--size", "64"], "--size was given with"),

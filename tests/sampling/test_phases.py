@@ -13,7 +13,7 @@ from motionmerge.errors import ConfigError
 from motionmerge.models.pocket.components import build_pocket_model
 from motionmerge.models.pocket.world import load_photo
 from motionmerge.sampling.expert_bank import experts
-from motionmerge.sampling.make_video import VideoSettings, make_video
+from motionmerge.sampling.make_video import VideoSettings, encode_ahead, make_video
 from motionmerge.sampling.phases import Outcome, can_be_cut, make_videos
 from motionmerge.sampling.pocket_pipeline import pipeline_from_model
 from motionmerge.schedule import ExpertSchedule
@@ -137,3 +137,45 @@ def test_pipelines_that_keep_something_between_steps_make_one_video_after_anothe
     family = next(family for family in FAMILIES if family.name == "Wan 2.1")
     assert can_be_cut(tiny_pipeline())
     assert not can_be_cut(tiny(family))
+
+
+def encodings_of(pipeline: object) -> list[int]:
+    """Record the size of every batch that the text encoder sees."""
+    seen: list[int] = []
+    encoder = pipeline.text_encoder  # type: ignore[attr-defined]
+    encoder.register_forward_hook(lambda _, args, out: seen.append(len(out.last_hidden_state)))
+    return seen
+
+
+def test_prompts_are_encoded_once_for_all_experts() -> None:
+    pipeline = tiny_pipeline()
+    both = {"a": moved(pipeline, 1), "b": moved(pipeline, 2)}
+    with experts(pipeline, experts=both, boundary=0.64) as bank:
+        seen = encodings_of(pipeline)
+        videos(list(make_videos(pipeline, requests(0, 1), bank)))
+    assert seen == [1] * 2 * 2  # a prompt and its negative, for each of two videos
+
+
+def test_what_is_encoded_ahead_makes_the_same_videos_with_half_the_encodings() -> None:
+    pipeline = tiny_pipeline()
+    image, first = requests(0)[0]
+    wanted = [
+        first.changed(prompt=prompt, seed=seed, guidance_scale=scale)
+        for prompt, scale in (("a cat jumps", 3.0), ("up", 1.0))
+        for seed in range(2)
+    ]
+    expected = [make_video(pipeline, image, settings) for settings in wanted]
+    seen = encodings_of(pipeline)
+    ahead = encode_ahead(pipeline, image, wanted)
+    assert seen == [1] * 3
+    assert pipeline.text_encoder is None and pipeline.image_encoder is None
+    for settings, conditions, video in zip(wanted, ahead, expected, strict=True):
+        made = make_video(pipeline, image, settings, conditions=conditions)
+        assert torch.equal(made, video)
+
+
+def test_other_pipelines_keep_their_encoders() -> None:
+    pipeline = tiny(next(family for family in FAMILIES if family.name == "Wan 2.1"))
+    image, settings = requests(0)[0]
+    assert encode_ahead(pipeline, image, [settings, settings]) == [None, None]
+    assert pipeline.text_encoder is not None

@@ -46,7 +46,7 @@ def generate(
 ) -> None:
     """Animate PHOTO as the prompt says: the pocket model needs a CPU, others what they need."""
     from motionmerge.io.video import contact_sheet, load_image, write_video
-    from motionmerge.sampling.make_video import make_video
+    from motionmerge.sampling.make_video import encode_ahead, make_video
 
     image = load_image(photo)
     chosen = flags.chosen_model()
@@ -59,11 +59,15 @@ def generate(
     ]
     for _, settings in wanted:
         settings.check(chosen.family, chosen.limits)
-    made, rows = [], []
-    with loaded(chosen, experts) as (pipeline, _):
-        for number, settings in wanted:
+    made, rows, conditions = [], [], []
+
+    def encode(pipeline: Any) -> None:
+        conditions.extend(encode_ahead(pipeline, image, [settings for _, settings in wanted]))
+
+    with loaded(chosen, experts, on_load=encode) as (pipeline, _):
+        for (number, settings), condition in zip(wanted, conditions, strict=True):
             started = time.monotonic()
-            video = make_video(pipeline, image, settings)
+            video = make_video(pipeline, image, settings, conditions=condition)
             path = output
             if len(wanted) > 1:
                 path = output.with_stem(f"{output.stem}-{number:02}-seed{settings.seed}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,9 +57,10 @@ class VideoFlags:
         ),
     ] = None
     lora: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
-            help="A LoRA on the model, with --motion away from it while noisy; repeatable."
+            help="FILE or FILE=MOTION, a LoRA on the model: with a motion, its own or --motion, "
+            "away from it while noisy; repeatable."
         ),
     ] = None
     weights: Annotated[
@@ -157,7 +159,9 @@ class VideoFlags:
             inputs = parse_inputs(self.replaced or [])
             choice = expert_choice.from_recipe(self.recipe, inputs=inputs, boundary=boundary)
         elif self.lora:
-            choice = expert_choice.from_loras(self.lora, motion=self.motion, boundary=boundary)
+            loras = [parse_lora(one, motion=self.motion) for one in self.lora]
+            files, motions = zip(*loras, strict=True)
+            choice = expert_choice.from_loras(files, motion=motions, boundary=boundary)
         elif self.motion is not None:
             choice = self._turned_knob(model, self.motion)
         elif self.weights is not None and model.path is not None:
@@ -230,6 +234,27 @@ class VideoFlags:
         )
 
 
+def parse_lora(text: str, *, motion: float | None) -> tuple[Path, float | None]:
+    """Read FILE or FILE=MOTION; a file whose own name ends like this is meant if it is there.
+
+    Raises:
+        ConfigError: What follows the file is no number.
+    """
+    file, sign, own = text.rpartition("=")
+    if not sign or Path(text).exists():
+        return Path(text), motion
+    try:
+        strength = float(own)
+    except ValueError:
+        strength = math.nan
+    if not math.isfinite(strength):
+        raise ConfigError(
+            f"--lora {text} has the motion `{own}`, which is no number.",
+            fix="write --lora FILE=0.25, or --lora FILE.",
+        )
+    return Path(file), strength
+
+
 def with_video_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Make a command whose flags are its own and those of `VideoFlags`.
 
@@ -260,8 +285,16 @@ def with_video_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextmanager
-def loaded(model: ModelChoice, experts: ExpertChoice) -> Iterator[tuple[Any, Any]]:
-    """Load a model, attach its experts; give the pipeline and the bank, which may be None."""
+def loaded(
+    model: ModelChoice, experts: ExpertChoice, *, on_load: Callable[[Any], None] | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """Load a model, attach its experts; give the pipeline and the bank, which may be None.
+
+    Args:
+        model: The model.
+        experts: Which weights denoise.
+        on_load: Called with the pipeline before experts take their part of the memory.
+    """
     from diffusers.utils import logging
 
     is_quiet = model.path is None or not sys.stderr.isatty()
@@ -271,6 +304,8 @@ def loaded(model: ModelChoice, experts: ExpertChoice) -> Iterator[tuple[Any, Any
     pipeline.set_progress_bar_config(disable=is_quiet)
     if model.path is not None:
         typer.echo(placement, err=True)
+    if on_load is not None:
+        on_load(pipeline)
     with experts.attach(pipeline) as bank:
         if bank is not None and bank.placement and model.path is not None:
             typer.echo(f"experts of {bank.placement}", err=True)

@@ -20,10 +20,16 @@ from diffusers.utils.torch_utils import randn_tensor
 from motionmerge.errors import ConfigError, ShapeError
 from motionmerge.models.dynamicrafter.cross_attention import ContextCache
 from motionmerge.models.dynamicrafter.encoders import preprocess_clip_image, tokenize_prompts
+from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
+from motionmerge.sampling.captured import CapturedUNet, can_capture
+from motionmerge.sampling.conditions import Conditions
 from motionmerge.sampling.expert_bank import attached_bank
 from motionmerge.sampling.guidance import guided_prediction
+from motionmerge.sampling.memory import return_freed_memory
 from motionmerge.sampling.pipeline_inputs import (
+    NUM_FRAMES,
     ImageInput,
+    check_num_frames,
     check_settings,
     check_tokens,
     prepare_image,
@@ -51,7 +57,8 @@ class DynamiCrafterPipeline(DiffusionPipeline):
     The four methods `encode_prompt`, `encode_image`, `encode_image_latents` and `decode_latents`
     are all that knows about the encoders; a model with other encoders overrides them. Experts
     attached with `motionmerge.experts` are used at their noise levels, and the image tokens come
-    from the projector of the expert that is denoising. Each encoder runs once for each image.
+    from the projector of the expert that is denoising. Each encoder runs once for each image, and
+    `encode` runs them alone, so that they can be freed before the video is made.
 
     Args:
         unet: A `DynamiCrafterUNet`.
@@ -66,6 +73,8 @@ class DynamiCrafterPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->image_encoder->image_projector->unet->vae"
     _callback_tensor_inputs = ("latents",)
+    _captures = False
+    _captured: CapturedUNet | None = None
 
     def __init__(
         self,
@@ -168,7 +177,7 @@ class DynamiCrafterPipeline(DiffusionPipeline):
         return (torch.stack(frames, dim=1).float() / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
-    def __call__(
+    def encode(
         self,
         image: ImageInput,
         prompt: str | Sequence[str] | None = None,
@@ -177,7 +186,93 @@ class DynamiCrafterPipeline(DiffusionPipeline):
         last_image: ImageInput | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_frames: int = 16,
+        num_frames: int = NUM_FRAMES,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        guided: bool = True,
+    ) -> Conditions:
+        """Run the encoders alone: once for any number of videos, after which they may be freed.
+
+            conditions = pipeline.encode(photo, "a cat jumps")
+            pipeline.free_encoders()
+            video = pipeline(conditions=conditions).frames
+
+        Args:
+            image, prompt, negative_prompt, last_image, height, width, num_frames, prompt_embeds,
+                negative_prompt_embeds, image_embeds: As for a call of the pipeline.
+            guided: Also encode the unconditional half, which guidance needs.
+
+        Raises:
+            ShapeError: Sizes or batches do not fit together.
+            ConfigError: A setting is out of range, or an encoder was freed.
+        """
+        check_num_frames(num_frames)
+        pixels = prepare_image(
+            image,
+            height=height,
+            width=width,
+            default_size=(self.config.height, self.config.width),
+            multiple=self.size_multiple,
+        ).to(self._execution_device)
+        texts = self._text_tokens(prompt, prompt_embeds, name="prompt")
+        pairs = max(len(pixels), len(texts))
+        pixels = repeated(pixels, pairs, name="images")
+        negatives = grey = None
+        if guided:
+            negatives = self._text_tokens(
+                negative_prompt, negative_prompt_embeds, name="negative_prompt"
+            )
+            negatives = repeated(negatives, pairs, name="negative prompts")
+        image_latents = self._image_latents(pixels, last_image, num_frames)
+        if image_embeds is None or guided:
+            self._require("image_encoder", "image_embeds")
+        states = self.encode_image(pixels, num_frames) if image_embeds is None else None
+        if guided:
+            grey = self.encode_image(torch.zeros_like(pixels[:1]), num_frames)
+        if image_embeds is not None:
+            image_embeds = image_embeds.to(pixels.device)
+        return Conditions(
+            pixels,
+            image_latents,
+            repeated(texts, pairs, name="prompts"),
+            negatives,
+            states,
+            grey,
+            image_embeds,
+        )
+
+    def free_encoders(self) -> None:
+        """Drop the text and the image encoder, four tenths of DynamiCrafter's weights.
+
+        What `encode` gave makes videos as before; a prompt or an image is then refused.
+        """
+        self.register_modules(text_encoder=None, image_encoder=None)
+        self.maybe_free_model_hooks()  # which hold on to what they move
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return_freed_memory()
+
+    def capture_steps(self) -> None:
+        """On a GPU, replay the U-Net as a CUDA graph; see `CapturedUNet`. Harmless elsewhere.
+
+        The first step of a new shape takes three times as long, and its memory stays taken. Where
+        a graph cannot do what a call does (`can_capture`), videos are made as without.
+        """
+        self._captures = True
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: ImageInput | None = None,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        last_image: ImageInput | None = None,
+        conditions: Conditions | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
         guidance_rescale: float = 0.7,
@@ -207,8 +302,10 @@ class DynamiCrafterPipeline(DiffusionPipeline):
             negative_prompt: What should not; the empty prompt by default.
             last_image: What the videos end with, for the interpolation model; the same as `image`
                 makes a loop. The frames between are then given no image latents.
+            conditions: All of the above as `encode` gave it, instead of it; the size and the number
+                of frames are theirs.
             height, width: Of the video in pixels; by default the pipeline's, or the tensor's.
-            num_frames: 1 to 32.
+            num_frames: 1 to 32; 16 by default.
             num_inference_steps: Denoising steps.
             guidance_scale: Strength of the conditions; at 1 or below the model runs without the
                 unconditional half, twice as fast. Unconditional means the negative prompt and the
@@ -238,40 +335,40 @@ class DynamiCrafterPipeline(DiffusionPipeline):
             ConfigError: A setting is out of range.
         """
         check_settings(
-            num_frames=num_frames,
             num_videos_per_prompt=num_videos_per_prompt,
             guidance_rescale=guidance_rescale,
             eta=eta,
             output_type=output_type,
             callback_tensors=callback_on_step_end_tensor_inputs,
         )
-        pixels = prepare_image(
-            image,
-            height=height,
-            width=width,
-            default_size=(self.config.height, self.config.width),
-            multiple=self.size_multiple,
-        ).to(self._execution_device)
-        texts = self._text_tokens(prompt, prompt_embeds, name="prompt")
-        pairs = max(len(pixels), len(texts))
-        pixels = repeated(pixels, pairs, name="images")
-        texts = repeated(texts, pairs, name="prompts")[:, None]
-        if guidance_scale > 1:
-            negatives = self._text_tokens(
-                negative_prompt, negative_prompt_embeds, name="negative_prompt"
+        given = {
+            "image": image,
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "last_image": last_image,
+            "height": height,
+            "width": width,
+            "num_frames": num_frames,
+            "prompt_embeds": prompt_embeds,
+            "negative_prompt_embeds": negative_prompt_embeds,
+            "image_embeds": image_embeds,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        is_guided = guidance_scale > 1
+        if conditions is None:
+            conditions = self._encode(given, guided=is_guided)
+        elif given:
+            raise ConfigError(
+                f"{', '.join(given)} and conditions were both given.",
+                fix="leave out what `encode` was given already.",
             )
-            negatives = repeated(negatives, pairs, name="negative prompts")[:, None]
-            texts = torch.cat([negatives.to(texts), texts], dim=1)
 
         each = num_videos_per_prompt
-        image_latents = self._image_latents(pixels, last_image, num_frames)
-        image_latents = image_latents.repeat_interleave(each, 0)
-        image_tokens = self._image_tokens(
-            pixels, num_frames, image_embeds, is_guided=guidance_scale > 1
-        )
+        texts = conditions.halves(guided=is_guided)
+        image_latents = conditions.image_latents.repeat_interleave(each, 0)
         contexts = {
             expert: torch.cat([texts, tokens.to(texts)], dim=2).repeat_interleave(each, 0)
-            for expert, tokens in image_tokens.items()
+            for expert, tokens in self._image_tokens(conditions, guided=is_guided).items()
         }
 
         latents = self._start_latents(image_latents, latents, generator)
@@ -279,9 +376,12 @@ class DynamiCrafterPipeline(DiffusionPipeline):
         step_options = self._step_options(eta, generator)
         bank = attached_bank(self.unet)
         caches: dict[str | None, ContextCache] = defaultdict(ContextCache)
+        captured = self._captured_unet()
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
             for step, timestep in enumerate(self.scheduler.timesteps):
                 expert = bank.expert_for(timestep) if bank else None
+                if bank and expert and captured:
+                    bank.put_in_place(expert)
                 sample = self.scheduler.scale_model_input(latents, timestep)
                 prediction = self._predict(
                     torch.cat([sample, image_latents], dim=1),
@@ -291,6 +391,7 @@ class DynamiCrafterPipeline(DiffusionPipeline):
                     frame_rate=frame_rate,
                     guidance_scale=guidance_scale,
                     guidance_rescale=guidance_rescale,
+                    captured=captured,
                 )
                 latents = self.scheduler.step(
                     prediction, timestep, latents, **step_options, return_dict=False
@@ -304,16 +405,31 @@ class DynamiCrafterPipeline(DiffusionPipeline):
 
         frames = latents
         if output_type != "latent":
-            video = self.decode_latents(latents, pixels.repeat_interleave(each, 0))
+            video = self.decode_latents(latents, conditions.pixels.repeat_interleave(each, 0))
             frames = video_to_output(video, output_type)
         self.maybe_free_model_hooks()
         return DynamiCrafterPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def _encode(self, given: dict[str, Any], *, guided: bool) -> Conditions:
+        if "image" not in given:
+            raise ConfigError(
+                "There is no image to animate.", fix="pass one, or conditions of `encode`."
+            )
+        return self.encode(**given, guided=guided)
+
+    def _require(self, encoder: str, instead: str) -> None:
+        if getattr(self, encoder) is None:
+            raise ConfigError(
+                f"The pipeline has no {encoder} any more.",
+                fix=f"pass conditions that `encode` gave before, or {instead}; or load it again.",
+            )
 
     def _text_tokens(
         self, prompt: str | Sequence[str] | None, embeds: torch.Tensor | None, *, name: str
     ) -> torch.Tensor:
         """Encode prompts, or take their embeddings: `[prompts, tokens, dim]`."""
         if embeds is None:
+            self._require("text_encoder", f"{name}_embeds")
             prompt = prompt or ""
             return self.encode_prompt([prompt] if isinstance(prompt, str) else prompt)
         if prompt is not None:
@@ -323,31 +439,25 @@ class DynamiCrafterPipeline(DiffusionPipeline):
         return embeds.to(self._execution_device)
 
     def _image_tokens(
-        self,
-        pixels: torch.Tensor,
-        num_frames: int,
-        image_embeds: torch.Tensor | None,
-        *,
-        is_guided: bool,
+        self, conditions: Conditions, *, guided: bool
     ) -> dict[str | None, torch.Tensor]:
-        """Encode the images, and a grey image before them for guidance.
+        """Project what the image encoder saw: the images, and a grey one before each for guidance.
 
         Returns:
             `[pairs, 1 or 2, tokens, dim]` for each expert if their projectors differ, else for
             None.
         """
-        images = [pixels] if image_embeds is None else []
-        if is_guided:
-            images.append(torch.zeros_like(pixels[:1]))
-        seen = [self.encode_image(image, num_frames) for image in images]
+        pairs = len(conditions.pixels)
 
         def project() -> torch.Tensor:
-            projected = [self._project(states) for states in seen]
-            tokens = projected[0] if image_embeds is None else image_embeds.to(pixels.device)
-            tokens = repeated(tokens, len(pixels), name="image_embeds")
-            if not is_guided:
+            tokens, states = conditions.image_tokens, conditions.image_states
+            if states is not None:
+                tokens = self._project(states)
+            assert tokens is not None
+            tokens = repeated(tokens, pairs, name="image_embeds")
+            if not guided or conditions.grey_states is None:
                 return tokens[:, None]
-            grey = projected[-1]
+            grey = self._project(conditions.grey_states)
             check_tokens(tokens, tuple(grey.shape[1:]), name="image_embeds")
             return torch.stack([grey.to(tokens).expand_as(tokens), tokens], dim=1)
 
@@ -410,14 +520,17 @@ class DynamiCrafterPipeline(DiffusionPipeline):
         return latents.to(image_latents.device).float() * self.scheduler.init_noise_sigma
 
     def _set_timesteps(self, num_inference_steps: int, start_step: int | None) -> None:
-        options = {} if start_step is None else {"start_step": start_step}
+        options: dict[str, Any] = {} if start_step is None else {"start_step": start_step}
         known = inspect.signature(self.scheduler.set_timesteps).parameters
         if not options.keys() <= known.keys():
             raise ConfigError(
                 f"{type(self.scheduler).__name__} cannot start late.",
                 fix="use DynamicRescaleDDIMScheduler, or leave start_step out.",
             )
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device, **options)
+        if not isinstance(self.scheduler, DynamicRescaleDDIMScheduler):
+            options["device"] = self._execution_device
+        # Ours reads its timesteps on the CPU: on a GPU every look would wait for all that it does.
+        self.scheduler.set_timesteps(num_inference_steps, **options)
 
     def _step_options(
         self, eta: float, generator: torch.Generator | list[torch.Generator] | None
@@ -426,6 +539,16 @@ class DynamiCrafterPipeline(DiffusionPipeline):
         known = inspect.signature(self.scheduler.step).parameters
         options = {"eta": eta, "generator": generator}
         return {name: value for name, value in options.items() if name in known}
+
+    def _captured_unet(self) -> CapturedUNet | None:
+        """The U-Net as it is replayed now; None if it is called."""
+        if not self._captures or not can_capture(self.unet):
+            self._captured = None
+        elif self._captured is None or self._captured.unet is not self.unet:
+            self._captured = CapturedUNet(self.unet)
+        if self._captured is not None:
+            self._captured.refresh()
+        return self._captured
 
     def _predict(
         self,
@@ -437,17 +560,23 @@ class DynamiCrafterPipeline(DiffusionPipeline):
         frame_rate: float,
         guidance_scale: float,
         guidance_rescale: float,
+        captured: CapturedUNet | None,
     ) -> torch.Tensor:
         """Run the U-Net once, on both halves of the guidance in one batch."""
         halves = context.shape[1]
-        prediction = self.unet(
-            torch.cat([sample] * halves).to(self.unet.dtype),
-            timestep,
-            context.transpose(0, 1).flatten(0, 1).to(self.unet.dtype),
-            frame_rate=frame_rate,
-            context_cache=context_cache,
-            return_dict=False,
-        )[0].float()
+        both = torch.cat([sample] * halves).to(self.unet.dtype)
+        tokens = context.transpose(0, 1).flatten(0, 1).to(self.unet.dtype)
+        if captured is not None:
+            prediction = captured(both, timestep, tokens, frame_rate).float()
+        else:
+            prediction = self.unet(
+                both,
+                timestep,
+                tokens,
+                frame_rate=frame_rate,
+                context_cache=context_cache,
+                return_dict=False,
+            )[0].float()
         if halves == 1:
             return prediction
         unconditional, conditional = prediction.chunk(2)

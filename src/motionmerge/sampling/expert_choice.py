@@ -119,24 +119,36 @@ def from_recipe(
 
 
 def from_loras(
-    loras: Sequence[Path], *, motion: float | None = None, boundary: float | None = None
+    loras: Sequence[Path],
+    *,
+    motion: float | Sequence[float | None] | None = None,
+    boundary: float | None = None,
 ) -> ExpertChoice:
     """Choose LoRAs on the model: at their full strength, or at -motion while it is noisy.
 
-    dynamics    = base - motion * LoRA     above the boundary, 0.64 by default
-    consistency = base + LoRA
+    dynamics    = base - motion_1 * LoRA_1 - motion_2 * LoRA_2 ..     above the boundary, 0.64 by
+    consistency = base + LoRA_1 + LoRA_2 ..                           default
+
+    Args:
+        loras: Their files.
+        motion: Of all, or one for each; None leaves a LoRA at its full strength.
+        boundary: See `ExpertChoice`.
     """
     names = [f"lora_{number}" for number in range(1, len(loras) + 1)]
     inputs = {"base": OWN_MODEL} | {
         name: str(path.expanduser().resolve()) for name, path in zip(names, loras, strict=True)
     }
+    motions = list(motion) if isinstance(motion, Sequence) else [motion] * len(names)
 
-    def with_weight(weight: float) -> str:
-        return " + ".join(["base", *(f"lora({name}, {weight!r})" for name in names)])
+    def with_weights(weights: Sequence[float]) -> str:
+        terms = [f"lora({n}, {w!r})" for n, w in zip(names, weights, strict=True)]
+        return " + ".join(["base", *terms])
 
-    if motion is None:
-        return ExpertChoice(_recipe(inputs, {"styled": with_weight(1.0)}), boundary)
-    formulas = {"dynamics": with_weight(-motion), "consistency": with_weight(1.0)}
+    full = with_weights([1.0] * len(names))
+    if all(one is None for one in motions):
+        return ExpertChoice(_recipe(inputs, {"styled": full}), boundary)
+    noisy = with_weights([1.0 if one is None else -one for one in motions])
+    formulas = {"dynamics": noisy, "consistency": full}
     schedule: list[dict[str, Any]] = [
         {"expert": "dynamics", "above": 0.64},
         {"expert": "consistency"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,11 @@ from PIL import Image
 from motionmerge.config import Settings
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.video import fit_image
+from motionmerge.sampling.conditions import Conditions
+from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
 from motionmerge.sampling.video_families import Limits, VideoFamily, configs_of, family_of
+
+_ENCODED = ("image", "prompt", "negative_prompt", "height", "width", "num_frames")
 
 _CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory")
 
@@ -81,7 +85,12 @@ class VideoSettings(Settings):
 
 
 def make_video(
-    pipeline: Any, image: Image.Image, settings: VideoSettings, **options: Any
+    pipeline: Any,
+    image: Image.Image,
+    settings: VideoSettings,
+    *,
+    conditions: Conditions | None = None,
+    **options: Any,
 ) -> torch.Tensor:
     """Call a pipeline for one video.
 
@@ -89,6 +98,7 @@ def make_video(
         pipeline: A pipeline of one of `VIDEO_FAMILIES`.
         image: The first frame; it is cut to the video's shape.
         settings: The video. With `prompt_embeds` (or the like) in `options` it needs no prompt.
+        conditions: What `encode_ahead` gave for it, if it did.
         options: Arguments of the pipeline's own `__call__`, which count more than the settings.
 
     Returns:
@@ -100,9 +110,51 @@ def make_video(
     family, limits = family_and_limits(pipeline)
     if not any(name.startswith("prompt_embeds") for name in options):
         settings.check(family, limits)
-    arguments = {**pipeline_arguments(pipeline, image, settings), **options}
+    arguments = pipeline_arguments(pipeline, image, settings)
+    if conditions is not None:
+        arguments = with_conditions(arguments, conditions)
     with prepared(pipeline, settings), named_memory_errors(limits):
-        return frames_of(pipeline(**arguments))
+        return frames_of(pipeline(**{**arguments, **options}))
+
+
+def encode_ahead(
+    pipeline: Any, image: Image.Image, wanted: Sequence[VideoSettings]
+) -> list[Conditions | None]:
+    """Run the encoders of a pipeline of ours for all videos of an image, then free them.
+
+    Args:
+        pipeline: A pipeline; its encoders are gone afterwards, if it is one of ours.
+        image: The first frame of all videos.
+        wanted: The videos.
+
+    Returns:
+        What `make_video` takes for each; None for other pipelines, which keep their encoders.
+
+    Raises:
+        ConfigError: Memory ran out.
+    """
+    if not isinstance(pipeline, DynamiCrafterPipeline):
+        return [None] * len(wanted)
+    encoded: dict[VideoSettings, Conditions] = {}
+    for settings in wanted:
+        if (shared := settings.changed(seed=0)) not in encoded:
+            encoded[shared] = conditions_of(pipeline, pipeline_arguments(pipeline, image, shared))
+    pipeline.free_encoders()
+    return [encoded[settings.changed(seed=0)] for settings in wanted]
+
+
+def conditions_of(pipeline: DynamiCrafterPipeline, arguments: dict[str, Any]) -> Conditions:
+    """Encode what the arguments of a call say of its prompt and image."""
+    _, limits = family_and_limits(pipeline)
+    own = {name: arguments[name] for name in _ENCODED if name in arguments}
+    with named_memory_errors(limits):
+        return pipeline.encode(**own, guided=arguments["guidance_scale"] > 1)
+
+
+def with_conditions(arguments: dict[str, Any], conditions: Conditions) -> dict[str, Any]:
+    """Replace what was encoded in the arguments of a call."""
+    kept = {name: value for name, value in arguments.items() if name not in _ENCODED}
+    return {**kept, "conditions": conditions}
 
 
 def family_and_limits(pipeline: Any) -> tuple[VideoFamily, Limits]:

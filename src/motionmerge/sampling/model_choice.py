@@ -12,6 +12,7 @@ import torch
 
 from motionmerge.merge.sources import hash_origin
 from motionmerge.models.pocket.components import weights_path
+from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
 from motionmerge.sampling.loading import default_device, load_pipeline, place
 from motionmerge.sampling.pipeline_folder import PipelineFolder
 from motionmerge.sampling.pocket_pipeline import load_pocket
@@ -130,6 +131,8 @@ class FolderModel:
         """
         dtype = self._dtype()
         pipeline = load_pipeline(self.folder, dtype=dtype, variant=self.variant, legacy=self.legacy)
+        if isinstance(pipeline, DynamiCrafterPipeline):
+            pipeline.capture_steps()
         return pipeline, place(pipeline, self.folder, self.device, dtype)
 
     def _dtype(self) -> torch.dtype:

@@ -18,12 +18,14 @@ from motionmerge.errors import MotionMergeError
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
 from motionmerge.sampling.make_video import (
     VideoSettings,
+    conditions_of,
     family_and_limits,
     frames_of,
     make_video,
     named_memory_errors,
     pipeline_arguments,
     prepared,
+    with_conditions,
 )
 from motionmerge.sampling.switching import Bank
 from motionmerge.sampling.video_families import Limits
@@ -114,7 +116,9 @@ def _in_phases(
     for index, (image, settings) in enumerate(requests):
         try:
             settings.check(family, limits)
-            run = _Run(index, settings, pipeline_arguments(pipeline, image, settings))
+            arguments = pipeline_arguments(pipeline, image, settings)
+            arguments = with_conditions(arguments, conditions_of(pipeline, arguments))
+            run = _Run(index, settings, arguments)
             run.parts = _parts(pipeline, bank, run.arguments["num_inference_steps"])
             runs.append(run)
         except VIDEO_ERRORS as error:

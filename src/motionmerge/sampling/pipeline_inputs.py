@@ -12,7 +12,7 @@ from PIL import Image
 from motionmerge.errors import ConfigError, ShapeError
 from motionmerge.io.video import fit_image
 
-MAX_FRAMES = 32
+NUM_FRAMES, MAX_FRAMES = 16, 32
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 
 ImageInput = Image.Image | Sequence[Image.Image] | torch.Tensor
@@ -64,9 +64,18 @@ def prepare_image(
     return torch.from_numpy(fitted).permute(0, 3, 1, 2) / 127.5 - 1
 
 
+def check_num_frames(num_frames: int) -> None:
+    """Refuse a length out of range.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if not 1 <= num_frames <= MAX_FRAMES:
+        raise ConfigError(f"num_frames is {num_frames!r}.", fix=f"use 1 to {MAX_FRAMES}.")
+
+
 def check_settings(
     *,
-    num_frames: int,
     num_videos_per_prompt: int,
     guidance_rescale: float,
     eta: float,
@@ -79,7 +88,6 @@ def check_settings(
         ConfigError: Names the setting and what it can be.
     """
     rules = [
-        ("num_frames", num_frames, 1 <= num_frames <= MAX_FRAMES, f"1 to {MAX_FRAMES}"),
         ("num_videos_per_prompt", num_videos_per_prompt, num_videos_per_prompt >= 1, "1 or more"),
         ("guidance_rescale", guidance_rescale, 0 <= guidance_rescale <= 1, "0 to 1"),
         ("eta", eta, 0 <= eta <= 1, "0 to 1"),

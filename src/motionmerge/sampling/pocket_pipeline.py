@@ -23,6 +23,7 @@ from motionmerge.models.pocket.components import (
 from motionmerge.models.pocket.towers import normalize_image
 from motionmerge.models.pocket.world import FRAME_RATE, SIZE
 
+from .conditions import Conditions
 from .dynamicrafter_pipeline import DynamiCrafterPipeline
 
 DEFAULT_STEPS = 12
@@ -43,8 +44,8 @@ class PocketPipeline(DynamiCrafterPipeline):
     def size_multiple(self) -> int:
         return SIZE
 
-    def __call__(self, image: Any, prompt: Any = None, **options: Any) -> Any:
-        """Make videos; see `DynamiCrafterPipeline.__call__` for the options.
+    def encode(self, image: Any, prompt: Any = None, **options: Any) -> Conditions:
+        """Run the encoders alone; see `DynamiCrafterPipeline.encode` for the options.
 
         Raises:
             ConfigError: `last_image` is given; the model knows no last images.
@@ -54,6 +55,15 @@ class PocketPipeline(DynamiCrafterPipeline):
                 "the pocket model cannot end with an image of your choice",
                 fix="leave last_image out, or use DynamiCrafter's interpolation model.",
             )
+        with attention_kernel(self._execution_device):
+            return super().encode(image, prompt, **options)
+
+    def __call__(self, image: Any = None, prompt: Any = None, **options: Any) -> Any:
+        """Make videos; see `DynamiCrafterPipeline.__call__` for the options.
+
+        Raises:
+            ConfigError: `last_image` is given; the model knows no last images.
+        """
         defaults = {
             "num_inference_steps": DEFAULT_STEPS,
             "guidance_scale": DEFAULT_GUIDANCE,

@@ -146,6 +146,12 @@ class Bank:
             level = noise_level(scheduler, value)
         return self.schedule.expert_at(noise_level=level, timestep=value, step_fraction=fraction)
 
+    def put_in_place(self, expert: str) -> None:
+        """Give the denoisers an expert, as calls of them do, for who computes without calls."""
+        for part in self._parts:
+            if part.name in (*DENOISERS, BARE_MODULE):
+                part.activate(expert)
+
     @contextmanager
     def with_expert(self, name: str, *, modules: Iterable[str] | None = None) -> Iterator[None]:
         """Use one expert inside the block, whatever the timestep.

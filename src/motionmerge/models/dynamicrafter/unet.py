@@ -27,6 +27,7 @@ from motionmerge.errors import ConfigError, ShapeError
 
 from .adapter import TemporalFusion, TextToTemporalAdapter
 from .cross_attention import ContextCache, CrossContext, TextImageAttnProcessor
+from .fast_layers import attention_over_frames, use_fast_layers
 
 ENTRY_ATTENTION_HEADS = 8  # official `init_attn`: eight heads whatever the width
 
@@ -58,10 +59,11 @@ class TemporalTransformer(TransformerTemporalModel):
         x = self.proj_in(x)
         if self.fusion is not None:
             x = self.fusion(x, temporal_context)
-        for block in self.transformer_blocks:
-            x = block(x)
+        with attention_over_frames(x):
+            for block in self.transformer_blocks:
+                x = block(x)
         x = self.proj_out(x).unflatten(0, (-1, height, width)).permute(0, 3, 4, 1, 2)
-        return hidden_states + x.flatten(0, 1)
+        return (hidden_states.unflatten(0, (-1, num_frames)) + x).flatten(0, 1)
 
 
 class UNetStage(nn.Module):
@@ -250,6 +252,7 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixi
                 self.upsamplers.append(Upsample2D(width, use_conv=True))
         self.norm_out = nn.GroupNorm(norm_num_groups, width)
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+        use_fast_layers(self)
 
         self.temporal_adapter: TextToTemporalAdapter | None = None
         if temporal_context_dim is not None:

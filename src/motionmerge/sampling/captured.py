@@ -1,0 +1,107 @@
+"""Calls of a U-Net as CUDA graphs: captured once for each shape, replayed for every other step.
+
+A call of DynamiCrafter starts some three thousand kernels, which takes Python 80 to 120 ms; a big
+GPU computes them in about as long. A graph starts them all at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class _Graph:
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[torch.Tensor, ...]
+    output: torch.Tensor
+
+
+class CapturedUNet:
+    """A U-Net that is called by replaying CUDA graphs.
+
+    A graph reads weights where they were when it was captured. Experts are copied there, so one
+    graph serves all of them; `refresh` notices when weights have moved.
+
+    Args:
+        unet: A `DynamiCrafterUNet` of which `can_capture` holds.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        self.unet, self._graphs = unet, dict[Any, _Graph]()
+        self._stream = torch.cuda.Stream(_device(unet))
+        self._places: tuple[int, ...] = ()
+
+    def refresh(self) -> None:
+        """Forget all graphs if any parameter or buffer lies elsewhere than before."""
+        tensors = chain(self.unet.parameters(), self.unet.buffers())
+        places = tuple(tensor.data_ptr() for tensor in tensors)
+        if places != self._places:
+            self._graphs.clear()
+        self._places = places
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        tokens: torch.Tensor,
+        frame_rate: float,
+    ) -> torch.Tensor:
+        """Predict, as the U-Net does with the weights that are in place; its hooks are not called.
+
+        Args:
+            sample: `[batch, in_channels, frames, height, width]`.
+            timestep: One number.
+            tokens: Text and image tokens, `[batch, tokens, dim]`.
+            frame_rate: Frames per second.
+        """
+        rate = torch.full((1,), float(frame_rate), device=sample.device)
+        inputs = (sample, timestep.to(sample.device).reshape(1), tokens, rate)
+        key = tuple((value.shape, value.dtype) for value in inputs)
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(inputs)
+        captured = self._graphs[key]
+        for mine, new in zip(captured.inputs, inputs, strict=True):
+            mine.copy_(new)
+        captured.graph.replay()
+        return captured.output.clone()
+
+    def _capture(self, given: tuple[torch.Tensor, ...]) -> _Graph:
+        """Run once as it is, for what only the first run does, and then into a graph."""
+        inputs = tuple(value.clone() for value in given)
+        self._stream.wait_stream(torch.cuda.current_stream(inputs[0].device))
+        with torch.cuda.stream(self._stream):
+            self._predict(inputs)
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            output = self._predict(inputs)
+        return _Graph(graph, inputs, output)
+
+    def _predict(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        sample, timestep, tokens, frame_rate = inputs
+        forward: Any = self.unet.forward
+        return forward(sample, timestep, tokens, frame_rate=frame_rate, return_dict=False)[0]
+
+
+def can_capture(unet: nn.Module) -> bool:
+    """Tell whether a replayed call does what a call does.
+
+    Not without a GPU, and not where Python decides in a call: offloading, diffusers' caches and
+    casts by layer, LoRA layers, whose strengths are numbers that a graph would keep.
+    """
+    return (
+        _device(unet).type == "cuda"
+        and not hasattr(unet, "_hf_hook")
+        and not hasattr(unet, "peft_config")
+        and not any(hasattr(module, "_diffusers_hook") for module in unet.modules())
+    )
+
+
+def _device(unet: nn.Module) -> torch.device:
+    return next(unet.parameters()).device
