@@ -123,7 +123,7 @@ def make_pair(folder: Path, *, scale: float) -> None:
 
 
 def run(command: list[str], *, environment: dict[str, str]) -> dict[str, float]:
-    """Run a process; give wall and cpu seconds, peak MB, and the seconds that it prints last."""
+    """Run a process; give wall and cpu seconds, peak MB, and the seconds that it says itself."""
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
@@ -134,12 +134,20 @@ def run(command: list[str], *, environment: dict[str, str]) -> dict[str, float]:
         text = log.read()
     if process.returncode:
         raise SystemExit(f"{command[:3]} failed:\n{text[-2000:]}")
-    inside = wall
-    with suppress(ValueError, KeyError, TypeError):
-        said = json.loads(text[text.index("{") :] if "{" in text else text.split()[-1])
-        inside = said["seconds"] if isinstance(said, dict) else float(said)
+    inside = seconds_said(text)
+    inside = wall if inside is None else inside
     cpu = usage.ru_utime + usage.ru_stime
     return {"inside_s": inside, "wall_s": wall, "cpu_s": cpu, "peak_mb": usage.ru_maxrss / 1024}
+
+
+def seconds_said(text: str) -> float | None:
+    """Read the seconds from a report of ours, or the number that a script printed last."""
+    last = text.strip().rsplit("\n", 1)[-1]
+    with suppress(ValueError, KeyError):
+        return json.loads(text[text.index("{") :])["seconds"]
+    with suppress(ValueError):
+        return float(last)
+    return None
 
 
 def commands(folder: Path, options: argparse.Namespace) -> dict[str, list[str]]:
