@@ -12,7 +12,7 @@ from motionmerge.models.dynamicrafter.fast_layers import (
     FastGroupNorm,
     use_fast_layers,
 )
-from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
+from motionmerge.models.pocket.components import build_pocket_model
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -73,14 +73,7 @@ def test_parameters_and_their_names_stay() -> None:
 
 
 def test_the_unet_has_them_and_a_cpu_computes_as_before() -> None:
-    unet = DynamiCrafterUNet(
-        block_out_channels=(8, 16),
-        attention_levels=(True, False),
-        layers_per_block=1,
-        attention_head_dim=4,
-        cross_attention_dim=8,
-        norm_num_groups=4,
-    )
+    unet = build_pocket_model().unet
     kinds = [type(module) for module in unet.modules()]
     assert FastGroupNorm in kinds and FastGEGLU in kinds
     assert nn.GroupNorm not in kinds and GEGLU not in kinds

@@ -267,7 +267,7 @@ def draw_mask(
         kernels: To do it with; NumPy does it without.
     """
     start = 0
-    for group in _groups(blocks) if kernels else ([block] for block in blocks):
+    for group in _groups(blocks, STREAMS if kernels else 1):
         part = keep[start : start + sum(block.count for block in group)]
         start += part.size
         if kernels is None:
@@ -278,12 +278,12 @@ def draw_mask(
             kernels.draw_keep(streams, mask.threshold, part)
 
 
-def _groups(blocks: Sequence[Block]) -> Iterator[Sequence[Block]]:
-    """Take `STREAMS` blocks at a time where they have the same size, else one."""
+def _groups(blocks: Sequence[Block], size: int) -> Iterator[Sequence[Block]]:
+    """Take so many blocks at a time where they have the same number of entries, else one."""
     start = 0
     while start < len(blocks):
-        group = blocks[start : start + STREAMS]
-        if len(group) < STREAMS or any(block.count != group[0].count for block in group):
+        group = blocks[start : start + size]
+        if len(group) < size or any(block.count != group[0].count for block in group):
             group = group[:1]
         yield group
         start += len(group)

@@ -60,6 +60,16 @@ static inline uint32_t to_fp32(float value, float *result) {
     return ((bits_of(value) & 0x7F800000u) + 0x800000u) >> 31;
 }
 
+/* A step of SFC64, of one stream or of those that lie in the lanes of a, b, c and w. */
+#define NEXT_WORD(a, b, c, w, out)         \
+    do {                                   \
+        out = a + b + w;                   \
+        w += 1;                            \
+        a = b ^ (b >> 11);                 \
+        b = c + (c << 3);                  \
+        c = ((c << 24) | (c >> 40)) + out; \
+    } while (0)
+
 /* Compared in 16 bits, of which a register holds most: values <= last is values < last + 1. */
 FOR_EVERY_PROCESSOR
 static void keep_up_to(const uint16_t *restrict values, uint16_t last, uint8_t *restrict keep,
@@ -78,10 +88,8 @@ PUBLIC void draw_keep(const uint64_t *state, uint32_t threshold, uint8_t *keep, 
     for (size_t start = 0; threshold && start < count; start += TILE) {
         size_t size = count - start < TILE ? count - start : TILE;
         for (size_t i = 0; i < (size + 3) / 4; i++) {
-            uint64_t out = a + b + w++;
-            a = b ^ (b >> 11);
-            b = c + (c << 3);
-            c = ((c << 24) | (c >> 40)) + out;
+            uint64_t out;
+            NEXT_WORD(a, b, c, w, out);
             drawn.words[i] = out;
         }
         keep_up_to(drawn.values, (uint16_t)(threshold - 1), keep + start, size);
@@ -109,11 +117,8 @@ PUBLIC void draw_keep_of_streams(const uint64_t *states, uint32_t threshold, uin
     for (size_t start = 0; threshold && start < count; start += TILE) {
         size_t size = count - start < TILE ? count - start : TILE;
         for (size_t i = 0; i < (size + 3) / 4; i++) {
-            lanes out = a + b + w;
-            w += 1;
-            a = b ^ (b >> 11);
-            b = c + (c << 3);
-            c = ((c << 24) | (c >> 40)) + out;
+            lanes out;
+            NEXT_WORD(a, b, c, w, out);
             for (size_t s = 0; s < STREAMS; s++) drawn.words[s][i] = out[s];
         }
         for (size_t s = 0; s < STREAMS; s++)

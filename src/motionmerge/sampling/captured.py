@@ -6,7 +6,7 @@ GPU computes them in about as long. A graph starts them all at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -14,11 +14,36 @@ import torch
 from torch import nn
 
 
-@dataclass(frozen=True)
-class _Graph:
-    graph: torch.cuda.CUDAGraph
-    inputs: tuple[torch.Tensor, ...]
-    output: torch.Tensor
+class ReplayedCall:
+    """A function of tensors that is captured as a CUDA graph once, and then replayed.
+
+    What differs from call to call reaches the graph through its inputs, or through tensors that are
+    changed in place. The function must have run on the stream before.
+
+    Args:
+        function: What is captured; gives a tensor.
+        inputs: What it is captured with.
+        stream: Where it is captured.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., torch.Tensor],
+        inputs: Sequence[torch.Tensor],
+        stream: torch.cuda.Stream,
+    ) -> None:
+        self._inputs = tuple(value.clone() for value in inputs)
+        self._graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(stream.device)
+        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+            self._output = function(*self._inputs)
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Give what the function gives for these inputs, in new memory."""
+        for mine, new in zip(self._inputs, inputs, strict=True):
+            mine.copy_(new)
+        self._graph.replay()
+        return self._output.clone()
 
 
 class CapturedUNet:
@@ -32,7 +57,7 @@ class CapturedUNet:
     """
 
     def __init__(self, unet: nn.Module) -> None:
-        self.unet, self._graphs = unet, dict[Any, _Graph]()
+        self.unet, self._graphs = unet, dict[Any, ReplayedCall]()
         self._stream = torch.cuda.Stream(_device(unet))
         self._places: tuple[int, ...] = ()
 
@@ -65,26 +90,22 @@ class CapturedUNet:
         key = tuple((value.shape, value.dtype) for value in inputs)
         if key not in self._graphs:
             self._graphs[key] = self._capture(inputs)
-        captured = self._graphs[key]
-        for mine, new in zip(captured.inputs, inputs, strict=True):
-            mine.copy_(new)
-        captured.graph.replay()
-        return captured.output.clone()
+        return self._graphs[key](*inputs)
 
-    def _capture(self, given: tuple[torch.Tensor, ...]) -> _Graph:
+    def _capture(self, inputs: Sequence[torch.Tensor]) -> ReplayedCall:
         """Run once as it is, for what only the first run does, and then into a graph."""
-        inputs = tuple(value.clone() for value in given)
         self._stream.wait_stream(torch.cuda.current_stream(inputs[0].device))
         with torch.cuda.stream(self._stream):
-            self._predict(inputs)
-        self._stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            output = self._predict(inputs)
-        return _Graph(graph, inputs, output)
+            self._predict(*inputs)
+        return ReplayedCall(self._predict, inputs, self._stream)
 
-    def _predict(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        sample, timestep, tokens, frame_rate = inputs
+    def _predict(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        tokens: torch.Tensor,
+        frame_rate: torch.Tensor,
+    ) -> torch.Tensor:
         forward: Any = self.unet.forward
         return forward(sample, timestep, tokens, frame_rate=frame_rate, return_dict=False)[0]
 

@@ -135,12 +135,13 @@ def encode_ahead(
     """
     if not isinstance(pipeline, DynamiCrafterPipeline):
         return [None] * len(wanted)
-    encoded: dict[VideoSettings, Conditions] = {}
-    for settings in wanted:
-        if (shared := settings.changed(seed=0)) not in encoded:
-            encoded[shared] = conditions_of(pipeline, pipeline_arguments(pipeline, image, shared))
+    seedless = [settings.changed(seed=0) for settings in wanted]
+    encoded = {
+        settings: conditions_of(pipeline, pipeline_arguments(pipeline, image, settings))
+        for settings in dict.fromkeys(seedless)
+    }
     pipeline.free_encoders()
-    return [encoded[settings.changed(seed=0)] for settings in wanted]
+    return [encoded[settings] for settings in seedless]
 
 
 def conditions_of(pipeline: DynamiCrafterPipeline, arguments: dict[str, Any]) -> Conditions:

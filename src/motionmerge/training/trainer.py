@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.models.pocket.components import attention_kernel
+from motionmerge.sampling.captured import ReplayedCall
 
 LossFunction = Callable[[nn.Module, Sequence[int]], torch.Tensor]
 """Takes the (possibly wrapped) module and sample indices; returns the mean loss."""
@@ -311,9 +312,7 @@ class _CapturedStep:
 
     def __init__(self, step: Callable[..., torch.Tensor], device: torch.device) -> None:
         self._step, self._stream, self._runs = step, torch.cuda.Stream(device), 0
-        self._graph = torch.cuda.CUDAGraph()
-        self._inputs: tuple[torch.Tensor, ...] = ()
-        self._loss = torch.zeros(())
+        self._replayed: ReplayedCall | None = None
 
     def __call__(self, *prepared: torch.Tensor) -> torch.Tensor:
         self._runs += 1
@@ -323,17 +322,9 @@ class _CapturedStep:
                 loss = self._step(*prepared)
             torch.cuda.current_stream().wait_stream(self._stream)
             return loss
-        if self._runs == WARMUP_RUNS + 1:
-            self._inputs = tuple(value.clone() for value in prepared)
-            torch.cuda.synchronize()
-            with torch.cuda.graph(
-                self._graph, stream=self._stream, capture_error_mode="thread_local"
-            ):
-                self._loss = self._step(*self._inputs)
-        for mine, new in zip(self._inputs, prepared, strict=True):
-            mine.copy_(new)
-        self._graph.replay()
-        return self._loss.clone()
+        if self._replayed is None:
+            self._replayed = ReplayedCall(self._step, prepared, self._stream)
+        return self._replayed(*prepared)
 
 
 class _State:
