@@ -7,24 +7,32 @@ import torch
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.tensors import (
+    DType,
     code_to_dtype,
     dtype_name,
-    dtype_to_code,
     is_mergeable,
     num_bytes,
     parse_dtype,
+    storable,
 )
 
 
 @pytest.mark.parametrize("spelling", ["bf16", "bfloat16", "torch.bfloat16", " BF16 "])
 def test_every_spelling_of_bf16_is_understood(spelling):
-    assert parse_dtype(spelling) is torch.bfloat16
+    assert parse_dtype(spelling) is DType.BF16
 
 
 def test_names_and_codes_are_read_back():
-    for dtype in (torch.float32, torch.float16, torch.int64, torch.bool, torch.float8_e4m3fn):
-        assert parse_dtype(dtype_name(dtype)) is dtype
-        assert code_to_dtype(dtype_to_code(dtype)) is dtype
+    for dtype in DType:
+        assert parse_dtype(dtype_name(dtype)) is parse_dtype(dtype.torch) is dtype
+        assert code_to_dtype(dtype.code) is storable(dtype.torch) is storable(dtype) is dtype
+
+
+def test_dtypes_are_those_of_torch():
+    for dtype in DType:
+        assert dtype.itemsize == dtype.torch.itemsize
+        assert dtype.is_floating_point == dtype.torch.is_floating_point
+        assert dtype_name(dtype) == dtype_name(dtype.torch)
 
 
 def test_an_unknown_dtype_offers_the_nearest():
@@ -34,7 +42,7 @@ def test_an_unknown_dtype_offers_the_nearest():
 
 def test_complex_tensors_cannot_be_stored():
     with pytest.raises(CheckpointError, match="Fix"):
-        dtype_to_code(torch.complex64)
+        storable(torch.complex64)
 
 
 def test_bytes_are_counted():

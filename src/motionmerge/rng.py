@@ -10,7 +10,8 @@ import json
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+from motionmerge.lazy_torch import torch
 
 MASK_BLOCK = 131_072
 """Elements per block of mask v1. Part of the format: changing it changes every mask."""
@@ -49,13 +50,13 @@ def mask_bits(seed: int, tensor_name: str, block: int, count: int) -> npt.NDArra
     Returns:
         `[count]`, uniform over 0 .. 65535. Keep an entry iff its value is below the threshold.
     """
-    stream = mask_stream(seed, tensor_name, block)
+    digest = mask_digest(seed, tensor_name, block)
+    stream = np.random.SFC64(int.from_bytes(digest, "little"))
     raw = np.asarray(stream.random_raw(-(-count // 4)), dtype=_RAW_UINT64)
     return raw.view(_RAW_UINT16)[:count].astype(np.uint16, copy=False)
 
 
-def mask_stream(seed: int, tensor_name: str, block: int) -> np.random.SFC64:
-    """The generator at the start of one block, see `mask_bits`."""
+def mask_digest(seed: int, tensor_name: str, block: int) -> bytes:
+    """Give the 16 bytes that seed the generator of one block, see `mask_bits`."""
     key = f"motionmerge mask v1|{seed}|{tensor_name}|{block}".encode()
-    digest = hashlib.blake2b(key, digest_size=16).digest()
-    return np.random.SFC64(int.from_bytes(digest, "little"))
+    return hashlib.blake2b(key, digest_size=16).digest()

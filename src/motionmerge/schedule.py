@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import torch
 
 from motionmerge.errors import ConfigError, RecipeError
+from motionmerge.lazy_torch import torch
 from motionmerge.text import fix_unknown_name
 
 

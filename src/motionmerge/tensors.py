@@ -1,101 +1,124 @@
-"""Names, sizes and safetensors codes of dtypes, and which tensors a merge may compute with."""
+"""Dtypes by name, size and safetensors code, and which tensors a merge may compute with."""
 
 from __future__ import annotations
 
 import difflib
 import math
 from collections.abc import Sequence
+from enum import Enum
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from motionmerge.errors import CheckpointError, ConfigError
-
-_NAMES: dict[torch.dtype, str] = {
-    torch.float64: "fp64",
-    torch.float32: "fp32",
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.float8_e4m3fn: "fp8_e4m3fn",
-    torch.float8_e5m2: "fp8_e5m2",
-    torch.int64: "int64",
-    torch.int32: "int32",
-    torch.int16: "int16",
-    torch.int8: "int8",
-    torch.uint8: "uint8",
-    torch.bool: "bool",
-}
-_BY_NAME = {name: dtype for dtype, name in _NAMES.items()}
-_BY_NAME.update({str(dtype).removeprefix("torch."): dtype for dtype in _NAMES})
-
-_CODES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_CODE_OF = {dtype: code for code, dtype in _CODES.items()}
+from motionmerge.lazy_torch import torch
 
 
-def dtype_name(dtype: torch.dtype) -> str:
+class AnyDtype(Protocol):
+    """A `DType`, or torch's own."""
+
+    @property
+    def itemsize(self) -> int: ...
+    @property
+    def is_floating_point(self) -> bool: ...
+
+
+class DType(Enum):
+    """The dtypes of stored tensors. They are known without torch, whose import takes seconds."""
+
+    FP64 = "fp64", "float64", "F64", 8
+    FP32 = "fp32", "float32", "F32", 4
+    FP16 = "fp16", "float16", "F16", 2
+    BF16 = "bf16", "bfloat16", "BF16", 2
+    FP8_E4M3FN = "fp8_e4m3fn", "float8_e4m3fn", "F8_E4M3", 1
+    FP8_E5M2 = "fp8_e5m2", "float8_e5m2", "F8_E5M2", 1
+    INT64 = "int64", "int64", "I64", 8
+    INT32 = "int32", "int32", "I32", 4
+    INT16 = "int16", "int16", "I16", 2
+    INT8 = "int8", "int8", "I8", 1
+    UINT8 = "uint8", "uint8", "U8", 1
+    BOOL = "bool", "bool", "BOOL", 1
+
+    def __init__(self, short_name: str, torch_name: str, code: str, itemsize: int) -> None:
+        self.short_name = short_name
+        self.torch_name = torch_name
+        self.code = code
+        self.itemsize = itemsize
+        self.is_floating_point = torch_name.lstrip("b").startswith("float")
+
+    @property
+    def torch(self) -> torch.dtype:
+        """The same dtype in torch."""
+        dtype: torch.dtype = getattr(torch, self.torch_name)
+        return dtype
+
+    def __repr__(self) -> str:
+        return self.short_name
+
+
+_BY_NAME = {dtype.short_name: dtype for dtype in DType}
+_BY_NAME |= {dtype.torch_name: dtype for dtype in DType}
+_BY_CODE = {dtype.code: dtype for dtype in DType}
+
+
+def dtype_name(dtype: AnyDtype) -> str:
     """Give the short name of a dtype: `torch.bfloat16` -> `"bf16"`."""
-    return _NAMES.get(dtype, str(dtype).removeprefix("torch."))
+    name = str(dtype).removeprefix("torch.")
+    known = dtype if isinstance(dtype, DType) else _BY_NAME.get(name)
+    return known.short_name if known else name
 
 
-def parse_dtype(name: str | torch.dtype) -> torch.dtype:
-    """Read a dtype from `"bf16"`, `"bfloat16"`, `"torch.bfloat16"`, or pass a dtype through.
+def parse_dtype(name: str | AnyDtype) -> DType:
+    """Read a dtype from `"bf16"`, `"bfloat16"`, `"torch.bfloat16"` or torch's own.
 
     Raises:
         ConfigError: The name is unknown; the nearest known one is offered.
     """
-    if isinstance(name, torch.dtype):
+    if isinstance(name, DType):
         return name
-    known = _BY_NAME.get(name.strip().lower().removeprefix("torch."))
+    asked = str(name)
+    known = _BY_NAME.get(asked.strip().lower().removeprefix("torch."))
     if known is None:
-        near = difflib.get_close_matches(name.lower(), _BY_NAME, n=1)
-        choice = f"`{near[0]}`" if near else "one of " + ", ".join(_NAMES.values())
-        raise ConfigError(f"Unknown dtype `{name}`.", fix=f"Use {choice}.")
+        near = difflib.get_close_matches(asked.lower(), _BY_NAME, n=1)
+        names = ", ".join(dtype.short_name for dtype in DType)
+        choice = f"`{near[0]}`" if near else f"one of {names}"
+        raise ConfigError(f"Unknown dtype `{asked}`.", fix=f"Use {choice}.")
     return known
 
 
-def dtype_to_code(dtype: torch.dtype) -> str:
-    """Give the code of a dtype in a safetensors header: `torch.bfloat16` -> `"BF16"`.
+def storable(dtype: AnyDtype) -> DType:
+    """Give the dtype that a safetensors file has for one of torch's.
 
     Raises:
-        CheckpointError: The format has no code for it.
+        CheckpointError: The format has none.
     """
-    if dtype not in _CODE_OF:
+    if isinstance(dtype, DType):
+        return dtype
+    known = _BY_NAME.get(str(dtype).removeprefix("torch."))
+    if known is None:
         raise CheckpointError(
             f"A tensor of dtype {dtype} cannot be stored in a safetensors file.",
             fix="Convert it to fp32, fp16 or bf16 first.",
         )
-    return _CODE_OF[dtype]
+    return known
 
 
-def code_to_dtype(code: str) -> torch.dtype:
-    """Give the dtype of a safetensors header's code: `"BF16"` -> `torch.bfloat16`.
+def code_to_dtype(code: str) -> DType:
+    """Give the dtype of a safetensors header's code, e.g. of `"BF16"`.
 
     Raises:
         CheckpointError: The code is unknown.
     """
-    if code not in _CODES:
+    if code not in _BY_CODE:
         raise CheckpointError(
-            f"Unknown dtype code `{code}`; known are {', '.join(_CODES)}.",
+            f"Unknown dtype code `{code}`; known are {', '.join(_BY_CODE)}.",
             fix="Export the checkpoint again in fp32, fp16 or bf16.",
         )
-    return _CODES[code]
+    return _BY_CODE[code]
 
 
-def num_bytes(dtype: torch.dtype, shape: Sequence[int]) -> int:
+def num_bytes(dtype: AnyDtype, shape: Sequence[int]) -> int:
     """Count the bytes of a contiguous tensor."""
     return dtype.itemsize * math.prod(shape)
 
@@ -105,7 +128,7 @@ def bytes_of(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
     return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
 
 
-def is_mergeable(dtype: torch.dtype, shape: Sequence[int]) -> bool:
+def is_mergeable(dtype: AnyDtype, shape: Sequence[int]) -> bool:
     """Tell whether a merge computes with such a tensor: floating point and at least 1-d.
 
     Everything else (counters, index buffers, scalars) is copied from the base checkpoint.

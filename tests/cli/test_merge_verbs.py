@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from typer.testing import CliRunner
 
 from motionmerge.cli import app
 from motionmerge.io.weights import open_weights, save_weights
+from motionmerge.merge.compiled import compiled_kernels
 from motionmerge.merge.engine import realise
 from motionmerge.merge.recipe import Recipe
 
@@ -50,7 +53,40 @@ def test_merge_reports_as_json_and_a_dry_run_writes_nothing(weights, tmp_path):
 def test_merge_changes_the_dtype_when_asked(weights):
     call("merge", "calm", "-o", "out", "--dtype", "fp16", *weights)
     with open_weights("out/calm.safetensors") as reader:
-        assert reader.dtype("unet.conv_in.bias") == torch.float16
+        assert reader.dtype("unet.conv_in.bias").torch == torch.float16
+
+
+WITHOUT_TORCH = """
+import sys
+from motionmerge.cli import app
+app(sys.argv[1:], standalone_mode=False)
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("merge", "edg-official", "-o", "out"),  # also stochastic, for steps that are not one pass
+        ("merge", "edg-official", "-o", "out", "--stochastic-rounding", "0"),
+        ("merge", "edg-official", "-o", "out", "--dry-run"),
+        ("extrapolate", "base.safetensors", "tuned.safetensors", "-o", "out"),
+        ("show", "base.safetensors", "--groups"),
+    ],
+    ids=" ".join,
+)
+def test_what_compiled_kernels_know_is_merged_without_torch(weights, dtype, arguments):
+    if compiled_kernels() is None:
+        pytest.skip("there was no C compiler when the package was installed")
+    for name in ("base", "tuned"):
+        with open_weights(f"{name}.safetensors") as reader:
+            tensors = {key: reader.read(key).to(dtype) for key in reader.keys()}  # noqa: SIM118
+        save_weights(f"{name}.safetensors", tensors)
+    inputs = weights if arguments[0] == "merge" else []
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments, *inputs]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from motionmerge.merge.compiled import STREAMS, Kernels, compiled_kernels
-from motionmerge.rng import MASK_BLOCK, mask_bits, mask_stream
+from motionmerge.rng import MASK_BLOCK, mask_bits, mask_digest
+from motionmerge.tensors import storable
 
 
 @pytest.fixture
@@ -30,12 +31,21 @@ def test_masks_have_the_bits_of_their_definition(
 ) -> None:
     places = [("a.weight", 2), ("b", 0), ("a.weight", 3), ("c", 1)][:num_streams]
     keep = np.full(num_streams * count + 1, 7, dtype=np.uint8)
-    streams = [mask_stream(3, *place) for place in places]
-    for _ in range(2):  # streams are left as they are
-        kernels.draw_keep(streams, threshold, keep[:-1])
-        for place, drawn in zip(places, keep[:-1].reshape(num_streams, count), strict=True):
-            assert np.array_equal(drawn, mask_bits(3, *place, count) < threshold)
-        assert keep[-1] == 7
+    kernels.draw_keep([mask_digest(3, *place) for place in places], threshold, keep[:-1])
+    for place, drawn in zip(places, keep[:-1].reshape(num_streams, count), strict=True):
+        assert np.array_equal(drawn, mask_bits(3, *place, count) < threshold)
+    assert keep[-1] == 7
+
+
+@pytest.mark.parametrize("num_words", range(5))
+def test_streams_are_seeded_as_numpy_does_also_from_few_words(kernels: Kernels, num_words: int):
+    digest = bytes(range(200, 200 + 4 * num_words)).ljust(16, b"\0")
+    stream = np.random.SFC64(int.from_bytes(digest, "little"))
+    bits = np.asarray(stream.random_raw(64), dtype="<u8").view("<u2")
+    for threshold in (13_000, 50_000):
+        keep = np.empty(len(bits), dtype=np.uint8)
+        kernels.draw_keep([digest], threshold, keep)
+        assert np.array_equal(keep, bits < threshold)
 
 
 DTYPES = [torch.bfloat16, torch.float32]
@@ -64,7 +74,7 @@ def test_a_step_has_the_bits_of_the_operations_one_by_one(
     expected = (anchor + (step * keep.float() if is_masked else step)).to(dtype)
     result = torch.empty_like(expected)
     mask = keep.view(torch.uint8).numpy() if is_masked else None
-    assert kernels.step_along(dtype, *map(raw, sides), factors, mask, raw(result))
+    assert kernels.step_along(storable(dtype), *map(raw, sides), factors, mask, raw(result))
     assert torch.equal(bits_of(result), bits_of(expected))
 
 
@@ -75,7 +85,9 @@ def test_every_stored_number_is_widened_and_rounded_as_torch_does(kernels: Kerne
     zeros, result = torch.zeros_like(finite), torch.empty_like(finite)
     for factor in (1.0, 0.3, 1 / 3, 2.0**-11, 3 * 2.0**-12):  # also ties, also below the smallest
         sides = map(raw, (zeros, finite, zeros))
-        is_finite = kernels.step_along(dtype, *sides, (1.0, 1.0, factor), None, raw(result))
+        is_finite = kernels.step_along(
+            storable(dtype), *sides, (1.0, 1.0, factor), None, raw(result)
+        )
         expected = (zeros.float() + torch.tensor(factor) * finite.float()).to(dtype)
         assert is_finite and torch.equal(bits_of(result), bits_of(expected))
 
@@ -88,9 +100,38 @@ def test_what_is_not_finite_is_told_also_where_the_mask_drops_it(
 ):
     sides = [torch.ones(5000).to(dtype) for _ in range(3)]
     result, dropped = torch.empty_like(sides[0]), np.zeros(5000, dtype=np.uint8)
-    arguments = (dtype, *map(raw, sides), (1.0, 1.0, 4.0))
+    arguments = (storable(dtype), *map(raw, sides), (1.0, 1.0, 4.0))
     assert kernels.step_along(*arguments, None, raw(result))
     overflows = bad == "large"  # only if it is multiplied
     sides[side][4321] = 0.99 * torch.finfo(dtype).max if overflows else float(bad)
     assert kernels.step_along(*arguments, None, raw(result)) == (overflows and side == 0)
     assert kernels.step_along(*arguments, dropped, raw(result)) == (overflows and side == 0)
+
+
+def test_bf16_is_widened_and_fp32_rounded_as_torch_does(kernels: Kernels):
+    patterns = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    wide = np.empty(patterns.numel(), dtype=np.float32)
+    kernels.widen(raw(patterns), wide)
+    assert torch.equal(bits_of(torch.from_numpy(wide)), bits_of(patterns.float()))
+
+    near = [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF]  # of what bf16 drops: ties and their neighbours
+    bits = (torch.arange(65536)[:, None] << 16) + torch.tensor(near)
+    values = bits.flatten().to(torch.uint32).view(torch.float32)
+    rounded = torch.empty(len(values), dtype=torch.bfloat16)
+    kernels.round(values.numpy(), raw(rounded))
+    is_nan = values.isnan()
+    assert torch.equal(bits_of(rounded)[~is_nan], bits_of(values.bfloat16())[~is_nan])
+    assert (bits_of(rounded)[is_nan] == 0x7FC0).all()
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "first", "second"])
+def test_what_is_kept_is_added_with_the_bits_of_the_operations_one_by_one(
+    kernels: Kernels, place: str
+):
+    generator = np.random.default_rng(0)
+    first, second = generator.standard_normal((2, 1003)).astype(np.float32)
+    keep = (generator.random(1003) < 0.5).astype(np.uint8)
+    expected = first + (np.float32(0.3) * second) * keep.astype(np.float32)
+    target = {"elsewhere": np.empty_like(first), "first": first, "second": second}[place]
+    kernels.add_dropped(first, second, 0.3, keep, target)
+    assert np.array_equal(target, expected)

@@ -19,6 +19,7 @@ from motionmerge.io.weights import open_weights, save_weights
 from motionmerge.io.weights_writer import parse_size, plan_shards
 from motionmerge.merge.engine import merge, realise
 from motionmerge.merge.rounding import round_once, round_stochastically
+from motionmerge.tensors import DType
 
 from .conftest import make_pair, same_bits
 
@@ -114,7 +115,7 @@ def test_folders_are_replaced_only_when_asked_and_as_a_whole(folder):
     assert not [path for path in (folder / "out").iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.FP16])
 @pytest.mark.parametrize("value", [0.7310, -1.2345e-3, 3.1e-6, -4e-8, 250.3])
 def test_stochastic_rounding_keeps_the_expected_value(dtype, value):
     ideal = torch.full((40_000,), value)
@@ -129,11 +130,11 @@ def test_stochastic_rounding_keeps_the_expected_value(dtype, value):
 
 def test_stochastic_rounding_keeps_what_fits_and_what_is_not_finite():
     exact = torch.tensor([0.0, 1.0, -0.5, float("inf"), float("nan"), 65504.0])
-    for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        expected = exact[:5].to(dtype)
+    for dtype in (DType.FP16, DType.BF16, DType.FP32):
+        expected = exact[:5].to(dtype.torch)
         rounded = round_stochastically(exact[:5], dtype, "weight", seed=0)
         assert torch.equal(rounded.nan_to_num(), expected.nan_to_num())
-    assert float(round_stochastically(exact[5:], torch.float16, "weight", seed=0)) == 65504
+    assert float(round_stochastically(exact[5:], DType.FP16, "weight", seed=0)) == 65504
 
 
 def test_stochastic_rounding_saves_on_average_what_bf16_swallows(folder):

@@ -50,7 +50,7 @@ def plan(folder, expression):
     checkpoint = expression(base, tuned)
     with OpenInputs(checkpoint.sources()) as opened:
         specs = result_specs(checkpoint, opened)
-        tensors = {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape) in specs.items()}
+        tensors = {name: torch.empty(shape, dtype=d.torch) for name, (d, shape) in specs.items()}
         job = Job(checkpoint, specs, TensorSink(tensors))
         return list(Planner([job], opened, compute_whole=lambda job, name: None).chunks())
 

@@ -63,7 +63,7 @@ def convert(
         report = checkpoint_folder.convert_checkpoint(
             source,
             output,
-            dtype=parse_dtype(dtype) if dtype else None,
+            dtype=parse_dtype(dtype).torch if dtype else None,
             tokenizer=tokenizer,
             add_adapter=add_adapter,
         )

@@ -20,28 +20,39 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-import torch
-
 from motionmerge.errors import CheckpointError, ShapeError
 from motionmerge.io.atomic import atomic_path
-from motionmerge.tensors import bytes_of, code_to_dtype, dtype_name, dtype_to_code, num_bytes
+from motionmerge.lazy_torch import torch
+from motionmerge.tensors import (
+    AnyDtype,
+    DType,
+    bytes_of,
+    code_to_dtype,
+    dtype_name,
+    num_bytes,
+    storable,
+)
 
 MAX_HEADER_BYTES = 100_000_000
 _METADATA = "__metadata__"
+_WRITTEN_AT_ONCE = 512 << 10
+"""Bytes. Linux caches what is written at once in one piece of memory; pieces of 1 MiB and more take
+up to three times as long where a virtual machine has to get them from its host."""
+
 _IS_LINUX = sys.platform == "linux" and sys.maxsize > 2**32
 _FALLOCATE = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64, use_errno=True
 )
 _DOWNLOAD_AGAIN = "Download or export the file again."
 
-TensorSpec = tuple[torch.dtype, tuple[int, ...]]
+TensorSpec = tuple[AnyDtype, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class StoredTensor:
     """Where a tensor lies: `begin` and `end` are offsets from the start of the file, in bytes."""
 
-    dtype: torch.dtype
+    dtype: DType
     shape: tuple[int, ...]
     begin: int
     end: int
@@ -72,7 +83,7 @@ class SafetensorsFile:
     def read(self, name: str) -> torch.Tensor:
         """Read one tensor into memory of its own."""
         stored = self.tensors[name]
-        tensor = torch.empty(stored.shape, dtype=stored.dtype)
+        tensor = torch.empty(stored.shape, dtype=stored.dtype.torch)
         self.read_into(name, 0, bytes_of(tensor).data)
         return tensor
 
@@ -239,7 +250,7 @@ class SafetensorsWriter:
         position = self._positions[name] + begin
         with _disk_errors(self.path):
             while data:
-                count = os.pwrite(self._file.fileno(), data, position)
+                count = os.pwrite(self._file.fileno(), data[:_WRITTEN_AT_ONCE], position)
                 data, position = data[count:], position + count
 
     def close(self) -> None:
@@ -296,7 +307,7 @@ def _layout(
         offsets[name] = position
         end = position + num_bytes(dtype, shape)
         header[name] = {
-            "dtype": dtype_to_code(dtype),
+            "dtype": storable(dtype).code,
             "shape": list(shape),
             "data_offsets": [position, end],
         }
@@ -341,7 +352,7 @@ def write_safetensors(
 
 def _check_spec(name: str, tensor: torch.Tensor, spec: TensorSpec) -> None:
     dtype, shape = spec
-    if tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape):
+    if storable(tensor.dtype) != storable(dtype) or tuple(tensor.shape) != tuple(shape):
         raise ShapeError(
             f"Tensor `{name}` is {dtype_name(tensor.dtype)} {list(tensor.shape)}, its spec says "
             f"{dtype_name(dtype)} {list(shape)}.",

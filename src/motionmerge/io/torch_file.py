@@ -17,24 +17,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from motionmerge.errors import CheckpointError, ShapeError
 from motionmerge.io.atomic import atomic_path
 from motionmerge.io.safetensors_file import TensorSpec
-from motionmerge.tensors import bytes_of, dtype_name, num_bytes
+from motionmerge.lazy_torch import torch
+from motionmerge.tensors import DType, bytes_of, dtype_name, num_bytes, storable
 
 _STORAGES = {
-    torch.float64: torch.DoubleStorage,
-    torch.float32: torch.FloatStorage,
-    torch.float16: torch.HalfStorage,
-    torch.bfloat16: torch.BFloat16Storage,
-    torch.int64: torch.LongStorage,
-    torch.int32: torch.IntStorage,
-    torch.int16: torch.ShortStorage,
-    torch.int8: torch.CharStorage,
-    torch.uint8: torch.ByteStorage,
-    torch.bool: torch.BoolStorage,
+    DType.FP64: "DoubleStorage",
+    DType.FP32: "FloatStorage",
+    DType.FP16: "HalfStorage",
+    DType.BF16: "BFloat16Storage",
+    DType.INT64: "LongStorage",
+    DType.INT32: "IntStorage",
+    DType.INT16: "ShortStorage",
+    DType.INT8: "CharStorage",
+    DType.UINT8: "ByteStorage",
+    DType.BOOL: "BoolStorage",
 }
 _ALIGNMENT = 64
 _ZIP64_FIELD = 20
@@ -64,7 +63,8 @@ def write_torch_file(
             _add(archive, "byteorder", sys.byteorder.encode())
             for number, (name, spec) in enumerate(specs.items()):
                 tensor = read(name).detach().cpu().contiguous()
-                if (tensor.dtype, tuple(tensor.shape)) != (spec[0], tuple(spec[1])):
+                found = (storable(tensor.dtype), tuple(tensor.shape))
+                if found != (storable(spec[0]), tuple(spec[1])):
                     raise ShapeError(
                         f"Tensor `{name}` is {dtype_name(tensor.dtype)} {list(tensor.shape)}, its "
                         f"spec says {dtype_name(spec[0])} {list(spec[1])}.",
@@ -81,7 +81,7 @@ def write_torch_file(
 @dataclass(frozen=True)
 class _Storage:
     number: int
-    dtype: torch.dtype
+    dtype: DType
     count: int
 
 
@@ -104,15 +104,23 @@ class _Pickler(pickle.Pickler):
         """Name the storages, which `torch.load` looks up by number."""
         if not isinstance(value, _Storage):
             return None
-        return ("storage", _STORAGES[value.dtype], str(value.number), "cpu", value.count)
+        return (
+            "storage",
+            getattr(torch, _STORAGES[value.dtype]),
+            str(value.number),
+            "cpu",
+            value.count,
+        )
 
 
 def _description(specs: Mapping[str, TensorSpec]) -> bytes:
     state = {}
-    for number, (name, (dtype, shape)) in enumerate(specs.items()):
+    for number, (name, (given, shape)) in enumerate(specs.items()):
+        dtype = storable(given)
         if dtype not in _STORAGES:
             raise CheckpointError(
-                f"`{name}` is {dtype}, which a .ckpt cannot hold.", fix="Write .safetensors."
+                f"`{name}` is {dtype_name(dtype)}, which a .ckpt cannot hold.",
+                fix="Write .safetensors.",
             )
         count = num_bytes(dtype, shape) // dtype.itemsize
         state[name] = _Described(_Storage(number, dtype, count), tuple(shape))

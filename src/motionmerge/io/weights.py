@@ -18,11 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from motionmerge.errors import CheckpointError
 from motionmerge.io.hashing import hash_file
 from motionmerge.io.safetensors_file import SafetensorsFile, TensorSpec, write_safetensors
+from motionmerge.lazy_torch import torch
+from motionmerge.tensors import DType, storable
 
 _PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin"}
 _PICKLE_FAULTS = (  # what torch.load raises on damaged files, besides UnpicklingError
@@ -160,9 +160,9 @@ class WeightsReader:
         """Shape of a tensor, without reading it."""
         return tuple(self._part(name).tensors[name].shape)
 
-    def dtype(self, name: str) -> torch.dtype:
+    def dtype(self, name: str) -> DType:
         """Dtype of a tensor, without reading it."""
-        return self._part(name).tensors[name].dtype
+        return storable(self._part(name).tensors[name].dtype)
 
     def read(self, name: str) -> torch.Tensor:
         """Read a tensor into memory of its own, in its stored dtype, on the CPU."""

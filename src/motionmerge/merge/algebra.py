@@ -17,10 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, NoReturn, overload
 
-import torch
-
 from motionmerge.errors import RecipeError
 from motionmerge.io.weights import write_weights
+from motionmerge.lazy_torch import torch
 from motionmerge.merge.coverage import check_coverage
 from motionmerge.merge.resolvers import resolve
 from motionmerge.merge.results import realised, result_specs
@@ -37,7 +36,7 @@ from motionmerge.merge.terms import (
     negation_refusal,
     refusal,
 )
-from motionmerge.tensors import parse_dtype
+from motionmerge.tensors import AnyDtype, parse_dtype
 
 __all__ = [
     "Checkpoint",
@@ -176,7 +175,7 @@ class Checkpoint(Expression):
             check_coverage([bound], inputs)
             return {name: realised(bound, name, inputs) for name in inputs.names(bound.anchor)}
 
-    def save(self, path: str | Path, *, dtype: str | torch.dtype | None = None) -> None:
+    def save(self, path: str | Path, *, dtype: str | AnyDtype | None = None) -> None:
         """Compute every tensor and write one .safetensors file, its formula in the header.
 
         Args:

@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
 from motionmerge.families import GROUPS, OTHER, group_of
+from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint, realised
 from motionmerge.merge.sources import OpenInputs
 from motionmerge.tensors import is_mergeable

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+from motionmerge.tensors import DType
 
 Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
 
 STREAMS = 4
 """Blocks whose masks are drawn side by side."""
@@ -32,38 +34,41 @@ class Kernels:
         self._draw = library.draw_keep
         self._draw_streams = library.draw_keep_of_streams
         for draw in (self._draw, self._draw_streams):
-            draw.argtypes = (_POINTER, ctypes.c_uint32, _POINTER, _COUNT)
+            draw.argtypes = (ctypes.c_char_p, ctypes.c_uint32, _POINTER, _COUNT)
             draw.restype = None
         self._steps = {
-            torch.bfloat16: library.step_along_bf16,
-            torch.float32: library.step_along_fp32,
+            DType.BF16: library.step_along_bf16,
+            DType.FP32: library.step_along_fp32,
         }
         for step in self._steps.values():
             factors = (ctypes.c_float,) * 3
             step.argtypes = (*(_POINTER,) * 3, *factors, *(_POINTER,) * 2, _COUNT)
             step.restype = ctypes.c_int
+        self._widen, self._round = library.widen_bf16, library.round_to_bf16
+        for convert in (self._widen, self._round):
+            convert.argtypes, convert.restype = (_POINTER, _POINTER, _COUNT), None
+        self._add_dropped = library.add_dropped
+        self._add_dropped.argtypes = (*(_POINTER,) * 2, ctypes.c_float, *(_POINTER,) * 2, _COUNT)
+        self._add_dropped.restype = None
 
-    def draw_keep(self, streams: Sequence[np.random.SFC64], threshold: int, keep: Bytes) -> None:
+    def draw_keep(self, digests: Sequence[bytes], threshold: int, keep: Bytes) -> None:
         """Draw mask v1 of one block, or of `STREAMS` blocks of one size: 1 where an entry is kept.
 
         Args:
-            streams: One for each block, at its start; they are left as they are.
+            digests: Of each block, see `rng.mask_digest`.
             threshold: Entries whose 16 bits are below it are kept; up to 65536.
             keep: Where the masks go, one behind the other, `[count]` or `[STREAMS * count]`.
         """
-        states: npt.NDArray[np.uint64] = np.concatenate(
-            [stream.state["state"]["state"] for stream in streams]
-        )
-        draw = self._draw if len(streams) == 1 else self._draw_streams
-        draw(states.ctypes.data, threshold, keep.ctypes.data, keep.size // len(streams))
+        draw = self._draw if len(digests) == 1 else self._draw_streams
+        draw(b"".join(digests), threshold, keep.ctypes.data, keep.size // len(digests))
 
-    def takes(self, dtype: torch.dtype) -> bool:
-        """Tell whether `step_along` knows a dtype."""
+    def takes(self, dtype: DType) -> bool:
+        """Tell whether it can be computed with: bf16 or fp32."""
         return dtype in self._steps
 
     def step_along(
         self,
-        dtype: torch.dtype,
+        dtype: DType,
         anchor: Bytes,
         minuend: Bytes,
         subtrahend: Bytes,
@@ -87,6 +92,24 @@ class Kernels:
         count = result.size // dtype.itemsize
         step = self._steps[dtype]
         return bool(step(*places, *factors, mask, result.ctypes.data, count))
+
+    def widen(self, stored: Bytes, wide: Floats) -> None:
+        """bf16 to fp32, exactly; `stored` holds the bytes of as many entries."""
+        self._widen(stored.ctypes.data, wide.ctypes.data, wide.size)
+
+    def round(self, wide: Floats, stored: Bytes) -> None:
+        """fp32 to the nearest bf16, ties to even; what is NaN becomes 0x7FC0."""
+        self._round(wide.ctypes.data, stored.ctypes.data, wide.size)
+
+    def add_dropped(
+        self, first: Floats, second: Floats, factor: float, keep: Bytes, target: Floats
+    ) -> None:
+        """target = first + (factor * second) * keep, every operation rounded to fp32.
+
+        `target` may be `first` or `second`.
+        """
+        places = first.ctypes.data, second.ctypes.data
+        self._add_dropped(*places, factor, keep.ctypes.data, target.ctypes.data, target.size)
 
 
 @lru_cache(maxsize=1)

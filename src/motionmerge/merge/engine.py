@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from motionmerge import __version__
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.atomic import atomic_path
@@ -40,7 +38,7 @@ from motionmerge.merge.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.merge.report import ExpertReport, MergeReport, peak_memory
 from motionmerge.merge.sources import OpenInputs, Origin, hash_origin, module_folders
 from motionmerge.merge.streaming import Progress, stream
-from motionmerge.tensors import is_mergeable, num_bytes, parse_dtype
+from motionmerge.tensors import AnyDtype, dtype_name, is_mergeable, num_bytes, parse_dtype
 
 __all__ = ["MergeReport", "Progress", "apply", "merge", "realise"]
 
@@ -51,7 +49,7 @@ def merge(
     recipe: Recipe | str | Path,
     output: str | Path,
     *,
-    dtype: str | torch.dtype | None = None,
+    dtype: str | AnyDtype | None = None,
     layout: Layout = "weights",
     max_shard_size: int | str | None = None,
     stochastic_rounding: int | None = None,
@@ -100,7 +98,9 @@ def merge(
     recipe, folder = as_recipe(recipe), Path(output)
     wanted = None if dtype is None else parse_dtype(dtype)
     if wanted is not None and not wanted.is_floating_point:
-        raise ConfigError(f"dtype {wanted} is not floating point.", fix="Use fp32, fp16 or bf16.")
+        raise ConfigError(
+            f"dtype {dtype_name(wanted)} is not floating point.", fix="Use fp32, fp16 or bf16."
+        )
     if layout not in ("weights", "pipeline"):
         raise ConfigError(f"`layout` is {layout!r}.", fix="Use `weights` or `pipeline`.")
     shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)

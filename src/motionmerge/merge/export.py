@@ -14,16 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.io.atomic import atomic_path
 from motionmerge.io.weights import open_weights, write_weights
+from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint, realised, result_specs
 from motionmerge.merge.coverage import Missing, check_coverage
 from motionmerge.merge.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.merge.sources import MODULES, OpenInputs
-from motionmerge.tensors import parse_dtype
+from motionmerge.tensors import AnyDtype, DType, parse_dtype
 
 INDEX_FILE = "model_index.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -57,7 +56,7 @@ def export_two_experts(
     *,
     inputs: Mapping[str, InputValue] | None = None,
     missing: Missing = "error",
-    dtype: str | torch.dtype | None = None,
+    dtype: str | AnyDtype | None = None,
     overwrite: bool = False,
 ) -> FolderExport:
     """Write a recipe's two experts as one Wan 2.2 pipeline folder, loadable by plain diffusers.
@@ -114,7 +113,7 @@ def export_folder(
     index: Mapping[str, Any] | None = None,
     inputs: Mapping[str, InputValue] | None = None,
     missing: Missing = "error",
-    dtype: str | torch.dtype | None = None,
+    dtype: str | AnyDtype | None = None,
     overwrite: bool = False,
 ) -> FolderExport:
     """Write a pipeline folder in which some modules have experts' weights.
@@ -263,7 +262,7 @@ def _write_module(
     plan: Mapping[str, str],
     opened: OpenInputs,
     *,
-    dtype: torch.dtype | None,
+    dtype: DType | None,
     metadata: Mapping[str, str],
 ) -> None:
     specs = result_specs(checkpoint, opened, dtype=dtype)

@@ -9,9 +9,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from motionmerge.errors import RecipeError
+from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import TaskVector
 from motionmerge.merge.applied import Applied, expect_vector
 from motionmerge.merge.sources import OpenInputs, Origin, Source

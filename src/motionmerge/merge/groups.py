@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-import torch
-
 from motionmerge.errors import RecipeError
 from motionmerge.families import GROUPS, OTHER, group_of
+from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import TaskVector
 from motionmerge.merge.applied import Applied, expect_vector
 from motionmerge.merge.sources import OpenInputs, Source

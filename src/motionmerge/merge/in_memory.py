@@ -9,16 +9,16 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError, ShapeError
 from motionmerge.io.safetensors_file import TensorSpec
+from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint, result_specs
 from motionmerge.merge.coverage import Missing, check_coverage
 from motionmerge.merge.plan import Job
 from motionmerge.merge.recipe import InputValue, Recipe
 from motionmerge.merge.sources import OpenInputs, Origin
 from motionmerge.merge.streaming import stream
+from motionmerge.tensors import storable
 from motionmerge.text import fix_unknown_name
 
 
@@ -58,7 +58,7 @@ def realise(
         jobs, computed = [], {}
         for name, checkpoint in bound.items():
             specs = result_specs(checkpoint, opened)
-            computed[name] = {key: torch.empty(s, dtype=d) for key, (d, s) in specs.items()}
+            computed[name] = {key: torch.empty(s, dtype=d.torch) for key, (d, s) in specs.items()}
             jobs.append(Job(checkpoint, specs, TensorSink(computed[name])))
         stream(jobs, opened, seed=stochastic_rounding, threads=threads)
     return computed
@@ -117,7 +117,7 @@ def apply(
             if name.startswith(prefix)
         }
         _check_module(specs, held)
-        specs = {name: (held[name].dtype, shape) for name, (_, shape) in specs.items()}
+        specs = {name: (storable(held[name].dtype), shape) for name, (_, shape) in specs.items()}
         stream(
             [Job(checkpoint, specs, TensorSink(held))],
             opened,

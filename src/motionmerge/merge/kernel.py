@@ -11,14 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from motionmerge.merge.compiled import STREAMS, Kernels
+from motionmerge import lazy_torch
+from motionmerge.lazy_torch import torch
+from motionmerge.merge.compiled import STREAMS, Bytes, Floats, Kernels
 from motionmerge.merge.program import Add, AddDropped, Along, Drop, Program, Scale, Subtract
 from motionmerge.merge.rounding import all_finite, rounding_bits, scatter_
 from motionmerge.merge.sources import Source
 from motionmerge.merge.sparsify import MaskV1
-from motionmerge.rng import MASK_BLOCK, mask_bits, mask_stream
+from motionmerge.rng import MASK_BLOCK, mask_bits, mask_digest
+from motionmerge.tensors import DType
 
 BLOCK = MASK_BLOCK
 """Elements that share one draw of random numbers."""
@@ -30,10 +32,7 @@ and on handing the interpreter from thread to thread."""
 CHUNK = 2 * STRETCH
 """Elements read and written at a time, at most."""
 
-HALVES = (torch.bfloat16, torch.float16)
-
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+HALVES = (DType.BF16, DType.FP16)
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Values:
     """Entries as they are stored: their bytes and their dtype."""
 
     raw: Bytes
-    dtype: torch.dtype
+    dtype: DType
 
     def __getitem__(self, part: slice) -> Values:
         """Give the entries `part.start` to `part.stop`; memory is shared."""
@@ -51,7 +50,17 @@ class Values:
     @property
     def tensor(self) -> torch.Tensor:
         """The same memory as a tensor `[entries]`."""
-        return torch.from_numpy(self.raw).view(self.dtype)
+        return torch.from_numpy(self.raw).view(self.dtype.torch)
+
+    @property
+    def floats(self) -> Floats:
+        """The entries in fp32; the same memory if they are stored so."""
+        if self.dtype == DType.FP32:
+            return self.raw.view(np.float32)
+        if self.dtype == DType.BF16:
+            return (self.raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        floats: Floats = self.tensor.float().numpy()
+        return floats
 
     @property
     def are_finite(self) -> bool:
@@ -72,7 +81,7 @@ class Workspace:
             held = self._buffers[key] = np.empty(size, dtype=np.uint8)
         return held[:size]
 
-    def values(self, key: str, count: int, dtype: torch.dtype) -> Values:
+    def values(self, key: str, count: int, dtype: DType) -> Values:
         """Give room for `count` entries that belongs to `key` until it asks again."""
         return Values(self.buffer(key, count * dtype.itemsize), dtype)
 
@@ -106,7 +115,13 @@ class Block:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads in each operation; the number before comes back."""
+    """Let torch use so many threads in each operation; the number before comes back.
+
+    Does nothing while torch is not imported.
+    """
+    if not lazy_torch.is_imported():
+        yield
+        return
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -120,6 +135,8 @@ def load(
     blocks: Sequence[Block],
     stored: Mapping[Source, Values],
     file: RegisterFile,
+    *,
+    kernels: Kernels | None,
 ) -> list[Floats]:
     """Fill the registers of a program.
 
@@ -128,6 +145,7 @@ def load(
         blocks: Neighbours; of one tensor if the program has given tensors.
         stored: What the sources hold there. fp32 is not copied: the program may overwrite it.
         file: Where the registers are; they are used again.
+        kernels: To do it with; torch does it without.
 
     Returns:
         The program's registers, and a spare one at the end.
@@ -136,8 +154,10 @@ def load(
     registers = file.first(program.num_registers + 1, count)
     for source, place in program.reads.items():
         entries = stored[source]
-        if entries.dtype == torch.float32:
+        if entries.dtype == DType.FP32:
             registers[place] = entries.raw.view(np.float32)
+        elif kernels is not None and kernels.takes(entries.dtype):
+            kernels.widen(entries.raw, registers[place])
         else:
             torch.from_numpy(registers[place]).copy_(entries.tensor)
     for place, value in program.given.items():
@@ -147,7 +167,11 @@ def load(
 
 
 def execute(
-    program: Program, registers: Sequence[Floats], *, masks: Mapping[MaskV1, Bytes]
+    program: Program,
+    registers: Sequence[Floats],
+    *,
+    masks: Mapping[MaskV1, Bytes],
+    kernels: Kernels | None,
 ) -> None:
     """Carry out the steps of a program on its registers; `masks` are those that it needs."""
     scratch = registers[-1]
@@ -161,8 +185,10 @@ def execute(
         elif isinstance(step, Scale):
             np.multiply(first, np.float32(step.factor), out=target)
         elif isinstance(step, Drop):
-            torch.from_numpy(scratch).copy_(torch.from_numpy(masks[step.mask]))
-            np.multiply(first, scratch, out=target)
+            np.multiply(first, masks[step.mask], out=target)
+        elif isinstance(step, AddDropped) and kernels is not None:
+            second = registers[instruction.second]
+            kernels.add_dropped(first, second, step.factor, masks[step.mask], target)
         elif isinstance(step, AddDropped):
             keep, second = torch.from_numpy(scratch), registers[instruction.second]
             keep.copy_(torch.from_numpy(masks[step.mask]))
@@ -229,6 +255,7 @@ def round_into(
     registers: Sequence[Floats],
     *,
     seed: int | None = None,
+    kernels: Kernels | None,
 ) -> bool:
     """Round the program's results once.
 
@@ -238,6 +265,7 @@ def round_into(
         blocks: The blocks.
         registers: After `execute`.
         seed: Of stochastic rounding; None rounds to the nearest.
+        kernels: To do it with; torch does it without.
 
     Returns:
         No entry is infinite or NaN.
@@ -250,7 +278,12 @@ def round_into(
             np.copyto(scratch, ideal)
             scatter_(scratch, bits, result.dtype)
             ideal = scratch
-        result.tensor.copy_(torch.from_numpy(ideal))
+        if result.dtype == DType.FP32:
+            np.copyto(result.raw.view(np.float32), ideal)
+        elif kernels is not None and kernels.takes(result.dtype):
+            kernels.round(ideal, result.raw)
+        else:
+            result.tensor.copy_(torch.from_numpy(ideal))
         finite = finite and result.are_finite
     return finite
 
@@ -274,8 +307,8 @@ def draw_mask(
             bits = mask_bits(mask.seed, group[0].name, group[0].index, group[0].count)
             np.less(bits, mask.threshold, out=part.view(np.bool_))
         else:
-            streams = [mask_stream(mask.seed, block.name, block.index) for block in group]
-            kernels.draw_keep(streams, mask.threshold, part)
+            digests = [mask_digest(mask.seed, block.name, block.index) for block in group]
+            kernels.draw_keep(digests, mask.threshold, part)
 
 
 def _groups(blocks: Sequence[Block], size: int) -> Iterator[Sequence[Block]]:

@@ -22,6 +22,7 @@
 #endif
 
 #define TILE 4096 /* entries of a mask drawn at a time: they stay in the nearest cache */
+#define DIGEST 16 /* bytes that seed the stream of a block */
 #define STREAMS 4 /* masks drawn side by side, as many as a register has 64-bit lanes */
 
 #if defined(__GNUC__)
@@ -40,24 +41,13 @@ static inline float float_of(uint32_t bits) {
     return value;
 }
 
-/* from_*: a stored entry to fp32, exactly. to_*: fp32 to the nearest entry, ties to even; returns
- * whether it is infinite or NaN, without comparisons, of which compilers make branches. */
-
 static inline float from_bf16(uint16_t half) { return float_of((uint32_t)half << 16); }
 
-/* NaN comes from bf16 here, so its low bits are zero and the sum does not run over. */
-static inline uint32_t to_bf16(float value, uint16_t *half) {
+/* The bits of a number, of which the upper half is the nearest in bf16, ties to even. What is NaN
+ * must come from bf16: then its low bits are zero and the sum does not run over. */
+static inline uint32_t rounded(float value) {
     uint32_t bits = bits_of(value);
-    bits = bits + 0x7FFFu + ((bits >> 16) & 1u);
-    *half = (uint16_t)(bits >> 16);
-    return ((bits & 0x7F800000u) + 0x800000u) >> 31;
-}
-
-static inline float from_fp32(float value) { return value; }
-
-static inline uint32_t to_fp32(float value, float *result) {
-    *result = value;
-    return ((bits_of(value) & 0x7F800000u) + 0x800000u) >> 31;
+    return bits + 0x7FFFu + ((bits >> 16) & 1u);
 }
 
 /* A step of SFC64, of one stream or of those that lie in the lanes of a, b, c and w. */
@@ -70,6 +60,36 @@ static inline uint32_t to_fp32(float value, float *result) {
         c = ((c << 24) | (c >> 40)) + out; \
     } while (0)
 
+/* The state of SFC64 at the start of a block whose 16-byte digest is given; docs/mask-format.md. */
+static inline uint32_t scramble(uint32_t value, uint32_t *constant, uint32_t factor) {
+    value ^= *constant;
+    *constant *= factor;
+    value *= *constant;
+    return value ^ value >> 16;
+}
+
+static void seed_stream(const uint8_t *digest, uint64_t state[4]) {
+    uint32_t pool[4], drawn[6], constant = 0x43B0D7E5u;
+    memcpy(pool, digest, sizeof pool);
+    for (int i = 0; i < 4; i++) pool[i] = scramble(pool[i], &constant, 0x931E8875u);
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++)
+            if (i != j) {
+                uint32_t other = scramble(pool[i], &constant, 0x931E8875u);
+                uint32_t mixed = 0xCA01F9DDu * pool[j] - 0x4973F715u * other;
+                pool[j] = mixed ^ mixed >> 16;
+            }
+    constant = 0x8B51F9DDu;
+    for (int k = 0; k < 6; k++) drawn[k] = scramble(pool[k % 4], &constant, 0x58F38DEDu);
+    uint64_t a = drawn[0] | (uint64_t)drawn[1] << 32, b = drawn[2] | (uint64_t)drawn[3] << 32;
+    uint64_t c = drawn[4] | (uint64_t)drawn[5] << 32, w = 1, out;
+    for (int k = 0; k < 12; k++) NEXT_WORD(a, b, c, w, out);
+    state[0] = a;
+    state[1] = b;
+    state[2] = c;
+    state[3] = w;
+}
+
 /* Compared in 16 bits, of which a register holds most: values <= last is values < last + 1. */
 FOR_EVERY_PROCESSOR
 static void keep_up_to(const uint16_t *restrict values, uint16_t last, uint8_t *restrict keep,
@@ -77,8 +97,10 @@ static void keep_up_to(const uint16_t *restrict values, uint16_t last, uint8_t *
     for (size_t i = 0; i < count; i++) keep[i] = (uint8_t)(values[i] <= last);
 }
 
-/* Mask v1 of one block: 1 where an entry is kept, else 0. `state` is that of a seeded SFC64. */
-PUBLIC void draw_keep(const uint64_t *state, uint32_t threshold, uint8_t *keep, size_t count) {
+/* Mask v1 of the block of a digest: 1 where an entry is kept, else 0. */
+PUBLIC void draw_keep(const uint8_t *digest, uint32_t threshold, uint8_t *keep, size_t count) {
+    uint64_t state[4];
+    seed_stream(digest, state);
     uint64_t a = state[0], b = state[1], c = state[2], w = state[3];
     union {
         uint64_t words[TILE / 4];
@@ -96,10 +118,10 @@ PUBLIC void draw_keep(const uint64_t *state, uint32_t threshold, uint8_t *keep, 
     }
 }
 
-/* The same for STREAMS blocks of one size, each with its state, whose masks lie one behind the
- * other. A word waits for the one before it in its stream, but not for those of other streams. */
+/* The same for STREAMS blocks of one size, whose digests and whose masks lie one behind the other. A
+ * word waits for the one before it in its stream, but not for those of other streams. */
 FOR_EVERY_PROCESSOR
-PUBLIC void draw_keep_of_streams(const uint64_t *states, uint32_t threshold, uint8_t *keep,
+PUBLIC void draw_keep_of_streams(const uint8_t *digests, uint32_t threshold, uint8_t *keep,
                                  size_t count) {
 #if defined(__GNUC__)
     lanes a, b, c, w;
@@ -108,10 +130,12 @@ PUBLIC void draw_keep_of_streams(const uint64_t *states, uint32_t threshold, uin
         uint16_t values[STREAMS][TILE];
     } drawn;
     for (size_t s = 0; s < STREAMS; s++) {
-        a[s] = states[4 * s];
-        b[s] = states[4 * s + 1];
-        c[s] = states[4 * s + 2];
-        w[s] = states[4 * s + 3];
+        uint64_t state[4];
+        seed_stream(digests + DIGEST * s, state);
+        a[s] = state[0];
+        b[s] = state[1];
+        c[s] = state[2];
+        w[s] = state[3];
     }
     if (!threshold) memset(keep, 0, STREAMS * count);
     for (size_t start = 0; threshold && start < count; start += TILE) {
@@ -126,28 +150,102 @@ PUBLIC void draw_keep_of_streams(const uint64_t *states, uint32_t threshold, uin
     }
 #else
     for (size_t s = 0; s < STREAMS; s++)
-        draw_keep(states + 4 * s, threshold, keep + s * count, count);
+        draw_keep(digests + DIGEST * s, threshold, keep + s * count, count);
 #endif
 }
 
 /* result = anchor + third * (second * (first * (minuend - subtrahend))) where `keep` is 1, the
  * anchor where it is 0; without `keep` everywhere. Every operation is rounded to fp32, the result
  * once to what is stored. Returns whether all is finite, also what is dropped. */
-#define STEP_ALONG(FORMAT, TYPE)                                                                    \
-    FOR_EVERY_PROCESSOR                                                                             \
-    PUBLIC int step_along_##FORMAT(const TYPE *anchor, const TYPE *minuend, const TYPE *subtrahend, \
-                                   float first, float second, float third,                          \
-                                   const uint8_t *restrict keep, TYPE *restrict result,             \
-                                   size_t count) {                                                  \
-        uint32_t is_bad = 0;                                                                        \
-        for (size_t i = 0; i < count; i++) {                                                        \
-            float difference = from_##FORMAT(minuend[i]) - from_##FORMAT(subtrahend[i]);            \
-            float step = third * (second * (first * difference));                                   \
-            float kept = keep ? step * (float)keep[i] : step;                                       \
-            is_bad |= to_##FORMAT(from_##FORMAT(anchor[i]) + kept, &result[i]);                     \
-        }                                                                                           \
-        return !is_bad;                                                                             \
+
+#define STEP(anchor, minuend, subtrahend, keep) \
+    ((anchor) + third * (second * (first * ((minuend) - (subtrahend)))) * (keep))
+
+#define STEP_ARGUMENTS(TYPE)                                                                   \
+    const TYPE *anchor, const TYPE *minuend, const TYPE *subtrahend, float first, float second, \
+        float third, const uint8_t *restrict keep, TYPE *restrict result, size_t count
+
+FOR_EVERY_PROCESSOR
+PUBLIC int step_along_fp32(STEP_ARGUMENTS(float)) {
+    uint32_t is_bad = 0;
+    for (size_t i = 0; i < count; i++) {
+        result[i] = STEP(anchor[i], minuend[i], subtrahend[i], keep ? (float)keep[i] : 1.0f);
+        is_bad |= ((bits_of(result[i]) & 0x7F800000u) + 0x800000u) >> 31;
+    }
+    return !is_bad;
+}
+
+/* Two neighbours in bf16 are one word: each is widened, and put back, without changing its lane. */
+static inline uint32_t pair_at(const uint16_t *place) {
+    uint32_t pair;
+    memcpy(&pair, place, sizeof pair);
+    return pair;
+}
+
+static inline float low_of(uint32_t pair) { return float_of(pair << 16); }
+
+static inline float high_of(uint32_t pair) { return float_of(pair & 0xFFFF0000u); }
+
+static inline uint32_t pair_of(float low, float high) {
+    return rounded(low) >> 16 | (rounded(high) & 0xFFFF0000u);
+}
+
+/* The top bit of a half of the sum is set where all bits of the exponent are: infinite or NaN. */
+static inline uint32_t marks_of(uint32_t pair) { return (pair & 0x7F807F80u) + 0x00800080u; }
+
+static inline uint16_t kept_at(const uint8_t *place) {
+    uint16_t kept;
+    memcpy(&kept, place, sizeof kept);
+    return kept;
+}
+
+#define STEP_ALONG_PAIRS(KEPT)                                                                   \
+    for (size_t i = 0; i + 1 < count; i += 2) {                                                  \
+        uint32_t a = pair_at(anchor + i), m = pair_at(minuend + i), s = pair_at(subtrahend + i); \
+        uint16_t kept = KEPT;                                                                    \
+        uint32_t pair = pair_of(STEP(low_of(a), low_of(m), low_of(s), (float)(kept & 1u)),       \
+                                STEP(high_of(a), high_of(m), high_of(s), (float)(kept >> 8)));   \
+        memcpy(result + i, &pair, sizeof pair);                                                  \
+        marks |= marks_of(pair);                                                                 \
     }
 
-STEP_ALONG(bf16, uint16_t)
-STEP_ALONG(fp32, float)
+FOR_EVERY_PROCESSOR
+PUBLIC int step_along_bf16(STEP_ARGUMENTS(uint16_t)) {
+    uint32_t marks = 0;
+    if (keep) {
+        STEP_ALONG_PAIRS(kept_at(keep + i))
+    } else {
+        STEP_ALONG_PAIRS(0x0101u)
+    }
+    if (count % 2) {
+        size_t last = count - 1;
+        float kept = keep ? (float)keep[last] : 1.0f;
+        uint32_t half = rounded(STEP(from_bf16(anchor[last]), from_bf16(minuend[last]),
+                                     from_bf16(subtrahend[last]), kept)) >> 16;
+        result[last] = (uint16_t)half;
+        marks |= marks_of(half);
+    }
+    return !(marks & 0x80008000u);
+}
+
+/* bf16 to fp32, exactly. */
+FOR_EVERY_PROCESSOR
+PUBLIC void widen_bf16(const uint16_t *restrict stored, float *restrict wide, size_t count) {
+    for (size_t i = 0; i < count; i++) wide[i] = from_bf16(stored[i]);
+}
+
+/* fp32 to the nearest bf16; NaN of any kind becomes the usual one. */
+FOR_EVERY_PROCESSOR
+PUBLIC void round_to_bf16(const float *restrict wide, uint16_t *restrict stored, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        int is_nan = (bits_of(wide[i]) & 0x7FFFFFFFu) > 0x7F800000u;
+        stored[i] = is_nan ? 0x7FC0u : (uint16_t)(rounded(wide[i]) >> 16);
+    }
+}
+
+/* target = first + (factor * second) * keep; target may be one of the others. */
+FOR_EVERY_PROCESSOR
+PUBLIC void add_dropped(const float *first, const float *second, float factor,
+                        const uint8_t *restrict keep, float *target, size_t count) {
+    for (size_t i = 0; i < count; i++) target[i] = first[i] + (factor * second[i]) * (float)keep[i];
+}

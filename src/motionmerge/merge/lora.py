@@ -14,10 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from motionmerge.errors import CheckpointError, RecipeError
 from motionmerge.io.weights import open_weights
+from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint, TaskVector
 from motionmerge.merge.lora_fused import Fusion
 from motionmerge.merge.lora_names import LoraModule, ModelNames, group_keys
@@ -25,6 +24,7 @@ from motionmerge.merge.lora_products import product, rows_of
 from motionmerge.merge.lora_scaling import LoraScaling
 from motionmerge.merge.sources import MemoryTensors, OpenInputs, Origin, Source, TensorSource
 from motionmerge.merge.terms import ATOM, is_number
+from motionmerge.tensors import DType
 
 __all__ = ["Lora", "LoraScaling", "LoraTensors", "lora"]
 
@@ -163,9 +163,9 @@ class LoraTensors(MemoryTensors):
                 return rest
         return wanted or ()
 
-    def dtype(self, name: str, /) -> torch.dtype:
+    def dtype(self, name: str, /) -> DType:
         """Differences are computed in fp32."""
-        return torch.float32
+        return DType.FP32
 
     def read(self, name: str, /) -> torch.Tensor:
         """Compute a difference, unscaled, in the model's shape."""

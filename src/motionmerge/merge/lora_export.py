@@ -13,19 +13,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from motionmerge import __version__
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.families import GROUPS, OTHER, group_of
 from motionmerge.io.weights import save_weights
+from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint
 from motionmerge.merge.coverage import Missing, check_coverage
 from motionmerge.merge.functions import LowRank, factorise
 from motionmerge.merge.lora_layout import Layout, StoredLayer, diffusers_layout
 from motionmerge.merge.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.merge.sources import OpenInputs, Source
-from motionmerge.tensors import is_mergeable, parse_dtype
+from motionmerge.tensors import AnyDtype, is_mergeable, parse_dtype
 from motionmerge.text import fix_unknown_name
 
 
@@ -93,7 +92,7 @@ def export_loras(
     layout: Layout = diffusers_layout,
     inputs: Mapping[str, InputValue] | None = None,
     missing: Missing = "error",
-    dtype: str | torch.dtype = "fp32",
+    dtype: str | AnyDtype = "fp32",
     overwrite: bool = False,
 ) -> dict[str, LoraExport]:
     """Write each expert of a recipe as a LoRA, `output/<expert>.safetensors`.
@@ -119,7 +118,7 @@ def export_loras(
         ShapeError: As `merge`.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    output, wanted = Path(output), parse_dtype(dtype)
+    output, wanted = Path(output), parse_dtype(dtype).torch
     base = next(iter(recipe.experts.values())).anchor.name if base is None else base
     if base not in recipe.inputs:
         raise RecipeError(

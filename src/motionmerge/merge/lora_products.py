@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
+from motionmerge.lazy_torch import torch
 
 
 def product(parts: Mapping[str, torch.Tensor], rows: slice | None) -> torch.Tensor | None:

@@ -14,17 +14,18 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from motionmerge.io.safetensors_file import TensorSpec
+from motionmerge import lazy_torch
+from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint
 from motionmerge.merge.groups import Only, selects
 from motionmerge.merge.kernel import BLOCK, CHUNK, HALVES, Block, torch_threads
 from motionmerge.merge.program import Lowering, Program, Read, is_blockwise
 from motionmerge.merge.report import Survival
+from motionmerge.merge.results import ResultSpec
 from motionmerge.merge.shortcuts import along_of, shortened
 from motionmerge.merge.sources import OpenInputs, Place, Source
-from motionmerge.tensors import is_mergeable, num_bytes
+from motionmerge.tensors import DType, is_mergeable, num_bytes
 
 
 class Sink(Protocol):
@@ -49,7 +50,7 @@ class Job:
     """
 
     checkpoint: Checkpoint
-    specs: Mapping[str, TensorSpec]
+    specs: Mapping[str, ResultSpec]
     sink: Sink
     computed: int = 0
     touched: dict[str, float] = field(default_factory=dict)
@@ -86,7 +87,7 @@ class Write:
     """One result of a chunk: computed, or a copy of what a source holds."""
 
     job: Job
-    dtype: torch.dtype
+    dtype: DType
     source: Source | None
 
 
@@ -94,7 +95,7 @@ class Write:
 class Layout:
     """What all blocks of a chunk have in common: which sources they need and what they give."""
 
-    reads: tuple[tuple[Source, torch.dtype], ...]
+    reads: tuple[tuple[Source, DType], ...]
     writes: tuple[Write, ...]
 
     @cached_property
@@ -225,7 +226,7 @@ class Planner:
         groups = dict.fromkeys(v.group for v in vectors if isinstance(v, Only))
         self._selectors = [selects(group) for group in groups]
         self._blockwise = all(map(is_blockwise, vectors))
-        self._threads = torch.get_num_threads()
+        self._threads = torch.get_num_threads() if lazy_torch.is_imported() else 1
         self._kinds: dict[object, _Kind] = {}
         self._layouts: dict[Layout, Layout] = {}
         self._programs: dict[object, Program] = {}
@@ -261,7 +262,7 @@ class Planner:
             return None
         _, shape = jobs[0].specs[name]
         dtypes = tuple(held.get(name) for held in self._dtypes.values())
-        if torch.float64 in dtypes:
+        if DType.FP64 in dtypes:
             with torch_threads(self._threads):
                 for job in jobs:
                     self._compute_whole(job, name)
@@ -283,7 +284,7 @@ class Planner:
         name: str,
         jobs: Sequence[Job],
         shape: Sequence[int],
-        dtypes: tuple[torch.dtype | None, ...],
+        dtypes: tuple[DType | None, ...],
     ) -> _Kind:
         """Give what is done with a tensor; tensors that expressions cannot tell apart share it."""
         if not self._blockwise:

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
+from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint, Difference, Scaled, Sum, TaskVector
 from motionmerge.merge.groups import Only, selects
 from motionmerge.merge.sources import OpenInputs, Source

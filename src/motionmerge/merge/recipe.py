@@ -19,13 +19,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
 import yaml
 
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.io.weights import open_weights
+from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint
 from motionmerge.merge.expressions import FUNCTIONS, parse_expression
 from motionmerge.merge.resolvers import PACKAGE, resolve, split_name
@@ -43,7 +43,7 @@ METADATA_KEY = "motionmerge.recipe"
 _SECTIONS = ("description", "inputs", "experts", "schedule")
 _INPUT_FIELDS = ("path", "sha256")
 
-InputValue = str | Path | Mapping[str, torch.Tensor]
+InputValue: TypeAlias = "str | Path | Mapping[str, torch.Tensor]"
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
-
+from motionmerge.lazy_torch import torch
 from motionmerge.merge.rounding import round_once
 from motionmerge.merge.sources import OpenInputs, Source
-from motionmerge.tensors import is_mergeable
+from motionmerge.tensors import DType, is_mergeable
+
+ResultSpec = tuple[DType, tuple[int, ...]]
+"""Dtype and shape of one tensor."""
 
 
 class Computable(Protocol):
@@ -20,16 +22,16 @@ class Computable(Protocol):
 
 
 def result_dtype(
-    checkpoint: Computable, name: str, inputs: OpenInputs, *, dtype: torch.dtype | None = None
-) -> torch.dtype:
+    checkpoint: Computable, name: str, inputs: OpenInputs, *, dtype: DType | None = None
+) -> DType:
     """Give the dtype of one tensor of the result: `dtype` replaces floating-point ones only."""
     stored = inputs.dtype(checkpoint.anchor, name)
     return dtype if dtype is not None and stored.is_floating_point else stored
 
 
 def result_specs(
-    checkpoint: Computable, inputs: OpenInputs, *, dtype: torch.dtype | None = None
-) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    checkpoint: Computable, inputs: OpenInputs, *, dtype: DType | None = None
+) -> dict[str, ResultSpec]:
     """Give dtype and shape of every tensor of the result, in its order, without reading any."""
     anchor = checkpoint.anchor
     return {
@@ -42,7 +44,7 @@ def result_specs(
 
 
 def realised(
-    checkpoint: Computable, name: str, inputs: OpenInputs, *, dtype: torch.dtype | None = None
+    checkpoint: Computable, name: str, inputs: OpenInputs, *, dtype: DType | None = None
 ) -> torch.Tensor:
     """Compute one tensor of a checkpoint as it is stored: rounded once, or the anchor's bytes."""
     stored = inputs.stored(checkpoint.anchor, name)

@@ -4,37 +4,37 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from motionmerge.errors import CheckpointError
+from motionmerge.lazy_torch import torch
 from motionmerge.rng import MASK_BLOCK, mask_bits
-from motionmerge.tensors import bytes_of, dtype_name
+from motionmerge.tensors import DType, bytes_of, dtype_name, storable
 
 _INFINITY = {  # the bits of +infinity, or of NaN where a dtype has no infinity
-    torch.float64: 0x7FF0000000000000,
-    torch.float32: 0x7F800000,
-    torch.float16: 0x7C00,
-    torch.bfloat16: 0x7F80,
-    torch.float8_e5m2: 0x7C,
-    torch.float8_e4m3fn: 0x7F,
+    DType.FP64: 0x7FF0000000000000,
+    DType.FP32: 0x7F800000,
+    DType.FP16: 0x7C00,
+    DType.BF16: 0x7F80,
+    DType.FP8_E5M2: 0x7C,
+    DType.FP8_E4M3FN: 0x7F,
 }
 _SMALLEST_NORMAL_FP16 = np.float32(2.0**-14)
 
 
-def round_once(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+def round_once(tensor: torch.Tensor, dtype: DType, name: str) -> torch.Tensor:
     """Convert a result to the dtype it is stored in, to the nearest value (ties to even).
 
     Raises:
         CheckpointError: A finite value does not fit into the dtype.
     """
-    rounded = tensor.to(dtype)
-    if tensor.dtype != dtype and dtype.is_floating_point:
+    rounded = tensor.to(dtype.torch)
+    if tensor.dtype != rounded.dtype and dtype.is_floating_point:
         refuse_overflow(tensor, rounded, name)
     return rounded
 
 
 def round_stochastically(
-    tensor: torch.Tensor, dtype: torch.dtype, name: str, *, seed: int
+    tensor: torch.Tensor, dtype: DType, name: str, *, seed: int
 ) -> torch.Tensor:
     """Round each entry up or down at random, so that the expected value is the unrounded one.
 
@@ -57,21 +57,19 @@ def rounding_bits(seed: int, name: str, block: int, count: int) -> npt.NDArray[n
     return mask_bits(seed, f"{name}|rounding", block, count)
 
 
-def scatter_(
-    values: npt.NDArray[np.float32], bits: npt.NDArray[np.uint16], dtype: torch.dtype
-) -> None:
+def scatter_(values: npt.NDArray[np.float32], bits: npt.NDArray[np.uint16], dtype: DType) -> None:
     """Move fp32 values, in place, to one of their two neighbours in bf16 or fp16, at random.
 
     A random number below the last bit that the dtype keeps is added, and what it does not keep is
     cut off. Values that are not finite stay what they are.
     """
-    dropped = {torch.bfloat16: 16, torch.float16: 13}.get(dtype)
+    dropped = {DType.BF16: 16, DType.FP16: 13}.get(dtype)
     if dropped is None:
         return
     odd = ~np.isfinite(values)
     kept = values[odd]
     # fp16 has a fixed spacing below its smallest normal number: lift such values to that spacing.
-    tiny = np.abs(values) < _SMALLEST_NORMAL_FP16 if dtype == torch.float16 else None
+    tiny = np.abs(values) < _SMALLEST_NORMAL_FP16 if dtype == DType.FP16 else None
     shift = None if tiny is None else np.where(tiny, np.copysign(_SMALLEST_NORMAL_FP16, values), 0)
     if shift is not None:
         values += shift
@@ -83,7 +81,7 @@ def scatter_(
     values[odd] = kept
 
 
-def all_finite(raw: npt.NDArray[np.uint8], dtype: torch.dtype) -> bool:
+def all_finite(raw: npt.NDArray[np.uint8], dtype: DType) -> bool:
     """Tell from the bytes of floating-point numbers that none of them is infinite or NaN.
 
     As integers, the bits of all others are below those of infinity, whatever the sign.
@@ -101,7 +99,7 @@ def refuse_overflow(ideal: torch.Tensor, rounded: torch.Tensor, name: str) -> No
     Raises:
         CheckpointError: One did.
     """
-    if ideal.numel() == 0 or all_finite(bytes_of(rounded), rounded.dtype):
+    if ideal.numel() == 0 or all_finite(bytes_of(rounded), storable(rounded.dtype)):
         return
     lost = torch.isfinite(ideal) & ~torch.isfinite(rounded.float())
     if bool(lost.any()):

@@ -13,11 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-import torch
-
 from motionmerge.errors import CheckpointError, RecipeError
 from motionmerge.io.weights import copy_bytes, hash_weights, open_weights
-from motionmerge.tensors import num_bytes
+from motionmerge.lazy_torch import torch
+from motionmerge.tensors import DType, num_bytes, storable
 
 MODULES = ("unet", "transformer", "transformer_2", "image_projector")
 """Subfolders of a pipeline folder that take part in a merge; their names prefix the tensors'."""
@@ -32,7 +31,7 @@ class TensorSource(Protocol):
 
     def keys(self) -> list[str]: ...
     def shape(self, name: str, /) -> tuple[int, ...]: ...
-    def dtype(self, name: str, /) -> torch.dtype: ...
+    def dtype(self, name: str, /) -> DType: ...
     def read(self, name: str, /) -> torch.Tensor: ...
     def read_into(self, name: str, begin: int, target: memoryview, /) -> None: ...
     def place(self, name: str, /) -> Place | None: ...
@@ -52,9 +51,9 @@ class MemoryTensors:
         """Give a tensor's shape."""
         return tuple(self._tensors[name].shape)
 
-    def dtype(self, name: str, /) -> torch.dtype:
+    def dtype(self, name: str, /) -> DType:
         """Give a tensor's dtype."""
-        return self._tensors[name].dtype
+        return storable(self._tensors[name].dtype)
 
     def read(self, name: str, /) -> torch.Tensor:
         """Copy a tensor to the CPU, into memory of its own."""
@@ -89,7 +88,7 @@ class PipelineTensors:
         source, key = self._owner[name]
         return source.shape(key)
 
-    def dtype(self, name: str, /) -> torch.dtype:
+    def dtype(self, name: str, /) -> DType:
         """Give a tensor's dtype."""
         source, key = self._owner[name]
         return source.dtype(key)
@@ -215,7 +214,7 @@ class OpenInputs:
         """Give a tensor's shape without reading it."""
         return tuple(self._open[source].shape(name))
 
-    def dtype(self, source: Source, name: str) -> torch.dtype:
+    def dtype(self, source: Source, name: str) -> DType:
         """Give a tensor's dtype without reading it."""
         return self._open[source].dtype(name)
 

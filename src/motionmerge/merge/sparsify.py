@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from motionmerge.errors import RecipeError
+from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import TaskVector
 from motionmerge.merge.applied import Applied, expect_vector
 from motionmerge.merge.sources import OpenInputs

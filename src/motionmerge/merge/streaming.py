@@ -15,15 +15,14 @@ from itertools import groupby
 from queue import SimpleQueue
 
 import numpy as np
-import torch
 
+from motionmerge import lazy_torch
 from motionmerge.errors import CheckpointError
-from motionmerge.merge.compiled import compiled_kernels
+from motionmerge.lazy_torch import torch
+from motionmerge.merge.compiled import Bytes, Floats, compiled_kernels
 from motionmerge.merge.kernel import (
     STRETCH,
     Block,
-    Bytes,
-    Floats,
     RegisterFile,
     Values,
     Workspace,
@@ -90,18 +89,27 @@ def stream(
 
 @dataclass(frozen=True)
 class Stretch:
-    """Neighbouring blocks with the same program: what they hold, their masks and results.
-
-    Attributes:
-        samples: What of them is looked at; None if nothing is.
-    """
+    """Neighbouring blocks with the same program: what they hold, their masks and results."""
 
     program: Program
     planned: Blocks
-    samples: Samples | None
     held: Mapping[Source, Values]
     masks: Mapping[MaskV1, Bytes]
     results: Sequence[tuple[Write, Values]]
+
+    def cut(self) -> Iterator[Stretch]:
+        """Cut it where registers are full."""
+        start = 0
+        for planned in _pieces(self.planned):
+            part = slice(start, start + _count(planned))
+            start = part.stop
+            yield Stretch(
+                self.program,
+                planned,
+                {source: values[part] for source, values in self.held.items()},
+                {mask: keep[part] for mask, keep in self.masks.items()},
+                [(write, result[part]) for write, result in self.results],
+            )
 
     def sampled(self, samples: Samples) -> Sampled:
         """Copy what is looked at."""
@@ -126,12 +134,25 @@ class _Pass:
         self._inputs, self._seed, self._progress = inputs, seed, progress
         self._total = sum(job.num_bytes for job in jobs)
         self._done = 0
+        self._kernels = compiled_kernels()
+        if not self._does_without_torch(jobs):
+            lazy_torch.load()  # before its threads are counted
         self._planner = Planner(jobs, inputs, compute_whole=self._compute_whole)
         self._chunks = self._planner.chunks()
         self._lock = threading.Lock()
-        self._kernels = compiled_kernels()
         self._files: SimpleQueue[RegisterFile] = SimpleQueue()
         self._error: BaseException | None = None
+
+    def _does_without_torch(self, jobs: Sequence[Job]) -> bool:
+        """Tell whether the compiled kernels know all dtypes to compute with."""
+        dtypes = {
+            self._inputs.dtype(source, name)
+            for source in self._inputs.sources
+            for name in self._inputs.names(source)
+        }
+        dtypes |= {dtype for job in jobs for dtype, _ in job.specs.values()}
+        computable = [dtype for dtype in dtypes if dtype.is_floating_point]
+        return self._kernels is not None and all(map(self._kernels.takes, computable))
 
     def run(self, threads: int | None) -> int:
         threads = num_threads(self._total) if threads is None else threads
@@ -234,15 +255,14 @@ class _Pass:
         """Compute all results of a chunk, one stretch of blocks with the same program at a time."""
         masks = self._draw_masks(chunk, workspace)
         long_way, start = [], 0
-        for program, planned in _stretches(chunk.blocks):
-            part = slice(start, start + sum(block.count for _, block in planned))
+        for program, planned in _by_program(chunk.blocks):
+            part = slice(start, start + _count(planned))
             start = part.stop
             if program is None:
                 continue
             stretch = Stretch(
                 program,
                 planned,
-                samples_of(planned),
                 {source: stored[source][part] for source in program.reads},
                 {mask: masks[mask][part] for mask in program.masks},
                 [(write, result[part]) for write, result in results],
@@ -250,12 +270,15 @@ class _Pass:
             compare(planned, stretch.held)
             if not self._follow(stretch):
                 long_way.append(stretch)
-            elif stretch.samples is not None:
-                pool.add(stretch.sampled(stretch.samples))
+            elif samples_of(planned) is not None:
+                for short in stretch.cut():
+                    if samples := samples_of(short.planned):
+                        pool.add(short.sampled(samples))
         if long_way:
             with self._registers() as file:
                 for stretch in long_way:
-                    self._execute(stretch, file)
+                    for short in stretch.cut():
+                        self._execute(short, file)
 
     @contextmanager
     def _registers(self) -> Iterator[RegisterFile]:
@@ -282,8 +305,8 @@ class _Pass:
     def _look_at(self, found: Sampled) -> None:
         """Compute samples step by step, to count them."""
         with self._registers() as file:
-            registers = load(found.program, found.blocks, found.held, file)
-            execute(found.program, registers, masks=found.masks)
+            registers = load(found.program, found.blocks, found.held, file, kernels=self._kernels)
+            execute(found.program, registers, masks=found.masks, kernels=self._kernels)
             found.observe(registers)
 
     def _draw_masks(self, chunk: Chunk, workspace: Workspace) -> dict[MaskV1, Bytes]:
@@ -292,7 +315,7 @@ class _Pass:
         start = 0
         for program, planned in _by_program(chunk.blocks):
             blocks = [block for _, block in planned]
-            part = slice(start, start + sum(block.count for block in blocks))
+            part = slice(start, start + _count(planned))
             for mask in program.masks if program else ():
                 if mask not in masks:
                     masks[mask] = workspace.buffer(f"mask {len(masks)}", chunk.count)
@@ -302,17 +325,17 @@ class _Pass:
 
     def _execute(self, stretch: Stretch, file: RegisterFile) -> None:
         """Compute a stretch step by step, in fewer steps if nothing overflows."""
-        program, held = stretch.program, stretch.held
+        program, held, kernels = stretch.program, stretch.held, self._kernels
         blocks = [block for _, block in stretch.planned]
         values = [result for _, result in stretch.results]
         for way in (program,) if program.shorter is None else (program.shorter, program):
-            registers = load(way, blocks, held, file)
-            execute(way, registers, masks=stretch.masks)
-            if round_into(values, way, blocks, registers, seed=self._seed):
+            registers = load(way, blocks, held, file, kernels=kernels)
+            execute(way, registers, masks=stretch.masks, kernels=kernels)
+            if round_into(values, way, blocks, registers, seed=self._seed, kernels=kernels):
                 break
         else:
             self._find_fault(program, blocks, registers, values)
-        if samples := stretch.samples:
+        if samples := samples_of(stretch.planned):
             seen = [(write, samples.of_values(result)) for write, result in stretch.results]
             found = Sampled(way, samples.blocks, samples.represents, {}, {}, seen)
             found.observe([samples.of(register) for register in registers])
@@ -334,7 +357,9 @@ class _Pass:
             if self._inputs.allow_nonfinite:
                 continue
             for source in program.reads:
-                values = torch.empty(block.count, dtype=self._inputs.dtype(source, block.name))
+                values = torch.empty(
+                    block.count, dtype=self._inputs.dtype(source, block.name).torch
+                )
                 begin = block.start * values.element_size()
                 self._inputs.read_into(source, block.name, begin, bytes_of(values).data)
                 self._inputs.refuse_nonfinite(source, block.name, values)
@@ -378,18 +403,21 @@ def _by_program(planned: Blocks) -> Iterator[tuple[Program | None, Blocks]]:
         yield program, list(group)
 
 
-def _stretches(planned: Blocks) -> Iterator[tuple[Program | None, Blocks]]:
-    """Cut a chunk where the program changes, and where registers are full."""
-    for program, group in _by_program(planned):
-        stretch: list[tuple[TensorPlan, Block]] = []
-        count = 0
-        for tensor, block in group:
-            if count + block.count > STRETCH:
-                yield program, stretch
-                stretch, count = [], 0
-            stretch.append((tensor, block))
-            count += block.count
-        yield program, stretch
+def _pieces(planned: Blocks) -> Iterator[Blocks]:
+    """Cut blocks where registers are full."""
+    piece: list[tuple[TensorPlan, Block]] = []
+    count = 0
+    for tensor, block in planned:
+        if count + block.count > STRETCH:
+            yield piece
+            piece, count = [], 0
+        piece.append((tensor, block))
+        count += block.count
+    yield piece
+
+
+def _count(planned: Blocks) -> int:
+    return sum(block.count for _, block in planned)
 
 
 def num_threads(total_bytes: int) -> int:

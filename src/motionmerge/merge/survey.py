@@ -5,15 +5,16 @@ The first 2048 entries of every 16th block are counted; small tensors are counte
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from motionmerge.merge.kernel import BLOCK, STRETCH, Block, Bytes, Floats, Values
+from motionmerge.merge.compiled import Bytes, Floats
+from motionmerge.merge.kernel import BLOCK, STRETCH, Block, Values
 from motionmerge.merge.plan import TensorPlan, Write
 from motionmerge.merge.program import Program
 from motionmerge.merge.sources import Source
@@ -88,7 +89,7 @@ class Sampled:
                     sizes=[block.count for block in self.blocks],
                     anchor=registers[anchor],
                     ideal=registers[root],
-                    rounded=result.tensor.float().numpy(),
+                    rounded=result.floats,
                     represents=self.represents,
                 )
 
@@ -103,23 +104,26 @@ class SamplePool:
     def __init__(self, look: Callable[[Sampled], None]) -> None:
         self._look = look
         self._waiting: dict[tuple[int, ...], list[Sampled]] = {}
+        self._counts: Counter[tuple[int, ...]] = Counter()
 
     def add(self, found: Sampled) -> None:
         """Count these entries, now or later; their memory is not looked at again."""
         key = (id(found.program), *(id(write) for write, _ in found.results))
-        waiting = self._waiting.setdefault(key, [])
-        if sum(one.count for one in (*waiting, found)) > STRETCH:
-            self._look(_joined(waiting))
-            waiting.clear()
-        waiting.append(found)
-        if sum(one.count for one in waiting) >= _POOLED:
-            self._look(_joined(self._waiting.pop(key)))
+        if self._counts[key] + found.count > STRETCH:
+            self._look_at(key)
+        self._waiting.setdefault(key, []).append(found)
+        self._counts[key] += found.count
+        if self._counts[key] >= _POOLED:
+            self._look_at(key)
 
     def flush(self) -> None:
         """Count what was gathered."""
-        while self._waiting:
-            _, waiting = self._waiting.popitem()
-            self._look(_joined(waiting))
+        for key in list(self._waiting):
+            self._look_at(key)
+
+    def _look_at(self, key: tuple[int, ...]) -> None:
+        del self._counts[key]
+        self._look(_joined(self._waiting.pop(key)))
 
 
 def _joined(found: Sequence[Sampled]) -> Sampled:
@@ -170,12 +174,17 @@ def compare(planned: Blocks, held: Mapping[Source, Values]) -> None:
         if tensor.may_be_equal:
             glance = slice(start, min(start + _GLANCE, stop))
             tensor.may_be_equal = all(
-                _are_equal(values[part].tensor for values in held.values())
+                _are_equal([values[part] for values in held.values()])
                 for part in (glance, slice(start, stop))
             )
         start = stop
 
 
-def _are_equal(tensors: Iterable[torch.Tensor]) -> bool:
-    first, *others = (tensor.float() for tensor in tensors)
-    return all(torch.equal(first, other) for other in others)
+def _are_equal(values: Sequence[Values]) -> bool:
+    first, *others = values
+    return all(
+        np.array_equal(first.raw, other.raw)
+        if first.dtype == other.dtype
+        else np.array_equal(first.floats, other.floats)
+        for other in others
+    )

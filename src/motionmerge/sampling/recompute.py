@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.merge.algebra import Checkpoint, result_specs
 from motionmerge.merge.coverage import check_coverage
 from motionmerge.merge.in_memory import TensorSink, bind, open_inputs
 from motionmerge.merge.plan import Job
 from motionmerge.merge.recipe import InputValue, Recipe
+from motionmerge.merge.results import ResultSpec
 from motionmerge.merge.streaming import stream
 from motionmerge.tensors import num_bytes
 
@@ -38,7 +38,7 @@ class RecomputedExpert(Mapping[str, torch.Tensor]):
     def __init__(
         self,
         checkpoint: Checkpoint,
-        specs: Mapping[str, TensorSpec],
+        specs: Mapping[str, ResultSpec],
         names: Mapping[str, str] | None = None,
     ) -> None:
         self._checkpoint, self._specs = checkpoint, specs
@@ -94,7 +94,9 @@ class RecomputedExpert(Mapping[str, torch.Tensor]):
     def _compute(self, names: list[str]) -> dict[str, torch.Tensor]:
         originals = {self._names[name]: name for name in names}
         specs = {original: self._specs[original] for original in originals}
-        computed = {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape) in specs.items()}
+        computed = {
+            name: torch.empty(shape, dtype=dtype.torch) for name, (dtype, shape) in specs.items()
+        }
         with open_inputs({"": self._checkpoint}, False) as opened:
             stream([Job(self._checkpoint, specs, TensorSink(computed))], opened)
         return {originals[original]: tensor for original, tensor in computed.items()}

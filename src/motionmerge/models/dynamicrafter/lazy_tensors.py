@@ -37,7 +37,7 @@ LazyTensors = dict[str, LazyTensor]
 def lazy_tensors(reader: WeightsReader) -> LazyTensors:
     """List the tensors of an open checkpoint; the reader must stay open while they are used."""
     return {
-        name: LazyTensor(reader.dtype(name), reader.shape(name), partial(reader.read, name))
+        name: LazyTensor(reader.dtype(name).torch, reader.shape(name), partial(reader.read, name))
         for name in reader.keys()  # noqa: SIM118  (a reader is not a mapping)
     }
 
