@@ -5,7 +5,8 @@
 
 Makes a bf16 pair of the shapes of DynamiCrafter-512's U-Net (1.44 G parameters, 2 x 2.9 GB; with
 `--small` a tenth) and runs every row in a process of its own, rounds interleaved, cache warm.
-Inside: the seconds that `merge` itself reports, over the wall time of `cat` of the same bytes.
+Inside: the seconds that `merge` itself reports, over those of `cat` of the same bytes, which runs
+just before; the median of the ratios, the least and the greatest.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ RECIPES = {
     "both experts": {"dynamics": DYNAMICS, "consistency": CONSISTENCY},
     "temporal only": {"merged": 'base - 0.25 * only(tuned - base, "temporal")'},
 }
+
+HASHING = "extrapolate, hashing"
+OURS = (*RECIPES, HASHING)
+COPIES = ("cat", "cat both")
+COPY_OF = {"both experts": "cat both"}
+"""The copy that a row of ours is compared with, if not `cat`."""
 
 # The arithmetic of the official scripts: whole dicts, one per operator; see docs/differences.md.
 RUN_OFFICIAL = """
@@ -165,7 +172,7 @@ def commands(folder: Path, options: argparse.Namespace) -> dict[str, list[str]]:
         )
         command = ["merge", str(recipe), "-o", out, "--overwrite", "--json"]
         rows[name] = [sys.executable, "-m", "motionmerge.cli", *command]
-    rows["extrapolate, hashing"] = rows["extrapolate"]
+    rows[HASHING] = rows["extrapolate"]
     for kind in ("extrapolate", "dare") if options.official else ():
         rows[f"official {kind}"] = [sys.executable, "-c", RUN_OFFICIAL, base, tuned, out, kind]
     for method, weight, density in (
@@ -180,9 +187,7 @@ def commands(folder: Path, options: argparse.Namespace) -> dict[str, list[str]]:
             rows[f"mergekit {method}"] = [options.mergekit, str(config), f"{out}/mergekit"]
     if options.sd_mecha:
         rows["sd-mecha extrapolate"] = [options.sd_mecha, "-c", RUN_SD_MECHA, base, tuned, out]
-    wanted = {"cat", *(options.only.split(",") if options.only else rows)}
-    if "both experts" in wanted:
-        wanted.add("cat both")
+    wanted = {*COPIES, *(options.only.split(",") if options.only else rows)}
     return {name: command for name, command in rows.items() if name in wanted}
 
 
@@ -209,27 +214,35 @@ def measure(folder: Path, options: argparse.Namespace) -> list[dict[str, object]
     if RECIPES.keys() & rows.keys():
         first = next(command for name, command in rows.items() if name in RECIPES)
         run(first, environment={"XDG_CACHE_HOME": str(known)})
+    copies: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
     for number in range(options.rounds):
         for name, command in rows.items():
-            cache = unknown / str(number) if "hashing" in name else known
+            if name in COPIES:
+                continue
+            if name in OURS:  # beside a copy of its own, as the host's speed changes by the minute
+                copy = COPY_OF.get(name, "cat")
+                prepare(folder)
+                copies[name].append(run(rows[copy], environment={}))
+                taken[copy].append(copies[name][-1])
+            cache = unknown / str(number) if name == HASHING else known
             prepare(folder)
             taken[name].append(run(command, environment={"XDG_CACHE_HOME": str(cache)}))
             print(f"{number} {name}: {taken[name][-1]}", file=sys.stderr, flush=True)
+            if copies[name]:
+                print(f"  copy {copies[name][-1]['wall_s']:.2f} s", file=sys.stderr, flush=True)
     result = []
     for name, runs in taken.items():
-        median = {key: statistics.median(r[key] for r in runs) for key in runs[0]}
-        copy = taken["cat both" if name == "both experts" else "cat"]
-        result.append(
-            {
-                "name": name,
-                "inside_ratio": statistics.median(
-                    mine["inside_s"] / theirs["wall_s"]
-                    for mine, theirs in zip(runs, copy, strict=True)
-                ),
-                "cpu_ratio": median["cpu_s"] / statistics.median(r["cpu_s"] for r in copy),
-                **median,
-            }
-        )
+        if not runs:
+            continue
+        row: dict[str, object] = {"name": name}
+        if name in OURS:
+            ratios = sorted(
+                mine["inside_s"] / copy["wall_s"]
+                for mine, copy in zip(runs, copies[name], strict=True)
+            )
+            row["inside_ratio"] = statistics.median(ratios)
+            row["inside_ratios"] = ratios
+        result.append(row | {key: statistics.median(r[key] for r in runs) for key in runs[0]})
     return result
 
 
@@ -267,10 +280,12 @@ def show(rows: list[dict[str, object]], options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(rows, indent=2))
         return
-    print(f"{'':24}{'inside / cat':>14}{'cpu / cat':>11}{'wall s':>8}{'cpu s':>8}{'peak MB':>9}")
+    print(f"{'':24}{'inside / copy':>26}{'inside s':>10}{'wall s':>8}{'cpu s':>8}{'peak MB':>9}")
     for row in rows:
-        numbers = (row[key] for key in ("inside_ratio", "cpu_ratio", "wall_s", "cpu_s", "peak_mb"))
-        print("{:24}{:14.2f}{:11.2f}{:8.2f}{:8.2f}{:9.0f}".format(row["name"], *numbers))
+        ratios = row.get("inside_ratios")
+        ratio = f"{row['inside_ratio']:.2f} ({ratios[0]:.2f} .. {ratios[-1]:.2f})" if ratios else ""
+        numbers = (row[key] for key in ("inside_s", "wall_s", "cpu_s", "peak_mb"))
+        print("{:24}{:>26}{:10.2f}{:8.2f}{:8.2f}{:9.0f}".format(row["name"], ratio, *numbers))
 
 
 if __name__ == "__main__":
