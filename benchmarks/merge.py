@@ -22,6 +22,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 SMALL = 0.32
 EXTRAPOLATE = "base - 0.25 * (tuned - base)"
@@ -203,7 +204,7 @@ def prepare(folder: Path) -> None:
     subprocess.run([sys.executable, "-c", TOUCH_MEMORY, str(written)], check=True)
 
 
-def measure(folder: Path, options: argparse.Namespace) -> list[dict[str, object]]:
+def measure(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run all rows in turn, `--rounds` times; give medians."""
     (folder / "out").mkdir(exist_ok=True)
     rows = commands(folder, options)
@@ -234,7 +235,7 @@ def measure(folder: Path, options: argparse.Namespace) -> list[dict[str, object]
     for name, runs in taken.items():
         if not runs:
             continue
-        row: dict[str, object] = {"name": name}
+        row: dict[str, Any] = {"name": name}
         if name in OURS:
             ratios = sorted(
                 mine["inside_s"] / copy["wall_s"]
@@ -275,7 +276,7 @@ def main() -> None:
     show(rows, options)
 
 
-def show(rows: list[dict[str, object]], options: argparse.Namespace) -> None:
+def show(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """Print the rows as a table, or with `--json` as they are."""
     if options.json:
         print(json.dumps(rows, indent=2))

@@ -46,6 +46,7 @@ from sampling_setup import (
     FRAMES,
     GUIDANCE,
     ON_GPU,
+    PIPELINE,
     PROMPT,
     SIZES,
     VIDEO_STEPS,
@@ -61,6 +62,8 @@ from sampling_setup import (
 from motionmerge import Checkpoint, Recipe, experts
 from motionmerge.sampling.conditions import Conditions
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
+from motionmerge.sampling.model_choice import FolderModel
+from motionmerge.sampling.pipeline_folder import find_pipeline
 
 
 class Clock:
@@ -100,6 +103,7 @@ class Ours:
             for module in pipeline.unet.modules():
                 if isinstance(module, torch.nn.Conv2d):
                     module.to(memory_format=torch.channels_last)
+        pipeline.batches_guidance = row.batches_guidance
         if row.captures:
             pipeline.capture_steps()
         if row.compiles:
@@ -120,10 +124,6 @@ class Ours:
         text = {"inputs": inputs, "experts": formulas}
         return experts(self.pipeline, recipe=Recipe.parse(json.dumps(text)), **common)
 
-    def encode(self) -> Conditions:
-        """Run the encoders."""
-        return self.pipeline.encode(self.inputs.image, PROMPT, num_frames=FRAMES)
-
     def denoise(self, conditions: Conditions, num_steps: int) -> torch.Tensor:
         """Make latents."""
         options = {} if self.row.keeps_keys else {"callback_on_step_end": lambda *_: {}}
@@ -137,27 +137,63 @@ class Ours:
             **options,
         ).frames
 
-    def timed(self, num_steps: int, *, warm_up: bool) -> tuple[torch.Tensor, dict[str, float]]:
+    def timed(
+        self, num_steps: int, *, warm_up: bool, encoded: Conditions | None, clock: Clock
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         """Make a video; returns latents and what was measured, switches included.
 
         Experts take their memory after the encoders gave back theirs, as `motionmerge generate`
         does it, or before a warm-up.
+
+        Args:
+            num_steps: Denoising steps.
+            warm_up: Make a short video before.
+            encoded: What was encoded while the pipeline was loaded, if it was.
+            clock: Adds up the seconds; it has those of `encoded`.
         """
         with ExitStack() as attached:
             bank = None
             if warm_up:
                 bank = attached.enter_context(self.experts())
                 steps = COMPILING_STEPS if self.row.compiles else WARM_UP_STEPS
-                self.denoise(self.encode(), steps)
-            clock = Clock()
-            with clock:
-                conditions = self.encode()
-                if self.row.frees_towers:
-                    self.pipeline.free_encoders()
+                self.denoise(encode(self.pipeline, self.inputs), steps)
+                clock = Clock()
+            conditions = encoded
+            if conditions is None:
+                with clock:
+                    conditions = encode(self.pipeline, self.inputs)
+                    if self.row.frees_towers:
+                        self.pipeline.free_encoders()
             bank = bank or attached.enter_context(self.experts())
             with clock:
                 latents = self.denoise(conditions, num_steps)
             return latents, {**clock.found(), "switch_seconds": switch_seconds(bank)}
+
+
+def encode(pipeline: DynamiCrafterPipeline, inputs: Inputs) -> Conditions:
+    """Run the encoders."""
+    return pipeline.encode(inputs.image, PROMPT, num_frames=FRAMES)
+
+
+def load_and_encode(
+    row: Row, size: Size, folder: Path
+) -> tuple[DynamiCrafterPipeline, Inputs, Conditions, Clock]:
+    """Load the pipeline on the CPU as `motionmerge generate` does: first what encodes."""
+    found: list[Any] = []
+    clock = Clock()
+
+    def encode_and_free(pipeline: DynamiCrafterPipeline) -> None:
+        inputs = Inputs.draw(size, pipeline, "cpu")
+        with clock:
+            found.extend((inputs, encode(pipeline, inputs)))
+            pipeline.free_encoders()
+
+    model = FolderModel(
+        find_pipeline(folder / PIPELINE), dtype=row.dtype, device=torch.device("cpu")
+    )
+    pipeline, _ = model.load(encode_and_free)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline, *found, clock
 
 
 def timed_official(
@@ -205,13 +241,17 @@ def run_row(row: Row, size: Size, folder: Path, device: str) -> dict[str, float]
     """Make one video; saves its latents and frames into the folder."""
     on_gpu = device == "cuda"
     occupied = torch.cuda.memory_allocated() if on_gpu else 0
-    pipeline = build(size, device)
-    pipeline.to(row.dtype)
-    inputs = Inputs.draw(size, pipeline, device)
+    encoded, warm_up = None, on_gpu or row.compiles
+    if row.frees_towers and row.is_ours and not warm_up:
+        pipeline, inputs, encoded, clock = load_and_encode(row, size, folder)
+    else:
+        pipeline = build(size, device)
+        pipeline.to(row.dtype)
+        inputs, clock = Inputs.draw(size, pipeline, device), Clock()
     with torch.autocast(device, torch.float16, enabled=row.autocast):
         if row.is_ours:
             ours = Ours(pipeline, inputs, row, folder)
-            latents, result = ours.timed(size.steps, warm_up=on_gpu or row.compiles)
+            latents, result = ours.timed(size.steps, warm_up=warm_up, encoded=encoded, clock=clock)
         else:
             restated = Restated(pipeline, inputs, row, folder)
             latents, result = timed_official(restated, size.steps, warm_up=on_gpu)

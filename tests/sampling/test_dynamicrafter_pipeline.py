@@ -90,23 +90,31 @@ def test_the_prompt_reaches_both_experts(
         calls = unet_inputs(pipeline, lambda: generate(pipeline, prompt))
         used = [bank.expert_for(timestep) for _, timestep, _ in calls]
     assert set(used) == {"dynamics", "consistency"}
-    for _, _, context in calls:
-        assert torch.equal(context[1, :NUM_TOKENS], expected)
-        assert not torch.equal(context[0, :NUM_TOKENS], expected)
+    assert len(calls) == 2 * 4
+    for place, (_, _, context) in enumerate(calls):  # without and with the conditions in turn
+        assert torch.equal(context[0, :NUM_TOKENS], expected) == bool(place % 2)
 
 
-def test_guidance_is_one_batched_forward_a_step_and_none_is_half_of_it(
+def test_guidance_is_one_batched_forward_a_step_or_two_and_none_is_one_of_them(
     pipeline: DynamiCrafterPipeline, generate: Generate
 ) -> None:
-    guided = unet_inputs(pipeline, lambda: generate(pipeline))
-    plain = unet_inputs(pipeline, lambda: generate(pipeline, guidance_scale=1.0))
-    assert [len(sample) for sample, _, _ in guided] == [2] * 4
-    assert [len(sample) for sample, _, _ in plain] == [1] * 4
+    videos = {}
+    for batches, sizes in ((None, [1] * 8), (False, [1] * 8), (True, [2] * 4)):
+        pipeline.batches_guidance = batches
+        guided = unet_inputs(
+            pipeline, lambda batches=batches: videos.update({batches: generate(pipeline)})
+        )
+        plain = unet_inputs(pipeline, lambda: generate(pipeline, guidance_scale=1.0))
+        assert [len(sample) for sample, _, _ in guided] == sizes
+        assert [len(sample) for sample, _, _ in plain] == [1] * 4
+    assert torch.equal(videos[None], videos[False])
+    assert torch.allclose(videos[True], videos[False], atol=1e-4)
 
 
 def test_the_unconditional_half_has_the_same_latents_but_the_grey_image_and_no_prompt(
     pipeline: DynamiCrafterPipeline, generate: Generate
 ) -> None:
+    pipeline.batches_guidance = True
     sample, _, context = unet_inputs(pipeline, lambda: generate(pipeline))[0]
     assert torch.equal(sample[0], sample[1])
     empty = pipeline.encode_prompt([""])[0]
@@ -275,7 +283,7 @@ def test_an_analytic_start_begins_late(pipeline: DynamiCrafterPipeline, generate
         torch.zeros(1), variance=0.5, noise=noise, start_step=940
     )
     calls = unet_inputs(pipeline, lambda: generate(pipeline, latents=start, start_step=940))
-    assert [int(timestep) for _, timestep, _ in calls] == [939, 704, 469, 234]
+    assert [int(timestep) for _, timestep, _ in calls[::2]] == [939, 704, 469, 234]
     assert torch.equal(calls[0][0][:1, :4], start)
 
 

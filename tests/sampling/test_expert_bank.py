@@ -177,6 +177,7 @@ def what_the_unet_sees(
     pipeline: DynamiCrafterPipeline, generate: Generate
 ) -> list[tuple[float, torch.Tensor]]:
     """Run a pipeline; give timestep and image tokens (of the conditional half) of every step."""
+    pipeline.batches_guidance = True
     seen: list[tuple[float, torch.Tensor]] = []
     hook = pipeline.unet.register_forward_pre_hook(
         lambda _, args: seen.append((float(args[1]), args[2][1, NUM_TOKENS:]))

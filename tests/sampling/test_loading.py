@@ -7,19 +7,21 @@ import os
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.weights import save_weights
+from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
 from motionmerge.sampling.loading import (
     check_memory,
     dtype_named,
     load_pipeline,
     place,
 )
-from motionmerge.sampling.make_video import VideoSettings, make_video
+from motionmerge.sampling.make_video import VideoSettings, encode_ahead, make_video
 from motionmerge.sampling.memory import free_memory
 from motionmerge.sampling.model_choice import FolderModel
 from motionmerge.sampling.pipeline_folder import find_pipeline, weight_files
@@ -64,6 +66,33 @@ def test_a_pipeline_from_a_folder_makes_the_same_video(name: str, tmp_path: Path
     )
     loaded, expected = (make_video(made, photo(), asked) for made in (pipeline, saved))
     assert torch.allclose(loaded, expected, atol=1e-4)
+
+
+def test_dynamicrafter_encodes_and_frees_its_towers_before_its_unet_is_loaded(
+    tmp_path: Path,
+) -> None:
+    save_dynamicrafter(tmp_path)
+    asked = VideoSettings(prompt="a cat jumps", num_inference_steps=1, height=32, width=32)
+    found: list[Any] = []
+
+    def encode(pipeline: Any) -> None:
+        assert pipeline.text_encoder is not None
+        assert not isinstance(pipeline.unet, torch.nn.Module)
+        found.extend(encode_ahead(pipeline, photo(), [asked]))
+
+    model = FolderModel(find_pipeline(tmp_path), device=CPU)
+    ahead, _ = model.load(encode)
+    assert ahead.text_encoder is None and ahead.image_encoder is None
+    assert isinstance(ahead.unet, DynamiCrafterUNet) and not ahead.unet.training
+    plain, _ = model.load()
+    for pipeline in (ahead, plain):
+        pipeline.set_progress_bar_config(disable=True)
+    video = make_video(ahead, photo(), asked, conditions=found[0])
+    assert torch.equal(video, make_video(plain, photo(), asked))
+
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"short")
+    with pytest.raises(CheckpointError, match="Fix"):
+        model.load(encode)
 
 
 def test_the_memory_it_takes_is_known_before_it_is_loaded(wan: Path) -> None:

@@ -14,9 +14,10 @@ import torch
 from accelerate import cpu_offload_with_hook
 from torch import nn
 
-from motionmerge.errors import ConfigError
+from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.merge.in_memory import realise
 from motionmerge.merge.recipe import Recipe
+from motionmerge.merge.sources import OpenInputs
 from motionmerge.sampling import placement, recompute
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
 from motionmerge.sampling.expert_bank import ExpertBank, experts
@@ -100,6 +101,34 @@ def test_a_recomputed_expert_keeps_only_a_group_in_memory(
     for tensor in made.values():
         held = sum(one.nbytes for one in made._group.values())
         assert held <= max(20_000, tensor.nbytes)
+
+
+def test_recomputing_opens_the_inputs_once_for_all_groups_and_closes_them(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recompute, "GROUP_BYTES", 20_000)
+    made = recomputed_experts(recipe)["dynamics"]
+    entered: list[str] = []
+    real = OpenInputs.__enter__, OpenInputs.__exit__
+    monkeypatch.setattr(
+        OpenInputs, "__enter__", lambda self: (entered.append("open"), real[0](self))[1]
+    )
+    monkeypatch.setattr(
+        OpenInputs,
+        "__exit__",
+        lambda self, *error: (entered.append("close"), real[1](self, *error))[1],
+    )
+    for _ in range(2):
+        assert len(dict(made)) > 100
+    assert entered == ["open", "close"] * 2
+
+    def fail(*_: object) -> None:
+        raise CheckpointError("the disk failed", fix="none")
+
+    monkeypatch.setattr(recompute, "stream", fail)
+    with pytest.raises(CheckpointError):
+        dict(made)
+    assert entered == ["open", "close"] * 3
 
 
 def test_only_what_differs_is_computed_again_at_a_switch(

@@ -64,7 +64,7 @@ def generate(
     def encode(pipeline: Any) -> None:
         conditions.extend(encode_ahead(pipeline, image, [settings for _, settings in wanted]))
 
-    with loaded(chosen, experts, on_load=encode) as (pipeline, _):
+    with loaded(chosen, experts, encode=encode) as (pipeline, _):
         for (number, settings), condition in zip(wanted, conditions, strict=True):
             started = time.monotonic()
             video = make_video(pipeline, image, settings, conditions=condition)

@@ -286,26 +286,24 @@ def with_video_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def loaded(
-    model: ModelChoice, experts: ExpertChoice, *, on_load: Callable[[Any], None] | None = None
+    model: ModelChoice, experts: ExpertChoice, *, encode: Callable[[Any], None] | None = None
 ) -> Iterator[tuple[Any, Any]]:
     """Load a model, attach its experts; give the pipeline and the bank, which may be None.
 
     Args:
         model: The model.
         experts: Which weights denoise.
-        on_load: Called with the pipeline before experts take their part of the memory.
+        encode: Called with the pipeline before experts take their part of the memory.
     """
     from diffusers.utils import logging
 
     is_quiet = model.path is None or not sys.stderr.isatty()
     if is_quiet:
         logging.disable_progress_bar()
-    pipeline, placement = model.load()
+    pipeline, placement = model.load(encode)
     pipeline.set_progress_bar_config(disable=is_quiet)
     if model.path is not None:
         typer.echo(placement, err=True)
-    if on_load is not None:
-        on_load(pipeline)
     with experts.attach(pipeline) as bank:
         if bank is not None and bank.placement and model.path is not None:
             typer.echo(f"experts of {bank.placement}", err=True)

@@ -135,7 +135,7 @@ class _Pass:
         self._total = sum(job.num_bytes for job in jobs)
         self._done = 0
         self._kernels = compiled_kernels()
-        if not self._does_without_torch(jobs):
+        if not lazy_torch.is_imported() and not self._does_without_torch(jobs):
             lazy_torch.load()  # before its threads are counted
         self._planner = Planner(jobs, inputs, compute_whole=self._compute_whole)
         self._chunks = self._planner.chunks()

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
 from motionmerge.sampling.memory import SHARE, free_memory, gigabytes
 from motionmerge.sampling.pipeline_folder import PipelineFolder, first_line, pipeline_class
 from motionmerge.text import fix_unknown_name
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class DenoiserToCome:
+    """Stands in a pipeline for a denoiser that is not loaded yet.
+
+    Attributes:
+        config: Its configuration.
+    """
+
+    config: Any
 
 
 def load_pipeline(
@@ -21,32 +36,59 @@ def load_pipeline(
     dtype: torch.dtype = torch.float32,
     variant: str | None = None,
     legacy: bool = False,
+    encode: Callable[[Any], None] | None = None,
 ) -> Any:
     """Load a pipeline into main memory.
+
+    Args:
+        folder: Where it is.
+        dtype: Of its weights.
+        variant, legacy: See `find_pipeline`.
+        encode: Only for DynamiCrafter: called with the pipeline before its U-Net is loaded, so
+            that encoders which are freed there never are in memory together with it.
 
     Raises:
         ConfigError: There is not enough free memory.
         CheckpointError: A part cannot be loaded.
     """
     check_memory(folder, dtype, torch.device("cpu"))
-    wanted = pipeline_class(folder.family)
+    options = {
+        "torch_dtype": dtype,
+        "variant": variant,
+        "use_safetensors": None if legacy else True,
+        "local_files_only": True,
+    }
+    left_out = {} if encode is None else {"unet": None}
+    with _named_faults(folder):
+        pipeline = pipeline_class(folder.family).from_pretrained(folder.path, **left_out, **options)
+        if encode is not None:
+            with torch.device("meta"):
+                config = DynamiCrafterUNet.from_config(dict(folder.configs["unet"])).config
+            pipeline.register_modules(unet=DenoiserToCome(config))
+    _set_to_evaluate(pipeline)
+    if encode is not None:
+        encode(pipeline)
+        with _named_faults(folder):
+            unet = DynamiCrafterUNet.from_pretrained(folder.path / "unet", **options)
+        pipeline.register_modules(unet=unet.eval())
+    return pipeline
+
+
+def _set_to_evaluate(pipeline: Any) -> None:
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+
+
+@contextmanager
+def _named_faults(folder: PipelineFolder) -> Iterator[None]:
     try:
-        pipeline = wanted.from_pretrained(
-            folder.path,
-            torch_dtype=dtype,
-            variant=variant,
-            use_safetensors=None if legacy else True,
-            local_files_only=True,
-        )
+        yield
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError) as error:
         raise CheckpointError(
             f"{folder.name} cannot be loaded: {first_line(error)}",
             fix="check that the folder is whole, and that diffusers and transformers know it.",
         ) from error
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.eval()
-    return pipeline
 
 
 def place(pipeline: Any, folder: PipelineFolder, device: torch.device, dtype: torch.dtype) -> str:

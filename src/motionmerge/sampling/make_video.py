@@ -148,8 +148,9 @@ def conditions_of(pipeline: DynamiCrafterPipeline, arguments: dict[str, Any]) ->
     """Encode what the arguments of a call say of its prompt and image."""
     _, limits = family_and_limits(pipeline)
     own = {name: arguments[name] for name in _ENCODED if name in arguments}
+    scale = arguments.get("guidance_scale")  # the pipeline's own guides
     with named_memory_errors(limits):
-        return pipeline.encode(**own, guided=arguments["guidance_scale"] > 1)
+        return pipeline.encode(**own, guided=scale is None or scale > 1)
 
 
 def with_conditions(arguments: dict[str, Any], conditions: Conditions) -> dict[str, Any]:

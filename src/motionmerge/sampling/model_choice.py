@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,7 +34,7 @@ class ModelChoice(Protocol):
     @property
     def device(self) -> torch.device: ...
     def fingerprint(self) -> dict[str, Any]: ...
-    def load(self) -> tuple[Any, str]: ...
+    def load(self, encode: Callable[[Any], None] | None = None) -> tuple[Any, str]: ...
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,16 @@ class ShippedModel:
         files = (weights_path("towers"), weights_path("decoder"), own)
         return {"model": [hash_origin(path) for path in files]}
 
-    def load(self) -> tuple[Any, str]:
-        """Load it; give the pipeline, and where it is in words."""
-        return load_pocket(self.weights), "the pocket model, on the CPU"
+    def load(self, encode: Callable[[Any], None] | None = None) -> tuple[Any, str]:
+        """Load it; give the pipeline, and where it is in words.
+
+        Args:
+            encode: Called with the pipeline once it can encode.
+        """
+        pipeline = load_pocket(self.weights)
+        if encode is not None:
+            encode(pipeline)
+        return pipeline, "the pocket model, on the CPU"
 
 
 @dataclass(frozen=True)
@@ -122,18 +130,32 @@ class FolderModel:
             "dtype": str(self._dtype()),
         }
 
-    def load(self) -> tuple[Any, str]:
+    def load(self, encode: Callable[[Any], None] | None = None) -> tuple[Any, str]:
         """Load it; give the pipeline, and where it is in words.
+
+        Args:
+            encode: Called with the pipeline once it can encode; on a CPU before DynamiCrafter's
+                U-Net is loaded.
 
         Raises:
             ConfigError: There is not enough memory.
             CheckpointError: A part cannot be loaded.
         """
         dtype = self._dtype()
-        pipeline = load_pipeline(self.folder, dtype=dtype, variant=self.variant, legacy=self.legacy)
+        is_ahead = self.device.type == "cpu" and self.family.name == "dynamicrafter"
+        pipeline = load_pipeline(
+            self.folder,
+            dtype=dtype,
+            variant=self.variant,
+            legacy=self.legacy,
+            encode=encode if is_ahead else None,
+        )
         if isinstance(pipeline, DynamiCrafterPipeline):
             pipeline.capture_steps()
-        return pipeline, place(pipeline, self.folder, self.device, dtype)
+        placed = place(pipeline, self.folder, self.device, dtype)
+        if encode is not None and not is_ahead:
+            encode(pipeline)
+        return pipeline, placed
 
     def _dtype(self) -> torch.dtype:
         on_cpu = self.device.type == "cpu"

@@ -40,6 +40,8 @@ class PocketPipeline(DynamiCrafterPipeline):
     unknown word is an error). Everything else, experts included, is the parent's.
     """
 
+    batches_guidance = True  # its calls are small: one of both halves is quicker than two
+
     @property
     def size_multiple(self) -> int:
         return SIZE

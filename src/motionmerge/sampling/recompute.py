@@ -6,6 +6,7 @@ The bits are those of `realise`: the same pass over the same inputs computes the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -16,10 +17,11 @@ from motionmerge.merge.in_memory import TensorSink, bind, open_inputs
 from motionmerge.merge.plan import Job
 from motionmerge.merge.recipe import InputValue, Recipe
 from motionmerge.merge.results import ResultSpec
+from motionmerge.merge.sources import OpenInputs
 from motionmerge.merge.streaming import stream
 from motionmerge.tensors import num_bytes
 
-GROUP_BYTES = 128 << 20
+GROUP_BYTES = 16 << 20
 """How much is computed at a time and then copied; the most memory that recomputing takes."""
 
 
@@ -44,6 +46,7 @@ class RecomputedExpert(Mapping[str, torch.Tensor]):
         self._checkpoint, self._specs = checkpoint, specs
         self._names = {name: name for name in specs} if names is None else dict(names)
         self._group: dict[str, torch.Tensor] = {}
+        self._opened: OpenInputs | None = None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -97,9 +100,19 @@ class RecomputedExpert(Mapping[str, torch.Tensor]):
         computed = {
             name: torch.empty(shape, dtype=dtype.torch) for name, (dtype, shape) in specs.items()
         }
-        with open_inputs({"": self._checkpoint}, False) as opened:
-            stream([Job(self._checkpoint, specs, TensorSink(computed))], opened)
+        with ExitStack() as closing:
+            if self._opened is None:
+                self._opened = open_inputs({"": self._checkpoint}, False).__enter__()
+            closing.callback(self._close)
+            stream([Job(self._checkpoint, specs, TensorSink(computed))], self._opened)
+            if names[-1] != next(reversed(self._names)):
+                closing.pop_all()  # the inputs stay open until the last tensor
         return {originals[original]: tensor for original, tensor in computed.items()}
+
+    def _close(self) -> None:
+        if self._opened is not None:
+            self._opened.__exit__(None, None, None)
+        self._opened = None
 
 
 def recomputed_experts(
