@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,6 +89,37 @@ def test_what_compiled_kernels_know_is_merged_without_torch(weights, dtype, argu
     command = [sys.executable, "-c", WITHOUT_TORCH, *arguments, *inputs]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+THREADS = """
+import sys
+from motionmerge.cli import app
+from motionmerge.merge import functions
+real = functions.keep_largest
+def keep_largest(tensor, *, keep):
+    import torch
+    print("threads", torch.get_num_threads())
+    return real(tensor, keep=keep)
+functions.keep_largest = keep_largest
+app(sys.argv[1:], standalone_mode=False)
+"""
+
+
+def test_all_whole_tensors_are_computed_by_as_many_threads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = {f"{name}.weight": torch.ones(8, 8) for name in "abc"}
+    save_weights("base.safetensors", base)
+    save_weights("tuned.safetensors", {name: value + 0.1 for name, value in base.items()})
+    Path("trimmed.yaml").write_text(
+        "inputs: {base: base.safetensors, tuned: tuned.safetensors}\n"
+        "experts: {e: 'base + trim(tuned - base, keep=0.5)'}\n"
+    )
+    command = [sys.executable, "-c", THREADS, "merge", "trimmed.yaml", "-o", "out"]
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    seen = [line for line in result.stdout.splitlines() if line.startswith("threads")]
+    assert len(seen) == 3 and len(set(seen)) == 1
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from motionmerge.merge.kernel import (
     torch_threads,
 )
 from motionmerge.merge.plan import Chunk, Job, Planner, Run, TensorPlan, Write
-from motionmerge.merge.program import Program
+from motionmerge.merge.program import Program, is_blockwise
 from motionmerge.merge.rounding import (
     refuse_overflow,
     round_once,
@@ -144,7 +144,10 @@ class _Pass:
         self._error: BaseException | None = None
 
     def _does_without_torch(self, jobs: Sequence[Job]) -> bool:
-        """Tell whether the compiled kernels know all dtypes to compute with."""
+        """Tell whether compiled kernels know all dtypes, and no tensor is computed as a whole."""
+        vectors = (vector for job in jobs for vector in job.checkpoint.vectors_inside())
+        if self._kernels is None or not all(map(is_blockwise, vectors)):
+            return False
         dtypes = {
             self._inputs.dtype(source, name)
             for source in self._inputs.sources
@@ -152,7 +155,7 @@ class _Pass:
         }
         dtypes |= {dtype for job in jobs for dtype, _ in job.specs.values()}
         computable = [dtype for dtype in dtypes if dtype.is_floating_point]
-        return self._kernels is not None and all(map(self._kernels.takes, computable))
+        return all(map(self._kernels.takes, computable))
 
     def run(self, threads: int | None) -> int:
         threads = num_threads(self._total) if threads is None else threads

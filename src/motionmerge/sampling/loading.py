@@ -65,19 +65,15 @@ def load_pipeline(
             with torch.device("meta"):
                 config = DynamiCrafterUNet.from_config(dict(folder.configs["unet"])).config
             pipeline.register_modules(unet=DenoiserToCome(config))
-    _set_to_evaluate(pipeline)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
     if encode is not None:
         encode(pipeline)
         with _named_faults(folder):
             unet = DynamiCrafterUNet.from_pretrained(folder.path / "unet", **options)
         pipeline.register_modules(unet=unet.eval())
     return pipeline
-
-
-def _set_to_evaluate(pipeline: Any) -> None:
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.eval()
 
 
 @contextmanager
