@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -60,6 +59,7 @@ from sampling_setup import (
 )
 
 from motionmerge import Checkpoint, Recipe, experts
+from motionmerge.merge.report import peak_memory
 from motionmerge.sampling.conditions import Conditions
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
 from motionmerge.sampling.model_choice import FolderModel
@@ -113,9 +113,9 @@ class Ours:
             pipeline.unet.compile_repeated_blocks()
 
     def experts(self) -> Any:
-        """Attach the two experts."""
+        """Attach the two experts, as `motionmerge generate` does: nobody needs the model after."""
         early, late = (str(self.folder / f"{name}.safetensors") for name in ("early", "late"))
-        common = {"placement": self.row.placement, "boundary": BOUNDARY}
+        common = {"placement": self.row.placement, "boundary": BOUNDARY, "restore": False}
         if self.row.placement != "recompute":
             both = {"early": Checkpoint.load(early), "late": Checkpoint.load(late)}
             return experts(self.pipeline, experts=both, **common)
@@ -258,7 +258,7 @@ def run_row(row: Row, size: Size, folder: Path, device: str) -> dict[str, float]
     if on_gpu:
         result["peak_mb"] -= occupied / 1e6
     else:
-        result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        result["peak_mb"] = peak_memory() / 1e6
     video = pipeline.decode_latents(latents, inputs.image)
     torch.save({"latents": latents.cpu(), "video": video.cpu()}, folder / f"{row.name}.pt")
     return result

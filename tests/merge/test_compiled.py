@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from motionmerge.merge import compiled
 from motionmerge.merge.compiled import STREAMS, Kernels, compiled_kernels
 from motionmerge.rng import MASK_BLOCK, mask_bits, mask_digest
-from motionmerge.tensors import storable
+from motionmerge.tensors import DType, storable
 
 
 @pytest.fixture
@@ -48,7 +54,8 @@ def test_streams_are_seeded_as_numpy_does_also_from_few_words(kernels: Kernels, 
         assert np.array_equal(keep, bits < threshold)
 
 
-DTYPES = [torch.bfloat16, torch.float32]
+HALVES = [torch.bfloat16, torch.float16]
+DTYPES = [*HALVES, torch.float32]
 
 
 def bits_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -78,8 +85,10 @@ def test_a_step_has_the_bits_of_the_operations_one_by_one(
     assert torch.equal(bits_of(result), bits_of(expected))
 
 
-def test_every_stored_number_is_widened_and_rounded_as_torch_does(kernels: Kernels):
-    dtype = torch.bfloat16
+@pytest.mark.parametrize("dtype", HALVES)
+def test_every_stored_number_is_widened_and_rounded_as_torch_does(
+    kernels: Kernels, dtype: torch.dtype
+):
     patterns = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(dtype)
     finite = patterns[patterns.isfinite()]
     zeros, result = torch.zeros_like(finite), torch.empty_like(finite)
@@ -105,23 +114,71 @@ def test_what_is_not_finite_is_told_also_where_the_mask_drops_it(
     overflows = bad == "large"  # only if it is multiplied
     sides[side][4321] = 0.99 * torch.finfo(dtype).max if overflows else float(bad)
     assert kernels.step_along(*arguments, None, raw(result)) == (overflows and side == 0)
-    assert kernels.step_along(*arguments, dropped, raw(result)) == (overflows and side == 0)
+    # What is too large for fp16 is not for fp32, in which it is dropped.
+    fits = overflows and (side == 0 or dtype == torch.float16)
+    assert kernels.step_along(*arguments, dropped, raw(result)) == fits
 
 
-def test_bf16_is_widened_and_fp32_rounded_as_torch_does(kernels: Kernels):
-    patterns = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
-    wide = np.empty(patterns.numel(), dtype=np.float32)
-    kernels.widen(raw(patterns), wide)
-    assert torch.equal(bits_of(torch.from_numpy(wide)), bits_of(patterns.float()))
+def every_half(dtype: torch.dtype) -> torch.Tensor:
+    return torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(dtype)
 
-    near = [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF]  # of what bf16 drops: ties and their neighbours
-    bits = (torch.arange(65536)[:, None] << 16) + torch.tensor(near)
-    values = bits.flatten().to(torch.uint32).view(torch.float32)
-    rounded = torch.empty(len(values), dtype=torch.bfloat16)
-    kernels.round(values.numpy(), raw(rounded))
+
+def numbers_to_round() -> torch.Tensor:
+    """Every upper half of an fp32 number, with what bf16 and fp16 drop at ties and beside them."""
+    near = [0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF]
+    low = torch.tensor([(step << 13) + one for step in range(8) for one in near])
+    bits = (torch.arange(65536)[:, None] << 16) + low
+    return bits.flatten().to(torch.uint32).view(torch.float32)
+
+
+def check_conversions(
+    dtype: torch.dtype,
+    widen: Callable[[np.ndarray, np.ndarray], None],
+    round_: Callable[[np.ndarray, np.ndarray], None],
+) -> None:
+    halves = every_half(dtype)
+    wide = np.empty(halves.numel(), dtype=np.float32)
+    widen(raw(halves), wide)
+    assert torch.equal(bits_of(torch.from_numpy(wide)), bits_of(halves.float()))
+
+    values = numbers_to_round()
+    rounded = torch.empty(len(values), dtype=dtype)
+    round_(values.numpy(), raw(rounded))
     is_nan = values.isnan()
-    assert torch.equal(bits_of(rounded)[~is_nan], bits_of(values.bfloat16())[~is_nan])
-    assert (bits_of(rounded)[is_nan] == 0x7FC0).all()
+    assert torch.equal(bits_of(rounded)[~is_nan], bits_of(values.to(dtype))[~is_nan])
+    assert rounded[is_nan].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_halves_are_widened_and_fp32_is_rounded_as_torch_does(
+    kernels: Kernels, dtype: torch.dtype
+) -> None:
+    stored = storable(dtype)
+    check_conversions(dtype, partial(kernels.widen, stored), partial(kernels.round, stored))
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 1001])
+def test_fp16_is_converted_alike_with_and_without_the_processors_instruction(
+    kernels: Kernels, count: int
+) -> None:
+    (path,) = Path(compiled.__file__).parent.glob("_kernels*")
+    library = ctypes.CDLL(str(path))
+
+    def plainly(name: str) -> Callable[[np.ndarray, np.ndarray], None]:
+        function = getattr(library, f"{name}_fp16_plainly")
+        return lambda given, made: function(
+            given.ctypes.data_as(ctypes.c_void_p),
+            made.ctypes.data_as(ctypes.c_void_p),
+            ctypes.c_size_t(given.nbytes // (2 if name == "widen" else 4)),
+        )
+
+    if count == 1:
+        check_conversions(torch.float16, plainly("widen"), plainly("round_to"))
+    values = numbers_to_round()[-count - 50_000 : -50_000].numpy()  # among them NaN
+    ways = [np.full(2 * count + 2, 7, dtype=np.uint8) for _ in range(2)]
+    kernels.round(DType.FP16, values, ways[0][: 2 * count])
+    plainly("round_to")(values, ways[1])
+    assert np.array_equal(*ways) and (ways[0][2 * count :] == 7).all()
 
 
 @pytest.mark.parametrize("place", ["elsewhere", "first", "second"])

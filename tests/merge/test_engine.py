@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -236,6 +238,25 @@ def test_experts_in_memory_share_no_storage(folder):
     computed = realise(folder / "recipe.yaml")
     storages = [t.data_ptr() for tensors in computed.values() for t in tensors.values()]
     assert len(set(storages)) == len(storages)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_tensors_are_freed_at_once_and_not_by_a_later_collection(folder, states, fails):
+    if fails:
+        states[1]["unet.conv_in.weight"][0] = torch.nan
+    inputs = dict(zip(("base", "tuned"), states, strict=True))
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(CheckpointError) if fails else nullcontext():
+            realise(folder / "recipe.yaml", inputs=inputs)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert not [one for one in gc.garbage if isinstance(one, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 def test_an_unknown_expert_names_the_nearest(folder):

@@ -52,7 +52,7 @@ def plan(folder, expression):
         specs = result_specs(checkpoint, opened)
         tensors = {name: torch.empty(shape, dtype=d.torch) for name, (d, shape) in specs.items()}
         job = Job(checkpoint, specs, TensorSink(tensors))
-        return list(Planner([job], opened, compute_whole=lambda job, name: None).chunks())
+        return list(Planner([job], opened).chunks(lambda job, name: None))
 
 
 def test_neighbours_share_a_chunk_and_are_read_in_one_piece(folder):

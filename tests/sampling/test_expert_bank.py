@@ -265,10 +265,20 @@ def test_an_expert_that_lacks_a_tensor_uses_the_models_own() -> None:
     model.weight.data.fill_(5)
     both = {"dynamics": {"bias": torch.zeros(1)}, "consistency": {"weight": torch.zeros(2)}}
     entries = (ScheduleEntry("dynamics", timestep=500), ScheduleEntry("consistency"))
-    with ExpertBank(model, both, schedule=ExpertSchedule(entries)):
-        for timestep in (900, 100, 900):
-            model(torch.zeros(1), timestep)
-    assert [weight for _, weight in model.calls] == [5, 0, 5]
+    for restore in (True, False):
+        with ExpertBank(model, both, schedule=ExpertSchedule(entries), restore=restore):
+            for timestep in (900, 100, 900):
+                model(torch.zeros(1), timestep)
+    assert [weight for _, weight in model.calls] == [5, 0, 5] * 2
+
+
+def test_a_bank_that_is_detached_while_an_expert_is_held_leaves_the_model_as_it_was() -> None:
+    model, given = Recorder(), recorder_experts()
+    bank = ExpertBank(model, given, schedule=ExpertSchedule.two(*given, boundary=0.5))
+    with bank.with_expert("dynamics"):
+        bank.detach()
+        assert model.weight.tolist() == [0, 0]
+    assert model.weight.tolist() == [0, 0]
 
 
 def test_live_weights_of_the_model_can_be_an_expert(pipeline: DynamiCrafterPipeline) -> None:

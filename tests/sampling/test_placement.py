@@ -141,16 +141,46 @@ def test_only_what_differs_is_computed_again_at_a_switch(
         assert len(unet.values["dynamics"]) > 100
 
 
-def test_recomputing_holds_no_second_model_in_memory(
-    pipeline: DynamiCrafterPipeline, recipe: Recipe
+@pytest.mark.parametrize(
+    ("kind", "restore", "copies"),
+    [
+        ("recompute", True, 0),
+        ("recompute", False, 0),
+        ("resident", True, 2),  # the other expert, its own values
+        ("resident", False, 1),
+        ("prefetch", True, 4),  # both experts, the one sent ahead, its own values
+    ],
+)
+def test_a_bank_holds_what_it_needs_and_nothing_once_it_is_detached(
+    pipeline: DynamiCrafterPipeline, recipe: Recipe, kind: str, restore: bool, copies: int
 ) -> None:
     size = sum(tensor.nbytes for tensor in pipeline.unet.state_dict().values())
-    for kind, copies in (("recompute", 0), ("resident", 2)):  # the other expert, its own values
-        gc.collect()
-        before = bytes_in_tensors()
-        with experts(pipeline, recipe=recipe, placement=kind):
-            gc.collect()
-            assert bytes_in_tensors() - before == pytest.approx(copies * size, abs=0.1 * size)
+    gc.collect()
+    before = bytes_in_tensors()
+    gc.disable()
+    try:
+        with experts(pipeline, recipe=recipe, placement=kind, restore=restore) as bank:
+            held = bytes_in_tensors() - before
+        left = bytes_in_tensors() - before
+    finally:
+        gc.enable()
+    assert held == pytest.approx(copies * size, abs=0.1 * size)
+    assert left <= 0.01 * size
+    with pytest.raises(ConfigError, match="not attached any more"), bank.with_expert("dynamics"):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["resident", "recompute"])
+def test_a_model_that_is_not_given_back_keeps_the_last_expert(
+    pipeline: DynamiCrafterPipeline, generate: Generate, recipe: Recipe, kind: str
+) -> None:
+    with experts(pipeline, recipe=recipe, placement=kind) as bank:
+        video = generate(pipeline)
+        with bank.with_expert("consistency"):
+            last = weights_of(pipeline, "unet")
+    with experts(pipeline, recipe=recipe, placement=kind, restore=False):
+        assert torch.equal(generate(pipeline), video)
+    assert same_weights(weights_of(pipeline, "unet"), last)
 
 
 def bytes_in_tensors() -> int:

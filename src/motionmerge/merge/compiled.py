@@ -43,14 +43,16 @@ class Kernels:
             draw.restype = None
         self._steps = {
             DType.BF16: library.step_along_bf16,
+            DType.FP16: library.step_along_fp16,
             DType.FP32: library.step_along_fp32,
         }
         for step in self._steps.values():
             factors = (ctypes.c_float,) * 3
             step.argtypes = (*(_POINTER,) * 3, *factors, *(_POINTER,) * 2, _COUNT)
             step.restype = ctypes.c_int
-        self._widen, self._round = library.widen_bf16, library.round_to_bf16
-        for convert in (self._widen, self._round):
+        self._widen = {DType.BF16: library.widen_bf16, DType.FP16: library.widen_fp16}
+        self._round = {DType.BF16: library.round_to_bf16, DType.FP16: library.round_to_fp16}
+        for convert in (*self._widen.values(), *self._round.values()):
             convert.argtypes, convert.restype = (_POINTER, _POINTER, _COUNT), None
         self._add_dropped = library.add_dropped
         self._add_dropped.argtypes = (*(_POINTER,) * 2, ctypes.c_float, *(_POINTER,) * 2, _COUNT)
@@ -68,7 +70,7 @@ class Kernels:
         draw(b"".join(digests), threshold, _address(keep), keep.size // len(digests))
 
     def takes(self, dtype: DType) -> bool:
-        """Tell whether it can be computed with: bf16 or fp32."""
+        """Tell whether it can be computed with: bf16, fp16 or fp32."""
         return dtype in self._steps
 
     def step_along(
@@ -84,7 +86,7 @@ class Kernels:
         """anchor + f3 * (f2 * (f1 * (minuend - subtrahend))) in fp32, rounded to `dtype` once.
 
         Args:
-            dtype: Of all entries: bf16 or fp32.
+            dtype: Of all entries: bf16, fp16 or fp32.
             anchor, minuend, subtrahend, result: The bytes of `count` entries.
             factors: f1, f2 and f3; they are rounded to fp32.
             keep: 1 where the step is taken, 0 where the anchor stays, `[count]`; None takes all.
@@ -98,13 +100,13 @@ class Kernels:
         step = self._steps[dtype]
         return bool(step(*places, *factors, mask, _address(result), count))
 
-    def widen(self, stored: Bytes, wide: Floats) -> None:
-        """bf16 to fp32, exactly; `stored` holds the bytes of as many entries."""
-        self._widen(_address(stored), _address(wide), wide.size)
+    def widen(self, dtype: DType, stored: Bytes, wide: Floats) -> None:
+        """bf16 or fp16 to fp32, exactly; `stored` holds the bytes of as many entries."""
+        self._widen[dtype](_address(stored), _address(wide), wide.size)
 
-    def round(self, wide: Floats, stored: Bytes) -> None:
-        """fp32 to the nearest bf16, ties to even; what is NaN becomes 0x7FC0."""
-        self._round(_address(wide), _address(stored), wide.size)
+    def round(self, dtype: DType, wide: Floats, stored: Bytes) -> None:
+        """fp32 to the nearest bf16 or fp16, ties to even; NaN of any kind becomes a quiet one."""
+        self._round[dtype](_address(wide), _address(stored), wide.size)
 
     def add_dropped(
         self, first: Floats, second: Floats, factor: float, keep: Bytes, target: Floats

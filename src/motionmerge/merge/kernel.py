@@ -59,6 +59,8 @@ class Values:
             return self.raw.view(np.float32)
         if self.dtype == DType.BF16:
             return (self.raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        if self.dtype == DType.FP16:
+            return self.raw.view(np.float16).astype(np.float32)
         floats: Floats = self.tensor.float().numpy()
         return floats
 
@@ -157,7 +159,7 @@ def load(
         if entries.dtype == DType.FP32:
             registers[place] = entries.raw.view(np.float32)
         elif kernels is not None and kernels.takes(entries.dtype):
-            kernels.widen(entries.raw, registers[place])
+            kernels.widen(entries.dtype, entries.raw, registers[place])
         else:
             torch.from_numpy(registers[place]).copy_(entries.tensor)
     for place, value in program.given.items():
@@ -281,7 +283,7 @@ def round_into(
         if result.dtype == DType.FP32:
             np.copyto(result.raw.view(np.float32), ideal)
         elif kernels is not None and kernels.takes(result.dtype):
-            kernels.round(ideal, result.raw)
+            kernels.round(result.dtype, ideal, result.raw)
         else:
             result.tensor.copy_(torch.from_numpy(ideal))
         finite = finite and result.are_finite

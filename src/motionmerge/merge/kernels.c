@@ -1,4 +1,4 @@
-/* One pass over bf16 or fp32 where kernel.py takes many; the same bits.
+/* One pass over bf16, fp16 or fp32 where kernel.py takes many; the same bits.
  *
  * Built with the package where there is a C compiler, called through compiled.py. Every operation
  * rounds to fp32 on its own: build with -ffp-contract=off.
@@ -10,6 +10,8 @@
 
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
 #define FOR_EVERY_PROCESSOR __attribute__((target_clones("avx2", "default")))
+#define CONVERTS_FP16 /* whatever has AVX2 does */
+#include <immintrin.h>
 #else
 #define FOR_EVERY_PROCESSOR
 #endif
@@ -22,6 +24,7 @@
 #endif
 
 #define TILE 4096 /* entries of a mask drawn at a time: they stay in the nearest cache */
+#define PIECE 1024 /* entries of fp16 computed at a time: in fp32 they stay there as well */
 #define DIGEST 16 /* bytes that seed the stream of a block */
 #define STREAMS 4 /* masks drawn side by side, as many as a register has 64-bit lanes */
 
@@ -248,4 +251,106 @@ FOR_EVERY_PROCESSOR
 PUBLIC void add_dropped(const float *first, const float *second, float factor,
                         const uint8_t *restrict keep, float *target, size_t count) {
     for (size_t i = 0; i < count; i++) target[i] = first[i] + (factor * second[i]) * (float)keep[i];
+}
+
+/* fp16 to fp32, exactly. Moved up to fp32's exponent, also what is below fp16's smallest normal
+ * number is off by one power of two alone; NaN becomes a quiet one, as processors have it. */
+static inline float from_fp16(uint16_t half) {
+    uint32_t rest = half & 0x7FFFu, sign = (uint32_t)(half & 0x8000u) << 16;
+    uint32_t bits = bits_of(float_of(rest << 13) * 0x1p112f);
+    bits |= (rest >= 0x7C00u ? 0x7F800000u : 0) | (rest > 0x7C00u ? 0x00400000u : 0);
+    return float_of(bits | sign);
+}
+
+/* fp32 to the nearest fp16, ties to even. Below the smallest normal number fp16 is spaced as fp32
+ * is from a half on, so that the sum with it rounds. */
+static inline uint16_t to_fp16(float value) {
+    uint32_t bits = bits_of(value), rest = bits & 0x7FFFFFFFu;
+    uint32_t normal = (rest - 0x38000000u + 0xFFFu + ((rest >> 13) & 1u)) >> 13;
+    uint32_t tiny = bits_of(float_of(rest) + 0.5f) - 0x3F000000u;
+    uint32_t half = rest < 0x38800000u ? tiny : normal;
+    half = rest >= 0x477FF000u ? 0x7C00u : half;
+    half = rest > 0x7F800000u ? 0x7E00u | ((rest >> 13) & 0x3FFu) : half;
+    return (uint16_t)(half | ((bits >> 16) & 0x8000u));
+}
+
+FOR_EVERY_PROCESSOR
+static void widen_fp16_anywhere(const uint16_t *restrict stored, float *restrict wide,
+                                size_t count) {
+    for (size_t i = 0; i < count; i++) wide[i] = from_fp16(stored[i]);
+}
+
+FOR_EVERY_PROCESSOR
+static void round_to_fp16_anywhere(const float *restrict wide, uint16_t *restrict stored,
+                                   size_t count) {
+    for (size_t i = 0; i < count; i++) stored[i] = to_fp16(wide[i]);
+}
+
+#if defined(CONVERTS_FP16)
+__attribute__((target("avx2,f16c")))
+static size_t widen_fp16_by_eights(const uint16_t *restrict stored, float *restrict wide,
+                                   size_t count) {
+    size_t i = 0;
+    for (; i + 8 <= count; i += 8)
+        _mm256_storeu_ps(wide + i, _mm256_cvtph_ps(_mm_loadu_si128((const void *)(stored + i))));
+    return i;
+}
+
+__attribute__((target("avx2,f16c")))
+static size_t round_to_fp16_by_eights(const float *restrict wide, uint16_t *restrict stored,
+                                      size_t count) {
+    size_t i = 0;
+    for (; i + 8 <= count; i += 8)
+        _mm_storeu_si128((void *)(stored + i),
+                         _mm256_cvtps_ph(_mm256_loadu_ps(wide + i), _MM_FROUND_TO_NEAREST_INT));
+    return i;
+}
+#define BY_EIGHTS(convert, from, to, count) \
+    (__builtin_cpu_supports("avx2") ? convert(from, to, count) : 0)
+#else
+#define BY_EIGHTS(convert, from, to, count) 0
+#endif
+
+PUBLIC void widen_fp16(const uint16_t *restrict stored, float *restrict wide, size_t count) {
+    size_t done = BY_EIGHTS(widen_fp16_by_eights, stored, wide, count);
+    widen_fp16_anywhere(stored + done, wide + done, count - done);
+}
+
+PUBLIC void round_to_fp16(const float *restrict wide, uint16_t *restrict stored, size_t count) {
+    size_t done = BY_EIGHTS(round_to_fp16_by_eights, wide, stored, count);
+    round_to_fp16_anywhere(wide + done, stored + done, count - done);
+}
+
+/* What processors without such an instruction do, for tests on those that have it. */
+PUBLIC void widen_fp16_plainly(const uint16_t *restrict stored, float *restrict wide,
+                               size_t count) {
+    widen_fp16_anywhere(stored, wide, count);
+}
+
+PUBLIC void round_to_fp16_plainly(const float *restrict wide, uint16_t *restrict stored,
+                                  size_t count) {
+    round_to_fp16_anywhere(wide, stored, count);
+}
+
+FOR_EVERY_PROCESSOR
+static uint32_t marks_of_fp16(const uint16_t *halves, size_t count) {
+    uint16_t marks = 0;
+    for (size_t i = 0; i < count; i++) marks |= (uint16_t)((halves[i] & 0x7C00u) + 0x0400u);
+    return marks & 0x8000u;
+}
+
+PUBLIC int step_along_fp16(STEP_ARGUMENTS(uint16_t)) {
+    float sides[3][PIECE], moved[PIECE];
+    uint32_t marks = 0;
+    for (size_t start = 0; start < count; start += PIECE) {
+        size_t size = count - start < PIECE ? count - start : PIECE;
+        widen_fp16(anchor + start, sides[0], size);
+        widen_fp16(minuend + start, sides[1], size);
+        widen_fp16(subtrahend + start, sides[2], size);
+        step_along_fp32(sides[0], sides[1], sides[2], first, second, third,
+                        keep ? keep + start : NULL, moved, size);
+        round_to_fp16(moved, result + start, size);
+        marks |= marks_of_fp16(result + start, size);
+    }
+    return !marks;
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -206,17 +206,10 @@ class Planner:
     Args:
         jobs: What to compute.
         inputs: Their open sources.
-        compute_whole: Computes and writes one tensor whose entries do not fit fp32 registers.
     """
 
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        inputs: OpenInputs,
-        *,
-        compute_whole: Callable[[Job, str], None],
-    ) -> None:
-        self._jobs, self._inputs, self._compute_whole = jobs, inputs, compute_whole
+    def __init__(self, jobs: Sequence[Job], inputs: OpenInputs) -> None:
+        self._jobs, self._inputs = jobs, inputs
         self._anchors = tuple(dict.fromkeys(job.checkpoint.anchor for job in jobs))
         self._dtypes = {
             source: {name: inputs.dtype(source, name) for name in inputs.names(source)}
@@ -237,13 +230,17 @@ class Planner:
         """How many of the tensors compared are equal in all sources they need."""
         return sum(tensor.may_be_equal for tensor in self._compared)
 
-    def chunks(self) -> Iterator[Chunk]:
-        """Give all work, in the order of the first expert's tensors."""
+    def chunks(self, compute_whole: Callable[[Job, str], None]) -> Generator[Chunk, None, None]:
+        """Give all work, in the order of the first expert's tensors.
+
+        Args:
+            compute_whole: Computes and writes one tensor whose entries do not fit fp32 registers.
+        """
         chunk: Chunk | None = None
         for name in dict.fromkeys(
             name for anchor in self._anchors for name in self._dtypes[anchor]
         ):
-            tensor = self._plan(name)
+            tensor = self._plan(name, compute_whole)
             if tensor is None:
                 continue
             for block in tensor.blocks():
@@ -255,7 +252,7 @@ class Planner:
         if chunk is not None:
             yield chunk
 
-    def _plan(self, name: str) -> TensorPlan | None:
+    def _plan(self, name: str, compute_whole: Callable[[Job, str], None]) -> TensorPlan | None:
         """Decide what happens to a tensor; None if nothing is left to do."""
         jobs = [job for job in self._jobs if name in job.specs]
         if not jobs:  # a live module may want only some of a checkpoint's tensors
@@ -265,7 +262,7 @@ class Planner:
         if DType.FP64 in dtypes:
             with torch_threads(self._threads):
                 for job in jobs:
-                    self._compute_whole(job, name)
+                    compute_whole(job, name)
             return None
         kind = self._kind(name, jobs, shape, dtypes)
         num_elements = math.prod(shape)

@@ -137,8 +137,8 @@ class _Pass:
         self._kernels = compiled_kernels()
         if not lazy_torch.is_imported() and not self._does_without_torch(jobs):
             lazy_torch.load()  # before its threads are counted
-        self._planner = Planner(jobs, inputs, compute_whole=self._compute_whole)
-        self._chunks = self._planner.chunks()
+        self._planner = Planner(jobs, inputs)
+        self._chunks = self._planner.chunks(self._compute_whole)
         self._lock = threading.Lock()
         self._files: SimpleQueue[RegisterFile] = SimpleQueue()
         self._error: BaseException | None = None
@@ -172,8 +172,14 @@ class _Pass:
             self._work()
             for thread in others:
                 thread.join()
+        self._chunks.close()
         if self._error is not None:
-            raise self._error
+            # No name may keep the error, whose traceback keeps all tensors of this pass.
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error
         return self._planner.num_equal
 
     def _work(self) -> None:

@@ -54,7 +54,7 @@ class ExpertBank(Bank):
     and diffusers' caches, which are emptied at a switch.
 
     Use it as a context manager, or call `detach`: either way the module gets its own values back,
-    bit for bit.
+    bit for bit, unless it was told not to keep them.
 
     Args:
         target: A pipeline with a `unet`, `transformer` or `transformer_2`, or one such module.
@@ -67,6 +67,8 @@ class ExpertBank(Bank):
         module: Switch only this module of the pipeline, e.g. `transformer_2`.
         placement: Where the experts' tensors wait: `resident`, `prefetch` or `recompute`, see
             `placement`; `auto` chooses from the memory that is free.
+        restore: Keep the module's own values to give them back. Without, they take no memory, and
+            `detach` leaves what was in place last.
 
     Raises:
         CheckpointError: An expert has no tensors, names unknown ones, or would write into
@@ -86,20 +88,21 @@ class ExpertBank(Bank):
         scheduler: Any = None,
         module: str | None = None,
         placement: str = "auto",
+        restore: bool = True,
     ) -> None:
         super().__init__(target, experts, schedule=schedule, scheduler=scheduler)
         check_placement(placement)
-        parts = self._build_parts(experts, module, placement)
+        parts = self._build_parts(experts, module, placement, restore)
         chosen = [(part.name, part.placement) for part in parts if part.placement and part.differs]
         self.placement = "; ".join(f"{name}: {one.reason}" for name, one in chosen)
         self._attach(parts)
 
     def _build_parts(
-        self, experts: Mapping[str, Weights], module: str | None, placement: str
+        self, experts: Mapping[str, Weights], module: str | None, placement: str, restore: bool
     ) -> list[SwitchedModule]:
         """Split the experts' tensors by module and fit them; nothing is written yet."""
         found = modules_of(self._target, only=module)
-        parts = [SwitchedModule(name, module) for name, module in found]
+        parts = [SwitchedModule(name, module, keeps_own=restore) for name, module in found]
         live = {part.name: part.tensors() for part in parts}
         split = {name: _by_module(name, weights, live) for name, weights in experts.items()}
         named = {parts[0].name}.union(*split.values())
@@ -151,6 +154,7 @@ def experts(
     inputs: Mapping[str, AnyWeights] | None = None,
     module: str | None = None,
     placement: str = "auto",
+    restore: bool = True,
 ) -> Bank:
     """Attach experts to a pipeline for the length of a `with` block.
 
@@ -177,6 +181,8 @@ def experts(
             of a pipeline has experts of its own.
         placement: Where dense experts wait; see `ExpertBank`. `auto` recomputes those of a recipe
             at every switch if they do not fit into main memory and all its inputs are files.
+        restore: Keep the model's own weights, in main memory or with `recompute` on disk. Pass
+            False to save that if the model will not be used without experts any more.
 
     Returns:
         The attached bank; leaving the block restores the model exactly, also after an exception.
@@ -223,7 +229,9 @@ def experts(
         }
         own_schedule = None
     schedule = _chosen_schedule(list(dense), schedule, boundary, own_schedule)
-    return ExpertBank(pipeline, dense, schedule=schedule, module=module, placement=placement)
+    return ExpertBank(
+        pipeline, dense, schedule=schedule, module=module, placement=placement, restore=restore
+    )
 
 
 def _computed(

@@ -44,10 +44,13 @@ class ExpertChoice:
             )
 
     def attach(self, pipeline: Any) -> AbstractContextManager[Any]:
-        """Give a context in which these weights denoise; it yields the bank, or None."""
+        """Give a context in which these weights denoise; it yields the bank, or None.
+
+        The pipeline is not for use without them afterwards: its own weights are not kept.
+        """
         if self.recipe is None:
             return nullcontext()
-        return experts(pipeline, recipe=self.recipe, boundary=self.boundary)
+        return experts(pipeline, recipe=self.recipe, boundary=self.boundary, restore=False)
 
     def description(self) -> dict[str, Any]:
         """Say what it is, for a video's metadata."""

@@ -140,6 +140,7 @@ class AdaptedModule:
         for lora, layers in self.loras.items():
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")
+                warnings.filterwarnings("ignore", "TorchaoLoraLinear was")  # cannot be fused
                 inject_adapter_in_model(_config(layers), self.module, _adapter(lora))
             for name, factors in layers.items():
                 self._fill(name, lora, factors)

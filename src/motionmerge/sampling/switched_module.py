@@ -41,7 +41,9 @@ class SwitchedModule:
         values: For each expert, the tensors in which experts differ. Of a resident expert those
             that are in place are not held a second time.
         shared: Tensors in which all experts agree, but not with the module.
-        backup: The module's own values of all these tensors, on disk if experts are recomputed.
+        keeps_own: Whether the module gets its own values back.
+        backup: The module's own values of all these tensors, on disk if experts are recomputed;
+            empty if it does not get them back.
         active: The expert whose values are in place.
         placement: Where the values wait.
         differs: Whether experts differ here.
@@ -49,6 +51,7 @@ class SwitchedModule:
 
     name: str
     module: nn.Module
+    keeps_own: bool = True
     values: dict[str, MutableMapping[str, torch.Tensor]] = field(default_factory=dict)
     shared: Weights = field(default_factory=dict)
     backup: dict[str, torch.Tensor] | TensorsOnDisk = field(default_factory=dict)
@@ -92,10 +95,10 @@ class SwitchedModule:
             if all(_same_bits(value, own) for value in values.values()):
                 continue
             _check_writable(live[name], label=label)
-            self.backup[name] = own.to("cpu", copy=True)
+            if self.keeps_own:
+                self.backup[name] = own.to("cpu", copy=True)
             if len(values) < len(per_expert):
-                lacking = dict.fromkeys(per_expert, self.backup[name])
-                values = lacking | values
+                values = dict.fromkeys(per_expert, own.to("cpu", copy=True)) | values
             first = next(iter(values.values()))
             is_shared = all(_same_bits(value, first) for value in values.values())
             (shared if is_shared else different).append(name)
@@ -210,10 +213,11 @@ class SwitchedModule:
             self._prefetcher.start(self.values[self._next[expert]])
 
     def restore(self) -> None:
-        """Give the module its own values back, bit for bit."""
+        """Give the module its own values back, bit for bit, and hold nothing any more."""
         self.copy(self.backup)
         reset_caches(self.module)
         self.active = self._prefetcher = None
+        self.values, self.shared, self.backup = {}, {}, {}
 
 
 def _is_recomputed(weights: Weights) -> bool:
@@ -232,14 +236,15 @@ def _some(
 
 def _fitted(value: torch.Tensor, own: torch.Tensor, *, label: str, expert: str) -> torch.Tensor:
     """Round a tensor to the module's dtype; clone it if it is the module's own storage."""
-    packed = type(own) is not torch.Tensor or not own.is_floating_point()
-    if value.shape != own.shape and not packed:
+    if not _is_plain(own) or not own.is_floating_point():
+        return value.detach()
+    if value.shape != own.shape:
         raise ShapeError(
             f"`{label}` of the expert `{expert}` has shape {list(value.shape)}; the model's has "
             f"{list(own.shape)}.",
             fix="use weights of the same architecture and configuration.",
         )
-    value = value.detach().to(own.dtype) if not packed else value.detach()
+    value = value.detach().to(own.dtype)
     aliased = value.untyped_storage().data_ptr() == own.untyped_storage().data_ptr()
     return value.clone() if aliased and not own.is_meta else value
 
@@ -248,6 +253,8 @@ def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Tell whether two tensors are equal bit for bit (NaN equals itself, 0 differs from -0)."""
     if left.dtype != right.dtype or left.shape != right.shape or right.is_meta:
         return False
+    if any(hasattr(tensor, "__tensor_flatten__") for tensor in (left, right)):
+        return False  # made of several tensors, as torchao packs weights
     raw = [
         tensor.contiguous().reshape(-1).view(torch.uint8)
         for tensor in (left.to(right.device), right)
@@ -255,14 +262,17 @@ def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
     return torch.equal(*raw)
 
 
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return type(tensor) in (torch.Tensor, nn.Parameter) and type(tensor.data) is torch.Tensor
+
+
 def _check_writable(tensor: torch.Tensor, *, label: str) -> None:
-    plain = type(tensor) in (torch.Tensor, nn.Parameter) and type(tensor.data) is torch.Tensor
     if tensor.is_meta:
         raise ConfigError(
             f"`{label}` is on the meta device: its values are elsewhere.",
             fix="use enable_model_cpu_offload() or group offload instead of sequential offload.",
         )
-    if not plain or not tensor.is_floating_point():
+    if not _is_plain(tensor) or not tensor.is_floating_point():
         raise CheckpointError(
             f"`{label}` is a {type(tensor).__name__} of {tensor.dtype}: quantised, packed or "
             "sharded, so exact weights cannot be copied into it.",

@@ -110,7 +110,7 @@ class Bank:
             if _ATTACHED.get(part.module) is self:
                 part.restore()
                 del _ATTACHED[part.module]
-        self._hooks = []
+        self._hooks, self._parts = [], []
 
     def switches(self, module_name: str) -> bool:
         """Tell whether experts differ in a module such as `image_projector`."""
@@ -163,10 +163,16 @@ class Bank:
 
         Raises:
             RecipeError: There is no such expert.
+            ConfigError: The bank is not attached any more.
         """
         if name not in self.experts:
             raise RecipeError(
                 f"There is no expert `{name}`.", fix=fix_unknown_name(name, self.experts)
+            )
+        if not self._parts:
+            raise ConfigError(
+                "These experts are not attached any more.",
+                fix="use them inside their `with experts(...)` block.",
             )
         parts = [part for part in self._parts if modules is None or part.name in set(modules)]
         before = [part.active or self.schedule.experts[-1] for part in parts]
@@ -178,7 +184,8 @@ class Bank:
         finally:
             self._pinned = pinned
             for part, expert in zip(parts, before, strict=True):
-                part.activate(expert)
+                if _ATTACHED.get(part.module) is self:
+                    part.activate(expert)
 
     def _watch(self, module: nn.Module, activate: Callable[[str], None]) -> Any:
         """Call `activate` with the expert that is due before every call of a denoiser."""
