@@ -6,7 +6,7 @@ PIP_FLAGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: demo test check clean
+.PHONY: demo test test-quantised check clean
 
 demo: .venv/installed-eval
 	$(BIN)/motionmerge demo
@@ -14,6 +14,11 @@ demo: .venv/installed-eval
 # Processes share the tests out; threads inside them would only wait for each other.
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+# Apart from the others, as whatever imports diffusers then imports these packages too.
+test-quantised: .venv/installed-dev
+	$(INSTALL) -c constraints.txt -e '.[dev,quantised]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/sampling/test_quantised.py
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -67,6 +67,16 @@ def test_an_expert_becomes_an_official_file_again(work, ending):
     assert call(*words, "--format", ending)[0] == 2
 
 
+def test_a_place_for_official_files_that_cannot_be_written_is_refused(work):
+    words = ("export", "original", "recipe.yaml", "--folder", "folder", "--overwrite", "-o")
+    (work / "out" / "dynamics.ckpt").mkdir(parents=True)
+    for output in ("recipe.yaml", "/dev/null/out", "out"):
+        code, _, error = call(*words, output)
+        assert code == 2, output
+        assert "Cannot write" in error and "Fix:" in error
+    assert (work / "recipe.yaml").read_text() == RECIPE
+
+
 def test_loras_are_written_with_a_table_of_what_they_hold(work):
     code, output, error = call("export", "loras", "recipe.yaml", "-o", "out", "--rank", 2)
     assert code == 0, error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,47 @@ def test_bad_options_are_named_and_nothing_is_written(
     assert message in result.output
     assert "Fix:" in result.output
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-o", "."], "it is a folder"),
+        (["-o", "/"], "it is a folder"),
+        (["-o", ""], "it is a folder"),
+        (["-o", "", "--num-videos", "2"], "it is a folder"),
+        (["-o", "folder"], "it is a folder"),
+        (["-o", "file/out.mp4"], "Cannot write to the folder file"),
+        (["-o", "/dev/null"], "it is no file"),
+        (["-o", f"{'x' * 245}.mp4", "--num-videos", "2"], "File name too long"),
+        (["-o", "photo.png"], "is the photo already"),
+        (["-o", "same.mp4", "--sheet", "./same.mp4"], "is a video already"),
+        (["--sheet", "folder"], "it is a folder"),
+        (["--sheet", "file/sheet.png"], "Cannot write to the folder file"),
+        (["--sheet", "/dev/null/sheet.png"], "Cannot write to the folder /dev/null"),
+        (["--sheet", "photo.png"], "is the photo already"),
+        (["--num-videos", "2", "--sheet", "out-01-seed1.mp4"], "is a video already"),
+    ],
+    ids=str,
+)
+def test_files_that_cannot_be_written_are_named_before_the_model_is_loaded(
+    photo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    message: str,
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("motionmerge.cli.generate.loaded", None)
+    shutil.copy(photo, "photo.png")
+    Path("folder").mkdir()
+    Path("file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    result = generate(Path("photo.png"), *options)
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.output.split())
+    assert "Fix:" in result.output
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_unknown_word_lists_the_known_ones(photo: Path, tmp_path: Path):

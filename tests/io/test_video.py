@@ -6,11 +6,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from motionmerge.errors import DataError, ShapeError
 from motionmerge.io.video import (
     contact_sheet,
+    eight_bit,
     fit_image,
     load_image,
     read_video,
@@ -83,6 +84,22 @@ def test_bad_images_are_refused_with_a_fix(tmp_path):
             load_image(tmp_path / name)
 
 
+@pytest.mark.parametrize("ending", ["dds", "avif"])
+def test_a_damaged_image_of_a_rare_format_is_refused_with_a_fix(tmp_path, ending):
+    if not features.check("avif") and ending == "avif":
+        pytest.skip("Pillow was built without AVIF")
+    path = save(tmp_path, Image.effect_noise((64, 64), 50).convert("RGB"), f"photo.{ending}")
+    whole = bytearray(path.read_bytes())
+    if ending == "dds":
+        whole[80:84] = (8192).to_bytes(4, "little")  # flags of a pixel format that there is not
+    else:
+        start = whole.index(b"mdat") + 4
+        whole[start:] = bytes(len(whole) - start)
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match="cannot be read as an image"):
+        load_image(path)
+
+
 def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path):
     path = save(tmp_path, Image.new("1", (9_400, 9_500)))
     with pytest.raises(DataError, match="Scale the image down"):
@@ -153,6 +170,14 @@ def test_metadata_is_kept(tmp_path, video):
     assert read_video_metadata(tmp_path / "x.mp4") == metadata
 
 
+def test_a_prompt_that_is_no_utf_8_and_values_unknown_to_json_do_not_lose_the_video(
+    tmp_path, video
+):
+    metadata = {"prompt": "caf\udce9 \U0001f3a5 \\udce9"}
+    write_video(tmp_path / "x.mp4", video, metadata={**metadata, "weights": tmp_path})
+    assert read_video_metadata(tmp_path / "x.mp4") == {**metadata, "weights": str(tmp_path)}
+
+
 def test_a_video_without_our_metadata_is_refused(tmp_path, video):
     write_video(tmp_path / "x.mp4", video)
     with pytest.raises(DataError, match="does not say how it was made"):
@@ -196,6 +221,18 @@ def test_a_contact_sheet_has_a_row_per_video_and_a_column_per_frame(tmp_path, vi
     assert sheet.size == (3 * 50 + 2, 2 * (32 + 14 + 2) + 2)
     assert Image.open(tmp_path / "sheet.png").size == sheet.size
     assert contact_sheet([video], every=2).size == (2 * 50 + 2, 36)
+
+
+def test_a_contact_sheet_of_eight_bits_is_that_of_floats(video):
+    assert contact_sheet([eight_bit(video)]) == contact_sheet([video])
+
+
+def test_a_contact_sheet_that_cannot_be_written_is_an_error_with_a_fix(tmp_path, video):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", tmp_path / "file" / "sheet.png"):
+        with pytest.raises(DataError, match=r"Cannot write(.|\n)*Fix"):
+            contact_sheet([video], path=path)
 
 
 def test_videos_of_different_sizes_do_not_make_a_sheet(video):

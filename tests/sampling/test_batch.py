@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -22,6 +24,7 @@ from motionmerge.io.video import read_video_metadata
 from motionmerge.io.weights import save_weights
 from motionmerge.sampling.batch import (
     BatchOptions,
+    Failure,
     Tally,
     missing,
     rank_and_world_size,
@@ -29,7 +32,7 @@ from motionmerge.sampling.batch import (
     shard,
 )
 from motionmerge.sampling.make_video import VideoSettings
-from motionmerge.sampling.manifest import plan, read_manifest, vbench_name
+from motionmerge.sampling.manifest import PlannedVideo, plan, read_manifest, vbench_name
 
 from .model_folders import save_dynamicrafter
 from .test_phases import moved
@@ -178,6 +181,120 @@ def test_a_failed_video_is_listed_and_the_others_are_made(workplace: Path, tmp_p
     assert not (output / "failures.jsonl").exists()
 
 
+def test_no_list_names_a_video_that_exists_or_a_process_that_takes_no_part(
+    workplace: Path, tmp_path: Path
+) -> None:
+    for name in ("hub", "1.safetensors", "2.safetensors", "two.yaml", "photo.png"):
+        (tmp_path / name).symlink_to(workplace / name)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    rows = [{"image": image, "prompt": "a cat"} for image in ("photo.png", "broken.png")]
+    write_manifest(tmp_path, rows)
+    output = tmp_path / "videos"
+
+    def lists() -> set[str]:
+        return {path.name for path in output.glob("failures*")}
+
+    assert run(tmp_path, output, RANK="1", WORLD_SIZE="2")["failures"]
+    assert len(run(tmp_path, output, RANK="0", WORLD_SIZE="2")["done"]) == 1
+    assert lists() == {"failures-1.jsonl"}  # the other process may be running
+    (output / "failures-notes.jsonl").touch()
+    assert run(tmp_path, output)["failures"]
+    assert lists() == {"failures.jsonl", "failures-notes.jsonl"}
+    assert run(tmp_path, output, RANK="0", WORLD_SIZE="2")["skipped"] == 1
+    assert lists() == {"failures-notes.jsonl"}
+    assert run(tmp_path, output, RANK="1", WORLD_SIZE="2")["failures"]
+    shutil.copy(workplace / "photo.png", tmp_path / "broken.png")
+    assert len(run(tmp_path, output)["done"]) == 1
+    assert lists() == {"failures-notes.jsonl"}
+
+
+def test_two_lines_of_one_name_are_refused_by_every_process(
+    workplace: Path, tmp_path: Path
+) -> None:
+    for name in ("hub", "1.safetensors", "2.safetensors", "two.yaml", "photo.png"):
+        (tmp_path / name).symlink_to(workplace / name)
+    shutil.copy(workplace / "photo.png", tmp_path / "copy.png")
+    rows = [{"image": image, "id": "same", "prompt": "a"} for image in ("photo.png", "copy.png")]
+    write_manifest(tmp_path, rows)
+    for rank in ("0", "1"):
+        command = arguments(tmp_path, tmp_path / "out")
+        result = CliRunner().invoke(app, command, env={"RANK": rank, "WORLD_SIZE": "2"})
+        assert result.exit_code == 2
+        assert "Lines 1 and 2 would both become same-seed0-" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_model_is_loaded(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("motionmerge.cli.batch.loaded", None)
+    (tmp_path / "file").write_text("mine")
+    for output in (tmp_path / "file", Path("/dev/null/videos")):
+        result = CliRunner().invoke(app, arguments(workplace, output))
+        assert result.exit_code == 2, result.output
+        assert "Cannot write to the folder" in result.output and "Fix:" in result.output
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def planned_videos(folder: Path, *, count: int = 1) -> list[PlannedVideo]:
+    """Plan videos of the tiny DynamiCrafter."""
+    photo(24).save(folder / "photo.png")
+    rows = [{"image": "photo.png", "prompt": "a cat", "seed": seed} for seed in range(count)]
+    defaults = VideoSettings(num_inference_steps=2, guidance_scale=1, height=16, width=16)
+    jobs = read_manifest(write_manifest(folder, rows), defaults=defaults)
+    return plan(jobs, folder / "out", fingerprint={})
+
+
+def test_a_video_that_could_not_be_written_is_tried_again(tmp_path: Path) -> None:
+    pipeline, planned = tiny_pipeline(), planned_videos(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limits = iter([100] * 4 + [soft] * 2)  # two steps a try
+    pipeline.unet.register_forward_hook(
+        lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (next(limits), hard))
+    )
+    try:
+        given_up = run_batch(pipeline, planned, BatchOptions(retries=0))
+        report = run_batch(pipeline, planned, BatchOptions(retries=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert ["File too large" in failure.error for failure in given_up.failures] == [True]
+    assert len(report.done) == 1 and not report.failures
+    assert contents(tmp_path / "out").keys() == {planned[0].path.name}
+
+
+def test_a_full_disk_stops_the_batch(tmp_path: Path) -> None:
+    pipeline, planned = tiny_pipeline(), planned_videos(tmp_path, count=3)
+    calls = 0
+
+    def fill_the_disk(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    pipeline.unet.register_forward_hook(fill_the_disk)
+    with pytest.raises(DataError, match=r"The batch stops(.|\n)*No space left(.|\n)*make room"):
+        run_batch(pipeline, planned, BatchOptions(retries=5))
+    assert calls == 3
+    assert missing(planned) == planned[1:]
+
+
+def test_a_failure_list_that_cannot_be_written_is_an_error_with_a_fix(tmp_path: Path) -> None:
+    (video,) = planned_videos(tmp_path)
+    (tmp_path / "failures.jsonl").mkdir()
+    tally = Tally(1, failure_list=tmp_path / "failures.jsonl")
+    with pytest.raises(DataError, match=r"Cannot write the failure list(.|\n)*Fix:"):
+        tally.failed(Failure.of(video, "it hiccuped", attempts=1))
+
+
+def test_a_failure_list_can_hold_a_reason_that_is_no_utf_8(tmp_path: Path) -> None:
+    (video,) = planned_videos(tmp_path)
+    tally = Tally(1, failure_list=tmp_path / "failures.jsonl")
+    tally.failed(Failure.of(video, "there is no caf\udce9.png", attempts=1))
+    (line,) = (tmp_path / "failures.jsonl").read_text().splitlines()
+    assert json.loads(line)["error"] == "there is no caf\udce9.png"
+
+
 def test_a_video_that_failed_for_another_reason_is_tried_again(tmp_path: Path) -> None:
     pipeline = tiny_pipeline()
     calls = 0
@@ -273,3 +390,12 @@ def test_ranks_come_from_torchrun_or_from_a_step_of_srun() -> None:
     assert sorted(chain.from_iterable(parts)) == list(range(10))
     with pytest.raises(ConfigError, match="Rank 3 of 3"):
         shard([1], 3, 3)
+
+
+@pytest.mark.parametrize("value", ["", "x", "1.5"])
+def test_a_rank_that_is_no_number_is_named(workplace: Path, tmp_path: Path, value: str) -> None:
+    for name, other in (("RANK", "WORLD_SIZE"), ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")):
+        environment = {name: value, other: "2"}
+        result = CliRunner().invoke(app, arguments(workplace, tmp_path), env=environment)
+        assert result.exit_code == 2
+        assert f"The environment variable {name} is {value!r}" in result.output

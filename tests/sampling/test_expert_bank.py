@@ -557,6 +557,33 @@ def test_packed_and_absent_weights_are_refused() -> None:
         ExpertBank(Recorder().to("meta"), {"one": {"weight": torch.ones(2)}}, schedule=only_one())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"experts": {}, "weights": {}}, "weights, which goes with lora"),
+        ({"experts": {}, "inputs": {}}, "inputs, which goes with recipe"),
+        ({"recipe": "pocket", "tuned": {}}, "tuned, which goes with motion"),
+        ({"lora": {}, "inputs": {}}, "inputs, which goes with recipe"),
+        ({"lora": {}, "motion": 0.25, "base": {}}, "base, which goes with motion"),
+        ({"lora": {}, "motion": 0.25, "placement": "bogus"}, "no placement `bogus`"),
+    ],
+)
+def test_arguments_that_would_be_ignored_are_refused(
+    pipeline: DynamiCrafterPipeline, arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        experts(pipeline, **arguments)
+
+
+def test_an_input_that_a_recipe_of_loras_has_not_is_refused(
+    pipeline: DynamiCrafterPipeline,
+) -> None:
+    text = "inputs: {base: 'memory:base', style: style.safetensors}\n"
+    recipe = Recipe.parse(text + "experts: {one: 'base + lora(style, 1.0)'}\n")
+    with pytest.raises(RecipeError, match="no input `stlye`"):
+        experts(pipeline, recipe=recipe, inputs={"stlye": "other.safetensors"})
+
+
 def test_arguments_that_do_not_fit_together_are_refused(pipeline: DynamiCrafterPipeline) -> None:
     both = two_experts()
     for options in (

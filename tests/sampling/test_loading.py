@@ -189,6 +189,17 @@ def test_a_damaged_folder_is_an_error_with_a_fix(copy: Path) -> None:
         find_pipeline(copy / "nowhere")
 
 
+@pytest.mark.parametrize(
+    "name", ["~nobody_is_called_this/x", "long" * 100, "owner/" + "long" * 100, "a\0b"]
+)
+def test_a_name_that_no_folder_could_have_is_an_error_with_a_fix(
+    name: str,
+) -> None:
+    with pytest.raises(CheckpointError, match="no folder") as caught:
+        find_pipeline(name)
+    assert caught.value.fix
+
+
 def test_one_variant_of_the_weights_is_taken(tmp_path: Path) -> None:
     names = [
         "model.safetensors",

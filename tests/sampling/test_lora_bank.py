@@ -279,6 +279,10 @@ def pair(name: str, inputs: int = 2) -> Weights:
     }
 
 
+def factors(down: tuple[int, ...], up: tuple[int, ...]) -> Weights:
+    return {"layer.lora_A.weight": torch.ones(down), "layer.lora_B.weight": torch.ones(up)}
+
+
 @pytest.mark.parametrize(
     ("lora", "options", "error", "words"),
     [
@@ -287,6 +291,16 @@ def pair(name: str, inputs: int = 2) -> Weights:
         ({"layer.lora_A.weight": torch.ones(1, 2)}, {"motion": 0.25}, CheckpointError, "pairs"),
         (pair("other"), {"motion": 0.25}, CheckpointError, "`other`"),
         (pair("layer", 3), {"motion": 0.25}, ShapeError, r"\[1, 3\].*\[1, 2\]"),
+        (factors((0, 2), (2, 0)), {"motion": 0.25}, ShapeError, "`layer`.*rank of 1 or more"),
+        (factors((2, 2), (2, 3)), {"motion": 0.25}, ShapeError, r"\[2, 2\] and \[2, 3\]"),
+        (factors((), ()), {"motion": 0.25}, ShapeError, r"\[\] and \[\]"),
+        (factors((2,), (2,)), {"motion": 0.25}, ShapeError, r"\[2\] and \[2\]"),
+        (
+            {**pair("layer"), "layer.alpha": torch.ones(2)},
+            {"motion": 0.25},
+            ShapeError,
+            r"alpha of `layer`.*\[2\]",
+        ),
         (pair("layer"), {}, ConfigError, "weights or motion"),
         (pair("layer"), {"motion": 0.25, "weights": RESCUE}, ConfigError, "weights or motion"),
         (pair("layer"), {"weights": {"one": {"style": 1.0}}}, RecipeError, "`style`"),
@@ -343,3 +357,16 @@ def test_group_offload_is_refused() -> None:
     pipeline.transformer.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
     with pytest.raises(ConfigError, match="inside"):
         experts(pipeline, lora=lora, motion=0.25)
+
+
+def test_names_that_differ_in_punctuation_alone_are_different_loras() -> None:
+    family = family_named("Wan 2.1")
+    pipeline = tiny(family)
+    first, second = (lora_for(pipeline, family, seed=seed) for seed in (0, 1))
+    made = []
+    for names in (("a", "b"), ("style-1", "style_1"), ("é", "e"), ("_2d_", "-")):
+        loras = dict(zip(names, (first, second), strict=True))
+        weights = {"all": dict(zip(names, (1.0, 0.0), strict=True))}
+        with experts(pipeline, lora=loras, weights=weights):
+            made.append(generate(pipeline, family))
+    assert all(torch.equal(one, made[0]) for one in made)

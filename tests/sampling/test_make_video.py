@@ -16,9 +16,11 @@ from motionmerge.families import FAMILIES as MODEL_FAMILIES
 from motionmerge.io.video import fit_image
 from motionmerge.sampling.make_video import (
     VideoSettings,
+    frames_of,
     make_video,
     named_memory_errors,
     pipeline_arguments,
+    prepared,
     read_prompts,
 )
 from motionmerge.sampling.video_families import (
@@ -31,7 +33,16 @@ from motionmerge.sampling.video_families import (
 )
 
 from .tiny_builders import WORDS, tokenizer
-from .tiny_pipelines import FAMILIES, Family, photo, tiny
+from .tiny_dynamicrafter import tiny_pipeline
+from .tiny_pipelines import (
+    FAMILIES,
+    PROMPT,
+    Family,
+    load_weights,
+    other_weights,
+    photo,
+    tiny,
+)
 
 IN_SETTINGS = {"image", "prompt", "negative_prompt", "height", "width", "num_frames"}
 GUIDANCE = {"SVD": "max_guidance_scale", "Hunyuan": "true_cfg_scale"}
@@ -144,6 +155,8 @@ NAMED = [
     ("Kandinsky5I2VPipeline", {"width": 760}, "height 512 and width 768"),
     ("DynamiCrafterPipeline", {"num_frames": 32}, "use 16 frames"),
     ("PocketPipeline", {"height": 64, "width": 200}, "height 128 and width 128"),
+    ("PocketPipeline", {"height": 0, "width": 0}, "height 64 and width 64"),
+    ("WanImageToVideoPipeline", {"height": 0}, "height 16 and width 832"),
     ("WanImageToVideoPipeline", {"prompt": None}, "--prompt"),
 ]
 
@@ -157,6 +170,148 @@ def test_what_a_family_cannot_make_is_named_with_the_nearest_right_values(
     with pytest.raises(ConfigError) as caught:
         family.check(family.limits({}), **{**text, **asked})
     assert fix in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"seed": 2**63}, "seed is 9223372036854775808; expected 0 to 9223372036854775807"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": True}, "seed is True"),
+        ({"height": 0}, "height is 0; expected 1 to 65536"),
+        ({"width": 10**9}, "width is 1000000000"),
+        ({"num_frames": 0}, "num_frames is 0"),
+        ({"num_inference_steps": 0}, "num_inference_steps is 0; expected 1 to 1000"),
+        ({"guidance_scale": -5}, r"guidance_scale is -5\.0; expected 0 to 1000"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
+        ({"frame_rate": True}, "frame_rate is True"),
+        ({"prompt": "pans \udcff left"}, r"prompt has a broken character at position 5"),
+        ({"negative_prompt": "\ud800"}, "negative_prompt has a broken character"),
+    ],
+    ids=str,
+)
+def test_settings_that_no_model_could_follow_are_refused(
+    asked: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        VideoSettings(**asked)
+    with pytest.raises(ConfigError, match=message):
+        VideoSettings().changed(**asked)
+
+
+def test_the_largest_seed_makes_a_video() -> None:
+    pipeline = tiny(next(family for family in FAMILIES if family.name == "LTX"))
+    asked = VideoSettings(prompt="a cat", seed=2**63 - 1)
+    arguments = pipeline_arguments(pipeline, photo(32), asked)
+    assert arguments["generator"].initial_seed() == 2**63 - 1
+
+
+GUIDED = {"guidance_embeds": False}
+IGNORED = [
+    ("PocketPipeline", None, {}),
+    ("PocketPipeline", 1.0, {}),
+    ("WanImageToVideoPipeline", 1.0, {}),
+    ("DynamiCrafterPipeline", 0.5, {}),
+    ("HunyuanVideo15ImageToVideoPipeline", 1.0, {}),
+    ("HunyuanVideoImageToVideoPipeline", None, GUIDED),
+    ("HunyuanVideoImageToVideoPipeline", 6.0, {"guidance_embeds": True}),
+]
+READ = [
+    ("PocketPipeline", 1.5, {}),
+    ("WanImageToVideoPipeline", None, {}),
+    ("DynamiCrafterPipeline", None, {}),
+    ("LTX2ImageToVideoPipeline", 1.0, {}),
+    ("HunyuanVideo15ImageToVideoPipeline", 0.5, {}),
+    ("HunyuanVideoImageToVideoPipeline", 6.0, GUIDED),
+]
+
+
+@pytest.mark.parametrize(("pipeline", "scale", "transformer"), IGNORED, ids=str)
+def test_a_negative_prompt_that_would_do_nothing_is_refused(
+    pipeline: str, scale: float | None, transformer: dict[str, Any]
+) -> None:
+    family = family_of(pipeline)
+    limits = family.limits({"transformer": transformer})
+    asked = VideoSettings(prompt="a cat", negative_prompt="a dog", guidance_scale=scale)
+    with pytest.raises(ConfigError, match="negative prompt") as caught:
+        asked.check(family, limits)
+    assert "--negative-prompt" in caught.value.fix
+    assert ("--guidance" in caught.value.fix) is not limits.is_distilled
+    asked.changed(negative_prompt="").check(family, limits)
+    with pytest.raises(ConfigError, match="negative prompt"):
+        asked.resolved(family, limits).check(family, limits)
+
+
+@pytest.mark.parametrize(("pipeline", "scale", "transformer"), READ, ids=str)
+def test_a_negative_prompt_that_is_read_is_allowed(
+    pipeline: str, scale: float | None, transformer: dict[str, Any]
+) -> None:
+    family = family_of(pipeline)
+    limits = family.limits({"transformer": transformer})
+    asked = VideoSettings(prompt="a cat", negative_prompt="a dog", guidance_scale=scale)
+    asked.check(family, limits)
+    asked.resolved(family, limits).check(family, limits)
+
+
+def of_two_negative_prompts(
+    pipeline: Any, family: Family, scale: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make two videos that differ by the negative prompt alone, unchecked."""
+    inputs = family.inputs(1)
+    size = {name: inputs[name] for name in ("height", "width", "num_frames") if name in inputs}
+    asked = VideoSettings(guidance_scale=scale, num_inference_steps=2, **size)
+    own = {k: v for k, v in inputs.items() if k not in ("image", "true_cfg_scale", *size)}
+    other = {
+        name: -value if torch.is_tensor(value) and value.is_floating_point() else value
+        for name, value in own.items()
+        if name.startswith("negative")
+    }
+    if "negative_prompt" in other:
+        other["negative_prompt"] = [PROMPT]
+    videos = []
+    for negative in ({}, other):
+        arguments = pipeline_arguments(pipeline, photo(24), asked)
+        with prepared(pipeline, asked):
+            videos.append(frames_of(pipeline(**{**arguments, **own, **negative})))
+    return videos[0], videos[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES[1:], ids=lambda family: family.name)
+def test_a_family_says_when_negative_prompts_are_read(family: Family) -> None:
+    pipeline = tiny(family)
+    moved = other_weights(pipeline, family, seed=1)  # at first Kandinsky's text does nothing
+    load_weights(pipeline, family, moved)
+    called = family_of(type(pipeline).__name__)
+    for scale in (None, 0.5, 1.0):
+        video, other = of_two_negative_prompts(pipeline, family, scale)
+        assert torch.equal(video, other) is not called.is_guided(scale), scale
+
+
+def test_a_distilled_hunyuan_reads_no_negative_prompt() -> None:
+    family = next(family for family in FAMILIES if family.name == "Hunyuan")
+    pipeline = tiny(family)
+    config = {**pipeline.transformer.config, "guidance_embeds": True}
+    pipeline.transformer = type(pipeline.transformer).from_config(config).eval()
+    assert torch.equal(*of_two_negative_prompts(pipeline, family, 6.0))
+    assert family_of(type(pipeline).__name__).limits(configs_of(pipeline)).is_distilled
+
+
+def test_guidance_among_the_options_lets_a_negative_prompt_be_read() -> None:
+    pipeline = tiny_pipeline()
+    asked = VideoSettings(
+        prompt="a cat",
+        negative_prompt="up",
+        guidance_scale=1.0,
+        num_inference_steps=1,
+        height=16,
+        width=16,
+    )
+    with pytest.raises(ConfigError, match="negative prompt"):
+        make_video(pipeline, photo(24), asked)
+    video = make_video(pipeline, photo(24), asked, guidance_scale=3.0)
+    other = asked.changed(negative_prompt="left")
+    assert not torch.equal(video, make_video(pipeline, photo(24), other, guidance_scale=3.0))
 
 
 def nearest(family: VideoFamily, limits: Limits, asked: dict[str, Any]) -> dict[str, Any]:
@@ -233,6 +388,11 @@ def test_prompts_are_read_one_a_line() -> None:
     assert read_prompts(" a cat \n\n\na dog", source="p.txt") == ["a cat", "a dog"]
     with pytest.raises(DataError, match=r"p\.txt"):
         read_prompts(" \n", source="p.txt")
+
+
+def test_prompts_end_at_newlines_alone_and_a_byte_order_mark_is_none() -> None:
+    text = "\ufeffa cat\r\na\u2028dog\ra\x85\x0b\x1cbird\n"
+    assert read_prompts(text, source="p.txt") == ["a cat", "a\u2028dog", "a\x85\x0b\x1cbird"]
 
 
 def test_an_image_of_another_shape_is_cut_to_the_video() -> None:

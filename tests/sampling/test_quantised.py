@@ -1,4 +1,7 @@
-"""Experts on a quantised model: LoRAs beside its packed weights, of which no bit changes."""
+"""Experts on a quantised model: LoRAs beside its packed weights, of which no bit changes.
+
+Run them with `make test-quantised`, which installs what quantises.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,8 @@ from .tiny_pipelines import generate, tiny
 
 FAMILY = family_named("Wan 2.1")
 
-bitsandbytes = pytest.importorskip("bitsandbytes", exc_type=ImportError)
-
 
 def with_torchao(blocks: nn.Module, config: str) -> None:
-    """Skips where torchao is not installed: diffusers warns of it whenever it is imported."""
     torchao = pytest.importorskip("torchao.quantization", exc_type=ImportError)
     torchao.quantize_(blocks, getattr(torchao, config)())
 
@@ -37,10 +37,12 @@ def with_bitsandbytes(blocks: nn.Module, make: Callable[[int, int], nn.Module]) 
 
 
 def int8(inputs: int, outputs: int) -> Any:
+    bitsandbytes = pytest.importorskip("bitsandbytes", exc_type=ImportError)
     return bitsandbytes.nn.Linear8bitLt(inputs, outputs, has_fp16_weights=False)
 
 
 def nf4(inputs: int, outputs: int) -> Any:
+    bitsandbytes = pytest.importorskip("bitsandbytes", exc_type=ImportError)
     return bitsandbytes.nn.Linear4bit(
         inputs, outputs, quant_type="nf4", compute_dtype=torch.float32
     )

@@ -63,11 +63,14 @@ def batch(
     next ones as they are ready. Failed videos are listed in DIR/failures.jsonl (of several
     processes, failures-RANK.jsonl), and the exit code is then 1.
     """
+    from motionmerge.io.atomic import prepare_folder
     from motionmerge.sampling.batch import (
         BatchOptions,
         Tally,
+        failure_list,
         missing,
         rank_and_world_size,
+        remove_stale_lists,
         run_batch,
         shard,
     )
@@ -84,30 +87,33 @@ def batch(
         replace(job, settings=job.settings.resolved(chosen.family, chosen.limits)) for job in jobs
     ]
     made_of, made_by = chosen.fingerprint(), experts.fingerprint()
-    planned = plan(
-        shard(jobs, rank, world_size),
+    all_planned = plan(
+        jobs,
         output,
         fingerprint={**made_of, **made_by},
         name_of=vbench_name if names is Names.VBENCH else configuration_name,
     )
+    planned = shard(all_planned, rank, world_size)
     todo = missing(planned)
     if dry_run:
         _print_plan([video.path.name for video in todo], len(planned), as_json)
         return
-    failures = output / ("failures.jsonl" if world_size == 1 else f"failures-{rank}.jsonl")
     found = len(planned) - len(todo)
+    show = _progress_printer(rank, world_size, found)
+    failures = failure_list(output, rank, world_size)
+    tally = Tally(len(todo), failure_list=failures, on_progress=show)
     if not todo:
-        failures.unlink(missing_ok=True)
-        _print_report({"done": [], "skipped": found, "failures": [], "seconds": 0}, as_json)
+        report = tally.report()
+        remove_stale_lists(output, world_size)
+        _print_report({**asdict(report), "skipped": found}, as_json)
         return
+    prepare_folder(output)
     options = BatchOptions(
         {**versions(), "family": chosen.family.name, **made_of, **made_by},
         chosen.limits.frame_rate,
         videos_per_switch,
         retries,
     )
-    show = _progress_printer(rank, world_size, found)
-    tally = Tally(len(todo), failure_list=failures, on_progress=show)
     if ray:
         from motionmerge.sampling.ray_batch import run_on_ray
 
@@ -115,6 +121,7 @@ def batch(
     else:
         with loaded(chosen, experts) as (pipeline, bank):
             report = run_batch(pipeline, todo, options, bank=bank, tally=tally)
+    remove_stale_lists(output, world_size)
     _print_report({**asdict(report), "skipped": found}, as_json)
     if report.failures:
         raise typer.Exit(1)

@@ -138,6 +138,7 @@ def original(
     as_json: JsonOption = False,
 ) -> None:
     """Write each expert as one DynamiCrafter file in the official layout."""
+    from motionmerge.io.atomic import prepare_file, prepare_folder
     from motionmerge.merge.export import export_folder
     from motionmerge.merge.recipe import Recipe
     from motionmerge.models.dynamicrafter.checkpoint_folder import to_official
@@ -148,12 +149,14 @@ def original(
         raise CheckpointError(
             f"{folder} has no `unet`.", fix="Give the folder that `motionmerge convert` wrote."
         )
-    output.mkdir(parents=True, exist_ok=True)
-    counts = {}
-    for expert in loaded.experts:
-        path = output / f"{expert}.{file_format.value}"
+    prepare_folder(output)
+    paths = {expert: output / f"{expert}.{file_format.value}" for expert in loaded.experts}
+    for path in paths.values():
+        prepare_file(path)
         if path.exists() and not overwrite:
             raise ConfigError(f"{path} exists already.", fix="Pass --overwrite.")
+    counts = {}
+    for expert, path in paths.items():
         with tempfile.TemporaryDirectory(dir=output, prefix=".export.") as scratch:
             export_folder(
                 loaded,

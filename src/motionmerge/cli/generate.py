@@ -45,7 +45,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Animate PHOTO as the prompt says: the pocket model needs a CPU, others what they need."""
-    from motionmerge.io.video import contact_sheet, load_image, write_video
+    from motionmerge.io.video import contact_sheet, eight_bit, load_image, write_video
     from motionmerge.sampling.make_video import encode_ahead, make_video
 
     image = load_image(photo)
@@ -59,36 +59,69 @@ def generate(
     ]
     for _, settings in wanted:
         settings.check(chosen.family, chosen.limits)
+    paths = _output_paths(output, wanted)
+    _check_files(paths, sheet, photo)
     made, rows, conditions = [], [], []
 
     def encode(pipeline: Any) -> None:
         conditions.extend(encode_ahead(pipeline, image, [settings for _, settings in wanted]))
 
     with loaded(chosen, experts, encode=encode) as (pipeline, _):
-        for (number, settings), condition in zip(wanted, conditions, strict=True):
+        for (_, settings), path, condition in zip(wanted, paths, conditions, strict=True):
             started = time.monotonic()
             video = make_video(pipeline, image, settings, conditions=condition)
-            path = output
-            if len(wanted) > 1:
-                path = output.with_stem(f"{output.stem}-{number:02}-seed{settings.seed}")
             about = _description(chosen, experts, settings, weights=flags.weights)
             rate = settings.frame_rate or chosen.limits.frame_rate
             write_video(path, video, fps=rate, metadata={**versions(), **about})
             seconds = round(time.monotonic() - started, 2)
             made.append({"output": str(path), "seconds": seconds, **about})
             if sheet is not None:
-                rows.append(video)
+                rows.append(eight_bit(video[:: max(1, len(video) // 8)]))
             if not as_json:
                 frames, _, high, wide = video.shape
                 print(
-                    f"wrote {path}: {frames} frames of {wide} x {high}, {seconds:.1f} s, "
-                    f"seed {settings.seed}"
+                    f"wrote {typer.format_filename(path)}: {frames} frames of {wide} x {high}, "
+                    f"{seconds:.1f} s, seed {settings.seed}"
                 )
     if sheet is not None:
         labels = [f"{settings.prompt or ''} (seed {settings.seed})" for _, settings in wanted]
-        contact_sheet(rows, labels=labels, every=max(1, len(rows[0]) // 8), path=sheet)
+        contact_sheet(rows, labels=labels, path=sheet)
     if as_json:
         print(json.dumps(made if len(made) > 1 else made[0]))
+
+
+def _output_paths(output: Path, wanted: list[tuple[int, VideoSettings]]) -> list[Path]:
+    """Name the file of every video, when it can be written."""
+    from motionmerge.io.atomic import prepare_file
+
+    prepare_file(output)
+    if len(wanted) == 1:
+        return [output]
+    paths = [
+        output.with_stem(f"{output.stem}-{number:02}-seed{settings.seed}")
+        for number, settings in wanted
+    ]
+    for path in paths:
+        prepare_file(path)
+    return paths
+
+
+def _check_files(videos: list[Path], sheet: Path | None, photo: Path) -> None:
+    """Refuse a sheet that cannot be written, and files of which one would replace another."""
+    from motionmerge.io.atomic import prepare_file
+
+    files = [(path, "a video") for path in videos]
+    if sheet is not None:
+        prepare_file(sheet)
+        files.append((sheet, "the sheet"))
+    taken = {photo.resolve(): "the photo"}
+    for path, what in files:
+        other = taken.setdefault(path.resolve(), what)
+        if other != what:
+            raise ConfigError(
+                f"{path} would be {what}, and is {other} already.",
+                fix="give --output and --sheet names of their own.",
+            )
 
 
 def _description(

@@ -16,6 +16,7 @@ import typer
 
 from motionmerge.cli.merge import parse_inputs
 from motionmerge.errors import ConfigError
+from motionmerge.io.paths import exists, path_of
 
 if TYPE_CHECKING:
     from motionmerge.sampling.expert_choice import ExpertChoice
@@ -73,12 +74,16 @@ class VideoFlags:
         float | None, typer.Option(help="Noise level at which the expert changes, 0 to 1.")
     ] = None
     seed: Annotated[
-        int, typer.Option(help="Same seed, same video. A manifest's lines can have their own.")
+        int,
+        typer.Option(min=0, help="Same seed, same video. A manifest's lines can have their own."),
     ] = 0
     num_videos: Annotated[
         int, typer.Option(min=1, help="Videos of each prompt, with seeds from its own on.")
     ] = 1
-    negative_prompt: Annotated[str | None, typer.Option(help="What should not happen.")] = None
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(help="What should not happen; needs guidance above 1."),
+    ] = None
     steps: Annotated[
         int | None,
         typer.Option(min=1, max=1000, help="Denoising steps. [default: the model's own]"),
@@ -123,7 +128,7 @@ class VideoFlags:
         """
         import torch
 
-        from motionmerge.sampling.loading import default_device, dtype_named
+        from motionmerge.sampling.loading import check_device, default_device, dtype_named
         from motionmerge.sampling.model_choice import FolderModel, ShippedModel
         from motionmerge.sampling.pipeline_folder import find_pipeline
 
@@ -138,9 +143,8 @@ class VideoFlags:
             where = default_device() if device is None else torch.device(device)
         except RuntimeError as error:
             raise ConfigError(f"There is no device `{device}`.", fix="use cpu or cuda.") from error
-        is_here = cluster_device is None
-        if where.type == "cuda" and is_here and not torch.cuda.is_available():
-            raise ConfigError("There is no GPU that torch can use.", fix="use --device cpu.")
+        if cluster_device is None:
+            check_device(where)
         return FolderModel(
             find_pipeline(self.model, variant=self.variant, legacy=self.legacy_weights),
             None if self.dtype is None else dtype_named(self.dtype),
@@ -211,8 +215,24 @@ class VideoFlags:
                 "known.",
                 fix="add --base FOLDER_OR_FILE, or --lora FILE.",
             )
-        found = self.base if self.base.exists() else find_pipeline(str(self.base)).path
+        self._refuse_two_sets(model.path)
+        own = path_of(self.base)
+        found = own if exists(own) else find_pipeline(str(self.base)).path
         return from_base(found, model.path, motion=motion, boundary=self.boundary)
+
+    def _refuse_two_sets(self, model: Path) -> None:
+        """Refuse a variant beside plain weights, which are those that an input of a recipe is."""
+        from motionmerge.merge.sources import module_folders
+        from motionmerge.sampling.pipeline_folder import weight_files
+
+        for folder in module_folders(model) if self.variant else ():
+            plain = weight_files(folder)
+            if plain and plain != weight_files(folder, variant=self.variant):
+                raise ConfigError(
+                    f"{folder} has plain weights beside the variant {self.variant}, and --motion "
+                    "with --base would extrapolate those.",
+                    fix=f"leave --variant out, or copy the model without {plain[0].name}.",
+                )
 
     def settings(self) -> VideoSettings:
         """Gather what the flags say of every video."""
@@ -241,7 +261,7 @@ def parse_lora(text: str, *, motion: float | None) -> tuple[Path, float | None]:
         ConfigError: What follows the file is no number.
     """
     file, sign, own = text.rpartition("=")
-    if not sign or Path(text).exists():
+    if not sign or exists(Path(text)):
         return Path(text), motion
     try:
         strength = float(own)

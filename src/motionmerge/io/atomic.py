@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import re
+import secrets
 import shutil
+import stat
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+
+from motionmerge.errors import ConfigError
+
+_LONGEST_NAME = 200
+"""Bytes of a name that leave room for what a temporary name adds to it, of 255."""
+
+_STALE_SECONDS = 24 * 3600
+"""Nobody writes any more to what another machine left untouched for so long."""
+
+_PROBE_BYTES = 4096
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success rename it, on an exception delete it.
 
-    Missing parent folders are created. A killed process leaves `.<name>.<pid>.tmp`, never half a
-    file under the real name; the next write to `path` removes what is left of dead processes.
+    Missing parent folders are created. A killed process leaves
+    `.<name>.<machine>.<pid>.<random>.tmp`, never half a file under the real name. The next write to
+    `path` removes what is left of this machine's dead processes, and of others after a day.
     """
     target = Path(path)
     temporary = _temporary_name(target)
@@ -46,15 +64,78 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         _remove(replaced)
 
 
+def prepare_folder(path: str | Path) -> None:
+    """Make a folder that is to be written to later, and see that it can be.
+
+    Raises:
+        ConfigError: It is a file, cannot be made, or its disk is full or read-only.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path, prefix=".", suffix=".tmp") as file:
+            file.write(bytes(_PROBE_BYTES))
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write to the folder {path}: {error}",
+            fix="choose another one, or check its rights and free space.",
+        ) from error
+
+
+def prepare_file(path: str | Path) -> None:
+    """Make the folder of a file that is to be written later, and see that the file can be.
+
+    Raises:
+        ConfigError: As `prepare_folder`, or there is something else than a file at `path`.
+    """
+    target = Path(path)
+    try:
+        mode = target.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = stat.S_IFREG
+    except OSError as error:
+        raise ConfigError(f"Cannot write {path}: {error}", fix="choose another name.") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no file"
+        raise ConfigError(f"Cannot write {path}: it is {kind}.", fix="give the name of a file.")
+    prepare_folder(target.parent)
+
+
 def _temporary_name(target: Path) -> Path:
     """Make the parent folder, clear it of what dead processes left of `target`, name a new one."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.(tmp|old)")
+    name = target.name
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    pattern = re.compile(rf"\.{re.escape(name)}\.([0-9a-f]+)\.(\d+)\.[0-9a-f]+\.(tmp|old)")
     for path in target.parent.iterdir():
         found = pattern.fullmatch(path.name)
-        if found and not _is_running(int(found[1])):
-            _remove(path)
-    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        if found and _is_left(path, machine=found[1], pid=int(found[2])):
+            with suppress(OSError):  # another process may be removing it too
+                _remove(path)
+    return target.parent / f".{name}.{_machine()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+
+
+@cache
+def _machine() -> str:
+    """Name what process ids are unique in: this start of this machine, and the container."""
+    seen = [platform.node()]
+    with suppress(OSError):
+        seen.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+    with suppress(OSError):
+        seen.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256("\n".join(seen).encode(errors="replace")).hexdigest()[:12]
+
+
+def _is_left(path: Path, *, machine: str, pid: int) -> bool:
+    """Tell whether nobody writes to a temporary file or folder any more."""
+    if machine == _machine():
+        return not _is_running(pid)
+    try:
+        parts = [path, *path.iterdir()] if path.is_dir() else [path]
+        touched = max(part.lstat().st_ctime for part in parts)
+    except OSError:
+        return False
+    return time.time() - touched > _STALE_SECONDS
 
 
 def _is_running(pid: int) -> bool:

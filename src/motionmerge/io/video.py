@@ -6,7 +6,10 @@ A video is `[frames, 3, height, width]`, float in [0, 1].
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,21 @@ from motionmerge.io.atomic import atomic_path
 MIN_IMAGE_SIDE = 16
 MAX_IMAGE_PIXELS = 89_000_000
 MAX_VIDEO_BYTES = 4 * 2**30
+
+_DECODER_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow's decoders raise on damaged files."""
 
 _BT709 = 1  # the code of BT.709 for matrix, primaries and transfer in H.264
 
@@ -44,7 +62,7 @@ def load_image(path: str | Path) -> Image.Image:
         raise DataError(f"{path} is too large: {error}", fix="Scale the image down.") from error
     except FileNotFoundError as error:
         raise DataError(f"There is no image at {path}.", fix="Check the path.") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except _DECODER_ERRORS as error:
         raise DataError(
             f"{path} cannot be read as an image: {error}", fix="Save it again as PNG or JPEG."
         ) from error
@@ -100,7 +118,8 @@ def write_video(
         video: `[frames, 3, height, width]` float in [0, 1] (clipped), or
             `[frames, height, width, 3]` uint8. Odd sizes get their last row or column twice.
         fps: Frames per second.
-        metadata: Kept as JSON in the file's comment; see `read_video_metadata`.
+        metadata: Kept as JSON in the file's comment; see `read_video_metadata`. What JSON does not
+            know is kept as its text.
         crf: Quality, 0 (lossless) .. 51 (worst).
         scale: Every pixel becomes a `scale` x `scale` square.
 
@@ -108,13 +127,18 @@ def write_video(
         ShapeError: `video` has another shape or dtype, or no frame.
         DataError: The file cannot be written.
     """
-    frames = _to_frames(video)
+    frames = eight_bit(video)
     frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    with _named_write_errors(path), atomic_path(path) as temporary:
+        _encode(temporary, frames, fps=fps, metadata=metadata, crf=crf)
+
+
+@contextmanager
+def _named_write_errors(path: str | Path) -> Iterator[None]:
     try:
-        with atomic_path(path) as temporary:
-            _encode(temporary, frames, fps=fps, metadata=metadata, crf=crf)
+        yield
     except (OSError, av.error.FFmpegError) as error:
         raise DataError(
             f"Cannot write {path}: {error}", fix="Check the folder and its free space."
@@ -131,7 +155,7 @@ def _encode(
 ) -> None:
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         if metadata is not None:
-            container.metadata["comment"] = json.dumps(metadata, ensure_ascii=False)
+            container.metadata["comment"] = _as_comment(metadata)
         rate = Fraction(fps).limit_denominator(1001)
         # x264's macroblock tree reads memory it has not set: equal small videos, unequal files.
         options = {"crf": str(crf), "x264-params": "mbtree=0"}
@@ -153,8 +177,23 @@ def _encode(
         container.mux(stream.encode(None))
 
 
-def _to_frames(video: torch.Tensor | npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Give `[frames, height, width, 3]` uint8."""
+def _as_comment(metadata: Mapping[str, Any]) -> str:
+    r"""Write JSON; bytes of a prompt that are no UTF-8 become escapes such as `\udcff`."""
+    text = json.dumps(metadata, ensure_ascii=False, default=str)
+    return text.encode(errors="backslashreplace").decode()
+
+
+def eight_bit(video: torch.Tensor | npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Round a video to the 8 bits of a file: `[frames, height, width, 3]` uint8.
+
+    Args:
+        video: `[frames, 3, height, width]` float in [0, 1] (clipped), or
+            `[frames, height, width, 3]` uint8.
+
+    Raises:
+        ShapeError: `video` has another shape or dtype, or no frame.
+        DataError: It holds NaN or infinite pixels.
+    """
     array = video.detach().cpu() if isinstance(video, torch.Tensor) else torch.as_tensor(video)
     is_float = array.dtype.is_floating_point
     channel_axis = 1 if is_float else 3
@@ -172,8 +211,8 @@ def _to_frames(video: torch.Tensor | npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         raise DataError(
             "The video holds NaN or infinite pixels.", fix="Look at the sampler: it diverged."
         )
-    eight_bit = (array.clamp(0, 1) * 255).round().to(torch.uint8)
-    return np.asarray(eight_bit.permute(0, 2, 3, 1))
+    rounded = (array.clamp(0, 1) * 255).round().to(torch.uint8)
+    return np.asarray(rounded.permute(0, 2, 3, 1))
 
 
 def read_video(path: str | Path) -> tuple[torch.Tensor, float]:
@@ -231,7 +270,7 @@ def read_video_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def contact_sheet(
-    videos: Sequence[torch.Tensor],
+    videos: Sequence[torch.Tensor | npt.NDArray[Any]],
     *,
     labels: Sequence[str] | None = None,
     every: int = 1,
@@ -240,15 +279,16 @@ def contact_sheet(
     """Lay videos out as rows and their frames as columns.
 
     Args:
-        videos: Each `[frames, 3, height, width]` float in [0, 1], all of one height and width.
+        videos: Each as for `eight_bit`, all of one height and width.
         labels: One text per row, drawn above it.
         every: Show every n-th frame.
         path: Also save the sheet here, as PNG.
 
     Raises:
         ShapeError: There is no video, their frames differ in size, or labels do not match them.
+        DataError: The file cannot be written.
     """
-    rows = [_to_frames(video)[::every] for video in videos]
+    rows = [eight_bit(video)[::every] for video in videos]
     sizes = {row.shape[1:3] for row in rows}
     if len(sizes) != 1 or (labels is not None and len(labels) != len(rows)):
         raise ShapeError(
@@ -269,6 +309,6 @@ def contact_sheet(
         for j, frame in enumerate(row):
             sheet.paste(Image.fromarray(frame), (gap + j * (width + gap), top + band))
     if path is not None:
-        with atomic_path(path) as temporary:
+        with _named_write_errors(path), atomic_path(path) as temporary:
             sheet.save(temporary, format="PNG")
     return sheet

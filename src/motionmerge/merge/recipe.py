@@ -16,7 +16,7 @@ from __future__ import annotations
 import keyword
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
+from motionmerge.io.paths import exists, path_of
 from motionmerge.io.weights import open_weights
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint
@@ -106,7 +107,7 @@ class Recipe:
         """
         path = Path(path)
         shipped = shipped_recipes()
-        if not path.exists() and str(path) in shipped:
+        if not exists(path) and str(path) in shipped:
             path = shipped[str(path)]
         try:
             with path.open("rb") as file:
@@ -212,12 +213,20 @@ class Recipe:
             CheckpointError: A `prefix:name` cannot be resolved.
         """
         inputs = inputs or {}
+        self.check_names(inputs)
+        return {name: self.origin(name, inputs.get(name)) for name in self.inputs}
+
+    def check_names(self, inputs: Iterable[str]) -> None:
+        """Refuse names that are no inputs.
+
+        Raises:
+            RecipeError: Gives the nearest one.
+        """
         for name in inputs:
             if name not in self.inputs:
                 raise RecipeError(
                     f"The recipe has no input `{name}`.", fix=fix_unknown_name(name, self.inputs)
                 )
-        return {name: self.origin(name, inputs.get(name)) for name in self.inputs}
 
     def origin(self, name: str, replacement: InputValue | None = None) -> Origin:
         """Find the weights of one input, or of what replaces it.
@@ -279,7 +288,7 @@ class Recipe:
         """Rewrite relative paths for a recipe file in another folder."""
         inputs = {
             name: entry
-            if split_name(entry.path) or Path(entry.path).expanduser().is_absolute()
+            if split_name(entry.path) or path_of(entry.path).is_absolute()
             else replace(entry, path=_relative(resolve(entry.path, self.folder), folder))
             for name, entry in self.inputs.items()
         }

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from motionmerge.errors import CheckpointError
+from motionmerge.io.paths import path_of_weights
 from motionmerge.text import fix_unknown_name
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -38,7 +39,7 @@ def resolve(path: str, folder: Path | None = None) -> Path:
     named = split_name(path)
     if named is not None:
         return _RESOLVERS[named[0]](named[1])
-    return ((folder or Path.cwd()) / Path(path).expanduser()).resolve()
+    return path_of_weights(path, folder=folder)
 
 
 def _pocket_weights(name: str) -> Path:

@@ -6,15 +6,18 @@ is not made again. Any number of processes can share a manifest; a killed one is
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from motionmerge.errors import ConfigError, MotionMergeError
+from motionmerge.errors import ConfigError, DataError, MotionMergeError
 from motionmerge.io.atomic import atomic_path
 from motionmerge.io.video import read_video_metadata, write_video
 from motionmerge.sampling.manifest import PlannedVideo
@@ -25,6 +28,9 @@ CONFIGURATION_KEY = "configuration"
 """Where a video's metadata holds the hash of its configuration."""
 
 Item = TypeVar("Item")
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+"""Full or read-only: no other video could be written either."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,8 @@ class BatchOptions:
         frame_rate: Of videos that do not ask for one.
         videos_per_switch: How many videos share a switch of experts; as many may be lost half-done
             when the process is killed.
-        retries: How often a video that failed is tried again; not after an error of the user's.
+        retries: How often a video that failed, or could not be written, is tried again; not after
+            an error of the user's.
     """
 
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -123,13 +130,21 @@ class Tally:
         self._report(name)
 
     def failed(self, failure: Failure) -> None:
-        """Count a video that was given up."""
+        """Count a video that was given up.
+
+        Raises:
+            DataError: The failure list cannot be written.
+        """
         self._failures.append(failure)
         _write_failures(self._path, self._failures)
         self._report(failure.output)
 
     def report(self) -> BatchReport:
-        """Sum up."""
+        """Sum up.
+
+        Raises:
+            DataError: The failure list cannot be written.
+        """
         _write_failures(self._path, self._failures)
         seconds = time.monotonic() - self._started
         return BatchReport(tuple(self._done), tuple(self._failures), seconds)
@@ -156,11 +171,45 @@ def shard(items: Sequence[Item], rank: int, world_size: int) -> list[Item]:
 
 
 def rank_and_world_size(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Read which of how many processes this is, as torchrun, accelerate and srun tell."""
+    """Read which of how many processes this is, as torchrun, accelerate and srun tell.
+
+    Raises:
+        ConfigError: A variable is no whole number.
+    """
     for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
         if rank in environment and size in environment:
-            return int(environment[rank]), int(environment[size])
+            return _whole_number(environment, rank), _whole_number(environment, size)
     return 0, 1
+
+
+def _whole_number(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except ValueError as error:
+        raise ConfigError(
+            f"The environment variable {name} is {environment[name]!r}, which is no whole number.",
+            fix="set it as torchrun and srun do, or unset it for a single process.",
+        ) from error
+
+
+def failure_list(folder: Path, rank: int, world_size: int) -> Path:
+    """Name the file for what a process gives up."""
+    return folder / ("failures.jsonl" if world_size == 1 else f"failures-{rank}.jsonl")
+
+
+def remove_stale_lists(folder: Path, world_size: int) -> None:
+    """Remove the failure lists of processes that take no part any more.
+
+    Those of all `world_size` processes stay: each writes its own, perhaps at this moment.
+
+    Raises:
+        DataError: A list cannot be removed.
+    """
+    current = {failure_list(folder, rank, world_size) for rank in range(world_size)}
+    for path in folder.glob("failures*.jsonl"):
+        if path not in current and re.fullmatch(r"failures(-\d+)?\.jsonl", path.name):
+            with _named_list_errors(path):
+                path.unlink(missing_ok=True)
 
 
 def missing(planned: Sequence[PlannedVideo]) -> list[PlannedVideo]:
@@ -197,6 +246,9 @@ def run_batch(
         options: How.
         bank: The experts attached to the pipeline; see `phases.make_videos`.
         tally: Counts them.
+
+    Raises:
+        DataError: The disk is full or read-only, or the failure list cannot be written.
     """
     options, tally = options or BatchOptions(), tally or Tally(len(videos))
     for begin in range(0, len(videos), options.videos_per_switch):
@@ -206,6 +258,11 @@ def run_batch(
             for video, error in _make(pipeline, waiting, bank, options):
                 if error is None:
                     tally.made(video.path.name)
+                elif isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+                    raise DataError(
+                        f"The batch stops at {video.path}: {error}",
+                        fix="make room on the disk, or make it writable; the same command goes on.",
+                    ) from error
                 elif attempt <= options.retries and not isinstance(error, MotionMergeError):
                     again.append(video)
                 else:
@@ -247,16 +304,29 @@ def _write(video: PlannedVideo, outcome: Outcome, options: BatchOptions) -> Base
             video.path, outcome.video, fps=settings.frame_rate or options.frame_rate, metadata=about
         )
     except VIDEO_ERRORS as error:
-        return error
+        return error.__cause__ or error  # what the disk said is no error of the user's
     return None
 
 
 def _write_failures(path: Path | None, failures: Sequence[Failure]) -> None:
     if path is None:
         return
-    if not failures:
-        path.unlink(missing_ok=True)
-        return
-    lines = (json.dumps(asdict(failure), ensure_ascii=False) for failure in failures)
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with _named_list_errors(path):
+        if not failures:
+            path.unlink(missing_ok=True)
+            return
+        lines = (json.dumps(asdict(failure), ensure_ascii=False) for failure in failures)
+        text = "\n".join(lines) + "\n"
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+@contextmanager
+def _named_list_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"Cannot write the failure list {path}: {error}",
+            fix="check the folder and its free space; the same command goes on.",
+        ) from error

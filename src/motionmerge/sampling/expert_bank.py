@@ -6,7 +6,7 @@ keeps one, plus the tensors in which the experts differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,8 @@ def experts(
 
     Raises:
         ConfigError: Not exactly one of `recipe`, `experts`, `motion` and `lora` is given (`lora`
-            goes with `motion`), a companion of it is missing, or what the banks raise.
+            goes with `motion`), a companion of it is missing or of another one, or what the banks
+            raise.
         RecipeError, CheckpointError, ShapeError: As `realise`, `ExpertBank` and `LoraBank`.
     """
     given = {"recipe": recipe, "experts": experts, "motion": motion, "lora": lora}
@@ -199,10 +200,13 @@ def experts(
             f"experts() was given {' and '.join(ways) if ways else 'no experts'}.",
             fix="pass exactly one of recipe, experts, motion and lora; motion goes with lora.",
         )
+    companions = {"base": base, "tuned": tuned, "weights": weights, "inputs": inputs}
+    _refuse_strangers(ways[-1], [name for name, one in companions.items() if one is not None])
+    check_placement(placement)
     if lora is not None:
         loras, signed = named_loras(lora, weights, motion=motion)
         paper = ExpertSchedule.two(*signed, boundary=0.64) if motion is not None else None
-        schedule = _chosen_schedule(list(signed), schedule, boundary, paper)
+        schedule = chosen_schedule(list(signed), schedule, boundary, paper)
         return _lora_bank(pipeline, loras, signed, schedule, module)
     if motion is not None:
         if base is None or tuned is None:
@@ -210,11 +214,12 @@ def experts(
         recipe, inputs = paper_recipe(motion), {"base": base, "tuned": tuned}
     if recipe is not None:
         recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+        recipe.check_names(inputs or {})
         stored = {name: _in_memory(value) for name, value in (inputs or {}).items()}
         found = loras_of_recipe(recipe, stored)
         if found is not None:
             loras, signed = found
-            schedule = _chosen_schedule(list(signed), schedule, boundary, recipe.schedule)
+            schedule = chosen_schedule(list(signed), schedule, boundary, recipe.schedule)
             return _lora_bank(pipeline, loras, signed, schedule, module)
         for name, entry in recipe.inputs.items():
             if entry.path == OWN_MODEL and name not in stored:
@@ -228,10 +233,25 @@ def experts(
             for name, value in loaded.items()
         }
         own_schedule = None
-    schedule = _chosen_schedule(list(dense), schedule, boundary, own_schedule)
+    schedule = chosen_schedule(list(dense), schedule, boundary, own_schedule)
     return ExpertBank(
         pipeline, dense, schedule=schedule, module=module, placement=placement, restore=restore
     )
+
+
+_COMPANIONS = {"recipe": ("inputs",), "motion": ("base", "tuned"), "lora": ("weights",)}
+
+
+def _refuse_strangers(way: str, given: Sequence[str]) -> None:
+    """Refuse arguments that would be ignored."""
+    own = _COMPANIONS.get(way, ())
+    strangers = [name for name in given if name not in own]
+    if strangers:
+        goes_with = next(way for way, names in _COMPANIONS.items() if strangers[0] in names)
+        raise ConfigError(
+            f"experts() was given {way}, and {strangers[0]}, which goes with {goes_with}.",
+            fix=f"leave {strangers[0]} out, or pass {goes_with} instead of {way}.",
+        )
 
 
 def _computed(
@@ -270,8 +290,8 @@ def _own_weights(pipeline: Any, module: str | None) -> Weights:
     }
 
 
-def _chosen_schedule(
-    names: list[str],
+def chosen_schedule(
+    names: Sequence[str],
     schedule: ExpertSchedule | None,
     boundary: float | None,
     own_schedule: ExpertSchedule | None,

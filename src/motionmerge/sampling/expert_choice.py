@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from motionmerge.errors import ConfigError, RecipeError
+from motionmerge.io.paths import path_of_weights
 from motionmerge.io.weights import open_weights
+from motionmerge.merge.lora_scaling import LoraScaling
 from motionmerge.merge.recipe import Recipe, RecipeInput
 from motionmerge.merge.sources import MODULES, module_folders
-from motionmerge.sampling.expert_bank import experts, paper_recipe
+from motionmerge.sampling.expert_bank import chosen_schedule, experts, paper_recipe
 from motionmerge.sampling.lora_layers import OWN_MODEL
 from motionmerge.sampling.switching import DENOISERS
 from motionmerge.text import fix_unknown_name
@@ -33,15 +35,16 @@ class ExpertChoice:
     boundary: float | None = None
 
     def __post_init__(self) -> None:
-        if self.boundary is None:
-            return
         if self.recipe is None:
-            raise ConfigError("A boundary needs experts.", fix="leave --boundary out.")
-        if not 0 <= self.boundary <= 1:
+            if self.boundary is not None:
+                raise ConfigError("A boundary needs experts.", fix="leave --boundary out.")
+            return
+        if self.boundary is not None and not 0 <= self.boundary <= 1:
             raise ConfigError(
                 f"The boundary {self.boundary:g} is no noise level.",
                 fix="use a value from 0 to 1, e.g. 0.64.",
             )
+        chosen_schedule(list(self.recipe.experts), None, self.boundary, self.recipe.schedule)
 
     def attach(self, pipeline: Any) -> AbstractContextManager[Any]:
         """Give a context in which these weights denoise; it yields the bank, or None.
@@ -82,7 +85,18 @@ class ExpertChoice:
             for name, entry in hashed.inputs.items()
         }
         recipe = replace(hashed, inputs=inputs, description=None)
-        return {"recipe": recipe.print(), "boundary": self.boundary}
+        found = {"recipe": recipe.print(), "boundary": self.boundary}
+        settings = self._lora_settings()
+        return {**found, "lora_settings": settings} if settings else found
+
+    def _lora_settings(self) -> dict[str, Any]:
+        """Read what stands beside LoRA files, and so not in their hashes."""
+        beside = {
+            name: dict(LoraScaling.beside(origin, {}).settings)
+            for name, origin in self._origins().items()
+            if isinstance(origin, Path)
+        }
+        return {name: settings for name, settings in beside.items() if settings}
 
     def _origins(self) -> dict[str, Any]:
         if self.recipe is None:
@@ -117,7 +131,7 @@ def from_recipe(
             raise RecipeError(
                 f"The recipe has no input `{name}`.", fix=fix_unknown_name(name, replaced)
             )
-        replaced[name] = RecipeInput(str(Path(path).expanduser().resolve()))
+        replaced[name] = RecipeInput(str(path_of_weights(path)))
     return ExpertChoice(replace(recipe, inputs=replaced), boundary)
 
 
@@ -139,7 +153,7 @@ def from_loras(
     """
     names = [f"lora_{number}" for number in range(1, len(loras) + 1)]
     inputs = {"base": OWN_MODEL} | {
-        name: str(path.expanduser().resolve()) for name, path in zip(names, loras, strict=True)
+        name: str(path_of_weights(path)) for name, path in zip(names, loras, strict=True)
     }
     motions = list(motion) if isinstance(motion, Sequence) else [motion] * len(names)
 
@@ -175,13 +189,13 @@ def from_base(
         tuned = next(model / name for name in DENOISERS if (model / name).is_dir())
     recipe = paper_recipe(motion)
     paths = {"base": base, "tuned": tuned}
-    inputs = {name: RecipeInput(str(path.expanduser().resolve())) for name, path in paths.items()}
+    inputs = {name: RecipeInput(str(path_of_weights(path))) for name, path in paths.items()}
     return ExpertChoice(replace(recipe, inputs=inputs), boundary)
 
 
 def from_weights(weights: Path) -> ExpertChoice:
     """Choose one weights file for the whole denoising."""
-    return ExpertChoice(_recipe({"merged": str(weights.expanduser().resolve())}, {"all": "merged"}))
+    return ExpertChoice(_recipe({"merged": str(path_of_weights(weights))}, {"all": "merged"}))
 
 
 def _has_prefixes(path: Path) -> bool:

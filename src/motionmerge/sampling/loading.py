@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import torch
+from packaging.version import Version
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
 from motionmerge.sampling.memory import SHARE, free_memory, gigabytes
 from motionmerge.sampling.pipeline_folder import PipelineFolder, first_line, pipeline_class
 from motionmerge.text import fix_unknown_name
+
+_DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -53,27 +59,57 @@ def load_pipeline(
     """
     check_memory(folder, dtype, torch.device("cpu"))
     options = {
-        "torch_dtype": dtype,
-        "variant": variant,
+        _DTYPE: dtype,
         "use_safetensors": None if legacy else True,
         "local_files_only": True,
     }
-    left_out = {} if encode is None else {"unet": None}
+    made_by = pipeline_class(folder.family)
+    names = [part for part in folder.weights if part in inspect.signature(made_by).parameters]
+    if encode is not None:
+        names.remove("unet")
     with _named_faults(folder):
-        pipeline = pipeline_class(folder.family).from_pretrained(folder.path, **left_out, **options)
+        parts = {part: _load_part(folder, part, variant, options) for part in names}
+        left_out = {} if encode is None else {"unet": None}
+        pipeline = made_by.from_pretrained(folder.path, **parts, **left_out, **options)
         if encode is not None:
             with torch.device("meta"):
                 config = DynamiCrafterUNet.from_config(dict(folder.configs["unet"])).config
             pipeline.register_modules(unet=DenoiserToCome(config))
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.eval()
     if encode is not None:
         encode(pipeline)
         with _named_faults(folder):
-            unet = DynamiCrafterUNet.from_pretrained(folder.path / "unet", **options)
-        pipeline.register_modules(unet=unet.eval())
+            unet = _load_part(folder, "unet", variant, options)
+        pipeline.register_modules(unet=unet)
     return pipeline
+
+
+def _load_part(
+    folder: PipelineFolder, part: str, variant: str | None, options: Mapping[str, Any]
+) -> torch.nn.Module:
+    """Load a network of a pipeline, ready to infer.
+
+    Raises:
+        CheckpointError: It cannot be loaded, or its files lack some of its tensors, which diffusers
+            and transformers would make up at random.
+    """
+    library, name = folder.configs[""][part]
+    module = getattr(diffusers.pipelines, library, None) or importlib.import_module(library)
+    has_variant = any(f".{variant}" in file.name for file in folder.weights[part])
+    network, found = getattr(module, name).from_pretrained(
+        folder.path / part,
+        variant=variant if has_variant else None,
+        output_loading_info=True,
+        **options,
+    )
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"`{part}` of {folder.name} lacks {len(missing)} of its tensors, such as "
+            f"`{missing[0]}`.",
+            fix="download the folder again; if it is whole, its names are those of another version "
+            "of diffusers or transformers.",
+        )
+    return network.eval()
 
 
 @contextmanager
@@ -130,6 +166,22 @@ def default_device() -> torch.device:
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
     return torch.device("cuda", local % torch.cuda.device_count())
+
+
+def check_device(device: torch.device) -> None:
+    """Refuse a device that this machine has not.
+
+    Raises:
+        ConfigError: Says which there are.
+    """
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    there = ["cpu", *gpus, *(["mps:0"] if torch.backends.mps.is_available() else [])]
+    wanted = "cpu" if device.type == "cpu" else f"{device.type}:{device.index or 0}"
+    if wanted not in there:
+        raise ConfigError(
+            f"There is no device {device} here, but {', '.join(there)}.",
+            fix="use one of these, or leave --device out.",
+        )
 
 
 def dtype_named(name: str) -> torch.dtype:

@@ -266,7 +266,7 @@ def _check_weights(loras: Mapping[str, LoraSource], weights: LoraWeights) -> Non
 
 def _adapter(lora: str) -> str:
     """PEFT's name of a LoRA, which no user's own adapter has."""
-    return "motionmerge_" + re.sub(r"\W", "_", lora)
+    return f"motionmerge_{re.sub(r'[^A-Za-z0-9]', lambda odd: f'_{ord(odd[0]):x}_', lora)}"
 
 
 def _tuner_layers(module: nn.Module) -> list[BaseTunerLayer]:

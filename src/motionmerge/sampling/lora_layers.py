@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.errors import CheckpointError, ConfigError, ShapeError
 from motionmerge.io.weights import open_weights
 from motionmerge.merge.algebra import Scaled, Sum, TaskVector
 from motionmerge.merge.lora import Lora, LoraScaling
@@ -69,6 +69,7 @@ def read_lora(
 
     Raises:
         CheckpointError: It cannot be read, is no plain LoRA, or has layers that no denoiser has.
+        ShapeError: The matrices of a layer are no pair.
     """
     if isinstance(source, Mapping):
         tensors, scaling = dict(source), LoraScaling({})
@@ -100,6 +101,7 @@ def read_lora(
                 f"The LoRA `{name}` has the layer `{lora_module.path}`, which the model has not.",
                 fix="use a LoRA for this model and these denoisers.",
             )
+        _check_pair(lora_module, tensors, name=name)
         for place in places:
             denoiser, layer = prefixed[place]
             found[denoiser][layer] = _layer(lora_module, tensors, scaling)
@@ -114,6 +116,24 @@ def _layers_with_weights(module: nn.Module) -> list[str]:
         for name, child in module.named_modules()
         if hasattr(child, "weight") and not name.startswith(tuple(inside))
     ]
+
+
+def _check_pair(module: LoraModule, tensors: Mapping[str, torch.Tensor], *, name: str) -> None:
+    """Refuse matrices that have no rank in common, and an alpha that is no number."""
+    down, up = (list(tensors[module.keys[part]].shape) for part in ("down", "up"))
+    if min(len(down), len(up)) < 2 or down[0] != up[1] or down[0] == 0:
+        raise ShapeError(
+            f"`{module.path}` of the LoRA `{name}` has the shapes {down} and {up}; expected "
+            "[rank, inputs] and [outputs, rank], with a rank of 1 or more.",
+            fix="download the file again.",
+        )
+    if "alpha" in module.keys and tensors[module.keys["alpha"]].numel() != 1:
+        shape = list(tensors[module.keys["alpha"]].shape)
+        raise ShapeError(
+            f"The alpha of `{module.path}` in the LoRA `{name}` has shape {shape}; expected one "
+            "number.",
+            fix="download the file again.",
+        )
 
 
 def _layer(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from PIL import Image
+from pydantic import ValidationInfo, field_validator
 
 from motionmerge.config import Settings
 from motionmerge.errors import ConfigError, DataError
@@ -18,7 +20,19 @@ from motionmerge.sampling.video_families import Limits, VideoFamily, configs_of,
 
 _ENCODED = ("image", "prompt", "negative_prompt", "height", "width", "num_frames")
 
+_GUIDANCE_OPTIONS = {"guidance_scale", "true_cfg_scale", "audio_guidance_scale"}
+
 _CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory")
+
+_RANGES: dict[str, tuple[int, int]] = {
+    "seed": (0, 2**63 - 1),
+    "height": (1, 2**16),
+    "width": (1, 2**16),
+    "num_frames": (1, 2**16),
+    "num_inference_steps": (1, 1000),
+    "guidance_scale": (0, 1000),
+}
+"""What any model could make; its family knows better."""
 
 
 class VideoSettings(Settings):
@@ -26,13 +40,16 @@ class VideoSettings(Settings):
 
     Attributes:
         prompt: What happens; None for models without prompts.
-        seed: Same seed, same video.
+        seed: Same seed, same video; 0 to 2**63 - 1.
         negative_prompt: What should not happen.
         height, width: In pixels.
         num_frames: Length.
         frame_rate: Frames per second, told to models that know frame rates.
         num_inference_steps: Denoising steps.
         guidance_scale: Strength of the prompt.
+
+    Raises:
+        ConfigError: A number is out of range, or a text is not valid Unicode.
     """
 
     prompt: str | None = None
@@ -44,6 +61,40 @@ class VideoSettings(Settings):
     frame_rate: float | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+
+    @field_validator(*_RANGES, "frame_rate", mode="before")
+    @classmethod
+    def _refuse_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool):
+            raise ConfigError(
+                f"{info.field_name} is {value}, which is no number.", fix="write a number."
+            )
+        return value
+
+    @field_validator(*_RANGES)
+    @classmethod
+    def _refuse_what_is_out_of_range(cls, value: float | None, info: ValidationInfo) -> Any:
+        least, most = _RANGES[info.field_name or ""]
+        if value is not None and not least <= value <= most:
+            several = "; the seeds of several videos count up from the first"
+            raise ConfigError(
+                f"{info.field_name} is {value}; expected {least} to {most}.",
+                fix=f"use a value in between{several if info.field_name == 'seed' else ''}.",
+            )
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _refuse_broken_text(cls, value: Any, info: ValidationInfo) -> Any:
+        try:
+            if isinstance(value, str):
+                value.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{info.field_name} has a broken character at position {error.start}: {value!r}.",
+                fix="write the text in UTF-8, without lone surrogates.",
+            ) from error
+        return value
 
     def changed(self, **settings: Any) -> VideoSettings:
         """Give the same settings but for some.
@@ -81,6 +132,7 @@ class VideoSettings(Settings):
             frame_rate=self.frame_rate,
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
+            guidance_scale=self.guidance_scale,
         )
 
 
@@ -109,7 +161,9 @@ def make_video(
     """
     family, limits = family_and_limits(pipeline)
     if not any(name.startswith("prompt_embeds") for name in options):
-        settings.check(family, limits)
+        is_guided_by_options = not _GUIDANCE_OPTIONS.isdisjoint(options)
+        asked = settings.changed(negative_prompt=None) if is_guided_by_options else settings
+        asked.check(family, limits)
     arguments = pipeline_arguments(pipeline, image, settings)
     if conditions is not None:
         arguments = with_conditions(arguments, conditions)
@@ -281,13 +335,19 @@ def _out_of_memory(error: BaseException, limits: Limits) -> ConfigError:
     )
 
 
+def lines_of(text: str) -> list[str]:
+    """Cut text at its newlines alone, not at U+2028 and the like; leave a byte order mark out."""
+    lines = io.StringIO(text.removeprefix("\ufeff"), newline=None)
+    return [line.rstrip("\n") for line in lines]
+
+
 def read_prompts(text: str, *, source: str) -> list[str]:
     """Read prompts, one a line; empty lines are left out.
 
     Raises:
         DataError: There is none.
     """
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    prompts = [line.strip() for line in lines_of(text) if line.strip()]
     if not prompts:
         raise DataError(f"{source} holds no prompt.", fix="write one prompt a line.")
     return prompts

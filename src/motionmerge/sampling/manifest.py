@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from PIL import Image
 
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.hashing import hash_file
+from motionmerge.io.paths import path_of
 from motionmerge.io.video import load_image
-from motionmerge.sampling.make_video import VideoSettings
+from motionmerge.sampling.make_video import VideoSettings, lines_of
 from motionmerge.sampling.video_families import Limits, VideoFamily
 
 _MAX_NAME_BYTES = 240
@@ -111,7 +112,7 @@ def read_manifest(
         DataError: A line is no such mapping, its image is missing, or two lines are the same video.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read {path}: {error}", fix="check the path.") from error
     jobs: list[Job] = []
@@ -120,14 +121,14 @@ def read_manifest(
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        row = _row(line, where=f"{path}, line {number}")
-        image = path.parent / Path(row.image).expanduser()
-        if not image.is_file():
-            raise DataError(f"{path}, line {number}: there is no {image}.", fix="check `image`.")
+        where = f"{path}, line {number}"
+        row = _row(line, where=where)
+        image = path.parent / path_of(row.image)
+        if not _is_file(image):
+            raise DataError(f"{where}: there is no {image}.", fix="check `image`.")
         settings = row.settings(defaults or VideoSettings())
-        name = _checked_id(row.id or image.stem, where=f"{path}, line {number}", own=row.id)
-        for offset in range(num_videos):
-            own = settings.changed(seed=settings.seed + offset)
+        name = _checked_id(row.id or image.stem, where=where, own=row.id)
+        for own in _seeded(settings, num_videos, where=where):
             twin = seen.setdefault((name, image, own), number)
             if twin != number:
                 raise DataError(
@@ -201,7 +202,7 @@ def vbench_name(job: Job, configuration: str) -> str:
 def _row(line: str, *, where: str) -> ManifestRow:
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: {error}", fix="write one JSON mapping a line.") from error
     if not isinstance(values, dict):
         raise DataError(
@@ -211,6 +212,22 @@ def _row(line: str, *, where: str) -> ManifestRow:
         return ManifestRow.model_validate(values)
     except ConfigError as error:
         raise DataError(f"{where}: {error.message}", fix=error.fix) from error
+
+
+def _seeded(settings: VideoSettings, num_videos: int, *, where: str) -> Iterator[VideoSettings]:
+    """Give the settings of a line's videos, with seeds from its own on."""
+    for offset in range(num_videos):
+        try:
+            yield settings.changed(seed=settings.seed + offset)
+        except ConfigError as error:
+            raise DataError(f"{where}: {error.message}", fix=error.fix) from error
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _checked_id(name: str, *, where: str, own: str | None) -> str:

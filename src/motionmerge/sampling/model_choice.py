@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
-from motionmerge.merge.sources import hash_origin
+from motionmerge.io.hashing import hash_file
+from motionmerge.merge.sources import MODULES, hash_origin
 from motionmerge.models.pocket.components import weights_path
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
 from motionmerge.sampling.loading import default_device, load_pipeline, place
@@ -124,11 +125,18 @@ class FolderModel:
         }
         text = json.dumps(configs, sort_keys=True, default=str)
         return {
-            "model": hash_origin(self.folder.path),
+            "model": self._hash_denoisers(),
             "configs": f"sha256:{hashlib.sha256(text.encode()).hexdigest()}",
             "parts": self.folder.hash_parts(),
             "dtype": str(self._dtype()),
         }
+
+    def _hash_denoisers(self) -> str | dict[str, list[str]]:
+        """Hash what the variant names; without one, as a recipe hashes an input."""
+        if self.variant is None:
+            return hash_origin(self.folder.path)
+        chosen = {part: files for part, files in self.folder.weights.items() if part in MODULES}
+        return {part: [hash_file(file) for file in files] for part, files in chosen.items()}
 
     def load(self, encode: Callable[[Any], None] | None = None) -> tuple[Any, str]:
         """Load it; give the pipeline, and where it is in words.

@@ -19,6 +19,7 @@ import torch
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.hashing import hash_file
+from motionmerge.io.paths import exists, path_of
 from motionmerge.io.safetensors_file import SafetensorsFile
 from motionmerge.merge.sources import MODULES
 from motionmerge.sampling.video_families import POCKET, Configs, Limits, VideoFamily, family_of
@@ -84,8 +85,8 @@ def find_pipeline(
             are pickles.
         ConfigError: It is no image-to-video pipeline that we know.
     """
-    path = Path(name).expanduser()
-    if not path.exists():
+    path = path_of(name)
+    if not exists(path):
         path = _download(str(name), variant=variant, legacy=legacy)
     index = _read_index(path)
     configs: dict[str, Mapping[str, Any]] = {"": index}

@@ -34,6 +34,7 @@ class Limits:
         min_frames, max_frames: Its shortest and longest video.
         is_fixed_size: It makes its own size only.
         is_square: Height and width must be equal.
+        is_distilled: Guidance is built into its weights, and a negative prompt is not read.
     """
 
     height: int | None
@@ -46,6 +47,7 @@ class Limits:
     max_frames: int | None = None
     is_fixed_size: bool = False
     is_square: bool = False
+    is_distilled: bool = False
 
     def nearest_size(self, height: int, width: int) -> tuple[int | None, int | None]:
         """Give the nearest height and width that can be made."""
@@ -69,6 +71,25 @@ class Limits:
         return 10**9 if self.max_frames is None else self.max_frames
 
 
+# Whether a pipeline with this guidance scale reads a negative prompt; None is its own scale.
+
+
+def _above_one(scale: float | None) -> bool:
+    return scale is None or scale > 1
+
+
+def _only_if_told(scale: float | None) -> bool:
+    return scale is not None and scale > 1
+
+
+def _all_but_one(scale: float | None) -> bool:
+    return scale != 1
+
+
+def _always(scale: float | None) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class VideoFamily:
     """How the pipelines of a family of models are called.
@@ -84,6 +105,8 @@ class VideoFamily:
         has_whole_frame_rate: The frame rate must be a whole number.
         guidance_argument: What its `__call__` calls the guidance scale; None if a part holds it.
         takes_text: It has prompts.
+        is_guided: Whether its pipeline reads a negative prompt, at a guidance scale or, with None,
+            at its own.
     """
 
     name: str
@@ -95,6 +118,7 @@ class VideoFamily:
     has_whole_frame_rate: bool = False
     guidance_argument: str | None = "guidance_scale"
     takes_text: bool = True
+    is_guided: Callable[[float | None], bool] = _above_one
 
     def check(
         self,
@@ -106,6 +130,7 @@ class VideoFamily:
         frame_rate: float | None = None,
         prompt: str | None = None,
         negative_prompt: str | None = None,
+        guidance_scale: float | None = None,
     ) -> None:
         """Refuse what the family cannot make.
 
@@ -119,6 +144,8 @@ class VideoFamily:
             )
         if self.takes_text and prompt is None:
             raise ConfigError(f"{self.name} needs a prompt.", fix="say what happens with --prompt.")
+        if negative_prompt:
+            self._check_guidance(limits, guidance_scale)
         self._check_size(limits, height, width)
         if num_frames is not None and limits.nearest_num_frames(num_frames) != num_frames:
             raise ConfigError(
@@ -135,6 +162,21 @@ class VideoFamily:
                     fix=f"use {near:g} frames per second.",
                 )
 
+    def _check_guidance(self, limits: Limits, guidance_scale: float | None) -> None:
+        """Refuse a negative prompt that would do nothing."""
+        if limits.is_distilled:
+            raise ConfigError(
+                f"This model of {self.name} has guidance built in; a negative prompt does nothing.",
+                fix="leave --negative-prompt out.",
+            )
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        if not self.is_guided(scale):
+            what = "its own guidance" if scale is None else f"a guidance_scale of {scale:g}"
+            raise ConfigError(
+                f"With {what}, {self.name} ignores a negative prompt.",
+                fix="raise guidance_scale (--guidance) above 1, or leave --negative-prompt out.",
+            )
+
     def _nearest_frame_rate(self, frame_rate: float, limits: Limits) -> float:
         if not math.isfinite(frame_rate):
             return limits.frame_rate
@@ -149,7 +191,10 @@ class VideoFamily:
                 f"{self.name} takes the video's size from the image.",
                 fix="leave height and width out; crop the image to change the shape.",
             )
-        asked = height or limits.height, width or limits.width
+        asked = (
+            limits.height if height is None else height,
+            limits.width if width is None else width,
+        )
         near = limits.nearest_size(*asked)
         if near == asked:
             return
@@ -256,7 +301,15 @@ def _ltx_2(configs: Configs) -> Limits:
 def _hunyuan_video(configs: Configs) -> Limits:
     vae = _part(configs, "vae")
     multiple = math.lcm(16, vae.get("spatial_compression_ratio", 8) * _patch(configs, 2))
-    return Limits(720, 1280, multiple, 129, 24, vae.get("temporal_compression_ratio", 4))
+    return Limits(
+        720,
+        1280,
+        multiple,
+        129,
+        24,
+        vae.get("temporal_compression_ratio", 4),
+        is_distilled=bool(_part(configs, "transformer").get("guidance_embeds", True)),
+    )
 
 
 def _hunyuan_video_15(configs: Configs) -> Limits:
@@ -335,13 +388,20 @@ VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
         _ltx_2,
         num_inference_steps=30,
         frame_rate_argument="frame_rate",
+        is_guided=_always,  # the sound has a scale of its own, and reaches the frames
     ),
-    VideoFamily("hunyuan-video", ("HunyuanVideoImageToVideoPipeline",), _hunyuan_video),
+    VideoFamily(
+        "hunyuan-video",
+        ("HunyuanVideoImageToVideoPipeline",),
+        _hunyuan_video,
+        is_guided=_only_if_told,
+    ),
     VideoFamily(
         "hunyuan-video-1.5",
         ("HunyuanVideo15ImageToVideoPipeline",),
         _hunyuan_video_15,
         guidance_argument=None,
+        is_guided=_all_but_one,
     ),
     VideoFamily("kandinsky-5", ("Kandinsky5I2VPipeline",), _kandinsky_5),
     VideoFamily(

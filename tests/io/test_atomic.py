@@ -1,0 +1,69 @@
+"""Files appear whole, whoever else writes to them; what cannot be written is known before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from motionmerge.errors import ConfigError
+from motionmerge.io import atomic
+from motionmerge.io.atomic import atomic_folder, atomic_path, prepare_file, prepare_folder
+
+
+def test_two_writers_with_one_process_id_do_not_share_a_temporary_file(tmp_path):
+    target = tmp_path / "video.mp4"
+    with atomic_path(target) as first, atomic_path(target) as second:
+        first.write_bytes(b"first")
+        second.write_bytes(b"second")
+    assert target.read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+def test_what_another_machine_writes_is_left_alone_for_a_day(tmp_path, monkeypatch):
+    target = tmp_path / "video.mp4"
+    dead = 2**30
+    file = tmp_path / f".video.mp4.0123456789ab.{dead}.00ff00ff.tmp"
+    folder = file.with_suffix(".old")
+    file.write_bytes(b"half")
+    folder.mkdir()
+    (folder / "part").write_bytes(b"half")
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(b"whole")
+    assert file.exists() and (folder / "part").exists()
+    monkeypatch.setattr(atomic, "_STALE_SECONDS", -60)
+    with atomic_folder(tmp_path / "video"), atomic_path(target) as temporary:
+        temporary.write_bytes(b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"video", target.name}
+
+
+def test_the_longest_names_can_be_written(tmp_path):
+    target = tmp_path / ("x" * 251 + ".mp4")
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(b"whole")
+    assert target.read_bytes() == b"whole"
+
+
+def test_a_prepared_folder_is_empty(tmp_path):
+    prepare_folder(tmp_path / "new" / "videos")
+    prepare_file(tmp_path / "new" / "videos" / "out.mp4")
+    assert not list((tmp_path / "new" / "videos").iterdir())
+
+
+@pytest.mark.parametrize("name", ["a file", "a file/below", "/dev/null/below", "x" * 256])
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, name):
+    (tmp_path / "a file").touch()
+    with pytest.raises(ConfigError, match=r"Cannot write to the folder(.|\n)*Fix:"):
+        prepare_folder(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "/", "a folder", "a folder/..", "a file/below", "/dev/null", "x" * 256]
+)
+def test_a_file_that_cannot_be_written_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a file").touch()
+    (tmp_path / "a folder").mkdir()
+    with pytest.raises(ConfigError, match=r"Cannot write(.|\n)*Fix:"):
+        prepare_file(Path(name))
+    assert not list((tmp_path / "a folder").iterdir())

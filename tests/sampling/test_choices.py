@@ -1,0 +1,119 @@
+"""What is chosen decides the name of a video, and what does not go together is told at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from motionmerge.cli.video_flags import VideoFlags
+from motionmerge.errors import ConfigError, MotionMergeError
+from motionmerge.io.weights import open_weights, save_weights
+from motionmerge.merge.recipe import Recipe
+from motionmerge.sampling.expert_choice import ExpertChoice, from_loras
+from motionmerge.sampling.loading import check_device
+from motionmerge.sampling.model_choice import FolderModel
+from motionmerge.sampling.pipeline_folder import find_pipeline
+
+from .model_folders import save_lora, save_tiny
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wan")
+    save_tiny("Wan 2.1", folder)
+    return folder
+
+
+@pytest.fixture
+def wan(plain: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(plain, tmp_path / "wan"))
+
+
+def add_variant(folder: Path, shift: float, *, keep_plain: bool = True) -> None:
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    with open_weights(file) as reader:
+        moved = {key: reader.read(key) + shift for key in reader.keys()}  # noqa: SIM118
+    save_weights(file.with_name("diffusion_pytorch_model.ema.safetensors"), moved)
+    if not keep_plain:
+        file.unlink()
+
+
+def fingerprint(folder: Path, variant: str | None) -> dict[str, object]:
+    chosen = find_pipeline(folder, variant=variant)
+    return FolderModel(chosen, device=torch.device("cpu"), variant=variant).fingerprint()
+
+
+def test_a_variant_is_hashed_with_its_own_files(wan: Path) -> None:
+    before = fingerprint(wan, None)
+    add_variant(wan, 0.1)
+    first = fingerprint(wan, "ema")
+    add_variant(wan, 0.2)
+    assert fingerprint(wan, None) == before
+    assert len({str(one) for one in (before, first, fingerprint(wan, "ema"))}) == 3
+
+
+def test_a_variant_beside_plain_weights_is_not_extrapolated(wan: Path, plain: Path) -> None:
+    flags = VideoFlags(model=str(wan), variant="ema", base=plain, motion=0.5, device="cpu")
+    add_variant(wan, 0.1)
+    with pytest.raises(ConfigError, match=r"plain weights beside the variant ema"):
+        flags.chosen_experts(flags.chosen_model())
+    add_variant(wan, 0.1, keep_plain=False)
+    assert flags.chosen_experts(flags.chosen_model()).recipe is not None
+
+
+def test_settings_beside_a_lora_are_hashed(tmp_path: Path) -> None:
+    layer = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    save_lora(tmp_path / "adapter_model.safetensors", layer, "0")
+    choice = from_loras([tmp_path / "adapter_model.safetensors"])
+    found = [choice.fingerprint()]
+    for alpha in (2, 200):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha, "r": 2}))
+        found.append(choice.fingerprint())
+    assert len({str(one) for one in found}) == 3
+    assert "lora_settings" not in found[0]
+
+
+TWO = "inputs: {a: a.safetensors, b: b.safetensors}\nexperts: {one: a, two: b, three: a}\n"
+
+
+@pytest.mark.parametrize(("boundary", "words"), [(None, "3 experts"), (0.5, "3 experts")])
+def test_experts_without_a_schedule_are_refused_before_anything_is_loaded(
+    boundary: float | None, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        ExpertChoice(Recipe.parse(TWO), boundary)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "xpu", "vulkan"])
+def test_a_device_that_is_not_here_is_refused(device: str) -> None:
+    check_device(torch.device("cpu"))
+    with pytest.raises(ConfigError, match=rf"no device {device} here, but cpu"):
+        check_device(torch.device(device))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"lora": ["LONG"]},
+        {"lora": ["~nobody-here/style.safetensors"]},
+        {"recipe": "LONG"},
+        {"motion": 0.5, "base": "LONG"},
+        {"motion": 0.5, "base": "~nobody-here/base"},
+        {"weights": "~nobody-here/merged.safetensors"},
+    ],
+    ids=str,
+)
+def test_a_name_that_no_file_can_have_is_an_error_with_a_fix(
+    plain: Path, flags: dict[str, object]
+) -> None:
+    long = {key: "x" * 300 if value == "LONG" else value for key, value in flags.items()}
+    long = {key: ["x" * 300] if value == ["LONG"] else value for key, value in long.items()}
+    if "base" in long:
+        long["base"] = Path(str(long["base"]))
+    asked = VideoFlags(model=str(plain), device="cpu", **long)  # type: ignore[arg-type]
+    with pytest.raises(MotionMergeError, match=r"(?s)xxx|nobody-here.*Fix: "):
+        asked.chosen_experts(asked.chosen_model())
