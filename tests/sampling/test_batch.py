@@ -169,6 +169,8 @@ def test_a_failed_video_is_listed_and_the_others_are_made(workplace: Path, tmp_p
     rows = [{"image": image, "prompt": "a cat"} for image in ("photo.png", "broken.png")]
     write_manifest(tmp_path, rows)
     output = tmp_path / "videos"
+    planned = CliRunner().invoke(app, arguments(tmp_path, output, "--dry-run"))
+    assert planned.exit_code == 2 and "broken.png cannot be read as an image" in planned.stderr
     result = CliRunner().invoke(app, arguments(tmp_path, output))
     assert result.exit_code == 1, result.output
     assert "made 1, found 0, failed 1" in result.stdout

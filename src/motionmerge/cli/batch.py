@@ -64,6 +64,7 @@ def batch(
     processes, failures-RANK.jsonl), and the exit code is then 1.
     """
     from motionmerge.io.atomic import prepare_folder
+    from motionmerge.io.video import load_image
     from motionmerge.sampling.batch import (
         BatchOptions,
         Tally,
@@ -96,6 +97,8 @@ def batch(
     planned = shard(all_planned, rank, world_size)
     todo = missing(planned)
     if dry_run:
+        for image in dict.fromkeys(video.job.image for video in todo):
+            load_image(image)  # a run would list each that cannot be read as a failure
         _print_plan([video.path.name for video in todo], len(planned), as_json)
         return
     found = len(planned) - len(todo)
