@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 from collections.abc import Hashable, Iterable
 from typing import Any
 
@@ -18,6 +19,12 @@ def fix_unknown_name(name: str, known: Iterable[str]) -> str:
     if near:
         return f"Write `{near[0]}` instead of `{name}`."
     return f"Remove `{name}`, or use one of: {', '.join(names)}."
+
+
+def lines_of(text: str) -> list[str]:
+    """Cut text at its newlines alone, not at U+2028 and the like; leave a byte order mark out."""
+    lines = io.StringIO(text.removeprefix("\ufeff"), newline=None)
+    return [line.rstrip("\n") for line in lines]
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

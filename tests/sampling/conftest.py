@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +12,27 @@ from PIL import Image
 
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
 
+from .model_folders import save_tiny
 from .tiny_dynamicrafter import NUM_FRAMES, tiny_pipeline
 
 
 @pytest.fixture
 def pipeline() -> DynamiCrafterPipeline:
     return tiny_pipeline()
+
+
+@pytest.fixture(scope="session")
+def stored_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny Wan 2.1, for those who only read it."""
+    folder = tmp_path_factory.mktemp("wan")
+    save_tiny("Wan 2.1", folder)
+    return folder
+
+
+@pytest.fixture
+def own_wan(stored_wan: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may change."""
+    return Path(shutil.copytree(stored_wan, tmp_path / "wan"))
 
 
 @pytest.fixture

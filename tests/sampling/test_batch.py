@@ -162,12 +162,17 @@ def test_a_dry_run_writes_nothing_and_lists_what_is_missing(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_failed_video_is_listed_and_the_others_are_made(workplace: Path, tmp_path: Path) -> None:
+def ask_for_a_broken_image(workplace: Path, tmp_path: Path) -> None:
+    """Make a workplace like the other, whose second line has an image that cannot be read."""
     for name in ("hub", "1.safetensors", "2.safetensors", "two.yaml", "photo.png"):
         (tmp_path / name).symlink_to(workplace / name)
     (tmp_path / "broken.png").write_bytes(b"no image")
     rows = [{"image": image, "prompt": "a cat"} for image in ("photo.png", "broken.png")]
     write_manifest(tmp_path, rows)
+
+
+def test_a_failed_video_is_listed_and_the_others_are_made(workplace: Path, tmp_path: Path) -> None:
+    ask_for_a_broken_image(workplace, tmp_path)
     output = tmp_path / "videos"
     planned = CliRunner().invoke(app, arguments(tmp_path, output, "--dry-run"))
     assert planned.exit_code == 2 and "broken.png cannot be read as an image" in planned.stderr
@@ -186,11 +191,7 @@ def test_a_failed_video_is_listed_and_the_others_are_made(workplace: Path, tmp_p
 def test_no_list_names_a_video_that_exists_or_a_process_that_takes_no_part(
     workplace: Path, tmp_path: Path
 ) -> None:
-    for name in ("hub", "1.safetensors", "2.safetensors", "two.yaml", "photo.png"):
-        (tmp_path / name).symlink_to(workplace / name)
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    rows = [{"image": image, "prompt": "a cat"} for image in ("photo.png", "broken.png")]
-    write_manifest(tmp_path, rows)
+    ask_for_a_broken_image(workplace, tmp_path)
     output = tmp_path / "videos"
 
     def lists() -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -18,19 +17,7 @@ from motionmerge.sampling.loading import check_device
 from motionmerge.sampling.model_choice import FolderModel
 from motionmerge.sampling.pipeline_folder import find_pipeline
 
-from .model_folders import save_lora, save_tiny
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wan")
-    save_tiny("Wan 2.1", folder)
-    return folder
-
-
-@pytest.fixture
-def wan(plain: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(plain, tmp_path / "wan"))
+from .model_folders import save_lora
 
 
 def add_variant(folder: Path, shift: float, *, keep_plain: bool = True) -> None:
@@ -47,21 +34,23 @@ def fingerprint(folder: Path, variant: str | None) -> dict[str, object]:
     return FolderModel(chosen, device=torch.device("cpu"), variant=variant).fingerprint()
 
 
-def test_a_variant_is_hashed_with_its_own_files(wan: Path) -> None:
-    before = fingerprint(wan, None)
-    add_variant(wan, 0.1)
-    first = fingerprint(wan, "ema")
-    add_variant(wan, 0.2)
-    assert fingerprint(wan, None) == before
-    assert len({str(one) for one in (before, first, fingerprint(wan, "ema"))}) == 3
+def test_a_variant_is_hashed_with_its_own_files(own_wan: Path) -> None:
+    before = fingerprint(own_wan, None)
+    add_variant(own_wan, 0.1)
+    first = fingerprint(own_wan, "ema")
+    add_variant(own_wan, 0.2)
+    assert fingerprint(own_wan, None) == before
+    assert len({str(one) for one in (before, first, fingerprint(own_wan, "ema"))}) == 3
 
 
-def test_a_variant_beside_plain_weights_is_not_extrapolated(wan: Path, plain: Path) -> None:
-    flags = VideoFlags(model=str(wan), variant="ema", base=plain, motion=0.5, device="cpu")
-    add_variant(wan, 0.1)
+def test_a_variant_beside_plain_weights_is_not_extrapolated(
+    own_wan: Path, stored_wan: Path
+) -> None:
+    flags = VideoFlags(model=str(own_wan), variant="ema", base=stored_wan, motion=0.5, device="cpu")
+    add_variant(own_wan, 0.1)
     with pytest.raises(ConfigError, match=r"plain weights beside the variant ema"):
         flags.chosen_experts(flags.chosen_model())
-    add_variant(wan, 0.1, keep_plain=False)
+    add_variant(own_wan, 0.1, keep_plain=False)
     assert flags.chosen_experts(flags.chosen_model()).recipe is not None
 
 
@@ -108,12 +97,12 @@ def test_a_device_that_is_not_here_is_refused(device: str) -> None:
     ids=str,
 )
 def test_a_name_that_no_file_can_have_is_an_error_with_a_fix(
-    plain: Path, flags: dict[str, object]
+    stored_wan: Path, flags: dict[str, object]
 ) -> None:
     long = {key: "x" * 300 if value == "LONG" else value for key, value in flags.items()}
     long = {key: ["x" * 300] if value == ["LONG"] else value for key, value in long.items()}
     if "base" in long:
         long["base"] = Path(str(long["base"]))
-    asked = VideoFlags(model=str(plain), device="cpu", **long)  # type: ignore[arg-type]
+    asked = VideoFlags(model=str(stored_wan), device="cpu", **long)  # type: ignore[arg-type]
     with pytest.raises(MotionMergeError, match=r"(?s)xxx|nobody-here.*Fix: "):
         asked.chosen_experts(asked.chosen_model())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from motionmerge.io.weights import open_weights, save_weights
 from motionmerge.sampling.loading import _DTYPE, _load_part, load_pipeline
 from motionmerge.sampling.pipeline_folder import find_pipeline
 
-from .model_folders import family_named, save_dynamicrafter, save_tiny
+from .model_folders import family_named, save_dynamicrafter
 from .tiny_dynamicrafter import tiny_tokenizer
 from .tiny_pipelines import FAMILIES, tiny
 
@@ -30,13 +29,6 @@ def remove_tensor(folder: Path, part: str, name: str) -> str:
     return removed
 
 
-@pytest.fixture(scope="module")
-def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wan")
-    save_tiny("Wan 2.1", folder)
-    return folder
-
-
 @pytest.mark.parametrize(
     ("part", "tensor"),
     [
@@ -47,13 +39,10 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("transformer", "attn1.norm_q.weight"),
     ],
 )
-def test_a_tensor_that_is_missing_is_named(
-    wan: Path, tmp_path: Path, part: str, tensor: str
-) -> None:
-    folder = Path(shutil.copytree(wan, tmp_path / "copy"))
-    remove_tensor(folder, part, tensor)
+def test_a_tensor_that_is_missing_is_named(own_wan: Path, part: str, tensor: str) -> None:
+    remove_tensor(own_wan, part, tensor)
     with pytest.raises(CheckpointError, match=rf"`{part}`.*lacks 1 of its tensors.*{tensor}"):
-        load_pipeline(find_pipeline(folder))
+        load_pipeline(find_pipeline(own_wan))
 
 
 @pytest.mark.parametrize("is_ahead", [False, True])
@@ -84,7 +73,7 @@ def test_every_part_of_all_families_is_loaded_whole(name: str, tmp_path: Path) -
         assert torch.bfloat16 in {tensor.dtype for tensor in loaded.parameters()}
 
 
-def test_loading_warns_of_nothing(wan: Path, recwarn: pytest.WarningsRecorder) -> None:
-    pipeline = load_pipeline(find_pipeline(wan), dtype=torch.bfloat16)
+def test_loading_warns_of_nothing(stored_wan: Path, recwarn: pytest.WarningsRecorder) -> None:
+    pipeline = load_pipeline(find_pipeline(stored_wan), dtype=torch.bfloat16)
     assert pipeline.transformer.dtype == pipeline.text_encoder.dtype == torch.bfloat16
     assert not [one for one in recwarn if "dtype" in str(one.message)]

@@ -138,7 +138,7 @@ def original(
     as_json: JsonOption = False,
 ) -> None:
     """Write each expert as one DynamiCrafter file in the official layout."""
-    from motionmerge.io.atomic import prepare_file, prepare_folder
+    from motionmerge.io.atomic import check_file, prepare_folder
     from motionmerge.merge.export import export_folder
     from motionmerge.merge.recipe import Recipe
     from motionmerge.models.dynamicrafter.checkpoint_folder import to_official
@@ -152,7 +152,7 @@ def original(
     prepare_folder(output)
     paths = {expert: output / f"{expert}.{file_format.value}" for expert in loaded.experts}
     for path in paths.values():
-        prepare_file(path)
+        check_file(path)
         if path.exists() and not overwrite:
             raise ConfigError(f"{path} exists already.", fix="Pass --overwrite.")
     counts = {}

@@ -92,7 +92,7 @@ def generate(
 
 def _output_paths(output: Path, wanted: list[tuple[int, VideoSettings]]) -> list[Path]:
     """Name the file of every video, when it can be written."""
-    from motionmerge.io.atomic import prepare_file
+    from motionmerge.io.atomic import check_file, prepare_file
 
     prepare_file(output)
     if len(wanted) == 1:
@@ -102,7 +102,7 @@ def _output_paths(output: Path, wanted: list[tuple[int, VideoSettings]]) -> list
         for number, settings in wanted
     ]
     for path in paths:
-        prepare_file(path)
+        check_file(path)
     return paths
 
 

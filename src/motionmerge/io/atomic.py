@@ -85,7 +85,17 @@ def prepare_file(path: str | Path) -> None:
     """Make the folder of a file that is to be written later, and see that the file can be.
 
     Raises:
-        ConfigError: As `prepare_folder`, or there is something else than a file at `path`.
+        ConfigError: As `prepare_folder` and `check_file`.
+    """
+    check_file(path)
+    prepare_folder(Path(path).parent)
+
+
+def check_file(path: str | Path) -> None:
+    """Refuse a name that a file cannot have, in a folder that was prepared.
+
+    Raises:
+        ConfigError: It is too long, or there is something else than a file.
     """
     target = Path(path)
     try:
@@ -97,7 +107,6 @@ def prepare_file(path: str | Path) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "no file"
         raise ConfigError(f"Cannot write {path}: it is {kind}.", fix="give the name of a file.")
-    prepare_folder(target.parent)
 
 
 def _temporary_name(target: Path) -> Path:

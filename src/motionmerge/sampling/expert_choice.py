@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from motionmerge.errors import ConfigError, RecipeError
+from motionmerge.errors import ConfigError
 from motionmerge.io.paths import path_of_weights
 from motionmerge.io.weights import open_weights
 from motionmerge.merge.lora_scaling import LoraScaling
@@ -18,7 +18,6 @@ from motionmerge.merge.sources import MODULES, module_folders
 from motionmerge.sampling.expert_bank import chosen_schedule, experts, paper_recipe
 from motionmerge.sampling.lora_layers import OWN_MODEL
 from motionmerge.sampling.switching import DENOISERS
-from motionmerge.text import fix_unknown_name
 
 
 @dataclass(frozen=True)
@@ -125,14 +124,10 @@ def from_recipe(
         RecipeError: There is no such recipe or input.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    replaced = dict(recipe.inputs)
-    for name, path in (inputs or {}).items():
-        if name not in replaced:
-            raise RecipeError(
-                f"The recipe has no input `{name}`.", fix=fix_unknown_name(name, replaced)
-            )
-        replaced[name] = RecipeInput(str(path_of_weights(path)))
-    return ExpertChoice(replace(recipe, inputs=replaced), boundary)
+    given = inputs or {}
+    recipe.check_names(given)
+    replaced = {name: RecipeInput(str(path_of_weights(path))) for name, path in given.items()}
+    return ExpertChoice(replace(recipe, inputs={**recipe.inputs, **replaced}), boundary)
 
 
 def from_loras(

@@ -65,12 +65,13 @@ def load_pipeline(
     }
     made_by = pipeline_class(folder.family)
     names = [part for part in folder.weights if part in inspect.signature(made_by).parameters]
-    if encode is not None:
-        names.remove("unet")
+    later = () if encode is None else ("unet",)
     with _named_faults(folder):
-        parts = {part: _load_part(folder, part, variant, options) for part in names}
-        left_out = {} if encode is None else {"unet": None}
-        pipeline = made_by.from_pretrained(folder.path, **parts, **left_out, **options)
+        parts = {
+            part: None if part in later else _load_part(folder, part, variant, options)
+            for part in names
+        }
+        pipeline = made_by.from_pretrained(folder.path, **parts, **options)
         if encode is not None:
             with torch.device("meta"):
                 config = DynamiCrafterUNet.from_config(dict(folder.configs["unet"])).config

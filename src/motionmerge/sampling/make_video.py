@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +16,7 @@ from motionmerge.io.video import fit_image
 from motionmerge.sampling.conditions import Conditions
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
 from motionmerge.sampling.video_families import Limits, VideoFamily, configs_of, family_of
+from motionmerge.text import lines_of
 
 _ENCODED = ("image", "prompt", "negative_prompt", "height", "width", "num_frames")
 
@@ -333,12 +333,6 @@ def _out_of_memory(error: BaseException, limits: Limits) -> ConfigError:
         fix=f"ask for fewer frames ({limits.nearest_num_frames(limits.num_frames // 2)}) or "
         f"{smaller}, or load the model with --dtype bf16.",
     )
-
-
-def lines_of(text: str) -> list[str]:
-    """Cut text at its newlines alone, not at U+2028 and the like; leave a byte order mark out."""
-    lines = io.StringIO(text.removeprefix("\ufeff"), newline=None)
-    return [line.rstrip("\n") for line in lines]
 
 
 def read_prompts(text: str, *, source: str) -> list[str]:

@@ -16,10 +16,11 @@ from PIL import Image
 
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.hashing import hash_file
-from motionmerge.io.paths import path_of
+from motionmerge.io.paths import exists, path_of
 from motionmerge.io.video import load_image
-from motionmerge.sampling.make_video import VideoSettings, lines_of
+from motionmerge.sampling.make_video import VideoSettings
 from motionmerge.sampling.video_families import Limits, VideoFamily
+from motionmerge.text import lines_of
 
 _MAX_NAME_BYTES = 240
 
@@ -124,7 +125,7 @@ def read_manifest(
         where = f"{path}, line {number}"
         row = _row(line, where=where)
         image = path.parent / path_of(row.image)
-        if not _is_file(image):
+        if not (exists(image) and image.is_file()):
             raise DataError(f"{where}: there is no {image}.", fix="check `image`.")
         settings = row.settings(defaults or VideoSettings())
         name = _checked_id(row.id or image.stem, where=where, own=row.id)
@@ -221,13 +222,6 @@ def _seeded(settings: VideoSettings, num_videos: int, *, where: str) -> Iterator
             yield settings.changed(seed=settings.seed + offset)
         except ConfigError as error:
             raise DataError(f"{where}: {error.message}", fix=error.fix) from error
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # such as a name that is too long
-        return False
 
 
 def _checked_id(name: str, *, where: str, own: str | None) -> str:

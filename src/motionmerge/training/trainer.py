@@ -26,6 +26,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.io.atomic import atomic_path
 from motionmerge.models.pocket.components import attention_kernel
 from motionmerge.sampling.captured import ReplayedCall
 
@@ -365,19 +366,16 @@ class _State:
         return saved["step"], saved["seconds"]
 
     def save(self, step: int, seconds: float) -> None:
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-        torch.save(
-            {
-                "step": step,
-                "seconds": seconds,
-                "settings": self.settings,
-                "module": self.module.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "ema": self.ema.state_dict(),
-            },
-            temporary,
-        )
-        temporary.replace(self.path)
+        state = {
+            "step": step,
+            "seconds": seconds,
+            "settings": self.settings,
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+        }
+        with atomic_path(self.path) as temporary:
+            torch.save(state, temporary)
 
     def final_loss(self) -> float:
         """Mean of what was logged over the last tenth of the run."""
