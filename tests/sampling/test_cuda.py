@@ -20,12 +20,13 @@ from motionmerge.errors import ConfigError
 from motionmerge.merge.recipe import Recipe
 from motionmerge.models.dynamicrafter.fast_layers import FastGEGLU, FastGroupNorm
 from motionmerge.models.pocket.world import load_photo
+from motionmerge.sampling import prefetch
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
 from motionmerge.sampling.expert_bank import ExpertBank, experts
 from motionmerge.sampling.make_video import VideoSettings, make_video
 from motionmerge.sampling.phases import make_videos
-from motionmerge.sampling.placement import Prefetcher, StreamLane
 from motionmerge.sampling.pocket_pipeline import knob_recipe
+from motionmerge.sampling.prefetch import Prefetcher, StreamLane
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
 
 from .test_expert_bank import (
@@ -60,39 +61,43 @@ def recipe(pipeline: DynamiCrafterPipeline, tmp_path: Path) -> Recipe:
     return stored_paper_recipe(tmp_path, base, other_weights("unet", "image_projector"))
 
 
-def test_a_stream_brings_pinned_tensors_bit_for_bit_while_the_gpu_computes() -> None:
-    lane = StreamLane(GPU)
+def test_a_stream_brings_pinned_tensors_bit_for_bit_while_the_gpu_computes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prefetch, "PIECE_BYTES", 8 << 20)
     values = {str(n): torch.randn(1 << 20, device=GPU) for n in range(20)}
-    waiting = {name: lane.prepare(value) for name, value in values.items()}
-    assert all(value.is_pinned() for value in waiting.values())
-    prefetcher = Prefetcher(lane, max_bytes=15 * (4 << 20))
+    lane, both = StreamLane(GPU), {"one": {}, "two": dict(values)}
+    prefetcher = Prefetcher(both, order=both, lane=lane, max_bytes=60 << 20)
     busy = torch.randn(4096, 4096, device=GPU)
     for _ in range(3):
         for _ in range(20):
             busy = busy @ busy / busy.norm()
-        prefetcher.start(waiting)
-        assert len(prefetcher.sent) == 15
-        assert all(value.device == GPU for value in prefetcher.sent.values())
-        arrived = {name: torch.empty_like(value) for name, value in values.items()}
-        for name, value in prefetcher.arrived(waiting).items():
-            arrived[name].copy_(value)
-        assert same_weights(arrived, values)
+        prefetcher.send_next("one")
+        arrived = prefetcher.take("two")
+        assert [name for name, value in arrived.items() if value.device == GPU] == [*values][:14]
+        assert all(value.is_pinned() for name, value in arrived.items() if int(name) >= 14)
+        found = {name: torch.empty_like(value) for name, value in values.items()}
+        torch._foreach_copy_(list(found.values()), list(arrived.values()), non_blocking=True)
+        assert same_weights(found, values)
 
 
 def test_every_placement_makes_the_same_video_and_gives_the_model_back(
-    on_gpu: DynamiCrafterPipeline, generate: Generate, recipe: Recipe
+    on_gpu: DynamiCrafterPipeline,
+    generate: Generate,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(prefetch, "PIECE_BYTES", 50_000)  # so that several are sent ahead
     before = weights_of(on_gpu, "unet", "image_projector")
     videos = []
     for kind in ("auto", "resident", "prefetch", "recompute"):
         with experts(on_gpu, recipe=recipe, placement=kind) as bank:
             videos += [generate(on_gpu), generate(on_gpu)]
             unet = bank._parts[0]
-            kept = [] if kind == "recompute" else list(unet.values["dynamics"].values())
             if kind == "prefetch":
-                assert all(one.is_pinned() for one in kept)
-            else:
-                assert all(one.device == GPU for one in kept)
+                assert len(unet._prefetcher._sent) > 1
+            elif kind != "recompute":
+                assert all(one.device == GPU for one in unet.values["dynamics"].values())
         assert same_weights(weights_of(on_gpu, "unet", "image_projector"), before)
     assert all(torch.equal(video, videos[0]) for video in videos)
 

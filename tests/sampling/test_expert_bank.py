@@ -216,25 +216,27 @@ def test_only_what_differs_between_experts_is_kept(pipeline: DynamiCrafterPipeli
     assert same_weights(weights_of(pipeline, "unet"), base)
 
 
+@pytest.mark.parametrize("group_bytes", [0, 1 << 20])
 def test_a_switch_that_is_interrupted_anywhere_loses_no_expert(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, group_bytes: int
 ) -> None:
     names = ("one", "two", "three")
     both = {
         name: {"weight": torch.full((2,), float(n)), "bias": torch.full((1,), float(n))}
         for n, name in enumerate(names, 1)
     }
-    copy_ = torch.Tensor.copy_
     left = 0
 
-    def interrupted(self: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    def interrupted(targets: list[torch.Tensor], sources: list[torch.Tensor], **_: bool) -> None:
         nonlocal left
-        left -= 1
-        if left == 0:
-            raise KeyboardInterrupt
-        return copy_(self, source)
+        for target, source in zip(targets, sources, strict=True):
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+            target.copy_(source)
 
-    monkeypatch.setattr(torch.Tensor, "copy_", interrupted)
+    monkeypatch.setattr(torch, "_foreach_copy_", interrupted)
+    monkeypatch.setattr(switched_module, "_GROUP_BYTES", {"cpu": group_bytes})
     for stop in range(1, 5):  # each expert has two tensors: one copy to hold it, one to put it
         for after in names:
             model = Recorder()

@@ -18,18 +18,15 @@ from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.merge.in_memory import realise
 from motionmerge.merge.recipe import Recipe
 from motionmerge.merge.sources import OpenInputs
-from motionmerge.sampling import placement, recompute
+from motionmerge.sampling import placement, prefetch, recompute
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
-from motionmerge.sampling.expert_bank import ExpertBank, experts
+from motionmerge.sampling.expert_bank import experts
 from motionmerge.sampling.placement import (
-    PlainLane,
-    Prefetcher,
     choose_placement,
     computing_device,
     should_recompute,
 )
 from motionmerge.sampling.recompute import recomputed_experts
-from motionmerge.schedule import ExpertSchedule
 
 from .test_expert_bank import Recorder, other_weights, same_weights, stored_paper_recipe, weights_of
 
@@ -52,6 +49,7 @@ def test_every_placement_makes_the_same_video_and_gives_the_model_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(recompute, "GROUP_BYTES", 50_000)  # several groups, also of this model
+    monkeypatch.setattr(prefetch, "PIECE_BYTES", 50_000)
     before = weights_of(pipeline, "unet", "image_projector")
     videos = []
     for kind in ("auto", "prefetch", "recompute", "recompute"):
@@ -148,7 +146,7 @@ def test_only_what_differs_is_computed_again_at_a_switch(
         ("recompute", False, 0),
         ("resident", True, 2),  # the other expert, its own values
         ("resident", False, 1),
-        ("prefetch", True, 4),  # both experts, the one sent ahead, its own values
+        ("prefetch", True, 3),  # both experts, its own values; a piece of it is too large to send
     ],
 )
 def test_a_bank_holds_what_it_needs_and_nothing_once_it_is_detached(
@@ -229,49 +227,22 @@ def test_experts_that_do_not_fit_into_main_memory_are_recomputed_or_refused(
     ("asked", "device", "free", "kind", "ahead"),
     [
         ("auto", CPU, 10, "resident", 0),
-        ("auto", GPU, 48, "resident", 0),  # two experts of 12: half of what is free
-        ("auto", GPU, 46, "prefetch", 12),
+        ("auto", GPU, 40, "resident", 0),  # of two experts of 20 one waits: half of what is free
+        ("auto", GPU, 38, "prefetch", 8),
         ("auto", GPU, 10, "prefetch", 5),
         ("auto", GPU, 0, "prefetch", 0),
         ("auto", GPU, None, "prefetch", 0),
         ("resident", GPU, 10, "resident", 0),
-        ("prefetch", GPU, 100, "prefetch", 12),
-        ("prefetch", CPU, 0, "prefetch", 12),
+        ("prefetch", GPU, 100, "prefetch", 8),
+        ("prefetch", CPU, 100, "prefetch", 8),
     ],
 )
 def test_the_fastest_placement_that_fits_is_chosen(
     asked: str, device: torch.device, free: int | None, kind: str, ahead: int
 ) -> None:
-    sizes = {"dynamics": 12, "consistency": 12}
+    sizes = {"dynamics": 20, "consistency": 20}
     chosen = choose_placement(asked, expert_bytes=sizes, device=device, free=free)
     assert (chosen.kind, chosen.ahead_bytes, chosen.device) == (kind, ahead, device)
-
-
-def test_what_may_not_be_sent_ahead_arrives_with_the_rest() -> None:
-    values = {name: torch.full((4,), float(number)) for number, name in enumerate("abc")}
-    prefetcher = Prefetcher(PlainLane(CPU), max_bytes=2 * 16)
-    prefetcher.start(values)
-    assert set(prefetcher.sent) == {"a", "b"}
-    arrived = prefetcher.arrived(values)
-    assert same_weights(arrived, values)
-    assert arrived["a"] is not values["a"] and arrived["c"] is values["c"]
-    assert not prefetcher.sent
-
-
-def test_the_expert_that_comes_next_is_sent_ahead_and_another_one_is_right_too() -> None:
-    model = Recorder()
-    three = {name: {"weight": torch.full((2,), float(n))} for n, name in enumerate("abc", start=1)}
-    schedule = ExpertSchedule.from_list(
-        [{"expert": "a", "timestep": 800}, {"expert": "b", "timestep": 500}, {"expert": "c"}]
-    )
-    with ExpertBank(model, three, schedule=schedule, placement="prefetch") as bank:
-        (part,) = bank._parts
-        sent = []
-        for timestep in (900, 600, 100, 900, 100, 600):
-            model(torch.zeros(1), timestep)
-            sent.append(part._prefetcher.sent["weight"][0].item())
-    assert [weight for _, weight in model.calls] == [1, 2, 3, 1, 3, 2]
-    assert sent == [2, 3, 1, 2, 1, 3]
 
 
 def test_a_module_of_a_model_that_is_offloaded_computes_elsewhere() -> None:

@@ -7,7 +7,7 @@ switch copies only what has to change and restoring gives back exactly what was 
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,14 +21,19 @@ from motionmerge.sampling.memory import return_freed_memory
 from motionmerge.sampling.on_disk import TensorsOnDisk
 from motionmerge.sampling.placement import (
     Placement,
-    Prefetcher,
     Weights,
     choose_placement,
     computing_device,
     free_or_none,
-    lane_to,
 )
+from motionmerge.sampling.prefetch import Prefetcher, lane_to
 from motionmerge.sampling.recompute import RecomputedExpert
+
+_GROUP_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
+"""How much is copied by one call. Other devices take tensors one by one."""
+
+_COPIED_TOGETHER = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Dtypes of which one call copies many tensors; not every version of torch takes fp8."""
 
 
 @dataclass
@@ -39,7 +44,7 @@ class SwitchedModule:
         name: Its name in the pipeline, e.g. `unet`.
         module: The module itself.
         values: For each expert, the tensors in which experts differ. Of a resident expert those
-            that are in place are not held a second time.
+            that are in place are not held a second time. Those that are prefetched are elsewhere.
         shared: Tensors in which all experts agree, but not with the module.
         keeps_own: Whether the module gets its own values back.
         backup: The module's own values of all these tensors, on disk if experts are recomputed;
@@ -59,7 +64,6 @@ class SwitchedModule:
     placement: Placement | None = None
     differs: bool = False
     _in_place: dict[str, str] = field(default_factory=dict)
-    _next: dict[str, str] = field(default_factory=dict)
     _prefetcher: Prefetcher | None = None
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -132,22 +136,18 @@ class SwitchedModule:
         self.placement = choose_placement(
             placement, expert_bytes=sizes, device=device, free=free_or_none(device)
         )
-        if self.placement.kind == "resident" and device.type == "cpu":
-            return
-        if self.placement.kind == "resident":
-            self._move(lambda value: value.to(device))
-            return
-        lane = lane_to(device)
-        self._move(lane.prepare)
-        self._prefetcher = Prefetcher(lane, self.placement.ahead_bytes)
-        used = list(dict.fromkeys(order))
-        self._next = dict(zip(used, [*used[1:], used[0]], strict=True))
-
-    def _move(self, move: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self.values = {
-            expert: {name: move(value) for name, value in own.items()}
-            for expert, own in self.values.items()
-        }
+        order = list(order)
+        if self.placement.kind == "prefetch":
+            self._prefetcher = Prefetcher(
+                self.values,
+                order=order,
+                lane=lane_to(device),
+                max_bytes=self.placement.ahead_bytes,
+            )
+        elif device.type != "cpu":
+            for expert, own in self.values.items():
+                if expert != order[-1]:  # which is in place first, and held after others are
+                    own.update({name: value.to(device) for name, value in own.items()})
 
     @torch.no_grad()
     def copy(self, values: Weights) -> None:
@@ -157,8 +157,8 @@ class SwitchedModule:
             CheckpointError: The module has lost one of these tensors since `fit`.
         """
         live = self.tensors()
-        for name, value in values.items():
-            self._tensor(live, name).copy_(value)
+        for group in _groups(values):
+            _copy_all([self._tensor(live, name) for name in group], list(group.values()))
 
     @torch.no_grad()
     def exchange(self, expert: str) -> None:
@@ -171,14 +171,22 @@ class SwitchedModule:
         """
         live = self.tensors()
         held = self.values[expert]
-        for name in list(held):
-            own, value = self._tensor(live, name), held[name]
-            before = self._in_place.get(name)
-            if before is not None and name not in self.values[before]:
-                self.values[before][name] = torch.empty_like(value).copy_(own)
-            own.copy_(value)
-            self._in_place[name] = expert
-            del held[name]
+        for group in _groups(held):
+            own = {name: self._tensor(live, name) for name in group}
+            leaving = [name for name in group if self._is_only_in_place(name)]
+            copies = [torch.empty_like(group[name]) for name in leaving]
+            _copy_all(copies, [own[name] for name in leaving])
+            for name, copy in zip(leaving, copies, strict=True):
+                self.values[self._in_place[name]][name] = copy
+            _copy_all(list(own.values()), list(group.values()))
+            for name in group:
+                self._in_place[name] = expert
+                del held[name]
+
+    def _is_only_in_place(self, name: str) -> bool:
+        """Tell whether an expert's value of a tensor would be lost if another one were written."""
+        expert = self._in_place.get(name)
+        return expert is not None and name not in self.values[expert]
 
     def _tensor(self, live: Weights, name: str) -> torch.Tensor:
         if name not in live:
@@ -196,21 +204,20 @@ class SwitchedModule:
         """Put an expert's values in place, unless they are, and empty the module's caches."""
         if expert == self.active:
             return
-        before, self.active = self.active, None  # a copy that fails half-way must be done again
-        values: Weights = self.values[expert]
-        if self._prefetcher is not None and before and self._next.get(before) == expert:
-            values = self._prefetcher.arrived(values)
+        self.active = None  # a copy that fails half-way must be done again
         kind = self.placement.kind if self.placement else ""
-        if kind == "resident":
+        if self._prefetcher is not None:
+            self.copy(self._prefetcher.take(expert))
+        elif kind == "resident":
             self.exchange(expert)
         else:
-            self.copy(values)
+            self.copy(self.values[expert])
         if kind == "recompute":
             return_freed_memory()
         reset_caches(self.module)
         self.active = expert
-        if self._prefetcher is not None and expert in self._next:
-            self._prefetcher.start(self.values[self._next[expert]])
+        if self._prefetcher is not None:
+            self._prefetcher.send_next(expert)
 
     def restore(self) -> None:
         """Give the module its own values back, bit for bit, and hold nothing any more."""
@@ -218,6 +225,36 @@ class SwitchedModule:
         reset_caches(self.module)
         self.active = self._prefetcher = None
         self.values, self.shared, self.backup = {}, {}, {}
+
+
+def _groups(values: Weights) -> Iterator[dict[str, torch.Tensor]]:
+    """Ask for tensors one by one, and give neighbours of one device together, some MB at a time."""
+    group: dict[str, torch.Tensor] = {}
+    left = 0
+    for name in list(values):
+        value = values[name]
+        left -= value.nbytes
+        if group and (left < 0 or value.device != next(iter(group.values())).device):
+            yield group
+            group = {}
+        if not group:
+            left = _GROUP_BYTES.get(value.device.type, 0) - value.nbytes
+        group[name] = value
+    if group:
+        yield group
+
+
+def _copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    """Copy tensors over others; those of a GPU by one call, and without waiting for it.
+
+    What goes to main memory is waited for: it could be used there before it has arrived.
+    """
+    if targets and all(target.dtype in _COPIED_TOGETHER for target in targets):
+        on_gpu = all(target.is_cuda for target in targets)
+        torch._foreach_copy_(list(targets), list(sources), non_blocking=on_gpu)
+        return
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
 
 
 def _is_recomputed(weights: Weights) -> bool:
