@@ -60,6 +60,20 @@ def test_the_motion_knob_and_single_weights_run_and_report_as_json(photo: Path, 
         assert json.loads(result.stdout)["output"] == str(output)
 
 
+def test_a_dry_run_writes_nothing_and_says_what_a_run_then_makes(photo: Path, tmp_path: Path):
+    output = tmp_path / "new" / "out.mp4"
+    options = ("-o", str(output), "--steps", "1", "--size", "64", "--num-videos", "2")
+    result = generate(photo, *options, "--dry-run")
+    assert result.exit_code == 0, result.output
+    last = result.stdout.splitlines()[-1].replace(str(output.parent), "")
+    assert last == "would write /out-01-seed1.mp4: 16 frames of 64 x 64, 1 steps, seed 1"
+    plan = json.loads(generate(photo, *options, "--dry-run", "--json").stdout)
+    assert not list(tmp_path.iterdir())
+    made = json.loads(generate(photo, *options, "--json").stdout)
+    assert all(video.pop("seconds") > 0 for video in made)
+    assert plan == made
+
+
 def test_a_contact_sheet_is_written_on_request(photo: Path, tmp_path: Path):
     sheet = tmp_path / "sheet.png"
     options = ["-o", str(tmp_path / "out.mp4"), "--steps", "1", "--size", "64"]

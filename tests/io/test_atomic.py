@@ -8,7 +8,7 @@ import pytest
 
 from motionmerge.errors import ConfigError
 from motionmerge.io import atomic
-from motionmerge.io.atomic import atomic_folder, atomic_path, prepare_file, prepare_folder
+from motionmerge.io.atomic import atomic_folder, atomic_path, check_file, prepare_folder
 
 
 def test_two_writers_with_one_process_id_do_not_share_a_temporary_file(tmp_path):
@@ -46,7 +46,7 @@ def test_the_longest_names_can_be_written(tmp_path):
 
 def test_a_prepared_folder_is_empty(tmp_path):
     prepare_folder(tmp_path / "new" / "videos")
-    prepare_file(tmp_path / "new" / "videos" / "out.mp4")
+    check_file(tmp_path / "new" / "videos" / "out.mp4")
     assert not list((tmp_path / "new" / "videos").iterdir())
 
 
@@ -65,5 +65,5 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path, monkeypatch, name):
     (tmp_path / "a file").touch()
     (tmp_path / "a folder").mkdir()
     with pytest.raises(ConfigError, match=r"Cannot write(.|\n)*Fix:"):
-        prepare_file(Path(name))
+        check_file(Path(name))
     assert not list((tmp_path / "a folder").iterdir())

@@ -9,7 +9,8 @@ import torch
 
 from motionmerge.errors import CheckpointError
 from motionmerge.io.weights import open_weights, save_weights
-from motionmerge.sampling.loading import _DTYPE, _load_part, load_pipeline
+from motionmerge.merge.sources import MODULES
+from motionmerge.sampling.loading import _DTYPE, _load_part, empty_modules, load_pipeline
 from motionmerge.sampling.pipeline_folder import find_pipeline
 
 from .model_folders import family_named, save_dynamicrafter
@@ -63,6 +64,8 @@ def test_every_part_of_all_families_is_loaded_whole(name: str, tmp_path: Path) -
     folder = find_pipeline(tmp_path)
     parts = {n: m for n, m in saved.components.items() if isinstance(m, torch.nn.Module)}
     assert parts.keys() == folder.weights.keys()
+    empty = empty_modules(folder)
+    assert empty.keys() == parts.keys() & set(MODULES)
     for part, module in parts.items():
         loaded = _load_part(folder, part, None, {_DTYPE: torch.bfloat16, "use_safetensors": True})
         assert type(loaded) is type(module) and not loaded.training
@@ -71,6 +74,10 @@ def test_every_part_of_all_families_is_loaded_whole(name: str, tmp_path: Path) -
         for key, tensor in loaded.state_dict().items():
             assert torch.equal(tensor, expected[key].to(tensor.dtype))
         assert torch.bfloat16 in {tensor.dtype for tensor in loaded.parameters()}
+        if part in empty:
+            assert all(tensor.is_meta for tensor in empty[part].parameters())
+            shapes = {key: tensor.shape for key, tensor in empty[part].state_dict().items()}
+            assert shapes == {key: tensor.shape for key, tensor in expected.items()}
 
 
 def test_loading_warns_of_nothing(stored_wan: Path, recwarn: pytest.WarningsRecorder) -> None:

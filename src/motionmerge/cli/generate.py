@@ -42,9 +42,13 @@ def generate(
     sheet: Annotated[
         Path | None, typer.Option(help="Also write the frames side by side to this PNG.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and say what would be written.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Animate PHOTO as the prompt says: the pocket model needs a CPU, others what they need."""
+    from motionmerge.io.atomic import prepare_folder
     from motionmerge.io.video import contact_sheet, eight_bit, load_image, write_video
     from motionmerge.sampling.make_video import encode_ahead, make_video
 
@@ -60,21 +64,30 @@ def generate(
     for _, settings in wanted:
         settings.check(chosen.family, chosen.limits)
     paths = _output_paths(output, wanted)
-    _check_files(paths, sheet, photo)
+    folders = _check_files(paths, sheet, photo)
+    about = [
+        _description(chosen, experts, settings, weights=flags.weights) for _, settings in wanted
+    ]
+    if dry_run:
+        _print_plan(paths, about, as_json)
+        return
+    for folder in folders:
+        prepare_folder(folder)
     made, rows, conditions = [], [], []
 
     def encode(pipeline: Any) -> None:
         conditions.extend(encode_ahead(pipeline, image, [settings for _, settings in wanted]))
 
     with loaded(chosen, experts, encode=encode) as (pipeline, _):
-        for (_, settings), path, condition in zip(wanted, paths, conditions, strict=True):
+        for (_, settings), path, condition, own in zip(
+            wanted, paths, conditions, about, strict=True
+        ):
             started = time.monotonic()
             video = make_video(pipeline, image, settings, conditions=condition)
-            about = _description(chosen, experts, settings, weights=flags.weights)
             rate = settings.frame_rate or chosen.limits.frame_rate
-            write_video(path, video, fps=rate, metadata={**versions(), **about})
+            write_video(path, video, fps=rate, metadata={**versions(), **own})
             seconds = round(time.monotonic() - started, 2)
-            made.append({"output": str(path), "seconds": seconds, **about})
+            made.append({"output": str(path), "seconds": seconds, **own})
             if sheet is not None:
                 rows.append(eight_bit(video[:: max(1, len(video) // 8)]))
             if not as_json:
@@ -90,38 +103,54 @@ def generate(
         print(json.dumps(made if len(made) > 1 else made[0]))
 
 
-def _output_paths(output: Path, wanted: list[tuple[int, VideoSettings]]) -> list[Path]:
-    """Name the file of every video, when it can be written."""
-    from motionmerge.io.atomic import check_file, prepare_file
+def _print_plan(paths: list[Path], about: list[dict[str, Any]], as_json: bool) -> None:
+    """Say which videos would be made."""
+    if as_json:
+        plan = [{"output": str(path), **own} for path, own in zip(paths, about, strict=True)]
+        print(json.dumps(plan if len(plan) > 1 else plan[0]))
+        return
+    for path, own in zip(paths, about, strict=True):
+        frames = "frames" if own.get("num_frames") is None else f"{own['num_frames']} frames"
+        size = f" of {own['width']} x {own['height']}" if own.get("width") else ""
+        steps = f", {own['steps']} steps" if own.get("steps") else ""
+        name = typer.format_filename(path)
+        print(f"would write {name}: {frames}{size}{steps}, seed {own['seed']}")
 
-    prepare_file(output)
+
+def _output_paths(output: Path, wanted: list[tuple[int, VideoSettings]]) -> list[Path]:
+    """Name the file of every video."""
+    from motionmerge.io.atomic import check_file
+
+    check_file(output)
     if len(wanted) == 1:
         return [output]
-    paths = [
+    return [
         output.with_stem(f"{output.stem}-{number:02}-seed{settings.seed}")
         for number, settings in wanted
     ]
-    for path in paths:
-        check_file(path)
-    return paths
 
 
-def _check_files(videos: list[Path], sheet: Path | None, photo: Path) -> None:
-    """Refuse a sheet that cannot be written, and files of which one would replace another."""
-    from motionmerge.io.atomic import prepare_file
+def _check_files(videos: list[Path], sheet: Path | None, photo: Path) -> list[Path]:
+    """Refuse names that no file can have, and files of which one would replace another.
+
+    Returns:
+        The folders that they are in.
+    """
+    from motionmerge.io.atomic import check_file
 
     files = [(path, "a video") for path in videos]
     if sheet is not None:
-        prepare_file(sheet)
         files.append((sheet, "the sheet"))
     taken = {photo.resolve(): "the photo"}
     for path, what in files:
+        check_file(path)
         other = taken.setdefault(path.resolve(), what)
         if other != what:
             raise ConfigError(
                 f"{path} would be {what}, and is {other} already.",
                 fix="give --output and --sheet names of their own.",
             )
+    return list(dict.fromkeys(path.parent for path, _ in files))
 
 
 def _description(

@@ -174,7 +174,7 @@ class VideoFlags:
             choice = expert_choice.from_recipe(DEFAULT_RECIPE, boundary=boundary)
         else:
             choice = expert_choice.ExpertChoice(boundary=boundary)
-        choice.check_inputs()
+        choice.check({} if choice.recipe is None else model.empty_modules())
         return choice
 
     def _check_expert_flags(self) -> None:

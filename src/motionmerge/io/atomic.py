@@ -81,27 +81,21 @@ def prepare_folder(path: str | Path) -> None:
         ) from error
 
 
-def prepare_file(path: str | Path) -> None:
-    """Make the folder of a file that is to be written later, and see that the file can be.
-
-    Raises:
-        ConfigError: As `prepare_folder` and `check_file`.
-    """
-    check_file(path)
-    prepare_folder(Path(path).parent)
-
-
 def check_file(path: str | Path) -> None:
-    """Refuse a name that a file cannot have, in a folder that was prepared.
+    """Refuse a name that no file can have; `prepare_folder` sees whether one can be written.
 
     Raises:
-        ConfigError: It is too long, or there is something else than a file.
+        ConfigError: It is too long or below a file, or there is something else than a file.
     """
     target = Path(path)
     try:
         mode = target.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         mode = stat.S_IFREG
+    except NotADirectoryError as error:
+        raise ConfigError(
+            f"Cannot write to the folder {target.parent}: it is none.", fix="choose another one."
+        ) from error
     except OSError as error:
         raise ConfigError(f"Cannot write {path}: {error}", fix="choose another name.") from error
     if not stat.S_ISREG(mode):

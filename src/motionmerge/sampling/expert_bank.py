@@ -104,7 +104,7 @@ class ExpertBank(Bank):
         found = modules_of(self._target, only=module)
         parts = [SwitchedModule(name, module, keeps_own=restore) for name, module in found]
         live = {part.name: part.tensors() for part in parts}
-        split = {name: _by_module(name, weights, live) for name, weights in experts.items()}
+        split = {name: by_module(name, weights, live) for name, weights in experts.items()}
         named = {parts[0].name}.union(*split.values())
         used = [part for part in parts if part.name in named]
         for part in used:
@@ -223,7 +223,7 @@ def experts(
             return _lora_bank(pipeline, loras, signed, schedule, module)
         for name, entry in recipe.inputs.items():
             if entry.path == OWN_MODEL and name not in stored:
-                stored[name] = _own_weights(pipeline, module)
+                stored[name] = own_weights(pipeline, module)
         dense: dict[str, Weights] = _computed(recipe, stored, placement)
         own_schedule = recipe.schedule
     else:
@@ -280,7 +280,7 @@ def _lora_bank(
     return LoraBank(pipeline, loras, weights, schedule=schedule, module=module)
 
 
-def _own_weights(pipeline: Any, module: str | None) -> Weights:
+def own_weights(pipeline: Any, module: str | None) -> Weights:
     """Name the live weights of a pipeline as a pipeline's folder would, of a module as its own."""
     bare = isinstance(pipeline, nn.Module)
     return {
@@ -316,7 +316,7 @@ def _in_memory(source: AnyWeights) -> Weights | str | Path:
     return source.tensors() if isinstance(source, Checkpoint) else source
 
 
-def _by_module(expert: str, weights: Weights, live: Mapping[str, Weights]) -> dict[str, Weights]:
+def by_module(expert: str, weights: Weights, live: Mapping[str, Weights]) -> dict[str, Weights]:
     """Split an expert's tensors by module; refuse empty experts, unknown names, wrong shapes."""
     if not weights:
         raise CheckpointError(

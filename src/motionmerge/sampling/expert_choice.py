@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from motionmerge.errors import ConfigError
 from motionmerge.io.paths import path_of_weights
 from motionmerge.io.weights import open_weights
@@ -17,6 +19,7 @@ from motionmerge.merge.recipe import Recipe, RecipeInput
 from motionmerge.merge.sources import MODULES, module_folders
 from motionmerge.sampling.expert_bank import chosen_schedule, experts, paper_recipe
 from motionmerge.sampling.lora_layers import OWN_MODEL
+from motionmerge.sampling.rehearsal import check_fit
 from motionmerge.sampling.switching import DENOISERS
 
 
@@ -60,15 +63,21 @@ class ExpertChoice:
             return {}
         return {"recipe": self.recipe.print(), "boundary": self.boundary}
 
-    def check_inputs(self) -> None:
-        """Look for the weights of every input, before a model is loaded for nothing.
+    def check(self, modules: Mapping[str, nn.Module]) -> None:
+        """Look for the weights of every input and whether the experts fit, before any is loaded.
+
+        Args:
+            modules: See `check_fit`.
 
         Raises:
-            CheckpointError: One is missing, or is to be passed.
+            RecipeError, CheckpointError, ShapeError: As `check_fit`; an input is missing, or is to
+                be passed.
         """
         for origin in self._origins().values():
             if isinstance(origin, Path):
                 open_weights((module_folders(origin) or [origin])[0]).close()
+        if self.recipe is not None:
+            check_fit(self.recipe, modules)
 
     def fingerprint(self) -> dict[str, Any]:
         """Say what it is with the hash of every input, wherever their files are.

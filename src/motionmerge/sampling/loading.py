@@ -12,9 +12,11 @@ from typing import Any
 
 import diffusers
 import torch
+from accelerate import init_empty_weights
 from packaging.version import Version
 
 from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.merge.sources import MODULES
 from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
 from motionmerge.sampling.memory import SHARE, free_memory, gigabytes
 from motionmerge.sampling.pipeline_folder import PipelineFolder, first_line, pipeline_class
@@ -93,10 +95,8 @@ def _load_part(
         CheckpointError: It cannot be loaded, or its files lack some of its tensors, which diffusers
             and transformers would make up at random.
     """
-    library, name = folder.configs[""][part]
-    module = getattr(diffusers.pipelines, library, None) or importlib.import_module(library)
     has_variant = any(f".{variant}" in file.name for file in folder.weights[part])
-    network, found = getattr(module, name).from_pretrained(
+    network, found = _class_of(folder, part).from_pretrained(
         folder.path / part,
         variant=variant if has_variant else None,
         output_loading_info=True,
@@ -111,6 +111,26 @@ def _load_part(
             "of diffusers or transformers.",
         )
     return network.eval()
+
+
+def empty_modules(folder: PipelineFolder) -> dict[str, torch.nn.Module]:
+    """Build the modules that experts can switch, without memory for their weights.
+
+    Raises:
+        CheckpointError: A configuration is none of its class.
+    """
+    with _named_faults(folder), init_empty_weights():
+        return {
+            part: _class_of(folder, part).from_config(dict(folder.configs[part]))
+            for part in folder.weights
+            if part in MODULES
+        }
+
+
+def _class_of(folder: PipelineFolder, part: str) -> Any:
+    library, name = folder.configs[""][part]
+    module = getattr(diffusers.pipelines, library, None) or importlib.import_module(library)
+    return getattr(module, name)
 
 
 @contextmanager

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate import init_empty_weights
+from torch import nn
 
 from motionmerge.io.hashing import hash_file
 from motionmerge.merge.sources import MODULES, hash_origin
-from motionmerge.models.pocket.components import weights_path
+from motionmerge.models.pocket.components import build_pocket_model, weights_path
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
-from motionmerge.sampling.loading import default_device, load_pipeline, place
+from motionmerge.sampling.loading import default_device, empty_modules, load_pipeline, place
 from motionmerge.sampling.pipeline_folder import PipelineFolder
 from motionmerge.sampling.pocket_pipeline import load_pocket
 from motionmerge.sampling.video_families import POCKET, Limits, VideoFamily
@@ -35,6 +37,7 @@ class ModelChoice(Protocol):
     @property
     def device(self) -> torch.device: ...
     def fingerprint(self) -> dict[str, Any]: ...
+    def empty_modules(self) -> dict[str, nn.Module]: ...
     def load(self, encode: Callable[[Any], None] | None = None) -> tuple[Any, str]: ...
 
 
@@ -66,6 +69,12 @@ class ShippedModel:
         own = Path(self.weights) if Path(self.weights).suffix else weights_path(self.weights)
         files = (weights_path("towers"), weights_path("decoder"), own)
         return {"model": [hash_origin(path) for path in files]}
+
+    def empty_modules(self) -> dict[str, nn.Module]:
+        """Build what experts can switch, without memory for its weights."""
+        with init_empty_weights():
+            model = build_pocket_model()
+        return {"unet": model.unet, "image_projector": model.image_projector}
 
     def load(self, encode: Callable[[Any], None] | None = None) -> tuple[Any, str]:
         """Load it; give the pipeline, and where it is in words.
@@ -130,6 +139,10 @@ class FolderModel:
             "parts": self.folder.hash_parts(),
             "dtype": str(self._dtype()),
         }
+
+    def empty_modules(self) -> dict[str, nn.Module]:
+        """Build what experts can switch, without memory for its weights."""
+        return empty_modules(self.folder)
 
     def _hash_denoisers(self) -> str | dict[str, list[str]]:
         """Hash what the variant names; without one, as a recipe hashes an input."""

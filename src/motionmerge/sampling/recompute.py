@@ -78,6 +78,10 @@ class RecomputedExpert(Mapping[str, torch.Tensor]):
         """Give some of the tensors."""
         return self.renamed({name: name for name in names})
 
+    def shapes(self) -> dict[str, torch.Size]:
+        """Give the shape of each tensor, which takes no computing."""
+        return {name: torch.Size(self._specs[own][1]) for name, own in self._names.items()}
+
     def num_bytes(self) -> int:
         """Count the bytes of all tensors."""
         return sum(num_bytes(*self._specs[name]) for name in self._names.values())

@@ -275,15 +275,24 @@ def _fitted(value: torch.Tensor, own: torch.Tensor, *, label: str, expert: str) 
     """Round a tensor to the module's dtype; clone it if it is the module's own storage."""
     if not _is_plain(own) or not own.is_floating_point():
         return value.detach()
-    if value.shape != own.shape:
-        raise ShapeError(
-            f"`{label}` of the expert `{expert}` has shape {list(value.shape)}; the model's has "
-            f"{list(own.shape)}.",
-            fix="use weights of the same architecture and configuration.",
-        )
+    check_shape(value.shape, own.shape, label=label, expert=expert)
     value = value.detach().to(own.dtype)
     aliased = value.untyped_storage().data_ptr() == own.untyped_storage().data_ptr()
     return value.clone() if aliased and not own.is_meta else value
+
+
+def check_shape(shape: torch.Size, own: torch.Size, *, label: str, expert: str) -> None:
+    """Refuse an expert's tensor that does not fit the module's.
+
+    Raises:
+        ShapeError: It has another shape.
+    """
+    if shape != own:
+        raise ShapeError(
+            f"`{label}` of the expert `{expert}` has shape {list(shape)}; the model's has "
+            f"{list(own)}.",
+            fix="use weights of the same architecture and configuration.",
+        )
 
 
 def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:

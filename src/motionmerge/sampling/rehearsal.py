@@ -1,0 +1,50 @@
+"""A recipe's experts tried on a model without weights, before either is loaded or computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from torch import nn
+
+from motionmerge.merge.recipe import Recipe
+from motionmerge.sampling.expert_bank import by_module, own_weights
+from motionmerge.sampling.lora_layers import OWN_MODEL, loras_of_recipe
+from motionmerge.sampling.recompute import RecomputedExpert, recomputed_experts
+from motionmerge.sampling.switched_module import SwitchedModule, check_shape
+from motionmerge.schedule import ExpertSchedule
+
+
+def check_fit(recipe: Recipe, modules: Mapping[str, nn.Module]) -> None:
+    """Refuse experts that a model could not take, as far as files' headers and LoRAs tell.
+
+    Args:
+        recipe: What the experts are.
+        modules: The model's modules by their names in a pipeline, e.g. with weights on the meta
+            device. LoRAs are attached to them and taken off again.
+
+    Raises:
+        RecipeError, CheckpointError, ShapeError: As `experts`.
+    """
+    pipeline: Any = SimpleNamespace(**modules)
+    found = loras_of_recipe(recipe, {})
+    if found is not None:
+        from motionmerge.sampling.lora_bank import LoraBank  # PEFT takes seconds to import
+
+        schedule = ExpertSchedule.from_list([{"expert": next(iter(recipe.experts))}])
+        LoraBank(pipeline, *found, schedule=schedule).detach()
+        return
+    own = {
+        name: own_weights(pipeline, None)
+        for name, entry in recipe.inputs.items()
+        if entry.path == OWN_MODEL
+    }
+    live = {name: SwitchedModule(name, module).tensors() for name, module in modules.items()}
+    for expert, tensors in recomputed_experts(recipe, own).items():
+        for name, part in by_module(expert, tensors, live).items():
+            assert isinstance(part, RecomputedExpert)
+            for tensor, shape in part.shapes().items():
+                check_shape(
+                    shape, live[name][tensor].shape, label=f"{name}.{tensor}", expert=expert
+                )
