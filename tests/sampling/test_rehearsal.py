@@ -20,7 +20,9 @@ from .model_folders import save_lora
 LAYER = "proj_out"
 OWN_AND_LORA = """
 inputs: {{base: "memory:base", style: {lora}}}
-experts: {{dynamics: "base - trim(lora(style, 1.0), keep=0.5)", consistency: "base + lora(style, 1.0)"}}
+experts:
+  dynamics: base - trim(lora(style, 1.0), keep=0.5)
+  consistency: base + lora(style, 1.0)
 schedule: [{{expert: dynamics, above: 0.64}}, {{expert: consistency}}]
 """
 
