@@ -25,7 +25,7 @@ def noise_level(scheduler: Any, timestep: float | torch.Tensor) -> float:
         flow matching   sigma
 
     The three agree: they are the weight of the noise once both weights are scaled to sum to 1.
-    Between two timesteps of a sigma schedule the level is interpolated.
+    Cosmos gives a flow scheduler the sigmas of EDM, which are told by being above 1. Between two timesteps of a sigma schedule the level is interpolated.
 
     Args:
         scheduler: Any diffusers scheduler with `alphas_cumprod`, or with `timesteps` and `sigmas`
@@ -60,7 +60,7 @@ def noise_level(scheduler: Any, timestep: float | torch.Tensor) -> float:
         )
     grid = np.asarray(torch.as_tensor(timesteps).cpu(), dtype=np.float64)
     levels = np.asarray(torch.as_tensor(sigmas).cpu(), dtype=np.float64)[: len(grid)]
-    if not flow:
+    if not flow or levels.max() > 1 + 1e-6:
         levels = levels / (1 + levels)
     elif config.get("invert_sigmas", False):
         levels = 1 - levels

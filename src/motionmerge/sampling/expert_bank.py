@@ -153,6 +153,7 @@ def experts(
     boundary: float | None = None,
     inputs: Mapping[str, AnyWeights] | None = None,
     module: str | None = None,
+    scheduler: Any = None,
     placement: str = "auto",
     restore: bool = True,
 ) -> Bank:
@@ -164,7 +165,8 @@ def experts(
             video = pipeline(image, "the camera pans left").frames[0]
 
     Args:
-        pipeline: A diffusers pipeline, or a denoiser (then use `timestep` conditions).
+        pipeline: A diffusers pipeline, or a denoiser; then pass its `scheduler`, or use `timestep`
+            conditions.
         recipe: What the experts are: a recipe, its file, or the name of a shipped one. An input
             `memory:base` is the model in the pipeline; if experts only add LoRAs to it, no dense
             weights are made, as with `lora`.
@@ -179,6 +181,7 @@ def experts(
         inputs: Weights that replace the recipe's inputs, by name.
         module: Switch only this module, e.g. `transformer_2`; with a block for each, every denoiser
             of a pipeline has experts of its own.
+        scheduler: Tells a bare denoiser's noise levels; a pipeline's own is used otherwise.
         placement: Where dense experts wait; see `ExpertBank`. `auto` recomputes those of a recipe
             at every switch if they do not fit into main memory and all its inputs are files.
         restore: Keep the model's own weights, in main memory or with `recompute` on disk. Pass
@@ -207,7 +210,7 @@ def experts(
         loras, signed = named_loras(lora, weights, motion=motion)
         paper = ExpertSchedule.two(*signed, boundary=0.64) if motion is not None else None
         schedule = chosen_schedule(list(signed), schedule, boundary, paper)
-        return _lora_bank(pipeline, loras, signed, schedule, module)
+        return _lora_bank(pipeline, loras, signed, schedule, module, scheduler)
     if motion is not None:
         if base is None or tuned is None:
             raise ConfigError("motion needs the weights it extrapolates.", fix="pass base, tuned.")
@@ -220,7 +223,7 @@ def experts(
         if found is not None:
             loras, signed = found
             schedule = chosen_schedule(list(signed), schedule, boundary, recipe.schedule)
-            return _lora_bank(pipeline, loras, signed, schedule, module)
+            return _lora_bank(pipeline, loras, signed, schedule, module, scheduler)
         for name, entry in recipe.inputs.items():
             if entry.path == OWN_MODEL and name not in stored:
                 stored[name] = own_weights(pipeline, module)
@@ -235,7 +238,13 @@ def experts(
         own_schedule = None
     schedule = chosen_schedule(list(dense), schedule, boundary, own_schedule)
     return ExpertBank(
-        pipeline, dense, schedule=schedule, module=module, placement=placement, restore=restore
+        pipeline,
+        dense,
+        schedule=schedule,
+        scheduler=scheduler,
+        module=module,
+        placement=placement,
+        restore=restore,
     )
 
 
@@ -274,10 +283,11 @@ def _lora_bank(
     weights: Mapping[str, Mapping[str, float]],
     schedule: ExpertSchedule,
     module: str | None,
+    scheduler: Any,
 ) -> Bank:
     from motionmerge.sampling.lora_bank import LoraBank  # PEFT takes seconds to import
 
-    return LoraBank(pipeline, loras, weights, schedule=schedule, module=module)
+    return LoraBank(pipeline, loras, weights, schedule=schedule, scheduler=scheduler, module=module)
 
 
 def own_weights(pipeline: Any, module: str | None) -> Weights:

@@ -17,7 +17,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from motionmerge.errors import ConfigError, RecipeError, ShapeError
+from motionmerge.errors import CheckpointError, ConfigError, RecipeError, ShapeError
 from motionmerge.sampling.lora_layers import LoraLayer, LoraSource, read_lora
 from motionmerge.sampling.switched_module import reset_caches
 from motionmerge.sampling.switching import (
@@ -25,6 +25,7 @@ from motionmerge.sampling.switching import (
     DENOISERS,
     Bank,
     check_attachable,
+    check_unfused,
     group_offload_hooks,
     modules_of,
 )
@@ -105,6 +106,7 @@ class AdaptedModule:
     _replaced: dict[str, nn.Module] = field(default_factory=dict)
     _adapters_before: dict[BaseTunerLayer, list[str]] = field(default_factory=dict)
     _fused_before: dict[BaseTunerLayer, list[str]] = field(default_factory=dict)
+    _disabled_before: set[BaseTunerLayer] = field(default_factory=set)
     _trainable_before: dict[nn.Parameter, bool] = field(default_factory=dict)
 
     @property
@@ -131,6 +133,11 @@ class AdaptedModule:
             layer: list(layer.active_adapters) for layer in _tuner_layers(self.module)
         }
         for layer in self._adapters_before:
+            if layer.disable_adapters:
+                if layer.merged:  # as the layer itself would, the next time it is called
+                    layer.unmerge()
+                self._disabled_before.add(layer)
+                layer.enable_adapters(True)
             # PEFT leaves all adapters of a layer out once some are in its weight. To name none
             # as fused touches no weight, and those that are must not be added a second time.
             self._fused_before[layer], layer.merged_adapters = list(layer.merged_adapters), []
@@ -151,12 +158,22 @@ class AdaptedModule:
         """Give every LoRA its weight for an expert, and empty the module's caches.
 
         One of weight 0 is left out: adding zeros could still change a layout and so the last bit.
+
+        Raises:
+            CheckpointError: A layer has lost its LoRAs.
+            ConfigError: The module's projections were fused.
         """
         if expert == self.active:
             return
         weights = {lora: self.weights[expert].get(lora, 0.0) for lora in self.loras}
+        check_unfused(self.name, self.module)
         for name in {name: None for layers in self.loras.values() for name in layers}:
             layer = self._layer(name)
+            if not isinstance(layer, BaseTunerLayer):
+                raise CheckpointError(
+                    f"`{self.name}.{name}` lost its LoRA while experts were attached.",
+                    fix="unload LoRAs and fuse them before attaching experts.",
+                )
             used = [lora for lora, own in self.loras.items() if name in own and weights[lora] != 0]
             for lora in used:
                 layer.set_scale(_adapter(lora), weights[lora])
@@ -171,10 +188,12 @@ class AdaptedModule:
             parent, _, child = name.rpartition(".")
             setattr(self.module.get_submodule(parent), child, original)
         for layer, adapters in self._adapters_before.items():
+            layer.set_adapter(adapters)  # first: PEFT warns of deleting one that is in use
             for lora in self.loras:
                 layer.delete_adapter(_adapter(lora))
-            layer.set_adapter(adapters)
             layer.merged_adapters = self._fused_before[layer]
+            if layer in self._disabled_before:
+                layer.enable_adapters(False)
         configs = getattr(self.module, "peft_config", {})
         for lora in self.loras:
             configs.pop(_adapter(lora), None)
@@ -186,6 +205,8 @@ class AdaptedModule:
 
     def _others(self, layer: BaseTunerLayer) -> list[str]:
         """List the user's own LoRAs that are in use and not in the layer's weight."""
+        if layer in self._disabled_before:
+            return []
         fused = self._fused_before.get(layer, [])
         return [name for name in self._adapters_before.get(layer, []) if name not in fused]
 

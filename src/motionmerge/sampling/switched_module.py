@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from diffusers.hooks.faster_cache import FasterCacheBlockHook
-from diffusers.hooks.hooks import StateManager
+from diffusers.hooks.hooks import CacheContext, StateManager
 from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
@@ -28,6 +28,7 @@ from motionmerge.sampling.placement import (
 )
 from motionmerge.sampling.prefetch import Prefetcher, lane_to
 from motionmerge.sampling.recompute import RecomputedExpert
+from motionmerge.sampling.switching import check_unfused, is_fused
 
 _GROUP_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 """How much is copied by one call. Other devices take tensors one by one."""
@@ -80,7 +81,8 @@ class SwitchedModule:
 
         Raises:
             ShapeError: A tensor has another shape than the module's.
-            CheckpointError: A tensor that changes is quantised, packed or sharded in the module.
+            CheckpointError: A tensor that changes is quantised, packed or sharded in the module, or
+                has two names there.
             ConfigError: The module's tensor is on the meta device.
         """
         live = self.tensors()
@@ -89,6 +91,7 @@ class SwitchedModule:
         shared: list[str] = []
         different: list[str] = []
         fitted: dict[str, dict[str, torch.Tensor]] = {expert: {} for expert in per_expert}
+        places: dict[tuple[int, torch.Size], str] = {}
         for name in dict.fromkeys(name for tensors in per_expert.values() for name in tensors):
             own, label = live[name].detach(), f"{self.name}.{name}"
             values = {
@@ -99,6 +102,12 @@ class SwitchedModule:
             if all(_same_bits(value, own) for value in values.values()):
                 continue
             _check_writable(live[name], label=label)
+            twin = places.setdefault((own.data_ptr(), own.shape), name)
+            if twin != name and own.numel():
+                raise CheckpointError(
+                    f"`{label}` and `{self.name}.{twin}` are one tensor in the model.",
+                    fix="leave one of the two names out.",
+                )
             if self.keeps_own:
                 self.backup[name] = own.to("cpu", copy=True)
             if len(values) < len(per_expert):
@@ -157,7 +166,7 @@ class SwitchedModule:
             CheckpointError: The module has lost one of these tensors since `fit`.
         """
         live = self.tensors()
-        for group in _groups(values):
+        for group in _groups(values, list(values)):
             _copy_all([self._tensor(live, name) for name in group], list(group.values()))
 
     @torch.no_grad()
@@ -171,7 +180,7 @@ class SwitchedModule:
         """
         live = self.tensors()
         held = self.values[expert]
-        for group in _groups(held):
+        for group in _groups(held, list(held)):
             own = {name: self._tensor(live, name) for name in group}
             leaving = [name for name in group if self._is_only_in_place(name)]
             copies = [torch.empty_like(group[name]) for name in leaving]
@@ -204,6 +213,7 @@ class SwitchedModule:
         """Put an expert's values in place, unless they are, and empty the module's caches."""
         if expert == self.active:
             return
+        check_unfused(self.name, self.module)
         self.active = None  # a copy that fails half-way must be done again
         kind = self.placement.kind if self.placement else ""
         if self._prefetcher is not None:
@@ -219,19 +229,35 @@ class SwitchedModule:
         if self._prefetcher is not None:
             self._prefetcher.send_next(expert)
 
+    @torch.no_grad()
     def restore(self) -> None:
-        """Give the module its own values back, bit for bit, and hold nothing any more."""
-        self.copy(self.backup)
+        """Give the module its own values back, bit for bit, and hold nothing any more.
+
+        Raises:
+            CheckpointError: The module has lost some of these tensors; it gets all others back.
+        """
+        live = self.tensors()
+        for name in list(live):  # LoRAs that were loaded meanwhile have wrapped layers
+            live.setdefault(name.replace(".base_layer.", "."), live[name])
+        lost = [name for name in self.backup if name not in live]
+        for group in _groups(self.backup, [name for name in self.backup if name in live]):
+            _copy_all([live[name] for name in group], list(group.values()))
+        if is_fused(self.module):  # meanwhile, from an expert's weights
+            module: Any = self.module
+            module.unfuse_qkv_projections()
+            module.fuse_qkv_projections()
         reset_caches(self.module)
         self.active = self._prefetcher = None
         self.values, self.shared, self.backup = {}, {}, {}
+        if lost:
+            self._tensor(live, lost[0])
 
 
-def _groups(values: Weights) -> Iterator[dict[str, torch.Tensor]]:
+def _groups(values: Weights, names: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
     """Ask for tensors one by one, and give neighbours of one device together, some MB at a time."""
     group: dict[str, torch.Tensor] = {}
     left = 0
-    for name in list(values):
+    for name in names:
         value = values[name]
         left -= value.nbytes
         if group and (left < 0 or value.device != next(iter(group.values())).device):
@@ -330,7 +356,8 @@ def _check_writable(tensor: torch.Tensor, *, label: str) -> None:
 def reset_caches(module: nn.Module) -> None:
     """Empty diffusers' caches, which hold results of the other expert; keep their context.
 
-    The reset forgets which call (conditional or not) is under way, so this is put back. An empty
+    The reset forgets which call (conditional or not) is under way, and MagCache's count of the
+    steps, which says how much to expect of the next; these are put back. An empty
     FasterCache of a guidance-distilled model is read all the same, unless it is due to be filled.
     """
     reset: Any = getattr(module, "_reset_stateful_cache", None)
@@ -341,15 +368,25 @@ def reset_caches(module: nn.Module) -> None:
         for child in module.modules()
         for hook in getattr(getattr(child, "_diffusers_hook", None), "hooks", {}).values()
     ]
-    managers = [
-        (value, value._context)
+    managers = {
+        id(value): value
         for hook in hooks
         for value in vars(hook).values()
         if isinstance(value, StateManager)
-    ]
+    }
+    before = [(manager, manager._context, _steps_counted(manager)) for manager in managers.values()]
     reset()
-    for manager, context in managers:
+    for manager, context, steps in before:
+        for name, step in steps.items():
+            manager.set_context(CacheContext(name=name))
+            manager.get_state().step_index = step
         manager.set_context(context)
     for hook in hooks:
         if isinstance(hook, FasterCacheBlockHook) and hook.is_guidance_distilled:
             hook.state.iteration = hook.block_skip_range
+
+
+def _steps_counted(manager: StateManager) -> dict[str, int]:
+    """Give the step that each guidance pass is at, of a cache that counts them."""
+    steps = {name: getattr(one, "step_index", None) for name, one in manager._state_cache.items()}
+    return {name: step for name, step in steps.items() if isinstance(step, int)}

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from motionmerge.errors import ConfigError, RecipeError
+from motionmerge.errors import ConfigError, MotionMergeError, RecipeError
 from motionmerge.merge.sources import MODULES
 from motionmerge.schedule import ExpertSchedule, noise_level
 from motionmerge.text import fix_unknown_name
@@ -103,14 +104,30 @@ class Bank:
         self.detach()
 
     def detach(self) -> None:
-        """Give every module back as it was and stop switching. Harmless when repeated."""
+        """Give every module back as it was and stop switching. Harmless when repeated.
+
+        Raises:
+            CheckpointError: Some tensors have been taken out of a module; all others are back.
+        """
+        parts, self._parts = self._parts, []
         for hook in self._hooks:
             hook.remove()
-        for part in self._parts:
-            if _ATTACHED.get(part.module) is self:
+        self._hooks = []
+        faults: list[BaseException] = []
+        for part in parts:
+            if _ATTACHED.get(part.module) is not self:
+                continue
+            try:
                 part.restore()
+            except (MotionMergeError, RuntimeError) as fault:
+                faults.append(fault)
+            except KeyboardInterrupt as fault:  # half of a model is none
+                faults.append(fault)
+                part.restore()
+            finally:
                 del _ATTACHED[part.module]
-        self._hooks, self._parts = [], []
+        if faults:
+            raise faults[0]
 
     def switches(self, module_name: str) -> bool:
         """Tell whether experts differ in a module such as `image_projector`."""
@@ -119,10 +136,12 @@ class Bank:
     def expert_for(self, timestep: float | torch.Tensor) -> str:
         """Name the expert that denoises at a timestep (of several, at the largest).
 
-        Pipelines cast timesteps to the model's dtype, so the nearest one of the scheduler counts.
+        Pipelines cast timesteps to the model's dtype, so the nearest one of the scheduler counts,
+        or of several that are as near the one that the scheduler is at.
 
         Raises:
-            ConfigError: The schedule needs a noise level or a step, and there is no scheduler.
+            ConfigError: The schedule needs a noise level or a step, and there is no scheduler, or
+                one that does not have such timesteps.
         """
         if self._pinned is not None:
             return self._pinned
@@ -134,9 +153,9 @@ class Bank:
         level = fraction = 0.0
         if steps is not None and len(steps):
             grid = torch.as_tensor(steps).detach().cpu().double()
-            index = int((grid - value).abs().argmin())
-            fraction = index / len(grid)
-            if abs(float(grid[index]) - value) <= _ROUNDING * abs(value):
+            index = self._step(value, grid, getattr(scheduler, "step_index", None))
+            fraction = _share_done(grid, index)
+            if not grid.min() < value < grid.max() or _is_rounded(value, float(grid[index])):
                 value = float(grid[index])
         elif "step_fraction" in self._conditions:
             raise _no_scheduler()
@@ -145,6 +164,31 @@ class Bank:
                 raise _no_scheduler()
             level = noise_level(scheduler, value)
         return self.schedule.expert_at(noise_level=level, timestep=value, step_fraction=fraction)
+
+    def _step(self, value: float, grid: torch.Tensor, scheduler_index: int | None) -> int:
+        """Find the step that a timestep means.
+
+        That is the one that the scheduler is at, if it may be; otherwise the nearest. A timestep
+        that the scheduler could not have means the pipeline tells its denoiser something else, as
+        Cosmos does: the scheduler knows, which before the first step has no index yet.
+
+        Raises:
+            ConfigError: It is no timestep of the scheduler's, which no pipeline steps.
+        """
+        index = min(scheduler_index or 0, len(grid) - 1)
+        if scheduler_index is not None and _is_rounded(value, float(grid[index])):
+            return index
+        nearest = int((grid - value).abs().argmin())
+        least, most = float(grid.min()), float(grid.max())
+        if least <= value <= most or _is_rounded(value, float(grid[nearest])):
+            return nearest
+        if isinstance(self._target, torch.nn.Module):
+            raise ConfigError(
+                f"The denoiser was given the timestep {value:g}; its scheduler's are from "
+                f"{most:g} to {least:g}.",
+                fix="pass the scheduler's own timesteps, or attach experts to the whole pipeline.",
+            )
+        return index
 
     def put_in_place(self, expert: str) -> None:
         """Give the denoisers an expert, as calls of them do, for who computes without calls."""
@@ -197,8 +241,10 @@ class Bank:
                 fix="attach experts to the denoiser of a diffusers pipeline.",
             )
 
-        def before_denoising(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
-            arguments = signature.bind_partial(module, *args, **kwargs).arguments
+        def before_denoising(called: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+            if called is not module:  # a copy of it, which took the hook along
+                return
+            arguments = signature.bind_partial(called, *args, **kwargs).arguments
             activate(self.expert_for(arguments["timestep"]))
 
         compiled = getattr(module, "_compiled_call_impl", None) is not None
@@ -222,7 +268,7 @@ def modules_of(target: Any, *, only: str | None = None) -> list[tuple[str, nn.Mo
         only: Just this one of the pipeline.
 
     Raises:
-        ConfigError: There is no denoiser, or no module `only`.
+        ConfigError: There is no denoiser, or `only` is none.
     """
     if isinstance(target, nn.Module):
         return [(BARE_MODULE, target)]
@@ -235,6 +281,11 @@ def modules_of(target: Any, *, only: str | None = None) -> list[tuple[str, nn.Mo
         )
     if only is None:
         return modules
+    if only not in DENOISERS and only in dict(modules):
+        raise ConfigError(
+            f"`{only}` alone cannot be switched: it sees no timestep.",
+            fix=f"leave `module` out and name its tensors `{only}.<name>`.",
+        )
     if only not in dict(modules):
         raise ConfigError(
             f"{type(target).__name__} has no module `{only}`.",
@@ -244,11 +295,12 @@ def modules_of(target: Any, *, only: str | None = None) -> list[tuple[str, nn.Mo
 
 
 def check_attachable(name: str, module: nn.Module) -> None:
-    """Refuse a module that is switched already or whose offload drops what is written to it.
+    """Refuse a module that is switched already, or where what is written would have no effect.
 
     Raises:
         ConfigError: Such a module.
     """
+    check_unfused(name, module)
     if attached_bank(module) is not None:
         raise ConfigError(
             f"`{name}` already has experts attached.",
@@ -261,11 +313,45 @@ def check_attachable(name: str, module: nn.Module) -> None:
         )
 
 
+def check_unfused(name: str, module: nn.Module) -> None:
+    """Refuse a module that computes with copies of its weights, which a switch does not reach.
+
+    Raises:
+        ConfigError: Its attention has fused projections.
+    """
+    if is_fused(module):
+        raise ConfigError(
+            f"`{name}` computes with fused projections, which hold copies of its weights.",
+            fix="call unfuse_qkv_projections() before attaching experts; fusing saves little.",
+        )
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Tell whether attention computes queries, keys and values by one product."""
+    fused = [child for child in module.modules() if getattr(child, "fused_projections", False)]
+    # The older kind of attention stays marked when it is unfused: its processor tells.
+    return any(
+        not isinstance(child, Attention) or "Fused" in type(child.processor).__name__
+        for child in fused
+    )
+
+
 def group_offload_hooks(module: nn.Module) -> list[Any]:
     """List the hooks by which diffusers offloads parts of a module in groups."""
     registries = (getattr(child, "_diffusers_hook", None) for child in module.modules())
     hooks = (registry.get_hook("group_offloading") for registry in registries if registry)
     return [hook for hook in hooks if hook is not None]
+
+
+def _is_rounded(value: float, timestep: float) -> bool:
+    """Tell whether a value may be a timestep that was cast to bfloat16."""
+    return abs(timestep - value) <= _ROUNDING * abs(value)
+
+
+def _share_done(grid: torch.Tensor, index: int) -> float:
+    """Give the share of the steps that are done; Heun's method calls twice at the same timestep."""
+    starts = torch.cat([torch.ones(1, dtype=torch.bool), grid[1:] != grid[:-1]])
+    return (int(starts[: index + 1].sum()) - 1) / int(starts.sum())
 
 
 def _no_scheduler() -> ConfigError:
