@@ -25,7 +25,8 @@ def noise_level(scheduler: Any, timestep: float | torch.Tensor) -> float:
         flow matching   sigma
 
     The three agree: they are the weight of the noise once both weights are scaled to sum to 1.
-    Cosmos gives a flow scheduler the sigmas of EDM, which are told by being above 1. Between two timesteps of a sigma schedule the level is interpolated.
+    Cosmos gives a flow scheduler the sigmas of EDM, which are told by being above 1.
+    Between two timesteps of a sigma schedule the level is interpolated.
 
     Args:
         scheduler: Any diffusers scheduler with `alphas_cumprod`, or with `timesteps` and `sigmas`

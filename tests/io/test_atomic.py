@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from motionmerge.errors import ConfigError
 from motionmerge.io import atomic
-from motionmerge.io.atomic import atomic_folder, atomic_path, check_file, prepare_folder
+from motionmerge.io.atomic import (
+    atomic_folder,
+    atomic_path,
+    check_file,
+    check_folder,
+    prepare_folder,
+)
 
 
 def test_two_writers_with_one_process_id_do_not_share_a_temporary_file(tmp_path):
@@ -37,6 +47,42 @@ def test_what_another_machine_writes_is_left_alone_for_a_day(tmp_path, monkeypat
     assert {path.name for path in tmp_path.iterdir()} == {"video", target.name}
 
 
+def test_what_dead_processes_left_is_removed_by_the_first_write_into_a_folder(
+    tmp_path, monkeypatch
+):
+    left = subprocess.run(
+        [sys.executable, "-c", DYING.format(folder=str(tmp_path))], check=False
+    ).returncode
+    assert left == -signal.SIGKILL
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 2 and all(name.endswith(".tmp") for name in names)
+    (tmp_path / ".mine.tmp").touch()
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: listed.append(folder) or scandir(folder))
+    for name in ("c.mp4", "d.mp4", "e.mp4"):
+        with atomic_path(tmp_path / name) as temporary:
+            temporary.write_bytes(b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".mine.tmp",
+        "c.mp4",
+        "d.mp4",
+        "e.mp4",
+    ]
+    assert listed.count(tmp_path) == 1  # a folder of 100,000 videos takes half a second
+
+
+DYING = """
+import os, signal
+from pathlib import Path
+from motionmerge.io.atomic import atomic_path
+with atomic_path(Path("{folder}") / "a.mp4") as a, atomic_path(Path("{folder}") / "b\\n.mp4") as b:
+    a.write_bytes(b"half")
+    b.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_the_longest_names_can_be_written(tmp_path):
     target = tmp_path / ("x" * 251 + ".mp4")
     with atomic_path(target) as temporary:
@@ -55,6 +101,16 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, name):
     (tmp_path / "a file").touch()
     with pytest.raises(ConfigError, match=r"Cannot write to the folder(.|\n)*Fix:"):
         prepare_folder(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a file", "a file/below", "/dev/null/below", "x" * 256])
+def test_a_folder_that_could_not_be_made_is_refused_and_another_one_is_not_made(tmp_path, name):
+    (tmp_path / "a file").touch()
+    with pytest.raises(ConfigError, match=r"Cannot write to the folder(.|\n)*Fix:"):
+        check_folder(tmp_path / name)
+    check_folder(tmp_path / "new" / "videos")
+    check_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a file"]
 
 
 @pytest.mark.parametrize(

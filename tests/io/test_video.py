@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import av
 import numpy as np
 import pytest
@@ -157,6 +159,15 @@ def test_bytes_and_floats_give_the_same_file(tmp_path, video):
     eight_bit = (video * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     write_video(tmp_path / "b.mp4", eight_bit.numpy())
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["take:2.mp4", "http:", "concat:a|b", "-i", "a b#c?d.mp4", "é%d"])
+def test_a_name_that_ffmpeg_might_take_for_an_address_is_a_file(tmp_path, monkeypatch, video, name):
+    monkeypatch.chdir(tmp_path)
+    write_video(name, video, fps=8, metadata={"seed": 1})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert read_video(Path(name))[0].shape == video.shape
+    assert read_video_metadata(name) == {"seed": 1}
 
 
 def test_odd_sizes_are_padded_by_one(tmp_path, video):

@@ -188,6 +188,79 @@ def test_a_failed_video_is_listed_and_the_others_are_made(workplace: Path, tmp_p
     assert not (output / "failures.jsonl").exists()
 
 
+def test_a_failure_of_one_process_does_not_stop_the_others_of_torchrun(
+    workplace: Path, tmp_path: Path
+) -> None:
+    ask_for_a_broken_image(workplace, tmp_path)
+    rows = [
+        {"image": image, "prompt": "a cat", "id": f"{number}"}
+        for number, image in enumerate(["broken.png", *["photo.png"] * 5])
+    ]
+    write_manifest(tmp_path, rows)
+    output = tmp_path / "videos"
+    own = arguments(tmp_path, output, "--videos-per-switch", "1")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    motionmerge = [sys.executable, "-m", "motionmerge.cli", *own]
+    result = subprocess.run(
+        [*torchrun, "--no-python", *motionmerge], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "made 2, found 0, failed 1" in result.stdout
+    assert "made 3, found 0, failed 0" in result.stdout
+    assert {path.name.partition("-")[0] for path in output.glob("*.mp4")} == set("12345")
+    (failure,) = map(json.loads, (output / "failures-0.jsonl").read_text().splitlines())
+    assert failure["id"] == "0"
+
+
+def test_an_image_that_may_not_be_read_fails_its_videos_alone(
+    workplace: Path, tmp_path: Path
+) -> None:
+    ask_for_a_broken_image(workplace, tmp_path)
+    rows = [{"image": image, "prompt": "a cat"} for image in ("/proc/self/mem", "photo.png")]
+    write_manifest(tmp_path, rows)
+    report = run(tmp_path, tmp_path / "videos")
+    assert len(report["done"]) == 1
+    (failure,) = report["failures"]
+    assert failure["id"] == "mem" and "cannot be read" in failure["error"]
+
+
+def test_a_dry_run_finds_what_a_run_would_not_write_or_read(tmp_path: Path) -> None:
+    photo(24).save(tmp_path / "photo.png")
+    (tmp_path / "file").touch()
+
+    def planned(prompt: str, output: str) -> str:
+        row = {"image": "photo.png", "prompt": prompt}
+        manifest = write_manifest(tmp_path, [row])
+        command = ["batch", str(manifest), "-o", str(tmp_path / output), "--dry-run"]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == (2 if "Error" in result.output else 0)
+        return result.output
+
+    assert "1 of 1 videos are missing" in planned("the camera pans left", "new/videos")
+    assert "Line 1: the pocket model does not know" in planned("the dragon flies", "new/videos")
+    for output in ("file", "file/below", "x" * 300):
+        assert "Cannot " in planned("the camera pans left", output)
+    assert {path.name for path in tmp_path.iterdir()} == {"photo.png", "file", "manifest.jsonl"}
+
+
+def test_a_damaged_video_is_made_again(tmp_path: Path) -> None:
+    planned = planned_videos(tmp_path, count=2)
+    pipeline = tiny_pipeline()
+    run_batch(pipeline, planned)
+    whole = contents(tmp_path / "out")
+    planned[1].path.write_bytes(b"")
+    assert missing(planned) == planned[1:]
+    run_batch(pipeline, missing(planned))
+    assert contents(tmp_path / "out") == whole
+    for video in planned:
+        video.path.rename(tmp_path / "out" / f"a cat-{video.job.number}.mp4")
+    (tmp_path / "out" / "a cat-0.mp4").write_bytes(b"")
+    jobs = [video.job for video in planned]
+    named = plan(jobs, tmp_path / "out", fingerprint={}, name_of=vbench_name)
+    with pytest.raises(ConfigError, match=r"a cat-0\.mp4(.|\n)*remove the file"):
+        missing(named)
+
+
 def test_no_list_names_a_video_that_exists_or_a_process_that_takes_no_part(
     workplace: Path, tmp_path: Path
 ) -> None:
@@ -288,6 +361,23 @@ def test_a_failure_list_that_cannot_be_written_is_an_error_with_a_fix(tmp_path: 
     tally = Tally(1, failure_list=tmp_path / "failures.jsonl")
     with pytest.raises(DataError, match=r"Cannot write the failure list(.|\n)*Fix:"):
         tally.failed(Failure.of(video, "it hiccuped", attempts=1))
+
+
+def test_a_failure_list_grows_by_a_line_and_replaces_that_of_the_run_before(tmp_path: Path) -> None:
+    (video,) = planned_videos(tmp_path)
+    path = tmp_path / "failures.jsonl"
+    path.write_text("of the run before\n")
+    tally = Tally(3, failure_list=path)
+    before = path.stat().st_ino
+    inodes = []
+    for number in range(3):
+        tally.failed(Failure.of(video, f"{number}" * 10_000, attempts=1))
+        inodes.append(path.stat().st_ino)
+    assert before not in inodes and len(set(inodes)) == 1  # written once, then added to
+    errors = [json.loads(line)["error"] for line in path.read_text().splitlines()]
+    assert errors == ["0" * 2000, "1" * 2000, "2" * 2000]
+    tally.report()
+    assert [json.loads(line)["error"] for line in path.read_text().splitlines()] == errors
 
 
 def test_a_failure_list_can_hold_a_reason_that_is_no_utf_8(tmp_path: Path) -> None:

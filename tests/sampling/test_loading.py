@@ -231,3 +231,19 @@ def test_a_change_to_any_part_changes_the_fingerprint(copy: Path, changed: str) 
     files[0].write_bytes(content)
     after = FolderModel(find_pipeline(copy)).fingerprint()
     assert after != before and after["model"] == before["model"]
+
+
+def test_a_vocabulary_beside_a_configuration_or_in_a_folder_of_its_own_counts_too(
+    copy: Path,
+) -> None:
+    tokenizer = copy / "tokenizer"
+    (tokenizer / "config.json").write_text("{}")
+    (tokenizer / "more").mkdir()
+    (tokenizer / "more" / "words.txt").write_text("a b")
+    seen = []
+    for file in ("tokenizer.json", "more/words.txt"):
+        seen.append(FolderModel(find_pipeline(copy)).fingerprint()["parts"])
+        with (tokenizer / file).open("a") as stream:
+            stream.write(" ")
+    seen.append(FolderModel(find_pipeline(copy)).fingerprint()["parts"])
+    assert len(set(seen)) == 3

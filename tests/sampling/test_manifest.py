@@ -67,6 +67,34 @@ def test_seeds_that_count_up_too_far_are_named_with_their_line(folder: Path) -> 
         read_manifest(path, num_videos=3)
 
 
+def test_a_key_that_appears_twice_is_named(folder: Path) -> None:
+    path = manifest(folder, '{"image": "photo.png", "prompt": "a", "prompt": "b"}')
+    with pytest.raises(DataError, match="line 2: the key `prompt` appears twice"):
+        read_manifest(path)
+
+
+def test_a_line_that_is_no_utf_8_is_named(folder: Path) -> None:
+    path = manifest(folder, "{}")
+    path.write_bytes(path.read_bytes() + b'\n{"image": "caf\xe9.png"}')
+    with pytest.raises(DataError, match=r"line 3: .*utf-8.*\n.*save it as UTF-8"):
+        read_manifest(path)
+
+
+def test_later_settings_are_read_and_leave_the_names_of_other_videos_alone(folder: Path) -> None:
+    (folder / "photo.png").write_bytes(b"photo")
+    path = folder / "manifest.jsonl"
+    row = {**ROW, "num_frames": 5}
+    later = {"guidance_scale_2": 1.0, "start_step": 940}
+    rows = [row, {**row, "guidance_scale_2": None}, *({**row, k: v} for k, v in later.items())]
+    found = []
+    for each in rows:
+        path.write_text(json.dumps(each))
+        jobs = read_manifest(path)
+        found += [planned.path.name for planned in plan(jobs, folder, fingerprint={"model": "x"})]
+    assert found[:2] == ["photo-seed0-1e6aa9321ecea82b.mp4"] * 2  # as before they were known
+    assert len(set(found)) == 3
+
+
 def test_a_line_nested_too_deep_is_named(folder: Path) -> None:
     with pytest.raises(DataError, match="line 2"):
         read_manifest(manifest(folder, "[" * 100_000))

@@ -8,7 +8,9 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import io
 import os
+import sys
 from typing import Any
 
 import typer
@@ -62,6 +64,9 @@ def main() -> None:
     """Run the command line (the `motionmerge` console script)."""
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    for stream in (sys.stdout, sys.stderr):  # names and prompts that a terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # Python looks for cycles among a million objects of torch when it ends, for half a second.
     atexit.register(gc.freeze)
     app()

@@ -60,10 +60,11 @@ def batch(
     """Make the videos of MANIFEST that DIR lacks, on one machine or many.
 
     Several processes share them by RANK and WORLD_SIZE, or the workers of a Ray cluster take the
-    next ones as they are ready. Failed videos are listed in DIR/failures.jsonl (of several
-    processes, failures-RANK.jsonl), and the exit code is then 1.
+    next ones as they are ready. Failed videos are listed in DIR/failures.jsonl, and the exit code
+    is then 1; of several processes in DIR/failures-RANK.jsonl, and the exit code stays 0, as
+    torchrun would stop the others.
     """
-    from motionmerge.io.atomic import prepare_folder
+    from motionmerge.io.atomic import check_folder, prepare_folder
     from motionmerge.io.video import load_image
     from motionmerge.sampling.batch import (
         BatchOptions,
@@ -77,6 +78,7 @@ def batch(
     )
     from motionmerge.sampling.manifest import configuration_name, plan, read_manifest, vbench_name
 
+    manifest, output = manifest.absolute(), output.absolute()  # workers are in other folders
     rank, world_size = rank_and_world_size()
     _check_sharing(ray, workers, world_size)
     chosen = flags.chosen_model(cluster_device=_cluster_device() if ray else None)
@@ -97,6 +99,9 @@ def batch(
     planned = shard(all_planned, rank, world_size)
     todo = missing(planned)
     if dry_run:
+        if todo:
+            check_folder(output)
+        chosen.check_prompts({video.job.line: video.job.settings.prompt or "" for video in todo})
         for image in dict.fromkeys(video.job.image for video in todo):
             load_image(image)  # a run would list each that cannot be read as a failure
         _print_plan([video.path.name for video in todo], len(planned), as_json)
@@ -126,7 +131,7 @@ def batch(
             report = run_batch(pipeline, todo, options, bank=bank, tally=tally)
     remove_stale_lists(output, world_size)
     _print_report({**asdict(report), "skipped": found}, as_json)
-    if report.failures:
+    if report.failures and world_size == 1:
         raise typer.Exit(1)
 
 

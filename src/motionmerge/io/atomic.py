@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
 import re
@@ -26,14 +27,20 @@ _STALE_SECONDS = 24 * 3600
 
 _PROBE_BYTES = 4096
 
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{12})\.(\d+)\.[0-9a-f]{8}\.(?:tmp|old)", re.DOTALL)
+
+_cleared: dict[tuple[int, int], float] = {}
+"""When this process cleared a folder, by device and inode, of what dead ones left."""
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success rename it, on an exception delete it.
 
     Missing parent folders are created. A killed process leaves
-    `.<name>.<machine>.<pid>.<random>.tmp`, never half a file under the real name. The next write to
-    `path` removes what is left of this machine's dead processes, and of others after a day.
+    `.<name>.<machine>.<pid>.<random>.tmp`, never half a file under the real name. The next process
+    that writes into the folder removes what this machine's dead processes left there, and others a
+    day ago.
     """
     target = Path(path)
     temporary = _temporary_name(target)
@@ -81,6 +88,27 @@ def prepare_folder(path: str | Path) -> None:
         ) from error
 
 
+def check_folder(path: str | Path) -> None:
+    """Refuse a folder that cannot be made or written to; nothing is made.
+
+    Raises:
+        ConfigError: It or a folder above it is a file, has too long a name, or may not be written.
+    """
+    target = Path(path).absolute()
+    try:
+        there = next(one for one in (target, *target.parents) if one.exists())
+        reason = None if there.is_dir() else f"{there} is no folder"
+        if reason is None and not os.access(there, os.W_OK | os.X_OK):
+            reason = f"no right to write to {there}"
+    except OSError as error:
+        reason = str(error)
+    if reason is not None:
+        raise ConfigError(
+            f"Cannot write to the folder {path}: {reason}",
+            fix="choose another one, or check its rights and free space.",
+        )
+
+
 def check_file(path: str | Path) -> None:
     """Refuse a name that no file can have; `prepare_folder` sees whether one can be written.
 
@@ -104,18 +132,28 @@ def check_file(path: str | Path) -> None:
 
 
 def _temporary_name(target: Path) -> Path:
-    """Make the parent folder, clear it of what dead processes left of `target`, name a new one."""
+    """Make the parent folder, clear it of what dead processes left, name a new file."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(target.parent)
     name = target.name
     if len(os.fsencode(name)) > _LONGEST_NAME:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
-    pattern = re.compile(rf"\.{re.escape(name)}\.([0-9a-f]+)\.(\d+)\.[0-9a-f]+\.(tmp|old)")
-    for path in target.parent.iterdir():
-        found = pattern.fullmatch(path.name)
-        if found and _is_left(path, machine=found[1], pid=int(found[2])):
-            with suppress(OSError):  # another process may be removing it too
-                _remove(path)
     return target.parent / f".{name}.{_machine()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what dead processes left in a folder; once a day, as listing a large one is slow."""
+    status = folder.stat()
+    place = (status.st_dev, status.st_ino)
+    if time.monotonic() - _cleared.get(place, -math.inf) < _STALE_SECONDS:
+        return
+    _cleared[place] = time.monotonic()
+    with os.scandir(folder) as entries:
+        found = [(entry.path, _TEMPORARY.fullmatch(entry.name)) for entry in entries]
+    for path, match in found:
+        if match and _is_left(Path(path), machine=match[1], pid=int(match[2])):
+            with suppress(OSError):  # another process may be removing it too
+                _remove(Path(path))
 
 
 @cache

@@ -6,6 +6,7 @@ A video is `[frames, 3, height, width]`, float in [0, 1].
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,8 +57,7 @@ def load_image(path: str | Path) -> Image.Image:
         with Image.open(path) as image:
             _check_image_size(image, path)
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _to_rgb(upright)
+            return _to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} is too large: {error}", fix="Scale the image down.") from error
     except FileNotFoundError as error:
@@ -65,6 +65,25 @@ def load_image(path: str | Path) -> Image.Image:
     except _DECODER_ERRORS as error:
         raise DataError(
             f"{path} cannot be read as an image: {error}", fix="Save it again as PNG or JPEG."
+        ) from error
+
+
+def rgb_image(image: Image.Image) -> Image.Image:
+    """Bring an image to what `load_image` gives: 8-bit RGB, upright, transparency over white.
+
+    Raises:
+        DataError: It is no image of Pillow, or its pixels cannot be read.
+    """
+    if not isinstance(image, Image.Image):
+        raise DataError(
+            f"The image is a {type(image).__name__}.", fix="Pass an image of Pillow (PIL.Image)."
+        )
+    try:
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except _DECODER_ERRORS as error:
+        raise DataError(
+            f"An image of mode {image.mode} cannot be read: {error}",
+            fix="Convert it to RGB, or save it again as PNG or JPEG.",
         ) from error
 
 
@@ -153,7 +172,7 @@ def _encode(
     metadata: Mapping[str, Any] | None,
     crf: int,
 ) -> None:
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with av.open(_local(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         if metadata is not None:
             container.metadata["comment"] = _as_comment(metadata)
         rate = Fraction(fps).limit_denominator(1001)
@@ -215,6 +234,11 @@ def eight_bit(video: torch.Tensor | npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.asarray(rounded.permute(0, 2, 3, 1))
 
 
+def _local(path: str | Path) -> str:
+    """Name a file for FFmpeg, which takes `take:2.mp4` for an address otherwise."""
+    return f"file:{os.fspath(path)}"
+
+
 def read_video(path: str | Path) -> tuple[torch.Tensor, float]:
     """Read a whole video.
 
@@ -226,7 +250,7 @@ def read_video(path: str | Path) -> tuple[torch.Tensor, float]:
     """
     frames: list[npt.NDArray[np.uint8]] = []
     try:
-        with av.open(str(path)) as container:
+        with av.open(_local(path)) as container:
             if not container.streams.video:
                 raise DataError(f"{path} holds no video.", fix="Use a video file such as mp4.")
             stream = container.streams.video[0]
@@ -254,7 +278,7 @@ def read_video_metadata(path: str | Path) -> dict[str, Any]:
         DataError: The file cannot be read, or holds no such comment.
     """
     try:
-        with av.open(str(path)) as container:
+        with av.open(_local(path)) as container:
             comment = container.metadata.get("comment", "")
     except (OSError, av.error.FFmpegError) as error:
         raise DataError(f"Cannot read {path}: {error}", fix="Check the file.") from error

@@ -20,14 +20,19 @@ from typing import Any, TypeVar
 from motionmerge.errors import ConfigError, DataError, MotionMergeError
 from motionmerge.io.atomic import atomic_path
 from motionmerge.io.video import read_video_metadata, write_video
-from motionmerge.sampling.manifest import PlannedVideo
+from motionmerge.sampling.manifest import PlannedVideo, configuration_name
 from motionmerge.sampling.phases import VIDEO_ERRORS, Outcome, make_videos
 from motionmerge.sampling.switching import Bank
+
+_TEXT: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
 
 CONFIGURATION_KEY = "configuration"
 """Where a video's metadata holds the hash of its configuration."""
 
 Item = TypeVar("Item")
+
+_LONGEST_ERROR = 2000
+"""Characters; some errors repeat what they were given."""
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 """Full or read-only: no other video could be written either."""
@@ -46,9 +51,9 @@ class Failure:
 
     @classmethod
     def of(cls, video: PlannedVideo, error: str, *, attempts: int) -> Failure:
-        """Say why a video was given up."""
-        job = video.job
-        return cls(job.id, job.line, job.settings.seed, video.path.name, attempts, error)
+        """Say why a video was given up, at some length."""
+        job, text = video.job, error[:_LONGEST_ERROR]
+        return cls(job.id, job.line, job.settings.seed, video.path.name, attempts, text)
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class BatchOptions:
 
 
 class Tally:
-    """What became of a batch's videos so far; the failure list is written at every failure.
+    """What became of a batch's videos so far; the failure list grows by a line at every failure.
 
     Args:
         total: Videos to make.
@@ -136,7 +141,11 @@ class Tally:
             DataError: The failure list cannot be written.
         """
         self._failures.append(failure)
-        _write_failures(self._path, self._failures)
+        if len(self._failures) == 1 or self._path is None:
+            _write_failures(self._path, self._failures)
+        else:
+            with _named_list_errors(self._path), self._path.open("a", **_TEXT) as file:
+                file.write(_line(failure))
         self._report(failure.output)
 
     def report(self) -> BatchReport:
@@ -213,21 +222,40 @@ def remove_stale_lists(folder: Path, world_size: int) -> None:
 
 
 def missing(planned: Sequence[PlannedVideo]) -> list[PlannedVideo]:
-    """List the videos that are not there yet.
+    """List the videos that are not there yet, or damaged, e.g. by a power cut.
 
     Raises:
-        ConfigError: A file of that name was made in another way.
+        ConfigError: A file of that name was made in another way, or cannot be looked at.
     """
     todo = []
     for video in planned:
-        if not video.path.exists():
-            todo.append(video)
-        elif read_video_metadata(video.path).get(CONFIGURATION_KEY) != video.configuration:
+        try:
+            is_there = video.path.exists()
+        except OSError as error:
             raise ConfigError(
-                f"{video.path} was made with other settings.",
-                fix="choose another folder, or remove the file.",
-            )
+                f"Cannot look for {video.path}: {error}", fix="choose another folder."
+            ) from error
+        if not is_there or not _is_made(video):
+            todo.append(video)
     return todo
+
+
+def _is_made(video: PlannedVideo) -> bool:
+    """Tell whether a file is the video that is planned, or is in the way of it."""
+    try:
+        configuration = read_video_metadata(video.path).get(CONFIGURATION_KEY)
+    except DataError as error:
+        if video.path.name == configuration_name(video.job, video.configuration):
+            return False  # nobody else gives this name
+        raise ConfigError(
+            error.message, fix="remove the file, or choose another folder."
+        ) from error
+    if configuration != video.configuration:
+        raise ConfigError(
+            f"{video.path} was made with other settings.",
+            fix="choose another folder, or remove the file.",
+        )
+    return True
 
 
 def run_batch(
@@ -315,10 +343,12 @@ def _write_failures(path: Path | None, failures: Sequence[Failure]) -> None:
         if not failures:
             path.unlink(missing_ok=True)
             return
-        lines = (json.dumps(asdict(failure), ensure_ascii=False) for failure in failures)
-        text = "\n".join(lines) + "\n"
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        with atomic_path(path) as temporary, temporary.open("w", **_TEXT) as file:
+            file.writelines(map(_line, failures))
+
+
+def _line(failure: Failure) -> str:
+    return json.dumps(asdict(failure), ensure_ascii=False) + "\n"
 
 
 @contextmanager

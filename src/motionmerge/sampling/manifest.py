@@ -112,10 +112,7 @@ def read_manifest(
     Raises:
         DataError: A line is no such mapping, its image is missing, or two lines are the same video.
     """
-    try:
-        lines = lines_of(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Cannot read {path}: {error}", fix="check the path.") from error
+    lines = lines_of(_read_text(path))
     jobs: list[Job] = []
     seen: dict[tuple[Any, ...], int] = {}
     counts: dict[str | None, int] = {}
@@ -165,7 +162,7 @@ def plan(
     planned: dict[str, PlannedVideo] = {}
     for job in jobs:
         if job.image not in hashes:
-            hashes[job.image] = hash_file(job.image)
+            hashes[job.image] = _hash_image(job.image)
         everything = {"image": hashes[job.image], **job.settings.model_dump(), **fingerprint}
         text = json.dumps(everything, sort_keys=True, ensure_ascii=False)
         configuration = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -200,9 +197,38 @@ def vbench_name(job: Job, configuration: str) -> str:
     return name
 
 
+def _read_text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error}", fix="check the path.") from error
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: {error}", fix="save it as UTF-8.") from error
+
+
+def _hash_image(path: Path) -> str:
+    """Hash an image; of one that cannot be read now, what is wrong, which fails the video alone."""
+    try:
+        return hash_file(path)
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key `{twice}` appears twice")
+    return values
+
+
 def _row(line: str, *, where: str) -> ManifestRow:
     try:
-        values = json.loads(line)
+        values = json.loads(line, object_pairs_hook=_refuse_twice)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: {error}", fix="write one JSON mapping a line.") from error
     if not isinstance(values, dict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,9 +13,11 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
+from motionmerge.errors import DataError, MotionMergeError
 from motionmerge.io.hashing import hash_file
 from motionmerge.merge.sources import MODULES, hash_origin
 from motionmerge.models.pocket.components import build_pocket_model, weights_path
+from motionmerge.models.pocket.text import PocketTokenizer
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
 from motionmerge.sampling.loading import default_device, empty_modules, load_pipeline, place
 from motionmerge.sampling.pipeline_folder import PipelineFolder
@@ -37,6 +39,7 @@ class ModelChoice(Protocol):
     @property
     def device(self) -> torch.device: ...
     def fingerprint(self) -> dict[str, Any]: ...
+    def check_prompts(self, prompts: Mapping[int, str]) -> None: ...
     def empty_modules(self) -> dict[str, nn.Module]: ...
     def load(self, encode: Callable[[Any], None] | None = None) -> tuple[Any, str]: ...
 
@@ -69,6 +72,19 @@ class ShippedModel:
         own = Path(self.weights) if Path(self.weights).suffix else weights_path(self.weights)
         files = (weights_path("towers"), weights_path("decoder"), own)
         return {"model": [hash_origin(path) for path in files]}
+
+    def check_prompts(self, prompts: Mapping[int, str]) -> None:
+        """Refuse prompts that it cannot read, by the number of their line.
+
+        Raises:
+            DataError: Names the line and what cannot be read.
+        """
+        tokenizer = PocketTokenizer()
+        for line, prompt in prompts.items():
+            try:
+                tokenizer([prompt])
+            except MotionMergeError as error:
+                raise DataError(f"Line {line}: {error.message}", fix=error.fix) from error
 
     def empty_modules(self) -> dict[str, nn.Module]:
         """Build what experts can switch, without memory for its weights."""
@@ -139,6 +155,9 @@ class FolderModel:
             "parts": self.folder.hash_parts(),
             "dtype": str(self._dtype()),
         }
+
+    def check_prompts(self, prompts: Mapping[int, str]) -> None:
+        """Accept all prompts: tokenizers read any, and cut what is too long."""
 
     def empty_modules(self) -> dict[str, nn.Module]:
         """Build what experts can switch, without memory for its weights."""

@@ -39,7 +39,8 @@ class PipelineFolder:
         family: How its pipeline is called.
         configs: The configuration of each part.
         weights: Weight files of each part.
-        others: Files of parts without a `config.json`: tokenizers, schedulers, processors.
+        others: Files of the parts that are neither weights nor their `config.json`: vocabularies,
+            settings of schedulers and processors.
     """
 
     path: Path
@@ -97,8 +98,7 @@ def find_pipeline(
             continue
         if (path / part / "config.json").is_file():
             configs[part] = _read_json(path / part / "config.json")
-        else:
-            others += [file for file in (path / part).glob("*") if file.is_file()]
+        others += _other_files(path / part)
         files = weight_files(path / part, variant=variant)
         if files and files[0].suffix != ".safetensors" and not legacy:
             raise CheckpointError(
@@ -135,6 +135,18 @@ def weight_files(folder: Path, *, variant: str | None = None) -> tuple[Path, ...
         if wanted or plain:
             return tuple(wanted or plain)
     return ()
+
+
+def _other_files(part: Path) -> list[Path]:
+    """List the files of a part besides its weights, their index and its configuration."""
+    return [
+        file
+        for file in part.rglob("*")
+        if file.is_file()
+        and file.suffix not in _WEIGHTS
+        and not file.name.endswith(".index.json")
+        and file != part / "config.json"
+    ]
 
 
 def _num_bytes(files: tuple[Path, ...], dtype: torch.dtype) -> int:
