@@ -19,7 +19,13 @@ from motionmerge.schedule import ExpertSchedule, ScheduleEntry, noise_level
 
 from . import tiny_builders as build
 from .model_folders import family_named
-from .test_expert_bank import Recorder, exact_experts, recorder_experts, tiny_transformer
+from .test_expert_bank import (
+    Recorder,
+    exact_experts,
+    recorder_experts,
+    same_weights,
+    tiny_transformer,
+)
 from .test_lora_bank import lora_for
 from .tiny_dynamicrafter import tiny_pipeline
 from .tiny_pipelines import Family, generate, other_weights, tiny, weights_of
@@ -34,10 +40,6 @@ HALVES = ExpertSchedule.from_list(
 def two(pipeline: Any, family: Family) -> dict[str, Weights]:
     names = ("dynamics", "consistency")
     return {name: other_weights(pipeline, family, seed=seed) for seed, name in enumerate(names, 1)}
-
-
-def same(left: Weights, right: Weights) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
 
 
 class NoGuardrail:
@@ -230,10 +232,10 @@ def test_a_lora_loaded_inside_the_block_is_named_and_all_weights_come_back() -> 
         pipeline.load_lora_weights(lora)
         generate(pipeline, family)
     pipeline.unload_lora_weights()
-    assert same(weights_of(pipeline, family), before)
+    assert same_weights(weights_of(pipeline, family), before)
     with experts(pipeline, experts=both, boundary=family.boundary):
         generate(pipeline, family)
-    assert same(weights_of(pipeline, family), before)
+    assert same_weights(weights_of(pipeline, family), before)
 
 
 def test_a_tensor_taken_out_inside_the_block_is_named_and_all_others_come_back() -> None:
@@ -274,7 +276,7 @@ def test_ctrl_c_while_the_weights_are_given_back_waits_until_they_are(
     ):
         left = 30
     assert left < 0
-    assert same(weights_of(pipeline, family), before)
+    assert same_weights(weights_of(pipeline, family), before)
     assert not any(attached_bank(getattr(pipeline, name)) for name in family.denoisers)
 
 
@@ -308,7 +310,7 @@ def test_loras_unloaded_inside_the_block_are_named() -> None:
     ):
         pipeline.unload_lora_weights()
         generate(pipeline, family)
-    assert same(weights_of(pipeline, family), before)
+    assert same_weights(weights_of(pipeline, family), before)
 
 
 @torch.no_grad()
