@@ -40,6 +40,18 @@ def test_a_photo_becomes_a_video_that_says_how_it_was_made(photo: Path, tmp_path
     assert "experts:" in about["recipe"]
 
 
+def test_the_pocket_model_can_start_late_and_the_ending_may_be_in_capitals(
+    photo: Path, tmp_path: Path
+):
+    output, options = tmp_path / "OUT.MP4", ("--steps", "2", "--size", "64")
+    assert generate(photo, "-o", str(output), *options).exit_code == 0
+    early = read_video(output)[0]
+    result = generate(photo, "-o", str(output), *options, "--start-step", "900")
+    assert result.exit_code == 0, result.output
+    assert not torch.equal(read_video(output)[0], early)
+    assert read_video_metadata(output)["start_step"] == 900
+
+
 def test_the_same_seed_gives_the_same_video_and_another_seed_another(photo: Path, tmp_path: Path):
     videos = []
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
@@ -85,6 +97,9 @@ def test_a_contact_sheet_is_written_on_request(photo: Path, tmp_path: Path):
     ("options", "message"),
     [
         (["--motion", "1", "--recipe", "calm"], "choose one of the three"),
+        (["--motion", "nan"], "--motion is nan, which is no number"),
+        (["--loop"], "cannot end a video with an image"),
+        (["--guidance-2", "1"], "no second denoiser"),
         (["--size", "100"], "64"),
         (["--weights", "huge"], "no weights named 'huge'"),
         (["--weights", "base", "--boundary", "0.5"], "--boundary needs experts"),
@@ -113,6 +128,9 @@ def test_bad_options_are_named_and_nothing_is_written(
         (["-o", "/dev/null"], "it is no file"),
         (["-o", f"{'x' * 245}.mp4", "--num-videos", "2"], "File name too long"),
         (["-o", "photo.png"], "is the photo already"),
+        (["-o", "film.mkv"], "film.mkv is no name of an mp4"),
+        (["-o", "film"], "write e.g. --output film.mp4"),
+        (["-o", "film.mkv", "--num-videos", "2"], "is no name of an mp4"),
         (["-o", "same.mp4", "--sheet", "./same.mp4"], "is a video already"),
         (["--sheet", "folder"], "it is a folder"),
         (["--sheet", "file/sheet.png"], "Cannot write to the folder file"),

@@ -234,6 +234,15 @@ def test_a_contact_sheet_has_a_row_per_video_and_a_column_per_frame(tmp_path, vi
     assert contact_sheet([video], every=2).size == (2 * 50 + 2, 36)
 
 
+def test_labels_of_a_contact_sheet_are_legible_or_escaped_but_no_boxes(video):
+    image = contact_sheet([video] * 3, labels=["a cat", "猫跳", "\u0378\udce9"])
+    assert image == contact_sheet([video] * 3, labels=["a cat", "猫跳", r"\u0378\udce9"])
+    missing = "\U0010fffe"  # no font has it: it is drawn as a box
+    boxes = contact_sheet([video], labels=[missing * 2])
+    assert contact_sheet([video], labels=["猫跳"]) != boxes
+    assert boxes == contact_sheet([video], labels=[r"\U0010fffe" * 2])
+
+
 def test_a_contact_sheet_of_eight_bits_is_that_of_floats(video):
     assert contact_sheet([eight_bit(video)]) == contact_sheet([video])
 

@@ -12,13 +12,16 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image
+from safetensors.torch import save_file
 
-from motionmerge.errors import ConfigError, ShapeError
+from motionmerge.errors import CheckpointError, ConfigError, DataError, ShapeError
+from motionmerge.io.video import load_image
 from motionmerge.models.dynamicrafter.image_projector import ImageProjector
 from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
 from motionmerge.sampling.expert_bank import experts
 from motionmerge.sampling.guidance import guided_prediction
+from motionmerge.sampling.pipeline_inputs import LatentStatistics, read_statistics
 
 from .tiny_dynamicrafter import NUM_FRAMES, NUM_TOKENS, WIDTH, tiny_pipeline
 
@@ -191,6 +194,86 @@ def test_a_tensor_image_equals_the_image(
     )
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "LA", "RGBA", "CMYK", "turned"])
+def test_an_image_of_any_mode_is_the_one_that_a_file_gives(
+    pipeline: DynamiCrafterPipeline, generate: Generate, tmp_path: Path, mode: str
+) -> None:
+    rows = np.linspace(0, 1, 64)[:, None].repeat(64, axis=1)
+    image = Image.fromarray((rows * 255).astype(np.uint8))
+    if mode == "I;16":
+        image = Image.fromarray((rows * 65535).astype(np.uint16))
+    elif mode == "turned":
+        image.getexif()[0x0112] = 6
+    else:
+        image = image.convert("RGB").convert(mode)
+    if mode in ("LA", "RGBA"):
+        image.putalpha(Image.fromarray((rows.T * 255).astype(np.uint8)))
+    path = tmp_path / "photo.tiff"
+    image.save(path, exif=image.getexif())
+    own = {"num_inference_steps": 1, "last_image": image}
+    video = generate(pipeline, image=[image], **own)
+    read = load_image(path)
+    assert torch.equal(video, generate(pipeline, image=read, **{**own, "last_image": read}))
+    with Image.open(path) as opened:
+        assert torch.equal(video, generate(pipeline, image=opened, **own))
+    if mode == "turned":
+        assert not torch.equal(video, generate(pipeline, image=image.convert("RGB").copy(), **own))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ([], "list of images is empty"),
+        ("photo.jpg", "The image is a str"),
+        (np.zeros((16, 16, 3)), "The image is a ndarray"),
+        (Image.new("F", (16, 16)), "mode F"),
+        (torch.full((3, 16, 16), 128, dtype=torch.uint8), r"uint8.*\n.*image / 255"),
+        (torch.full((3, 16, 16), 128.0), r"values from 128 to 128.*\n.*image / 255"),
+        (torch.full((3, 16, 16), -1.0), r"values from -1 to -1.*\n.*\(image \+ 1\) / 2"),
+        (torch.full((3, 16, 16), torch.nan), "values from nan"),
+    ],
+    ids=str,
+)
+def test_what_is_no_image_in_0_to_1_is_refused(
+    pipeline: DynamiCrafterPipeline, generate: Generate, image: Any, message: str
+) -> None:
+    with pytest.raises((DataError, ShapeError), match=message) as caught:
+        generate(pipeline, image=image)
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("frame_rate", float("nan")),
+        ("frame_rate", 0),
+        ("guidance_scale", float("nan")),
+        ("guidance_scale", float("inf")),
+        ("guidance_scale", None),
+        ("start_step", 900.5),
+        ("start_step", 0),
+        ("num_inference_steps", 2.5),
+        ("num_videos_per_prompt", 1.5),
+        ("num_frames", 2.5),
+        ("num_frames", 0),
+    ],
+)
+def test_a_setting_that_is_no_such_number_is_named(
+    pipeline: DynamiCrafterPipeline, generate: Generate, setting: str, value: Any
+) -> None:
+    with pytest.raises(ConfigError, match=f"{setting} is {value}") as caught:
+        generate(pipeline, **{setting: value})
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("size", [{"height": 0}, {"width": 0}, {"height": -16}, {"width": 16.5}])
+def test_a_size_of_no_pixels_is_not_the_default_size(
+    pipeline: DynamiCrafterPipeline, generate: Generate, size: dict[str, Any]
+) -> None:
+    with pytest.raises(ShapeError, match="both must divide by"):
+        generate(pipeline, **size)
+
+
 def test_given_embeddings_equal_what_they_were_made_from(
     pipeline: DynamiCrafterPipeline, generate: Generate
 ) -> None:
@@ -285,6 +368,48 @@ def test_an_analytic_start_begins_late(pipeline: DynamiCrafterPipeline, generate
     calls = unet_inputs(pipeline, lambda: generate(pipeline, latents=start, start_step=940))
     assert [int(timestep) for _, timestep, _ in calls[::2]] == [939, 704, 469, 234]
     assert torch.equal(calls[0][0][:1, :4], start)
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_an_analytic_start_is_read_from_the_official_file(
+    pipeline: DynamiCrafterPipeline, generate: Generate, tmp_path: Path, ending: str
+) -> None:
+    path = tmp_path / f"initial_noise.{ending}"
+    mean = torch.rand(1, 4, NUM_FRAMES, 8, 8, generator=seeded(1))
+    stored = {"Expectation_X0": mean, "Tr_Cov_d": torch.tensor(0.5)}
+    torch.save(stored, path) if ending == "pt" else save_file(stored, path)
+    noise = torch.randn(1, 4, NUM_FRAMES, 8, 8, generator=seeded(7))
+    start = pipeline.scheduler.analytic_init(mean, variance=0.5, noise=noise, start_step=940)
+    own = {"start_step": 940, "eta": 0.0}
+    expected = generate(pipeline, latents=start, **own)
+    video = generate(pipeline, analytic_init=read_statistics(path), **own)
+    assert torch.equal(video, expected)
+    assert not torch.equal(video, generate(pipeline, **own))
+
+
+def test_statistics_that_do_not_fit_are_refused(
+    pipeline: DynamiCrafterPipeline, generate: Generate, tmp_path: Path
+) -> None:
+    wide = LatentStatistics(torch.zeros(1, 4, NUM_FRAMES, 8, 16), 0.5)
+    with pytest.raises(ShapeError, match=r"shape \[1, 4, 3, 8, 16\]; expected \[1, 4, 3, 8, 8\]"):
+        generate(pipeline, analytic_init=wide, start_step=940)
+    fitting = LatentStatistics(torch.zeros(4, 1, 1, 1), 0.5)
+    with pytest.raises(ConfigError, match="Both latents and analytic_init"):
+        generate(pipeline, analytic_init=fitting, latents=torch.zeros(1, 4, NUM_FRAMES, 8, 8))
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    with pytest.raises(ConfigError, match="DDIMScheduler has no Analytic-Init"):
+        generate(pipeline, analytic_init=fitting)
+    for mean, variance, message in (
+        (torch.zeros(1), torch.tensor(-1.0), "variance -1"),
+        (torch.zeros(1), torch.zeros(2), "one variance"),
+        (torch.full((1,), torch.nan), torch.zeros(1), "finite"),
+    ):
+        save_file({"Expectation_X0": mean, "Tr_Cov_d": variance}, tmp_path / "x.safetensors")
+        with pytest.raises(ShapeError, match=message):
+            read_statistics(tmp_path / "x.safetensors")
+    save_file({"Expectation_X0": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="no tensor `Tr_Cov_d`"):
+        read_statistics(tmp_path / "x.safetensors")
 
 
 def test_a_callback_sees_and_replaces_latents(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from motionmerge.sampling.loading import load_pipeline
 from motionmerge.sampling.make_video import VideoSettings, make_video
 from motionmerge.sampling.pipeline_folder import find_pipeline
 
-from .model_folders import family_named, save_lora, save_tiny
+from .model_folders import family_named, save_dynamicrafter, save_lora, save_tiny
 from .tiny_pipelines import other_weights, photo
 
 LAYER = "proj_out"
@@ -34,6 +35,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny models, what one of them was tuned from, a LoRA and a photo."""
     folder = tmp_path_factory.mktemp("models")
     save_tiny("SVD", folder / "svd")
+    save_tiny("Wan 2.2-A14B", folder / "wan22")
+    save_dynamicrafter(folder / "dynamicrafter")
+    mean = torch.rand(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    save_file({"Expectation_X0": mean, "Tr_Cov_d": torch.tensor(0.5)}, folder / "noise.safetensors")
     pipeline = save_tiny("Wan 2.1", folder / "wan")
     save_lora(folder / "lora.safetensors", pipeline.transformer, LAYER)
     base = other_weights(pipeline, family_named("Wan 2.1"), seed=1)
@@ -168,9 +173,76 @@ def test_the_flags_reach_the_video(workplace: Path, tmp_path: Path) -> None:
     assert "recipe" not in read_video_metadata(tmp_path / "own.mp4")
 
 
+def test_the_second_guidance_reaches_the_video(workplace: Path, tmp_path: Path) -> None:
+    videos = []
+    for name, more in (("one", []), ("two", ["--guidance-2", "500"])):
+        output = tmp_path / f"{name}.mp4"
+        options = ("--prompt", "a cat", "--guidance", "3.5", *more, "-o", str(output))
+        result = generate(workplace, "--steps", "8", *options, model="wan22")
+        assert result.exit_code == 0, result.output
+        videos.append(read_video(output)[0])
+    assert not torch.equal(*videos)
+    about = read_video_metadata(output)
+    assert (about["guidance_scale"], about["guidance_scale_2"]) == (3.5, 500)
+
+
+def test_the_end_and_the_start_of_a_dynamicrafter_reach_the_video(
+    workplace: Path, tmp_path: Path
+) -> None:
+    photo, other = workplace / "photo.png", tmp_path / "other.png"
+    Image.new("RGB", (16, 16), "red").save(other)
+    noise = workplace / "noise.safetensors"
+    several: dict[str, tuple[list[str], dict[str, Any]]] = {
+        "own": ([], {}),
+        "loop": (["--loop"], {"last_image": str(photo)}),
+        "end": (["--last-image", str(other)], {"last_image": str(other)}),
+        "late": (["--start-step", "900"], {"start_step": 900}),
+        "analytic": (
+            ["--start-step", "900", "--analytic-init", str(noise)],
+            {"start_step": 900, "analytic_init": str(noise)},
+        ),
+    }
+    videos = []
+    for name, (flags, said) in several.items():
+        output = tmp_path / f"{name}.mp4"
+        options = ["--prompt", "a cat", "--num-frames", "3", "-o", str(output), *flags]
+        result = generate(workplace, *options, model="dynamicrafter")
+        assert result.exit_code == 0, result.output
+        videos.append(read_video(output)[0])
+        about = read_video_metadata(output)
+        own = ("last_image", "start_step", "analytic_init")
+        assert {name: about[name] for name in own if name in about} == said
+    assert not any(torch.equal(left, right) for left, right in combinations(videos, 2))
+    looped = tmp_path / "looped.mp4"
+    options = ["--prompt", "a cat", "--num-frames", "3", "--last-image", str(photo)]
+    generate(workplace, *options, "-o", str(looped), model="dynamicrafter")
+    assert torch.equal(read_video(looped)[0], videos[1])
+    options = ["--prompt", "a cat", "--num-frames", "3", "--last-image", str(other)]
+    over = generate(workplace, *options, "--sheet", str(other), model="dynamicrafter")
+    assert over.exit_code == 2 and "is the last image already" in " ".join(over.output.split())
+
+
+def test_a_video_says_which_dtype_its_model_had(workplace: Path, tmp_path: Path) -> None:
+    for flag, dtype in (("fp32", "torch.float32"), ("bf16", "torch.bfloat16")):
+        options = ("--prompt", "a cat", "--dtype", flag, "-o", str(tmp_path / "x.mp4"))
+        plan = generate(workplace, *options, "--dry-run", "--json")
+        assert generate(workplace, *options).exit_code == 0
+        assert json.loads(plan.stdout)["dtype"] == dtype
+        assert read_video_metadata(tmp_path / "x.mp4")["dtype"] == dtype
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--prompt", "x", "--guidance-2", "1"], "no second denoiser"),
+        (["--prompt", "x", "--start-step", "940"], "begins with pure noise"),
+        (["--prompt", "x", "--analytic-init", "n.pt"], "say where to begin"),
+        (["--prompt", "x", "--start-step", "940", "--analytic-init", "n.pt"], "n.pt"),
+        (["--prompt", "x", "--loop"], "cannot end a video with an image"),
+        (["--prompt", "x", "--last-image", "photo.png", "--loop"], "choose one of them"),
+        (["--prompt", "x", "--last-image", "nowhere.png"], "nowhere.png"),
+        (["--prompt", "x", "--motion", "nan"], "--motion is nan, which is no number"),
+        (["--prompt", "x", "--motion", "inf", "--lora", "l"], "--motion is inf"),
         (["--prompt", "x", "--motion", "0.5"], "add --base"),
         (["--prompt", "x", "--base", "b"], "--base is for --motion"),
         (["--prompt", "x", "--input", "a=b"], "--input replaces"),

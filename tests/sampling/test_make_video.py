@@ -16,6 +16,7 @@ from motionmerge.families import FAMILIES as MODEL_FAMILIES
 from motionmerge.io.video import fit_image
 from motionmerge.sampling.make_video import (
     VideoSettings,
+    encode_ahead,
     frames_of,
     make_video,
     named_memory_errors,
@@ -145,7 +146,11 @@ NAMED = [
     ("StableVideoDiffusionPipeline", {"width": 1000}, "height 576 and width 1024"),
     ("StableVideoDiffusionPipeline", {"frame_rate": 7.6}, "use 8 frames per second"),
     ("StableVideoDiffusionPipeline", {"prompt": "a cat"}, "leave --prompt"),
+    ("StableVideoDiffusionPipeline", {"num_frames": 1}, "use 2 frames"),
     ("CogVideoXImageToVideoPipeline", {"num_frames": 48}, "use 49 frames"),
+    ("CogVideoXImageToVideoPipeline", {"num_frames": 45}, "use 49 frames"),
+    ("CogVideoXImageToVideoPipeline", {"num_frames": 13}, "use 17 frames"),
+    ("CogVideoXImageToVideoPipeline", {"num_frames": 5}, "use 9 frames"),
     ("LTXImageToVideoPipeline", {"num_frames": 160}, "use 161 frames"),
     ("LTXImageToVideoPipeline", {"frame_rate": 1000}, "use 120 frames per second"),
     ("LTX2ImageToVideoPipeline", {"height": 500}, "height 512 and width 768"),
@@ -153,11 +158,21 @@ NAMED = [
     ("HunyuanVideo15ImageToVideoPipeline", {"height": 480}, "leave height and width out"),
     ("SkyReelsV2ImageToVideoPipeline", {"frame_rate": 0}, "use 1 frames per second"),
     ("Kandinsky5I2VPipeline", {"width": 760}, "height 512 and width 768"),
+    ("Kandinsky5I2VPipeline", {"num_frames": 13}, "use 17 frames"),
+    ("Kandinsky5I2VPipeline", {"num_frames": 1}, "use 17 frames"),
     ("DynamiCrafterPipeline", {"num_frames": 32}, "use 16 frames"),
     ("PocketPipeline", {"height": 64, "width": 200}, "height 128 and width 128"),
     ("PocketPipeline", {"height": 0, "width": 0}, "height 64 and width 64"),
     ("WanImageToVideoPipeline", {"height": 0}, "height 16 and width 832"),
     ("WanImageToVideoPipeline", {"prompt": None}, "--prompt"),
+    ("WanImageToVideoPipeline", {"guidance_scale_2": 1.0}, "--guidance-2"),
+    ("LTXImageToVideoPipeline", {"guidance_scale_2": 3.5}, "--guidance-2"),
+    ("WanImageToVideoPipeline", {"start_step": 940}, "--start-step"),
+    ("DynamiCrafterPipeline", {"start_step": 49}, "begin earlier"),
+    ("DynamiCrafterPipeline", {"start_step": 9, "num_inference_steps": 10}, "begin earlier"),
+    ("PocketPipeline", {"has_last_image": True}, "--last-image"),
+    ("Kandinsky5I2VPipeline", {"has_last_image": True}, "--last-image"),
+    ("WanImageToVideoPipeline", {"has_last_image": True, "num_frames": 1}, "more frames"),
 ]
 
 
@@ -185,6 +200,11 @@ def test_what_a_family_cannot_make_is_named_with_the_nearest_right_values(
         ({"guidance_scale": -5}, r"guidance_scale is -5\.0; expected 0 to 1000"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
         ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
+        ({"guidance_scale_2": float("nan")}, "guidance_scale_2 is nan"),
+        ({"guidance_scale_2": True}, "guidance_scale_2 is True"),
+        ({"start_step": 0}, "start_step is 0; expected 1 to 1000"),
+        ({"start_step": 1001}, "start_step is 1001"),
+        ({"start_step": 900.5}, "start_step"),
         ({"frame_rate": True}, "frame_rate is True"),
         ({"prompt": "pans \udcff left"}, r"prompt has a broken character at position 5"),
         ({"negative_prompt": "\ud800"}, "negative_prompt has a broken character"),
@@ -314,6 +334,134 @@ def test_guidance_among_the_options_lets_a_negative_prompt_be_read() -> None:
     assert not torch.equal(video, make_video(pipeline, photo(24), other, guidance_scale=3.0))
 
 
+def test_the_second_guidance_of_wan_2_2_is_that_of_its_second_transformer() -> None:
+    family = next(family for family in FAMILIES if family.name == "Wan 2.2-A14B")
+    pipeline, size = tiny(family), {"height": 16, "width": 16, "num_frames": 9}
+    asked = VideoSettings(prompt=PROMPT, num_inference_steps=8, guidance_scale=3.5, **size)
+    both = asked.changed(guidance_scale_2=1.0)
+    video = make_video(pipeline, photo(24), both)
+    expected = pipeline(
+        image=fit_image(photo(24), 16, 16),
+        prompt=PROMPT,
+        num_inference_steps=8,
+        guidance_scale=3.5,
+        guidance_scale_2=1.0,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+        **size,
+    ).frames[0]
+    assert torch.equal(video, expected)
+    assert not torch.equal(video, make_video(pipeline, photo(24), asked))
+    assert torch.equal(video, make_video(pipeline, photo(24), asked, guidance_scale_2=1.0))
+    with pytest.raises(ConfigError, match=r"no guidance at any noise level.*\n.*--guidance-2"):
+        make_video(pipeline, photo(24), asked.changed(guidance_scale=1.0, guidance_scale_2=3.5))
+
+
+def test_settings_that_came_later_are_not_written_where_they_say_nothing() -> None:
+    assert list(VideoSettings(prompt="a cat").model_dump()) == [
+        "prompt",
+        "seed",
+        "negative_prompt",
+        "height",
+        "width",
+        "num_frames",
+        "frame_rate",
+        "num_inference_steps",
+        "guidance_scale",
+    ]
+    newer = {"guidance_scale_2": 1.0, "start_step": 940}
+    assert newer.items() <= VideoSettings(**newer).model_dump().items()
+
+
+def between_two_images(name: str) -> Any:
+    """A tiny Wan or SkyReels with positions for the tokens of two images."""
+    pipeline = tiny(next(family for family in FAMILIES if family.name == name))
+    config = {k: v for k, v in pipeline.transformer.config.items() if not k.startswith("_")}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        both = type(pipeline.transformer)(**{**config, "pos_embed_seq_len": 2 * 5})
+    pipeline.transformer = both.eval()
+    return pipeline
+
+
+ENDS = {
+    "Wan 2.2-A14B": (lambda: tiny(FAMILIES[4]), True, False),
+    "Wan 2.2-5B": (lambda: tiny(FAMILIES[5]), False, False),
+    "Wan 2.1": (lambda: tiny(FAMILIES[3]), False, False),
+    "Wan 2.1-FLF2V": (lambda: between_two_images("Wan 2.1"), True, True),
+    "SkyReels-V2": (lambda: tiny(FAMILIES[10]), False, False),
+    "SkyReels-V2 of two images": (lambda: between_two_images("SkyReels-V2"), True, True),
+    "DynamiCrafter": (tiny_pipeline, True, False),
+}
+
+
+@pytest.mark.parametrize(("build", "takes", "needs"), ENDS.values(), ids=list(ENDS))
+def test_a_family_says_whether_its_videos_can_end_with_an_image(
+    build: Any, takes: bool, needs: bool
+) -> None:
+    pipeline = build()
+    limits = family_of(type(pipeline).__name__).limits(configs_of(pipeline))
+    assert (limits.takes_last_image, limits.needs_last_image) == (takes, needs)
+    asked = VideoSettings(prompt=PROMPT, num_inference_steps=2, height=32, width=32)
+    asked = asked.changed(num_frames=limits.nearest_num_frames(5))
+    others = [Image.new("RGB", (32, 32), colour) for colour in ("red", "white")]
+    if not takes:
+        with pytest.raises(ConfigError, match="cannot end a video with an image"):
+            make_video(pipeline, photo(32), asked, last_image=others[0])
+        return
+    red, white = (make_video(pipeline, photo(32), asked, last_image=one) for one in others)
+    assert red.isfinite().all() and not torch.equal(red, white)
+    if needs:
+        with pytest.raises(ConfigError, match="between two images"):
+            make_video(pipeline, photo(32), asked)
+        return
+    assert not torch.equal(red, make_video(pipeline, photo(32), asked))
+
+
+def test_a_wan_2_2_5b_would_not_read_a_last_image() -> None:
+    family = next(family for family in FAMILIES if family.name == "Wan 2.2-5B")
+    pipeline, last = tiny(family), Image.new("RGB", (32, 32), "red")
+    arguments = pipeline_arguments(
+        pipeline, photo(32), VideoSettings(prompt="a", height=32, width=32, num_frames=5)
+    )
+    videos = [
+        frames_of(
+            pipeline(
+                **{
+                    **arguments,
+                    "num_inference_steps": 1,
+                    "generator": torch.Generator().manual_seed(0),
+                    **more,
+                }
+            )
+        )
+        for more in ({}, {"last_image": last})
+    ]
+    assert torch.equal(*videos)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_dynamicrafter_is_told_of_its_last_image_and_its_start(is_late: bool) -> None:
+    pipeline, last = tiny_pipeline(), Image.new("RGB", (16, 16), "red")
+    asked = VideoSettings(prompt="a cat", num_inference_steps=2, height=16, width=16, num_frames=3)
+    start = {"start_step": 900} if is_late else {}
+    expected = pipeline(
+        fit_image(photo(24), 16, 16),
+        "a cat",
+        last_image=last,
+        num_inference_steps=2,
+        num_frames=3,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+        **start,
+    ).frames[0]
+    asked = asked.changed(**start)
+    assert torch.equal(make_video(pipeline, photo(24), asked, last_image=last), expected)
+    (conditions,) = encode_ahead(pipeline, photo(24), [asked], last_image=last)
+    video = make_video(pipeline, photo(24), asked, last_image=last, conditions=conditions)
+    assert torch.equal(video, expected)
+
+
 def nearest(family: VideoFamily, limits: Limits, asked: dict[str, Any]) -> dict[str, Any]:
     height, width = limits.nearest_size(asked["height"], asked["width"])
     return {
@@ -321,6 +469,40 @@ def nearest(family: VideoFamily, limits: Limits, asked: dict[str, Any]) -> dict[
         "width": width,
         "num_frames": limits.nearest_num_frames(asked["num_frames"]),
     }
+
+
+def three_shortest(limits: Limits) -> list[int]:
+    shortest = range(limits.min_frames, 4 * limits.frame_multiple + limits.min_frames)
+    return [n for n in shortest if limits.nearest_num_frames(n) == n][:3]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_the_shortest_videos_have_the_frames_asked_for(family: Family) -> None:
+    pipeline, inputs = tiny(family), family.inputs(1)
+    limits = family_of(type(pipeline).__name__).limits(configs_of(pipeline))
+    asked = VideoSettings(
+        prompt=PROMPT if "prompt" in inputs else None,
+        num_inference_steps=2,
+        **{name: inputs[name] for name in ("height", "width") if name in inputs},
+    )
+    options = {name: value for name, value in inputs.items() if name not in IN_SETTINGS}
+    for num_frames in three_shortest(limits):
+        video = make_video(pipeline, photo(24), asked.changed(num_frames=num_frames), **options)
+        assert len(video) == num_frames - limits.dropped_frames > 0
+        assert video.isfinite().all()
+
+
+def test_a_hunyuan_that_is_shown_its_image_as_a_latent_drops_its_frames() -> None:
+    limits = family_of("HunyuanVideoImageToVideoPipeline").limits
+    shown = limits({"transformer": {"image_condition_type": "latent_concat"}})
+    replaced = limits({"transformer": {"image_condition_type": "token_replace"}})
+    assert (three_shortest(shown), shown.dropped_frames) == ([5, 9, 13], 4)
+    assert (three_shortest(replaced), replaced.dropped_frames) == ([1, 5, 9], 0)
+
+
+def test_kandinskys_sparse_attention_needs_larger_multiples() -> None:
+    limits = family_of("Kandinsky5I2VPipeline").limits
+    assert limits({"transformer": {"attention_type": "nabla"}}).size_multiple == 128
 
 
 @given(
@@ -393,6 +575,17 @@ def test_prompts_are_read_one_a_line() -> None:
 def test_prompts_end_at_newlines_alone_and_a_byte_order_mark_is_none() -> None:
     text = "\ufeffa cat\r\na\u2028dog\ra\x85\x0b\x1cbird\n"
     assert read_prompts(text, source="p.txt") == ["a cat", "a\u2028dog", "a\x85\x0b\x1cbird"]
+
+
+@pytest.mark.parametrize("name", ["SVD", "Wan 2.1", "Hunyuan 1.5"])
+def test_an_image_of_any_mode_is_made_rgb(name: str) -> None:
+    pipeline = tiny(next(family for family in FAMILIES if family.name == name))
+    for mode in ("1", "L", "P", "I;16", "LA", "RGBA", "CMYK"):
+        image = photo(32).convert("L").convert(mode) if mode == "I;16" else photo(32).convert(mode)
+        arguments = pipeline_arguments(pipeline, image, VideoSettings())
+        assert arguments["image"].mode == "RGB"
+    with pytest.raises(DataError, match="The image is a Tensor"):
+        pipeline_arguments(pipeline, torch.zeros(3, 32, 32), VideoSettings())  # type: ignore[arg-type]
 
 
 def test_an_image_of_another_shape_is_cut_to_the_video() -> None:

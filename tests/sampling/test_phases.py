@@ -85,6 +85,18 @@ def test_the_pocket_model_in_phases_equals_the_pocket_model() -> None:
     assert all(torch.equal(left, right) for left, right in zip(alone, together, strict=True))
 
 
+def test_a_late_start_is_late_in_phases_too() -> None:
+    pipeline = tiny_pipeline()
+    both = {"a": moved(pipeline, 1), "b": moved(pipeline, 2)}
+    asked = [(image, one.changed(start_step=900)) for image, one in requests(0, 1)]
+    with experts(pipeline, experts=both, boundary=0.64) as bank:
+        alone = [make_video(pipeline, image, settings) for image, settings in asked]
+        together = videos(list(make_videos(pipeline, asked, bank)))
+        early = make_video(pipeline, *requests(0)[0])
+    assert all(torch.equal(left, right) for left, right in zip(alone, together, strict=True))
+    assert not torch.equal(alone[0], early)
+
+
 def calls_of(pipeline: object) -> list[float]:
     """Record the mean of one weight, which tells experts apart, at every call of the U-Net."""
     seen: list[float] = []

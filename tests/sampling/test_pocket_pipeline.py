@@ -41,6 +41,22 @@ def test_the_video_begins_with_the_photo(pipe: PocketPipeline):
     assert (video[0] - (photo[0] / 2 + 0.5)).abs().mean() < 0.05
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK"])
+def test_a_photo_of_any_mode_makes_the_video_of_its_colours(pipe: PocketPipeline, mode: str):
+    image = load_photo("coffee").convert(mode)
+    videos = [
+        pipe(
+            one,
+            PROMPT,
+            num_inference_steps=1,
+            output_type="pt",
+            generator=torch.Generator().manual_seed(0),
+        ).frames
+        for one in (image, image.convert("RGB"))
+    ]
+    assert torch.equal(*videos)
+
+
 def test_the_prompt_decides_where_the_camera_goes(pipe: PocketPipeline):
     assert not torch.equal(run(pipe), run(pipe, "the camera pans right"))
 

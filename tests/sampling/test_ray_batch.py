@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +21,18 @@ import torch
 from typer.testing import CliRunner
 
 from motionmerge.cli import app
-from motionmerge.errors import CheckpointError
+from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.models.pocket.components import weights_path
+from motionmerge.sampling import ray_batch
 from motionmerge.sampling.batch import BatchOptions, Progress, Tally, missing, run_batch
-from motionmerge.sampling.expert_choice import from_recipe
+from motionmerge.sampling.expert_choice import ExpertChoice, from_recipe
 from motionmerge.sampling.make_video import VideoSettings
 from motionmerge.sampling.manifest import PlannedVideo, plan, read_manifest
-from motionmerge.sampling.model_choice import ShippedModel
-from motionmerge.sampling.ray_batch import run_on_ray
+from motionmerge.sampling.model_choice import FolderModel, ShippedModel
+from motionmerge.sampling.pipeline_folder import find_pipeline
+from motionmerge.sampling.ray_batch import run_on_ray, with_absolute_paths
 
+from .model_folders import save_tiny
 from .test_batch import write_manifest
 from .tiny_pipelines import photo
 
@@ -142,3 +151,136 @@ def test_errors_of_the_user_come_back_from_a_worker(cluster: None, tmp_path: Pat
     videos = planned(tmp_path, tmp_path, range(1))
     with pytest.raises(CheckpointError, match="'none'"):
         run_on_ray(ShippedModel("none"), EXPERTS, videos, BatchOptions(), num_workers=1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="Linux has it")
+def test_relative_paths_are_those_of_the_driver_and_a_video_elsewhere_is_a_failure(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True)
+    class OnAnotherMachine(ShippedModel):
+        folder: str = str(tmp_path / "machine")
+
+        def load(self, encode: Any = None) -> tuple[Any, str]:
+            os.chdir(self.folder)
+            return super().load(encode)
+
+    (tmp_path / "machine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ray_batch, "_SECONDS_UNTIL_A_WARNING", 1)
+    shutil.copy(weights_path("tuned"), "own.safetensors")
+    not_shared = Path("/proc/self/cwd/videos")  # in each process another one
+    videos = planned(Path(), Path("videos"), range(1)) + planned(Path(), not_shared, range(1, 2))
+    model = OnAnotherMachine("own.safetensors")
+    with all_places_taken(seconds=3), pytest.warns(UserWarning, match="0 CPU were free"):
+        report = run_on_ray(model, ExpertChoice(), videos, BatchOptions(), num_workers=1)
+    assert report.done == (videos[0].path.name,) and videos[0].path.exists()
+    (failure,) = report.failures
+    assert (failure.seed, failure.attempts) == (1, 1)
+    assert "not the same on all machines" in failure.error
+    assert (tmp_path / "machine/videos" / failure.output).exists()
+
+
+@contextmanager
+def all_places_taken(*, seconds: float) -> Iterator[None]:
+    """Let something else use the whole cluster for a while."""
+
+    def wait() -> None:
+        time.sleep(seconds)
+
+    task = ray.remote(num_cpus=2 * torch.get_num_threads())(wait).remote()
+    while ray.available_resources().get("CPU", 0):
+        time.sleep(0.1)
+    yield
+    ray.get(task)
+
+
+def test_all_paths_of_a_folder_become_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny("SVD", tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    model, _, _ = with_absolute_paths(FolderModel(find_pipeline("model")), ExpertChoice(), [])
+    assert isinstance(model, FolderModel)
+    files = [file for own in model.folder.weights.values() for file in own]
+    assert files and model.folder.others
+    for path in (model.path, *files, *model.folder.others):
+        assert path.is_absolute() and path.exists()
+
+
+def test_a_video_survives_that_idle_workers_died_with_the_one_that_made_it(
+    cluster: None, tmp_path: Path
+) -> None:
+    @dataclass(frozen=True)
+    class OnOneMachine(ShippedModel):
+        """At the second video its machine is lost, once: this worker and the idle one."""
+
+        folder: str = str(tmp_path)
+
+        def load(self, encode: Any = None) -> tuple[Any, str]:
+            pipeline, where = super().load(encode)
+            folder, start = Path(self.folder), type(pipeline).__call__
+            (folder / f"process-{os.getpid()}").touch()
+
+            def call(pipeline: Any, *arguments: Any, **options: Any) -> Any:
+                if options["generator"].initial_seed() == 1 and not (folder / "lost").exists():
+                    while not list(folder.glob("videos/*-seed0-*.mp4")):
+                        time.sleep(0.1)
+                    time.sleep(1)  # now the other one is idle
+                    (folder / "lost").touch()
+                    own = folder / f"process-{os.getpid()}"
+                    for process in sorted(folder.glob("process-*"), key=lambda path: path == own):
+                        os.kill(int(process.name.removeprefix("process-")), signal.SIGKILL)
+                return start(pipeline, *arguments, **options)
+
+            pipeline.__class__ = type("PocketPipeline", (type(pipeline),), {"__call__": call})
+            return pipeline, where
+
+    videos = planned(tmp_path, tmp_path / "videos", range(2))
+    options = BatchOptions(videos_per_switch=1, retries=1)
+    report = run_on_ray(OnOneMachine(), EXPERTS, videos, options, num_workers=2)
+    assert (len(report.done), report.failures) == (2, ())
+    assert len(list(tmp_path.glob("process-*"))) == 3
+
+
+def test_a_worker_for_which_no_machine_has_room_is_refused(cluster: None, tmp_path: Path) -> None:
+    class OnGpu(ShippedModel):
+        @property
+        def device(self) -> torch.device:
+            return torch.device("cuda")
+
+    videos = planned(tmp_path, tmp_path / "videos", range(1))
+    with pytest.raises(ConfigError, match=r"takes 1 GPU and 1 CPU; .* 0 GPU .*\n.*device cpu"):
+        run_on_ray(OnGpu(), EXPERTS, videos, BatchOptions(), num_workers=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2 * before + 1)
+    try:
+        with pytest.raises(ConfigError, match=f"OMP_NUM_THREADS={2 * before},"):
+            run_on_ray(ShippedModel(), EXPERTS, videos, BatchOptions(), num_workers=1)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_cluster_that_wants_a_token_is_no_cluster_to_start_anew(
+    cluster: None, tmp_path: Path
+) -> None:
+    address = ray.get_runtime_context().gcs_address
+    result = batch_in_a_process(tmp_path, RAY_ADDRESS=address, RAY_AUTH_MODE="disabled")
+    assert result.returncode == 2
+    assert f"RAY_ADDRESS={address}" in result.stderr and "RAY_AUTH_MODE=token" in result.stderr
+
+
+def test_a_cluster_that_has_no_memory_for_the_model_is_reported(tmp_path: Path) -> None:
+    limits = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "100"}
+    result = batch_in_a_process(tmp_path, RAY_ADDRESS="local", **limits)
+    assert result.returncode == 2
+    assert "before the model is loaded" in result.stderr and "low on memory" in result.stderr
+
+
+def batch_in_a_process(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    photo(24).save(folder / "photo.png")
+    manifest = write_manifest(folder, [{"image": "photo.png", "prompt": "the camera pans left"}])
+    command = [sys.executable, "-m", "motionmerge.cli", "batch", str(manifest), "-o", str(folder)]
+    command += ["--size", "64", "--steps", "2", "--ray", "--workers", "1", "--retries", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

@@ -146,7 +146,7 @@ def _check_sharing(ray: bool, workers: int | None, world_size: int) -> None:
 
 
 def _cluster_device() -> str:
-    from motionmerge.sampling.ray_batch import cluster_device
+    from motionmerge.sampling.ray_cluster import cluster_device
 
     return cluster_device()
 

@@ -13,6 +13,8 @@ from motionmerge.cli.video_flags import VideoFlags, loaded, versions, with_video
 from motionmerge.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from motionmerge.sampling.expert_choice import ExpertChoice
     from motionmerge.sampling.make_video import VideoSettings
     from motionmerge.sampling.model_choice import ModelChoice
@@ -39,6 +41,23 @@ def generate(
         ),
     ] = Path("out.mp4"),
     flags: VideoFlags = VideoFlags(),
+    last_image: Annotated[
+        Path | None,
+        typer.Option(
+            help="What the video ends with: for DynamiCrafter's interpolation model, Wan 2.2-A14B "
+            "and Wan 2.1-FLF2V."
+        ),
+    ] = None,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="End with PHOTO: the same as --last-image PHOTO.")
+    ] = False,
+    analytic_init: Annotated[
+        Path | None,
+        typer.Option(
+            help="For --start-step: a file with mean and variance of videos' latents "
+            "(Expectation_X0, Tr_Cov_d), which the start then has."
+        ),
+    ] = None,
     sheet: Annotated[
         Path | None, typer.Option(help="Also write the frames side by side to this PNG.")
     ] = None,
@@ -53,6 +72,9 @@ def generate(
     from motionmerge.sampling.make_video import encode_ahead, make_video
 
     image = load_image(photo)
+    last = _last_image(photo, last_image, loop=loop)
+    options = _start_options(analytic_init, flags.start_step)
+    files = {"last_image": photo if loop else last_image, "analytic_init": analytic_init}
     chosen = flags.chosen_model()
     experts = flags.chosen_experts(chosen)
     common = flags.settings()
@@ -62,28 +84,32 @@ def generate(
         for offset in range(flags.num_videos)
     ]
     for _, settings in wanted:
-        settings.check(chosen.family, chosen.limits)
+        settings.check(chosen.family, chosen.limits, has_last_image=last is not None)
     paths = _output_paths(output, wanted)
-    folders = _check_files(paths, sheet, photo)
+    folders = _check_files(paths, sheet, {last_image: "the last image", photo: "the photo"})
     about = [
-        _description(chosen, experts, settings, weights=flags.weights) for _, settings in wanted
+        _description(chosen, experts, settings, weights=flags.weights, files=files)
+        for _, settings in wanted
     ]
     if dry_run:
-        _print_plan(paths, about, as_json)
+        _print_plan(paths, about, as_json, dropped=chosen.limits.dropped_frames)
         return
     for folder in folders:
         prepare_folder(folder)
     made, rows, conditions = [], [], []
 
     def encode(pipeline: Any) -> None:
-        conditions.extend(encode_ahead(pipeline, image, [settings for _, settings in wanted]))
+        each = [settings for _, settings in wanted]
+        conditions.extend(encode_ahead(pipeline, image, each, last_image=last))
 
     with loaded(chosen, experts, encode=encode) as (pipeline, _):
         for (_, settings), path, condition, own in zip(
             wanted, paths, conditions, about, strict=True
         ):
             started = time.monotonic()
-            video = make_video(pipeline, image, settings, conditions=condition)
+            video = make_video(
+                pipeline, image, settings, last_image=last, conditions=condition, **options
+            )
             rate = settings.frame_rate or chosen.limits.frame_rate
             write_video(path, video, fps=rate, metadata={**versions(), **own})
             seconds = round(time.monotonic() - started, 2)
@@ -91,11 +117,7 @@ def generate(
             if sheet is not None:
                 rows.append(eight_bit(video[:: max(1, len(video) // 8)]))
             if not as_json:
-                frames, _, high, wide = video.shape
-                print(
-                    f"wrote {typer.format_filename(path)}: {frames} frames of {wide} x {high}, "
-                    f"{seconds:.1f} s, seed {settings.seed}"
-                )
+                _print_made(path, tuple(video.shape), seconds, settings.seed)
     if sheet is not None:
         labels = [f"{settings.prompt or ''} (seed {settings.seed})" for _, settings in wanted]
         contact_sheet(rows, labels=labels, path=sheet)
@@ -103,14 +125,50 @@ def generate(
         print(json.dumps(made if len(made) > 1 else made[0]))
 
 
-def _print_plan(paths: list[Path], about: list[dict[str, Any]], as_json: bool) -> None:
+def _last_image(photo: Path, last_image: Path | None, *, loop: bool) -> Image.Image | None:
+    """Read what the videos end with, if that is given."""
+    from motionmerge.io.video import load_image
+
+    if loop and last_image is not None:
+        raise ConfigError("--loop and --last-image were given together.", fix="choose one of them.")
+    path = photo if loop else last_image
+    return None if path is None else load_image(path)
+
+
+def _start_options(analytic_init: Path | None, start_step: int | None) -> dict[str, Any]:
+    """Read what the start latents are to be like, if that is given."""
+    from motionmerge.sampling.pipeline_inputs import read_statistics
+
+    if analytic_init is None:
+        return {}
+    if start_step is None:
+        raise ConfigError(
+            "--analytic-init changes a late start, and there is none.",
+            fix="say where to begin, e.g. --start-step 940.",
+        )
+    return {"analytic_init": read_statistics(analytic_init)}
+
+
+def _print_made(path: Path, shape: tuple[int, ...], seconds: float, seed: int) -> None:
+    """Say which video was made."""
+    frames, _, high, wide = shape
+    print(
+        f"wrote {typer.format_filename(path)}: {frames} frames of {wide} x {high}, "
+        f"{seconds:.1f} s, seed {seed}"
+    )
+
+
+def _print_plan(
+    paths: list[Path], about: list[dict[str, Any]], as_json: bool, *, dropped: int
+) -> None:
     """Say which videos would be made."""
     if as_json:
         plan = [{"output": str(path), **own} for path, own in zip(paths, about, strict=True)]
         print(json.dumps(plan if len(plan) > 1 else plan[0]))
         return
     for path, own in zip(paths, about, strict=True):
-        frames = "frames" if own.get("num_frames") is None else f"{own['num_frames']} frames"
+        asked = own.get("num_frames")
+        frames = "frames" if asked is None else f"{asked - dropped} frames"
         size = f" of {own['width']} x {own['height']}" if own.get("width") else ""
         steps = f", {own['steps']} steps" if own.get("steps") else ""
         name = typer.format_filename(path)
@@ -130,7 +188,9 @@ def _output_paths(output: Path, wanted: list[tuple[int, VideoSettings]]) -> list
     ]
 
 
-def _check_files(videos: list[Path], sheet: Path | None, photo: Path) -> list[Path]:
+def _check_files(
+    videos: list[Path], sheet: Path | None, read: dict[Path | None, str]
+) -> list[Path]:
     """Refuse names that no file can have, and files of which one would replace another.
 
     Returns:
@@ -141,7 +201,7 @@ def _check_files(videos: list[Path], sheet: Path | None, photo: Path) -> list[Pa
     files = [(path, "a video") for path in videos]
     if sheet is not None:
         files.append((sheet, "the sheet"))
-    taken = {photo.resolve(): "the photo"}
+    taken = {path.resolve(): what for path, what in read.items() if path is not None}
     for path, what in files:
         check_file(path)
         other = taken.setdefault(path.resolve(), what)
@@ -150,13 +210,26 @@ def _check_files(videos: list[Path], sheet: Path | None, photo: Path) -> list[Pa
                 f"{path} would be {what}, and is {other} already.",
                 fix="give --output and --sheet names of their own.",
             )
+    for path in videos:
+        if path.suffix.lower() != ".mp4":
+            raise ConfigError(
+                f"{path} is no name of an mp4, and an mp4 is what would be written.",
+                fix=f"write e.g. --output {path.stem}.mp4.",
+            )
     return list(dict.fromkeys(path.parent for path, _ in files))
 
 
 def _description(
-    model: ModelChoice, experts: ExpertChoice, settings: VideoSettings, *, weights: str | None
+    model: ModelChoice,
+    experts: ExpertChoice,
+    settings: VideoSettings,
+    *,
+    weights: str | None,
+    files: dict[str, Path | None],
 ) -> dict[str, Any]:
     """Say how a video is made."""
+    from motionmerge.sampling.model_choice import FolderModel
+
     own = settings.resolved(model.family, model.limits).model_dump()
     about = {name: value for name, value in own.items() if value is not None}
     about["steps"] = about.pop("num_inference_steps")
@@ -164,6 +237,9 @@ def _description(
         about["size"] = own["height"]
     if experts.recipe is None and weights is not None:
         about["weights"] = weights
+    if isinstance(model, FolderModel):
+        about["dtype"] = str(model.weights_dtype)
+    about |= {name: str(path) for name, path in files.items() if path is not None}
     return {"model": model.name, **about, **experts.description()}
 
 

@@ -92,6 +92,24 @@ class VideoFlags:
         float | None,
         typer.Option(min=0, help="Strength of the prompt. [default: the model's own]"),
     ] = None
+    guidance_2: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance-2",
+            min=0,
+            help="The same at low noise, for the second transformer of Wan 2.2-A14B; 1 for "
+            "distilled weights. [default: that of --guidance]",
+        ),
+    ] = None
+    start_step: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1000,
+            help="Begin at this timestep instead of 1000: from 900 on, leans less on the image "
+            "and may move more; too low looks bad. Only DynamiCrafter and pocket.",
+        ),
+    ] = None
     size: Annotated[int | None, typer.Option(help="Pixels a side, for a square video.")] = None
     height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's own]")] = None
     width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's own]")] = None
@@ -184,6 +202,10 @@ class VideoFlags:
             raise ConfigError(
                 f"{' and '.join(used)} were given together", fix="choose one of the three."
             )
+        if self.motion is not None and not math.isfinite(self.motion):
+            raise ConfigError(
+                f"--motion is {self.motion}, which is no number.", fix="write e.g. --motion 0.5."
+            )
         if self.lora and (self.recipe or self.weights or self.base):
             raise ConfigError(
                 "--lora goes alone or with --motion.", fix="write the LoRA into a recipe instead."
@@ -251,6 +273,8 @@ class VideoFlags:
             frame_rate=self.frame_rate,
             num_inference_steps=self.steps,
             guidance_scale=self.guidance,
+            guidance_scale_2=self.guidance_2,
+            start_step=self.start_step,
         )
 
 

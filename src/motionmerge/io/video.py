@@ -44,6 +44,22 @@ _DECODER_ERRORS = (
 )
 """What Pillow's decoders raise on damaged files."""
 
+_LABEL_SIZE = 10
+_FONTS = (
+    "DejaVuSans.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansCJKsc-Regular.otf",
+    "wqy-microhei.ttc",
+    "PingFang.ttc",
+    "msyh.ttc",
+    "Arial Unicode.ttf",
+)
+"""Fonts with more letters than Pillow's own, which it finds by name where they are installed."""
+
+_NO_CHARACTER = "\U0010ffff"
+
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 _BT709 = 1  # the code of BT.709 for matrix, primaries and transfer in H.264
 
 
@@ -293,6 +309,36 @@ def read_video_metadata(path: str | Path) -> dict[str, Any]:
     return metadata
 
 
+def _legible(text: str) -> tuple[str, _Font]:
+    """Give a text and a font that has its letters; else the text with those it lacks escaped."""
+    own = ImageFont.load_default(_LABEL_SIZE)
+    for font in (own, *_system_fonts()):
+        if not _lacking(text, font):
+            return text, font
+    lacking = _lacking(text, own)
+    escapes = {c: c.encode("unicode_escape").decode() for c in lacking}
+    return "".join(escapes.get(c, c) for c in text), own
+
+
+def _system_fonts() -> Iterator[_Font]:
+    for name in _FONTS:
+        try:
+            yield ImageFont.truetype(name, _LABEL_SIZE)
+        except OSError:
+            continue
+
+
+def _lacking(text: str, font: _Font) -> set[str]:
+    """List the letters that a font draws as it draws what is no character: as an empty box."""
+
+    def drawn(character: str) -> tuple[tuple[int, int], bytes]:
+        mask = font.getmask(character)
+        return mask.size, bytes(mask)
+
+    box = drawn(_NO_CHARACTER)
+    return {c for c in set(text) if not c.isspace() and drawn(c) == box}
+
+
 def contact_sheet(
     videos: Sequence[torch.Tensor | npt.NDArray[Any]],
     *,
@@ -304,7 +350,8 @@ def contact_sheet(
 
     Args:
         videos: Each as for `eight_bit`, all of one height and width.
-        labels: One text per row, drawn above it.
+        labels: One text per row, drawn above it; letters that no font found here has are drawn as
+            escapes such as `\\u732b`.
         every: Show every n-th frame.
         path: Also save the sheet here, as PNG.
 
@@ -329,7 +376,8 @@ def contact_sheet(
     for i, row in enumerate(rows):
         top = gap + i * (height + band + gap)
         if labels is not None:
-            draw.text((gap, top), labels[i], fill="black", font=ImageFont.load_default(10))
+            text, font = _legible(labels[i])
+            draw.text((gap, top), text, fill="black", font=font)
         for j, frame in enumerate(row):
             sheet.paste(Image.fromarray(frame), (gap + j * (width + gap), top + band))
     if path is not None:

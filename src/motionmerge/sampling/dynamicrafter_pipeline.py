@@ -29,6 +29,7 @@ from motionmerge.sampling.memory import return_freed_memory
 from motionmerge.sampling.pipeline_inputs import (
     NUM_FRAMES,
     ImageInput,
+    LatentStatistics,
     check_num_frames,
     check_settings,
     check_tokens,
@@ -210,7 +211,8 @@ class DynamiCrafterPipeline(DiffusionPipeline):
             guided: Also encode the unconditional half, which guidance needs.
 
         Raises:
-            ShapeError: Sizes or batches do not fit together.
+            ShapeError: Sizes or batches do not fit together, or a tensor is not float in [0, 1].
+            DataError: An image cannot be read.
             ConfigError: A setting is out of range, or an encoder was freed.
         """
         check_num_frames(num_frames)
@@ -291,6 +293,7 @@ class DynamiCrafterPipeline(DiffusionPipeline):
         negative_prompt_embeds: torch.Tensor | None = None,
         image_embeds: torch.Tensor | None = None,
         start_step: int | None = None,
+        analytic_init: LatentStatistics | None = None,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
         | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -302,8 +305,8 @@ class DynamiCrafterPipeline(DiffusionPipeline):
         Images and prompts pair up; one image goes with several prompts and the other way round.
 
         Args:
-            image: An image or a list of them, resized and centre-cropped to fit; or a tensor
-                `[batch, 3, height, width]` in [0, 1] of the video's size.
+            image: An image or a list of them, made upright RGB, resized and centre-cropped to fit;
+                or a tensor `[batch, 3, height, width]`, float in [0, 1], of the video's size.
             prompt: What should happen; the empty prompt if left out.
             negative_prompt: What should not; the empty prompt by default.
             last_image: What the videos end with, for the interpolation model; the same as `image`
@@ -329,7 +332,10 @@ class DynamiCrafterPipeline(DiffusionPipeline):
             image_embeds: Image tokens `[pairs, tokens, dim]` of `encode_image_tokens`, used for
                 every expert instead of encoding `image`.
             start_step: Begin at this timestep minus 1, below `num_train_timesteps`, to lean less on
-                the image; see `DynamicRescaleDDIMScheduler.set_timesteps`.
+                the image (CIL, Zhao et al. 2024); 900 and more are usual. See
+                `DynamicRescaleDDIMScheduler.set_timesteps`.
+            analytic_init: Mean and variance of clean latents: the start latents then have those of
+                noised data at `start_step`, instead of 0 and 1.
             callback_on_step_end: Called as `(pipeline, step, timestep, {"latents": ...})`; the
                 latents of the dict it returns are used on.
             callback_on_step_end_tensor_inputs: What the dict holds; only "latents" is known.
@@ -337,16 +343,23 @@ class DynamiCrafterPipeline(DiffusionPipeline):
             return_dict: Return a one-tuple if false.
 
         Raises:
-            ShapeError: Sizes or batches do not fit together.
+            ShapeError: Sizes or batches do not fit together, or a tensor is not float in [0, 1].
+            DataError: An image cannot be read.
             ConfigError: A setting is out of range.
         """
         check_settings(
             num_videos_per_prompt=num_videos_per_prompt,
+            num_inference_steps=num_inference_steps,
+            start_step=start_step,
+            frame_rate=frame_rate,
+            guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             eta=eta,
             output_type=output_type,
             callback_tensors=callback_on_step_end_tensor_inputs,
         )
+        if latents is not None and analytic_init is not None:
+            raise ConfigError("Both latents and analytic_init were given.", fix="pass one of them.")
         given = {
             "image": image,
             "prompt": prompt,
@@ -378,7 +391,9 @@ class DynamiCrafterPipeline(DiffusionPipeline):
         }
 
         latents = self._start_latents(image_latents, latents, generator)
-        self._set_timesteps(num_inference_steps, start_step)
+        if analytic_init is not None:
+            latents = self._at_start_step(latents, analytic_init, start_step)
+        self.set_timesteps(num_inference_steps, start_step)
         step_options = self._step_options(eta, generator)
         bank = attached_bank(self.unet)
         caches: dict[str | None, tuple[ContextCache, ContextCache]] = defaultdict(
@@ -527,7 +542,34 @@ class DynamiCrafterPipeline(DiffusionPipeline):
             )
         return latents.to(image_latents.device).float() * self.scheduler.init_noise_sigma
 
-    def _set_timesteps(self, num_inference_steps: int, start_step: int | None) -> None:
+    def _at_start_step(
+        self, noise: torch.Tensor, statistics: LatentStatistics, start_step: int | None
+    ) -> torch.Tensor:
+        """Give noise the mean and variance of noised data at the start step."""
+        if not isinstance(self.scheduler, DynamicRescaleDDIMScheduler):
+            raise ConfigError(
+                f"{type(self.scheduler).__name__} has no Analytic-Init.",
+                fix="use DynamicRescaleDDIMScheduler, or leave analytic_init out.",
+            )
+        expectation = statistics.expectation.to(noise)
+        sizes = zip(expectation.shape[::-1], noise.shape[::-1], strict=False)
+        if expectation.ndim > noise.ndim or any(own not in (1, size) for own, size in sizes):
+            raise ShapeError(
+                f"The mean of the latents has shape {list(expectation.shape)}; expected "
+                f"{[1, *noise.shape[1:]]}, as this video's.",
+                fix="use the statistics of videos of this size and length.",
+            )
+        last = self.scheduler.config.num_train_timesteps if start_step is None else start_step
+        return self.scheduler.analytic_init(
+            expectation, variance=statistics.variance, noise=noise, start_step=last
+        )
+
+    def set_timesteps(self, num_inference_steps: int, start_step: int | None = None) -> None:
+        """Let the scheduler choose the timesteps of a video, as a call does.
+
+        Raises:
+            ConfigError: The scheduler has no such steps, or cannot start late.
+        """
         options: dict[str, Any] = {} if start_step is None else {"start_step": start_step}
         known = inspect.signature(self.scheduler.set_timesteps).parameters
         if not options.keys() <= known.keys():

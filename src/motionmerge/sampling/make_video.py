@@ -8,17 +8,23 @@ from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import ValidationInfo, field_validator
+from pydantic import (
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 
 from motionmerge.config import Settings
 from motionmerge.errors import ConfigError, DataError
-from motionmerge.io.video import fit_image
+from motionmerge.io.video import fit_image, rgb_image
 from motionmerge.sampling.conditions import Conditions
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
-from motionmerge.sampling.video_families import Limits, VideoFamily, configs_of, family_of
+from motionmerge.sampling.video_families import configs_of, family_of
+from motionmerge.sampling.video_limits import Limits, VideoFamily
 from motionmerge.text import lines_of
 
-_ENCODED = ("image", "prompt", "negative_prompt", "height", "width", "num_frames")
+_ENCODED = ("image", "last_image", "prompt", "negative_prompt", "height", "width", "num_frames")
 
 _GUIDANCE_OPTIONS = {"guidance_scale", "true_cfg_scale", "audio_guidance_scale"}
 
@@ -31,8 +37,13 @@ _RANGES: dict[str, tuple[int, int]] = {
     "num_frames": (1, 2**16),
     "num_inference_steps": (1, 1000),
     "guidance_scale": (0, 1000),
+    "guidance_scale_2": (0, 1000),
+    "start_step": (1, 1000),
 }
 """What any model could make; its family knows better."""
+
+_NEWER = ("guidance_scale_2", "start_step")
+"""Settings that came later; they are not written where they are None."""
 
 
 class VideoSettings(Settings):
@@ -47,6 +58,10 @@ class VideoSettings(Settings):
         frame_rate: Frames per second, told to models that know frame rates.
         num_inference_steps: Denoising steps.
         guidance_scale: Strength of the prompt.
+        guidance_scale_2: The same while there is little noise, for Wan 2.2-A14B, whose second
+            transformer denoises then; by default `guidance_scale`.
+        start_step: Where denoising begins, of 1000 timesteps, for DynamiCrafter and the pocket
+            model: below 1000 they lean less on the image; see `DynamiCrafterPipeline.__call__`.
 
     Raises:
         ConfigError: A number is out of range, or a text is not valid Unicode.
@@ -61,6 +76,14 @@ class VideoSettings(Settings):
     frame_rate: float | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    guidance_scale_2: float | None = None
+    start_step: int | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_newer_settings_out(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keep the hashes, and so the names, of videos of a batch that do without these."""
+        values: dict[str, Any] = write(self)
+        return {k: v for k, v in values.items() if k not in _NEWER or v is not None}
 
     @field_validator(*_RANGES, "frame_rate", mode="before")
     @classmethod
@@ -118,8 +141,13 @@ class VideoSettings(Settings):
             **{name: value for name, value in own.items() if getattr(self, name) is None}
         )
 
-    def check(self, family: VideoFamily, limits: Limits) -> None:
+    def check(self, family: VideoFamily, limits: Limits, *, has_last_image: bool = False) -> None:
         """Refuse what the family cannot make.
+
+        Args:
+            family: How the pipeline is called.
+            limits: What it can make.
+            has_last_image: The video is to end with a given image.
 
         Raises:
             ConfigError: Names the setting and the nearest right values.
@@ -133,6 +161,10 @@ class VideoSettings(Settings):
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
             guidance_scale=self.guidance_scale,
+            guidance_scale_2=self.guidance_scale_2,
+            num_inference_steps=self.num_inference_steps,
+            start_step=self.start_step,
+            has_last_image=has_last_image,
         )
 
 
@@ -141,6 +173,7 @@ def make_video(
     image: Image.Image,
     settings: VideoSettings,
     *,
+    last_image: Image.Image | None = None,
     conditions: Conditions | None = None,
     **options: Any,
 ) -> torch.Tensor:
@@ -148,8 +181,9 @@ def make_video(
 
     Args:
         pipeline: A pipeline of one of `VIDEO_FAMILIES`.
-        image: The first frame; it is cut to the video's shape.
+        image: The first frame, of any mode; it is made upright RGB and cut to the video's shape.
         settings: The video. With `prompt_embeds` (or the like) in `options` it needs no prompt.
+        last_image: What the video ends with, if the model can do that.
         conditions: What `encode_ahead` gave for it, if it did.
         options: Arguments of the pipeline's own `__call__`, which count more than the settings.
 
@@ -158,13 +192,15 @@ def make_video(
 
     Raises:
         ConfigError: The family cannot make it, or memory ran out.
+        DataError: The image cannot be read.
     """
     family, limits = family_and_limits(pipeline)
     if not any(name.startswith("prompt_embeds") for name in options):
         is_guided_by_options = not _GUIDANCE_OPTIONS.isdisjoint(options)
-        asked = settings.changed(negative_prompt=None) if is_guided_by_options else settings
-        asked.check(family, limits)
-    arguments = pipeline_arguments(pipeline, image, settings)
+        unread = {"negative_prompt": None, "guidance_scale": None}
+        asked = settings.changed(**unread) if is_guided_by_options else settings
+        asked.check(family, limits, has_last_image=last_image is not None)
+    arguments = pipeline_arguments(pipeline, image, settings, last_image=last_image)
     if conditions is not None:
         arguments = with_conditions(arguments, conditions)
     with prepared(pipeline, settings), named_memory_errors(limits):
@@ -172,7 +208,11 @@ def make_video(
 
 
 def encode_ahead(
-    pipeline: Any, image: Image.Image, wanted: Sequence[VideoSettings]
+    pipeline: Any,
+    image: Image.Image,
+    wanted: Sequence[VideoSettings],
+    *,
+    last_image: Image.Image | None = None,
 ) -> list[Conditions | None]:
     """Run the encoders of a pipeline of ours for all videos of an image, then free them.
 
@@ -180,6 +220,7 @@ def encode_ahead(
         pipeline: A pipeline; its encoders are gone afterwards, if it is one of ours.
         image: The first frame of all videos.
         wanted: The videos.
+        last_image: What all of them end with, if anything.
 
     Returns:
         What `make_video` takes for each; None for other pipelines, which keep their encoders.
@@ -191,7 +232,9 @@ def encode_ahead(
         return [None] * len(wanted)
     seedless = [settings.changed(seed=0) for settings in wanted]
     encoded = {
-        settings: conditions_of(pipeline, pipeline_arguments(pipeline, image, settings))
+        settings: conditions_of(
+            pipeline, pipeline_arguments(pipeline, image, settings, last_image=last_image)
+        )
         for settings in dict.fromkeys(seedless)
     }
     pipeline.free_encoders()
@@ -220,17 +263,22 @@ def family_and_limits(pipeline: Any) -> tuple[VideoFamily, Limits]:
 
 
 def pipeline_arguments(
-    pipeline: Any, image: Image.Image, settings: VideoSettings
+    pipeline: Any,
+    image: Image.Image,
+    settings: VideoSettings,
+    *,
+    last_image: Image.Image | None = None,
 ) -> dict[str, Any]:
     """Translate settings into the arguments of a pipeline's `__call__`."""
     family, limits = family_and_limits(pipeline)
     settings = settings.resolved(family, limits)
-    size = {}
+    given = {"image": image} | ({} if last_image is None else {"last_image": last_image})
+    images, size = {name: rgb_image(one) for name, one in given.items()}, {}
     if settings.height is not None and settings.width is not None:
         size = {"height": settings.height, "width": settings.width}
-        image = fit_image(image, **size)
+        images = {name: fit_image(one, **size) for name, one in images.items()}
     arguments: dict[str, Any] = {
-        "image": image,
+        **images,
         **size,
         "num_frames": settings.num_frames,
         "num_inference_steps": settings.num_inference_steps,
@@ -245,6 +293,9 @@ def pipeline_arguments(
         if family.name == "hunyuan-video" and not pipeline.transformer.config.guidance_embeds:
             name = "true_cfg_scale"
         arguments[name] = settings.guidance_scale
+    for name in _NEWER:
+        if (value := getattr(settings, name)) is not None:
+            arguments[name] = value
     if family.takes_text and settings.prompt is not None:
         arguments |= _text(pipeline, family, settings, arguments)
     return arguments

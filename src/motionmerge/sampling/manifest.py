@@ -19,7 +19,7 @@ from motionmerge.io.hashing import hash_file
 from motionmerge.io.paths import exists, path_of
 from motionmerge.io.video import load_image
 from motionmerge.sampling.make_video import VideoSettings
-from motionmerge.sampling.video_families import Limits, VideoFamily
+from motionmerge.sampling.video_limits import Limits, VideoFamily
 from motionmerge.text import lines_of
 
 _MAX_NAME_BYTES = 240

@@ -22,7 +22,8 @@ from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
 from motionmerge.sampling.loading import default_device, empty_modules, load_pipeline, place
 from motionmerge.sampling.pipeline_folder import PipelineFolder
 from motionmerge.sampling.pocket_pipeline import load_pocket
-from motionmerge.sampling.video_families import POCKET, Limits, VideoFamily
+from motionmerge.sampling.video_families import POCKET
+from motionmerge.sampling.video_limits import Limits, VideoFamily
 
 
 class ModelChoice(Protocol):
@@ -153,7 +154,7 @@ class FolderModel:
             "model": self._hash_denoisers(),
             "configs": f"sha256:{hashlib.sha256(text.encode()).hexdigest()}",
             "parts": self.folder.hash_parts(),
-            "dtype": str(self._dtype()),
+            "dtype": str(self.weights_dtype),
         }
 
     def check_prompts(self, prompts: Mapping[int, str]) -> None:
@@ -181,7 +182,7 @@ class FolderModel:
             ConfigError: There is not enough memory.
             CheckpointError: A part cannot be loaded.
         """
-        dtype = self._dtype()
+        dtype = self.weights_dtype
         is_ahead = self.device.type == "cpu" and self.family.name == "dynamicrafter"
         pipeline = load_pipeline(
             self.folder,
@@ -197,6 +198,8 @@ class FolderModel:
             encode(pipeline)
         return pipeline, placed
 
-    def _dtype(self) -> torch.dtype:
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """Of its weights, once they are loaded."""
         on_cpu = self.device.type == "cpu"
         return self.dtype or (torch.float32 if on_cpu else torch.bfloat16)

@@ -28,7 +28,7 @@ from motionmerge.sampling.make_video import (
     with_conditions,
 )
 from motionmerge.sampling.switching import Bank
-from motionmerge.sampling.video_families import Limits
+from motionmerge.sampling.video_limits import Limits
 
 VIDEO_ERRORS = (
     MotionMergeError,
@@ -119,7 +119,7 @@ def _in_phases(
             arguments = pipeline_arguments(pipeline, image, settings)
             arguments = with_conditions(arguments, conditions_of(pipeline, arguments))
             run = _Run(index, settings, arguments)
-            run.parts = _parts(pipeline, bank, run.arguments["num_inference_steps"])
+            run.parts = _parts(pipeline, bank, settings.resolved(family, limits))
             runs.append(run)
         except VIDEO_ERRORS as error:
             yield Outcome(index, error=error)
@@ -151,9 +151,9 @@ def _advance(
     return None
 
 
-def _parts(pipeline: Any, bank: Bank, num_inference_steps: int) -> list[tuple[str, range]]:
+def _parts(pipeline: Any, bank: Bank, settings: VideoSettings) -> list[tuple[str, range]]:
     """Cut the steps of a video into runs of one expert each."""
-    pipeline.scheduler.set_timesteps(num_inference_steps)
+    pipeline.set_timesteps(settings.num_inference_steps, settings.start_step)
     experts = [bank.expert_for(timestep) for timestep in pipeline.scheduler.timesteps]
     parts = []
     for expert, group in groupby(range(len(experts)), key=experts.__getitem__):

@@ -22,7 +22,8 @@ from motionmerge.io.hashing import hash_file
 from motionmerge.io.paths import exists, path_of
 from motionmerge.io.safetensors_file import SafetensorsFile
 from motionmerge.merge.sources import MODULES
-from motionmerge.sampling.video_families import POCKET, Configs, Limits, VideoFamily, family_of
+from motionmerge.sampling.video_families import POCKET, family_of
+from motionmerge.sampling.video_limits import Configs, Limits, VideoFamily
 
 INDEX_FILE = "model_index.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

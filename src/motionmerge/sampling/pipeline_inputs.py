@@ -2,20 +2,66 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from motionmerge.errors import ConfigError, ShapeError
-from motionmerge.io.video import fit_image
+from motionmerge.errors import ConfigError, DataError, ShapeError
+from motionmerge.io.video import fit_image, rgb_image
+from motionmerge.io.weights import open_weights
 
 NUM_FRAMES, MAX_FRAMES = 16, 32
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 
 ImageInput = Image.Image | Sequence[Image.Image] | torch.Tensor
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """What is known of the clean latents of many videos, for Analytic-Init.
+
+    Attributes:
+        expectation: Their mean, `[1, channels, frames, height, width]`.
+        variance: Trace of their covariance divided by its dimension.
+    """
+
+    expectation: torch.Tensor
+    variance: float
+
+
+def read_statistics(path: str | Path) -> LatentStatistics:
+    """Read the file of the official `--analytic_init_path`, as `.pt` or safetensors.
+
+    It holds two tensors, `Expectation_X0` and the scalar `Tr_Cov_d`.
+
+    Raises:
+        CheckpointError: It is missing or damaged, or lacks one of them.
+        ShapeError: They are no mean and variance.
+
+    Source: Zhao et al. 2024 (arXiv 2406.15735), `scripts/evaluation/inference.py`.
+    """
+    with open_weights(path) as file:
+        expectation, variance = (file.read(name) for name in ("Expectation_X0", "Tr_Cov_d"))
+    is_finite = bool(expectation.isfinite().all() and variance.isfinite().all())
+    if not expectation.is_floating_point() or variance.numel() != 1 or not is_finite:
+        raise ShapeError(
+            f"{path} holds a mean of dtype {expectation.dtype} and a variance of shape "
+            f"{list(variance.shape)}; expected finite floats, and one variance.",
+            fix="use a file of latent statistics as the authors of Analytic-Init offer them.",
+        )
+    if variance.item() < 0:
+        raise ShapeError(
+            f"{path} holds the variance {variance.item():g}; expected 0 or more.",
+            fix="use the trace of a covariance divided by its dimension.",
+        )
+    return LatentStatistics(expectation.float(), float(variance))
 
 
 def prepare_image(
@@ -29,8 +75,9 @@ def prepare_image(
     """Bring images to the video's size.
 
     Args:
-        image: One image or several, resized and centre-cropped to fit; or a tensor
-            `[batch, 3, height, width]` or `[3, height, width]` in [0, 1] that has the size.
+        image: One image or several of any mode, turned upright, put on white where transparent,
+            resized and centre-cropped to fit; or a tensor `[batch, 3, height, width]` or
+            `[3, height, width]`, float in [0, 1], that has the size.
         height, width: Of the video in pixels; by default the tensor's, or `default_size`.
         default_size: (height, width).
         multiple: What both must divide by.
@@ -39,13 +86,16 @@ def prepare_image(
         `[batch, 3, height, width]` in [-1, 1].
 
     Raises:
-        ShapeError: The size does not divide, or a tensor has another one.
+        ShapeError: The size does not divide, or a tensor has another one, is not float, or is not
+            in [0, 1].
+        DataError: There is no image, or one that cannot be read.
     """
     if isinstance(image, torch.Tensor):
         image = image if image.ndim == 4 else image.unsqueeze(0)
         default_size = (image.shape[-2], image.shape[-1])
-    height, width = height or default_size[0], width or default_size[1]
-    if height < 1 or width < 1 or height % multiple or width % multiple:
+    height = default_size[0] if height is None else height
+    width = default_size[1] if width is None else width
+    if any(not _is_whole(side) or side % multiple for side in (height, width)):
         near = [max(1, round(size / multiple)) * multiple for size in (height, width)]
         raise ShapeError(
             f"The video is to be {height} x {width} pixels; both must divide by {multiple}.",
@@ -58,10 +108,28 @@ def prepare_image(
                 f"[batch, 3, {height}, {width}].",
                 fix="resize it, leave height and width out, or pass a PIL image.",
             )
+        _check_pixels(image)
         return image.float() * 2 - 1
-    images = [image] if isinstance(image, Image.Image) else image
-    fitted = np.stack([np.asarray(fit_image(item, height, width)) for item in images])
+    images: Sequence[Any] = image if isinstance(image, (list, tuple)) else [image]
+    if not images:
+        raise DataError("The list of images is empty.", fix="pass at least one image.")
+    fitted = np.stack([np.asarray(fit_image(rgb_image(item), height, width)) for item in images])
     return torch.from_numpy(fitted).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def _check_pixels(image: torch.Tensor) -> None:
+    """Refuse pixels of 0 to 255, which would be a white image; resizing may overshoot a little."""
+    if not image.is_floating_point():
+        raise ShapeError(
+            f"The image tensor has dtype {image.dtype}; expected floats in [0, 1].",
+            fix="pass image / 255 if its pixels are 0 to 255, or a PIL image.",
+        )
+    low, high = (float(value) for value in image.aminmax())
+    if not -0.5 <= low <= high <= 1.5:
+        raise ShapeError(
+            f"The image tensor has values from {low:g} to {high:g}; expected [0, 1].",
+            fix="pass image / 255, or (image + 1) / 2, or a PIL image.",
+        )
 
 
 def check_num_frames(num_frames: int) -> None:
@@ -70,13 +138,25 @@ def check_num_frames(num_frames: int) -> None:
     Raises:
         ConfigError: It is.
     """
-    if not 1 <= num_frames <= MAX_FRAMES:
+    if not (_is_whole(num_frames) and num_frames <= MAX_FRAMES):
         raise ConfigError(f"num_frames is {num_frames!r}.", fix=f"use 1 to {MAX_FRAMES}.")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and int(value) >= 1
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def check_settings(
     *,
     num_videos_per_prompt: int,
+    num_inference_steps: int,
+    start_step: int | None,
+    frame_rate: float,
+    guidance_scale: float,
     guidance_rescale: float,
     eta: float,
     output_type: str,
@@ -87,8 +167,13 @@ def check_settings(
     Raises:
         ConfigError: Names the setting and what it can be.
     """
+    whole, can_be_told = "a whole number from 1 on", _is_finite(frame_rate) and frame_rate > 0
     rules = [
-        ("num_videos_per_prompt", num_videos_per_prompt, num_videos_per_prompt >= 1, "1 or more"),
+        ("num_videos_per_prompt", num_videos_per_prompt, _is_whole(num_videos_per_prompt), whole),
+        ("num_inference_steps", num_inference_steps, _is_whole(num_inference_steps), whole),
+        ("start_step", start_step, start_step is None or _is_whole(start_step), whole),
+        ("frame_rate", frame_rate, can_be_told, "a number above 0"),
+        ("guidance_scale", guidance_scale, _is_finite(guidance_scale), "a finite number"),
         ("guidance_rescale", guidance_rescale, 0 <= guidance_rescale <= 1, "0 to 1"),
         ("eta", eta, 0 <= eta <= 1, "0 to 1"),
         ("output_type", output_type, output_type in OUTPUT_TYPES, ", ".join(OUTPUT_TYPES)),

@@ -2,17 +2,19 @@
 
 The driver hands the next few videos to whichever worker is ready. What a dead worker did not finish
 goes to the others; a new one takes its place. Videos are files, written whole, so that nothing else
-has to be remembered: the output folder must be the same for all machines.
+has to be remembered: the output folder must be the same for all machines. Their processes run in
+folders of their own, so what they are sent has absolute paths.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections import Counter, deque
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,12 @@ from motionmerge.sampling.batch import (
 )
 from motionmerge.sampling.expert_choice import ExpertChoice
 from motionmerge.sampling.manifest import PlannedVideo
-from motionmerge.sampling.model_choice import ModelChoice
+from motionmerge.sampling.model_choice import FolderModel, ModelChoice, ShippedModel
 from motionmerge.sampling.phases import can_be_cut
+from motionmerge.sampling.ray_cluster import joined_cluster, num_places, words
 
-_OBJECT_STORE_BYTES = 200_000_000
-"""Videos do not pass through Ray, so the store of a cluster that we start can be small."""
+_SECONDS_UNTIL_A_WARNING = 30.0
+"""How long no worker may have begun anything before we say that there may be no place for one."""
 
 
 class Worker:
@@ -50,6 +53,9 @@ class Worker:
         self._model, self._experts, self._options = model, experts, options
         self._num_threads = num_threads
         self._attached = ExitStack()
+
+    def answer(self) -> None:
+        """Do nothing: a worker that answered has begun what it was given next."""
 
     def load(self) -> int:
         """Load the model; give how many videos the worker wants at a time."""
@@ -68,17 +74,6 @@ class Worker:
         return run_batch(self._pipeline, videos, self._options, bank=self._bank)
 
 
-def cluster_device() -> str:
-    """Join the cluster, or start one on this machine; give where its workers compute.
-
-    It is the cluster of `RAY_ADDRESS`, or one that runs on this machine.
-
-    Raises:
-        ConfigError: Ray is not installed.
-    """
-    return "cuda" if _joined().cluster_resources().get("GPU", 0) else "cpu"
-
-
 def run_on_ray(
     model: ModelChoice,
     experts: ExpertChoice,
@@ -92,41 +87,80 @@ def run_on_ray(
 
     Args:
         model, experts: What makes them; every machine finds the files at the same paths.
-        videos: What to make: those that are `missing`.
+        videos: What to make: those that are `missing`. One that a worker made counts only if its
+            file is there for this process as well.
         options: How. A video with which a worker dies alone is retried as one that failed.
         num_workers: By default one for each GPU; on CPUs one for as many cores as torch uses here.
         tally: Counts the videos.
 
+    Warns:
+        UserWarning: For a while no worker has started, perhaps as all places are taken.
+
     Raises:
-        ConfigError: Ray is not installed, the cluster has no such device, or workers die before
-            they have loaded the model.
+        ConfigError: Ray is not installed, the cluster cannot be joined or has no machine for a
+            worker, or workers die before they have loaded the model.
         MotionMergeError: As loading the model and attaching the experts.
     """
-    ray = _joined()
-    tally = tally or Tally(len(videos))
+    ray = joined_cluster()
+    model, experts, videos = with_absolute_paths(model, experts, videos)
     threads = torch.get_num_threads()
-    on_gpu = model.device.type == "cuda"
-    needs = {"num_gpus": 1, "num_cpus": 1} if on_gpu else {"num_gpus": 0, "num_cpus": threads}
-    if num_workers is None:
-        available = ray.cluster_resources()
-        num_workers = int(available.get("GPU", 0) if on_gpu else available["CPU"] // threads)
-        if num_workers == 0:
-            raise ConfigError(
-                f"The cluster offers {available.get('GPU', 0):g} GPUs and {available['CPU']:g} "
-                f"CPU cores; a worker takes {needs}.",
-                fix="use --device cpu, or add machines.",
-            )
-    actor_class = ray.remote(**needs, max_restarts=0)(Worker)
-    arguments = (model, experts, options, threads)
+    needs = {"GPU": 1, "CPU": 1} if model.device.type == "cuda" else {"CPU": threads}
+    places = num_places(ray, needs)
+    options_of_ray = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0), "max_restarts": 0}
+    actor_class = ray.remote(**options_of_ray)(Worker)
     driver = _Driver(
         ray,
-        lambda: actor_class.remote(*arguments),
+        lambda: actor_class.remote(model, experts, options, threads),
+        needs,
+        {name: ray.available_resources().get(name, 0) for name in needs},
         deque(videos),
         retries=options.retries,
-        tally=tally,
-        num_workers=min(num_workers, len(videos)),
+        tally=tally or Tally(len(videos)),
+        num_workers=min(places if num_workers is None else num_workers, len(videos)),
     )
     return driver.run()
+
+
+def with_absolute_paths(
+    model: ModelChoice, experts: ExpertChoice, videos: Sequence[PlannedVideo]
+) -> tuple[ModelChoice, ExpertChoice, list[PlannedVideo]]:
+    """Make every path mean the same in a process with another working folder."""
+    if isinstance(model, ShippedModel) and Path(model.weights).suffix:
+        model = replace(model, weights=str(Path(model.weights).absolute()))
+    elif isinstance(model, FolderModel):
+        folder = model.folder
+        weights = {part: _absolute(files) for part, files in folder.weights.items()}
+        others = _absolute(folder.others)
+        path = folder.path.absolute()
+        model = replace(model, folder=replace(folder, path=path, weights=weights, others=others))
+    if experts.recipe is not None:
+        folder_of_recipe = (experts.recipe.folder or Path()).absolute()
+        experts = replace(experts, recipe=replace(experts.recipe, folder=folder_of_recipe))
+    return model, experts, [_absolute_video(video) for video in videos]
+
+
+def _absolute(paths: Sequence[Path]) -> tuple[Path, ...]:
+    return tuple(path.absolute() for path in paths)
+
+
+def _absolute_video(video: PlannedVideo) -> PlannedVideo:
+    job = replace(video.job, image=video.job.image.absolute())
+    return replace(video, job=job, path=video.path.absolute())
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a worker was told to do.
+
+    Attributes:
+        worker: Who.
+        answer: Of the worker, before it begins.
+        videos: What to make; none while it loads the model.
+    """
+
+    worker: Any
+    answer: Any
+    videos: Sequence[PlannedVideo] = ()
 
 
 @dataclass
@@ -136,6 +170,8 @@ class _Driver:
     Attributes:
         ray: The module.
         new_worker: Starts a worker somewhere.
+        needs: What it takes of a machine.
+        free: What of that the cluster had left when we came.
         waiting: Videos that nobody has.
         retries: How many deaths of a worker a video survives.
         tally: Counts the videos.
@@ -144,42 +180,40 @@ class _Driver:
 
     ray: Any
     new_worker: Any
+    needs: Mapping[str, int]
+    free: Mapping[str, float]
     waiting: deque[PlannedVideo]
     retries: int
     tally: Tally
     num_workers: int
     _workers: list[Any] = field(default_factory=list)
-    _running: dict[Any, tuple[Any, list[PlannedVideo]]] = field(default_factory=dict)
+    _running: dict[Any, _Call] = field(default_factory=dict)
     _idle: list[Any] = field(default_factory=list)
     _wants: dict[Any, int] = field(default_factory=dict)
     _deaths: Counter[Path] = field(default_factory=Counter)
     _suspects: set[Path] = field(default_factory=set)
     _deaths_at_start: int = 0
+    _has_warned: bool = False
 
     def run(self) -> BatchReport:
         """Make all videos."""
         try:
             for _ in range(self.num_workers):
                 self._start_worker()
-            while self.waiting or any(videos for _, videos in self._running.values()):
-                (done, *_), _ = self.ray.wait(list(self._running), num_returns=1)
-                worker, videos = self._running.pop(done)
+            while self.waiting or any(call.videos for call in self._running.values()):
+                done = self._next_done()
+                call = self._running.pop(done)
                 try:
                     result = self.ray.get(done)
-                except self.ray.exceptions.RayActorError as error:
-                    self.ray.kill(worker)  # it may only be out of reach
-                    self._take_back(videos, str(error))
-                    while self._idle and self.waiting:
-                        self._hand_out(self._idle.pop())
-                    if self.waiting:
-                        self._start_worker()
                 except self.ray.exceptions.RayTaskError as error:
                     if isinstance(error.cause, MotionMergeError):
                         raise error.cause from None
                     raise
+                except self.ray.exceptions.RayError as error:  # killed, out of memory or of reach
+                    self._replace(call, str(error))
                 else:
-                    self._receive(worker, result)
-                    self._hand_out(worker)
+                    self._receive(call, result)
+                    self._hand_out(call.worker)
         finally:
             for worker in self._workers:
                 self.ray.kill(worker)
@@ -188,15 +222,42 @@ class _Driver:
     def _start_worker(self) -> None:
         worker = self.new_worker()
         self._workers.append(worker)
-        self._running[worker.load.remote()] = (worker, [])
+        answer = worker.answer.remote()
+        self._running[worker.load.remote()] = _Call(worker, answer)
 
-    def _receive(self, worker: Any, result: int | BatchReport) -> None:
+    def _next_done(self) -> Any:
+        """Wait until a call is over; say so, once, if for a while no worker has begun anything."""
+        while True:
+            calls = list(self._running)
+            done, _ = self.ray.wait(calls, num_returns=1, timeout=_SECONDS_UNTIL_A_WARNING)
+            if done:
+                return done[0]
+            answers = [call.answer for call in self._running.values()]
+            begun, _ = self.ray.wait(answers, num_returns=1, timeout=0)
+            if not begun and not self._has_warned:
+                self._has_warned = True
+                warnings.warn(
+                    f"No worker has started for {_SECONDS_UNTIL_A_WARNING:g} s. One needs "
+                    f"{words(self.needs)} of a machine; before, {words(self.free)} were free on "
+                    "the whole cluster. It starts as soon as there is a place.",
+                    stacklevel=2,
+                )
+
+    def _receive(self, call: _Call, result: int | BatchReport) -> None:
         if isinstance(result, int):
-            self._wants[worker] = result
+            self._wants[call.worker] = result
             self._deaths_at_start = 0
             return
+        paths = {video.path.name: video for video in call.videos}
         for name in result.done:
-            self.tally.made(name)
+            if _is_here(paths[name].path):
+                self.tally.made(name)
+                continue
+            text = (
+                f"A worker made this video, but here there is no {paths[name].path}: the folder "
+                "is not the same on all machines."
+            )
+            self.tally.failed(Failure.of(paths[name], text, attempts=1))
         for failure in result.failures:
             self.tally.failed(failure)
 
@@ -213,17 +274,40 @@ class _Driver:
             and not self._suspects & {videos[0].path, self.waiting[0].path}
         ):
             videos.append(self.waiting.popleft())
-        self._running[worker.make.remote(videos)] = (worker, videos)
+        answer = worker.answer.remote()
+        self._running[worker.make.remote(videos)] = _Call(worker, answer, videos)
 
-    def _take_back(self, videos: list[PlannedVideo], error: str) -> None:
+    def _replace(self, call: _Call, error: str) -> None:
+        """Give what a dead worker had to others: to those that are idle, or to a new one."""
+        self.ray.kill(call.worker)  # it may only be out of reach
+        if not call.videos:
+            self._count_death_at_start(error)
+        elif self._has_begun(call):
+            self._take_back(call.videos, error)
+        else:  # it died while it was idle
+            self.waiting.extendleft(reversed(call.videos))
+        while self._idle and self.waiting:
+            self._hand_out(self._idle.pop())
+        if self.waiting:
+            self._start_worker()
+
+    def _has_begun(self, call: _Call) -> bool:
+        try:
+            self.ray.get(call.answer, timeout=1)
+        except self.ray.exceptions.RayError:
+            return False
+        return True
+
+    def _count_death_at_start(self, error: str) -> None:
+        self._deaths_at_start += 1
+        if self._deaths_at_start > self.retries + self.num_workers:
+            raise ConfigError(
+                f"Workers die before the model is loaded; the last one: {error[:300]}",
+                fix="see that the model fits into their memory, or use fewer --workers.",
+            )
+
+    def _take_back(self, videos: Sequence[PlannedVideo], error: str) -> None:
         """Put what a dead worker left undone back in the queue; give up what killed too many."""
-        if not videos:
-            self._deaths_at_start += 1
-            if self._deaths_at_start > self.retries + self.num_workers:
-                raise ConfigError(
-                    f"Workers die before the model is loaded; the last one: {error[:300]}",
-                    fix="see that the model fits into their memory, or use fewer --workers.",
-                )
         undone = missing(videos)
         for name in sorted({video.path.name for video in videos} - _names(undone)):
             self.tally.made(name)
@@ -243,18 +327,8 @@ def _names(videos: Sequence[PlannedVideo]) -> set[str]:
     return {video.path.name for video in videos}
 
 
-def _joined() -> Any:
-    """Give the module `ray`, connected to a cluster: a running one, or else a new one here."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError("Ray is not installed.", fix="pip install 'motionmerge[ray]'.") from error
-    if ray.is_initialized():
-        return ray
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError:
-        ray.init(include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
-    return ray
+def _is_here(path: Path) -> bool:
+    """Look for a file of another machine; NFS looks anew when the folder is opened."""
+    with suppress(OSError):
+        os.scandir(path.parent).close()
+    return path.exists()
