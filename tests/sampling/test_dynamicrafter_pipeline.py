@@ -232,7 +232,7 @@ def test_an_image_of_any_mode_is_the_one_that_a_file_gives(
         (torch.full((3, 16, 16), -1.0), r"values from -1 to -1.*\n.*\(image \+ 1\) / 2"),
         (torch.full((3, 16, 16), torch.nan), "values from nan"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_image_in_0_to_1_is_refused(
     pipeline: DynamiCrafterPipeline, generate: Generate, image: Any, message: str

@@ -29,8 +29,8 @@ _PROBE_BYTES = 4096
 
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{12})\.(\d+)\.[0-9a-f]{8}\.(?:tmp|old)", re.DOTALL)
 
-_cleared: dict[tuple[int, int], float] = {}
-"""When this process cleared a folder, by device and inode, of what dead ones left."""
+_others: dict[tuple[int, int], tuple[float, list[Path]]] = {}
+"""For a folder, by device and inode: when it was listed, and the temporary files that are left."""
 
 
 @contextmanager
@@ -39,8 +39,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     Missing parent folders are created. A killed process leaves
     `.<name>.<machine>.<pid>.<random>.tmp`, never half a file under the real name. The next process
-    that writes into the folder removes what this machine's dead processes left there, and others a
-    day ago.
+    that writes into the folder removes what dead processes of this machine left there, and what
+    other machines left a day ago.
     """
     target = Path(path)
     temporary = _temporary_name(target)
@@ -142,18 +142,23 @@ def _temporary_name(target: Path) -> Path:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what dead processes left in a folder; once a day, as listing a large one is slow."""
+    """Remove what dead processes left in a folder.
+
+    It is listed once a day: among 100,000 files that takes half a second. In between, only those
+    are looked at that others were writing then.
+    """
     status = folder.stat()
     place = (status.st_dev, status.st_ino)
-    if time.monotonic() - _cleared.get(place, -math.inf) < _STALE_SECONDS:
-        return
-    _cleared[place] = time.monotonic()
-    with os.scandir(folder) as entries:
-        found = [(entry.path, _TEMPORARY.fullmatch(entry.name)) for entry in entries]
-    for path, match in found:
-        if match and _is_left(Path(path), machine=match[1], pid=int(match[2])):
+    listed_at, others = _others.get(place, (-math.inf, []))
+    if time.monotonic() - listed_at >= _STALE_SECONDS:
+        listed_at = time.monotonic()
+        with os.scandir(folder) as entries:
+            others = [folder / entry.name for entry in entries if _TEMPORARY.fullmatch(entry.name)]
+    for path in others:
+        if _is_left(path):
             with suppress(OSError):  # another process may be removing it too
-                _remove(Path(path))
+                _remove(path)
+    _others[place] = listed_at, [path for path in others if os.path.lexists(path)]
 
 
 @cache
@@ -167,10 +172,11 @@ def _machine() -> str:
     return hashlib.sha256("\n".join(seen).encode(errors="replace")).hexdigest()[:12]
 
 
-def _is_left(path: Path, *, machine: str, pid: int) -> bool:
+def _is_left(path: Path) -> bool:
     """Tell whether nobody writes to a temporary file or folder any more."""
+    machine, pid = _TEMPORARY.fullmatch(path.name).groups()  # type: ignore[union-attr]
     if machine == _machine():
-        return not _is_running(pid)
+        return not _is_running(int(pid))
     try:
         parts = [path, *path.iterdir()] if path.is_dir() else [path]
         touched = max(part.lstat().st_ctime for part in parts)
