@@ -86,6 +86,20 @@ def test_a_dry_run_writes_nothing_and_says_what_a_run_then_makes(photo: Path, tm
     assert plan == made
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-o", "/dev/null/out.mp4"], "Cannot write to the folder /dev/null"),
+        (["--prompt", "the dragon flies"], "does not know the word 'dragon'"),
+    ],
+)
+def test_a_dry_run_finds_what_a_run_would_refuse(photo: Path, options: list[str], message: str):
+    for more in ([], ["--dry-run"]):
+        result = generate(photo, *options, *more)
+        assert result.exit_code == 2
+        assert message in " ".join(result.output.split())
+
+
 def test_a_contact_sheet_is_written_on_request(photo: Path, tmp_path: Path):
     sheet = tmp_path / "sheet.png"
     options = ["-o", str(tmp_path / "out.mp4"), "--steps", "1", "--size", "64"]

@@ -83,6 +83,30 @@ with atomic_path(Path("{folder}") / "a.mp4") as a, atomic_path(Path("{folder}") 
 """
 
 
+def test_a_folder_whose_writer_died_before_it_was_replaced_is_put_back(tmp_path):
+    dying = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from motionmerge.io.atomic import atomic_folder\n"
+        "replace = Path.replace\n"
+        "def once(self, target):\n"
+        "    replace(self, target)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "with atomic_folder(sys.argv[1]) as folder:\n"
+        "    (folder / 'part').write_bytes(b'new')\n"
+        "    Path.replace = once\n"
+    )
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "part").write_bytes(b"old")
+    subprocess.run([sys.executable, "-c", dying, str(model)], check=False)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert [name[-4:] for name in left] == [".old", ".tmp"]
+    with atomic_path(tmp_path / "notes.json") as temporary:
+        temporary.write_bytes(b"{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "notes.json"]
+    assert (model / "part").read_bytes() == b"old"
+
+
 def test_the_longest_names_can_be_written(tmp_path):
     target = tmp_path / ("x" * 251 + ".mp4")
     with atomic_path(target) as temporary:

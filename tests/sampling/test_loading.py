@@ -247,3 +247,6 @@ def test_a_vocabulary_beside_a_configuration_or_in_a_folder_of_its_own_counts_to
             stream.write(" ")
     seen.append(FolderModel(find_pipeline(copy)).fingerprint()["parts"])
     assert len(set(seen)) == 3
+    for name in (".DS_Store", "model.onnx", "README.md", "weights.index.json"):
+        (tokenizer / name).write_text("nobody reads this")
+    assert FolderModel(find_pipeline(copy)).fingerprint()["parts"] == seen[-1]

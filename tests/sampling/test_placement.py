@@ -146,11 +146,11 @@ def test_only_what_differs_is_computed_again_at_a_switch(
         ("recompute", False, 0),
         ("resident", True, 2),  # the other expert, its own values
         ("resident", False, 1),
-        ("prefetch", True, 3),  # both experts, its own values; a piece of it is too large to send
+        ("prefetch", True, 3.4),  # both experts, its own values, what is sent ahead
     ],
 )
 def test_a_bank_holds_what_it_needs_and_nothing_once_it_is_detached(
-    pipeline: DynamiCrafterPipeline, recipe: Recipe, kind: str, restore: bool, copies: int
+    pipeline: DynamiCrafterPipeline, recipe: Recipe, kind: str, restore: bool, copies: float
 ) -> None:
     size = sum(tensor.nbytes for tensor in pipeline.unet.state_dict().values())
     gc.collect()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -138,17 +139,23 @@ def test_a_denoiser_that_is_told_no_timestep_gets_the_expert_of_the_schedulers_s
     assert used == ("dynamics",) * 4 + ("consistency",) * 4 + used[:8]
 
 
-def test_a_bare_denoiser_is_told_its_schedulers_timesteps_or_that_they_are_others() -> None:
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    scheduler.set_timesteps(4)
-    model = Recorder()
-    with experts(model, experts=recorder_experts(), boundary=0.7, scheduler=scheduler):
-        for timestep in scheduler.timesteps:
-            model(torch.zeros(1), timestep)
-        with pytest.raises(ConfigError, match=r"timestep 0\.5; its scheduler's are from 1000"):
-            model(torch.zeros(1), 0.5)
-    levels = scheduler.sigmas[:4].tolist()
-    assert [weight for _, weight in model.calls] == [1 if level > 0.7 else 2 for level in levels]
+def test_a_timestep_outside_those_of_the_scheduler_means_the_nearest() -> None:
+    ddim = diffusers.DDIMScheduler(timestep_spacing="leading", steps_offset=1)
+    euler = diffusers.EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1)
+    flow = diffusers.FlowMatchEulerDiscreteScheduler()
+    for scheduler in (ddim, euler, flow):
+        scheduler.set_timesteps(10)
+        sample = torch.zeros(1)
+        for is_over in (False, True):
+            for target in (Recorder(), SimpleNamespace(transformer=Recorder())):
+                with ExpertBank(
+                    target, recorder_experts(), schedule=HALVES, scheduler=scheduler
+                ) as bank:
+                    early = [bank.expert_for(value) for value in (1500, 999, 905)]
+                    late = [bank.expert_for(value) for value in (2, 0.5, 0, -5)]
+                assert early == ["dynamics"] * 3 and late == ["consistency"] * 4
+            for timestep in () if is_over else scheduler.timesteps:
+                scheduler.step(sample, timestep, sample)
 
 
 def test_of_two_steps_that_bfloat16_makes_one_the_one_that_the_scheduler_is_at_counts() -> None:
@@ -175,6 +182,17 @@ def test_calls_at_one_timestep_are_one_step() -> None:
     with ExpertBank(Recorder(), recorder_experts(), schedule=HALVES, scheduler=scheduler) as bank:
         found = [bank.expert_for(timestep) for timestep in scheduler.timesteps]
     assert found == ["dynamics"] * 3 + ["consistency"] * 4
+
+
+def test_steps_whose_timesteps_are_rounded_to_one_number_are_several() -> None:
+    scheduler = diffusers.UniPCMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=12.0
+    )
+    scheduler.set_timesteps(100)
+    assert len(scheduler.timesteps.unique()) < 100
+    with ExpertBank(Recorder(), recorder_experts(), schedule=HALVES, scheduler=scheduler) as bank:
+        found = [bank.expert_for(timestep) for timestep in scheduler.timesteps]
+    assert found == ["dynamics"] * 50 + ["consistency"] * 50
 
 
 @pytest.mark.parametrize("name", ["CogVideoX", "Wan 2.1"])
@@ -276,6 +294,28 @@ def test_ctrl_c_while_the_weights_are_given_back_waits_until_they_are(
     ):
         left = 30
     assert left < 0
+    assert same_weights(weights_of(pipeline, family), before)
+    assert not any(attached_bank(getattr(pipeline, name)) for name in family.denoisers)
+
+
+@pytest.mark.parametrize("fault", [OSError("the disk is gone"), KeyboardInterrupt()])
+def test_what_could_not_be_given_back_is_given_back_by_the_next_call(
+    monkeypatch: pytest.MonkeyPatch, fault: BaseException
+) -> None:
+    family = family_named("Wan 2.2-A14B")
+    pipeline = tiny(family)
+    before = weights_of(pipeline, family)
+    bank = experts(pipeline, experts=two(pipeline, family), boundary=family.boundary)
+
+    def fail(*_: Any) -> None:
+        raise fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr(switched_module, "_copy_all", fail)
+        with pytest.raises(type(fault)):
+            bank.detach()
+    assert attached_bank(pipeline.transformer) is bank
+    bank.detach()
     assert same_weights(weights_of(pipeline, family), before)
     assert not any(attached_bank(getattr(pipeline, name)) for name in family.denoisers)
 

@@ -62,12 +62,13 @@ def generate(
         Path | None, typer.Option(help="Also write the frames side by side to this PNG.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and say what would be written.")
+        bool,
+        typer.Option("--dry-run", help="Check all that needs no model; say what would be written."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Animate PHOTO as the prompt says: the pocket model needs a CPU, others what they need."""
-    from motionmerge.io.atomic import prepare_folder
+    from motionmerge.io.atomic import check_folder, prepare_folder
     from motionmerge.io.video import contact_sheet, eight_bit, load_image, write_video
     from motionmerge.sampling.make_video import encode_ahead, make_video
 
@@ -86,12 +87,15 @@ def generate(
     for _, settings in wanted:
         settings.check(chosen.family, chosen.limits, has_last_image=last is not None)
     paths = _output_paths(output, wanted)
-    folders = _check_files(paths, sheet, {last_image: "the last image", photo: "the photo"})
+    folders = _check_files(paths, sheet, [(last_image, "the last image"), (photo, "the photo")])
     about = [
         _description(chosen, experts, settings, weights=flags.weights, files=files)
         for _, settings in wanted
     ]
+    chosen.check_prompts({number: settings.prompt or "" for number, settings in wanted})
     if dry_run:
+        for folder in folders:
+            check_folder(folder)
         _print_plan(paths, about, as_json, dropped=chosen.limits.dropped_frames)
         return
     for folder in folders:
@@ -189,7 +193,7 @@ def _output_paths(output: Path, wanted: list[tuple[int, VideoSettings]]) -> list
 
 
 def _check_files(
-    videos: list[Path], sheet: Path | None, read: dict[Path | None, str]
+    videos: list[Path], sheet: Path | None, read: list[tuple[Path | None, str]]
 ) -> list[Path]:
     """Refuse names that no file can have, and files of which one would replace another.
 
@@ -201,7 +205,7 @@ def _check_files(
     files = [(path, "a video") for path in videos]
     if sheet is not None:
         files.append((sheet, "the sheet"))
-    taken = {path.resolve(): what for path, what in read.items() if path is not None}
+    taken = {path.resolve(): what for path, what in read if path is not None}
     for path, what in files:
         check_file(path)
         other = taken.setdefault(path.resolve(), what)

@@ -27,7 +27,7 @@ _STALE_SECONDS = 24 * 3600
 
 _PROBE_BYTES = 4096
 
-_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{12})\.(\d+)\.[0-9a-f]{8}\.(?:tmp|old)", re.DOTALL)
+_TEMPORARY = re.compile(r"\.(.+)\.([0-9a-f]{12})\.(\d+)\.[0-9a-f]{8}\.(?:tmp|old)", re.DOTALL)
 
 _others: dict[tuple[int, int], tuple[float, list[Path]]] = {}
 """For a folder, by device and inode: when it was listed, and the temporary files that are left."""
@@ -154,10 +154,10 @@ def _remove_leftovers(folder: Path) -> None:
         listed_at = time.monotonic()
         with os.scandir(folder) as entries:
             others = [folder / entry.name for entry in entries if _TEMPORARY.fullmatch(entry.name)]
-    for path in others:
+    for path in sorted(others, reverse=True):  # `.tmp` before the `.old` that it was to replace
         if _is_left(path):
             with suppress(OSError):  # another process may be removing it too
-                _remove(path)
+                _remove_or_put_back(path)
     _others[place] = listed_at, [path for path in others if os.path.lexists(path)]
 
 
@@ -174,7 +174,7 @@ def _machine() -> str:
 
 def _is_left(path: Path) -> bool:
     """Tell whether nobody writes to a temporary file or folder any more."""
-    machine, pid = _TEMPORARY.fullmatch(path.name).groups()  # type: ignore[union-attr]
+    _, machine, pid = _TEMPORARY.fullmatch(path.name).groups()  # type: ignore[union-attr]
     if machine == _machine():
         return not _is_running(int(pid))
     try:
@@ -183,6 +183,16 @@ def _is_left(path: Path) -> bool:
     except OSError:
         return False
     return time.time() - touched > _STALE_SECONDS
+
+
+def _remove_or_put_back(path: Path) -> None:
+    """Remove a leftover, but put a folder back whose process died before the new one was there."""
+    target = path.with_name(_TEMPORARY.fullmatch(path.name)[1])  # type: ignore[index]
+    if path.suffix == ".old" and not os.path.lexists(target):
+        if not re.fullmatch(r"[0-9a-f]{64}", target.name):  # else its name was too long to keep
+            path.rename(target)
+        return
+    _remove(path)
 
 
 def _is_running(pid: int) -> bool:

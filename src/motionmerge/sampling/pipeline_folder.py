@@ -28,6 +28,7 @@ from motionmerge.sampling.video_limits import Configs, Limits, VideoFamily
 INDEX_FILE = "model_index.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_VOCABULARIES = (".json", ".txt", ".model", ".spm", ".vocab", ".bpe", ".tiktoken", ".jinja")
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,13 @@ def weight_files(folder: Path, *, variant: str | None = None) -> tuple[Path, ...
 
 
 def _other_files(part: Path) -> list[Path]:
-    """List the files of a part besides its weights, their index and its configuration."""
+    """List the vocabularies and settings of a part besides its configuration."""
     return [
         file
         for file in part.rglob("*")
         if file.is_file()
-        and file.suffix not in _WEIGHTS
+        and file.suffix in _VOCABULARIES
+        and not file.name.startswith(".")
         and not file.name.endswith(".index.json")
         and file != part / "config.json"
     ]

@@ -96,7 +96,8 @@ def prepare_image(
     height = default_size[0] if height is None else height
     width = default_size[1] if width is None else width
     if any(not _is_whole(side) or side % multiple for side in (height, width)):
-        near = [max(1, round(size / multiple)) * multiple for size in (height, width)]
+        asked = (height if _is_finite(height) else 0, width if _is_finite(width) else 0)
+        near = [max(1, round(size / multiple)) * multiple for size in asked]
         raise ShapeError(
             f"The video is to be {height} x {width} pixels; both must divide by {multiple}.",
             fix=f"use e.g. height={near[0]}, width={near[1]}.",
@@ -112,7 +113,7 @@ def prepare_image(
         return image.float() * 2 - 1
     images: Sequence[Any] = image if isinstance(image, (list, tuple)) else [image]
     if not images:
-        raise DataError("The list of images is empty.", fix="pass at least one image.")
+        raise _no_image()
     fitted = np.stack([np.asarray(fit_image(rgb_image(item), height, width)) for item in images])
     return torch.from_numpy(fitted).permute(0, 3, 1, 2) / 127.5 - 1
 
@@ -124,12 +125,18 @@ def _check_pixels(image: torch.Tensor) -> None:
             f"The image tensor has dtype {image.dtype}; expected floats in [0, 1].",
             fix="pass image / 255 if its pixels are 0 to 255, or a PIL image.",
         )
+    if not len(image):
+        raise _no_image()
     low, high = (float(value) for value in image.aminmax())
     if not -0.5 <= low <= high <= 1.5:
         raise ShapeError(
             f"The image tensor has values from {low:g} to {high:g}; expected [0, 1].",
             fix="pass image / 255, or (image + 1) / 2, or a PIL image.",
         )
+
+
+def _no_image() -> DataError:
+    return DataError("The list of images is empty.", fix="pass at least one image.")
 
 
 def check_num_frames(num_frames: int) -> None:
@@ -143,7 +150,7 @@ def check_num_frames(num_frames: int) -> None:
 
 
 def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and int(value) >= 1
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _is_finite(value: object) -> bool:

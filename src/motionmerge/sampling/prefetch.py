@@ -1,7 +1,7 @@
 """Experts that wait in main memory, part of the next one sent ahead to the device that computes.
 
-Tensors lie one behind the other in pieces of 64 MB, so that a few long copies move them: a model
-has some thousand tensors, and on a GPU every copy costs Python more than it costs the GPU.
+Tensors lie one behind the other in large pieces, so that a few long copies move them: a model has
+some thousand tensors, and on a GPU every copy costs Python more than it costs the GPU.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
 
-PIECE_BYTES = 64 << 20
-"""How much lies and travels together; a larger tensor is a piece of its own."""
+PIECE_BYTES = 256 << 20
+"""How much lies and travels together at most; a larger tensor is a piece of its own. Pinned memory
+is given in powers of two, so that pieces of a single tensor would waste half of it."""
 
 _ALIGNMENT = 256
 """Tensors begin at multiples of so many bytes, as those that a GPU allocates."""
@@ -107,8 +109,9 @@ def pinned_if_possible(num_bytes: int) -> torch.Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8)
 
 
+@cache
 def lane_to(device: torch.device) -> Lane:
-    """Choose how pieces reach a device."""
+    """Choose how pieces reach a device; a stream keeps memory, so there is one for each."""
     return StreamLane(device) if device.type == "cuda" else PlainLane(device)
 
 
@@ -116,7 +119,7 @@ class Prefetcher:
     """Keeps experts in main memory and sends the next one ahead, as much of it as may be there.
 
     Args:
-        experts: The tensors of each expert; they are taken out, so that none is held twice.
+        experts: The tensors of each expert; they are taken out as they are packed.
         order: The experts as they follow one another in a video.
         lane: How they reach the device.
         max_bytes: How much may be there before it is due.
@@ -131,7 +134,11 @@ class Prefetcher:
         max_bytes: int,
     ) -> None:
         self._lane, self._max_bytes = lane, max_bytes
-        self._pieces = {name: list(pack(tensors, lane)) for name, tensors in experts.items()}
+        piece_bytes = min(PIECE_BYTES, max_bytes // 4)  # so that there are some to send
+        self._pieces = {
+            name: list(pack(tensors, lane, piece_bytes=piece_bytes))
+            for name, tensors in experts.items()
+        }
         used = list(dict.fromkeys(order))
         self._next = dict(zip(used, [*used[1:], *used[:1]], strict=True))
         self._expected: str | None = None
@@ -161,19 +168,22 @@ class Prefetcher:
                 return
 
 
-def pack(tensors: MutableMapping[str, torch.Tensor], lane: Lane) -> Iterator[Piece]:
+def pack(
+    tensors: MutableMapping[str, torch.Tensor], lane: Lane, *, piece_bytes: int
+) -> Iterator[Piece]:
     """Put tensors into pieces, in their order.
 
     Args:
         tensors: The tensors; each is taken out once it is in its piece.
         lane: Gives the memory.
+        piece_bytes: The most that a piece of several tensors takes.
     """
     while tensors:
         places: dict[str, tuple[int, torch.dtype, torch.Size]] = {}
         end = 0
         for name, tensor in tensors.items():
             begin = math.ceil(end / _ALIGNMENT) * _ALIGNMENT
-            if places and begin + tensor.nbytes > PIECE_BYTES:
+            if places and begin + tensor.nbytes > piece_bytes:
                 break
             places[name] = begin, tensor.dtype, tensor.shape
             end = begin + tensor.nbytes

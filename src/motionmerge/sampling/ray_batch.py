@@ -38,6 +38,9 @@ from motionmerge.sampling.ray_cluster import joined_cluster, num_places, words
 _SECONDS_UNTIL_A_WARNING = 30.0
 """How long no worker may have begun anything before we say that there may be no place for one."""
 
+_MOST_IDLE_DEATHS = 20
+"""How often each worker may die before it begins anything; machines come and go."""
+
 
 class Worker:
     """What lives in a process of the cluster: a pipeline with its experts.
@@ -193,6 +196,7 @@ class _Driver:
     _deaths: Counter[Path] = field(default_factory=Counter)
     _suspects: set[Path] = field(default_factory=set)
     _deaths_at_start: int = 0
+    _idle_deaths: int = 0
     _has_warned: bool = False
 
     def run(self) -> BatchReport:
@@ -285,6 +289,7 @@ class _Driver:
         elif self._has_begun(call):
             self._take_back(call.videos, error)
         else:  # it died while it was idle
+            self._count_idle_death(error)
             self.waiting.extendleft(reversed(call.videos))
         while self._idle and self.waiting:
             self._hand_out(self._idle.pop())
@@ -304,6 +309,14 @@ class _Driver:
             raise ConfigError(
                 f"Workers die before the model is loaded; the last one: {error[:300]}",
                 fix="see that the model fits into their memory, or use fewer --workers.",
+            )
+
+    def _count_idle_death(self, error: str) -> None:
+        self._idle_deaths += 1
+        if self._idle_deaths > _MOST_IDLE_DEATHS * self.num_workers:
+            raise ConfigError(
+                f"Workers die before they begin a video; the last one: {error[:300]}",
+                fix="look for what ends them in Ray's logs; the same command goes on.",
             )
 
     def _take_back(self, videos: Sequence[PlannedVideo], error: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+from accelerate import init_empty_weights
 from torch import nn
 
 from motionmerge.merge.recipe import Recipe
@@ -22,7 +23,7 @@ def check_fit(recipe: Recipe, modules: Mapping[str, nn.Module]) -> None:
     Args:
         recipe: What the experts are.
         modules: The model's modules by their names in a pipeline, e.g. with weights on the meta
-            device. LoRAs are attached to them and taken off again.
+            device. LoRAs are read, attached to them and taken off again.
 
     Raises:
         RecipeError, CheckpointError, ShapeError: As `experts`.
@@ -33,7 +34,8 @@ def check_fit(recipe: Recipe, modules: Mapping[str, nn.Module]) -> None:
         from motionmerge.sampling.lora_bank import LoraBank  # PEFT takes seconds to import
 
         schedule = ExpertSchedule.from_list([{"expert": next(iter(recipe.experts))}])
-        LoraBank(pipeline, *found, schedule=schedule).detach()
+        with init_empty_weights():  # the LoRAs' layers need none either
+            LoraBank(pipeline, *found, schedule=schedule).detach()
         return
     own = {
         name: own_weights(pipeline, None)

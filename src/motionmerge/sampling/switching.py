@@ -16,7 +16,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from motionmerge.errors import ConfigError, MotionMergeError, RecipeError
+from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.merge.sources import MODULES
 from motionmerge.schedule import ExpertSchedule, noise_level
 from motionmerge.text import fix_unknown_name
@@ -108,26 +108,41 @@ class Bank:
 
         Raises:
             CheckpointError: Some tensors have been taken out of a module; all others are back.
+            OSError, RuntimeError: A module's own values could not be read or written; what is left
+                is tried again when this is called again.
         """
-        parts, self._parts = self._parts, []
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
         faults: list[BaseException] = []
-        for part in parts:
-            if _ATTACHED.get(part.module) is not self:
-                continue
+        kept: list[Any] = []
+        try:
+            while self._parts:
+                part = self._parts[0]
+                if _ATTACHED.get(part.module) is self and self._give_back(part, faults):
+                    del _ATTACHED[part.module]
+                elif _ATTACHED.get(part.module) is self:
+                    kept.append(part)
+                self._parts = self._parts[1:]
+        finally:
+            self._parts = kept + self._parts
+        if faults:
+            raise faults[0]
+
+    def _give_back(self, part: Any, faults: list[BaseException]) -> bool:
+        """Restore one module; tell whether it is done, or could be tried again."""
+        try:
             try:
                 part.restore()
-            except (MotionMergeError, RuntimeError) as fault:
-                faults.append(fault)
             except KeyboardInterrupt as fault:  # half of a model is none
                 faults.append(fault)
                 part.restore()
-            finally:
-                del _ATTACHED[part.module]
-        if faults:
-            raise faults[0]
+        except CheckpointError as fault:  # tensors are gone; all others are back
+            faults.append(fault)
+        except (OSError, RuntimeError, ValueError, AttributeError) as fault:
+            faults.append(fault)
+            return False
+        return True
 
     def switches(self, module_name: str) -> bool:
         """Tell whether experts differ in a module such as `image_projector`."""
@@ -140,8 +155,7 @@ class Bank:
         or of several that are as near the one that the scheduler is at.
 
         Raises:
-            ConfigError: The schedule needs a noise level or a step, and there is no scheduler, or
-                one that does not have such timesteps.
+            ConfigError: The schedule needs a noise level or a step, and there is no scheduler.
         """
         if self._pinned is not None:
             return self._pinned
@@ -153,9 +167,9 @@ class Bank:
         level = fraction = 0.0
         if steps is not None and len(steps):
             grid = torch.as_tensor(steps).detach().cpu().double()
-            index = self._step(value, grid, getattr(scheduler, "step_index", None))
-            fraction = _share_done(grid, index)
-            if not grid.min() < value < grid.max() or _is_rounded(value, float(grid[index])):
+            index, is_timestep = self._step(value, grid, scheduler)
+            fraction = _share_done(grid, index, calls=getattr(scheduler, "order", 1))
+            if not is_timestep or _is_rounded(value, float(grid[index])):
                 value = float(grid[index])
         elif "step_fraction" in self._conditions:
             raise _no_scheduler()
@@ -165,30 +179,20 @@ class Bank:
             level = noise_level(scheduler, value)
         return self.schedule.expert_at(noise_level=level, timestep=value, step_fraction=fraction)
 
-    def _step(self, value: float, grid: torch.Tensor, scheduler_index: int | None) -> int:
-        """Find the step that a timestep means.
+    def _step(self, value: float, grid: torch.Tensor, scheduler: Any) -> tuple[int, bool]:
+        """Find the step that a timestep means, and whether it is a timestep of the scheduler's.
 
-        That is the one that the scheduler is at, if it may be; otherwise the nearest. A timestep
-        that the scheduler could not have means the pipeline tells its denoiser something else, as
-        Cosmos does: the scheduler knows, which before the first step has no index yet.
-
-        Raises:
-            ConfigError: It is no timestep of the scheduler's, which no pipeline steps.
+        That is the step that the scheduler is at, if it may be; otherwise the nearest. A number
+        below 1 where all timesteps are above is something else, as what Cosmos tells its denoiser:
+        a pipeline's scheduler knows the step, and has no index before the first.
         """
-        index = min(scheduler_index or 0, len(grid) - 1)
-        if scheduler_index is not None and _is_rounded(value, float(grid[index])):
-            return index
-        nearest = int((grid - value).abs().argmin())
-        least, most = float(grid.min()), float(grid.max())
-        if least <= value <= most or _is_rounded(value, float(grid[nearest])):
-            return nearest
-        if isinstance(self._target, torch.nn.Module):
-            raise ConfigError(
-                f"The denoiser was given the timestep {value:g}; its scheduler's are from "
-                f"{most:g} to {least:g}.",
-                fix="pass the scheduler's own timesteps, or attach experts to the whole pipeline.",
-            )
-        return index
+        index = getattr(scheduler, "step_index", None)
+        if index is not None and index < len(grid) and _is_rounded(value, float(grid[index])):
+            return index, True
+        is_stepped = hasattr(scheduler, "step_index") and not isinstance(self._target, nn.Module)
+        if is_stepped and value < 1 < float(grid.min()) and (index or 0) < len(grid):
+            return index or 0, False
+        return int((grid - value).abs().argmin()), True
 
     def put_in_place(self, expert: str) -> None:
         """Give the denoisers an expert, as calls of them do, for who computes without calls."""
@@ -348,8 +352,10 @@ def _is_rounded(value: float, timestep: float) -> bool:
     return abs(timestep - value) <= _ROUNDING * abs(value)
 
 
-def _share_done(grid: torch.Tensor, index: int) -> float:
-    """Give the share of the steps that are done; Heun's method calls twice at the same timestep."""
+def _share_done(grid: torch.Tensor, index: int, *, calls: int) -> float:
+    """Give the share of the steps that are done; two calls at one timestep may be one step."""
+    if calls == 1:
+        return index / len(grid)
     starts = torch.cat([torch.ones(1, dtype=torch.bool), grid[1:] != grid[:-1]])
     return (int(starts[: index + 1].sum()) - 1) / int(starts.sum())
 
