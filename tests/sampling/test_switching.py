@@ -82,13 +82,7 @@ def cosmos() -> Any:
                 concat_padding_mask=False,
                 extra_pos_embed_type="learnable",
             ),
-            vae=diffusers.AutoencoderKLWan(
-                base_dim=3,
-                z_dim=16,
-                dim_mult=[1, 1, 1, 1],
-                num_res_blocks=1,
-                temperal_downsample=[False, True, True],
-            ),
+            vae=build.wan_vae(),
             scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
             safety_checker=NoGuardrail(),
         )
