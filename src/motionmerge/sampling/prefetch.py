@@ -134,7 +134,7 @@ class Prefetcher:
         max_bytes: int,
     ) -> None:
         self._lane, self._max_bytes = lane, max_bytes
-        piece_bytes = min(PIECE_BYTES, max_bytes // 4)  # so that there are some to send
+        piece_bytes = min(PIECE_BYTES, max_bytes // 4 or PIECE_BYTES)  # there should be some to send
         self._pieces = {
             name: list(pack(tensors, lane, piece_bytes=piece_bytes))
             for name, tensors in experts.items()
