@@ -134,7 +134,8 @@ class Prefetcher:
         max_bytes: int,
     ) -> None:
         self._lane, self._max_bytes = lane, max_bytes
-        piece_bytes = min(PIECE_BYTES, max_bytes // 4 or PIECE_BYTES)  # there should be some to send
+        several = max_bytes // 4  # pieces should be sent, if any may be
+        piece_bytes = min(PIECE_BYTES, several or PIECE_BYTES)
         self._pieces = {
             name: list(pack(tensors, lane, piece_bytes=piece_bytes))
             for name, tensors in experts.items()

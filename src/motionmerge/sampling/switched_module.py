@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from diffusers.hooks.faster_cache import FasterCacheBlockHook
-from diffusers.hooks.hooks import CacheContext, StateManager
+from diffusers.hooks.hooks import StateManager
 from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
@@ -378,8 +378,9 @@ def reset_caches(module: nn.Module) -> None:
     reset()
     for manager, context, steps in before:
         for name, step in steps.items():
-            manager.set_context(CacheContext(name=name))
-            manager.get_state().step_index = step
+            state = manager._state_cls(*manager._init_args, **manager._init_kwargs)
+            state.step_index = step
+            manager._state_cache[name] = state
         manager.set_context(context)
     for hook in hooks:
         if isinstance(hook, FasterCacheBlockHook) and hook.is_guidance_distilled:
