@@ -78,7 +78,6 @@ def batch(
     )
     from motionmerge.sampling.manifest import configuration_name, plan, read_manifest, vbench_name
 
-    manifest, output = manifest.absolute(), output.absolute()  # workers are in other folders
     rank, world_size = rank_and_world_size()
     _check_sharing(ray, workers, world_size)
     chosen = flags.chosen_model(cluster_device=_cluster_device() if ray else None)

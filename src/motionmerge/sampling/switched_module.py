@@ -165,8 +165,10 @@ class SwitchedModule:
         Raises:
             CheckpointError: The module has lost one of these tensors since `fit`.
         """
-        live = self.tensors()
-        for group in _groups(values, list(values)):
+        self._write(self.tensors(), values, list(values))
+
+    def _write(self, live: Weights, values: Weights, names: Iterable[str]) -> None:
+        for group in _groups(values, names):
             _copy_all([self._tensor(live, name) for name in group], list(group.values()))
 
     @torch.no_grad()
@@ -240,8 +242,7 @@ class SwitchedModule:
         for name in list(live):  # LoRAs that were loaded meanwhile have wrapped layers
             live.setdefault(name.replace(".base_layer.", "."), live[name])
         lost = [name for name in self.backup if name not in live]
-        for group in _groups(self.backup, [name for name in self.backup if name in live]):
-            _copy_all([live[name] for name in group], list(group.values()))
+        self._write(live, self.backup, [name for name in self.backup if name in live])
         if is_fused(self.module):  # meanwhile, from an expert's weights
             module: Any = self.module
             module.unfuse_qkv_projections()
