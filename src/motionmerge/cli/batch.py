@@ -100,7 +100,9 @@ def batch(
     if dry_run:
         if todo:
             check_folder(output)
-        chosen.check_prompts({video.job.line: video.job.settings.prompt or "" for video in todo})
+        for video in todo:
+            with video.job.named_errors():
+                chosen.check_prompt(video.job.settings.prompt or "")
         for image in dict.fromkeys(video.job.image for video in todo):
             load_image(image)  # a run would list each that cannot be read as a failure
         _print_plan([video.path.name for video in todo], len(planned), as_json)

@@ -86,13 +86,13 @@ def generate(
     ]
     for _, settings in wanted:
         settings.check(chosen.family, chosen.limits, has_last_image=last is not None)
+        chosen.check_prompt(settings.prompt or "")
     paths = _output_paths(output, wanted)
     folders = _check_files(paths, sheet, [(last_image, "the last image"), (photo, "the photo")])
     about = [
         _description(chosen, experts, settings, weights=flags.weights, files=files)
         for _, settings in wanted
     ]
-    chosen.check_prompts({number: settings.prompt or "" for number, settings in wanted})
     if dry_run:
         for folder in folders:
             check_folder(folder)

@@ -82,10 +82,7 @@ def prepare_folder(path: str | Path) -> None:
         with tempfile.TemporaryFile(dir=path, prefix=".", suffix=".tmp") as file:
             file.write(bytes(_PROBE_BYTES))
     except OSError as error:
-        raise ConfigError(
-            f"Cannot write to the folder {path}: {error}",
-            fix="choose another one, or check its rights and free space.",
-        ) from error
+        raise _no_folder(path, error) from error
 
 
 def check_folder(path: str | Path) -> None:
@@ -103,10 +100,14 @@ def check_folder(path: str | Path) -> None:
     except OSError as error:
         reason = str(error)
     if reason is not None:
-        raise ConfigError(
-            f"Cannot write to the folder {path}: {reason}",
-            fix="choose another one, or check its rights and free space.",
-        )
+        raise _no_folder(path, reason)
+
+
+def _no_folder(path: str | Path, reason: object) -> ConfigError:
+    return ConfigError(
+        f"Cannot write to the folder {path}: {reason}",
+        fix="choose another one, or check its rights and free space.",
+    )
 
 
 def check_file(path: str | Path) -> None:
@@ -121,9 +122,7 @@ def check_file(path: str | Path) -> None:
     except FileNotFoundError:
         mode = stat.S_IFREG
     except NotADirectoryError as error:
-        raise ConfigError(
-            f"Cannot write to the folder {target.parent}: it is none.", fix="choose another one."
-        ) from error
+        raise _no_folder(target.parent, "it is none.") from error
     except OSError as error:
         raise ConfigError(f"Cannot write {path}: {error}", fix="choose another name.") from error
     if not stat.S_ISREG(mode):

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from motionmerge.errors import ConfigError, DataError
+from motionmerge.errors import ConfigError, DataError, MotionMergeError
 from motionmerge.io.hashing import hash_file
 from motionmerge.io.paths import exists, path_of
 from motionmerge.io.video import load_image
@@ -70,9 +71,19 @@ class Job:
         Raises:
             DataError: Names the line, the setting and the nearest right values.
         """
-        try:
+        with self.named_errors():
             self.settings.check(family, limits)
-        except ConfigError as error:
+
+    @contextmanager
+    def named_errors(self) -> Iterator[None]:
+        """Name the line in what is wrong with it.
+
+        Raises:
+            DataError: In place of any error of ours.
+        """
+        try:
+            yield
+        except MotionMergeError as error:
             raise DataError(f"Line {self.line}: {error.message}", fix=error.fix) from error
 
     def request(self) -> tuple[Image.Image, VideoSettings]:

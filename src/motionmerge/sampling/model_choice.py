@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,6 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from motionmerge.errors import DataError, MotionMergeError
 from motionmerge.io.hashing import hash_file
 from motionmerge.merge.sources import MODULES, hash_origin
 from motionmerge.models.pocket.components import build_pocket_model, weights_path
@@ -40,7 +39,7 @@ class ModelChoice(Protocol):
     @property
     def device(self) -> torch.device: ...
     def fingerprint(self) -> dict[str, Any]: ...
-    def check_prompts(self, prompts: Mapping[int, str]) -> None: ...
+    def check_prompt(self, prompt: str) -> None: ...
     def empty_modules(self) -> dict[str, nn.Module]: ...
     def load(self, encode: Callable[[Any], None] | None = None) -> tuple[Any, str]: ...
 
@@ -74,18 +73,13 @@ class ShippedModel:
         files = (weights_path("towers"), weights_path("decoder"), own)
         return {"model": [hash_origin(path) for path in files]}
 
-    def check_prompts(self, prompts: Mapping[int, str]) -> None:
-        """Refuse prompts that it cannot read, by the number of their line.
+    def check_prompt(self, prompt: str) -> None:
+        """Refuse a prompt that it cannot read.
 
         Raises:
-            DataError: Names the line and what cannot be read.
+            DataError: Says what cannot be read.
         """
-        tokenizer = PocketTokenizer()
-        for line, prompt in prompts.items():
-            try:
-                tokenizer([prompt])
-            except MotionMergeError as error:
-                raise DataError(f"Line {line}: {error.message}", fix=error.fix) from error
+        PocketTokenizer()([prompt])
 
     def empty_modules(self) -> dict[str, nn.Module]:
         """Build what experts can switch, without memory for its weights."""
@@ -157,8 +151,8 @@ class FolderModel:
             "dtype": str(self.weights_dtype),
         }
 
-    def check_prompts(self, prompts: Mapping[int, str]) -> None:
-        """Accept all prompts: tokenizers read any, and cut what is too long."""
+    def check_prompt(self, prompt: str) -> None:
+        """Accept any prompt: tokenizers read all, and cut what is too long."""
 
     def empty_modules(self) -> dict[str, nn.Module]:
         """Build what experts can switch, without memory for its weights."""
