@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
-from motionmerge.merge.sources import OpenInputs, Source
+from motionmerge.merge.lora_detection import check_whole_weights
+from motionmerge.merge.sources import MemoryTensors, OpenInputs, Source
 from motionmerge.tensors import dtype_name, is_mergeable
 
 Missing = Literal["error", "keep"]
@@ -68,6 +69,7 @@ def check_coverage(
     """
     if missing not in ("error", "keep"):
         raise ConfigError(f"`missing` is {missing!r}.", fix="Use `error` (the default) or `keep`.")
+    check_checkpoints(inputs)
     for checkpoint in checkpoints:
         held = inputs.names(checkpoint.anchor)
         for vector in checkpoint.vectors_inside():
@@ -96,6 +98,18 @@ def check_coverage(
         raise _one_sided(unmatched)
     matched = (name for name in names if all(inputs.has(s, name) for s in inputs.sources))
     return Coverage(tuple(matched), tuple(map(tuple, reached)), unmatched)
+
+
+def check_checkpoints(inputs: OpenInputs) -> None:
+    """Check that no input that stands for the weights of a model is a LoRA.
+
+    Raises:
+        CheckpointError: One is, or was saved with LoRA adapters in it.
+    """
+    for source in inputs.sources:
+        # A LoRA that is fitted to a model is a kind of `MemoryTensors`, with the model's names.
+        if not isinstance(source.origin, MemoryTensors) or type(source.origin) is MemoryTensors:
+            check_whole_weights(source.name, inputs.names(source))
 
 
 def _check_shapes(name: str, anchor: Source, needed: Iterable[Source], inputs: OpenInputs) -> None:
