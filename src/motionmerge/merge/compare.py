@@ -196,8 +196,8 @@ def compare(
         second=str(sides[1]),
         base=None if start is None else str(start),
         tensors=tensors,
-        only_first=tuple(name for name in names[0] if name not in set(names[1])),
-        only_second=tuple(name for name in names[1] if name not in set(names[0])),
+        only_first=_alone(names[0], names[1], sides[0]),
+        only_second=_alone(names[1], names[0], sides[1]),
         other_shape=tuple(other_shape),
     )
 
@@ -252,6 +252,13 @@ def _checkpoint(weights: Weights, name: str) -> Checkpoint:
     return Checkpoint.load(weights, name=Path(weights).stem or name)
 
 
+def _alone(own: Sequence[str], others: Sequence[str], side: Checkpoint) -> tuple[str, ...]:
+    """List what one side alone has, and what of a LoRA file is no layer of the model."""
+    known, origin = set(others), side.anchor.origin
+    strangers = origin.strangers() if isinstance(origin, LoraTensors) else ()
+    return (*(name for name in own if name not in known), *strangers)
+
+
 def _is_lora(side: Checkpoint) -> bool:
     """Return whether a stored checkpoint is a LoRA file; only its header is read."""
     if side.vectors:
@@ -278,11 +285,7 @@ def _model_of(lora: Source) -> Source:
     """Return a model without values that has just the layers of a LoRA file."""
     assert lora.origin is not None
     alone = LoraTensors.fitted(lora.origin, Source("nothing", MemoryTensors({})))
-    layers = {}
-    for path in alone.keys():  # noqa: SIM118  (not a mapping)
-        bias = path.removesuffix(".diff_b")
-        name = f"{path}.weight" if bias == path else f"{bias}.bias"
-        layers[name] = torch.empty(alone.shape(path), device="meta")
+    layers = {name: torch.empty(shape, device="meta") for name, shape in alone.layers().items()}
     return Source("model", MemoryTensors(layers))
 
 
