@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from motionmerge.cli.outputs import OverwriteOption, check_output_folder
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ DtypeOption = Annotated[
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check and report; write nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 MissingOption = Annotated[
     str, typer.Option(help="Tensors that only some inputs have: error, or keep.")
 ]
@@ -88,6 +88,7 @@ def carry_out(recipe: Recipe, output: Path, *, as_json: bool, **options: Any) ->
     """Merge with a progress bar on stderr and the report on stdout."""
     from motionmerge.merge.engine import merge as run
 
+    check_output_folder(output)
     with _progress_bar() as progress:
         report = run(recipe, output, progress=progress, **options)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report)
@@ -103,7 +104,9 @@ def parse_inputs(pairs: Iterable[str], *, flag: str = "--input") -> dict[str, st
     for pair in pairs:
         name, equals, path = pair.partition("=")
         if not (name and equals and path):
-            raise ConfigError(f"{flag} {pair} is not NAME=PATH.", fix=f"Write `{flag} base=FILE`.")
+            raise ConfigError(
+                f"{flag} {pair} is not NAME=PATH.", fix=f"Write e.g. `{flag} base=FILE`."
+            )
         parsed[name] = path
     return parsed
 

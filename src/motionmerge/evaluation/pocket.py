@@ -21,6 +21,7 @@ import torch
 from motionmerge.evaluation.conditions import Condition
 from motionmerge.evaluation.motion import ClipMeasures, measure_clip
 from motionmerge.evaluation.prompts import DIFFICULTIES, first_frames, scenes
+from motionmerge.io.atomic import check_file, prepare_folder
 from motionmerge.io.weights import hash_weights
 from motionmerge.models.pocket.components import weights_path
 from motionmerge.models.pocket.world import Canvases, Scene
@@ -138,10 +139,14 @@ def evaluate(
 
     Returns:
         Results by the condition's name, in the order given.
+
+    Raises:
+        ConfigError: The folder cannot be written to.
     """
-    chosen, canvases = scenes(protocol.split, num=protocol.num, seed=protocol.seed)
     path = folder / RESULTS_FILE
-    folder.mkdir(parents=True, exist_ok=True)
+    prepare_folder(folder)
+    check_file(path)
+    chosen, canvases = scenes(protocol.split, num=protocol.num, seed=protocol.seed)
     kept = read_results(path)
     results = {}
     frozen = _hash_frozen_parts(pipeline)

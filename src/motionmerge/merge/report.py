@@ -177,8 +177,8 @@ class MergeReport:
         """What a user should look at, one sentence each."""
         found = [
             f"{name}: rounding swallowed {1 - expert.survived:.0%} of the change "
-            f"(cosine {expert.cosine or 0:.2f}); write it with --dtype fp32 or fp16, or use "
-            "--stochastic-rounding 0."
+            f"(cosine {expert.cosine or 0:.2f}); write it in fp32 or fp16 (dtype), or round up "
+            "and down at random (stochastic rounding)."
             for name, expert in self.experts.items()
             if expert.survived is not None and expert.survived < LOW_SURVIVAL
         ]
