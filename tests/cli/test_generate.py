@@ -67,7 +67,11 @@ def test_the_motion_knob_and_single_weights_run_and_report_as_json(photo: Path, 
     for options in (["--motion", "0.5"], ["--weights", "tuned"], ["--recipe", "edg-official"]):
         output = tmp_path / "out.mp4"
         result = generate(
-            photo, "-o", str(output), *"--steps 1 --size 64 --json --overwrite".split(), *options
+            photo,
+            "-o",
+            str(output),
+            *["--steps", "1", "--size", "64", "--json", "--overwrite"],
+            *options,
         )
         assert result.exit_code == 0, result.output
         assert json.loads(result.stdout)["output"] == str(output)

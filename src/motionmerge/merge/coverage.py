@@ -67,8 +67,7 @@ def check_coverage(
         RecipeError: An `only(...)` matches no tensor.
         ConfigError: `missing` is neither `error` nor `keep`.
     """
-    if missing not in ("error", "keep"):
-        raise ConfigError(f"`missing` is {missing!r}.", fix="Use `error` (the default) or `keep`.")
+    check_missing(missing)
     check_checkpoints(inputs)
     for checkpoint in checkpoints:
         held = inputs.names(checkpoint.anchor)
@@ -77,6 +76,7 @@ def check_coverage(
         for name in names or ():
             if not inputs.has(checkpoint.anchor, name):
                 raise _unknown_tensor(name, checkpoint.anchor, held)
+    names_are_all = names is None
     if names is None:
         names = list(
             dict.fromkeys(name for source in inputs.sources for name in inputs.names(source))
@@ -92,10 +92,16 @@ def check_coverage(
             elif len(needed) > 1:
                 found.append(name)
                 _check_shapes(name, checkpoint.anchor, needed, inputs)
+    strangers: dict[str, str] = {}
+    if names_are_all:  # also what `only(...)` would hide: it fits nothing, whatever is selected
+        for checkpoint in checkpoints:
+            for source in checkpoint.sources():
+                strangers |= inputs.strangers(source)
+                unmatched |= dict.fromkeys(inputs.strangers(source), (checkpoint.anchor.name,))
     if unmatched and not any(reached):
         raise _nothing_matched(inputs)
     if unmatched and missing == "error":
-        raise _one_sided(unmatched)
+        raise _one_sided(unmatched, strangers)
     matched = (name for name in names if all(inputs.has(s, name) for s in inputs.sources))
     return Coverage(tuple(matched), tuple(map(tuple, reached)), unmatched)
 
@@ -110,6 +116,16 @@ def check_checkpoints(inputs: OpenInputs) -> None:
         # A LoRA that is fitted to a model is a kind of `MemoryTensors`, with the model's names.
         if not isinstance(source.origin, MemoryTensors) or type(source.origin) is MemoryTensors:
             check_whole_weights(source.name, inputs.names(source))
+
+
+def check_missing(missing: str) -> None:
+    """Check the value of a `missing` argument.
+
+    Raises:
+        ConfigError: It is neither `error` nor `keep`.
+    """
+    if missing not in ("error", "keep"):
+        raise ConfigError(f"`missing` is {missing!r}.", fix="Use `error` (the default) or `keep`.")
 
 
 def _check_shapes(name: str, anchor: Source, needed: Iterable[Source], inputs: OpenInputs) -> None:
@@ -144,7 +160,8 @@ def _unknown_tensor(name: str, anchor: Source, held: Sequence[str]) -> Checkpoin
 
 def _nothing_matched(inputs: OpenInputs) -> CheckpointError:
     examples = ", ".join(
-        f"`{source.name}` has e.g. `{next(iter(inputs.names(source)), '(no tensors)')}`"
+        f"`{source.name}` has e.g. "
+        f"`{next(iter((*inputs.names(source), *inputs.strangers(source))), '(no tensors)')}`"
         for source in inputs.sources
     )
     return CheckpointError(
@@ -153,8 +170,13 @@ def _nothing_matched(inputs: OpenInputs) -> CheckpointError:
     )
 
 
-def _one_sided(unmatched: Mapping[str, tuple[str, ...]]) -> CheckpointError:
-    lines = [f"  {name} (not in {', '.join(lacking)})" for name, lacking in unmatched.items()]
+def _one_sided(
+    unmatched: Mapping[str, tuple[str, ...]], strangers: Mapping[str, str]
+) -> CheckpointError:
+    lines = [
+        f"  {name} ({strangers.get(name) or 'not in ' + ', '.join(lacking)})"
+        for name, lacking in unmatched.items()
+    ]
     listed = "\n".join(lines[:10] + ([f"  ... {len(lines) - 10} more"] if lines[10:] else []))
     fix = "Pass `missing='keep'`: each expert keeps what its first checkpoint has."
     if any(part in name for name in unmatched for part in ("temporal_adapter", ".fusion.")):

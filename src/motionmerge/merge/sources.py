@@ -68,6 +68,13 @@ class MemoryTensors:
     def place(self, name: str, /) -> None:
         """Tell that a tensor lies in no file."""
 
+    def strangers(self) -> Mapping[str, str]:
+        """List what goes nowhere in the model, with the reason; only LoRA files hold such."""
+        return {}
+
+    def check_values(self) -> None:
+        """Look for NaN and infinity where no tensor of this source is read as it is stored."""
+
 
 class PipelineTensors:
     """Several modules as one source; tensor `key` of module `unet` is called `unet.key`."""
@@ -190,6 +197,8 @@ class OpenInputs:
                 fix=f"List it under `inputs:` or pass `inputs={{'{source.name}': path}}`.",
             )
         if isinstance(source.origin, MemoryTensors):
+            if not self._allow_nonfinite:
+                source.origin.check_values()
             return source.origin
         if folders := module_folders(source.origin):
             return PipelineTensors(
@@ -209,6 +218,11 @@ class OpenInputs:
     def has(self, source: Source, name: str) -> bool:
         """Tell whether a source holds a tensor."""
         return name in self._names[source]
+
+    def strangers(self, source: Source) -> Mapping[str, str]:
+        """List what of a source goes nowhere in the model, with the reason; see `LoraTensors`."""
+        origin = source.origin
+        return origin.strangers() if isinstance(origin, MemoryTensors) else {}
 
     def shape(self, source: Source, name: str) -> tuple[int, ...]:
         """Give a tensor's shape without reading it."""

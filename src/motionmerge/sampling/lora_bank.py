@@ -18,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError, ShapeError
+from motionmerge.merge.coverage import Missing
 from motionmerge.sampling.lora_layers import LoraLayer, LoraSource, read_lora
 from motionmerge.sampling.switched_module import reset_caches
 from motionmerge.sampling.switching import (
@@ -52,9 +53,15 @@ class LoraBank(Bank):
         schedule: Which expert denoises when.
         scheduler: Needed for a bare module; a pipeline's own is used otherwise.
         module: Use only this denoiser of the pipeline, e.g. `transformer_2`.
+        missing: What to do with layers of a LoRA that the model has not: `error`, or `keep` (warn
+            and go on without them).
+
+    Attributes:
+        left_out: By LoRA, its layers that the model has not, with the reason.
 
     Raises:
-        CheckpointError: A file is no LoRA, or has layers that the model has not.
+        CheckpointError: A file is no LoRA, or has layers that the model has not or that PEFT
+            cannot adapt.
         ShapeError: A matrix does not fit its layer.
         RecipeError: A weight is no number or of an unknown LoRA; an expert is unknown.
         ConfigError: There is nothing to attach to, experts are attached already, or the model's
@@ -70,15 +77,22 @@ class LoraBank(Bank):
         schedule: ExpertSchedule,
         scheduler: Any = None,
         module: str | None = None,
+        missing: Missing = "error",
     ) -> None:
         super().__init__(target, weights, schedule=schedule, scheduler=scheduler)
         _check_weights(loras, weights)
         found = modules_of(target, only=module)
         denoisers = {name: own for name, own in found if name in (*DENOISERS, BARE_MODULE)}
-        read = {lora: read_lora(source, denoisers, name=lora) for lora, source in loras.items()}
+        read = {
+            lora: read_lora(source, denoisers, name=lora, missing=missing)
+            for lora, source in loras.items()
+        }
+        self.left_out = {lora: one.left_out for lora, one in read.items() if one.left_out}
+        for lora, left_out in self.left_out.items():
+            warnings.warn(_listed(lora, left_out), stacklevel=2)
         parts = []
         for name, denoiser in denoisers.items():
-            own = {lora: layers[name] for lora, layers in read.items() if layers[name]}
+            own = {lora: one.layers[name] for lora, one in read.items() if one.layers[name]}
             if own:
                 check_attachable(name, denoiser)
                 _check_adaptable(name, denoiser)
@@ -267,6 +281,13 @@ def _check_adaptable(name: str, module: nn.Module) -> None:
             f"`{name}` is offloaded in groups, which would leave new layers behind.",
             fix="call enable_group_offload() inside the `with experts(...)` block.",
         )
+
+
+def _listed(lora: str, left_out: Mapping[str, str]) -> str:
+    """Say which layers of a LoRA are not used."""
+    names = list(left_out)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"The LoRA `{lora}` is used without {', '.join(names[:5])}{more}: not in the model."
 
 
 def _check_weights(loras: Mapping[str, LoraSource], weights: LoraWeights) -> None:
