@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from motionmerge.cli.show_lora import is_lora, names_in
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.paths import exists, path_of
 
@@ -26,9 +27,6 @@ LORA_HELP = (
     "hub:owner/name/file.safetensors. What follows the last = and is no weight is part of the "
     "name."
 )
-
-_DIFFERENCES = (".diff", ".diff_b", ".diff_m", ".set_weight")
-"""Ends of tensors that files of this kind have beside matrices, or instead of them."""
 
 _NUMBER = r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*"
 _WEIGHTS = re.compile(rf"{_NUMBER}(?:[,;]{_NUMBER})*")
@@ -110,30 +108,25 @@ def describe_loras(loras: Sequence[WeightedLora], *, boundary: float | None) -> 
     return lines
 
 
-def check_kind(path: Path, *, is_lora: bool) -> None:
+def check_kind(path: Path, *, expects_lora: bool) -> None:
     """Refuse a LoRA where whole weights belong, and whole weights where a LoRA does.
 
     Raises:
         CheckpointError: Says which flag the file is for.
     """
-    from motionmerge.io.weights import open_weights
     from motionmerge.merge.lora_detection import lora_matrices
-    from motionmerge.merge.sources import module_folders
 
-    if module_folders(path):
-        names = []
-    else:
-        with open_weights(path) as reader:
-            names = list(reader.keys())
-    matrices = lora_matrices(names)
-    if is_lora and not matrices and not any(name.endswith(_DIFFERENCES) for name in names):
+    names = names_in(path)
+    looks_like_one = is_lora(names)
+    if expects_lora and not looks_like_one:
         example = f"; it has e.g. `{names[0]}`" if names else ""
         raise CheckpointError(
             f"{path} is no LoRA: no tensor of it is a matrix of one, or a difference{example}.",
             fix="Give whole weights as --weights FILE, or as --base FILE with --motion.",
         )
-    if matrices and not is_lora:
+    if looks_like_one and not expects_lora:
+        example = (lora_matrices(names) or names)[0]
         raise CheckpointError(
-            f"{path} is a LoRA, not the weights of a model: it has e.g. `{matrices[0]}`.",
+            f"{path} is a LoRA, not the weights of a model: it has e.g. `{example}`.",
             fix="Give it as --lora FILE.",
         )

@@ -209,7 +209,7 @@ class VideoFlags:
         if self.recipe is None:
             for name, origin in choice.origins().items():
                 if isinstance(origin, Path):
-                    check_kind(origin, is_lora=name.startswith("lora_"))
+                    check_kind(origin, expects_lora=name.startswith("lora_"))
 
     def _check_expert_flags(self) -> None:
         given = {"--recipe": self.recipe, "--motion": self.motion, "--weights": self.weights}
