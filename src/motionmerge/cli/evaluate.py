@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from motionmerge.cli.merge import MissingOption, checked_missing, parse_inputs
 from motionmerge.cli.outputs import OverwriteOption, check_output_file, check_output_folder
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def pocket(
             help="Weights to use in place of shipped ones, as `tuned=my.safetensors`; repeatable."
         ),
     ] = None,
+    missing: MissingOption = "error",
     search: Annotated[
         bool, typer.Option("--search", help="Find the best settings, on validation prompts.")
     ] = False,
@@ -103,6 +105,7 @@ def pocket(
                 folder=output,
                 inputs=inputs,
                 progress=tell,
+                missing=checked_missing(missing),
             )
 
     if search:
@@ -126,7 +129,6 @@ def _own_weights(pairs: Iterable[str]) -> dict[str, Path]:
     Raises:
         ConfigError: No such name or no such file.
     """
-    from motionmerge.cli.merge import parse_inputs
     from motionmerge.errors import ConfigError
     from motionmerge.models.pocket.components import VARIANTS
 

@@ -17,6 +17,7 @@ from motionmerge.cli.merge import (
     JsonOption,
     MissingOption,
     OutputOption,
+    checked_missing,
     parse_inputs,
 )
 from motionmerge.cli.outputs import OverwriteOption, check_output_file, check_output_folder
@@ -72,7 +73,7 @@ def two_experts(
         pipeline,
         output,
         inputs=parse_inputs(replaced or []),
-        missing=missing,  # type: ignore[arg-type]  # checked where it is used
+        missing=checked_missing(missing),
         dtype=dtype,
         overwrite=overwrite,
     )
@@ -114,7 +115,7 @@ def loras(
         base=base,
         layout=diffusers_layout if keys is LoraKeys.DIFFUSERS else _original_layout,
         inputs=parse_inputs(replaced or []),
-        missing=missing,  # type: ignore[arg-type]  # checked where it is used
+        missing=checked_missing(missing),
         dtype=dtype or "fp32",
         overwrite=overwrite,
     )
@@ -164,7 +165,7 @@ def original(
                 Path(scratch) / "folder",
                 modules=dict.fromkeys(modules, expert),
                 inputs=parse_inputs(replaced or []),
-                missing=missing,  # type: ignore[arg-type]  # checked where it is used
+                missing=checked_missing(missing),
                 dtype=dtype,
             )
             counts[str(path)] = to_official(Path(scratch) / "folder", path)

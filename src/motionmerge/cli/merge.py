@@ -15,6 +15,7 @@ from motionmerge.cli.outputs import OverwriteOption, check_output_folder
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from motionmerge.merge.coverage import Missing
     from motionmerge.merge.engine import Progress
     from motionmerge.merge.recipe import Recipe
 
@@ -25,7 +26,10 @@ DtypeOption = Annotated[
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check and report; write nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 MissingOption = Annotated[
-    str, typer.Option(help="Tensors that only some inputs have: error, or keep.")
+    str,
+    typer.Option(
+        help="Layers or tensors that only some inputs have: error, or keep (go on without)."
+    ),
 ]
 ShardOption = Annotated[
     str | None,
@@ -46,6 +50,18 @@ StochasticOption = Annotated[
     ),
 ]
 NonfiniteOption = Annotated[bool, typer.Option("--allow-nan", help="Accept NaN in the inputs.")]
+
+
+def checked_missing(missing: str) -> Missing:
+    """Read --missing.
+
+    Raises:
+        ConfigError: It is neither `error` nor `keep`.
+    """
+    from motionmerge.merge.coverage import check_missing
+
+    check_missing(missing)
+    return "keep" if missing == "keep" else "error"
 
 
 def merge(

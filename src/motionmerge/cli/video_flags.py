@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from motionmerge.cli.lora_flags import LORA_HELP, check_kind, describe_loras, weighted_loras
-from motionmerge.cli.merge import parse_inputs
+from motionmerge.cli.merge import MissingOption, checked_missing, parse_inputs
 from motionmerge.errors import ConfigError
 from motionmerge.io.paths import exists, path_of
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE = "pocket"
 POCKET = "pocket"
+_LEFT_OUT = ".*not in the model|.*one side lacks"  # warnings of what --missing keep leaves out
 _OWN = "model's own"  # as a default in the help
 
 
@@ -70,6 +73,7 @@ class VideoFlags:
             help="One set of weights instead: base, tuned, naive, equal, or a merged file."
         ),
     ] = None
+    missing: MissingOption = "error"
     boundary: Annotated[
         float | None, typer.Option(help="Noise level at which the expert changes, 0 to 1.")
     ] = None
@@ -200,8 +204,14 @@ class VideoFlags:
             choice = expert_choice.from_recipe(DEFAULT_RECIPE, boundary=boundary)
         else:
             choice = expert_choice.ExpertChoice(boundary=boundary)
+        choice = replace(choice, missing=checked_missing(self.missing))
         self._check_kinds(choice)
-        choice.check({} if choice.recipe is None else model.empty_modules())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.filterwarnings("always", _LEFT_OUT)
+            choice.check({} if choice.recipe is None else model.empty_modules())
+        for warning in caught:
+            if re.match(_LEFT_OUT, str(warning.message)):
+                typer.echo(f"Warning: {warning.message}", err=True)
         return choice
 
     def _check_kinds(self, choice: ExpertChoice) -> None:
@@ -343,7 +353,10 @@ def loaded(
     pipeline.set_progress_bar_config(disable=is_quiet)
     if model.path is not None:
         typer.echo(placement, err=True)
-    with experts.attach(pipeline) as bank:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", _LEFT_OUT)  # said before
+        attached = experts.attach(pipeline)
+    with attached as bank:
         if bank is not None and bank.placement and model.path is not None:
             typer.echo(f"experts of {bank.placement}", err=True)
         yield pipeline, bank

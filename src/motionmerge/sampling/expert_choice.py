@@ -14,6 +14,7 @@ from torch import nn
 from motionmerge.errors import ConfigError
 from motionmerge.io.paths import path_of_weights
 from motionmerge.io.weights import open_weights
+from motionmerge.merge.coverage import Missing
 from motionmerge.merge.lora_scaling import LoraScaling
 from motionmerge.merge.recipe import Recipe, RecipeInput
 from motionmerge.merge.resolvers import split_name
@@ -35,10 +36,13 @@ class ExpertChoice:
         recipe: What the experts are; None for the model as it is.
         boundary: Noise level at which the second of two experts takes over, instead of the
             recipe's schedule.
+        missing: `error`, or `keep`, which goes on without layers of a LoRA or tensors of inputs
+            that the other side lacks; `check` warns which.
     """
 
     recipe: Recipe | None = None
     boundary: float | None = None
+    missing: Missing = "error"
 
     def __post_init__(self) -> None:
         if self.recipe is None:
@@ -59,13 +63,19 @@ class ExpertChoice:
         """
         if self.recipe is None:
             return nullcontext()
-        return experts(pipeline, recipe=self.recipe, boundary=self.boundary, restore=False)
+        return experts(
+            pipeline,
+            recipe=self.recipe,
+            boundary=self.boundary,
+            restore=False,
+            missing=self.missing,
+        )
 
     def description(self) -> dict[str, Any]:
         """Say what it is, for a video's metadata."""
         if self.recipe is None:
             return {}
-        return {"recipe": self.recipe.print(), "boundary": self.boundary}
+        return {"recipe": self.recipe.print(), "boundary": self.boundary, **self._kept()}
 
     def check(self, modules: Mapping[str, nn.Module]) -> None:
         """Look for the weights of every input and whether the experts fit, before any is loaded.
@@ -81,7 +91,7 @@ class ExpertChoice:
             if isinstance(origin, Path):
                 open_weights((module_folders(origin) or [origin])[0]).close()
         if self.recipe is not None:
-            check_fit(self.recipe, modules)
+            check_fit(self.recipe, modules, missing=self.missing)
 
     def fingerprint(self) -> dict[str, Any]:
         """Say what it is with the hash of every input, wherever their files are.
@@ -97,9 +107,13 @@ class ExpertChoice:
             for name, entry in hashed.inputs.items()
         }
         recipe = replace(hashed, inputs=inputs, description=None)
-        found = {"recipe": recipe.print(), "boundary": self.boundary}
+        found = {"recipe": recipe.print(), "boundary": self.boundary, **self._kept()}
         settings = self._lora_settings()
         return {**found, "lora_settings": settings} if settings else found
+
+    def _kept(self) -> dict[str, str]:
+        """Name what is not the default, and so not in the names of earlier videos."""
+        return {} if self.missing == "error" else {"missing": self.missing}
 
     def _lora_settings(self) -> dict[str, Any]:
         """Read what stands beside LoRA files, and so not in their hashes."""
