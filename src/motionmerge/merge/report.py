@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+_SHOWN = 5
+"""Names of tensors in a warning."""
+
 LOW_SURVIVAL = 0.5
 """Below this share of surviving entries a report warns."""
 
@@ -183,7 +186,14 @@ class MergeReport:
             if expert.survived is not None and expert.survived < LOW_SURVIVAL
         ]
         if self.unmatched:
-            found.append(f"{len(self.unmatched)} tensors were not in every input and were kept.")
+            names = ", ".join(f"`{name}`" for name in [*self.unmatched][:_SHOWN])
+            more = (
+                f" and {len(self.unmatched) - _SHOWN} more" if len(self.unmatched) > _SHOWN else ""
+            )
+            found.append(
+                f"{len(self.unmatched)} tensors were not in every input and were kept: "
+                f"{names}{more}."
+            )
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
