@@ -178,12 +178,12 @@ def _one_sided(
         for name, lacking in unmatched.items()
     ]
     listed = "\n".join(lines[:10] + ([f"  ... {len(lines) - 10} more"] if lines[10:] else []))
-    fix = "Pass missing='keep' (--missing keep): each expert keeps what its first checkpoint has."
+    fix = "Pass `missing='keep'`: each expert keeps what its first checkpoint has."
     if any(part in name for name in unmatched for part in ("temporal_adapter", ".fusion.")):
         fix = (
             "Add the adapter to the checkpoint that lacks it (`motionmerge convert --add-adapter`, "
             "or `unet.add_temporal_adapter()` and save); it starts as the identity. Or pass "
-            "missing='keep'."
+            "`missing='keep'`."
         )
     plural = "tensor is" if len(lines) == 1 else "tensors are"
     return CheckpointError(f"{len(lines)} {plural} missing on one side:\n{listed}", fix=fix)

@@ -290,7 +290,7 @@ class OpenInputs:
             raise CheckpointError(
                 f"`{name}` of `{source.name}` holds NaN or infinity in {bad} of "
                 f"{tensor.numel()} entries that were read together.",
-                fix="Use an undamaged checkpoint, or pass `allow_nonfinite=True` (--allow-nan).",
+                fix="Use an undamaged checkpoint, or pass `allow_nonfinite=True`.",
             )
 
 
