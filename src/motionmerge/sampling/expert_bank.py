@@ -14,6 +14,7 @@ from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.merge.algebra import Checkpoint
+from motionmerge.merge.coverage import Missing, check_missing
 from motionmerge.merge.engine import realise
 from motionmerge.merge.recipe import Recipe
 from motionmerge.sampling.lora_layers import (
@@ -156,6 +157,7 @@ def experts(
     scheduler: Any = None,
     placement: str = "auto",
     restore: bool = True,
+    missing: Missing = "error",
 ) -> Bank:
     """Attach experts to a pipeline for the length of a `with` block.
 
@@ -186,6 +188,8 @@ def experts(
             at every switch if they do not fit into main memory and all its inputs are files.
         restore: Keep the model's own weights, in main memory or with `recompute` on disk. Pass
             False to save that if the model will not be used without experts any more.
+        missing: What to do with layers of a LoRA and tensors of an input that the model has not:
+            `error`, or `keep` (go on without them; of signed LoRAs a warning lists them).
 
     Returns:
         The attached bank; leaving the block restores the model exactly, also after an exception.
@@ -206,11 +210,12 @@ def experts(
     companions = {"base": base, "tuned": tuned, "weights": weights, "inputs": inputs}
     _refuse_strangers(ways[-1], [name for name, one in companions.items() if one is not None])
     check_placement(placement)
+    check_missing(missing)
     if lora is not None:
         loras, signed = named_loras(lora, weights, motion=motion)
         paper = ExpertSchedule.two(*signed, boundary=0.64) if motion is not None else None
         schedule = chosen_schedule(list(signed), schedule, boundary, paper)
-        return _lora_bank(pipeline, loras, signed, schedule, module, scheduler)
+        return _lora_bank(pipeline, loras, signed, schedule, module, scheduler, missing)
     if motion is not None:
         if base is None or tuned is None:
             raise ConfigError("motion needs the weights it extrapolates.", fix="pass base, tuned.")
@@ -223,11 +228,11 @@ def experts(
         if found is not None:
             loras, signed = found
             schedule = chosen_schedule(list(signed), schedule, boundary, recipe.schedule)
-            return _lora_bank(pipeline, loras, signed, schedule, module, scheduler)
+            return _lora_bank(pipeline, loras, signed, schedule, module, scheduler, missing)
         for name, entry in recipe.inputs.items():
             if entry.path == OWN_MODEL and name not in stored:
                 stored[name] = own_weights(pipeline, module)
-        dense: dict[str, Weights] = _computed(recipe, stored, placement)
+        dense: dict[str, Weights] = _computed(recipe, stored, placement, missing)
         own_schedule = recipe.schedule
     else:
         loaded = {name: _in_memory(value) for name, value in (experts or {}).items()}
@@ -264,17 +269,17 @@ def _refuse_strangers(way: str, given: Sequence[str]) -> None:
 
 
 def _computed(
-    recipe: Recipe, inputs: Mapping[str, Weights | str | Path], placement: str
+    recipe: Recipe, inputs: Mapping[str, Weights | str | Path], placement: str, missing: Missing
 ) -> dict[str, Weights]:
     """Compute a recipe's experts, or prepare to do so at every switch."""
-    prepared = recomputed_experts(recipe, inputs)
+    prepared = recomputed_experts(recipe, inputs, missing=missing)
     if should_recompute(
         placement,
         num_bytes=sum(expert.num_bytes() for expert in prepared.values()),
         can_recompute=can_recompute(recipe, inputs),
     ):
         return dict(prepared)
-    return dict(realise(recipe, inputs=inputs))
+    return dict(realise(recipe, inputs=inputs, missing=missing))
 
 
 def _lora_bank(
@@ -284,10 +289,19 @@ def _lora_bank(
     schedule: ExpertSchedule,
     module: str | None,
     scheduler: Any,
+    missing: Missing,
 ) -> Bank:
     from motionmerge.sampling.lora_bank import LoraBank  # PEFT takes seconds to import
 
-    return LoraBank(pipeline, loras, weights, schedule=schedule, scheduler=scheduler, module=module)
+    return LoraBank(
+        pipeline,
+        loras,
+        weights,
+        schedule=schedule,
+        scheduler=scheduler,
+        module=module,
+        missing=missing,
+    )
 
 
 def own_weights(pipeline: Any, module: str | None) -> Weights:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from motionmerge.merge.algebra import Checkpoint, result_specs
-from motionmerge.merge.coverage import check_coverage
+from motionmerge.merge.coverage import Missing, check_coverage
 from motionmerge.merge.in_memory import TensorSink, bind, open_inputs
 from motionmerge.merge.plan import Job
 from motionmerge.merge.recipe import InputValue, Recipe
@@ -120,7 +120,10 @@ class RecomputedExpert(Mapping[str, torch.Tensor]):
 
 
 def recomputed_experts(
-    recipe: Recipe, inputs: Mapping[str, InputValue] | None = None
+    recipe: Recipe,
+    inputs: Mapping[str, InputValue] | None = None,
+    *,
+    missing: Missing = "error",
 ) -> dict[str, RecomputedExpert]:
     """Give the experts of a recipe, none of whose tensors is computed yet.
 
@@ -128,6 +131,7 @@ def recomputed_experts(
         recipe: The recipe.
         inputs: Paths or state dicts that replace its inputs. A state dict is read again at every
             switch, so it must not change: not the live weights that are switched.
+        missing: `error` or `keep`; see `check_coverage`.
 
     Raises:
         RecipeError, CheckpointError, ShapeError: As `realise`, as far as headers tell.
@@ -136,7 +140,7 @@ def recomputed_experts(
     recipe.check_pins(origins, overridden=inputs)
     bound = bind(recipe, origins)
     with open_inputs(bound, False) as opened:
-        check_coverage(list(bound.values()), opened)
+        check_coverage(list(bound.values()), opened, missing=missing)
         return {
             name: RecomputedExpert(checkpoint, result_specs(checkpoint, opened))
             for name, checkpoint in bound.items()
