@@ -14,7 +14,7 @@ from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.merge.algebra import Checkpoint
-from motionmerge.merge.coverage import Missing
+from motionmerge.merge.coverage import Missing, check_missing
 from motionmerge.merge.engine import realise
 from motionmerge.merge.recipe import Recipe
 from motionmerge.sampling.lora_layers import (
@@ -210,6 +210,7 @@ def experts(
     companions = {"base": base, "tuned": tuned, "weights": weights, "inputs": inputs}
     _refuse_strangers(ways[-1], [name for name, one in companions.items() if one is not None])
     check_placement(placement)
+    check_missing(missing)
     if lora is not None:
         loras, signed = named_loras(lora, weights, motion=motion)
         paper = ExpertSchedule.two(*signed, boundary=0.64) if motion is not None else None
