@@ -10,7 +10,7 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from motionmerge.merge.recipe import Recipe
-from motionmerge.sampling.expert_bank import by_module, own_weights
+from motionmerge.sampling.expert_bank import by_module, names_of_denoiser, own_weights
 from motionmerge.sampling.lora_layers import OWN_MODEL, loras_of_recipe
 from motionmerge.sampling.recompute import RecomputedExpert, recomputed_experts
 from motionmerge.sampling.switched_module import SwitchedModule, check_shape
@@ -43,7 +43,8 @@ def check_fit(recipe: Recipe, modules: Mapping[str, nn.Module]) -> None:
         if entry.path == OWN_MODEL
     }
     live = {name: SwitchedModule(name, module).tensors() for name, module in modules.items()}
-    for expert, tensors in recomputed_experts(recipe, own).items():
+    like = names_of_denoiser(live)
+    for expert, tensors in recomputed_experts(recipe, own, like=like).items():
         for name, part in by_module(expert, tensors, live).items():
             assert isinstance(part, RecomputedExpert)
             for tensor, shape in part.shapes().items():
