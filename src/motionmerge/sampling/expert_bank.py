@@ -16,6 +16,7 @@ from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.merge.algebra import Checkpoint
 from motionmerge.merge.coverage import Missing, check_missing
 from motionmerge.merge.engine import realise
+from motionmerge.merge.pieces import Shapes
 from motionmerge.merge.recipe import Recipe
 from motionmerge.sampling.lora_layers import (
     OWN_MODEL,
@@ -232,12 +233,15 @@ def experts(
         for name, entry in recipe.inputs.items():
             if entry.path == OWN_MODEL and name not in stored:
                 stored[name] = own_weights(pipeline, module)
-        dense: dict[str, Weights] = _computed(recipe, stored, placement, missing)
+        dense: dict[str, Weights] = _computed(
+            recipe, stored, placement, missing=missing, like=_like(pipeline, module)
+        )
         own_schedule = recipe.schedule
     else:
+        like = _like(pipeline, module)
         loaded = {name: _in_memory(value) for name, value in (experts or {}).items()}
         dense = {
-            name: Checkpoint.load(value).tensors() if isinstance(value, (str, Path)) else value
+            name: _stored(value, like) if isinstance(value, (str, Path)) else value
             for name, value in loaded.items()
         }
         own_schedule = None
@@ -272,17 +276,19 @@ def _computed(
     recipe: Recipe,
     inputs: Mapping[str, Weights | str | Path],
     placement: str,
+    *,
     missing: Missing,
+    like: Shapes,
 ) -> dict[str, Weights]:
     """Compute a recipe's experts, or prepare to do so at every switch."""
-    prepared = recomputed_experts(recipe, inputs, missing=missing)
+    prepared = recomputed_experts(recipe, inputs, missing=missing, like=like)
     if should_recompute(
         placement,
         num_bytes=sum(expert.num_bytes() for expert in prepared.values()),
         can_recompute=can_recompute(recipe, inputs),
     ):
         return dict(prepared)
-    return dict(realise(recipe, inputs=inputs, missing=missing))
+    return dict(realise(recipe, inputs=inputs, missing=missing, like=like))
 
 
 def _lora_bank(
@@ -341,6 +347,27 @@ def chosen_schedule(
 
 def _in_memory(source: AnyWeights) -> Weights | str | Path:
     return source.tensors() if isinstance(source, Checkpoint) else source
+
+
+def _stored(path: str | Path, like: Shapes) -> Weights:
+    """Read weights from a file or folder."""
+    recipe = Recipe.parse("inputs: {own: 'memory:own'}\nexperts: {own: own}")
+    return realise(recipe, inputs={"own": path}, like=like)["own"]
+
+
+def _like(pipeline: Any, module: str | None) -> Shapes:
+    found = modules_of(pipeline, only=module)
+    return names_of_denoiser({name: SwitchedModule(name, own).tensors() for name, own in found[:1]})
+
+
+def names_of_denoiser(live: Mapping[str, Weights]) -> Shapes:
+    """Return the names and shapes of the first denoiser's tensors.
+
+    Args:
+        live: The tensors of each module.
+    """
+    first = next(iter(live.values()))
+    return {name: tuple(tensor.shape) for name, tensor in first.items()}
 
 
 def by_module(expert: str, weights: Weights, live: Mapping[str, Weights]) -> dict[str, Weights]:

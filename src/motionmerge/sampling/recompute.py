@@ -15,6 +15,7 @@ import torch
 from motionmerge.merge.algebra import Checkpoint, result_specs
 from motionmerge.merge.coverage import Missing, check_coverage
 from motionmerge.merge.in_memory import TensorSink, bind, open_inputs
+from motionmerge.merge.pieces import Shapes
 from motionmerge.merge.plan import Job
 from motionmerge.merge.recipe import InputValue, Recipe
 from motionmerge.merge.results import ResultSpec
@@ -110,7 +111,9 @@ class RecomputedExpert(Mapping[str, torch.Tensor]):
         }
         with ExitStack() as closing:
             if self._opened is None:
-                self._opened = open_inputs({"": self._checkpoint}, False).__enter__()
+                like = {name: shape for name, (_, shape) in self._specs.items()}
+                inputs = open_inputs({"": self._checkpoint}, False, like=like)
+                self._opened = inputs.__enter__()
             closing.callback(self._close)
             stream([Job(self._checkpoint, specs, TensorSink(computed))], self._opened)
             if names[-1] != next(reversed(self._names)):
@@ -128,6 +131,7 @@ def recomputed_experts(
     inputs: Mapping[str, InputValue] | None = None,
     *,
     missing: Missing = "error",
+    like: Shapes | None = None,
 ) -> dict[str, RecomputedExpert]:
     """Give the experts of a recipe, none of whose tensors is computed yet.
 
@@ -136,6 +140,7 @@ def recomputed_experts(
         inputs: Paths or state dicts that replace its inputs. A state dict is read again at every
             switch, so it must not change: not the live weights that are switched.
         missing: `error`, or `keep`, which warns of what is left out; see `check_coverage`.
+        like: As for `realise`.
 
     Raises:
         RecipeError, CheckpointError, ShapeError: As `realise`, as far as headers tell.
@@ -143,7 +148,7 @@ def recomputed_experts(
     origins = recipe.origins(inputs)
     recipe.check_pins(origins, overridden=inputs)
     bound = bind(recipe, origins)
-    with open_inputs(bound, False) as opened:
+    with open_inputs(bound, False, like=like) as opened:
         coverage = check_coverage(list(bound.values()), opened, missing=missing)
         if coverage.unmatched:
             warnings.warn(_left_out(coverage.unmatched), stacklevel=2)
