@@ -18,7 +18,7 @@ from motionmerge.families import GROUPS, OTHER, group_of
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint, realised
 from motionmerge.merge.sources import OpenInputs
-from motionmerge.tensors import is_mergeable
+from motionmerge.tensors import DType, is_mergeable
 
 Weights = str | Path | Checkpoint
 
@@ -179,7 +179,7 @@ def compare(
             if shape != inputs.shape(sides[1].anchor, name):
                 other_shape.append(name)
             elif is_mergeable(inputs.dtype(sides[0].anchor, name), shape):
-                a, b = (realised(side, name, inputs).double() for side in sides)
+                a, b = (_values(side, name, inputs) for side in sides)
                 tensors[name] = _difference(a, b, _start_of(start, name, a, inputs))
     return Comparison(
         first=str(sides[0]),
@@ -242,12 +242,18 @@ def _checkpoint(weights: Weights, name: str) -> Checkpoint:
     return Checkpoint.load(weights, name=Path(weights).stem or name)
 
 
+def _values(side: Checkpoint, name: str, inputs: OpenInputs) -> torch.Tensor:
+    """Compute a tensor as it would be stored; codes and scales of a file give their own values."""
+    is_scaled = not side.vectors and inputs.scaled(side.anchor, name) is not None
+    return realised(side, name, inputs, dtype=DType.FP32 if is_scaled else None).double()
+
+
 def _start_of(
     start: Checkpoint | None, name: str, like: torch.Tensor, inputs: OpenInputs
 ) -> torch.Tensor | None:
     if start is None or not inputs.has(start.anchor, name):
         return None
-    tensor = realised(start, name, inputs).double()
+    tensor = _values(start, name, inputs)
     if tensor.shape != like.shape:
         raise ShapeError(
             f"`{name}` is {list(tensor.shape)} in the base but {list(like.shape)} in the others.",

@@ -16,6 +16,9 @@ from typing import Protocol
 from motionmerge.errors import CheckpointError, RecipeError
 from motionmerge.io.weights import copy_bytes, hash_weights, open_weights
 from motionmerge.lazy_torch import torch
+from motionmerge.merge.compiled import Floats
+from motionmerge.merge.dequantised import HoldsCodes, dequantised
+from motionmerge.merge.quantised import ScaledWeight
 from motionmerge.tensors import DType, num_bytes, storable
 
 MODULES = ("unet", "transformer", "transformer_2", "image_projector")
@@ -108,6 +111,23 @@ class PipelineTensors:
         source, key = self._owner[name]
         return source.place(key)
 
+    def scaled(self, name: str, /) -> ScaledWeight | None:
+        """Say how a tensor is stored as codes; None if it is not."""
+        source, key = self._owner[name]
+        return source.scaled(key) if isinstance(source, HoldsCodes) else None
+
+    def read_codes(self, name: str, begin: int, target: memoryview, /) -> None:
+        """Read the codes of a weight from one on; `target` says how many."""
+        source, key = self._owner[name]
+        assert isinstance(source, HoldsCodes)
+        source.read_codes(key, begin, target)
+
+    def scales(self, name: str, /) -> Floats:
+        """Read the scales of a weight."""
+        source, key = self._owner[name]
+        assert isinstance(source, HoldsCodes)
+        return source.scales(key)
+
 
 Origin = Path | MemoryTensors
 
@@ -190,12 +210,16 @@ class OpenInputs:
                 fix=f"List it under `inputs:` or pass `inputs={{'{source.name}': path}}`.",
             )
         if isinstance(source.origin, MemoryTensors):
-            return source.origin
+            held = source.origin
+            return dequantised(held, {}, called=source.name) if type(held) is MemoryTensors else held
         if folders := module_folders(source.origin):
-            return PipelineTensors(
-                {path.name: self._stack.enter_context(open_weights(path)) for path in folders}
-            )
-        return self._stack.enter_context(open_weights(source.origin))
+            return PipelineTensors({path.name: self._file(path, source.name) for path in folders})
+        return self._file(source.origin, source.name)
+
+    def _file(self, path: Path, called: str) -> TensorSource:
+        """Open weights, whose codes are seen as the values that they stand for."""
+        reader = self._stack.enter_context(open_weights(path))
+        return dequantised(reader, reader.metadata, called=called)
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -218,6 +242,16 @@ class OpenInputs:
         """Give a tensor's dtype without reading it."""
         return self._open[source].dtype(name)
 
+    def scaled(self, source: Source, name: str) -> ScaledWeight | None:
+        """Say how a tensor is stored as codes and scales; None if it is not."""
+        held = self._open[source]
+        return held.scaled(name) if isinstance(held, HoldsCodes) else None
+
+    def codes(self, source: Source) -> HoldsCodes | None:
+        """Give a source that can read codes as they are stored; None if it holds none."""
+        held = self._open[source]
+        return held if isinstance(held, HoldsCodes) else None
+
     def stored(self, source: Source, name: str) -> torch.Tensor:
         """Read a tensor as it is stored.
 
@@ -238,7 +272,9 @@ class OpenInputs:
 
     def count_read(self, source: Source, name: str) -> None:
         """Add a tensor to `bytes_read`."""
-        self.bytes_read += num_bytes(self.dtype(source, name), self.shape(source, name))
+        weight = self.scaled(source, name)
+        dtype = self.dtype(source, name) if weight is None else weight.codes
+        self.bytes_read += num_bytes(dtype, self.shape(source, name))
 
     def value(self, source: Source, name: str) -> torch.Tensor:
         """Read a tensor for computing: fp32, or fp64 where it is stored as such. Do not modify."""
