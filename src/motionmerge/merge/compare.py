@@ -15,10 +15,11 @@ from typing import Any
 
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
 from motionmerge.families import GROUPS, OTHER, group_of
+from motionmerge.io.quantised import looks_like_codes
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint, realised
 from motionmerge.merge.sources import OpenInputs
-from motionmerge.tensors import DType, is_mergeable
+from motionmerge.tensors import DType, dtype_name, is_mergeable
 
 Weights = str | Path | Checkpoint
 
@@ -181,6 +182,8 @@ def compare(
             elif is_mergeable(inputs.dtype(sides[0].anchor, name), shape):
                 a, b = (_values(side, name, inputs) for side in sides)
                 tensors[name] = _difference(a, b, _start_of(start, name, a, inputs))
+            else:
+                _refuse_codes(name, sides[0], inputs)
     return Comparison(
         first=str(sides[0]),
         second=str(sides[1]),
@@ -240,6 +243,16 @@ def _checkpoint(weights: Weights, name: str) -> Checkpoint:
     if isinstance(weights, Checkpoint):
         return weights.bind({})
     return Checkpoint.load(weights, name=Path(weights).stem or name)
+
+
+def _refuse_codes(name: str, side: Checkpoint, inputs: OpenInputs) -> None:
+    dtype, shape = inputs.dtype(side.anchor, name), inputs.shape(side.anchor, name)
+    if looks_like_codes(name, dtype, shape):
+        raise CheckpointError(
+            f"`{name}` of `{side.anchor.name}` is {dtype_name(dtype)} {list(shape)}: codes of a "
+            "quantised weight without a scale that is known.",
+            fix="Compare unquantised weights (bf16, fp16 or fp32).",
+        )
 
 
 def _values(side: Checkpoint, name: str, inputs: OpenInputs) -> torch.Tensor:

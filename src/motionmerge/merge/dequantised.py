@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from motionmerge.errors import CheckpointError
+from motionmerge.io.quantised import Quantisation, ScaledWeight, Stored, find_quantisation
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.compiled import Bytes, Floats, compiled_kernels
-from motionmerge.merge.quantised import Quantisation, ScaledWeight, Stored, find_quantisation
 from motionmerge.tensors import DType, num_bytes
 
 _KEPT = 8
@@ -149,16 +149,13 @@ class DequantisedTensors:
         scales = _floats(raw, dtype)
         if weight.style == "SCB":
             scales = scales / np.float32(127)
-        if not (np.isfinite(scales) & (scales >= 0)).all():
+        odd = scales[~(np.isfinite(scales) & (scales >= 0))]
+        if odd.size:
             raise CheckpointError(
-                f"`{weight.scale}` of `{self._called}` holds {_odd_one(scales)}, which is no scale.",
+                f"`{weight.scale}` of `{self._called}` holds {odd[0]}, which is no scale.",
                 fix="Download the file again, or use another one.",
             )
         return scales.reshape(weight.grid.scales)
-
-
-def _odd_one(scales: Floats) -> float:
-    return float(scales[~(np.isfinite(scales) & (scales >= 0))][0])
 
 
 def _floats(raw: Bytes, dtype: DType) -> Floats:

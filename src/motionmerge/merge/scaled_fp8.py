@@ -18,12 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.io.quantised import CONFIG, MARKER, ScaledWeight
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint
 from motionmerge.merge.compiled import Bytes, Floats, compiled_kernels
 from motionmerge.merge.dequantised import values_of_codes
 from motionmerge.merge.plan import Job, Sink
-from motionmerge.merge.quantised import CONFIG, MARKER, ScaledWeight
 from motionmerge.merge.results import ResultSpec
 from motionmerge.merge.sources import OpenInputs, Place, Source
 from motionmerge.merge.streaming import Progress, stream
@@ -131,9 +131,7 @@ def plan_scaled_fp8(
     copied = tuple(
         name
         for name, weight in known.items()
-        if name not in reached
-        and weight.codes == DType.FP8_E4M3FN
-        and weight.grid.scales == (1, 1)
+        if name not in reached and weight.codes == DType.FP8_E4M3FN and weight.grid.scales == (1, 1)
     )
     computed = dict.fromkeys(chosen)
     return ScaledFp8(
@@ -172,7 +170,7 @@ def _notes(
         prefix = next((p for p in _PREFIXES if all(n.startswith(p) for n in chosen)), "")
         size = 2 if precise else 0
         return {prefix + MARKER: ((DType.FP8_E4M3FN, (size,)), bytes(size))}
-    notes = {}
+    notes: dict[str, tuple[ResultSpec, bytes]] = {}
     for name in chosen:
         settings = {"format": "float8_e4m3fn"} | ({key: True} if name in precise else {})
         text = json.dumps(settings).encode()

@@ -6,19 +6,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
 from motionmerge.errors import CheckpointError, RecipeError
-from motionmerge.io.weights import copy_bytes, hash_weights, open_weights
+from motionmerge.io.quantised import UNQUANTISED, ScaledWeight
+from motionmerge.io.weights import WeightsReader, copy_bytes, hash_weights, open_weights
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.compiled import Floats
 from motionmerge.merge.dequantised import HoldsCodes, dequantised
-from motionmerge.merge.quantised import ScaledWeight
 from motionmerge.tensors import DType, num_bytes, storable
 
 MODULES = ("unet", "transformer", "transformer_2", "image_projector")
@@ -44,6 +44,12 @@ class MemoryTensors:
     """A state dict as a source. Two of them are equal only if they are the same object."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if hasattr(type(tensor), "__tensor_flatten__"):  # several tensors behind one face
+                raise CheckpointError(
+                    f"`{name}` is a {type(tensor).__name__}, whose numbers are codes or parts.",
+                    fix=UNQUANTISED,
+                )
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
 
     def keys(self) -> list[str]:
@@ -166,6 +172,14 @@ def hash_origin(path: Path) -> str:
     return "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
 
 
+@contextmanager
+def open_as_stored(path: Path) -> Iterator[dict[str, WeightsReader]]:
+    """Open weights without asking what their numbers stand for; by prefix of the tensors' names."""
+    with ExitStack() as stack:
+        parts = {f"{folder.name}.": folder for folder in module_folders(path)} or {"": path}
+        yield {prefix: stack.enter_context(open_weights(part)) for prefix, part in parts.items()}
+
+
 class OpenInputs:
     """The open sources of some expressions; each tensor is read once, however many use it.
 
@@ -210,8 +224,8 @@ class OpenInputs:
                 fix=f"List it under `inputs:` or pass `inputs={{'{source.name}': path}}`.",
             )
         if isinstance(source.origin, MemoryTensors):
-            held = source.origin
-            return dequantised(held, {}, called=source.name) if type(held) is MemoryTensors else held
+            is_plain = type(source.origin) is MemoryTensors
+            return dequantised(source.origin, {}, called=source.name) if is_plain else source.origin
         if folders := module_folders(source.origin):
             return PipelineTensors({path.name: self._file(path, source.name) for path in folders})
         return self._file(source.origin, source.name)

@@ -1,4 +1,4 @@
-"""Which stored numbers of a checkpoint are codes instead of weights, and which scales belong to them.
+"""Which numbers of a checkpoint are codes instead of weights, and which scales belong to them.
 
     weight = code * scale     one scale for a tensor, a row or a block; codes in fp8 or int8
 
@@ -163,6 +163,21 @@ def find_quantisation(
     return _Reader(file, metadata, called).read()
 
 
+def refuse_quantised(file: Stored, metadata: Mapping[str, str], *, called: str) -> None:
+    """Check that every tensor of a checkpoint holds its values, where no codes are read.
+
+    Raises:
+        CheckpointError: It is quantised, or its scales do not fit to its weights.
+    """
+    found = find_quantisation(file, metadata, called=called)
+    if found is not None and found.weights:
+        raise CheckpointError(
+            f"`{called}` is quantised: {len(found.weights)} of its weights are codes with scales.",
+            fix="Give unquantised weights (bf16, fp16 or fp32); `motionmerge merge` writes them: "
+            "a recipe with this file as an input, `base`, and the expert `all: base`.",
+        )
+
+
 def describe_quantisation(file: Stored, metadata: Mapping[str, str]) -> str | None:
     """Say in a few words how a checkpoint is quantised; None if it is not. Nothing is refused."""
     if found := foreign_format(file.keys(), metadata):
@@ -180,9 +195,13 @@ def describe_quantisation(file: Stored, metadata: Mapping[str, str]) -> str | No
     return ", ".join(f"{kind}: {count} layers" for kind, count in kinds.items())
 
 
-def foreign_format(
-    keys: Iterable[str], metadata: Mapping[str, str]
-) -> tuple[str, int] | None:
+def looks_like_codes(name: str, dtype: DType, shape: Sequence[int]) -> bool:
+    """Tell whether integers are a weight's codes: matrices named `weight`, of at most 32 bits."""
+    is_matrix = len(shape) > 1 and not dtype.is_floating_point and dtype.itemsize < 8
+    return is_matrix and dtype != DType.BOOL and name.rpartition(".")[2] == "weight"
+
+
+def foreign_format(keys: Iterable[str], metadata: Mapping[str, str]) -> tuple[str, int] | None:
     """Name a format whose codes are not read, and count its layers; None if there is none."""
     for name, pattern in _FOREIGN.items():
         layers = {key[: match.start()] for key in keys if (match := pattern.search(key))}
@@ -198,18 +217,21 @@ class _Reader:
         self._file, self._metadata, self._called = file, metadata, called
         self._keys = dict.fromkeys(file.keys())
         self._hidden: set[str] = set()
+        # ComfyUI multiplies in full precision where the marker has two entries.
+        self._is_precise = any(
+            key.rpartition(".")[2] == MARKER and math.prod(file.shape(key)) == 2
+            for key in self._keys
+        )
 
     def read(self) -> Quantisation | None:
         scales: dict[str, str] = {}
         for key in self._keys:
             layer, _, last = key.rpartition(".")
-            if last == MARKER or last == CONFIG:
+            if last in (MARKER, CONFIG):
                 self._hidden.add(key)
             elif last in _SCALES:
                 if layer in scales:
-                    raise self._refused(
-                        layer, f"has two scales, `{scales[layer]}` and `{key}`"
-                    )
+                    raise self._refused(layer, f"has two scales, `{scales[layer]}` and `{key}`")
                 scales[layer] = key
         settings = self._settings()
         weights = [
@@ -281,9 +303,7 @@ class _Reader:
             )
         return longer[0].removesuffix(".weight")
 
-    def _weight(
-        self, layer: str, scale: str | None, settings: Mapping[str, Any]
-    ) -> ScaledWeight:
+    def _weight(self, layer: str, scale: str | None, settings: Mapping[str, Any]) -> ScaledWeight:
         """Check that a layer's codes, scales and settings fit together."""
         name = _join(layer, "weight")
         if name not in self._keys:
@@ -318,6 +338,8 @@ class _Reader:
             raise self._refused(
                 layer, f"has a weight {list(shape)} and scales {list(scales)}, which {why}"
             )
+        if scale.endswith("scale_weight") and self._is_precise:
+            settings = {**settings, "full_precision_matrix_mult": True}
         return ScaledWeight(name, codes, scale, grids.pop(), settings)
 
     def _codes(self, layer: str, name: str, settings: Mapping[str, Any]) -> DType:
@@ -331,7 +353,9 @@ class _Reader:
         changed.pop("params", None)
         if changed.get("orig_shape") == list(self._file.shape(name)):
             del changed["orig_shape"]
-        odd = [f"{key} = {value}" for key, value in changed.items() if value and key not in _NEUTRAL]
+        odd = [
+            f"{key} = {value}" for key, value in changed.items() if value and key not in _NEUTRAL
+        ]
         if wanted is None or odd:
             what = [f"format {settings.get('format')}", *odd]
             raise self._refused(layer, f"is quantised in a way that is not read: {', '.join(what)}")
@@ -369,9 +393,7 @@ def _join(layer: str, last: str) -> str:
     return f"{layer}.{last}" if layer else last
 
 
-def _grids(
-    shape: Sequence[int], scales: Sequence[int], size: int | None
-) -> set[Grid]:
+def _grids(shape: Sequence[int], scales: Sequence[int], size: int | None) -> set[Grid]:
     """List the ways in which scales can belong to a weight.
 
     Args:
@@ -392,14 +414,14 @@ def _grids(
         return {Grid(columns, (1, columns // scales[1]), (rows, scales[1]))}
     if len(scales) != 2 or len(shape) != 2:
         return set()
-    high, wide = scales
+    high, wide = dealt = scales[0], scales[1]
     blocks = [(block, block) for block in ((size,) if size else _BLOCKS)]
     if size:
         blocks.append((1, size))
     elif rows % high == 0 and columns % wide == 0:
         blocks.append((rows // high, columns // wide))
     return {
-        Grid(columns, (rows if high == 1 else block[0], columns if wide == 1 else block[1]), scales)
+        Grid(columns, (rows if high == 1 else block[0], columns if wide == 1 else block[1]), dealt)
         for block in blocks
-        if (-(-rows // block[0]), -(-columns // block[1])) == (high, wide)
+        if (-(-rows // block[0]), -(-columns // block[1])) == dealt
     }
