@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPVisionModel
 
 from motionmerge.errors import CheckpointError
+from motionmerge.io.quantised import refuse_quantised
 from motionmerge.io.weights import open_weights, save_weights
 from motionmerge.models.dynamicrafter.image_projector import ImageProjector
 from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
@@ -154,6 +155,7 @@ def load_parts(parts: Mapping[str, nn.Module], path: Path | str) -> None:
         CheckpointError: the file speaks of other parts, or not of all parameters of one.
     """
     with open_weights(path) as reader:
+        refuse_quantised(reader, reader.metadata, called=str(path))
         weights = {name: reader.read(name) for name in reader.keys()}  # noqa: SIM118
     found = {name.partition(".")[0] for name in weights}
     if not found <= set(parts):
