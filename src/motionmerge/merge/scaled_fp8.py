@@ -124,7 +124,7 @@ def plan_scaled_fp8(
     if not chosen:
         raise ConfigError(
             f"`{anchor.name}` has no weight that ComfyUI would store as scaled fp8.",
-            fix="Use `--dtype bf16` (dtype='bf16').",
+            fix="Use `dtype='bf16'`.",
         )
     styles = [weight.style for weight in known.values()]
     style = _OLD_STYLE if styles and max(styles, key=styles.count) == _OLD_STYLE else "weight_scale"
