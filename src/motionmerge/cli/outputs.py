@@ -1,4 +1,4 @@
-"""Outputs are checked before any work: can they be written, and would anything be replaced?"""
+"""Check before any work that outputs can be written, and that they replace nothing unasked."""
 
 from __future__ import annotations
 
