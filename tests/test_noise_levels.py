@@ -105,11 +105,14 @@ def started(name: str, config: dict[str, Any], steps: int) -> Any:
 
 
 def measured(scheduler: Any, timestep: torch.Tensor, index: int) -> float | None:
-    """Measure the share of noise in what the scheduler's own forward process makes, if it has one."""
+    """Measure the share of noise in what its own forward process makes, if it has one."""
     name = type(scheduler).__name__
     one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
     if name == "SASolverScheduler" and scheduler.config.use_flow_sigmas:
         return float(scheduler.sigmas[index])  # its `add_noise` knows no flow, its `step` does
+    if name.startswith("KDPM2") and scheduler.config.use_karras_sigmas:
+        sigma = float(scheduler.sigmas[index])  # rounded timesteps repeat: `add_noise` takes a twin
+        return sigma / (1 + sigma)
     mix = getattr(scheduler, "add_noise", None)
     if hasattr(scheduler, "scale_noise"):
 
@@ -177,7 +180,12 @@ def test_the_noise_level_is_the_share_that_the_scheduler_mixes(
             is_between = name.startswith(("KDPM2", "DPMSolverSDE")) and index % 2 == 1
             if not is_between:
                 assert level == pytest.approx(truth, abs=tolerance), (steps, index)
-                assert noise_level(scheduler, timestep) == pytest.approx(truth, abs=tolerance)
+                twins = (scheduler.timesteps == timestep).nonzero().flatten().tolist()
+                is_repeated = any(
+                    abs(level_of_step(scheduler, twin) - level) > 1e-3 for twin in twins
+                )
+                if not is_repeated:
+                    assert noise_level(scheduler, timestep) == pytest.approx(truth, abs=tolerance)
 
 
 @pytest.mark.parametrize(

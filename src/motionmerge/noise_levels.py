@@ -25,7 +25,9 @@ Array = npt.NDArray[np.float64]
 Rule = Callable[[Any, float, "int | None"], float]
 """Computes a level from a scheduler, a timestep, and the index of the step if that is known."""
 
-_STEP_FRACTION = "write the schedule with `step_fraction`, e.g. `{expert: NAME, step_fraction: 0.5}`."
+_STEP_FRACTION = (
+    "write the schedule with `step_fraction`, e.g. `{expert: NAME, step_fraction: 0.5}`."
+)
 
 
 def noise_level(scheduler: Any, timestep: float | torch.Tensor) -> float:

@@ -14,7 +14,6 @@ from motionmerge.errors import RecipeError
 from motionmerge.noise_levels import noise_level
 from motionmerge.text import fix_unknown_name
 
-
 __all__ = ["ExpertSchedule", "ScheduleEntry", "noise_level"]
 
 
