@@ -143,7 +143,7 @@ def _two_calls(scheduler: Any, value: float, index: int | None) -> float:
 
 
 def _sigmas(scheduler: Any, value: float, index: int | None) -> float:
-    """signal : noise = 1 : sigma at the steps, by abar between them; or a flow, if so configured."""
+    """signal : noise = 1 : sigma at the steps, by abar between them; or a flow, if configured."""
     config = _config(scheduler)
     if config.get("use_flow_sigmas", False):
         return _flow(scheduler, value, index)
