@@ -72,6 +72,15 @@ def counts_up(scheduler: Any) -> bool:
     return "MiniMaxH3Scheduler" in names or bool(_config(scheduler).get("invert_sigmas", False))
 
 
+def is_flow(scheduler: Any) -> bool:
+    """Tell whether the sigmas of a scheduler are noise levels themselves, of at most 1."""
+    config = _config(scheduler)
+    if config.get("use_flow_sigmas", False):
+        return True
+    names = [parent.__name__ for parent in type(scheduler).__mro__]
+    return next((_RULES[name] in (_flow, _one_minus) for name in names if name in _RULES), False)
+
+
 def denoises_in_stages(scheduler: Any) -> bool:
     """Tell whether a video is denoised at several resolutions, each with timesteps of its own."""
     names = {parent.__name__ for parent in type(scheduler).__mro__}
