@@ -390,6 +390,8 @@ class StepPlanner:
         for plan, count in self._counts.items():
             videos = f" ({count} videos)" if len(self._counts) > 1 else ""
             typer.echo(f"{plan.line}{videos}", err=True)
+            if plan.sigmas is not None:
+                typer.echo(plan.sigmas, err=True)
             if plan.warning is not None:
                 typer.echo(f"warning: {plan.warning}", err=True)
         if self._counts:  # told already

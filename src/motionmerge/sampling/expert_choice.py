@@ -21,7 +21,7 @@ from motionmerge.sampling.expert_bank import chosen_schedule, experts, paper_rec
 from motionmerge.sampling.lora_layers import OWN_MODEL
 from motionmerge.sampling.model_choice import ModelChoice
 from motionmerge.sampling.rehearsal import check_fit
-from motionmerge.sampling.step_plan import StepPlan, Steps, check_steps, plan_steps
+from motionmerge.sampling.step_plan import StepPlan, Steps, plan_steps
 from motionmerge.sampling.switching import DENOISERS
 
 
@@ -66,20 +66,21 @@ class ExpertChoice:
         return {"recipe": self.recipe.print(), "boundary": self.boundary}
 
     def plan_steps(self, model: ModelChoice, scheduler: Any, steps: Steps) -> StepPlan | None:
-        """Plan which expert denoises which steps; None where one set of weights denoises all.
+        """Plan which expert denoises which steps; None if there is nothing to say of it.
 
         Raises:
             ConfigError: As `step_plan.plan_steps`.
         """
-        check_steps(scheduler, steps)
-        if self.recipe is None:
-            return None
-        names = list(self.recipe.experts)
-        schedule = chosen_schedule(names, None, self.boundary, self.recipe.schedule)
-        if len(schedule.experts) == 1:
-            return None
+        schedule = None
+        if self.recipe is not None:
+            names = list(self.recipe.experts)
+            schedule = chosen_schedule(names, None, self.boundary, self.recipe.schedule)
         return plan_steps(
-            model.family.name, scheduler, steps, schedule=schedule, configs=model.configs
+            model.family.name,
+            scheduler,
+            steps,
+            schedule=schedule if schedule is not None and len(schedule.experts) > 1 else None,
+            configs=model.configs,
         )
 
     def check(self, modules: Mapping[str, nn.Module]) -> None:

@@ -56,10 +56,12 @@ class StepPlan:
     Attributes:
         line: `steps 1-3 of 8: dynamics, 4-8: consistency`, or why that is not known yet.
         warning: Which expert gets no step; None if all do.
+        sigmas: What the scheduler makes of the sigmas that were given, if it changes them.
     """
 
     line: str
     warning: str | None = None
+    sigmas: str | None = None
 
 
 def shift_setting(scheduler: Any) -> str:
@@ -176,21 +178,31 @@ def check_steps(scheduler: Any, steps: Steps) -> None:
 
 
 def plan_steps(
-    family: str, scheduler: Any, steps: Steps, *, schedule: ExpertSchedule, configs: Configs
-) -> StepPlan:
+    family: str,
+    scheduler: Any,
+    steps: Steps,
+    *,
+    schedule: ExpertSchedule | None,
+    configs: Configs,
+) -> StepPlan | None:
     """Say which expert will denoise which steps; nothing is denoised.
 
     Args:
         family: Name of the family, whose pipeline asks for timesteps in its own way.
         scheduler: The pipeline's; it is not changed.
         steps: What is asked of it.
-        schedule: Which expert denoises when.
+        schedule: Which expert denoises when; None where one set of weights denoises all.
         configs: Configurations of the pipeline's parts.
+
+    Returns:
+        None if there is nothing to say.
 
     Raises:
         ConfigError: The scheduler has no noise levels, or does not heed what is asked.
     """
     check_steps(scheduler, steps)
+    if schedule is None and steps.sigmas is None:
+        return None
     if scheduler is None:
         return StepPlan("the steps of each expert are not known before: there is no scheduler")
     planned = copy.deepcopy(with_shift(scheduler, steps.shift))
@@ -199,8 +211,24 @@ def plan_steps(
         reason = "the model denoises at several resolutions"
     if reason is not None:
         return StepPlan(f"the steps of each expert are not known before: {reason}")
+    sigmas = _changed_sigmas(planned, steps)
+    if schedule is None:
+        return (
+            None if sigmas is None else StepPlan("one set of weights for all steps", None, sigmas)
+        )
     experts = experts_of_steps(schedule, planned)
-    return StepPlan(describe_steps(experts), unused_experts(schedule, planned, experts))
+    return StepPlan(describe_steps(experts), unused_experts(schedule, planned, experts), sigmas)
+
+
+def _changed_sigmas(scheduler: Any, steps: Steps) -> str | None:
+    """Say what a scheduler made of the sigmas that were given; None if it kept them."""
+    if steps.sigmas is None:
+        return None
+    used = np.asarray(scheduler.sigmas, dtype=np.float64)[: len(steps.sigmas)]
+    if np.allclose(used, steps.sigmas, atol=1e-4):
+        return None
+    numbers = ", ".join(f"{sigma:.4g}" for sigma in used)
+    return f"the shift of {type(scheduler).__name__} makes the sigmas {numbers}"
 
 
 def _set_timesteps(family: str, scheduler: Any, steps: Steps, configs: Configs) -> str | None:
