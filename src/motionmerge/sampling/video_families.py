@@ -124,6 +124,14 @@ def _ltx_temporal(configs: Configs) -> int:
     return int(own or vae.get("patch_size_t", 1) * 2**halvings)
 
 
+def video_compression(configs: Configs) -> tuple[int, int]:
+    """Return how many frames and how many pixels of a side one latent of an LTX stands for."""
+    vae = _part(configs, "vae")
+    halvings = sum(vae.get("spatio_temporal_scaling", (True, True, True, False)))
+    own = vae.get("spatial_compression_ratio")
+    return _ltx_temporal(configs), int(own or vae.get("patch_size", 4) * 2**halvings)
+
+
 def _ltx(configs: Configs) -> Limits:
     return Limits(512, 704, 32, 161, 25, _ltx_temporal(configs))
 
@@ -212,6 +220,7 @@ VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
         has_whole_frame_rate=True,
         guidance_argument="max_guidance_scale",
         takes_text=False,
+        takes_sigmas=True,
     ),
     VideoFamily(
         "i2vgen-xl",
@@ -237,12 +246,14 @@ VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
         num_inference_steps=30,
         frame_rate_argument="frame_rate",
         is_guided=_always,  # the sound has a scale of its own, and reaches the frames
+        takes_sigmas=True,
     ),
     VideoFamily(
         "hunyuan-video",
         ("HunyuanVideoImageToVideoPipeline",),
         _hunyuan_video,
         is_guided=_only_if_told,
+        takes_sigmas=True,
     ),
     VideoFamily(
         "hunyuan-video-1.5",
@@ -250,6 +261,7 @@ VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
         _hunyuan_video_15,
         guidance_argument=None,
         is_guided=_all_but_one,
+        takes_sigmas=True,
     ),
     VideoFamily("kandinsky-5", ("Kandinsky5I2VPipeline",), _kandinsky_5),
     VideoFamily(
