@@ -61,8 +61,14 @@ def gemma() -> Gemma3TextModel:
 
 
 def ltx_2_parts() -> dict[str, Any]:
+    """Parts with a VAE that shrinks a side by 8, not by 2 as the other tiny one, for time."""
     parts = build.ltx_2().components
-    parts |= {"text_encoder": gemma(), "tokenizer": build.tokenizer()}
+    config = {k: v for k, v in parts["vae"].config.items() if not k.startswith("_")}
+    parts |= {
+        "vae": d.AutoencoderKLLTX2Video(**{**config, "patch_size": 4}),
+        "text_encoder": gemma(),
+        "tokenizer": build.tokenizer(),
+    }
     return {name: part for name, part in parts.items() if part is not None}
 
 
@@ -79,11 +85,11 @@ def ltx_2_5() -> Any:
         decoder_stage_channels=(16, 8, 8),
         decoder_stage_depths=(1, 1, 1),
         decoder_stage_kernels=((3, 3, 3), (3, 3, 3)),
-        decoder_upsample_strides=((2, 1, 1), (1, 1, 1)),
+        decoder_upsample_strides=((2, 2, 2), (1, 2, 2)),
         decoder_upsample_channel_reductions=(2, 1),
         decoder_stage5_kernel=(3, 3, 3),
         decoder_t_emb_dim=8,
-        spatial_compression_ratio=2,
+        spatial_compression_ratio=8,
         temporal_compression_ratio=2,
     )
     return modular(d.LTX25ModularPipeline, diffusion_decoder=decoder, **ltx_2_parts())

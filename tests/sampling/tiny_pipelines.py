@@ -176,11 +176,11 @@ def cosmos_2_inputs(batch: int) -> dict[str, Any]:
 
 
 def helios_inputs(batch: int) -> dict[str, Any]:
-    return {**text_inputs(batch), "num_frames": 65}
+    return {**text_inputs(batch), "image": [photo()] * batch, "num_frames": 65}
 
 
 def framepack_inputs(batch: int) -> dict[str, Any]:
-    return {**hunyuan_inputs(batch), "image": photo(), "num_frames": 66}
+    return {**hunyuan_inputs(batch), "image": [photo()] * batch, "num_frames": 66}
 
 
 def sana_video_inputs(batch: int) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def motif_inputs(batch: int) -> dict[str, Any]:
 
 def kandinsky_6_inputs(batch: int) -> dict[str, Any]:
     return {
-        "image": photo(),
+        "image": [photo()] * batch,
         "prompt_embeds": embeds(batch, 6, TEXT_DIM),
         "pooled_prompt_embeds": embeds(batch, 8),
         "negative_prompt_embeds": embeds(batch, 6, TEXT_DIM, seed=6),
@@ -265,9 +265,9 @@ FAMILIES = (
     Family("Cosmos 2", tiny_newer.cosmos_2, cosmos_2_inputs, 0.64, 2),
     Family("Helios", tiny_newer.helios, helios_inputs, 0.7, 2, pattern="ddccddcc"),
     Family("FramePack", tiny_newer.framepack, framepack_inputs, 0.9, 2, pattern="ddccddcc"),
-    Family("Motif", tiny_newer.motif, motif_inputs, 0.9, 2),
+    Family("Motif", tiny_newer.motif, motif_inputs, 0.9, 2, has_batches=False),
     Family("Sana video", tiny_newer.sana_video, sana_video_inputs, 0.9, 2),
-    Family("Wan 2.1 modular", tiny_modular.wan_2_1, text_inputs, 0.8, 2),
+    Family("Wan 2.1 modular", tiny_modular.wan_2_1, text_inputs, 0.8, 2, has_batches=False),
     Family(
         "Wan 2.2-A14B modular",
         tiny_modular.wan_2_2,
@@ -335,11 +335,11 @@ def is_modular(pipeline: Any) -> bool:
 def without_decoding(pipeline: Any) -> Iterator[None]:
     """Leave the last block of a modular pipeline out, for time."""
     blocks = pipeline._blocks.sub_blocks
-    decode = blocks.pop("decode")
+    decoders = {name: blocks.pop(name) for name in list(blocks) if name.startswith("decode")}
     try:
         yield
     finally:
-        blocks["decode"] = decode
+        blocks.update(decoders)
 
 
 def weights_of(pipeline: Any, family: Family) -> dict[str, torch.Tensor]:

@@ -118,6 +118,20 @@ def ltx_2(configs: Configs) -> Limits:
     return Limits(512, 768, 32, 121, 24, _ltx_temporal(configs))
 
 
+def ltx_2_5(configs: Configs) -> Limits:
+    """Allow what its decoder can look at: each side and the frames fill its windows."""
+    own, decoder = ltx_2(configs), _part(configs, "diffusion_decoder")
+    first = decoder.get("decoder_stage_kernels", ((3, 7, 7),))[0]
+    last = decoder.get("decoder_stage5_kernel", (11, 11, 11))
+    temporal = own.frame_multiple
+    latents = 1 + math.ceil((last[0] - 1) / temporal)  # the first stage gets frames added
+    return replace(
+        own,
+        min_side=max(first[1:]) * decoder.get("spatial_compression_ratio", 32),
+        min_frames=(latents - 1) * temporal + 1,
+    )
+
+
 def hunyuan_video(configs: Configs) -> Limits:
     vae = _part(configs, "vae")
     model, temporal = _part(configs, "transformer"), vae.get("temporal_compression_ratio", 4)

@@ -204,6 +204,19 @@ def _take_turns(pipeline: Any, device: torch.device) -> None:
     manager.enable_auto_cpu_offload(device=device)
 
 
+def show_progress(pipeline: Any, *, is_quiet: bool) -> None:
+    """Let a pipeline draw its progress bars, or not.
+
+    A modular one tells only its outermost blocks.
+    """
+    pipeline.set_progress_bar_config(disable=is_quiet)
+    blocks = list(getattr(getattr(pipeline, "_blocks", None), "sub_blocks", {}).values())
+    for block in blocks:  # grows while it is walked
+        blocks.extend(block.sub_blocks.values())
+        if hasattr(block, "set_progress_bar_config"):
+            block.set_progress_bar_config(disable=is_quiet)
+
+
 def check_memory(folder: PipelineFolder, dtype: torch.dtype, device: torch.device) -> None:
     """Refuse a pipeline whose weights do not fit into a device's free memory.
 

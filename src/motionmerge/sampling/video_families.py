@@ -112,7 +112,7 @@ MODULAR_FAMILIES: tuple[VideoFamily, ...] = (
         VideoFamily(
             "ltx-2",
             (pipeline,),
-            family_limits.ltx_2,
+            limits,
             num_inference_steps=30,
             frame_rate_argument="frame_rate",
             guidance_argument=None,
@@ -120,7 +120,10 @@ MODULAR_FAMILIES: tuple[VideoFamily, ...] = (
             modular=Modular(optional_parts=("prompt_enhancer", "processor", "duration_head")),
             makes_sound=True,
         )
-        for pipeline in ("LTX2ModularPipeline", "LTX25ModularPipeline")
+        for pipeline, limits in (
+            ("LTX2ModularPipeline", family_limits.ltx_2),
+            ("LTX25ModularPipeline", family_limits.ltx_2_5),
+        )
     ),
     VideoFamily(
         "hunyuan-video-1.5",

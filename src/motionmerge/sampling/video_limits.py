@@ -25,6 +25,7 @@ class Limits:
     Attributes:
         height, width: Its own size in pixels; None if it takes that from the image.
         size_multiple: What both must divide by.
+        min_side: The smallest height and width.
         num_frames: Its own length.
         frame_rate: Its own frames per second.
         frame_multiple: The number of frames is a multiple of this, plus one; 1 allows any.
@@ -47,6 +48,7 @@ class Limits:
     frame_multiple: int = 1
     min_frames: int = 1
     max_frames: int | None = None
+    min_side: int = 1
     lengths: tuple[int, ...] = ()
     dropped_frames: int = 0
     is_fixed_size: bool = False
@@ -63,8 +65,9 @@ class Limits:
             return self.height, self.width
         if self.is_square:
             height = width = round((height + width) / 2)
+        least = math.ceil(self.min_side / self.size_multiple)
         near = [
-            max(1, round(side / self.size_multiple)) * self.size_multiple
+            max(least, round(side / self.size_multiple)) * self.size_multiple
             for side in (height, width)
         ]
         return near[0], near[1]
@@ -295,6 +298,8 @@ class VideoFamily:
         if near == asked:
             return
         rule = f"both must divide by {limits.size_multiple}"
+        if limits.min_side > limits.size_multiple:
+            rule += f", and be {limits.min_side} or more"
         if limits.is_fixed_size:
             rule = "it makes one size only"
         elif limits.is_square:
