@@ -14,7 +14,7 @@ from motionmerge.sampling.expert_bank import attached_bank, experts, paper_recip
 from motionmerge.schedule import ExpertSchedule, noise_level
 
 from .tiny_pipelines import (
-    FAMILIES,
+    EVERY_FAMILY,
     Family,
     generate,
     load_weights,
@@ -25,11 +25,11 @@ from .tiny_pipelines import (
 
 Weights = dict[str, torch.Tensor]
 
-every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+every_family = pytest.mark.parametrize("family", EVERY_FAMILY, ids=lambda family: family.name)
 
 
 def family_named(name: str) -> Family:
-    return next(family for family in FAMILIES if family.name == name)
+    return next(family for family in EVERY_FAMILY if family.name == name)
 
 
 def two_experts(pipeline: Any, family: Family) -> dict[str, Weights]:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from motionmerge.sampling.loading import show_progress
+
 from . import tiny_builders as build
 from . import tiny_modular, tiny_newer
 from .tiny_builders import TEXT_DIM
@@ -257,6 +259,9 @@ FAMILIES = (
     Family("Hunyuan 1.5", build.hunyuan_1_5, hunyuan_1_5_inputs, 0.9, 2),
     Family("SkyReels-V2", build.skyreels_v2, text_inputs, 0.9, 2),
     Family("Kandinsky 5", build.kandinsky_5, kandinsky_5_inputs, 0.9, 2),
+)
+
+NEWER = (
     Family("Kandinsky 6", tiny_newer.kandinsky_6, kandinsky_6_inputs, 0.9, 2),
     Family("SkyReels-V2 DF", tiny_newer.skyreels_v2_df, text_inputs, 0.9, 2),
     # A photo that is encoded, and two chunks, the first of which is encoded for the second.
@@ -294,6 +299,9 @@ FAMILIES = (
 )
 
 
+EVERY_FAMILY = (*FAMILIES, *NEWER)
+
+
 def tiny(family: Family) -> Any:
     """Build a pipeline, the same at every call."""
     with torch.random.fork_rng():
@@ -302,7 +310,7 @@ def tiny(family: Family) -> Any:
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             component.eval()
-    pipeline.set_progress_bar_config(disable=True)
+    show_progress(pipeline, is_quiet=True)
     return pipeline
 
 

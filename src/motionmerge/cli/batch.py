@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.video_flags import VideoFlags, loaded, versions, with_video_flags
+from motionmerge.cli.video_flags import (
+    StepPlanner,
+    VideoFlags,
+    loaded,
+    versions,
+    with_video_flags,
+)
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,6 +94,10 @@ def batch(
     jobs = [
         replace(job, settings=job.settings.resolved(chosen.family, chosen.limits)) for job in jobs
     ]
+    planner = StepPlanner(chosen, experts)
+    for job in jobs:
+        with job.named_errors():
+            planner.add(job.settings)
     made_of, made_by = chosen.fingerprint(), experts.fingerprint()
     all_planned = plan(
         jobs,
@@ -97,6 +107,7 @@ def batch(
     )
     planned = shard(all_planned, rank, world_size)
     todo = missing(planned)
+    planner.show()
     if dry_run:
         if todo:
             check_folder(output)

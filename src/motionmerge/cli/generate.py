@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.video_flags import VideoFlags, loaded, versions, with_video_flags
+from motionmerge.cli.video_flags import (
+    StepPlanner,
+    VideoFlags,
+    loaded,
+    versions,
+    with_video_flags,
+)
 from motionmerge.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -87,12 +93,16 @@ def generate(
     for _, settings in wanted:
         settings.check(chosen.family, chosen.limits, has_last_image=last is not None)
         chosen.check_prompt(settings.prompt or "")
+    planner = StepPlanner(chosen, experts)
+    for _, settings in wanted:
+        planner.add(settings)
     paths = _output_paths(output, wanted)
     folders = _check_files(paths, sheet, [(last_image, "the last image"), (photo, "the photo")])
     about = [
         _description(chosen, experts, settings, weights=flags.weights, files=files)
         for _, settings in wanted
     ]
+    planner.show()
     if dry_run:
         for folder in folders:
             check_folder(folder)

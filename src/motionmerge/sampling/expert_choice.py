@@ -19,7 +19,9 @@ from motionmerge.merge.recipe import Recipe, RecipeInput
 from motionmerge.merge.sources import MODULES, module_folders
 from motionmerge.sampling.expert_bank import chosen_schedule, experts, paper_recipe
 from motionmerge.sampling.lora_layers import OWN_MODEL
+from motionmerge.sampling.model_choice import ModelChoice
 from motionmerge.sampling.rehearsal import check_fit
+from motionmerge.sampling.step_plan import StepPlan, Steps, check_steps, plan_steps
 from motionmerge.sampling.switching import DENOISERS
 
 
@@ -62,6 +64,23 @@ class ExpertChoice:
         if self.recipe is None:
             return {}
         return {"recipe": self.recipe.print(), "boundary": self.boundary}
+
+    def plan_steps(self, model: ModelChoice, scheduler: Any, steps: Steps) -> StepPlan | None:
+        """Plan which expert denoises which steps; None where one set of weights denoises all.
+
+        Raises:
+            ConfigError: As `step_plan.plan_steps`.
+        """
+        check_steps(scheduler, steps)
+        if self.recipe is None:
+            return None
+        names = list(self.recipe.experts)
+        schedule = chosen_schedule(names, None, self.boundary, self.recipe.schedule)
+        if len(schedule.experts) == 1:
+            return None
+        return plan_steps(
+            model.family.name, scheduler, steps, schedule=schedule, configs=model.configs
+        )
 
     def check(self, modules: Mapping[str, nn.Module]) -> None:
         """Look for the weights of every input and whether the experts fit, before any is loaded.

@@ -110,6 +110,14 @@ def _ltx_temporal(configs: Configs) -> int:
     return int(own or vae.get("patch_size_t", 1) * 2**halvings)
 
 
+def video_compression(configs: Configs) -> tuple[int, int]:
+    """Return how many frames and how many pixels of a side one latent of an LTX stands for."""
+    vae = _part(configs, "vae")
+    halvings = sum(vae.get("spatio_temporal_scaling", (True, True, True, False)))
+    own = vae.get("spatial_compression_ratio")
+    return _ltx_temporal(configs), int(own or vae.get("patch_size", 4) * 2**halvings)
+
+
 def ltx(configs: Configs) -> Limits:
     return Limits(512, 704, 32, 161, 25, _ltx_temporal(configs))
 

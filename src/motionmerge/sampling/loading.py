@@ -13,6 +13,7 @@ from typing import Any
 import diffusers
 import torch
 from accelerate import init_empty_weights
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 from packaging.version import Version
 
 from motionmerge.errors import CheckpointError, ConfigError
@@ -144,6 +145,18 @@ def empty_modules(folder: PipelineFolder) -> dict[str, torch.nn.Module]:
             for part in folder.weights
             if part in MODULES
         }
+
+
+def load_scheduler(folder: PipelineFolder) -> Any:
+    """Build the scheduler of a pipeline from its configuration; None if it has none.
+
+    Raises:
+        CheckpointError: The configuration is none of its class.
+    """
+    if not (folder.path / "scheduler" / SCHEDULER_CONFIG_NAME).is_file():
+        return None
+    with _named_faults(folder):
+        return _class_of(folder, "scheduler").from_pretrained(folder.path, subfolder="scheduler")
 
 
 def _class_of(folder: PipelineFolder, part: str) -> Any:

@@ -88,6 +88,7 @@ MODULAR_FAMILIES: tuple[VideoFamily, ...] = (
         family_limits.wan,
         guidance_argument=None,
         is_guided=_all_but_one,
+        takes_sigmas=True,
         modular=Modular(optional_parts=("image_encoder", "image_processor")),
     ),
     VideoFamily(
@@ -96,6 +97,7 @@ MODULAR_FAMILIES: tuple[VideoFamily, ...] = (
         family_limits.wan_2_2_modular,
         guidance_argument=None,
         is_guided=_all_but_one,
+        takes_sigmas=True,
         modular=Modular(),
     ),
     VideoFamily(
@@ -106,6 +108,7 @@ MODULAR_FAMILIES: tuple[VideoFamily, ...] = (
         has_whole_frame_rate=True,
         guidance_argument=None,
         is_guided=_all_but_one,
+        takes_sigmas=True,
         modular=Modular(),
     ),
     *(
@@ -117,6 +120,7 @@ MODULAR_FAMILIES: tuple[VideoFamily, ...] = (
             frame_rate_argument="frame_rate",
             guidance_argument=None,
             is_guided=_all_but_one,
+            takes_sigmas=True,
             modular=Modular(optional_parts=("prompt_enhancer", "processor", "duration_head")),
             makes_sound=True,
         )
@@ -131,6 +135,7 @@ MODULAR_FAMILIES: tuple[VideoFamily, ...] = (
         family_limits.hunyuan_video_15,
         guidance_argument=None,
         is_guided=_all_but_one,
+        takes_sigmas=True,
         modular=Modular(),
     ),
     VideoFamily(
@@ -139,6 +144,7 @@ MODULAR_FAMILIES: tuple[VideoFamily, ...] = (
         family_limits.helios,
         guidance_argument=None,
         is_guided=_all_but_one,
+        takes_sigmas=True,
         modular=Modular(),
     ),
     VideoFamily(
@@ -186,6 +192,7 @@ VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
         has_whole_frame_rate=True,
         guidance_argument="max_guidance_scale",
         takes_text=False,
+        takes_sigmas=True,
     ),
     VideoFamily(
         "i2vgen-xl",
@@ -212,12 +219,14 @@ VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
         frame_rate_argument="frame_rate",
         is_guided=_always,  # the sound has a scale of its own, and reaches the frames
         makes_sound=True,
+        takes_sigmas=True,
     ),
     VideoFamily(
         "hunyuan-video",
         ("HunyuanVideoImageToVideoPipeline",),
         family_limits.hunyuan_video,
         is_guided=_only_if_told,
+        takes_sigmas=True,
     ),
     VideoFamily(
         "hunyuan-video-1.5",
@@ -225,6 +234,7 @@ VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
         family_limits.hunyuan_video_15,
         guidance_argument=None,
         is_guided=_all_but_one,
+        takes_sigmas=True,
     ),
     VideoFamily("kandinsky-5", ("Kandinsky5I2VPipeline",), family_limits.kandinsky_5),
     VideoFamily(
@@ -233,6 +243,7 @@ VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
         family_limits.kandinsky_6,
         frame_rate_argument="frame_rate",
         call=_call_kandinsky_6,
+        takes_sigmas=True,
         makes_sound=True,
     ),
     VideoFamily(
@@ -249,6 +260,7 @@ VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
         family_limits.anyflow,
         is_guided=_only_if_told,
         call=_call_anyflow,
+        takes_sigmas=True,
     ),
     VideoFamily(
         "chronoedit", ("ChronoEditPipeline",), family_limits.chronoedit, call=_call_chronoedit
@@ -262,13 +274,14 @@ VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
         has_whole_frame_rate=True,
         packages=("cosmos_guardrail",),
     ),
-    VideoFamily("helios", ("HeliosPipeline",), family_limits.helios),
+    VideoFamily("helios", ("HeliosPipeline",), family_limits.helios, takes_sigmas=True),
     VideoFamily(
         "framepack",
         ("HunyuanVideoFramepackPipeline",),
         family_limits.framepack,
         is_guided=_only_if_told,
         call=_call_framepack,
+        takes_sigmas=True,
     ),
     VideoFamily(
         "motif",
@@ -282,6 +295,7 @@ VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
         ("SanaImageToVideoPipeline", "SanaVideoPipeline"),
         family_limits.sana_video,
         call=_call_sana,
+        takes_sigmas=True,
     ),
     *MODULAR_FAMILIES,
     VideoFamily(

@@ -6,7 +6,7 @@ The families are in `video_families`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +123,7 @@ class VideoFamily:
         guidance_argument: What its `__call__` calls the guidance scale; None if a part holds it.
         takes_text: It has prompts.
         takes_start_step: Denoising can begin late.
+        takes_sigmas: Its `__call__` takes the sigmas of the steps.
         is_guided: Whether its pipeline reads a negative prompt, at a guidance scale or, with None,
             at its own.
         call: Rewrites the arguments of a call where its words are others than everybody's.
@@ -141,6 +142,7 @@ class VideoFamily:
     guidance_argument: str | None = "guidance_scale"
     takes_text: bool = True
     takes_start_step: bool = False
+    takes_sigmas: bool = False
     is_guided: Callable[[float | None], bool] = above_one
     call: Callable[[Any, dict[str, Any]], dict[str, Any]] = _unchanged
     modular: Modular | None = None
@@ -161,6 +163,7 @@ class VideoFamily:
         guidance_scale_2: float | None = None,
         num_inference_steps: int | None = None,
         start_step: int | None = None,
+        sigmas: Sequence[float] | None = None,
         has_last_image: bool = False,
     ) -> None:
         """Refuse what the family cannot make.
@@ -168,7 +171,7 @@ class VideoFamily:
         Args:
             limits: What its pipeline can make.
             height, width, num_frames, frame_rate, prompt, negative_prompt, guidance_scale,
-                guidance_scale_2, num_inference_steps, start_step: See `VideoSettings`.
+                guidance_scale_2, num_inference_steps, start_step, sigmas: See `VideoSettings`.
             has_last_image: The video is to end with a given image.
 
         Raises:
@@ -192,6 +195,8 @@ class VideoFamily:
             self._check_second_guidance(limits, guidance_scale, guidance_scale_2)
         if start_step is not None:
             self._check_start_step(start_step, num_inference_steps or self.num_inference_steps)
+        if sigmas is not None:
+            self._check_sigmas(sigmas, num_inference_steps)
         self._check_last_image(limits, has_last_image=has_last_image, num_frames=num_frames)
         self._check_size(limits, height, width)
         if num_frames is not None and limits.nearest_num_frames(num_frames) != num_frames:
@@ -254,6 +259,21 @@ class VideoFamily:
                 f"From start_step {start_step} on there are not {num_inference_steps} steps to "
                 "take.",
                 fix="begin earlier, with a larger start_step (e.g. 940), or ask for fewer steps.",
+            )
+
+    def _check_sigmas(self, sigmas: Sequence[float], num_inference_steps: int | None) -> None:
+        """Refuse sigmas that the pipeline would not take, or of another number of steps."""
+        if not self.takes_sigmas:
+            raise ConfigError(
+                f"The pipeline of {self.name} takes no sigmas.",
+                fix="leave the sigmas (--sigmas) out; the number of steps (--steps) and, of flow "
+                "models, the shift (--shift) change them.",
+            )
+        if num_inference_steps not in (None, len(sigmas)):
+            raise ConfigError(
+                f"{num_inference_steps} steps and {len(sigmas)} sigmas were asked for, and each "
+                "step has one.",
+                fix=f"ask for {len(sigmas)} steps, or leave the number of steps (--steps) out.",
             )
 
     def _check_last_image(
