@@ -415,11 +415,13 @@ def loaded(
     """
     from diffusers.utils import logging
 
+    from motionmerge.sampling.loading import show_progress
+
     is_quiet = model.path is None or not sys.stderr.isatty()
     if is_quiet:
         logging.disable_progress_bar()
     pipeline, placement = model.load(encode)
-    pipeline.set_progress_bar_config(disable=is_quiet)
+    show_progress(pipeline, is_quiet=is_quiet)
     if model.path is not None:
         typer.echo(placement, err=True)
     with warnings.catch_warnings():

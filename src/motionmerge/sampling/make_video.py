@@ -352,18 +352,21 @@ def pipeline_arguments(
         arguments[family.frame_rate_argument] = int(rate) if family.has_whole_frame_rate else rate
     if settings.guidance_scale is not None and family.guidance_argument is not None:
         name = family.guidance_argument
-        if family.name == "hunyuan-video" and not pipeline.transformer.config.guidance_embeds:
+        is_hunyuan = family.name in ("hunyuan-video", "framepack")
+        if is_hunyuan and not pipeline.transformer.config.guidance_embeds:
             name = "true_cfg_scale"
         arguments[name] = settings.guidance_scale
     if settings.sigmas is not None:
         scheduler = with_shift(pipeline.scheduler, settings.shift)
         arguments["sigmas"] = sigmas_argument(scheduler, settings.sigmas)
     for name in _SAME_NAME:
-        if (value := getattr(settings, name)) is not None:
+        if family.modular is None and (value := getattr(settings, name)) is not None:
             arguments[name] = value
     if family.takes_text and settings.prompt is not None:
         arguments |= _text(pipeline, family, settings, arguments)
-    return arguments
+    if family.modular is not None:
+        arguments["output"] = "videos"
+    return family.call(pipeline, arguments)
 
 
 def _text(
@@ -401,21 +404,27 @@ def _i2vgen_xl_embeds(pipeline: Any, prompts: list[str | None]) -> torch.Tensor:
 
 def frames_of(output: Any) -> torch.Tensor:
     """Take the frames of the first video, `[frames, 3, height, width]` in [0, 1], on the CPU."""
-    return torch.as_tensor(output.frames[0]).detach().float().cpu()
+    videos = getattr(output, "frames", output)  # a modular pipeline gives just what it is asked for
+    return torch.as_tensor(videos[0]).detach().float().cpu()
 
 
 @contextmanager
 def prepared(pipeline: Any, settings: VideoSettings) -> Iterator[None]:
     """Inside the block, have ready what settings need besides arguments.
 
-    The global generators are seeded, as I2VGen-XL draws its image latents from them, and the guider
-    of Hunyuan 1.5 has the guidance scale, and the scheduler the shift.
+    The global generators are seeded, as I2VGen-XL draws its image latents from them; the scheduler
+    has the shift; and guiders, which Hunyuan 1.5 and modular pipelines have, know the guidance
+    scale, the second that of the second denoiser.
     """
     device = getattr(pipeline, "_execution_device", torch.device("cpu"))
-    guider = getattr(pipeline, "guider", None)
+    first, second = settings.guidance_scale, settings.guidance_scale_2
+    scales = {"guider": first, "guider_2": first if second is None else second}
+    found: dict[str, Any] = {name: getattr(pipeline, name, None) for name in scales}
+    guiders = {name: guider for name, guider in found.items() if guider is not None}
     try:
-        if guider is not None and settings.guidance_scale is not None:
-            pipeline.guider = guider.new(guidance_scale=settings.guidance_scale)
+        for name, guider in guiders.items():
+            if scales[name] is not None:
+                setattr(pipeline, name, guider.new(guidance_scale=scales[name]))
         with (
             shifted(pipeline, settings.shift),
             torch.random.fork_rng([device] if device.type == "cuda" else []),
@@ -423,8 +432,8 @@ def prepared(pipeline: Any, settings: VideoSettings) -> Iterator[None]:
             torch.manual_seed(settings.seed)
             yield
     finally:
-        if guider is not None:
-            pipeline.guider = guider
+        for name, guider in guiders.items():
+            setattr(pipeline, name, guider)
 
 
 @contextmanager

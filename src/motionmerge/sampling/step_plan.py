@@ -18,7 +18,7 @@ import numpy as np
 from motionmerge.errors import ConfigError
 from motionmerge.noise_levels import denoises_in_stages, is_flow
 from motionmerge.sampling.denoising_steps import describe_steps, experts_of_steps, unused_experts
-from motionmerge.sampling.video_families import video_compression
+from motionmerge.sampling.family_limits import video_compression
 from motionmerge.sampling.video_limits import Configs
 from motionmerge.schedule import ExpertSchedule
 

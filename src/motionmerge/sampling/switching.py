@@ -276,10 +276,12 @@ def modules_of(target: Any, *, only: str | None = None) -> list[tuple[str, nn.Mo
         only: Just this one of the pipeline.
 
     Raises:
-        ConfigError: There is no denoiser, or `only` is none.
+        ConfigError: There is no denoiser, `only` is none, or experts would not reach all denoisers.
     """
     if isinstance(target, nn.Module):
         return [(BARE_MODULE, target)]
+    if hasattr(target, "null_component_names"):  # a modular one; its class is slow to import
+        _check_loaded(target, only)
     found = [(name, getattr(target, name, None)) for name in MODULES]
     modules = [(name, module) for name, module in found if isinstance(module, nn.Module)]
     if not any(name in DENOISERS for name, _ in modules):
@@ -300,6 +302,36 @@ def modules_of(target: Any, *, only: str | None = None) -> list[tuple[str, nn.Mo
             fix=fix_unknown_name(only, dict(modules)),
         )
     return [(only, dict(modules)[only])]
+
+
+def _check_loaded(pipeline: Any, only: str | None) -> None:
+    """Refuse a modular pipeline that would denoise with weights which no expert reaches.
+
+    It is made without weights, and loads them later, in any order.
+
+    Raises:
+        ConfigError: A denoiser is not loaded yet, or is none of those that experts can switch.
+    """
+    wanted = DENOISERS if only is None else (only,)
+    parts = pipeline.components
+    kind = type(pipeline).__name__
+    absent = [name for name in wanted if name in parts and parts[name] is None]
+    if absent:
+        raise ConfigError(
+            f"`{absent[0]}` of {kind} is not loaded yet, so no expert can be put in its place.",
+            fix="call load_components() or update_components(...) of the pipeline before.",
+        )
+    others = [
+        name
+        for name, part in parts.items()
+        if name.startswith("transformer_") and name not in DENOISERS and part is not None
+    ]
+    if others and only is None:
+        raise ConfigError(
+            f"{kind} has `{others[0]}` loaded as well, which experts do not reach.",
+            fix="choose the denoiser to switch, e.g. module='transformer', or make the pipeline "
+            "with the one workflow that you use (workflow=...).",
+        )
 
 
 def check_attachable(name: str, module: nn.Module) -> None:

@@ -25,14 +25,17 @@ class Limits:
     Attributes:
         height, width: Its own size in pixels; None if it takes that from the image.
         size_multiple: What both must divide by.
+        min_side: The smallest height and width.
         num_frames: Its own length.
         frame_rate: Its own frames per second.
         frame_multiple: The number of frames is a multiple of this, plus one; 1 allows any.
         min_frames, max_frames: Its shortest and longest video.
+        lengths: All numbers of frames that it makes, where no multiple says which; ascending.
         dropped_frames: How many of the frames asked for it makes, and then leaves out.
         is_fixed_size: It makes its own size only.
         is_square: Height and width must be equal.
         is_distilled: Guidance is built into its weights, and a negative prompt is not read.
+        has_guidance: It has a guidance scale.
         has_second_guidance: Its second denoiser, for low noise, has a guidance scale of its own.
         takes_last_image, needs_last_image: Its videos can, or must, end with a given image.
     """
@@ -45,10 +48,13 @@ class Limits:
     frame_multiple: int = 1
     min_frames: int = 1
     max_frames: int | None = None
+    min_side: int = 1
+    lengths: tuple[int, ...] = ()
     dropped_frames: int = 0
     is_fixed_size: bool = False
     is_square: bool = False
     is_distilled: bool = False
+    has_guidance: bool = True
     has_second_guidance: bool = False
     takes_last_image: bool = False
     needs_last_image: bool = False
@@ -59,14 +65,17 @@ class Limits:
             return self.height, self.width
         if self.is_square:
             height = width = round((height + width) / 2)
+        least = math.ceil(self.min_side / self.size_multiple)
         near = [
-            max(1, round(side / self.size_multiple)) * self.size_multiple
+            max(least, round(side / self.size_multiple)) * self.size_multiple
             for side in (height, width)
         ]
         return near[0], near[1]
 
     def nearest_num_frames(self, num_frames: int) -> int:
         """Give the nearest number of frames that can be made."""
+        if self.lengths:
+            return min(self.lengths, key=lambda length: abs(length - num_frames))
         steps = math.floor((num_frames - 1) / self.frame_multiple + 0.5)
         return min(max(steps * self.frame_multiple + 1, self.min_frames), self._longest)
 
@@ -78,6 +87,24 @@ class Limits:
 def above_one(scale: float | None) -> bool:
     """Tell whether a pipeline reads a negative prompt at a guidance scale, None being its own."""
     return scale is None or scale > 1
+
+
+def _unchanged(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    return arguments
+
+
+@dataclass(frozen=True)
+class Modular:
+    """What is particular to a modular pipeline of diffusers, which is a chain of blocks.
+
+    Attributes:
+        workflow: The part of its blocks that makes videos from images; None for all blocks, which
+            choose by what they are given.
+        optional_parts: Components that it can do without.
+    """
+
+    workflow: str | None = None
+    optional_parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,6 +126,10 @@ class VideoFamily:
         takes_sigmas: Its `__call__` takes the sigmas of the steps.
         is_guided: Whether its pipeline reads a negative prompt, at a guidance scale or, with None,
             at its own.
+        call: Rewrites the arguments of a call where its words are others than everybody's.
+        modular: Set if its pipeline is a modular one.
+        packages: Packages besides ours that its pipeline needs.
+        makes_sound: It makes sound as well, which is not written.
     """
 
     name: str
@@ -113,6 +144,10 @@ class VideoFamily:
     takes_start_step: bool = False
     takes_sigmas: bool = False
     is_guided: Callable[[float | None], bool] = above_one
+    call: Callable[[Any, dict[str, Any]], dict[str, Any]] = _unchanged
+    modular: Modular | None = None
+    packages: tuple[str, ...] = ()
+    makes_sound: bool = False
 
     def check(
         self,
@@ -149,6 +184,11 @@ class VideoFamily:
             )
         if self.takes_text and prompt is None:
             raise ConfigError(f"{self.name} needs a prompt.", fix="say what happens: `prompt`.")
+        if guidance_scale is not None and not limits.has_guidance:
+            raise ConfigError(
+                f"This model of {self.name} has guidance built in, and no guidance scale.",
+                fix="leave `guidance_scale` out.",
+            )
         if negative_prompt:
             self._check_guidance(limits, guidance_scale)
         if guidance_scale_2 is not None:
@@ -277,6 +317,8 @@ class VideoFamily:
         if near == asked:
             return
         rule = f"both must divide by {limits.size_multiple}"
+        if limits.min_side > limits.size_multiple:
+            rule += f", and be {limits.min_side} or more"
         if limits.is_fixed_size:
             rule = "it makes one size only"
         elif limits.is_square:
@@ -288,6 +330,9 @@ class VideoFamily:
 
 
 def _lengths(limits: Limits) -> str:
+    if limits.lengths:
+        named = [str(length) for length in limits.lengths]
+        return ", ".join(named if len(named) < 7 else [*named[:5], "...", named[-1]])
     if limits.min_frames == limits.max_frames:
         return f"{limits.min_frames}"
     least = f"{limits.min_frames} or more"
