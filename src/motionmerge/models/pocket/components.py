@@ -66,6 +66,11 @@ def attention_kernel(device: torch.device) -> Iterator[None]:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(kept)
 
 
+def pocket_scheduler() -> DynamicRescaleDDIMScheduler:
+    """Build the scheduler that the model denoises with."""
+    return DynamicRescaleDDIMScheduler(base_scale=1.0)
+
+
 def build_pocket_model(*, with_adapter: bool = True, seed: int = 0) -> PocketModel:
     """The pocket model with random weights drawn from `seed`."""
     with torch.random.fork_rng():
@@ -101,7 +106,7 @@ def build_pocket_model(*, with_adapter: bool = True, seed: int = 0) -> PocketMod
             image_encoder=build_image_encoder(),
             autoencoder=autoencoder,
             tokenizer=PocketTokenizer(),
-            scheduler=DynamicRescaleDDIMScheduler(base_scale=1.0),
+            scheduler=pocket_scheduler(),
         )
     if with_adapter:
         add_pocket_adapter(unet)
