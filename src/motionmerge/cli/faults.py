@@ -46,6 +46,8 @@ SETTING_TO_FLAG: Mapping[str, str] = {
     "guidance_scale": "--guidance",
     "guidance_scale_2": "--guidance-2",
     "start_step": "--start-step",
+    "sigmas": "--sigmas",
+    "shift": "--shift",
     "last_image": "--last-image",
     "boundary": "--boundary",
     "dtype": "--dtype",

@@ -61,7 +61,7 @@ def _call_kandinsky_6(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any
     if is_distilled and arguments.setdefault("guidance_scale", 1.0) != 1:
         raise ConfigError(
             "This model of kandinsky-6 is distilled: its guidance scale is 1.",
-            fix="leave guidance_scale (--guidance) out.",
+            fix="leave `guidance_scale` out.",
         )
     return {**arguments, "sample_audio": has_sound}
 
