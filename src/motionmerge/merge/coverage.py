@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
 from motionmerge.merge.sources import OpenInputs, Source
+from motionmerge.merge.unlike_names import nothing_matched
 from motionmerge.tensors import dtype_name, is_mergeable
 
 Missing = Literal["error", "keep"]
@@ -91,7 +92,9 @@ def check_coverage(
                 found.append(name)
                 _check_shapes(name, checkpoint.anchor, needed, inputs)
     if unmatched and not any(reached):
-        raise _nothing_matched(inputs)
+        raise nothing_matched(
+            {s.name: {n: inputs.shape(s, n) for n in inputs.names(s)} for s in inputs.sources}
+        )
     if unmatched and missing == "error":
         raise _one_sided(unmatched)
     matched = (name for name in names if all(inputs.has(s, name) for s in inputs.sources))
@@ -125,17 +128,6 @@ def _unknown_tensor(name: str, anchor: Source, held: Sequence[str]) -> Checkpoin
     return CheckpointError(
         f"`{anchor.name}` has no tensor `{name}`.",
         fix=f"Ask for one that it has, e.g. `{example[0]}`." if example else "Use another file.",
-    )
-
-
-def _nothing_matched(inputs: OpenInputs) -> CheckpointError:
-    examples = ", ".join(
-        f"`{source.name}` has e.g. `{next(iter(inputs.names(source)), '(no tensors)')}`"
-        for source in inputs.sources
-    )
-    return CheckpointError(
-        f"The inputs have no tensor name in common: {examples}.",
-        fix="Use checkpoints of one layout (`motionmerge convert` changes DynamiCrafter's).",
     )
 
 
