@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
-from motionmerge.merge.sources import OpenInputs, Source
+from motionmerge.io.quantised import UNQUANTISED, looks_like_codes
+from motionmerge.merge.lora_detection import check_whole_weights
+from motionmerge.merge.sources import MemoryTensors, OpenInputs, Source
 from motionmerge.merge.unlike_names import nothing_matched
 from motionmerge.tensors import dtype_name, is_mergeable
 
@@ -63,12 +65,13 @@ def check_coverage(
 
     Raises:
         CheckpointError: A name is missing on one side under `error`, or nothing matches at all.
-        ShapeError: Two inputs disagree about a tensor's shape, or one is not floating point.
+        ShapeError: Two inputs disagree about a tensor's shape, or one that a task vector would
+            change is not floating point.
         RecipeError: An `only(...)` matches no tensor.
         ConfigError: `missing` is neither `error` nor `keep`.
     """
-    if missing not in ("error", "keep"):
-        raise ConfigError(f"`missing` is {missing!r}.", fix="Use `error` (the default) or `keep`.")
+    check_missing(missing)
+    check_checkpoints(inputs)
     for checkpoint in checkpoints:
         held = inputs.names(checkpoint.anchor)
         for vector in checkpoint.vectors_inside():
@@ -76,6 +79,7 @@ def check_coverage(
         for name in names or ():
             if not inputs.has(checkpoint.anchor, name):
                 raise _unknown_tensor(name, checkpoint.anchor, held)
+    names_are_all = names is None
     if names is None:
         names = list(
             dict.fromkeys(name for source in inputs.sources for name in inputs.names(source))
@@ -91,19 +95,51 @@ def check_coverage(
             elif len(needed) > 1:
                 found.append(name)
                 _check_shapes(name, checkpoint.anchor, needed, inputs)
+    strangers: dict[str, str] = {}
+    if names_are_all:  # also what `only(...)` would hide: it fits nothing, whatever is selected
+        for checkpoint in checkpoints:
+            for source in checkpoint.sources():
+                strangers |= inputs.strangers(source)
+                unmatched |= dict.fromkeys(inputs.strangers(source), (checkpoint.anchor.name,))
     if unmatched and not any(reached):
-        raise nothing_matched(
-            {s.name: {n: inputs.shape(s, n) for n in inputs.names(s)} for s in inputs.sources}
-        )
+        raise nothing_matched({source.name: _held(source, inputs) for source in inputs.sources})
     if unmatched and missing == "error":
-        raise _one_sided(unmatched)
+        raise _one_sided(unmatched, strangers)
     matched = (name for name in names if all(inputs.has(s, name) for s in inputs.sources))
     return Coverage(tuple(matched), tuple(map(tuple, reached)), unmatched)
+
+
+def _held(source: Source, inputs: OpenInputs) -> dict[str, tuple[int, ...]]:
+    shapes = {name: inputs.shape(source, name) for name in inputs.names(source)}
+    return shapes | dict.fromkeys(inputs.strangers(source), ())
+
+
+def check_checkpoints(inputs: OpenInputs) -> None:
+    """Check that no input that stands for the weights of a model is a LoRA.
+
+    Raises:
+        CheckpointError: One is, or was saved with LoRA adapters in it.
+    """
+    for source in inputs.sources:
+        # A LoRA that is fitted to a model is a kind of `MemoryTensors`, with the model's names.
+        if not isinstance(source.origin, MemoryTensors) or type(source.origin) is MemoryTensors:
+            check_whole_weights(source.name, inputs.names(source))
+
+
+def check_missing(missing: str) -> None:
+    """Check the value of a `missing` argument.
+
+    Raises:
+        ConfigError: It is neither `error` nor `keep`.
+    """
+    if missing not in ("error", "keep"):
+        raise ConfigError(f"`missing` is {missing!r}.", fix="Use `error` (the default) or `keep`.")
 
 
 def _check_shapes(name: str, anchor: Source, needed: Iterable[Source], inputs: OpenInputs) -> None:
     shape, dtype = inputs.shape(anchor, name), inputs.dtype(anchor, name)
     if not is_mergeable(dtype, shape):
+        _refuse_codes(name, anchor, needed, inputs)
         return
     for source in needed:
         other = inputs.shape(source, name)
@@ -118,8 +154,25 @@ def _check_shapes(name: str, anchor: Source, needed: Iterable[Source], inputs: O
             raise ShapeError(
                 f"`{name}` is {dtype_name(dtype)} in `{anchor.name}` but "
                 f"{dtype_name(inputs.dtype(source, name))} in `{source.name}`.",
-                fix="Use unquantised weights of both.",
+                fix=UNQUANTISED,
             )
+
+
+def _refuse_codes(name: str, anchor: Source, needed: Iterable[Source], inputs: OpenInputs) -> None:
+    """Refuse to keep integers that a task vector should change.
+
+    Those of buffers (counters, indices) are integers in every input and no matrices of 8 bits.
+    """
+    shape, dtype = inputs.shape(anchor, name), inputs.dtype(anchor, name)
+    if dtype.is_floating_point or not shape:
+        return
+    moved = [source for source in needed if inputs.dtype(source, name).is_floating_point]
+    if moved or looks_like_codes(name, dtype, shape):
+        raise ShapeError(
+            f"`{name}` is {dtype_name(dtype)} {list(shape)} in `{anchor.name}`: integers, codes of "
+            "a quantised weight without a scale that is known, and a task vector would change it.",
+            fix=UNQUANTISED,
+        )
 
 
 def _unknown_tensor(name: str, anchor: Source, held: Sequence[str]) -> CheckpointError:
@@ -131,15 +184,20 @@ def _unknown_tensor(name: str, anchor: Source, held: Sequence[str]) -> Checkpoin
     )
 
 
-def _one_sided(unmatched: Mapping[str, tuple[str, ...]]) -> CheckpointError:
-    lines = [f"  {name} (not in {', '.join(lacking)})" for name, lacking in unmatched.items()]
+def _one_sided(
+    unmatched: Mapping[str, tuple[str, ...]], strangers: Mapping[str, str]
+) -> CheckpointError:
+    lines = [
+        f"  {name} ({strangers.get(name) or 'not in ' + ', '.join(lacking)})"
+        for name, lacking in unmatched.items()
+    ]
     listed = "\n".join(lines[:10] + ([f"  ... {len(lines) - 10} more"] if lines[10:] else []))
-    fix = "Pass missing='keep' (--missing keep): each expert keeps what its first checkpoint has."
+    fix = "Pass `missing='keep'`: each expert keeps what its first checkpoint has."
     if any(part in name for name in unmatched for part in ("temporal_adapter", ".fusion.")):
         fix = (
             "Add the adapter to the checkpoint that lacks it (`motionmerge convert --add-adapter`, "
             "or `unet.add_temporal_adapter()` and save); it starts as the identity. Or pass "
-            "missing='keep'."
+            "`missing='keep'`."
         )
     plural = "tensor is" if len(lines) == 1 else "tensors are"
     return CheckpointError(f"{len(lines)} {plural} missing on one side:\n{listed}", fix=fix)

@@ -7,20 +7,19 @@ Source: Hu et al. 2021 (arXiv 2106.09685).
 
 from __future__ import annotations
 
-import functools
 import math
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from motionmerge.errors import CheckpointError, RecipeError
+from motionmerge.errors import RecipeError
 from motionmerge.io.weights import open_weights
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint, TaskVector
-from motionmerge.merge.lora_fused import Fusion
-from motionmerge.merge.lora_names import LoraModule, ModelNames, group_keys
-from motionmerge.merge.lora_products import product, rows_of
+from motionmerge.merge.lora_keys import group_keys
+from motionmerge.merge.lora_placement import Piece, check_values, piece_shape, place, strength_of
+from motionmerge.merge.lora_products import difference, rows_of
 from motionmerge.merge.lora_scaling import LoraScaling
 from motionmerge.merge.sources import MemoryTensors, OpenInputs, Origin, Source, TensorSource
 from motionmerge.merge.terms import ATOM, is_number
@@ -29,104 +28,44 @@ from motionmerge.tensors import DType
 __all__ = ["Lora", "LoraScaling", "LoraTensors", "lora"]
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Rows of what a module of the file adds, and the rows of a tensor they go to; None: all."""
-
-    module: LoraModule
-    keys: Mapping[str, str]
-    rows: slice | None = None
-    place: slice | None = None
-
-
-_Gathered = dict[str, tuple[Fusion, dict[int, _Piece]]]
-"""By fused tensor of the model, the pieces for its parts, by number."""
-
-
 class LoraTensors(MemoryTensors):
     """A LoRA file as a source of differences, under the names of a model's tensors.
 
-    The rows of a fused projection are dealt over the model's single ones, and the other way round.
-    What fits no tensor of the model keeps the name that it has in the file, so that it is reported
-    as missing in the model.
+    What fits no tensor of the model is listed by `strangers`.
 
     Args:
         file: The open LoRA file.
         scaling: The settings beside it.
         shapes: Shape of each tensor of the model.
+        name: What to call it in errors.
 
     Raises:
-        CheckpointError: The file holds no LoRA, or one that is no task vector.
-        ShapeError: The rows of a fused projection are not those of its parts.
+        CheckpointError, ShapeError: As `place`.
     """
 
     def __init__(
-        self, file: TensorSource, scaling: LoraScaling, shapes: Mapping[str, tuple[int, ...]]
+        self,
+        file: TensorSource,
+        scaling: LoraScaling,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        name: str = "lora",
     ) -> None:
         super().__init__({})
         self._file, self._scaling, self._model_shapes = file, scaling, shapes
-        self._home: dict[str, list[_Piece]] = {}
-        modules, unknown = group_keys(file.keys())
-        if not modules:
-            raise CheckpointError(
-                f"The file holds no LoRA; its keys look like `{(unknown or ['(none)'])[0]}`.",
-                fix="Use a LoRA file, or subtract the base: `(tuned - base)`.",
-            )
-        names = ModelNames(shapes)
-        gathered: _Gathered = {}
-        for module in modules:
-            for of_bias in (False, True):
-                if keys := module.parts(of_bias=of_bias):
-                    self._place(module, keys, names, gathered, of_bias=of_bias)
-        for whole, (fusion, found) in gathered.items():
-            known = {number: self._num_rows(piece) for number, piece in found.items()}
-            rows = fusion.rows(known, shapes[whole][0], where=f"the LoRA for `{whole}`")
-            for number, piece in found.items():
-                self._add(whole, replace(piece, place=rows[number]))
-        for key in unknown:
-            self._add(key, _Piece(LoraModule(key), {"full": key}))
-
-    def _place(
-        self,
-        module: LoraModule,
-        keys: Mapping[str, str],
-        names: ModelNames,
-        gathered: _Gathered,
-        *,
-        of_bias: bool,
-    ) -> None:
-        """Find where a module's weight or bias goes; parts of a fused tensor are gathered first."""
-        piece = _Piece(module, keys)
-        if found := names.find(module.path, of_bias=of_bias):
-            for name in found:
-                self._add(name, piece)
-        elif dealt := names.find_parts(module.path, of_bias=of_bias):
-            fusion, denoisers = dealt
-            for parts in denoisers:
-                for name, rows in zip(parts, self._deal(fusion, piece, parts), strict=True):
-                    self._add(name, replace(piece, rows=rows))
-        elif fused := names.find_wholes(module.path, of_bias=of_bias):
-            fusion, number, wholes = fused
-            for whole in wholes:
-                gathered.setdefault(whole, (fusion, {}))[1][number] = piece
-        else:
-            for name in keys.values() if of_bias else [module.path]:
-                self._add(name, piece)
-
-    def _deal(self, fusion: Fusion, piece: _Piece, parts: Sequence[str]) -> Sequence[slice | None]:
-        if len(parts) == 1:
-            return [None]
-        known = {number: self._model_shapes[name][0] for number, name in enumerate(parts)}
-        return fusion.rows(
-            known, self._num_rows(piece), where=f"`{piece.module.path}` for `{parts[0]}`, ..."
-        )
-
-    def _add(self, name: str, piece: _Piece) -> None:
-        self._home.setdefault(name, []).append(piece)
+        self._name, self._is_checked = name, False
+        self._lora_keys = group_keys(file.keys())
+        self._placement = place(file, shapes, keys=self._lora_keys)
+        self._home = self._placement.home
 
     @classmethod
-    def fitted(cls, origin: Origin, anchor: Source) -> LoraTensors:
+    def fitted(cls, origin: Origin, anchor: Source, *, name: str = "lora") -> LoraTensors:
         """Open a LoRA file for the model that it will be added to; only headers are read.
+
+        Args:
+            origin: The file.
+            anchor: The model.
+            name: What to call the LoRA in errors.
 
         Raises:
             CheckpointError: The file cannot be read or holds no LoRA.
@@ -134,14 +73,52 @@ class LoraTensors(MemoryTensors):
         with OpenInputs([anchor]) as opened:
             shapes = {name: opened.shape(anchor, name) for name in opened.names(anchor)}
         if isinstance(origin, MemoryTensors):
-            return cls(origin, LoraScaling({}), shapes)
+            return cls(origin, LoraScaling(), shapes, name=name)
         reader = open_weights(origin)
-        fitted = cls(reader, LoraScaling.beside(origin, reader.metadata), shapes)
+        try:
+            scaling = LoraScaling.beside(origin, reader.metadata)
+            fitted = cls(reader, scaling, shapes, name=name)
+        except BaseException:
+            reader.close()
+            raise
         weakref.finalize(fitted, reader.close)
         return fitted
 
+    def strangers(self) -> Mapping[str, str]:
+        """List what of the file goes nowhere in the model, with the reason."""
+        return self._placement.strangers
+
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        """Return names and shapes of a model's tensors that would be just the file's layers."""
+        return {
+            f"{module.path}.{target}": piece_shape(
+                self._file, Piece(module, module.parts(target), module.path)
+            )
+            for module in self._lora_keys.modules
+            for target in module.targets()
+        }
+
+    def places(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Give, by module of the file, its path without wrappers and the tensors it changes."""
+        found: dict[str, tuple[str, tuple[str, ...]]] = {}
+        for name, pieces in self._home.items():
+            for piece in pieces:
+                _, names = found.get(piece.module.path, (piece.path, ()))
+                found[piece.module.path] = (piece.path, (*names, name))
+        return found
+
+    def check_values(self) -> None:
+        """Read the file once and look for NaN and infinity.
+
+        Raises:
+            CheckpointError: There are some.
+        """
+        if not self._is_checked:
+            check_values(self._file, self._lora_keys, name=self._name)
+            self._is_checked = True
+
     def keys(self) -> list[str]:
-        """Give the names of the model's tensors that change, and of what fits none."""
+        """Give the names of the model's tensors that change."""
         return list(self._home)
 
     def has(self, name: str) -> bool:
@@ -173,7 +150,8 @@ class LoraTensors(MemoryTensors):
         values = []
         for piece in pieces:
             parts = {part: self._file.read(key).float() for part, key in piece.keys.items()}
-            values.append(self._difference(piece, parts))
+            factor = strength_of(piece, self._file, self._scaling).factor
+            values.append(difference(parts, piece.rows, factor=factor, path=piece.module.path))
         if len(pieces) == 1 and pieces[0].place is None:
             return values[0].reshape(shape).contiguous()
         total = torch.zeros(shape)
@@ -182,56 +160,9 @@ class LoraTensors(MemoryTensors):
             place += value.reshape(place.shape)
         return total
 
-    def _shape(self, piece: _Piece) -> tuple[int, ...]:
+    def _shape(self, piece: Piece) -> tuple[int, ...]:
         """Give the shape of what a piece adds; nothing is read."""
-        empty = {
-            part: torch.empty(self._file.shape(key), device="meta")
-            for part, key in piece.keys.items()
-        }
-        return tuple(self._difference(piece, empty).shape)
-
-    def _num_rows(self, piece: _Piece) -> int:
-        return (*self._shape(piece), 1)[0]
-
-    def _difference(self, piece: _Piece, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Compute what a module's weight or bias gains.
-
-        Raises:
-            CheckpointError: The parts are incomplete or do not fit together.
-        """
-        if piece.module.path.startswith("base_model.") and _is_line(parts.get("lokr_w2")):
-            raise CheckpointError(
-                f"`{piece.module.path}` is a LoKr of a 1-d convolution, which peft multiplies in "
-                "an order of its own.",
-                fix="Merge it with peft, and use the difference to the base.",
-            )
-        try:
-            terms = [rows_of(parts[part], piece.rows) for part in ("full", "bias") if part in parts]
-            multiplied = product(parts, piece.rows)
-            if multiplied is not None:
-                terms.append(multiplied * self._factor(piece.module))
-            return functools.reduce(lambda total, more: total + more.view_as(total), terms)
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            found = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in parts.items())
-            raise CheckpointError(
-                f"The LoRA of `{piece.module.path}` is incomplete or damaged: it has {found}.",
-                fix="Download the file again.",
-            ) from error
-
-    def _factor(self, module: LoraModule) -> float:
-        """Give alpha / rank; a LoKr of two whole matrices has no rank in the file."""
-        ranked = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
-        found = (self._file.shape(module.keys[part])[0] for part in ranked if part in module.keys)
-        alpha = module.keys.get("alpha")
-        return self._scaling.factor(
-            module.path,
-            rank=next(found, None),
-            alpha=None if alpha is None else float(self._file.read(alpha)),
-        )
-
-
-def _is_line(kernel: torch.Tensor | None) -> bool:
-    return kernel is not None and kernel.ndim == 3
+        return piece_shape(self._file, piece)
 
 
 @dataclass(frozen=True)
@@ -255,7 +186,7 @@ class Lora(TaskVector):
         origin = origins.get(self.source.name, self.source.origin)
         if origin is None or anchor.origin is None or isinstance(origin, LoraTensors):
             return replace(self, source=replace(self.source, origin=origin))
-        fitted = LoraTensors.fitted(origin, anchor)
+        fitted = LoraTensors.fitted(origin, anchor, name=self.source.name)
         return replace(self, source=replace(self.source, origin=fitted))
 
     def sources(self, name: str | None = None) -> Iterator[Source]:
@@ -277,8 +208,9 @@ def lora(file: str | Path | Checkpoint | Mapping[str, torch.Tensor], scale: floa
         scale * alpha / rank * up @ down
 
     Styles of keys: diffusers and peft, kohya and LyCORIS (LoHa, LoKr), Wan and Lightning. Keys that
-    fit no tensor of the model are an error unless missing tensors are allowed (`missing="keep"`). A
-    model with two denoisers gets it in both; restrict it with `only(..., "transformer_2.*")`.
+    fit no tensor of the model, and whole weights, are an error unless missing tensors are allowed
+    (`missing="keep"`). A model with two denoisers gets it in both, unless the file itself names
+    `transformer_2.`; restrict it with `only(..., "transformer_2.*")`.
 
     Args:
         file: A path, an input of a recipe, or the tensors of such a file.

@@ -1,161 +1,210 @@
-"""Which tensor of a model a key of a LoRA file belongs to, in the styles that people publish.
+"""Which tensor of a model a module of a LoRA file belongs to, in the styles that people publish.
 
-    transformer.blocks.0.attn1.to_q.lora_A.weight            diffusers, peft
-    lora_unet_down_blocks_0_attentions_0_..._to_q.lora_down.weight       kohya, LyCORIS
-    diffusion_model.blocks.0.self_attn.q.lora_down.weight    Wan and Lightning, original names
+    transformer.blocks.0.attn1.to_q          diffusers, peft
+    lora_unet_down_blocks_0_..._to_q         kohya, LyCORIS
+    diffusion_model.blocks.0.self_attn.q     Wan and Lightning, original names
 
-A key is a module's path and a part. Paths are compared without prefixes, with underscores for dots
-(kohya's have lost them) and in the names of diffusers.
+Paths are compared without wrappers, with underscores for dots (kohya's have lost them) and in the
+names of diffusers. A spelling that is nearer to the file's own is tried first, so that a model
+whose own names begin like a wrapper (`model.`) keeps them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from motionmerge.errors import CheckpointError
 from motionmerge.merge.lora_fused import Fusion, parts_of, wholes_of
 from motionmerge.merge.original_names import to_diffusers
 from motionmerge.merge.sources import MODULES
 
-_ADAPTER = r"(?:\.\w+)?"
-_PARTS: tuple[tuple[str, str], ...] = (
-    ("down", rf"(?:\.lora_A{_ADAPTER}|[._]lora(?:_linear_layer)?[._]down)\.weight"),
-    ("up", rf"(?:\.lora_B{_ADAPTER}|[._]lora(?:_linear_layer)?[._]up)\.weight"),
-    ("mid", r"\.lora_mid\.weight"),
-    ("alpha", r"\.alpha"),
-    ("bias", r"\.(?:diff_b|b_norm)"),
-    ("up_bias", rf"\.lora_B{_ADAPTER}\.bias"),
-    ("full", r"\.(?:diff|w_norm)"),
-    *((part, rf"\.{part}") for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")),
-    *((part, rf"\.{part}") for part in ("hada_t1", "hada_t2", "lokr_t2")),
-    *((part, rf"\.{part}") for part in ("lokr_w1", "lokr_w1_a", "lokr_w1_b")),
-    *((part, rf"\.{part}") for part in ("lokr_w2", "lokr_w2_a", "lokr_w2_b")),
-)
-_MAGNITUDE = re.compile(r"\.(dora_scale|lora_magnitude_vector)\b")
+_BETWEEN = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What torch puts between the names of a compiled, sharded or checkpointed model."""
+_BETWEEN_FLAT = re.compile(rf"_(?:{'|'.join(_BETWEEN)})(?=_|$)")
 
 _WRAPPER = re.compile(
-    r"^(base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|lora_unet_|lora_transformer_"
-    r"|lycoris_)"
+    r"^(?:(?:base_model\.model|model\.diffusion_model|diffusion_model|module|pipe\.dit|dit|model)\."
+    r"|lora_unet__?|lora_transformer_|lycoris_|Hunyuan_video_I2V_lora_)"
 )
-_MODULE = re.compile(rf"^({'|'.join(sorted(MODULES, key=len, reverse=True))})\.")
-_PARTICULAR = ("transformer_2", "image_projector")
+_MODULE = re.compile(rf"^(?:{'|'.join(sorted(MODULES, key=len, reverse=True))})\.")
+_PARTICULAR = ("transformer_2.", "image_projector.")
+_OTHER_COMPONENT = re.compile(
+    r"^(?:base_model\.model\.)?(text_encoder(?:_\d)?|text_encoders|vae|first_stage_model"
+    r"|conditioner|cond_stage_model)[._]|^lora_(te\d?)_"
+)
 
-_KEYS = tuple((part, re.compile(rf"^(.+?){tail}$")) for part, tail in _PARTS)
 
-
-@dataclass
-class LoraModule:
-    """What a LoRA file holds for one module of the model.
+@dataclass(frozen=True)
+class Found:
+    """Where a path of a LoRA file leads.
 
     Attributes:
-        path: The module, as the file spells it.
-        keys: The file's key of each part: `down`, `up`, `up_bias`, `mid`, `alpha`, `full` and
-            `bias` (plain differences), and those of LyCORIS by their own names.
+        path: The path without what wraps it, as the spelling has it that fits the model.
+        names: The tensor in every denoiser that is meant.
     """
 
     path: str
-    keys: dict[str, str] = field(default_factory=dict)
-
-    def parts(self, *, of_bias: bool) -> dict[str, str]:
-        """Give the keys that change the module's bias, or those that change its weight."""
-        return {
-            part: key
-            for part, key in self.keys.items()
-            if part != "alpha" and (part in ("bias", "up_bias")) is of_bias
-        }
+    names: tuple[str, ...]
 
 
-def group_keys(keys: Iterable[str]) -> tuple[list[LoraModule], list[str]]:
-    """Sort the keys of a LoRA file into modules; the second list is what belongs to none.
+@dataclass(frozen=True)
+class FoundParts:
+    """The tensors over which the rows of a fused module are dealt.
 
-    Raises:
-        CheckpointError: It is a DoRA, whose effect is no sum with the weights.
+    Attributes:
+        path: See `Found`.
+        fusion: What is fused.
+        denoisers: For every denoiser that is meant, the tensor of each part.
     """
-    modules: dict[str, LoraModule] = {}
-    unknown = []
-    for key in keys:
-        if _MAGNITUDE.search(key):
-            raise CheckpointError(
-                f"`{key}` makes this a DoRA, which rescales the weights: it is no task vector.",
-                fix="Merge it with the tool that trained it, and use the difference to the base.",
-            )
-        for part, pattern in _KEYS:
-            if found := pattern.match(key):
-                module = modules.setdefault(found[1], LoraModule(found[1]))
-                module.keys[part] = key
-                break
-        else:
-            unknown.append(key)
-    return list(modules.values()), unknown
+
+    path: str
+    fusion: Fusion
+    denoisers: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class FoundWhole:
+    """The fused tensors that a module is a part of.
+
+    Attributes:
+        path: See `Found`.
+        fusion: What is fused.
+        number: Which of the parts it is.
+        names: The fused tensor in every denoiser that is meant.
+    """
+
+    path: str
+    fusion: Fusion
+    number: int
+    names: tuple[str, ...]
 
 
 class ModelNames:
-    """The tensor names of a model, to be found by the module paths of LoRA files.
+    """The tensor names of a model, to be found by the module paths of a LoRA file.
 
     Args:
         names: Names of the model's tensors, with or without a module's prefix (`unet.`).
+        paths: The paths of the file. If one begins with `transformer_2.` or `image_projector.`,
+            one that begins with another module's name means that module alone.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._weights: dict[str, dict[str, str]] = {}
-        self._biases: dict[str, dict[str, str]] = {}
+    def __init__(self, names: Iterable[str], paths: Iterable[str] = ()) -> None:
+        self._weights: dict[str, dict[str, list[tuple[int, str, str]]]] = {}
+        self._biases: dict[str, dict[str, list[tuple[int, str, str]]]] = {}
+        self._exact = any(
+            module in _PARTICULAR for path in paths for _, module, _ in _unwrapped(path)
+        )
         for name in names:
-            unwrapped = _WRAPPER.sub("", name)
-            path = _MODULE.sub("", unwrapped)
-            denoiser = unwrapped.removesuffix(path)
-            index = self._biases if path.endswith(".bias") else self._weights
-            flat = _flat(path.removesuffix(".bias").removesuffix(".weight"))
-            index.setdefault(flat, {})[denoiser] = name
+            self._add(name)
+
+    def _add(self, name: str) -> None:
+        index = self._biases if name.endswith(".bias") else self._weights
+        spellings = list(_unwrapped(name.removesuffix(".bias").removesuffix(".weight")))
+        module = spellings[-1][1]
+        for level, owner, path in spellings:
+            if owner == module:  # not `transformer.x` of a pipeline's folder, but `x`
+                index.setdefault(_flat(path), {}).setdefault(module, []).append((level, path, name))
+
+    def find(self, path: str, *, of_bias: bool) -> Found | None:
+        """Find the bias of a module, or its weight or bare parameter.
+
+        Raises:
+            CheckpointError: Several tensors of one denoiser have this name but for punctuation.
+        """
+        for _, module, rest in _unwrapped(path):
+            if found := self._of(_flat(rest), rest, module, of_bias=of_bias):
+                return Found(rest, tuple(found.values()))
+        return None
 
     def weights(self, path: str) -> list[str]:
-        """Find the weight (or bare parameter) of a module, in every denoiser that has it.
+        """List the weights (or bare parameters) of a module, in every denoiser that has it."""
+        found = self.find(path, of_bias=False)
+        return list(found.names) if found else []
 
-        A path that begins with `transformer_2.` or `image_projector.` means that one alone.
-        """
-        return self.find(path, of_bias=False)
-
-    def find(self, path: str, *, of_bias: bool) -> list[str]:
-        """Find the bias of a module, or its weight, like `weights`."""
-        for flat in _spellings(path):
-            if found := self._of(flat, path, of_bias=of_bias):
-                return list(found.values())
-        return []
-
-    def find_parts(
-        self, path: str, *, of_bias: bool
-    ) -> tuple[Fusion, list[tuple[str, ...]]] | None:
-        """Find the tensors over which the rows of a fused module are dealt, for every denoiser."""
-        for flat in _spellings(path):
-            for fusion, parts in parts_of(flat):
-                found = [self._of(part, path, of_bias=of_bias) for part in parts]
-                denoisers = [d for d in found[0] if all(d in names for names in found)]
-                if denoisers:
-                    return fusion, [tuple(names[d] for names in found) for d in denoisers]
+    def find_parts(self, path: str, *, of_bias: bool) -> FoundParts | None:
+        """Find the tensors over which the rows of a fused module are dealt."""
+        for _, module, rest in _unwrapped(path):
+            for fusion, parts in parts_of(_flat(rest)):
+                found = [self._of(part, rest, module, of_bias=of_bias) for part in parts]
+                shared = [d for d in found[0] if all(d in names for names in found)]
+                if shared:
+                    dealt = tuple(tuple(names[d] for names in found) for d in shared)
+                    return FoundParts(rest, fusion, dealt)
         return None
 
-    def find_wholes(self, path: str, *, of_bias: bool) -> tuple[Fusion, int, list[str]] | None:
-        """Find the fused tensor that a module is a part of, and its number among the parts."""
-        for flat in _spellings(path):
-            for fusion, number, whole in wholes_of(flat):
-                if found := self._of(whole, path, of_bias=of_bias):
-                    return fusion, number, list(found.values())
+    def find_whole(self, path: str, *, of_bias: bool) -> FoundWhole | None:
+        """Find the fused tensor that a module is a part of."""
+        for _, module, rest in _unwrapped(path):
+            for fusion, number, whole in wholes_of(_flat(rest)):
+                if found := self._of(whole, rest, module, of_bias=of_bias):
+                    return FoundWhole(rest, fusion, number, tuple(found.values()))
         return None
 
-    def _of(self, flat: str, path: str, *, of_bias: bool) -> dict[str, str]:
+    def _of(self, flat: str, path: str, module: str, *, of_bias: bool) -> dict[str, str]:
         """Give a module's tensor in every denoiser that is meant, by the denoiser's prefix."""
         named = (self._biases if of_bias else self._weights).get(flat, {})
-        meant = next((name for name in _PARTICULAR if path.startswith(f"{name}.")), None)
-        return {d: name for d, name in named.items() if meant is None or d == f"{meant}."}
+        return {
+            denoiser: _nearest(candidates, path)
+            for denoiser, candidates in named.items()
+            if self._is_meant(denoiser, module, named)
+        }
+
+    def _is_meant(self, denoiser: str, module: str, named: Iterable[str]) -> bool:
+        if module in _PARTICULAR:
+            return denoiser == module
+        if module and self._exact:
+            return denoiser in (module, "")
+        # The image projector is no denoiser: it is meant only if nothing else has such a name.
+        return denoiser != "image_projector." or set(named) == {denoiser}
 
 
-def _spellings(path: str) -> Iterator[str]:
-    """Give what a path may mean, its prefixes taken away one by one."""
-    yield _flat(path)
-    unwrapped = _WRAPPER.sub("", path)
-    yield _flat(unwrapped)
-    yield _flat(_MODULE.sub("", unwrapped))
+def component_of(path: str) -> str:
+    """Name the part of a pipeline that a path of a LoRA file begins with; empty if it does not."""
+    if other := _OTHER_COMPONENT.match(path):
+        return other[1] or other[2]
+    return next((module.rstrip(".") for _, module, _ in _unwrapped(path) if module), "")
+
+
+def is_other_component(path: str) -> bool:
+    """Tell whether a path belongs to a part of a pipeline that is never merged (`text_encoder`)."""
+    return _OTHER_COMPONENT.match(path) is not None
+
+
+def bare_path(path: str) -> str:
+    """Take every wrapper and a module's name off a path."""
+    *_, (_, _, rest) = _unwrapped(path)
+    return rest
+
+
+def _unwrapped(path: str) -> Iterator[tuple[int, str, str]]:
+    """Give what a path may mean: how much was taken off it, the module that named, and the rest."""
+    rest = ".".join(part for part in path.split(".") if part not in _BETWEEN)
+    module, rest, level = "", _BETWEEN_FLAT.sub("", rest), 0
+    yield level, module, rest
+    while True:
+        if not module and (found := _MODULE.match(rest)):
+            module = found[0]
+        else:
+            found = _WRAPPER.match(rest)
+        if found is None or found.end() == len(rest):
+            return
+        level, rest = level + 1, rest[found.end() :]
+        yield level, module, rest
+
+
+def _nearest(candidates: list[tuple[int, str, str]], path: str) -> str:
+    """Choose the tensor whose name is spelled like a path, of those that are wrapped least."""
+    least = min(level for level, _, _ in candidates)
+    names = [(spelled, name) for level, spelled, name in candidates if level == least]
+    exact = [name for spelled, name in names if spelled == path]
+    if len(names) > 1 and len(exact) != 1:
+        raise CheckpointError(
+            f"`{path}` of the LoRA may be " + " or ".join(f"`{name}`" for _, name in names) + ".",
+            fix="Write the layer in the LoRA file with the dots of the model's own name.",
+        )
+    return exact[0] if exact else names[0][1]
 
 
 def _flat(path: str) -> str:

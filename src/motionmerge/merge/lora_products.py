@@ -9,16 +9,67 @@ Source: Hu et al. 2021 (arXiv 2106.09685); LyCORIS, Yeh et al. 2023 (arXiv 2309.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
+from motionmerge.errors import CheckpointError
 from motionmerge.lazy_torch import torch
+
+_PLAIN = ("full", "bias", "modulation")
+"""Parts that are added as they are."""
+
+
+def difference(
+    parts: Mapping[str, torch.Tensor], rows: slice | None, *, factor: float, path: str
+) -> torch.Tensor:
+    """Compute what a module's weight, bias or modulation gains: plain parts + factor * product.
+
+    Args:
+        parts: By the names of `lora_keys`.
+        rows: Which rows of the result are wanted; None: all.
+        factor: Alpha / rank.
+        path: The module, as the file spells it.
+
+    Raises:
+        CheckpointError: The parts are incomplete or do not fit together.
+    """
+    if path.startswith("base_model.") and _is_line(parts.get("lokr_w2")):
+        raise CheckpointError(
+            f"`{path}` is a LoKr of a 1-d convolution, which peft multiplies in an order of its "
+            "own.",
+            fix="Merge it with peft, and use the difference to the base.",
+        )
+    try:
+        terms = [rows_of(parts[part], rows) for part in _PLAIN if part in parts]
+        multiplied = product(parts, rows)
+        if multiplied is not None:
+            terms.append(multiplied * factor)
+        return functools.reduce(lambda total, more: total + more.view_as(total), terms)
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        found = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in parts.items())
+        raise CheckpointError(
+            f"The LoRA of `{path}` is incomplete or damaged: it has {found}.",
+            fix="Download the file again.",
+        ) from error
+
+
+def difference_shape(
+    shapes: Mapping[str, tuple[int, ...]], rows: slice | None, *, path: str
+) -> tuple[int, ...]:
+    """Give the shape of `difference` for parts of these shapes.
+
+    Raises:
+        CheckpointError: The parts are incomplete or do not fit together.
+    """
+    empty = {part: torch.empty(shape, device="meta") for part, shape in shapes.items()}
+    return tuple(difference(empty, rows, factor=1.0, path=path).shape)
 
 
 def product(parts: Mapping[str, torch.Tensor], rows: slice | None) -> torch.Tensor | None:
     """Multiply the parts of a module, without alpha and scale; None if they are no product.
 
     Args:
-        parts: By the names of `lora_names`.
+        parts: By the names of `lora_keys`.
         rows: Which rows of the result are wanted, that is which output channels; None: all.
 
     Raises:
@@ -66,3 +117,7 @@ def _factor(parts: Mapping[str, torch.Tensor], name: str, *, tucker: str | None)
     if tucker is not None and tucker in parts:
         return torch.einsum("pq...,po,qi->oi...", parts[tucker], first, second)
     return first @ second
+
+
+def _is_line(kernel: torch.Tensor | None) -> bool:
+    return kernel is not None and kernel.ndim == 3

@@ -1,68 +1,120 @@
-"""What stands beside a LoRA file about its strength: alpha, for all layers or for some."""
+"""How strong a layer of a LoRA is: alpha / rank, from the file itself or from what is beside it.
+
+The first of these that knows counts: the layer's alpha in the file, the settings that diffusers
+writes into the header, plain keys of the header, `adapter_config.json`. If none does, it is 1.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from motionmerge.errors import CheckpointError
+from motionmerge.merge.lora_names import component_of
+from motionmerge.merge.lora_patterns import PatternError, first_match
+from motionmerge.merge.lora_settings import (
+    ByComponent,
+    LoraSettings,
+    settings_of_file,
+    settings_of_header,
+)
 
-_METADATA_KEY = "lora_adapter_metadata"
-_CONFIG_FILE = "adapter_config.json"
+ALPHA_KEY = "the file's alpha"
+NO_ALPHA = "no alpha"
+
+
+@dataclass(frozen=True)
+class Strength:
+    """The factor of a layer's product.
+
+    Attributes:
+        factor: Alpha / rank.
+        alpha: Alpha; None if nothing knows it.
+        origin: Where alpha stands, in words.
+        rank: The rank that it is divided by; None if nothing knows it.
+    """
+
+    factor: float
+    alpha: float | None
+    origin: str
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
 class LoraScaling:
-    """What the settings beside a LoRA file say about alpha, where the file has no alpha keys.
+    """What stands beside a LoRA file about alpha.
 
     Attributes:
-        settings: Those of peft: `lora_alpha` (`alpha` of LoHa and LoKr), `alpha_pattern`, `r`,
-            `use_rslora`; empty if nothing is known.
+        settings: All of `adapter_config.json`; empty if there is none.
+        known: The settings, those that count most first.
     """
 
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    known: Sequence[ByComponent] = ()
 
     @classmethod
     def beside(cls, path: Path, metadata: Mapping[str, str]) -> LoraScaling:
-        """Read the header of a file that diffusers saved, or the `adapter_config.json` of peft.
+        """Read the header of a file, and the `adapter_config.json` of peft.
 
         Raises:
-            CheckpointError: They are no JSON.
+            CheckpointError: They are damaged, contradict each other, or change more than alpha.
         """
-        config = (path if path.is_dir() else path.parent) / _CONFIG_FILE
-        try:
-            if _METADATA_KEY in metadata:
-                found = json.loads(metadata[_METADATA_KEY])
-                return cls({key.partition(".")[2] or key: found[key] for key in found})
-            if config.is_file() and (path.is_dir() or path.stem == "adapter_model"):
-                return cls(json.loads(config.read_text(encoding="utf-8")))
-        except (ValueError, AttributeError, OSError) as error:
-            raise CheckpointError(
-                f"The LoRA settings of {path} cannot be read: {error}.",
-                fix="Save the LoRA again, or remove its settings and scale it yourself.",
-            ) from error
-        return cls({})
+        header = settings_of_header(metadata, where=str(path))
+        raw, own = settings_of_file(path)
+        return cls(raw, [*header, own] if own else header)
 
-    def factor(self, path: str, *, rank: int | None, alpha: float | None) -> float:
+    def strength(self, path: str, *, layer: str, rank: int | None, alpha: float | None) -> Strength:
         """Give alpha / rank of a module; 1 if alpha or the rank is unknown.
 
         Args:
-            path: The module.
+            path: The module as the file spells it; its beginning names the part of the pipeline.
+            layer: The module as the model spells it, without wrappers, for patterns.
             rank: Rank of its factors, if they tell.
-            alpha: Alpha as the file has it, which the settings do not overrule.
+            alpha: Alpha as the file has it, which nothing overrules.
+
+        Raises:
+            CheckpointError: A pattern is none, or several settings may be meant.
         """
         if alpha is not None:
-            return 1.0 if rank is None else alpha / rank
-        given = self.settings.get("lora_alpha", self.settings.get("alpha"))
-        for pattern, value in (self.settings.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", path):
-                given = value
-        rank = rank or self.settings.get("r")
-        if given is None or rank is None:
-            return 1.0
-        return float(given) / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
+            return Strength(1.0 if rank is None else alpha / rank, alpha, ALPHA_KEY, rank)
+        for settings in self.known:
+            own = _of_component(settings, component_of(path), path)
+            if own is not None:
+                given = _special(own.alpha_pattern, own.alpha, layer, own.origin)
+                ranked = rank or _special(own.rank_pattern, own.rank, layer, own.origin)
+                if given is not None and ranked is not None:
+                    root = math.sqrt(ranked) if own.rank_stabilised else ranked
+                    return Strength(given / root, given, own.origin, int(ranked))
+        return Strength(1.0, None, NO_ALPHA, rank)
+
+
+def _of_component(settings: ByComponent, component: str, path: str) -> LoraSettings | None:
+    """Choose the settings of a part of the pipeline; of a path that names none, the only ones."""
+    if component in settings:
+        return settings[component]
+    if "" in settings or component:
+        return settings.get("")
+    several = list(settings.values())
+    if any(other != several[0] for other in several):
+        raise CheckpointError(
+            f"`{path}` of the LoRA names no part of the pipeline, and there are different settings "
+            f"for {', '.join(settings)}.",
+            fix="Save the LoRA with the part's name in front of its keys (`transformer.`).",
+        )
+    return several[0] if several else None
+
+
+def _special(
+    patterns: Mapping[str, float], default: float | None, layer: str, origin: str
+) -> float | None:
+    try:
+        found = first_match(patterns, layer)
+    except PatternError as error:
+        raise CheckpointError(
+            f"The patterns of {origin} cannot be used for `{layer}`: {error}.",
+            fix="Write the layers' names in `alpha_pattern` and `rank_pattern`.",
+        ) from error
+    return default if found is None else patterns[found]

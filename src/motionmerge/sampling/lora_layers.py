@@ -5,7 +5,7 @@ Source: LoRA, Hu et al. 2021 (arXiv 2106.09685).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,20 @@ from torch import nn
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
 from motionmerge.io.weights import open_weights
 from motionmerge.merge.algebra import Scaled, Sum, TaskVector
-from motionmerge.merge.lora import Lora, LoraScaling
-from motionmerge.merge.lora_names import LoraModule, ModelNames, group_keys
+from motionmerge.merge.coverage import Missing, check_missing
+from motionmerge.merge.lora import Lora
+from motionmerge.merge.lora_keys import LoraModule, group_keys
+from motionmerge.merge.lora_placement import (
+    Piece,
+    check_modules,
+    check_values,
+    place,
+    strength_of,
+)
+from motionmerge.merge.lora_products import rows_of
+from motionmerge.merge.lora_scaling import LoraScaling
 from motionmerge.merge.recipe import Recipe
-from motionmerge.merge.sources import MemoryTensors
+from motionmerge.merge.sources import MemoryTensors, TensorSource
 from motionmerge.sampling.switching import BARE_MODULE
 
 LoraSource = str | Path | Mapping[str, torch.Tensor]
@@ -27,7 +37,11 @@ LoraSource = str | Path | Mapping[str, torch.Tensor]
 OWN_MODEL = "memory:base"
 """The input of a recipe that stands for the model in the pipeline."""
 
-_PARTS = {"down", "up", "alpha", "up_bias", "bias"}
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+_SIGNED = {"down", "up", "up_bias"}
+"""Parts that a signed LoRA can have, beside a plain difference of a layer's bias."""
+_DENSE = "use it in dense experts: a recipe with `base + lora(...)` and `base` as an input."
 
 
 @dataclass(frozen=True)
@@ -54,99 +68,248 @@ class LoraLayer:
         return self.down.shape[0]
 
 
+@dataclass(frozen=True)
+class SignedLora:
+    """A LoRA as layers of the denoisers of a pipeline.
+
+    Attributes:
+        layers: For each denoiser, the LoRA's layers by name.
+        left_out: What of the file goes nowhere in them, with the reason.
+    """
+
+    layers: Mapping[str, Mapping[str, LoraLayer]]
+    left_out: Mapping[str, str]
+
+
 def read_lora(
-    source: LoraSource, denoisers: Mapping[str, nn.Module], *, name: str
-) -> dict[str, dict[str, LoraLayer]]:
+    source: LoraSource,
+    denoisers: Mapping[str, nn.Module],
+    *,
+    name: str,
+    missing: Missing = "error",
+) -> SignedLora:
     """Read a LoRA for the denoisers of a pipeline; it goes to every one that has its layers.
 
     Args:
         source: A file, or its tensors.
         denoisers: The modules by their names in the pipeline.
         name: What to call it in errors.
-
-    Returns:
-        For each denoiser, the LoRA's layers by name.
+        missing: What to do with layers that no denoiser has: `error`, or `keep` (go on without).
 
     Raises:
-        CheckpointError: It cannot be read, is no plain LoRA, or has layers that no denoiser has.
+        CheckpointError: It cannot be read, is no plain LoRA, holds NaN, or has layers that no
+            denoiser has (under `error`) or that PEFT cannot adapt.
         ShapeError: The matrices of a layer are no pair.
+        ConfigError: `missing` is neither `error` nor `keep`.
     """
+    check_missing(missing)
     if isinstance(source, Mapping):
-        tensors, scaling = dict(source), LoraScaling({})
-    else:
-        with open_weights(Path(source)) as reader:
-            tensors = {key: reader.read(key) for key in reader.keys()}  # noqa: SIM118
-            scaling = LoraScaling.beside(Path(source), reader.metadata)
-    modules, unknown = group_keys(tensors)
-    for module in modules:
-        if not {"down", "up"} <= module.keys.keys() <= _PARTS:
-            unknown += module.keys.values()
-    if unknown or not modules:
-        raise CheckpointError(
-            f"The LoRA `{name}` is not made of pairs of matrices alone: "
-            f"{len(unknown)} of its tensors are not, `{(unknown or ['(no tensors)'])[0]}` first.",
-            fix="use it in dense experts: a recipe with `base + lora(...)` and `base` as an input.",
-        )
-    prefixed = {
-        f"{denoiser}.{layer}.weight".removeprefix(f"{BARE_MODULE}."): (denoiser, layer)
-        for denoiser, module in denoisers.items()
-        for layer in _layers_with_weights(module)
-    }
-    model = ModelNames(prefixed)
+        return _read(MemoryTensors(source), LoraScaling(), denoisers, name, missing)
+    with open_weights(Path(source)) as reader:
+        scaling = LoraScaling.beside(Path(source), reader.metadata)
+        return _read(reader, scaling, denoisers, name, missing)
+
+
+def _read(
+    file: TensorSource,
+    scaling: LoraScaling,
+    denoisers: Mapping[str, nn.Module],
+    name: str,
+    missing: Missing,
+) -> SignedLora:
+    keys = group_keys(file.keys())
+    check_modules(file, keys)
+    for module in keys.modules:
+        _check_pair(module, file, name=name)
+    check_values(file, keys, name=name)
+    model = _Model(denoisers)
+    placement = place(file, model.shapes, keys=keys)
+    if not placement.home or (placement.strangers and missing == "error"):
+        raise _strangers(placement.strangers, name)
     found: dict[str, dict[str, LoraLayer]] = {denoiser: {} for denoiser in denoisers}
-    for lora_module in modules:
-        places = model.weights(lora_module.path)
-        if not places:
-            raise CheckpointError(
-                f"The LoRA `{name}` has the layer `{lora_module.path}`, which the model has not.",
-                fix="use a LoRA for this model and these denoisers.",
+    weights = {
+        tensor: pieces for tensor, pieces in placement.home.items() if tensor in model.layers
+    }
+    biases = dict(placement.home)
+    for tensor, pieces in weights.items():
+        del biases[tensor]
+        denoiser, layer = model.layers[tensor]
+        model.check_adaptable(denoiser, layer, lora=name)
+        bias = biases.pop(f"{tensor.removesuffix('.weight')}.bias", ())
+        for piece in pieces:
+            if not {"down", "up"} == piece.keys.keys():
+                raise _not_signed(piece, name)
+        found[denoiser][layer] = _layer(pieces, bias, model.shapes[tensor], file, scaling)
+    for pieces in biases.values():
+        raise _not_signed(pieces[0], name)
+    return SignedLora(found, placement.strangers)
+
+
+class _Model:
+    """The tensors of some denoisers, as a LoRA file may mean them.
+
+    Attributes:
+        shapes: Shape of each tensor, of quantised layers that of the weight which they stand for.
+        layers: By the name of a weight, its denoiser and its layer in it.
+    """
+
+    def __init__(self, denoisers: Mapping[str, nn.Module]) -> None:
+        self._denoisers = {
+            name: getattr(module, "_orig_mod", module) for name, module in denoisers.items()
+        }
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.layers: dict[str, tuple[str, str]] = {}
+        for denoiser, module in self._denoisers.items():
+            prefix = "" if denoiser == BARE_MODULE else f"{denoiser}."
+            for layer in _layers_with_weights(module):
+                child = module.get_submodule(layer)
+                path = f"{prefix}{layer}." if layer else prefix
+                self.layers[f"{path}weight"] = (denoiser, layer)
+                self.shapes[f"{path}weight"] = shape = _shape_of_weight(child)
+                if getattr(child, "bias", None) is not None:
+                    self.shapes[f"{path}bias"] = shape[:1]
+            for name, parameter in module.named_parameters():
+                leaf = name.rpartition(".")[2]
+                if leaf not in ("weight", "bias") and ".lora_" not in name:
+                    self.shapes.setdefault(f"{prefix}{name}", tuple(parameter.shape))
+
+    def check_adaptable(self, denoiser: str, layer: str, *, lora: str) -> None:
+        """Refuse a layer that PEFT has no adapter for.
+
+        Raises:
+            CheckpointError: Such a layer.
+            ConfigError: The layer alone is compiled, which keeps the one that it was made from.
+        """
+        if layer.rpartition(".")[2] == "_orig_mod":
+            raise ConfigError(
+                f"`{layer.removesuffix('._orig_mod')}` is compiled by itself, which would leave "
+                f"the layers of the LoRA `{lora}` out.",
+                fix="compile the whole denoiser or its blocks, not single layers.",
             )
-        _check_pair(lora_module, tensors, name=name)
-        for place in places:
-            denoiser, layer = prefixed[place]
-            found[denoiser][layer] = _layer(lora_module, tensors, scaling)
-    return found
+        child = self._denoisers[denoiser].get_submodule(layer)
+        is_linear = hasattr(child, "in_features") and hasattr(child, "out_features")
+        if (
+            not is_linear
+            and not isinstance(child, _CONVOLUTIONS)
+            and not hasattr(child, "base_layer")
+        ):
+            raise CheckpointError(
+                f"The LoRA `{lora}` changes `{layer}`, a {type(child).__name__}, to which PEFT "
+                "cannot add layers.",
+                fix=_DENSE,
+            )
 
 
 def _layers_with_weights(module: nn.Module) -> list[str]:
     """List the layers of a module; one with LoRAs counts once, without what is inside it."""
-    inside = [f"{name}." for name, child in module.named_modules() if hasattr(child, "base_layer")]
-    return [
-        name
+    children = {
+        name: child
         for name, child in module.named_modules()
-        if hasattr(child, "weight") and not name.startswith(tuple(inside))
-    ]
+        if getattr(child, "weight", None) is not None and not hasattr(child, "_orig_mod")
+    }
+    inside = tuple(f"{name}." for name, child in children.items() if hasattr(child, "base_layer"))
+    return [name for name in children if not name.startswith(inside)]
 
 
-def _check_pair(module: LoraModule, tensors: Mapping[str, torch.Tensor], *, name: str) -> None:
-    """Refuse matrices that have no rank in common, and an alpha that is no number."""
-    down, up = (list(tensors[module.keys[part]].shape) for part in ("down", "up"))
-    if min(len(down), len(up)) < 2 or down[0] != up[1] or down[0] == 0:
+def _shape_of_weight(layer: Any) -> tuple[int, ...]:
+    """Give the shape that a layer's weight has, or had before it was quantised and packed."""
+    layer = getattr(layer, "base_layer", layer)
+    if isinstance(getattr(layer, "in_features", None), int) and layer.weight.ndim <= 2:
+        return (layer.out_features, layer.in_features)
+    return tuple(layer.weight.shape)
+
+
+def _check_pair(module: LoraModule, file: TensorSource, *, name: str) -> None:
+    """Refuse matrices that have no rank in common."""
+    if not {"down", "up"} <= module.keys.keys():
+        return
+    down, up = (list(file.shape(module.keys[part])) for part in ("down", "up"))
+    if min(len(down), len(up)) < 2 or down[0] != up[1]:
         raise ShapeError(
             f"`{module.path}` of the LoRA `{name}` has the shapes {down} and {up}; expected "
             "[rank, inputs] and [outputs, rank], with a rank of 1 or more.",
             fix="download the file again.",
         )
-    if "alpha" in module.keys and tensors[module.keys["alpha"]].numel() != 1:
-        shape = list(tensors[module.keys["alpha"]].shape)
-        raise ShapeError(
-            f"The alpha of `{module.path}` in the LoRA `{name}` has shape {shape}; expected one "
-            "number.",
-            fix="download the file again.",
-        )
 
 
 def _layer(
-    module: LoraModule, tensors: Mapping[str, torch.Tensor], scaling: LoraScaling
+    weight: Sequence[Piece],
+    bias: Sequence[Piece],
+    shape: Sequence[int],
+    file: TensorSource,
+    scaling: LoraScaling,
 ) -> LoraLayer:
-    parts = {part: tensors[key] for part, key in module.keys.items()}
-    rank = parts["down"].shape[0]
-    alpha = float(parts["alpha"]) if "alpha" in parts else None
-    factor = scaling.factor(module.path, rank=rank, alpha=alpha)
-    bias = parts.get("up_bias")
-    if "bias" in parts:  # a plain difference, which alpha / rank does not scale
-        bias = parts["bias"] / factor + (0 if bias is None else bias)
-    return LoraLayer(parts["down"], parts["up"], factor * rank, bias)
+    """Put a layer together; parts of a fused one are stacked, each in its rows."""
+    pairs = [
+        (
+            file.read(piece.module.keys["down"]),
+            rows_of(file.read(piece.module.keys["up"]), piece.rows),
+        )
+        for piece in weight
+    ]
+    factors = [strength_of(piece, file, scaling).factor for piece in weight]
+    plain = any("bias" in piece.keys for piece in bias)
+    own = len(weight) == 1 and weight[0].place is None and (factors[0] != 0 or not plain)
+    if own and [piece.module for piece in bias] in ([], [weight[0].module]):
+        (down, up), factor = pairs[0], factors[0]
+    else:
+        down, up = _stacked(pairs, factors, [piece.place for piece in weight], rows=shape[0])
+        factor = 1.0
+    return LoraLayer(down, up, factor * down.shape[0], _bias(bias, shape[0], factor, file, scaling))
+
+
+def _stacked(
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    factors: Sequence[float],
+    places: Sequence[slice | None],
+    *,
+    rows: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Join pairs to one pair whose product has that of each in its rows, times its factor."""
+    down = torch.cat([down.float() for down, _ in pairs])
+    up = torch.zeros(rows, down.shape[0], *pairs[0][1].shape[2:])
+    start = 0
+    for (own, one), factor, rows_here in zip(pairs, factors, places, strict=True):
+        rows_of(up, rows_here)[:, start : start + own.shape[0]] = one.float() * factor
+        start += own.shape[0]
+    return down, up
+
+
+def _bias(
+    pieces: Sequence[Piece], rows: int, factor: float, file: TensorSource, scaling: LoraScaling
+) -> torch.Tensor | None:
+    """Add a layer's biases up, divided by the factor that the whole layer is multiplied with."""
+    if not pieces:
+        return None
+    total = torch.zeros(rows)
+    for piece in pieces:
+        here = rows_of(total, piece.place)
+        parts = {part: rows_of(file.read(key), piece.rows) for part, key in piece.keys.items()}
+        if "up_bias" in parts:
+            own = strength_of(piece, file, scaling).factor
+            here += parts["up_bias"].float() * (1.0 if own == factor else own / factor)
+        if "bias" in parts:  # a plain difference, which alpha / rank does not scale
+            here += parts["bias"].float() / factor
+    return total
+
+
+def _not_signed(piece: Piece, name: str) -> CheckpointError:
+    key = next((key for part, key in piece.keys.items() if part not in _SIGNED), None)
+    return CheckpointError(
+        f"The LoRA `{name}` is not made of pairs of matrices alone: "
+        f"`{key or next(iter(piece.keys.values()))}` cannot be used without dense weights.",
+        fix=_DENSE,
+    )
+
+
+def _strangers(strangers: Mapping[str, str], name: str) -> CheckpointError:
+    lines = [f"  `{key}` ({why})" for key, why in strangers.items()]
+    listed = "\n".join(lines[:10] + ([f"  ... {len(lines) - 10} more"] if lines[10:] else []))
+    return CheckpointError(
+        f"{len(lines)} of the layers or keys of the LoRA `{name}` cannot be used:\n{listed}",
+        fix="use a LoRA for this model and these denoisers, or go on without these layers: "
+        "`missing='keep'`.",
+    )
 
 
 def loras_of_recipe(

@@ -5,6 +5,7 @@ The bits are those of `realise`: the same pass over the same inputs computes the
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 
 from motionmerge.merge.algebra import Checkpoint, result_specs
-from motionmerge.merge.coverage import check_coverage
+from motionmerge.merge.coverage import Missing, check_coverage
 from motionmerge.merge.in_memory import TensorSink, bind, open_inputs
 from motionmerge.merge.pieces import Shapes
 from motionmerge.merge.plan import Job
@@ -24,6 +25,9 @@ from motionmerge.tensors import num_bytes
 
 GROUP_BYTES = 16 << 20
 """How much is computed at a time and then copied; the most memory that recomputing takes."""
+
+_SHOWN = 5
+"""Names in a warning of what is left out."""
 
 
 class RecomputedExpert(Mapping[str, torch.Tensor]):
@@ -126,6 +130,7 @@ def recomputed_experts(
     recipe: Recipe,
     inputs: Mapping[str, InputValue] | None = None,
     *,
+    missing: Missing = "error",
     like: Shapes | None = None,
 ) -> dict[str, RecomputedExpert]:
     """Give the experts of a recipe, none of whose tensors is computed yet.
@@ -134,6 +139,7 @@ def recomputed_experts(
         recipe: The recipe.
         inputs: Paths or state dicts that replace its inputs. A state dict is read again at every
             switch, so it must not change: not the live weights that are switched.
+        missing: `error`, or `keep`, which warns of what is left out; see `check_coverage`.
         like: As for `realise`.
 
     Raises:
@@ -143,7 +149,9 @@ def recomputed_experts(
     recipe.check_pins(origins, overridden=inputs)
     bound = bind(recipe, origins)
     with open_inputs(bound, False, like=like) as opened:
-        check_coverage(list(bound.values()), opened)
+        coverage = check_coverage(list(bound.values()), opened, missing=missing)
+        if coverage.unmatched:
+            warnings.warn(_left_out(coverage.unmatched), stacklevel=2)
         return {
             name: RecomputedExpert(checkpoint, result_specs(checkpoint, opened))
             for name, checkpoint in bound.items()
@@ -154,3 +162,12 @@ def can_recompute(recipe: Recipe, inputs: Mapping[str, InputValue] | None) -> bo
     """Tell whether all inputs are files, so that recomputing saves memory."""
     origins = recipe.origins(inputs)
     return all(isinstance(origin, (str, Path)) for origin in origins.values())
+
+
+def _left_out(unmatched: Mapping[str, tuple[str, ...]]) -> str:
+    names = [f"`{name}` (not in {', '.join(lacking)})" for name, lacking in unmatched.items()]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (
+        f"{len(names)} tensors are not merged, as one side lacks them: {', '.join(names[:_SHOWN])}"
+        f"{more}."
+    )

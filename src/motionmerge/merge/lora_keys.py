@@ -1,0 +1,183 @@
+"""The keys of a LoRA file, sorted into modules: a key is a module's path and a part.
+
+Styles: peft and diffusers (`lora_A`), kohya and LyCORIS (`lora_down`, `hada_`, `lokr_`), plain
+differences (`diff`, `diff_b`, and `diff_m` of a block's modulation). What other adapters are made
+of is known by name and refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from motionmerge.errors import CheckpointError
+
+_ADAPTER = r"(?:\.(?P<adapter>.+))?"
+_PARTS: tuple[tuple[str, str], ...] = (
+    ("down", rf"(?:\.lora_A{_ADAPTER}|[._]lora(?:_linear_layer)?[._]down)\.weight"),
+    ("up", rf"(?:\.lora_B{_ADAPTER}|[._]lora(?:_linear_layer)?[._]up)\.weight"),
+    ("mid", r"\.lora_mid\.weight"),
+    ("alpha", r"\.alpha"),
+    ("bias", r"\.(?:diff_b|b_norm)"),
+    ("up_bias", rf"(?:\.lora_B{_ADAPTER}|[._]lora(?:_linear_layer)?[._]up)\.bias"),
+    ("full", r"\.(?:diff|w_norm)"),
+    ("modulation", r"\.diff_m"),
+    *((part, rf"\.{part}") for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")),
+    *((part, rf"\.{part}") for part in ("hada_t1", "hada_t2", "lokr_t2")),
+    *((part, rf"\.{part}") for part in ("lokr_w1", "lokr_w1_a", "lokr_w1_b")),
+    *((part, rf"\.{part}") for part in ("lokr_w2", "lokr_w2_a", "lokr_w2_b")),
+)
+_KEYS = tuple((part, re.compile(rf"^(?P<path>.+?){tail}$")) for part, tail in _PARTS)
+
+_MAGNITUDE = re.compile(r"\.(dora_scale|lora_magnitude_vector)\b")
+_OTHER_KINDS = (
+    ("OFT", re.compile(r"\.oft_(?:diag|blocks|[rR])\b")),
+    ("BOFT", re.compile(r"\.boft_\w+\b")),
+    ("(IA)3", re.compile(r"\.(?:ia3_l|on_input)\b")),
+    ("GLoRA", re.compile(r"\.[ab][12]\.weight$|\.glora_\w+\b")),
+    ("AdaLoRA", re.compile(r"\.(?:lora_E|ranknum)\b")),
+    ("VeRA", re.compile(r"\.vera_\w+\b")),
+    ("LoRA of an embedding", re.compile(r"\.lora_embedding_[AB]\b")),
+    ("whole weight to set (`set_weight`)", re.compile(r"\.set_weight$")),
+    ("LoRA that reshapes its layer (`reshape_weight`)", re.compile(r"\.reshape_weight$")),
+)
+_OF_ADAPTERS = re.compile(
+    r"[._]lora(?:_linear_layer)?[._](?:up|down|A|B|mid|E|embedding|magnitude)|\.hada_[wt][12]"
+    r"|\.lokr_[wt][12]|\.diff(?:_[bm])?$|\.dora_scale$|\.oft_|\.boft_|\.ia3_l|\.glora_|\.vera_"
+)
+"""Found in the keys of adapters, and in no model's."""
+
+_FIX_OTHER = "Merge it with the tool that made it, and use the difference to the base."
+
+_TARGETS = {"bias": "bias", "up_bias": "bias", "modulation": "modulation"}
+"""What of a module a part changes, if it is not the weight."""
+
+
+@dataclass
+class LoraModule:
+    """What a LoRA file holds for one module of the model.
+
+    Attributes:
+        path: The module, as the file spells it.
+        keys: The file's key of each part: `down`, `up`, `up_bias`, `mid`, `alpha`, `full` and
+            `bias` and `modulation` (plain differences), and those of LyCORIS by their own names.
+    """
+
+    path: str
+    keys: dict[str, str] = field(default_factory=dict)
+
+    def parts(self, target: str) -> dict[str, str]:
+        """Give the keys that change the module's `weight`, its `bias`, or its `modulation`."""
+        return {
+            part: key
+            for part, key in self.keys.items()
+            if part != "alpha" and _TARGETS.get(part, "weight") == target
+        }
+
+    def targets(self) -> list[str]:
+        """List what the file changes of the module."""
+        found = (_TARGETS.get(part, "weight") for part in self.keys if part != "alpha")
+        return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class LoraKeys:
+    """The keys of a LoRA file.
+
+    Attributes:
+        modules: What it holds by module.
+        whole: Keys of whole weights and biases, which are no differences.
+        unknown: Keys that are nothing known.
+        adapters: The names of the adapters in it; most files name none.
+    """
+
+    modules: tuple[LoraModule, ...]
+    whole: tuple[str, ...]
+    unknown: tuple[str, ...]
+    adapters: tuple[str, ...] = ()
+
+
+def group_keys(keys: Iterable[str]) -> LoraKeys:
+    """Sort the keys of a LoRA file into modules.
+
+    Raises:
+        CheckpointError: It is another kind of adapter, such as DoRA, whose effect is no sum with
+            the weights; it holds several adapters; or one part of a module has two keys.
+    """
+    modules: dict[str, LoraModule] = {}
+    adapters: dict[str | None, str] = {}
+    rest = []
+    for key in keys:
+        _refuse_other_kinds(key)
+        for part, pattern in _KEYS:
+            if found := pattern.match(key):
+                module = modules.setdefault(found["path"], LoraModule(found["path"]))
+                if "adapter" in pattern.groupindex:
+                    adapters.setdefault(found["adapter"], key)
+                module.keys.setdefault(part, key)
+                if module.keys[part] != key and len(adapters) < 2:
+                    raise clash(module.keys[part], key, what=f"`{module.path}`")
+                break
+        else:
+            rest.append(key)
+    if len(adapters) > 1:
+        raise _several_adapters(adapters)
+    _refuse_unknown_parts(modules, rest)
+    whole = tuple(key for key in rest if key.endswith((".weight", ".bias")))
+    unknown = tuple(key for key in rest if key not in set(whole))
+    names = tuple(name for name in adapters if name is not None)
+    return LoraKeys(tuple(modules.values()), whole, unknown, names)
+
+
+def is_lora(keys: Iterable[str]) -> bool:
+    """Tell whether keys are those of a LoRA file or of another adapter, and no model's weights."""
+    return any(_OF_ADAPTERS.search(key) for key in keys)
+
+
+def clash(first: str, second: str, *, what: str) -> CheckpointError:
+    """Make the error for two keys of a LoRA file that mean the same tensor."""
+    return CheckpointError(
+        f"Two keys of the LoRA file mean {what}: `{first}` and `{second}`.",
+        fix="Save the file again with each layer once; both would be added up.",
+    )
+
+
+def _refuse_other_kinds(key: str) -> None:
+    if _MAGNITUDE.search(key):
+        raise CheckpointError(
+            f"`{key}` makes this a DoRA, which rescales the weights: it is no task vector.",
+            fix=_FIX_OTHER,
+        )
+    for kind, pattern in _OTHER_KINDS:
+        if pattern.search(key):
+            raise CheckpointError(f"`{key}` is of a {kind}, which is not read.", fix=_FIX_OTHER)
+
+
+def _several_adapters(adapters: dict[str | None, str]) -> CheckpointError:
+    named = [name for name in adapters if name is not None]
+    listed = ", ".join(
+        f"`{name}` (`{key}`)" if name is not None else f"one without a name (`{key}`)"
+        for name, key in adapters.items()
+    )
+    return CheckpointError(
+        f"The file holds several adapters: {listed}.",
+        fix="Save one of them alone, e.g. with peft: "
+        f"`model.save_pretrained(folder, selected_adapters=['{named[0]}'])`.",
+    )
+
+
+def _refuse_unknown_parts(modules: Mapping[str, LoraModule], keys: Iterable[str]) -> None:
+    """Refuse a part that nothing is known about of a module that has others.
+
+    Left out, it could change the strength of the others.
+    """
+    layers = {path for path, module in modules.items() if module.keys.keys() != {"modulation"}}
+    for key in keys:
+        stems = [key[: found.start()] for found in re.finditer(r"\.", key)]
+        owner = next((stem for stem in reversed(stems) if stem in layers), None)
+        if owner is not None and key.removeprefix(owner) not in (".weight", ".bias"):
+            raise CheckpointError(
+                f"`{key}` is a part of the LoRA of `{owner}` about which nothing is known.",
+                fix=_FIX_OTHER,
+            )

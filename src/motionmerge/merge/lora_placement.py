@@ -1,0 +1,254 @@
+"""Where everything in a LoRA file goes in a model: one reading for dense and for signed LoRAs.
+
+The rows of a fused projection are dealt over the model's single ones, and the other way round.
+Only parts of a fused tensor may meet in one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from motionmerge.errors import CheckpointError, ShapeError
+from motionmerge.lazy_torch import torch
+from motionmerge.merge.lora_fused import Fusion
+from motionmerge.merge.lora_keys import LoraKeys, LoraModule, clash, group_keys
+from motionmerge.merge.lora_names import ModelNames, is_other_component
+from motionmerge.merge.lora_products import difference_shape
+from motionmerge.merge.lora_scaling import LoraScaling, Strength
+from motionmerge.merge.sources import TensorSource
+
+WHOLE_WEIGHTS = "whole weights, no difference"
+OTHER_COMPONENT = "of a part of the pipeline that is not merged"
+NO_PLACE = "fits nothing in the model"
+NOT_KNOWN = "no known part of a LoRA"
+
+_MODULATIONS = ("modulation", "scale_shift_table")
+"""What models call the bare parameter of a block whose difference is `diff_m`."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of what a module of the file adds, and the rows of a tensor they go to; None: all.
+
+    Attributes:
+        module: The module.
+        keys: The keys of the parts that are added here.
+        path: The module without what wraps its name.
+        rows: Of the product.
+        place: In the model's tensor.
+    """
+
+    module: LoraModule
+    keys: Mapping[str, str]
+    path: str
+    rows: slice | None = None
+    place: slice | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the modules of a LoRA file go.
+
+    Attributes:
+        home: By tensor of the model, what is added to it.
+        strangers: By module or key of the file, why it goes nowhere.
+    """
+
+    home: Mapping[str, Sequence[Piece]]
+    strangers: Mapping[str, str]
+
+
+@dataclass
+class _Places:
+    """Gathers the pieces."""
+
+    home: dict[str, list[Piece]] = field(default_factory=dict)
+    gathered: dict[str, tuple[Fusion, dict[int, Piece]]] = field(default_factory=dict)
+
+    def add(self, name: str, piece: Piece) -> None:
+        """Put a piece into a tensor that holds none."""
+        if name in self.home:
+            raise _meet(self.home[name][0], piece, name)
+        self.home[name] = [piece]
+
+    def gather(self, name: str, fusion: Fusion, number: int, piece: Piece) -> None:
+        """Keep one of the parts of a fused tensor until all are known."""
+        known, parts = self.gathered.setdefault(name, (fusion, {}))
+        if known != fusion or number in parts:
+            raise _meet(next(iter(parts.values())), piece, name)
+        parts[number] = piece
+
+
+def place(
+    file: TensorSource, shapes: Mapping[str, tuple[int, ...]], *, keys: LoraKeys | None = None
+) -> Placement:
+    """Find a place for everything in a LoRA file; only headers are read.
+
+    Args:
+        file: The open file.
+        shapes: Shape of each tensor of the model.
+        keys: The file's keys, if they are sorted already.
+
+    Raises:
+        CheckpointError: The file holds no LoRA, or one that is no task vector; two modules of it
+            mean one tensor.
+        ShapeError: A tensor of the file is empty, an alpha is no number, or the rows of a fused
+            projection are not those of its parts.
+    """
+    keys = group_keys(file.keys()) if keys is None else keys
+    check_modules(file, keys)
+    names = ModelNames(shapes, [module.path for module in keys.modules])
+    places, strangers = _Places(), _unused(keys)
+    for module in keys.modules:
+        for target in module.targets():
+            if not _place(module, target, names, places, file, shapes):
+                why = OTHER_COMPONENT if is_other_component(module.path) else NO_PLACE
+                parts = module.parts(target)
+                strangers |= dict.fromkeys(
+                    [module.path] if target == "weight" else parts.values(), why
+                )
+    for whole, (fusion, found) in places.gathered.items():
+        known = {number: num_rows(file, piece) for number, piece in found.items()}
+        rows = fusion.rows(known, shapes[whole][0], where=f"the LoRA for `{whole}`")
+        if whole in places.home:
+            raise _meet(places.home[whole][0], next(iter(found.values())), whole)
+        places.home[whole] = [replace(piece, place=rows[n]) for n, piece in found.items()]
+    return Placement(places.home, strangers)
+
+
+def check_modules(file: TensorSource, keys: LoraKeys) -> None:
+    """Check that a file holds a LoRA, whose tensors hold numbers.
+
+    Raises:
+        CheckpointError: It holds none.
+        ShapeError: A tensor is empty, or an alpha is more than one number.
+    """
+    if not keys.modules:
+        example = next(iter((*keys.whole, *keys.unknown)), "(no tensors)")
+        raise CheckpointError(
+            f"The file holds no LoRA; its keys look like `{example}`.",
+            fix="Use a LoRA file; whole weights go into a recipe as `(tuned - base)`.",
+        )
+    for module in keys.modules:
+        for part, key in module.keys.items():
+            shape = list(file.shape(key))
+            if 0 in shape:
+                raise ShapeError(
+                    f"`{key}` of `{module.path}` has the shape {shape} and holds no numbers; "
+                    "expected [rank, inputs] and [outputs, rank], with a rank of 1 or more.",
+                    fix="Download the file again, or save it again with the weights gathered "
+                    "(ZeRO-3 leaves empty tensors).",
+                )
+            if part == "alpha" and shape not in ([], [1]):
+                raise ShapeError(
+                    f"The alpha of `{module.path}` has the shape {shape}; expected one number.",
+                    fix="Download the file again.",
+                )
+
+
+def check_values(file: TensorSource, keys: LoraKeys, *, name: str) -> None:
+    """Read every tensor of a LoRA once and look for NaN and infinity.
+
+    Raises:
+        CheckpointError: There are some.
+    """
+    bad: dict[str, int] = {}
+    for module in keys.modules:
+        for key in module.keys.values():
+            values = file.read(key)
+            if values.is_floating_point():
+                count = values.numel() - int(torch.isfinite(values.float()).sum())
+                bad |= {key: count} if count else {}
+    if bad:
+        first, count = next(iter(bad.items()))
+        raise CheckpointError(
+            f"The LoRA `{name}` holds NaN or infinity in {len(bad)} of its tensors: `{first}` "
+            f"in {count} entries" + (", ..." if len(bad) > 1 else "") + ".",
+            fix="Use an earlier state of its training; this one would make black videos.",
+        )
+
+
+def num_rows(file: TensorSource, piece: Piece) -> int:
+    """Count the output rows of what a piece adds; nothing is read."""
+    return (*piece_shape(file, piece), 1)[0]
+
+
+def piece_shape(file: TensorSource, piece: Piece) -> tuple[int, ...]:
+    """Give the shape of what a piece adds; nothing is read."""
+    shapes = {part: file.shape(key) for part, key in piece.keys.items()}
+    return difference_shape(shapes, piece.rows, path=piece.module.path)
+
+
+def strength_of(piece: Piece, file: TensorSource, scaling: LoraScaling) -> Strength:
+    """Give alpha / rank of a piece; a LoKr of two whole matrices has no rank in the file."""
+    ranked = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
+    keys = piece.module.keys
+    found = (file.shape(keys[part])[0] for part in ranked if part in keys)
+    alpha = keys.get("alpha")
+    return scaling.strength(
+        piece.module.path,
+        layer=piece.path,
+        rank=next(found, None),
+        alpha=None if alpha is None else float(file.read(alpha)),
+    )
+
+
+def _unused(keys: LoraKeys) -> dict[str, str]:
+    """List what cannot be added to any model."""
+    found = dict.fromkeys(keys.whole, WHOLE_WEIGHTS) | dict.fromkeys(keys.unknown, NOT_KNOWN)
+    return {key: OTHER_COMPONENT if is_other_component(key) else why for key, why in found.items()}
+
+
+def _place(
+    module: LoraModule,
+    target: str,
+    names: ModelNames,
+    places: _Places,
+    file: TensorSource,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> bool:
+    """Find where a module's weight, bias or modulation goes; tell whether there is a place."""
+    if is_other_component(module.path):
+        return False
+    of_bias, keys = target == "bias", module.parts(target)
+    paths = [module.path]
+    if target == "modulation":
+        paths = [f"{module.path}.{leaf}" for leaf in _MODULATIONS]
+    for path in paths:
+        if found := names.find(path, of_bias=of_bias):
+            for name in found.names:
+                places.add(name, Piece(module, keys, found.path))
+            return True
+    if dealt := names.find_parts(module.path, of_bias=of_bias):
+        piece = Piece(module, keys, dealt.path)
+        for parts in dealt.denoisers:
+            for name, rows in zip(
+                parts, _deal(dealt.fusion, piece, parts, file, shapes), strict=True
+            ):
+                places.add(name, replace(piece, rows=rows))
+        return True
+    if fused := names.find_whole(module.path, of_bias=of_bias):
+        for name in fused.names:
+            places.gather(name, fused.fusion, fused.number, Piece(module, keys, fused.path))
+        return True
+    return False
+
+
+def _deal(
+    fusion: Fusion,
+    piece: Piece,
+    parts: Sequence[str],
+    file: TensorSource,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Sequence[slice | None]:
+    if len(parts) == 1:
+        return [None]
+    known = {number: shapes[name][0] for number, name in enumerate(parts)}
+    where = f"`{piece.module.path}` for `{parts[0]}`, ..."
+    return fusion.rows(known, num_rows(file, piece), where=where)
+
+
+def _meet(first: Piece, second: Piece, name: str) -> CheckpointError:
+    one, other = (next(iter(piece.keys.values())) for piece in (first, second))
+    return clash(one, other, what=f"`{name}`")
