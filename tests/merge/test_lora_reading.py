@@ -1,4 +1,4 @@
-"""How a LoRA file is read: the same for dense and for signed LoRAs, nothing added or left silently."""
+"""How a LoRA file is read: dense and signed LoRAs alike, nothing added or left out silently."""
 
 from __future__ import annotations
 
