@@ -85,3 +85,65 @@ def test_a_comparison_is_drawn(pair, tmp_path, name):
 def test_another_ending_is_refused(pair, tmp_path):
     with pytest.raises(ConfigError, match="Cannot draw"):
         draw_comparison(compare(*pair), tmp_path / "plot.pdf")
+
+
+def lora_of(down, up, *, path="diffusion_model.blocks.0.self_attn.q", alpha=None):
+    file = {f"{path}.lora_down.weight": down, f"{path}.lora_up.weight": up}
+    return file if alpha is None else {**file, f"{path}.alpha": torch.tensor(alpha)}
+
+
+def matrices(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, 8, generator=generator), torch.randn(8, 2, generator=generator)
+
+
+def compared(first, second, *, base=None):
+    return compare(
+        Checkpoint.from_tensors(first, name="first"),
+        Checkpoint.from_tensors(second, name="second"),
+        base=None if base is None else Checkpoint.from_tensors(base, name="base"),
+    )
+
+
+def test_a_lora_with_turned_factors_is_the_same_lora():
+    down, up = matrices(1)
+    turn = torch.linalg.qr(matrices(3)[0][:, :2])[0]
+    found = compared(lora_of(down, up), lora_of(turn @ down, up @ turn.T))
+    assert found.total.relative < 1e-6
+    assert found.total.cosine == pytest.approx(1.0)
+
+
+def test_loras_are_compared_by_products_with_alpha_over_rank():
+    (down, up), (other_down, other_up) = matrices(1), matrices(2)
+    found = compared(lora_of(down, up, alpha=2.0), lora_of(other_down, other_up, alpha=8.0)).total
+    first, second = up @ down, 4 * other_up @ other_down
+    assert found.norm_difference == pytest.approx(float((first - second).norm()), rel=1e-5)
+    assert found.dot == pytest.approx(float((first * second).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_loras_in_two_styles_of_names_find_each_other(with_base):
+    down, up = matrices(1)
+    other = lora_of(down, 2 * up, path="transformer.blocks.0.attn1.to_q")
+    base = {"blocks.0.attn1.to_q.weight": torch.zeros(8, 8)} if with_base else None
+    found = compared(lora_of(down, up), other, base=base)
+    assert not found.only_first + found.only_second
+    assert found.total.relative == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_lora_and_a_checkpoint_are_not_compared():
+    down, up = matrices(1)
+    with pytest.raises(CheckpointError, match="`second` is a LoRA"):
+        compared({"blocks.0.attn1.to_q.weight": torch.zeros(8, 8)}, lora_of(down, up))
+
+
+def test_layers_that_one_lora_alone_has_are_listed():
+    down, up = matrices(1)
+    text = {
+        "text_encoder.layers.0.q.lora_A.weight": down,
+        "text_encoder.layers.0.q.lora_B.weight": up,
+    }
+    more = lora_of(down, up, path="diffusion_model.blocks.1.self_attn.q")
+    found = compared({**lora_of(down, up), **text}, {**lora_of(down, up), **more})
+    assert found.only_first == ("text_encoder.layers.0.q",)
+    assert found.only_second == ("diffusion_model.blocks.1.self_attn.q",)

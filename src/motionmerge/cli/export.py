@@ -17,10 +17,11 @@ from motionmerge.cli.merge import (
     JsonOption,
     MissingOption,
     OutputOption,
-    OverwriteOption,
+    checked_missing,
     parse_inputs,
 )
-from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.cli.outputs import OverwriteOption, check_output_file, check_output_folder
+from motionmerge.errors import CheckpointError
 
 if TYPE_CHECKING:
     from motionmerge.merge.lora_layout import StoredLayer
@@ -66,12 +67,13 @@ def two_experts(
     """Write one Wan 2.2 folder: `transformer`, `transformer_2` and a `boundary_ratio`."""
     from motionmerge.merge.export import export_two_experts
 
+    check_output_folder(output.parent)
     written = export_two_experts(
         recipe,
         pipeline,
         output,
         inputs=parse_inputs(replaced or []),
-        missing=missing,  # type: ignore[arg-type]  # checked where it is used
+        missing=checked_missing(missing),
         dtype=dtype,
         overwrite=overwrite,
     )
@@ -105,6 +107,7 @@ def loras(
     from motionmerge.merge.lora_export import export_loras
     from motionmerge.merge.lora_layout import diffusers_layout
 
+    check_output_folder(output)
     written = export_loras(
         recipe,
         output,
@@ -112,7 +115,7 @@ def loras(
         base=base,
         layout=diffusers_layout if keys is LoraKeys.DIFFUSERS else _original_layout,
         inputs=parse_inputs(replaced or []),
-        missing=missing,  # type: ignore[arg-type]  # checked where it is used
+        missing=checked_missing(missing),
         dtype=dtype or "fp32",
         overwrite=overwrite,
     )
@@ -138,7 +141,7 @@ def original(
     as_json: JsonOption = False,
 ) -> None:
     """Write each expert as one DynamiCrafter file in the official layout."""
-    from motionmerge.io.atomic import check_file, prepare_folder
+    from motionmerge.io.atomic import prepare_folder
     from motionmerge.merge.export import export_folder
     from motionmerge.merge.recipe import Recipe
     from motionmerge.models.dynamicrafter.checkpoint_folder import to_official
@@ -149,12 +152,10 @@ def original(
         raise CheckpointError(
             f"{folder} has no `unet`.", fix="Give the folder that `motionmerge convert` wrote."
         )
-    prepare_folder(output)
     paths = {expert: output / f"{expert}.{file_format.value}" for expert in loaded.experts}
     for path in paths.values():
-        check_file(path)
-        if path.exists() and not overwrite:
-            raise ConfigError(f"{path} exists already.", fix="Pass --overwrite.")
+        check_output_file(path, overwrite=overwrite)
+    prepare_folder(output)
     counts = {}
     for expert, path in paths.items():
         with tempfile.TemporaryDirectory(dir=output, prefix=".export.") as scratch:
@@ -164,7 +165,7 @@ def original(
                 Path(scratch) / "folder",
                 modules=dict.fromkeys(modules, expert),
                 inputs=parse_inputs(replaced or []),
-                missing=missing,  # type: ignore[arg-type]  # checked where it is used
+                missing=checked_missing(missing),
                 dtype=dtype,
             )
             counts[str(path)] = to_official(Path(scratch) / "folder", path)

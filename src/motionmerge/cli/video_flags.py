@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from motionmerge.cli.merge import parse_inputs
+from motionmerge.cli.lora_flags import LORA_HELP, check_kind, describe_loras, weighted_loras
+from motionmerge.cli.merge import MissingOption, checked_missing, parse_inputs
 from motionmerge.errors import ConfigError
 from motionmerge.io.paths import exists, path_of
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE = "pocket"
 POCKET = "pocket"
+_LEFT_OUT = ".*not in the model|.*one side lacks"  # warnings of what --missing keep leaves out
+_OWN = "model's own"  # as a default in the help
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,8 @@ class VideoFlags:
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="A recipe file or the name of a shipped one. [default for pocket: pocket]"
+            help="A recipe file or the name of a shipped one.",
+            show_default="for pocket: pocket",
         ),
     ] = None
     replaced: Annotated[
@@ -59,10 +65,7 @@ class VideoFlags:
     ] = None
     lora: Annotated[
         list[str] | None,
-        typer.Option(
-            help="FILE or FILE=MOTION, a LoRA on the model: with a motion, its own or --motion, "
-            "away from it while noisy; repeatable."
-        ),
+        typer.Option(help=LORA_HELP),
     ] = None
     weights: Annotated[
         str | None,
@@ -70,6 +73,7 @@ class VideoFlags:
             help="One set of weights instead: base, tuned, naive, equal, or a merged file."
         ),
     ] = None
+    missing: MissingOption = "error"
     boundary: Annotated[
         float | None, typer.Option(help="Noise level at which the expert changes, 0 to 1.")
     ] = None
@@ -86,11 +90,11 @@ class VideoFlags:
     ] = None
     steps: Annotated[
         int | None,
-        typer.Option(min=1, max=1000, help="Denoising steps. [default: the model's own]"),
+        typer.Option(min=1, max=1000, help="Denoising steps.", show_default=_OWN),
     ] = None
     guidance: Annotated[
         float | None,
-        typer.Option(min=0, help="Strength of the prompt. [default: the model's own]"),
+        typer.Option(min=0, help="Strength of the prompt.", show_default=_OWN),
     ] = None
     guidance_2: Annotated[
         float | None,
@@ -98,7 +102,8 @@ class VideoFlags:
             "--guidance-2",
             min=0,
             help="The same at low noise, for the second transformer of Wan 2.2-A14B; 1 for "
-            "distilled weights. [default: that of --guidance]",
+            "distilled weights.",
+            show_default="that of --guidance",
         ),
     ] = None
     start_step: Annotated[
@@ -111,10 +116,10 @@ class VideoFlags:
         ),
     ] = None
     size: Annotated[int | None, typer.Option(help="Pixels a side, for a square video.")] = None
-    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's own]")] = None
-    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's own]")] = None
+    height: Annotated[int | None, typer.Option(help="Pixels.", show_default=_OWN)] = None
+    width: Annotated[int | None, typer.Option(help="Pixels.", show_default=_OWN)] = None
     num_frames: Annotated[
-        int | None, typer.Option("--num-frames", help="Frames. [default: the model's own]")
+        int | None, typer.Option("--num-frames", help="Frames.", show_default=_OWN)
     ] = None
     frame_rate: Annotated[
         float | None,
@@ -124,10 +129,11 @@ class VideoFlags:
     ] = None
     dtype: Annotated[
         str | None,
-        typer.Option(help="fp32, fp16 or bf16. [default: bf16 on a GPU, fp32 on a CPU]"),
+        typer.Option(help="fp32, fp16 or bf16.", show_default="bf16 on a GPU, fp32 on a CPU"),
     ] = None
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1 .. [default: the GPU if there is one]")
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1 ..", show_default="a GPU if there is one"),
     ] = None
     variant: Annotated[str | None, typer.Option(help="Files of the model to take, e.g. fp16.")] = (
         None
@@ -174,6 +180,7 @@ class VideoFlags:
     def chosen_experts(self, model: ModelChoice) -> ExpertChoice:
         """Turn the flags that say which weights denoise into one choice, and look for its files."""
         from motionmerge.sampling import expert_choice
+        from motionmerge.sampling.model_choice import ShippedModel
 
         self._check_expert_flags()
         boundary = self.boundary
@@ -181,19 +188,38 @@ class VideoFlags:
             inputs = parse_inputs(self.replaced or [])
             choice = expert_choice.from_recipe(self.recipe, inputs=inputs, boundary=boundary)
         elif self.lora:
-            loras = [parse_lora(one, motion=self.motion) for one in self.lora]
-            files, motions = zip(*loras, strict=True)
-            choice = expert_choice.from_loras(files, motion=motions, boundary=boundary)
+            loras = weighted_loras(self.lora, motion=self.motion)
+            choice = expert_choice.from_loras(loras, boundary=boundary)
+            for line in describe_loras(loras, boundary=boundary):
+                typer.echo(line, err=True)
         elif self.motion is not None:
             choice = self._turned_knob(model, self.motion)
         elif self.weights is not None and model.path is not None:
             choice = expert_choice.from_weights(Path(self.weights))
+        elif isinstance(model, ShippedModel) and self.weights is not None:
+            choice = expert_choice.ExpertChoice(boundary=boundary)
+            self._check_kinds(own := expert_choice.from_weights(model.weights_file))
+            own.check(model.empty_modules())
         elif self.weights is None and model.path is None:
             choice = expert_choice.from_recipe(DEFAULT_RECIPE, boundary=boundary)
         else:
             choice = expert_choice.ExpertChoice(boundary=boundary)
-        choice.check({} if choice.recipe is None else model.empty_modules())
+        choice = replace(choice, missing=checked_missing(self.missing))
+        self._check_kinds(choice)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.filterwarnings("always", _LEFT_OUT)
+            choice.check({} if choice.recipe is None else model.empty_modules())
+        for warning in caught:
+            if re.match(_LEFT_OUT, str(warning.message)):
+                typer.echo(f"Warning: {warning.message}", err=True)
         return choice
+
+    def _check_kinds(self, choice: ExpertChoice) -> None:
+        """Refuse a LoRA that was given as whole weights, and the reverse."""
+        if self.recipe is None:
+            for name, origin in choice.origins().items():
+                if isinstance(origin, Path):
+                    check_kind(origin, expects_lora=name.startswith("lora_"))
 
     def _check_expert_flags(self) -> None:
         given = {"--recipe": self.recipe, "--motion": self.motion, "--weights": self.weights}
@@ -278,27 +304,6 @@ class VideoFlags:
         )
 
 
-def parse_lora(text: str, *, motion: float | None) -> tuple[Path, float | None]:
-    """Read FILE or FILE=MOTION; a file whose own name ends like this is meant if it is there.
-
-    Raises:
-        ConfigError: What follows the file is no number.
-    """
-    file, sign, own = text.rpartition("=")
-    if not sign or exists(Path(text)):
-        return Path(text), motion
-    try:
-        strength = float(own)
-    except ValueError:
-        strength = math.nan
-    if not math.isfinite(strength):
-        raise ConfigError(
-            f"--lora {text} has the motion `{own}`, which is no number.",
-            fix="write --lora FILE=0.25, or --lora FILE.",
-        )
-    return Path(file), strength
-
-
 def with_video_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Make a command whose flags are its own and those of `VideoFlags`.
 
@@ -348,7 +353,10 @@ def loaded(
     pipeline.set_progress_bar_config(disable=is_quiet)
     if model.path is not None:
         typer.echo(placement, err=True)
-    with experts.attach(pipeline) as bank:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", _LEFT_OUT)  # said before
+        attached = experts.attach(pipeline)
+    with attached as bank:
         if bank is not None and bank.placement and model.path is not None:
             typer.echo(f"experts of {bank.placement}", err=True)
         yield pipeline, bank

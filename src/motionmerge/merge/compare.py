@@ -8,7 +8,7 @@ Given a base, a and b are the task vectors from it, and the cosine says whether 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ from motionmerge.errors import CheckpointError, ConfigError, ShapeError
 from motionmerge.families import GROUPS, OTHER, group_of
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint, realised
-from motionmerge.merge.sources import OpenInputs
+from motionmerge.merge.coverage import check_checkpoints
+from motionmerge.merge.lora import LoraTensors
+from motionmerge.merge.lora_detection import lora_matrices
+from motionmerge.merge.sources import MemoryTensors, OpenInputs, Source
 from motionmerge.tensors import is_mergeable
 
 Weights = str | Path | Checkpoint
@@ -149,10 +152,14 @@ def compare(
 ) -> Comparison:
     """Compare two checkpoints, tensor by tensor, with one of each in memory.
 
+    Two LoRA files are compared by what they add to the weights, alpha / rank * up @ down: the same
+    LoRA may have other factors.
+
     Args:
-        first: Weights, or an expression.
-        second: Weights, or an expression.
-        base: Measure both from these weights: compares task vectors.
+        first: Weights, or an expression; or a LoRA file.
+        second: Weights, or an expression; or a LoRA file if the first is one.
+        base: Measure both from these weights: compares task vectors. Of LoRA files, the model
+            that they are for, which lets their layers find each other in any style of names.
         allow_nonfinite: Accept NaN and infinity.
 
     Raises:
@@ -161,9 +168,12 @@ def compare(
     """
     sides = [_checkpoint(first, "first"), _checkpoint(second, "second")]
     start = None if base is None else _checkpoint(base, "base")
+    if all(map(_is_lora, sides)):
+        sides, start = _changes_of_loras(sides, start), None
     everything = [*sides, *([start] if start else [])]
     sources = [source for checkpoint in everything for source in checkpoint.sources()]
     with OpenInputs(sources, allow_nonfinite=allow_nonfinite) as inputs:
+        check_checkpoints(inputs)
         names = [inputs.names(side.anchor) for side in sides]
         shared = [name for name in names[0] if inputs.has(sides[1].anchor, name)]
         if not shared:
@@ -186,8 +196,8 @@ def compare(
         second=str(sides[1]),
         base=None if start is None else str(start),
         tensors=tensors,
-        only_first=tuple(name for name in names[0] if name not in set(names[1])),
-        only_second=tuple(name for name in names[1] if name not in set(names[0])),
+        only_first=_alone(names[0], names[1], sides[0]),
+        only_second=_alone(names[1], names[0], sides[1]),
         other_shape=tuple(other_shape),
     )
 
@@ -240,6 +250,43 @@ def _checkpoint(weights: Weights, name: str) -> Checkpoint:
     if isinstance(weights, Checkpoint):
         return weights.bind({})
     return Checkpoint.load(weights, name=Path(weights).stem or name)
+
+
+def _alone(own: Sequence[str], others: Sequence[str], side: Checkpoint) -> tuple[str, ...]:
+    """List what one side alone has, and what of a LoRA file is no layer of the model."""
+    known, origin = set(others), side.anchor.origin
+    strangers = origin.strangers() if isinstance(origin, LoraTensors) else ()
+    return (*(name for name in own if name not in known), *strangers)
+
+
+def _is_lora(side: Checkpoint) -> bool:
+    """Return whether a stored checkpoint is a LoRA file; only its header is read."""
+    if side.vectors:
+        return False
+    with OpenInputs([side.anchor]) as inputs:
+        return bool(lora_matrices(inputs.names(side.anchor)))
+
+
+def _changes_of_loras(loras: Sequence[Checkpoint], base: Checkpoint | None) -> list[Checkpoint]:
+    """Return what LoRA files add to the weights of a model, as checkpoints.
+
+    Without a base the layers of the first stand for the model, so that those of the second find
+    them in any style of names.
+    """
+    model = _model_of(loras[0].anchor) if base is None else base.anchor
+    changes = []
+    for found in (lora.anchor for lora in loras):
+        assert found.origin is not None
+        changes.append(Checkpoint(Source(found.name, LoraTensors.fitted(found.origin, model))))
+    return changes
+
+
+def _model_of(lora: Source) -> Source:
+    """Return a model without values that has just the layers of a LoRA file."""
+    assert lora.origin is not None
+    alone = LoraTensors.fitted(lora.origin, Source("nothing", MemoryTensors({})))
+    layers = {name: torch.empty(shape, device="meta") for name, shape in alone.layers().items()}
+    return Source("model", MemoryTensors(layers))
 
 
 def _start_of(

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
-from motionmerge.merge.sources import OpenInputs, Source
+from motionmerge.merge.lora_detection import check_whole_weights
+from motionmerge.merge.sources import MemoryTensors, OpenInputs, Source
 from motionmerge.tensors import dtype_name, is_mergeable
 
 Missing = Literal["error", "keep"]
@@ -67,6 +68,7 @@ def check_coverage(
         ConfigError: `missing` is neither `error` nor `keep`.
     """
     check_missing(missing)
+    check_checkpoints(inputs)
     for checkpoint in checkpoints:
         held = inputs.names(checkpoint.anchor)
         for vector in checkpoint.vectors_inside():
@@ -102,6 +104,18 @@ def check_coverage(
         raise _one_sided(unmatched, strangers)
     matched = (name for name in names if all(inputs.has(s, name) for s in inputs.sources))
     return Coverage(tuple(matched), tuple(map(tuple, reached)), unmatched)
+
+
+def check_checkpoints(inputs: OpenInputs) -> None:
+    """Check that no input that stands for the weights of a model is a LoRA.
+
+    Raises:
+        CheckpointError: One is, or was saved with LoRA adapters in it.
+    """
+    for source in inputs.sources:
+        # A LoRA that is fitted to a model is a kind of `MemoryTensors`, with the model's names.
+        if not isinstance(source.origin, MemoryTensors) or type(source.origin) is MemoryTensors:
+            check_whole_weights(source.name, inputs.names(source))
 
 
 def check_missing(missing: str) -> None:
@@ -164,12 +178,12 @@ def _one_sided(
         for name, lacking in unmatched.items()
     ]
     listed = "\n".join(lines[:10] + ([f"  ... {len(lines) - 10} more"] if lines[10:] else []))
-    fix = "Pass missing='keep' (--missing keep): each expert keeps what its first checkpoint has."
+    fix = "Pass `missing='keep'`: each expert keeps what its first checkpoint has."
     if any(part in name for name in unmatched for part in ("temporal_adapter", ".fusion.")):
         fix = (
             "Add the adapter to the checkpoint that lacks it (`motionmerge convert --add-adapter`, "
             "or `unet.add_temporal_adapter()` and save); it starts as the identity. Or pass "
-            "missing='keep'."
+            "`missing='keep'`."
         )
     plural = "tensor is" if len(lines) == 1 else "tensors are"
     return CheckpointError(f"{len(lines)} {plural} missing on one side:\n{listed}", fix=fix)

@@ -199,7 +199,7 @@ class _Target:
                 f"`{self.checkpoint.anchor.name}`, at the front of `{self.expert}`, is no pipeline "
                 "folder.",
                 fix="Give a diffusers folder with `unet/` or `transformer/`, or leave out "
-                "layout='pipeline' (--layout pipeline).",
+                "`layout='pipeline'`.",
             )
         if self.layout == "pipeline" and self.template:
             _refuse_part_of_pipeline(self.template)
@@ -346,7 +346,7 @@ def _refuse_existing(paths: Sequence[Path]) -> None:
         if path.exists():
             raise ConfigError(
                 f"{path} exists already.",
-                fix="Choose another folder, or pass overwrite=True (--overwrite).",
+                fix="Choose another folder, or pass `overwrite=True`.",
             )
 
 

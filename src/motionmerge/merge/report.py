@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+_SHOWN = 5
+"""Names of tensors in a warning."""
+
 LOW_SURVIVAL = 0.5
 """Below this share of surviving entries a report warns."""
 
@@ -177,13 +180,20 @@ class MergeReport:
         """What a user should look at, one sentence each."""
         found = [
             f"{name}: rounding swallowed {1 - expert.survived:.0%} of the change "
-            f"(cosine {expert.cosine or 0:.2f}); write it with --dtype fp32 or fp16, or use "
-            "--stochastic-rounding 0."
+            f"(cosine {expert.cosine or 0:.2f}); write it in fp32 or fp16 (dtype), or round up "
+            "and down at random (stochastic rounding)."
             for name, expert in self.experts.items()
             if expert.survived is not None and expert.survived < LOW_SURVIVAL
         ]
         if self.unmatched:
-            found.append(f"{len(self.unmatched)} tensors were not in every input and were kept.")
+            names = ", ".join(f"`{name}`" for name in [*self.unmatched][:_SHOWN])
+            more = (
+                f" and {len(self.unmatched) - _SHOWN} more" if len(self.unmatched) > _SHOWN else ""
+            )
+            found.append(
+                f"{len(self.unmatched)} tensors were not in every input and were kept: "
+                f"{names}{more}."
+            )
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:

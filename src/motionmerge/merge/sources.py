@@ -1,6 +1,7 @@
 """Where an expression's tensors come from: files, pipeline folders, state dicts in memory.
 
-`OpenInputs` opens every source of some expressions once and reads each tensor once.
+`OpenInputs` opens every source of some expressions once and reads each tensor once, all under the
+names of the first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Protocol
 from motionmerge.errors import CheckpointError, RecipeError
 from motionmerge.io.weights import copy_bytes, hash_weights, open_weights
 from motionmerge.lazy_torch import torch
+from motionmerge.merge.renamed import in_one_name_space
 from motionmerge.tensors import DType, num_bytes, storable
 
 MODULES = ("unet", "transformer", "transformer_2", "image_projector")
@@ -161,10 +163,19 @@ class OpenInputs:
     Args:
         sources: What to open.
         allow_nonfinite: Accept NaN and infinity in the inputs.
+        like: Names and shapes that all sources are presented under, as far as they are known by
+            other names; by default those of the first source.
     """
 
-    def __init__(self, sources: Iterable[Source], *, allow_nonfinite: bool = False) -> None:
+    def __init__(
+        self,
+        sources: Iterable[Source],
+        *,
+        allow_nonfinite: bool = False,
+        like: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
         self._sources = tuple(dict.fromkeys(sources))
+        self._like = like
         self._allow_nonfinite = allow_nonfinite
         self._stack = ExitStack()
         self._open: dict[Source, TensorSource] = {}
@@ -178,6 +189,8 @@ class OpenInputs:
         with self._stack:
             for source in self._sources:
                 self._open[source] = self._enter(source)
+            self._open = in_one_name_space(self._open, like=self._like)
+            for source in self._sources:
                 self._names[source] = frozenset(self._open[source].keys())
             self._stack = self._stack.pop_all()
         return self
@@ -290,7 +303,7 @@ class OpenInputs:
             raise CheckpointError(
                 f"`{name}` of `{source.name}` holds NaN or infinity in {bad} of "
                 f"{tensor.numel()} entries that were read together.",
-                fix="Use an undamaged checkpoint, or pass `allow_nonfinite=True` (--allow-nan).",
+                fix="Use an undamaged checkpoint, or pass `allow_nonfinite=True`.",
             )
 
 

@@ -201,7 +201,7 @@ def check_device(device: torch.device) -> None:
     if wanted not in there:
         raise ConfigError(
             f"There is no device {device} here, but {', '.join(there)}.",
-            fix="use one of these, or leave --device out.",
+            fix="use one of these, or leave `device` out.",
         )
 
 
@@ -223,6 +223,6 @@ def _too_large(
     return ConfigError(
         f"{name} does not fit: {gigabytes(needed)} for {what}, and {gigabytes(free)} of {where} "
         "are free.",
-        fix="load it with --dtype bf16 if it is not yet, close other programs, or use a smaller "
+        fix="load it in bf16 if it is not yet, `dtype`, close other programs, or use a smaller "
         "model or machine with more memory.",
     )

@@ -308,7 +308,7 @@ def _strangers(strangers: Mapping[str, str], name: str) -> CheckpointError:
     return CheckpointError(
         f"{len(lines)} of the layers or keys of the LoRA `{name}` cannot be used:\n{listed}",
         fix="use a LoRA for this model and these denoisers, or go on without these layers: "
-        "missing='keep' (--missing keep).",
+        "`missing='keep'`.",
     )
 
 

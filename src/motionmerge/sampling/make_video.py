@@ -378,11 +378,12 @@ def named_memory_errors(limits: Limits) -> Iterator[None]:
 
 def _out_of_memory(error: BaseException, limits: Limits) -> ConfigError:
     first_line = str(error).partition("\n")[0] or type(error).__name__
-    smaller = "a smaller --height and --width" if limits.height is not None else "a smaller image"
+    smaller = "smaller `height` and `width`" if limits.height is not None else "a smaller image"
+    frames = limits.nearest_num_frames(limits.num_frames // 2)
     return ConfigError(
         f"Memory ran out while the video was made: {first_line[:200]}",
-        fix=f"ask for fewer frames ({limits.nearest_num_frames(limits.num_frames // 2)}) or "
-        f"{smaller}, or load the model with --dtype bf16.",
+        fix=f"ask for fewer frames ({frames}: `num_frames`) or {smaller}, or load the model in "
+        "bf16 (`dtype`).",
     )
 
 

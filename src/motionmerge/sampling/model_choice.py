@@ -67,10 +67,18 @@ class ShippedModel:
         """Sizes and lengths of its videos."""
         return self.family.limits({})
 
+    @property
+    def weights_file(self) -> Path:
+        """The weights of U-Net and image projector.
+
+        Raises:
+            CheckpointError: No shipped weights have this name.
+        """
+        return Path(self.weights) if Path(self.weights).suffix else weights_path(self.weights)
+
     def fingerprint(self) -> dict[str, Any]:
         """Hash its weights."""
-        own = Path(self.weights) if Path(self.weights).suffix else weights_path(self.weights)
-        files = (weights_path("towers"), weights_path("decoder"), own)
+        files = (weights_path("towers"), weights_path("decoder"), self.weights_file)
         return {"model": [hash_origin(path) for path in files]}
 
     def check_prompt(self, prompt: str) -> None:

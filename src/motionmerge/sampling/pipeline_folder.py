@@ -105,8 +105,8 @@ def find_pipeline(
         if files and files[0].suffix != ".safetensors" and not legacy:
             raise CheckpointError(
                 f"The weights of `{part}` in {path} are pickles ({files[0].name}).",
-                fix="use a safetensors version (--variant may name one), or pass --legacy-weights "
-                "to read their tensors.",
+                fix="use a safetensors version (`variant` may name one), or pass `legacy=True` to "
+                "read their tensors.",
             )
         if files:
             weights[part] = files
@@ -114,7 +114,7 @@ def find_pipeline(
     if family.takes_text and index.get("tokenizer", [None])[0] is None:
         raise CheckpointError(
             f"{path} has no tokenizer, so prompts cannot be read.",
-            fix="add one; `motionmerge convert` has --tokenizer for it.",
+            fix="add one, e.g. with `motionmerge convert --tokenizer FOLDER`.",
         )
     return PipelineFolder(path, str(name), family, configs, weights, tuple(others))
 
@@ -248,7 +248,7 @@ def _family(index: Mapping[str, Any], path: Path) -> VideoFamily:
         )
     family = family_of(name)
     if family is POCKET:
-        raise ConfigError(f"{path} is the pocket model.", fix="say --model pocket.")
+        raise ConfigError(f"{path} is the pocket model.", fix="use `load_pocket()`.")
     return family
 
 

@@ -308,7 +308,7 @@ class _Driver:
         if self._deaths_at_start > self.retries + self.num_workers:
             raise ConfigError(
                 f"Workers die before the model is loaded; the last one: {error[:300]}",
-                fix="see that the model fits into their memory, or use fewer --workers.",
+                fix="see that the model fits into their memory, or lower `num_workers`.",
             )
 
     def _count_idle_death(self, error: str) -> None:
@@ -321,7 +321,7 @@ class _Driver:
 
     def _take_back(self, videos: Sequence[PlannedVideo], error: str) -> None:
         """Put what a dead worker left undone back in the queue; give up what killed too many."""
-        undone = missing(videos)
+        undone = missing(videos, overwrite=True)
         for name in sorted({video.path.name for video in videos} - _names(undone)):
             self.tally.made(name)
         for video in reversed(undone):

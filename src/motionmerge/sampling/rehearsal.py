@@ -11,7 +11,7 @@ from torch import nn
 
 from motionmerge.merge.coverage import Missing
 from motionmerge.merge.recipe import Recipe
-from motionmerge.sampling.expert_bank import by_module, own_weights
+from motionmerge.sampling.expert_bank import by_module, names_of_denoiser, own_weights
 from motionmerge.sampling.lora_layers import OWN_MODEL, loras_of_recipe
 from motionmerge.sampling.recompute import RecomputedExpert, recomputed_experts
 from motionmerge.sampling.switched_module import SwitchedModule, check_shape
@@ -27,7 +27,7 @@ def check_fit(
         recipe: What the experts are.
         modules: The model's modules by their names in a pipeline, e.g. with weights on the meta
             device. LoRAs are read, attached to them and taken off again.
-        missing: `error` or `keep`; see `experts`.
+        missing: As for `experts`: `keep` warns of what is left out.
 
     Raises:
         RecipeError, CheckpointError, ShapeError: As `experts`.
@@ -47,7 +47,9 @@ def check_fit(
         if entry.path == OWN_MODEL
     }
     live = {name: SwitchedModule(name, module).tensors() for name, module in modules.items()}
-    for expert, tensors in recomputed_experts(recipe, own, missing=missing).items():
+    like = names_of_denoiser(live)
+    prepared = recomputed_experts(recipe, own, missing=missing, like=like)
+    for expert, tensors in prepared.items():
         for name, part in by_module(expert, tensors, live).items():
             assert isinstance(part, RecomputedExpert)
             for tensor, shape in part.shapes().items():

@@ -142,10 +142,10 @@ class VideoFamily:
         if not self.takes_text and (prompt or negative_prompt):
             raise ConfigError(
                 f"{self.name} makes videos from the image alone; it has no prompts.",
-                fix="leave --prompt and --negative-prompt out.",
+                fix="leave `prompt` and `negative_prompt` out.",
             )
         if self.takes_text and prompt is None:
-            raise ConfigError(f"{self.name} needs a prompt.", fix="say what happens with --prompt.")
+            raise ConfigError(f"{self.name} needs a prompt.", fix="say what happens: `prompt`.")
         if negative_prompt:
             self._check_guidance(limits, guidance_scale)
         if guidance_scale_2 is not None:
@@ -174,14 +174,14 @@ class VideoFamily:
         if limits.is_distilled:
             raise ConfigError(
                 f"This model of {self.name} has guidance built in; a negative prompt does nothing.",
-                fix="leave --negative-prompt out.",
+                fix="leave `negative_prompt` out.",
             )
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         if not self.is_guided(scale):
             what = "its own guidance" if scale is None else f"a guidance_scale of {scale:g}"
             raise ConfigError(
                 f"With {what}, {self.name} ignores a negative prompt.",
-                fix="raise guidance_scale (--guidance) above 1, or leave --negative-prompt out.",
+                fix="raise `guidance_scale` above 1, or leave `negative_prompt` out.",
             )
 
     def _check_second_guidance(
@@ -192,14 +192,13 @@ class VideoFamily:
             raise ConfigError(
                 f"This model of {self.name} has no second denoiser with a guidance of its own, as "
                 "Wan 2.2-A14B has.",
-                fix="leave guidance_scale_2 (--guidance-2) out.",
+                fix="leave `guidance_scale_2` out.",
             )
         if guidance_scale_2 > 1 and guidance_scale is not None and guidance_scale <= 1:
             raise ConfigError(
                 f"With a guidance_scale of {guidance_scale:g}, {self.name} has no guidance at any "
                 f"noise level, and ignores a guidance_scale_2 of {guidance_scale_2:g}.",
-                fix="raise guidance_scale (--guidance) above 1, or leave guidance_scale_2 "
-                "(--guidance-2) out.",
+                fix="raise `guidance_scale` above 1, or leave `guidance_scale_2` out.",
             )
 
     def _check_start_step(self, start_step: int, num_inference_steps: int) -> None:
@@ -207,7 +206,7 @@ class VideoFamily:
         if not self.takes_start_step:
             raise ConfigError(
                 f"{self.name} always begins with pure noise; it has no start_step.",
-                fix="leave start_step (--start-step) out, or use a DynamiCrafter.",
+                fix="leave `start_step` out, or use a DynamiCrafter.",
             )
         if start_step < num_inference_steps:
             raise ConfigError(
@@ -223,13 +222,13 @@ class VideoFamily:
         if has_last_image and not limits.takes_last_image:
             raise ConfigError(
                 f"This model of {self.name} cannot end a video with an image of your choice.",
-                fix="leave the last image (--last-image, --loop) out, or use a model for it, such "
-                "as DynamiCrafter's for interpolation, Wan2.1-FLF2V or Wan2.2-I2V-A14B.",
+                fix="leave `last_image` out, or use a model for it, such as DynamiCrafter's "
+                "for interpolation, Wan2.1-FLF2V or Wan2.2-I2V-A14B.",
             )
         if limits.needs_last_image and not has_last_image:
             raise ConfigError(
                 f"This model of {self.name} makes what is between two images; there is one.",
-                fix="give the last image (generate --last-image), or use an image-to-video model.",
+                fix="give it with `last_image` (`batch` cannot), or use an image-to-video model.",
             )
         if has_last_image and num_frames == 1:
             raise ConfigError(

@@ -187,7 +187,7 @@ def _add_adapter(checkpoint: OfficialCheckpoint) -> None:
     if "unet" not in checkpoint.components:
         raise CheckpointError(
             "this checkpoint has no U-Net to add an adapter to",
-            fix="leave out `--add-adapter`, or convert a whole checkpoint.",
+            fix="leave out `add_adapter=True`, or convert a whole checkpoint.",
         )
     converted = checkpoint.components["unet"]
     unet = converted.component.empty_module(checkpoint.configs["unet"])
