@@ -11,6 +11,7 @@ from motionmerge.errors import CheckpointError, ConfigError, ShapeError
 from motionmerge.io.quantised import UNQUANTISED, looks_like_codes
 from motionmerge.merge.lora_detection import check_whole_weights
 from motionmerge.merge.sources import MemoryTensors, OpenInputs, Source
+from motionmerge.merge.unlike_names import nothing_matched
 from motionmerge.tensors import dtype_name, is_mergeable
 
 Missing = Literal["error", "keep"]
@@ -101,11 +102,16 @@ def check_coverage(
                 strangers |= inputs.strangers(source)
                 unmatched |= dict.fromkeys(inputs.strangers(source), (checkpoint.anchor.name,))
     if unmatched and not any(reached):
-        raise _nothing_matched(inputs)
+        raise nothing_matched({source.name: _held(source, inputs) for source in inputs.sources})
     if unmatched and missing == "error":
         raise _one_sided(unmatched, strangers)
     matched = (name for name in names if all(inputs.has(s, name) for s in inputs.sources))
     return Coverage(tuple(matched), tuple(map(tuple, reached)), unmatched)
+
+
+def _held(source: Source, inputs: OpenInputs) -> dict[str, tuple[int, ...]]:
+    shapes = {name: inputs.shape(source, name) for name in inputs.names(source)}
+    return shapes | dict.fromkeys(inputs.strangers(source), ())
 
 
 def check_checkpoints(inputs: OpenInputs) -> None:
@@ -175,18 +181,6 @@ def _unknown_tensor(name: str, anchor: Source, held: Sequence[str]) -> Checkpoin
     return CheckpointError(
         f"`{anchor.name}` has no tensor `{name}`.",
         fix=f"Ask for one that it has, e.g. `{example[0]}`." if example else "Use another file.",
-    )
-
-
-def _nothing_matched(inputs: OpenInputs) -> CheckpointError:
-    examples = ", ".join(
-        f"`{source.name}` has e.g. "
-        f"`{next(iter((*inputs.names(source), *inputs.strangers(source))), '(no tensors)')}`"
-        for source in inputs.sources
-    )
-    return CheckpointError(
-        f"The inputs have no tensor name in common: {examples}.",
-        fix="Use checkpoints of one layout (`motionmerge convert` changes DynamiCrafter's).",
     )
 
 
