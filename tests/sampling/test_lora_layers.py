@@ -181,7 +181,7 @@ def test_one_denoiser_of_a_file_for_two_can_be_used_alone() -> None:
             (up,) = layer.lora_B.values()
             assert torch.equal(up.weight, pair("x", seed=number)["x.lora_up.weight"])
     second = pair("transformer_2.blocks.0.to_v")
-    with pytest.raises(CheckpointError, match=r"to_v` \(not of `transformer`\)"):
+    with pytest.raises(CheckpointError, match=r"to_v.weight` \(not of `transformer`\)"):
         experts(pipeline, lora=second, weights={"one": 1.0}, module="transformer")
 
 
