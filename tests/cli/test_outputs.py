@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -65,7 +64,7 @@ PLACES = ["file", "file/below", "/dev/null/below", "/proc/below"]
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("words", VERBS.values(), ids=list(VERBS))
 def test_a_place_that_cannot_be_written_is_refused_before_any_work(work, words, place):
-    if place.startswith("/proc") and not os.path.isdir("/proc"):
+    if place.startswith("/proc") and not Path("/proc").is_dir():
         pytest.skip("this machine has no /proc")
     before = sorted(work.rglob("*"))
     result = CliRunner().invoke(app, [word.format(place) for word in words])

@@ -1,4 +1,4 @@
-"""A LoRA's strength is in its tensors, its header or peft's file: judged by peft's own merge."""
+"""A LoRA's strength stands in its tensors, its header or peft's file; peft's merge judges."""
 
 from __future__ import annotations
 

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from motionmerge.cli.outputs import OverwriteOption, check_output_folder
-from motionmerge.cli.video_flags import VideoFlags, loaded, versions, with_video_flags
+from motionmerge.cli.video_flags import (
+    StepPlanner,
+    VideoFlags,
+    loaded,
+    versions,
+    with_video_flags,
+)
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -90,6 +96,10 @@ def batch(
     jobs = [
         replace(job, settings=job.settings.resolved(chosen.family, chosen.limits)) for job in jobs
     ]
+    planner = StepPlanner(chosen, experts)
+    for job in jobs:
+        with job.named_errors():
+            planner.add(job.settings)
     made_of, made_by = chosen.fingerprint(), experts.fingerprint()
     all_planned = plan(
         jobs,
@@ -99,6 +109,7 @@ def batch(
     )
     planned = shard(all_planned, rank, world_size)
     todo = missing(planned, overwrite=overwrite)
+    planner.show()
     if dry_run:
         if todo:
             check_output_folder(output)

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from motionmerge.cli.outputs import OverwriteOption, check_output_file
-from motionmerge.cli.video_flags import VideoFlags, loaded, versions, with_video_flags
+from motionmerge.cli.video_flags import (
+    StepPlanner,
+    VideoFlags,
+    loaded,
+    versions,
+    with_video_flags,
+)
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -92,6 +98,9 @@ def generate(
     for _, settings in wanted:
         settings.check(chosen.family, chosen.limits, has_last_image=last is not None)
         chosen.check_prompt(settings.prompt or "")
+    planner = StepPlanner(chosen, experts)
+    for _, settings in wanted:
+        planner.add(settings)
     paths = _output_paths(output, wanted)
     read = [(last_image, "the last image"), (photo, "the photo")]
     folders = _check_files(paths, sheet, read, overwrite=overwrite)
@@ -99,6 +108,7 @@ def generate(
         _description(chosen, experts, settings, weights=flags.weights, files=files)
         for _, settings in wanted
     ]
+    planner.show()
     if dry_run:
         _print_plan(paths, about, as_json, dropped=chosen.limits.dropped_frames)
         return

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
 DtypeOption = Annotated[
-    str | None, typer.Option(help="fp32, fp16 or bf16; the inputs' own by default.")
+    str | None, typer.Option(help="fp32, fp16, bf16 or fp8_scaled; the inputs' own by default.")
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check and report; write nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]

@@ -189,21 +189,28 @@ def _model_card(metadata: Mapping[str, str]) -> dict[str, Any]:
 def _sizes(path: Path, *, groups: bool) -> dict[str, Any]:
     import math
 
+    from motionmerge.io.quantised import describe_quantisation
     from motionmerge.merge.groups import count_parameters
-    from motionmerge.merge.sources import OpenInputs, Source
+    from motionmerge.merge.sources import open_as_stored
     from motionmerge.tensors import dtype_name, num_bytes
 
-    source = Source("model", path)
-    with OpenInputs([source]) as opened:
-        counts = {name: math.prod(opened.shape(source, name)) for name in opened.names(source)}
-        dtypes = {name: opened.dtype(source, name) for name in counts}
-        size = sum(num_bytes(dtypes[name], opened.shape(source, name)) for name in counts)
+    with open_as_stored(path) as parts:
+        stored = {
+            prefix + name: (reader.dtype(name), reader.shape(name))
+            for prefix, reader in parts.items()
+            for name in reader.keys()  # noqa: SIM118  (not a mapping)
+        }
+        described = {p: describe_quantisation(r, r.metadata) for p, r in parts.items()}
+    counts = {name: math.prod(shape) for name, (_, shape) in stored.items()}
+    quantised = [prefix + words for prefix, words in described.items() if words]
     found: dict[str, Any] = {
         "tensors": len(counts),
         "parameters": sum(counts.values()),
-        "bytes": size,
-        "dtypes": sorted({dtype_name(dtype) for dtype in dtypes.values()}),
+        "bytes": sum(num_bytes(*spec) for spec in stored.values()),
+        "dtypes": sorted({dtype_name(dtype) for dtype, _ in stored.values()}),
     }
+    if quantised:
+        found["quantised"] = quantised
     return found | ({"groups": count_parameters(counts)} if groups else {})
 
 

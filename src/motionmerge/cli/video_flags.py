@@ -8,6 +8,7 @@ import math
 import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from motionmerge.sampling.expert_choice import ExpertChoice
     from motionmerge.sampling.make_video import VideoSettings
     from motionmerge.sampling.model_choice import ModelChoice
+    from motionmerge.sampling.step_plan import StepPlan
 
 DEFAULT_RECIPE = "pocket"
 POCKET = "pocket"
@@ -113,6 +115,20 @@ class VideoFlags:
             max=1000,
             help="Begin at this timestep instead of 1000: from 900 on, leans less on the image "
             "and may move more; too low looks bad. Only DynamiCrafter and pocket.",
+        ),
+    ] = None
+    sigmas: Annotated[
+        str | None,
+        typer.Option(
+            help="A,B,C: the noise of each step from the first on, without the 0 at the end; for "
+            "pipelines that take sigmas. A shift is applied to them."
+        ),
+    ] = None
+    shift: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a flow model's timesteps: a larger one has more steps while it is noisy.",
+            show_default="the scheduler's own",
         ),
     ] = None
     size: Annotated[int | None, typer.Option(help="Pixels a side, for a square video.")] = None
@@ -301,7 +317,23 @@ class VideoFlags:
             guidance_scale=self.guidance,
             guidance_scale_2=self.guidance_2,
             start_step=self.start_step,
+            sigmas=None if self.sigmas is None else parse_sigmas(self.sigmas),
+            shift=self.shift,
         )
+
+
+def parse_sigmas(text: str) -> tuple[float, ...]:
+    """Read A,B,C.
+
+    Raises:
+        ConfigError: One of them is no number.
+    """
+    try:
+        return tuple(float(one) for one in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"--sigmas {text} holds what is no number.", fix="write e.g. --sigmas 1,0.94,0.8,0.5."
+        ) from error
 
 
 def with_video_flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -333,6 +365,43 @@ def with_video_flags(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+class StepPlanner:
+    """Plans which expert denoises which steps, and says it once for all videos that are alike."""
+
+    def __init__(self, model: ModelChoice, experts: ExpertChoice) -> None:
+        self._model, self._experts = model, experts
+        self._scheduler = model.scheduler()
+        self._plans: dict[Any, StepPlan | None] = {}
+        self._counts: Counter[StepPlan] = Counter()
+
+    def add(self, settings: VideoSettings) -> None:
+        """Plan one video.
+
+        Raises:
+            ConfigError: The scheduler does not heed its settings, or has no noise levels.
+        """
+        steps = settings.steps(self._model.family, self._model.limits)
+        if steps not in self._plans:
+            self._plans[steps] = self._experts.plan_steps(self._model, self._scheduler, steps)
+        plan = self._plans[steps]
+        if plan is not None:
+            self._counts[plan] += 1
+
+    def show(self) -> None:
+        """Print the steps of each expert, and warn of those without any, on stderr."""
+        from motionmerge.sampling.denoising_steps import UnusedExpertWarning
+
+        for plan, count in self._counts.items():
+            videos = f" ({count} videos)" if len(self._counts) > 1 else ""
+            typer.echo(f"{plan.line}{videos}", err=True)
+            if plan.sigmas is not None:
+                typer.echo(plan.sigmas, err=True)
+            if plan.warning is not None:
+                typer.echo(f"warning: {plan.warning}", err=True)
+        if self._counts:  # told already
+            warnings.filterwarnings("ignore", category=UnusedExpertWarning)
+
+
 @contextmanager
 def loaded(
     model: ModelChoice, experts: ExpertChoice, *, encode: Callable[[Any], None] | None = None
@@ -346,11 +415,13 @@ def loaded(
     """
     from diffusers.utils import logging
 
+    from motionmerge.sampling.loading import show_progress
+
     is_quiet = model.path is None or not sys.stderr.isatty()
     if is_quiet:
         logging.disable_progress_bar()
     pipeline, placement = model.load(encode)
-    pipeline.set_progress_bar_config(disable=is_quiet)
+    show_progress(pipeline, is_quiet=is_quiet)
     if model.path is not None:
         typer.echo(placement, err=True)
     with warnings.catch_warnings():

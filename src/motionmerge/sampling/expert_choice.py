@@ -21,7 +21,9 @@ from motionmerge.merge.resolvers import split_name
 from motionmerge.merge.sources import MODULES, module_folders
 from motionmerge.sampling.expert_bank import chosen_schedule, experts, paper_recipe
 from motionmerge.sampling.lora_layers import OWN_MODEL
+from motionmerge.sampling.model_choice import ModelChoice
 from motionmerge.sampling.rehearsal import check_fit
+from motionmerge.sampling.step_plan import StepPlan, Steps, plan_steps
 from motionmerge.sampling.switching import DENOISERS
 
 BOUNDARY = 0.64
@@ -76,6 +78,24 @@ class ExpertChoice:
         if self.recipe is None:
             return {}
         return {"recipe": self.recipe.print(), "boundary": self.boundary, **self._kept()}
+
+    def plan_steps(self, model: ModelChoice, scheduler: Any, steps: Steps) -> StepPlan | None:
+        """Plan which expert denoises which steps; None if there is nothing to say of it.
+
+        Raises:
+            ConfigError: As `step_plan.plan_steps`.
+        """
+        schedule = None
+        if self.recipe is not None:
+            names = list(self.recipe.experts)
+            schedule = chosen_schedule(names, None, self.boundary, self.recipe.schedule)
+        return plan_steps(
+            model.family.name,
+            scheduler,
+            steps,
+            schedule=schedule if schedule is not None and len(schedule.experts) > 1 else None,
+            configs=model.configs,
+        )
 
     def check(self, modules: Mapping[str, nn.Module]) -> None:
         """Look for the weights of every input and whether the experts fit, before any is loaded.

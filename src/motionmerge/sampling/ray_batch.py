@@ -30,6 +30,7 @@ from motionmerge.sampling.batch import (
     run_batch,
 )
 from motionmerge.sampling.expert_choice import ExpertChoice
+from motionmerge.sampling.loading import show_progress
 from motionmerge.sampling.manifest import PlannedVideo
 from motionmerge.sampling.model_choice import FolderModel, ModelChoice, ShippedModel
 from motionmerge.sampling.phases import can_be_cut
@@ -67,7 +68,7 @@ class Worker:
         logging.disable_progress_bar()
         torch.set_num_threads(self._num_threads)
         self._pipeline, _ = self._model.load()
-        self._pipeline.set_progress_bar_config(disable=True)
+        show_progress(self._pipeline, is_quiet=True)
         self._bank = self._attached.enter_context(self._experts.attach(self._pipeline))
         shares_switches = self._bank is not None and can_be_cut(self._pipeline)
         return self._options.videos_per_switch if shares_switches else 1

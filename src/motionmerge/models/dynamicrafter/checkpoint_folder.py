@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.atomic import atomic_path
+from motionmerge.io.quantised import refuse_quantised
 from motionmerge.io.torch_file import write_torch_file
 from motionmerge.io.weights import open_weights, write_weights
 
@@ -73,6 +74,7 @@ def inspect_checkpoint(
         CheckpointError: the file cannot be read or is of another family.
     """
     with open_weights(path) as reader:
+        refuse_quantised(reader, reader.metadata, called=str(path))
         return _report(OfficialCheckpoint(lazy_tensors(reader), overrides=overrides))
 
 
@@ -111,6 +113,7 @@ def convert_checkpoint(
         "tokenizer": [None, None],
     }
     with open_weights(path) as reader:
+        refuse_quantised(reader, reader.metadata, called=str(path))
         checkpoint = OfficialCheckpoint(lazy_tensors(reader), overrides=overrides)
         if add_adapter:
             _add_adapter(checkpoint)
