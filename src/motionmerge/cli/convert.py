@@ -37,6 +37,9 @@ def convert(
         Path | None,
         typer.Option(help="CLIP's tokenizer: its folder, or open_clip's .txt.gz."),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what an earlier conversion wrote.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell what the checkpoint holds.")
     ] = False,
@@ -49,7 +52,7 @@ def convert(
                 "--to-official writes what the folder holds into one file",
                 fix="name the file with `-o` and leave out the other options.",
             )
-        _write_official(source, output, as_json=as_json)
+        _write_official(source, output, overwrite=overwrite, as_json=as_json)
         return
     if output is None and not dry_run:
         raise ConfigError("nowhere to write to", fix="name the folder with `-o`, or use --dry-run.")
@@ -66,6 +69,7 @@ def convert(
             dtype=parse_dtype(dtype).torch if dtype else None,
             tokenizer=tokenizer,
             add_adapter=add_adapter,
+            overwrite=overwrite,
         )
     if as_json:
         print(json.dumps(asdict(report)))
@@ -79,9 +83,13 @@ def convert(
         )
 
 
-def _write_official(folder: Path, path: Path, *, as_json: bool) -> None:
+def _write_official(folder: Path, path: Path, *, overwrite: bool, as_json: bool) -> None:
+    from motionmerge.io.atomic import check_file
     from motionmerge.models.dynamicrafter import checkpoint_folder
 
+    check_file(path)
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists already.", fix="name another file, or pass --overwrite.")
     count = checkpoint_folder.to_official(folder, path)
     if as_json:
         print(json.dumps({"tensors": count, "output": str(path)}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from enum import Enum
@@ -138,7 +137,7 @@ def original(
     as_json: JsonOption = False,
 ) -> None:
     """Write each expert as one DynamiCrafter file in the official layout."""
-    from motionmerge.io.atomic import check_file, prepare_folder
+    from motionmerge.io.atomic import check_file, prepare_folder, scratch_folder
     from motionmerge.merge.export import export_folder
     from motionmerge.merge.recipe import Recipe
     from motionmerge.models.dynamicrafter.checkpoint_folder import to_official
@@ -156,18 +155,21 @@ def original(
         if path.exists() and not overwrite:
             raise ConfigError(f"{path} exists already.", fix="Pass --overwrite.")
     counts = {}
-    for expert, path in paths.items():
-        with tempfile.TemporaryDirectory(dir=output, prefix=".export.") as scratch:
+    with scratch_folder(output) as scratch:
+        for expert, path in paths.items():
             export_folder(
                 loaded,
                 folder,
-                Path(scratch) / "folder",
+                scratch / "folder",
                 modules=dict.fromkeys(modules, expert),
                 inputs=parse_inputs(replaced or []),
                 missing=missing,  # type: ignore[arg-type]  # checked where it is used
                 dtype=dtype,
+                overwrite=True,
             )
-            counts[str(path)] = to_official(Path(scratch) / "folder", path)
+            counts[str(path)] = to_official(scratch / "folder", scratch / path.name)
+        for path in paths.values():  # all experts, or none of them
+            (scratch / path.name).replace(path)
     if as_json:
         print(json.dumps(counts, indent=2))
         return
