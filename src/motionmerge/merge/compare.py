@@ -18,7 +18,7 @@ from motionmerge.families import GROUPS, OTHER, group_of
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint, realised
 from motionmerge.merge.sources import OpenInputs
-from motionmerge.tensors import is_mergeable
+from motionmerge.tensors import dtype_name, is_mergeable
 
 Weights = str | Path | Checkpoint
 
@@ -181,6 +181,11 @@ def compare(
             elif is_mergeable(inputs.dtype(sides[0].anchor, name), shape):
                 a, b = (realised(side, name, inputs).double() for side in sides)
                 tensors[name] = _difference(a, b, _start_of(start, name, a, inputs))
+            elif (dtype := inputs.dtype(sides[0].anchor, name)).is_only_copied:
+                raise ShapeError(
+                    f"`{name}` is {dtype_name(dtype)}, with which nothing is computed here.",
+                    fix="Compare weights in fp32, fp16 or bf16.",
+                )
     return Comparison(
         first=str(sides[0]),
         second=str(sides[1]),
