@@ -16,6 +16,7 @@ from motionmerge.io.paths import path_of_weights
 from motionmerge.io.weights import open_weights
 from motionmerge.merge.lora_scaling import LoraScaling
 from motionmerge.merge.recipe import Recipe, RecipeInput
+from motionmerge.merge.resolvers import resolve, split_name
 from motionmerge.merge.sources import MODULES, module_folders
 from motionmerge.sampling.expert_bank import chosen_schedule, experts, paper_recipe
 from motionmerge.sampling.lora_layers import OWN_MODEL
@@ -126,7 +127,8 @@ def from_recipe(
 
     Args:
         recipe: A recipe, its file, or the name of a shipped one.
-        inputs: Paths that replace the recipe's inputs, pinned hash included.
+        inputs: Paths or names such as `hub:owner/name` that replace the recipe's inputs, pinned
+            hash included.
         boundary: See `ExpertChoice`.
 
     Raises:
@@ -135,12 +137,12 @@ def from_recipe(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     given = inputs or {}
     recipe.check_names(given)
-    replaced = {name: RecipeInput(str(path_of_weights(path))) for name, path in given.items()}
+    replaced = {name: RecipeInput(_named(path)) for name, path in given.items()}
     return ExpertChoice(replace(recipe, inputs={**recipe.inputs, **replaced}), boundary)
 
 
 def from_loras(
-    loras: Sequence[Path],
+    loras: Sequence[str | Path],
     *,
     motion: float | Sequence[float | None] | None = None,
     boundary: float | None = None,
@@ -151,13 +153,13 @@ def from_loras(
     consistency = base + LoRA_1 + LoRA_2 ..                           default
 
     Args:
-        loras: Their files.
+        loras: Their files, or names such as `hub:owner/name/file.safetensors`.
         motion: Of all, or one for each; None leaves a LoRA at its full strength.
         boundary: See `ExpertChoice`.
     """
     names = [f"lora_{number}" for number in range(1, len(loras) + 1)]
     inputs = {"base": OWN_MODEL} | {
-        name: str(path_of_weights(path)) for name, path in zip(names, loras, strict=True)
+        name: _named(path) for name, path in zip(names, loras, strict=True)
     }
     motions = list(motion) if isinstance(motion, Sequence) else [motion] * len(names)
 
@@ -178,7 +180,7 @@ def from_loras(
 
 
 def from_base(
-    base: Path, model: Path, *, motion: float, boundary: float | None = None
+    base: str | Path, model: Path, *, motion: float, boundary: float | None = None
 ) -> ExpertChoice:
     """Choose the paper's method, with the model as the fine-tuned weights; see `paper_recipe`.
 
@@ -188,18 +190,24 @@ def from_base(
         motion: More moves more; the paper has 0.25.
         boundary: See `ExpertChoice`.
     """
-    tuned = model
+    tuned, base = model, resolve(str(base))
     if not module_folders(base) and not _has_prefixes(base):
         tuned = next(model / name for name in DENOISERS if (model / name).is_dir())
     recipe = paper_recipe(motion)
     paths = {"base": base, "tuned": tuned}
-    inputs = {name: RecipeInput(str(path_of_weights(path))) for name, path in paths.items()}
+    inputs = {name: RecipeInput(_named(path)) for name, path in paths.items()}
     return ExpertChoice(replace(recipe, inputs=inputs), boundary)
 
 
-def from_weights(weights: Path) -> ExpertChoice:
+def from_weights(weights: str | Path) -> ExpertChoice:
     """Choose one weights file for the whole denoising."""
-    return ExpertChoice(_recipe({"merged": str(path_of_weights(weights))}, {"all": "merged"}))
+    return ExpertChoice(_recipe({"merged": _named(weights)}, {"all": "merged"}))
+
+
+def _named(weights: str | Path) -> str:
+    """Write weights as an input of a recipe: `hub:owner/name` as it is, a path made absolute."""
+    name = str(weights)
+    return name if split_name(name) else str(path_of_weights(weights))
 
 
 def _has_prefixes(path: Path) -> bool:
