@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from motionmerge.errors import CheckpointError
 from motionmerge.merge.lora_fused import Fusion, parts_of, wholes_of
 from motionmerge.merge.names.minimax_h3 import MINIMAX_H3_SHARDS_STYLE
-from motionmerge.merge.original_names import Spelling, spellings, split_number
+from motionmerge.merge.original_names import Spelling, spellings_for, split_number
 from motionmerge.merge.sources import MODULES
 
 _BETWEEN = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -100,6 +100,8 @@ class ModelNames:
         self._exact = any(
             module in _PARTICULAR for path in paths for _, module, _ in _unwrapped(path)
         )
+        names = list(names)
+        self._spellings = spellings_for(names)
         for name in names:
             self._add(name)
 
@@ -109,7 +111,7 @@ class ModelNames:
         module = unwrapped[-1][1]
         for level, owner, path in unwrapped:
             if owner == module:  # not `transformer.x` of a pipeline's folder, but `x`
-                for further, meaning in enumerate(_meanings(path)):
+                for further, meaning in enumerate(self._meanings(path)):
                     if meaning.order is None:
                         place = index.setdefault(meaning.path, {}).setdefault(module, [])
                         place.append((level * _MEANINGS + further, path, name))
@@ -120,7 +122,7 @@ class ModelNames:
         Raises:
             CheckpointError: Several tensors of one denoiser have this name but for punctuation.
         """
-        for module, rest, meaning in _read(path):
+        for module, rest, meaning in self._read(path):
             if found := self._of(meaning.path, rest, module, of_bias=of_bias):
                 return Found(rest, tuple(found.values()), meaning)
         return None
@@ -132,7 +134,7 @@ class ModelNames:
 
     def find_parts(self, path: str, *, of_bias: bool) -> FoundParts | None:
         """Find the tensors over which the rows of a fused module are dealt."""
-        for module, rest, meaning in _read(path):
+        for module, rest, meaning in self._read(path):
             for fusion, parts in parts_of(meaning.path):
                 found = [self._of(part, rest, module, of_bias=of_bias) for part in parts]
                 shared = [d for d in found[0] if all(d in names for names in found)]
@@ -143,7 +145,7 @@ class ModelNames:
 
     def find_whole(self, path: str, *, of_bias: bool) -> FoundWhole | None:
         """Find the fused tensor that a module is a part of."""
-        for module, rest, meaning in _read(path):
+        for module, rest, meaning in self._read(path):
             if meaning.order is not None:
                 continue
             for fusion, number, whole in wholes_of(meaning.path):
@@ -159,6 +161,19 @@ class ModelNames:
             for denoiser, candidates in named.items()
             if self._is_meant(denoiser, module, named)
         }
+
+    def _read(self, path: str) -> Iterator[tuple[str, str, Spelling]]:
+        """Give what a path may mean: a module of the pipeline, the path in it, and a name."""
+        for _, module, rest in _unwrapped(path):
+            for meaning in self._meanings(rest):
+                yield module, rest, meaning
+
+    def _meanings(self, path: str) -> Iterator[Spelling]:
+        """Give a path's own flat name, then those that diffusers has for it."""
+        flat = path.replace(".", "_").replace("_processor_", "_")
+        yield Spelling(_comparable(flat))
+        for meaning in self._spellings(flat):
+            yield Spelling(_comparable(meaning.path), meaning.order)
 
     def _is_meant(self, denoiser: str, module: str, named: Iterable[str]) -> bool:
         if module in _PARTICULAR:
@@ -216,24 +231,14 @@ def _nearest(candidates: list[tuple[int, str, str]], path: str) -> str:
     return exact[0] if exact else names[0][1]
 
 
-def _read(path: str) -> Iterator[tuple[str, str, Spelling]]:
-    """Give what a path may mean: a module of the pipeline, the path in it, and a name."""
-    for _, module, rest in _unwrapped(path):
-        for meaning in _meanings(rest):
-            yield module, rest, meaning
-
-
 _MEANINGS = 100
 """More than a name has."""
 
 
-def _meanings(path: str) -> Iterator[Spelling]:
-    """Give a path's own flat name, then those that diffusers has for it."""
-    own = path.replace(".", "_").replace("_processor_", "_")
-    for meaning in (Spelling(own), *spellings(own)):
-        if meaning.path.endswith("_to_out"):
-            meaning = Spelling(f"{meaning.path}_0", meaning.order)
-        yield meaning
+def _comparable(flat: str) -> str:
+    """Take out of a flat path what not every file writes."""
+    flat = flat.replace("_processor_", "_")
+    return f"{flat}_0" if flat.endswith("_to_out") else flat
 
 
 def is_dealt_by_head(path: str, adapters: Iterable[str]) -> bool:

@@ -23,6 +23,8 @@ from motionmerge.merge.names.rules import Names
 
 _OFFICIAL_PROJECTOR, _OUR_PROJECTOR = "image_proj_model.", "image_projector."
 _LEAVES = (".weight", ".bias")
+_LEARNED_SCALE = ".attn2.alpha"
+"""Of the 256 model: our `to_v_ip` is multiplied by it, so that new names alone would be wrong."""
 
 
 def dynamicrafter_style(names: Iterable[str]) -> Names | None:
@@ -33,6 +35,8 @@ def dynamicrafter_style(names: Iterable[str]) -> Names | None:
             begin with `image_proj_model.` or `image_projector.`.
     """
     held = list(names)
+    if any(name.endswith(_LEARNED_SCALE) for name in held):
+        return None
     is_official = any(name.startswith("input_blocks.") for name in held)
     if not is_official and not any(name.startswith("down_stages.") for name in held):
         return None

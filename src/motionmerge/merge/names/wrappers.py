@@ -12,7 +12,7 @@ _MODULE = re.compile(r"^(unet|transformer_2|transformer|image_projector)\.")
 
 _FRONT = re.compile(
     r"^(?:model\.diffusion_model|diffusion_model|base_model\.model|_orig_mod|module"
-    r"|_fsdp_wrapped_module|_checkpoint_wrapped_module|pipe\.dit|dit|model|net)\."
+    r"|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module|pipe\.dit|dit|model|net)\."
 )
 _BETWEEN = re.compile(r"\.(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
 
