@@ -71,6 +71,7 @@ def convert(
             dtype=parse_dtype(dtype).torch if dtype else None,
             tokenizer=tokenizer,
             add_adapter=add_adapter,
+            overwrite=overwrite,
         )
     if as_json:
         print(json.dumps(asdict(report)))

@@ -23,6 +23,10 @@ def _all_but_one(scale: float | None) -> bool:
     return scale != 1
 
 
+def _if_told_but_one(scale: float | None) -> bool:
+    return scale is not None and scale != 1
+
+
 def _always(scale: float | None) -> bool:
     return True
 
@@ -119,7 +123,7 @@ MODULAR_FAMILIES: tuple[VideoFamily, ...] = (
             num_inference_steps=30,
             frame_rate_argument="frame_rate",
             guidance_argument=None,
-            is_guided=_all_but_one,
+            is_guided=_if_told_but_one,
             takes_sigmas=True,
             modular=Modular(optional_parts=("prompt_enhancer", "processor", "duration_head")),
             makes_sound=True,
