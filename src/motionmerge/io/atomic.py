@@ -113,7 +113,7 @@ def check_new_folder(
     if not overwrite:
         raise ConfigError(
             f"{path} exists already.",
-            fix="choose another folder, or pass --overwrite (overwrite=True).",
+            fix="choose another folder, or pass `overwrite=True`.",
         )
     if not (target / marker).is_file():
         raise ConfigError(

@@ -319,7 +319,7 @@ def _strangers(strangers: Mapping[str, str], name: str, *, any_left: bool) -> Ch
     return CheckpointError(
         f"{len(lines)} of the layers or keys of the LoRA `{name}` cannot be used:\n{listed}",
         fix="use a LoRA for this model and these denoisers"
-        + (", or go on without these layers: missing='keep' (--missing keep)." * any_left or "."),
+        + (", or go on without these layers: `missing='keep'`." * any_left or "."),
     )
 
 
