@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from motionmerge.errors import CheckpointError
 from motionmerge.merge.lora_fused import Fusion, parts_of, wholes_of
+from motionmerge.merge.names.dynamicrafter import OriginalPaths, of_projector
 from motionmerge.merge.names.minimax_h3 import MINIMAX_H3_SHARDS_STYLE
 from motionmerge.merge.original_names import Spelling, spellings, split_number
 from motionmerge.merge.sources import MODULES
@@ -29,7 +30,9 @@ _WRAPPER = re.compile(
     r"^(?:(?:base_model\.model|model\.diffusion_model|diffusion_model|module|pipe\.dit|dit|model)\."
     r"|lora_unet__?|lora_transformer_|lycoris_|Hunyuan_video_I2V_lora_)"
 )
-_MODULE = re.compile(rf"^(?:{'|'.join(sorted(MODULES, key=len, reverse=True))})\.")
+_ALIASES = {"image_proj_model.": "image_projector."}
+"""What original code calls a module."""
+_MODULE = re.compile(rf"^(?:{'|'.join(sorted(MODULES, key=len, reverse=True))}|image_proj_model)\.")
 _PARTICULAR = ("transformer_2.", "image_projector.")
 _OTHER_COMPONENT = re.compile(
     r"^(?:base_model\.model\.)?(text_encoder(?:_\d)?|text_encoders|vae|first_stage_model"
@@ -100,6 +103,11 @@ class ModelNames:
         self._exact = any(
             module in _PARTICULAR for path in paths for _, module, _ in _unwrapped(path)
         )
+        self._original: OriginalPaths | None = None
+        names = list(names)
+        if any("down_stages." in name for name in names):
+            layers = (name.rpartition(".")[0] for name in names)
+            self._original = OriginalPaths(bare_path(layer) + "." for layer in layers)
         for name in names:
             self._add(name)
 
@@ -109,10 +117,18 @@ class ModelNames:
         module = unwrapped[-1][1]
         for level, owner, path in unwrapped:
             if owner == module:  # not `transformer.x` of a pipeline's folder, but `x`
-                for further, meaning in enumerate(_meanings(path)):
+                for further, meaning in enumerate((*_meanings(path), *self._in_ldm(module, path))):
                     if meaning.order is None:
                         place = index.setdefault(meaning.path, {}).setdefault(module, [])
                         place.append((level * _MEANINGS + further, path, name))
+
+    def _in_ldm(self, module: str, path: str) -> Iterator[Spelling]:
+        """Give the name that a layer has in DynamiCrafter's original code."""
+        if self._original is not None:
+            is_projector = module == "image_projector."
+            found = of_projector(path) if is_projector else self._original.of_unet(path)
+            if found is not None:
+                yield from _meanings(found)
 
     def find(self, path: str, *, of_bias: bool) -> Found | None:
         """Find the bias of a module, or its weight or bare parameter.
@@ -194,7 +210,7 @@ def _unwrapped(path: str) -> Iterator[tuple[int, str, str]]:
     yield level, module, rest
     while True:
         if not module and (found := _MODULE.match(rest)):
-            module = found[0]
+            module = _ALIASES.get(found[0], found[0])
         else:
             found = _WRAPPER.match(rest)
         if found is None or found.end() == len(rest):
@@ -231,9 +247,12 @@ def _meanings(path: str) -> Iterator[Spelling]:
     """Give a path's own flat name, then those that diffusers has for it."""
     own = path.replace(".", "_").replace("_processor_", "_")
     for meaning in (Spelling(own), *spellings(own)):
-        if meaning.path.endswith("_to_out"):
-            meaning = Spelling(f"{meaning.path}_0", meaning.order)
-        yield meaning
+        yield Spelling(_numbered(meaning.path), meaning.order)
+
+
+def _numbered(flat: str) -> str:
+    """Give the output of an attention the number that diffusers has for it."""
+    return f"{flat}_0" if flat.endswith("_to_out") else flat
 
 
 def is_dealt_by_head(path: str, adapters: Iterable[str]) -> bool:
