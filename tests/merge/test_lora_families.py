@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from motionmerge.io.weights import open_weights
 from motionmerge.merge.algebra import Checkpoint
 from motionmerge.merge.lora import lora
 from motionmerge.merge.names.layout import to_theirs
+from motionmerge.merge.resolvers import resolve
+from motionmerge.models.dynamicrafter.conversion import COMPONENTS
 from motionmerge.sampling.lora_layers import read_lora
 
 from .test_original_names import EACH, STYLES_BY_NAME, made, shapes_of
@@ -83,3 +86,34 @@ def test_every_matrix_of_every_family_gets_its_rows(style: str, kind: str, spell
             torch.testing.assert_close(landed[name], product, atol=1e-5, rtol=1e-4)
         unchanged = landed.keys() - products.keys()
         assert not any(landed[name].any() for name in unchanged)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_dynamicrafters_original_names_are_those_of_whole_checkpoints(spelling: str) -> None:
+    with open_weights(resolve("pocket:tuned")) as reader:
+        shapes = {name: reader.shape(name) for name in reader.keys()}  # noqa: SIM118
+    front, down, up, dot = SPELLINGS[spelling]
+    generator = torch.Generator().manual_seed(0)
+    file: Products = {}
+    expected: Products = {}
+    for component in COMPONENTS:
+        prefix = f"{component.name}."
+        own = {k.removeprefix(prefix): s for k, s in shapes.items() if k.startswith(prefix)}
+        for pair in component.our_map(own).pair_ours(own)[0] if own else ():
+            rows, *columns = own[pair.ours[0]]
+            if not pair.ours[0].endswith(".weight") or not columns:
+                continue
+            path = component.long_name(pair.official).removeprefix("model.")
+            bare = path.removeprefix("diffusion_model.").removesuffix(".weight")
+            path = bare if component.name != "unet" else front.format(bare.replace(".", dot))
+            first = torch.randn(1, *columns, generator=generator)
+            second = torch.randn(rows * len(pair.ours), 1, generator=generator)
+            file |= {f"{path}.{down.format('')}": first, f"{path}.{up.format('')}": second}
+            parts = (second @ first.flatten(1)).chunk(len(pair.ours))
+            names = [f"{prefix}{name}" for name in pair.ours]
+            expected |= {n: p.reshape(shapes[n]) for n, p in zip(names, parts, strict=True)}
+    assert any(name.startswith("image_projector.") for name in expected)
+    zeros = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    merged = (Checkpoint.from_tensors(zeros, name="base") + lora(file, 1.0)).tensors()
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, expected.get(name, zeros[name]))
