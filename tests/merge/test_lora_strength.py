@@ -316,7 +316,7 @@ DAMAGED = {
     "patterns in a list": '{"lora_alpha": 8, "alpha_pattern": ["to_q"]}',
     "a pattern for no number": '{"lora_alpha": 8, "alpha_pattern": {"to_q": "x"}}',
     "a bad pattern": '{"lora_alpha": 8, "alpha_pattern": {"to_q[": 3}}',
-    "a pattern that looks back": r'{"lora_alpha": 8, "alpha_pattern": {"(t)\\\\1o_q": 3}}',
+    "a pattern that looks back": r'{"lora_alpha": 8, "alpha_pattern": {"(t)\\1o_q": 3}}',
     "a very long pattern": '{"lora_alpha": 8, "alpha_pattern": {"' + "a" * 5000 + '": 3}}',
     "a strange switch": '{"lora_alpha": 8, "use_rslora": "perhaps"}',
 }
