@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from enum import Enum
@@ -141,7 +140,7 @@ def original(
     as_json: JsonOption = False,
 ) -> None:
     """Write each expert as one DynamiCrafter file in the official layout."""
-    from motionmerge.io.atomic import prepare_folder
+    from motionmerge.io.atomic import prepare_folder, scratch_folder
     from motionmerge.merge.export import export_folder
     from motionmerge.merge.recipe import Recipe
     from motionmerge.models.dynamicrafter.checkpoint_folder import to_official
@@ -157,18 +156,21 @@ def original(
         check_output_file(path, overwrite=overwrite)
     prepare_folder(output)
     counts = {}
-    for expert, path in paths.items():
-        with tempfile.TemporaryDirectory(dir=output, prefix=".export.") as scratch:
+    with scratch_folder(output) as scratch:
+        for expert, path in paths.items():
             export_folder(
                 loaded,
                 folder,
-                Path(scratch) / "folder",
+                scratch / "folder",
                 modules=dict.fromkeys(modules, expert),
                 inputs=parse_inputs(replaced or []),
                 missing=checked_missing(missing),
                 dtype=dtype,
+                overwrite=True,
             )
-            counts[str(path)] = to_official(Path(scratch) / "folder", path)
+            counts[str(path)] = to_official(scratch / "folder", scratch / path.name)
+        for path in paths.values():  # all experts, or none of them
+            (scratch / path.name).replace(path)
     if as_json:
         print(json.dumps(counts, indent=2))
         return

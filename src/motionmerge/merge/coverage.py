@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -12,7 +13,7 @@ from motionmerge.io.quantised import UNQUANTISED, looks_like_codes
 from motionmerge.merge.lora_detection import check_whole_weights
 from motionmerge.merge.sources import MemoryTensors, OpenInputs, Source
 from motionmerge.merge.unlike_names import nothing_matched
-from motionmerge.tensors import dtype_name, is_mergeable
+from motionmerge.tensors import dtype_name, is_mergeable, num_bytes
 
 Missing = Literal["error", "keep"]
 
@@ -138,6 +139,7 @@ def check_missing(missing: str) -> None:
 
 def _check_shapes(name: str, anchor: Source, needed: Iterable[Source], inputs: OpenInputs) -> None:
     shape, dtype = inputs.shape(anchor, name), inputs.dtype(anchor, name)
+    _refuse_only_copied(name, anchor, needed, inputs)
     if not is_mergeable(dtype, shape):
         _refuse_codes(name, anchor, needed, inputs)
         return
@@ -173,6 +175,33 @@ def _refuse_codes(name: str, anchor: Source, needed: Iterable[Source], inputs: O
             "a quantised weight without a scale that is known, and a task vector would change it.",
             fix=UNQUANTISED,
         )
+
+
+def _refuse_only_copied(
+    name: str, anchor: Source, needed: Iterable[Source], inputs: OpenInputs
+) -> None:
+    """Refuse a difference of tensors that nothing computes with; equal ones are copied."""
+    found = {source: inputs.dtype(source, name) for source in needed}
+    if not any(dtype.is_only_copied for dtype in found.values()):
+        return
+    if len({(dtype, tuple(inputs.shape(one, name))) for one, dtype in found.items()}) == 1:
+        size = num_bytes(found[anchor], inputs.shape(anchor, name))
+        if len({_digest(one, name, size, inputs) for one in found}) == 1:
+            return
+    listed = ", ".join(f"{dtype_name(dtype)} in `{one.name}`" for one, dtype in found.items())
+    raise ShapeError(
+        f"`{name}` is {listed}: it differs, and merges do not compute with such a dtype.",
+        fix="Use weights in fp32, fp16 or bf16, or leave the tensor out with `only(...)`.",
+    )
+
+
+def _digest(source: Source, name: str, size: int, inputs: OpenInputs) -> bytes:
+    digest, buffer = hashlib.sha256(), bytearray(min(size, 1 << 20))
+    for begin in range(0, size, 1 << 20):
+        part = memoryview(buffer)[: size - begin]
+        inputs.read_into(source, name, begin, part)
+        digest.update(part)
+    return digest.digest()
 
 
 def _unknown_tensor(name: str, anchor: Source, held: Sequence[str]) -> CheckpointError:

@@ -110,8 +110,7 @@ def merge(
     if scaled and (layout == "pipeline" or stochastic_rounding is not None):
         raise ConfigError(
             "Scaled fp8 is written as one file of weights, rounded to the nearest code.",
-            fix="Leave out layout='pipeline' (--layout) and stochastic_rounding "
-            "(--stochastic-rounding), or use `--dtype bf16`.",
+            fix="Leave out `layout='pipeline'` and `stochastic_rounding`, or use `dtype='bf16'`.",
         )
     if wanted is not None and not wanted.is_floating_point:
         raise ConfigError(

@@ -7,16 +7,18 @@ after that, and `boundary_ratio` says when. Plain diffusers runs it, and what re
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
-from motionmerge.io.atomic import atomic_path
+from motionmerge.io.atomic import atomic_folder, check_new_folder
+from motionmerge.io.folder_copy import copy_folder
 from motionmerge.io.weights import open_weights, write_weights
+from motionmerge.io.weights_writer import is_weights_of
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint, realised, result_specs
 from motionmerge.merge.coverage import Missing, check_coverage
@@ -27,8 +29,6 @@ from motionmerge.tensors import AnyDtype, DType, parse_dtype
 INDEX_FILE = "model_index.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 TWO_EXPERT_DENOISER = "WanTransformer3DModel"
-
-_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "*.ckpt", "*.pt")
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ def export_two_experts(
 
     Args:
         recipe: A recipe with two experts, the first `above` a noise level or a `timestep`.
-        pipeline: A diffusers folder of a Wan pipeline, for all that is not a denoiser; its files
-            are linked where the disk allows, else copied.
+        pipeline: A diffusers folder of a Wan pipeline, for all that is not a denoiser; its other
+            weights are linked where the disk allows, else copied.
         output: The folder to write.
         inputs: Paths or state dicts that replace the recipe's inputs, by name.
         missing: `error` or `keep`; see `check_coverage`.
         dtype: Dtype of the floating-point tensors; that of the inputs by default.
-        overwrite: Write into a folder that exists.
+        overwrite: Replace a pipeline folder that exists.
 
     Raises:
         RecipeError: The recipe has not two experts, or a boundary that the folder cannot express.
@@ -121,49 +121,59 @@ def export_folder(
     Args:
         recipe: The recipe.
         pipeline: A pipeline folder for everything else.
-        output: The folder to write; `model_index.json` comes last.
+        output: The folder to write; it appears when it is whole.
         modules: The expert of each module, e.g. `{"unet": "dynamics"}`.
         index: The new `model_index.json`; that of `pipeline` by default.
         inputs: Paths or state dicts that replace the recipe's inputs, by name.
         missing: `error` or `keep`; see `check_coverage`.
         dtype: Dtype of the floating-point tensors; that of the inputs by default.
-        overwrite: Write into a folder that exists.
+        overwrite: Replace a pipeline folder that exists.
 
     Raises:
-        ConfigError: `output` exists, or is the pipeline itself.
+        ConfigError: `output` exists, or holds the pipeline or an input.
         CheckpointError, ShapeError: As `merge`; or an expert does not fit the pipeline.
     """
     pipeline, output = Path(pipeline), Path(output)
     wanted = None if dtype is None else parse_dtype(dtype)
     index = _read_index(pipeline) if index is None else index
-    if output.resolve() == pipeline.resolve() or (output.exists() and not overwrite):
-        raise ConfigError(
-            f"{output} exists already.", fix="Choose another folder, or pass overwrite=True."
-        )
     origins = recipe.origins(inputs)
+    read = (origin for origin in origins.values() if isinstance(origin, Path))
+    check_new_folder(output, overwrite=overwrite, marker=INDEX_FILE, keep=[pipeline, *read])
     pinned = recipe.pinned(origins, overridden=inputs)
     bound = {expert: recipe.experts[expert].bind(origins) for expert in set(modules.values())}
     sources = [source for checkpoint in bound.values() for source in checkpoint.sources()]
-    with OpenInputs(sources) as opened:
+    with OpenInputs(sources) as opened, _written(output) as folder:
         check_coverage(list(bound.values()), opened, missing=missing)
         plans = {
             module: _tensors_of(module, bound[expert], opened, pipeline)
             for module, expert in modules.items()
         }
-        _copy_rest(pipeline, output, modules)
+        _copy_rest(pipeline, folder, modules)
         for module, expert in modules.items():
             _write_module(
-                output / module / WEIGHTS_FILE,
+                folder / module / WEIGHTS_FILE,
                 bound[expert],
                 plans[module],
                 opened,
                 dtype=wanted,
                 metadata={METADATA_KEY: pinned.print(), "motionmerge.expert": expert},
             )
-    with atomic_path(output / INDEX_FILE) as temporary:
-        temporary.write_text(json.dumps(dict(index), indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(dict(index), indent=2) + "\n"
+        (folder / INDEX_FILE).write_text(text, encoding="utf-8")
     counts = {module: len(names) for module, names in plans.items()}
     return FolderExport(str(output), dict(modules), counts)
+
+
+@contextmanager
+def _written(output: Path) -> Iterator[Path]:
+    """Yield a folder that becomes `output` once it is whole."""
+    try:
+        with atomic_folder(output) as folder:
+            yield folder
+    except OSError as error:
+        raise CheckpointError(
+            f"Cannot write {output}: {error}", fix="Check the folder and its free space."
+        ) from error
 
 
 def _read_index(pipeline: Path) -> dict[str, Any]:
@@ -233,27 +243,15 @@ def _tensors_of(
 
 def _copy_rest(pipeline: Path, output: Path, modules: Mapping[str, str]) -> None:
     """Bring over everything but the index and the weights of the modules that are written."""
-
-    def skipped(folder: str, names: list[str]) -> set[str]:
-        here = Path(folder)
-        if here == pipeline:
-            return {INDEX_FILE} & set(names)
-        if here.parent == pipeline and here.name in modules:
-            return set(shutil.ignore_patterns(*_WEIGHTS)(folder, names))
-        return set()
-
-    def link(source: str, target: str) -> None:
-        Path(target).unlink(missing_ok=True)
-        try:
-            os.link(source, target)
-        except OSError:
-            shutil.copy2(source, target)
-
-    shutil.copytree(pipeline, output, ignore=skipped, copy_function=link, dirs_exist_ok=True)
+    copy_folder(
+        pipeline,
+        output,
+        leave_out=lambda path: path == Path(INDEX_FILE) or is_weights_of(path, modules),
+    )
     for module in modules:
         (output / module).mkdir(exist_ok=True)
         if not (output / module / "config.json").exists() and module == "transformer_2":
-            shutil.copy2(output / "transformer" / "config.json", output / module / "config.json")
+            shutil.copyfile(output / "transformer/config.json", output / module / "config.json")
 
 
 def _write_module(

@@ -86,7 +86,7 @@ def find_pipeline(
     Without a connection, or with `HF_HUB_OFFLINE=1`, what the cache holds is used.
 
     Args:
-        name: A diffusers folder, or `owner/name` on the hub.
+        name: A diffusers folder, or `owner/name` or `hub:owner/name` on the hub.
         variant: Take the files of this variant where there are some, e.g. "fp16".
         legacy: Also accept `.bin` pickles, read as tensors only.
 
@@ -97,7 +97,7 @@ def find_pipeline(
     """
     path = path_of(name)
     if not exists(path):
-        path = _download(str(name), variant=variant, legacy=legacy)
+        path = _download(str(name).removeprefix("hub:"), variant=variant, legacy=legacy)
     index = _read_index(path)
     family = _family(index, path)
     if family.modular is not None:
