@@ -425,8 +425,8 @@ def prepared(pipeline: Any, settings: VideoSettings) -> Iterator[None]:
     guiders = {name: guider for name, guider in found.items() if guider is not None}
     try:
         for name, guider in guiders.items():
-            if scales[name] is not None:
-                setattr(pipeline, name, _guider_of(pipeline, guider, scales[name]))
+            if (scale := scales[name]) is not None:
+                setattr(pipeline, name, _guider_of(pipeline, guider, scale))
         with (
             shifted(pipeline, settings.shift),
             torch.random.fork_rng([device] if device.type == "cuda" else []),
