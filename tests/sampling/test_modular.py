@@ -25,7 +25,8 @@ from motionmerge.sampling.modular_folder import MODULAR_INDEX_FILE
 from motionmerge.sampling.pipeline_folder import find_pipeline
 from motionmerge.sampling.video_families import configs_of
 
-from .tiny_pipelines import NEWER, Family, other_weights, photo, tiny, weights_of
+from .test_lora_bank import RESCUE, lora_for, with_lora
+from .tiny_pipelines import NEWER, Family, generate, other_weights, photo, tiny, weights_of
 
 BY_NAME = {family.name: family for family in NEWER}
 SMALL = ["--steps", "2", "--height", "16", "--width", "16", "--num-frames", "5", "--dtype", "fp32"]
@@ -207,3 +208,19 @@ def test_both_transformers_of_a_folder_of_ltx_2_5_are_inputs(tmp_path: Path) -> 
     name = "transformer.proj_out.weight"
     assert torch.equal(seen["consistency"], own[name])
     torch.testing.assert_close(seen["dynamics"], full[name] + 0.5 * (full[name] - own[name]))
+
+
+@pytest.mark.parametrize("name", ["Wan 2.2-A14B modular", "LTX-2.5 modular", "MiniMax-H3"])
+def test_a_signed_lora_equals_dense_experts_in_a_modular_pipeline(name: str) -> None:
+    family = BY_NAME[name]
+    pipeline = tiny(family)
+    plain, before = generate(pipeline, family), weights_of(pipeline, family)
+    lora = lora_for(pipeline, family)
+    with experts(pipeline, lora=lora, weights=RESCUE, boundary=family.boundary):
+        signed = generate(pipeline, family)
+    assert torch.equal(generate(pipeline, family), plain)
+    dense = {name: with_lora(before, lora, weight) for name, weight in RESCUE.items()}
+    with experts(pipeline, experts=dense, boundary=family.boundary):
+        expected = generate(pipeline, family)
+    torch.testing.assert_close(signed, expected, atol=2e-3, rtol=2e-3)
+    assert (signed - plain).abs().max() > 20 * (signed - expected).abs().max()
