@@ -228,3 +228,19 @@ def test_the_same_weights_make_the_same_video_in_a_modular_pipeline() -> None:
         make_video(pipeline, photo(24), settings, **options) for pipeline in (modular, plain)
     )
     torch.testing.assert_close(video, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Wan 2.2-A14B modular", "LTX modular"])
+def test_no_guidance_is_one_call_a_step(name: str) -> None:
+    family = BY_NAME[name]
+    pipeline, calls = tiny(family), 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    for denoiser in family.denoisers:
+        getattr(pipeline, denoiser).register_forward_pre_hook(count)
+    settings, options = asked_of(family, pipeline, guidance_scale=1.0, num_inference_steps=4)
+    make_video(pipeline, photo(24), settings, **options)
+    assert calls == 4

@@ -51,7 +51,11 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 """What any model could make; its family knows better."""
 
-_FAILING_UNGUIDED = ("WanImage2VideoModularPipeline", "Wan22Image2VideoModularPipeline")
+_FAILING_UNGUIDED = (
+    "LTXModularPipeline",
+    "Wan22Image2VideoModularPipeline",
+    "WanImage2VideoModularPipeline",
+)
 
 _SAME_NAME = ("guidance_scale_2", "start_step")
 """Settings that are arguments of pipelines under their own names."""
@@ -441,8 +445,8 @@ def prepared(pipeline: Any, settings: VideoSettings) -> Iterator[None]:
 def _guider_of(pipeline: Any, guider: Any, scale: float) -> Any:
     """Make a guider of another scale.
 
-    The modular Wan fails to encode a prompt where there is no guidance. There, no guidance is
-    guidance in none of the steps: the denoiser is called as often, with the same result.
+    Some modular pipelines fail where there is no guidance. There, no guidance is guidance in none
+    of the steps: the denoiser is called as often, with the same result.
     """
     if scale == 1 and type(pipeline).__name__ in _FAILING_UNGUIDED:
         return guider.new(stop=0.0)

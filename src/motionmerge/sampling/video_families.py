@@ -23,10 +23,6 @@ def _all_but_one(scale: float | None) -> bool:
     return scale != 1
 
 
-def _if_told_but_one(scale: float | None) -> bool:
-    return scale is not None and scale != 1
-
-
 def _always(scale: float | None) -> bool:
     return True
 
@@ -123,7 +119,7 @@ MODULAR_FAMILIES: tuple[VideoFamily, ...] = (
             num_inference_steps=30,
             frame_rate_argument="frame_rate",
             guidance_argument=None,
-            is_guided=_if_told_but_one,
+            is_guided=_always,  # as the one that is not modular
             takes_sigmas=True,
             modular=Modular(optional_parts=("prompt_enhancer", "processor", "duration_head")),
             makes_sound=True,
