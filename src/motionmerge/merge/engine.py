@@ -20,6 +20,7 @@ from typing import Literal
 from motionmerge import __version__
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.atomic import atomic_path
+from motionmerge.io.json_file import read_json
 from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.io.weights_writer import (
     WeightsWriter,
@@ -379,9 +380,9 @@ def _refuse_inputs(outputs: Sequence[Path], origins: Mapping[str, Origin]) -> No
 def _refuse_part_of_pipeline(template: Path) -> None:
     """Check that all parts are there, which they are not where the hub gave only what is merged."""
     try:
-        index = json.loads((template / "model_index.json").read_bytes())
+        index = read_json(template / "model_index.json")
         parts = [name for name, value in index.items() if isinstance(value, list) and value[0]]
-    except (OSError, ValueError, AttributeError, IndexError) as error:
+    except IndexError as error:
         raise CheckpointError(
             f"{template / 'model_index.json'} cannot be read: {error!r}", fix="Download it again."
         ) from error

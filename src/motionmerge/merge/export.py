@@ -17,6 +17,7 @@ from typing import Any
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.io.atomic import atomic_folder, check_new_folder
 from motionmerge.io.folder_copy import copy_folder
+from motionmerge.io.json_file import read_json
 from motionmerge.io.weights import open_weights, write_weights
 from motionmerge.io.weights_writer import is_weights_of
 from motionmerge.lazy_torch import torch
@@ -178,15 +179,12 @@ def _written(output: Path) -> Iterator[Path]:
 
 def _read_index(pipeline: Path) -> dict[str, Any]:
     try:
-        index = json.loads((pipeline / INDEX_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_json(pipeline / INDEX_FILE)
+    except CheckpointError as error:
         raise ConfigError(
-            f"{pipeline} is no diffusers pipeline folder: {error}.",
+            f"{pipeline} is no diffusers pipeline folder: {error.message}",
             fix="Give a folder with a model_index.json, as `save_pretrained` writes it.",
         ) from error
-    if not isinstance(index, dict):
-        raise ConfigError(f"{pipeline / INDEX_FILE} is no mapping.", fix="Download it again.")
-    return index
 
 
 def _two_experts(recipe: Recipe, pipeline: Path) -> tuple[str, str, float]:
@@ -202,7 +200,7 @@ def _two_experts(recipe: Recipe, pipeline: Path) -> tuple[str, str, float]:
         return high.expert, low.expert, high.above
     if high.timestep is not None:
         config = pipeline / "scheduler" / "scheduler_config.json"
-        settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        settings = read_json(config) if config.is_file() else {}
         return high.expert, low.expert, high.timestep / settings.get("num_train_timesteps", 1000)
     raise RecipeError(
         "`step_fraction` depends on the number of steps; the folder has one noise level.",

@@ -311,13 +311,8 @@ def _load_yaml(text: str) -> dict[Any, Any]:
         )
     try:
         sections = parse_yaml(text, source="The recipe")
-        references = any(
-            isinstance(token, (yaml.AnchorToken, yaml.AliasToken)) for token in yaml.scan(text)
-        )
     except ConfigError as error:
         raise RecipeError(error.message, fix=error.fix) from error
-    if references:
-        raise RecipeError("The recipe uses YAML anchors.", fix="Write each value out.")
     if not isinstance(sections, dict):
         raise RecipeError(
             f"The recipe is a {type(sections).__name__}, not a mapping.",
