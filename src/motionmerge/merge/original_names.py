@@ -1,154 +1,289 @@
 """What the original code of a family calls its layers, beside the names of diffusers.
 
-A `{}` stands for a block's number. A fused projection has the name that diffusers has for it
-(`fuse_qkv_projections`); `attn.to_qkv_mlp` is ours.
-
-Source: diffusers 0.42, loaders/single_file_utils.py, loaders/lora_conversion_utils.py.
+The tables are in `names/`; here is what is asked of them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 
-WAN: Mapping[str, str] = {
-    "blocks.{}.self_attn.q": "blocks.{}.attn1.to_q",
-    "blocks.{}.self_attn.k": "blocks.{}.attn1.to_k",
-    "blocks.{}.self_attn.v": "blocks.{}.attn1.to_v",
-    "blocks.{}.self_attn.qkv": "blocks.{}.attn1.to_qkv",
-    "blocks.{}.self_attn.o": "blocks.{}.attn1.to_out.0",
-    "blocks.{}.self_attn.norm_q": "blocks.{}.attn1.norm_q",
-    "blocks.{}.self_attn.norm_k": "blocks.{}.attn1.norm_k",
-    "blocks.{}.cross_attn.q": "blocks.{}.attn2.to_q",
-    "blocks.{}.cross_attn.k": "blocks.{}.attn2.to_k",
-    "blocks.{}.cross_attn.v": "blocks.{}.attn2.to_v",
-    "blocks.{}.cross_attn.kv": "blocks.{}.attn2.to_kv",
-    "blocks.{}.cross_attn.o": "blocks.{}.attn2.to_out.0",
-    "blocks.{}.cross_attn.norm_q": "blocks.{}.attn2.norm_q",
-    "blocks.{}.cross_attn.norm_k": "blocks.{}.attn2.norm_k",
-    "blocks.{}.cross_attn.k_img": "blocks.{}.attn2.add_k_proj",
-    "blocks.{}.cross_attn.v_img": "blocks.{}.attn2.add_v_proj",
-    "blocks.{}.cross_attn.norm_k_img": "blocks.{}.attn2.norm_added_k",
-    "blocks.{}.ffn.0": "blocks.{}.ffn.net.0.proj",
-    "blocks.{}.ffn.2": "blocks.{}.ffn.net.2",
-    "blocks.{}.norm3": "blocks.{}.norm2",
-    "blocks.{}.modulation": "blocks.{}.scale_shift_table",
-    "head.modulation": "scale_shift_table",
-    "head.head": "proj_out",
-    "patch_embedding": "patch_embedding",
-    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
-    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
-    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
-    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
-    "time_projection.1": "condition_embedder.time_proj",
-    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
-    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
-    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
-    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
-    "img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed",
-    "fps_embedding": "fps_embedding",
-    "fps_projection.0": "fps_projection.net.0.proj",
-    "fps_projection.2": "fps_projection.net.2",
-}
-"""Wan and SkyReels-V2."""
-
-_REFINER = "txt_in.individual_token_refiner.blocks.{}"
-_OUR_REFINER = "context_embedder.token_refiner.refiner_blocks.{}"
-_OUR_TEXT_TIME = "context_embedder.time_text_embed"
-
-HUNYUAN_VIDEO: Mapping[str, str] = {
-    "double_blocks.{}.img_attn_qkv": "transformer_blocks.{}.attn.to_qkv",
-    "double_blocks.{}.img_attn_proj": "transformer_blocks.{}.attn.to_out.0",
-    "double_blocks.{}.img_attn_q_norm": "transformer_blocks.{}.attn.norm_q",
-    "double_blocks.{}.img_attn_k_norm": "transformer_blocks.{}.attn.norm_k",
-    "double_blocks.{}.img_mod.linear": "transformer_blocks.{}.norm1.linear",
-    "double_blocks.{}.img_mlp.fc1": "transformer_blocks.{}.ff.net.0.proj",
-    "double_blocks.{}.img_mlp.fc2": "transformer_blocks.{}.ff.net.2",
-    "double_blocks.{}.txt_attn_qkv": "transformer_blocks.{}.attn.to_added_qkv",
-    "double_blocks.{}.txt_attn_proj": "transformer_blocks.{}.attn.to_add_out",
-    "double_blocks.{}.txt_attn_q_norm": "transformer_blocks.{}.attn.norm_added_q",
-    "double_blocks.{}.txt_attn_k_norm": "transformer_blocks.{}.attn.norm_added_k",
-    "double_blocks.{}.txt_mod.linear": "transformer_blocks.{}.norm1_context.linear",
-    "double_blocks.{}.txt_mlp.fc1": "transformer_blocks.{}.ff_context.net.0.proj",
-    "double_blocks.{}.txt_mlp.fc2": "transformer_blocks.{}.ff_context.net.2",
-    "single_blocks.{}.linear1": "single_transformer_blocks.{}.attn.to_qkv_mlp",
-    "single_blocks.{}.linear2": "single_transformer_blocks.{}.proj_out",
-    "single_blocks.{}.modulation.linear": "single_transformer_blocks.{}.norm.linear",
-    "single_blocks.{}.q_norm": "single_transformer_blocks.{}.attn.norm_q",
-    "single_blocks.{}.k_norm": "single_transformer_blocks.{}.attn.norm_k",
-    f"{_REFINER}.self_attn_qkv": f"{_OUR_REFINER}.attn.to_qkv",
-    f"{_REFINER}.self_attn_proj": f"{_OUR_REFINER}.attn.to_out.0",
-    f"{_REFINER}.mlp.fc1": f"{_OUR_REFINER}.ff.net.0.proj",
-    f"{_REFINER}.mlp.fc2": f"{_OUR_REFINER}.ff.net.2",
-    f"{_REFINER}.norm1": f"{_OUR_REFINER}.norm1",
-    f"{_REFINER}.norm2": f"{_OUR_REFINER}.norm2",
-    f"{_REFINER}.adaLN_modulation.1": f"{_OUR_REFINER}.norm_out.linear",
-    "txt_in.input_embedder": "context_embedder.proj_in",
-    "txt_in.t_embedder.mlp.0": f"{_OUR_TEXT_TIME}.timestep_embedder.linear_1",
-    "txt_in.t_embedder.mlp.2": f"{_OUR_TEXT_TIME}.timestep_embedder.linear_2",
-    "txt_in.c_embedder.linear_1": f"{_OUR_TEXT_TIME}.text_embedder.linear_1",
-    "txt_in.c_embedder.linear_2": f"{_OUR_TEXT_TIME}.text_embedder.linear_2",
-    "img_in.proj": "x_embedder.proj",
-    "time_in.mlp.0": "time_text_embed.timestep_embedder.linear_1",
-    "time_in.mlp.2": "time_text_embed.timestep_embedder.linear_2",
-    "guidance_in.mlp.0": "time_text_embed.guidance_embedder.linear_1",
-    "guidance_in.mlp.2": "time_text_embed.guidance_embedder.linear_2",
-    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
-    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
-    "final_layer.linear": "proj_out",
-}
-"""HunyuanVideo, FramePack. Not `final_layer.adaLN_modulation.1`, whose halves are swapped."""
-
-_LTX_ALIKE = (
-    "caption_projection.linear_1",
-    "caption_projection.linear_2",
-    "proj_out",
-    *(
-        f"transformer_blocks.{{}}.{layer}"
-        for layer in (
-            *(f"attn{i}.to_{part}" for i in (1, 2) for part in ("q", "k", "v", "out.0")),
-            "ff.net.0.proj",
-            "ff.net.2",
-        )
-    ),
+from motionmerge.errors import ConfigError, ShapeError
+from motionmerge.merge.names.cogvideox import COGVIDEOX, COGVIDEOX_STYLE
+from motionmerge.merge.names.cosmos import COSMOS, COSMOS_2, COSMOS_2_STYLE, COSMOS_STYLE
+from motionmerge.merge.names.hunyuan import (
+    HUNYUAN_15_COMFYUI_STYLE,
+    HUNYUAN_15_STYLE,
+    HUNYUAN_COMFYUI_STYLE,
+    HUNYUAN_STYLE,
+    HUNYUAN_VIDEO,
+    HUNYUAN_VIDEO_15,
 )
+from motionmerge.merge.names.kandinsky import KANDINSKY_5, KANDINSKY_5_STYLE
+from motionmerge.merge.names.layout import to_theirs
+from motionmerge.merge.names.ltx import LTX, LTX_2, LTX_2_STYLE, LTX_STYLE
+from motionmerge.merge.names.minimax_h3 import (
+    MINIMAX_H3,
+    MINIMAX_H3_SHARDS_STYLE,
+    MINIMAX_H3_STYLE,
+)
+from motionmerge.merge.names.rules import Names, Order, Templates, numbered
+from motionmerge.merge.names.wan import ANIMATE_2, ANIMATE_2_STYLE, WAN, WAN_STYLE
+from motionmerge.merge.names.wrappers import bare_names, denoiser_alone
+from motionmerge.merge.pieces import Pieced, Shapes
 
-LTX: Mapping[str, str] = {
-    "patchify_proj": "proj_in",
-    "adaln_single.emb.timestep_embedder.linear_1": "time_embed.emb.timestep_embedder.linear_1",
-    "adaln_single.emb.timestep_embedder.linear_2": "time_embed.emb.timestep_embedder.linear_2",
-    "adaln_single.linear": "time_embed.linear",
-    "transformer_blocks.{}.attn1.q_norm": "transformer_blocks.{}.attn1.norm_q",
-    "transformer_blocks.{}.attn1.k_norm": "transformer_blocks.{}.attn1.norm_k",
-    "transformer_blocks.{}.attn2.q_norm": "transformer_blocks.{}.attn2.norm_q",
-    "transformer_blocks.{}.attn2.k_norm": "transformer_blocks.{}.attn2.norm_k",
-    **{name: name for name in _LTX_ALIKE},
-}
+__all__ = [
+    "ANIMATE_2",
+    "COGVIDEOX",
+    "COSMOS",
+    "COSMOS_2",
+    "HUNYUAN_VIDEO",
+    "HUNYUAN_VIDEO_15",
+    "KANDINSKY_5",
+    "LTX",
+    "LTX_2",
+    "MINIMAX_H3",
+    "ORIGINAL_NAMES",
+    "STYLES",
+    "WAN",
+    "family_of_names",
+    "original_layout",
+    "spellings",
+    "split_number",
+    "to_diffusers",
+    "to_original",
+]
+
+STYLES: tuple[Names, ...] = (
+    WAN_STYLE,
+    HUNYUAN_COMFYUI_STYLE,
+    HUNYUAN_STYLE,
+    HUNYUAN_15_COMFYUI_STYLE,
+    HUNYUAN_15_STYLE,
+    LTX_STYLE,
+    LTX_2_STYLE,
+    COSMOS_2_STYLE,
+    COSMOS_STYLE,
+    COGVIDEOX_STYLE,
+    MINIMAX_H3_STYLE,
+    MINIMAX_H3_SHARDS_STYLE,
+    KANDINSKY_5_STYLE,
+    ANIMATE_2_STYLE,
+)
+"""Every way of naming. The first of a family is the one that is written."""
+
+_ALIASES = {"skyreels-v2": "wan", "chronoedit": "wan", "framepack": "hunyuan-video"}
+"""Families that share the names of another."""
+
+
+def _without_reordered(names: Names) -> dict[str, str]:
+    return {path: ours for path, ours in names.table.items() if not names.is_reordered(path)}
+
 
 ORIGINAL_NAMES: Mapping[str, Mapping[str, str]] = {
-    "wan": WAN,
-    "skyreels-v2": WAN,
-    "hunyuan-video": HUNYUAN_VIDEO,
+    "wan": _without_reordered(WAN_STYLE),
+    "skyreels-v2": _without_reordered(WAN_STYLE),
+    "hunyuan-video": _without_reordered(HUNYUAN_STYLE),
+    "hunyuan-video-1.5": _without_reordered(HUNYUAN_15_STYLE),
     "ltx": LTX,
+    "ltx-2": LTX_2,
 }
-"""The names of a family in `families.py`."""
+"""Paths of layers by family, but those whose rows stand in another order."""
+
+
+def original_layout(shapes: Shapes, family: str) -> list[tuple[str, Pieced]]:
+    """Return a model's tensors as the original code calls them, each as pieces of the model's.
+
+    ComfyUI's spelling is taken where it is another than that of the original code.
+
+    Args:
+        shapes: Shape of each tensor of the denoiser, by its name in diffusers, without a prefix.
+        family: As in `families.py`; `family_of_names` tells it.
+
+    Returns:
+        Name and pieces in the order of the model.
+
+    Raises:
+        ConfigError: No such names are known for the family, or for one of the tensors.
+    """
+    known = [names for names in STYLES if names.family == _ALIASES.get(family, family)]
+    left: Sequence[str] = ()
+    for names in known:
+        converted = to_theirs(shapes, names)
+        if not converted.left:
+            return list(converted.layout.items())
+        left = left or converted.left
+    families = dict.fromkeys([*(names.family for names in STYLES), *_ALIASES])
+    if not known:
+        raise ConfigError(
+            f"No original names are known of {family}.",
+            fix=f"Use the names of diffusers; original ones are known of {', '.join(families)}.",
+        )
+    raise ConfigError(
+        f"No original name is known of {len(left)} tensors of this {family}, e.g. `{left[0]}`.",
+        fix="Use the names of diffusers.",
+    )
+
+
+def to_original(name: str, family: str) -> str | None:
+    """Return what a family's original code calls a tensor or layer of diffusers; None if unknown.
+
+    A part of a fused layer gives the name of the whole.
+    """
+    for names in STYLES:
+        is_meant = names.family == _ALIASES.get(family, family)
+        if is_meant and (found := names.ours.find_tensor(name)):
+            template, number, leaf = found
+            return numbered(names.homes[template], number) + leaf
+    return None
+
+
+def family_of_names(names: Iterable[str]) -> str | None:
+    """Return the family of a denoiser by the names of its tensors, of diffusers or original.
+
+    Args:
+        names: With or without wrappers (`model.diffusion_model.`) and one module (`transformer.`).
+
+    Returns:
+        None if no family knows all of them, or if several do.
+    """
+    split = bare_names(denoiser_alone(names)).values()
+    held = {name for _, name in split}
+    if not held or len({module for module, _ in split}) > 1:
+        return None
+    found: dict[str, list[Templates]] = {}
+    for style in STYLES:
+        for templates in (style.written, style.ours):
+            if all(templates.find_tensor(name) or style.is_computed(name) for name in held):
+                found.setdefault(style.family, []).append(templates)
+    if len(found) > 1:  # LTX-2 has all names of LTX, and more
+        found = {
+            family: fits
+            for family, fits in found.items()
+            if any(templates.all_occur(held) for templates in fits)
+        }
+    return next(iter(found)) if len(found) == 1 else None
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """What a layer of the original may be in diffusers.
+
+    Attributes:
+        path: Its path in diffusers, flat; that of a fused layer is one name, e.g. `attn_to_qkv`.
+        order: The parts of its rows as they follow one another in the original; None where they
+            are those of diffusers.
+    """
+
+    path: str
+    order: Order | None = None
+
+    def rows_in_ours(
+        self, num_rows: int, *, head_dim: int | None = None
+    ) -> tuple[slice, ...] | None:
+        """Return where the rows that diffusers has one behind the other lie in the original layer.
+
+            ours = cat([theirs[rows] for rows in spelling.rows_in_ours(len(theirs))])
+
+        `theirs` is the layer's weight or bias, or `up` of a LoRA for it; `ours` is the same in the
+        order of diffusers, the parts of a fused layer one behind the other.
+
+        Args:
+            num_rows: How many rows the layer has.
+            head_dim: Rows of one head, if this fused layer has q, k and v dealt by head: LoRAs of
+                DiffSynth-Studio for MiniMax-H3, and its original shards.
+
+        Returns:
+            None if the rows stand in the order of diffusers.
+
+        Raises:
+            ShapeError: The rows cannot be cut so.
+        """
+        if head_dim is not None:
+            heads = _equal_parts(num_rows, 3 * head_dim, self.path)
+            return tuple(
+                slice((3 * head + part) * head_dim, (3 * head + part + 1) * head_dim)
+                for part in range(3)
+                for head in range(heads)
+            )
+        if self.order is None:
+            return None
+        rows = _equal_parts(num_rows, len(self.order), self.path)
+        order = self.order
+        places = sorted(range(len(order)), key=lambda place: order[place])
+        return tuple(slice(place * rows, (place + 1) * rows) for place in places)
+
+
+def _equal_parts(num_rows: int, divisor: int, path: str) -> int:
+    if num_rows % divisor:
+        raise ShapeError(
+            f"`{path}` has {num_rows} rows, which cannot be cut into equal parts by {divisor}.",
+            fix="Use weights for this model; its layers have other sizes.",
+        )
+    return num_rows // divisor
+
 
 _NUMBER = re.compile(r"blocks_(\d+)_")
-_TO_DIFFUSERS = {
-    old.replace(".", "_"): new.replace(".", "_")
-    for names in ORIGINAL_NAMES.values()
-    for old, new in names.items()
-}
+
+
+class _Flat:
+    """All tables with underscores for dots, as kohya's keys have them."""
+
+    def __init__(self) -> None:
+        self._meanings: dict[str, dict[Spelling, None]] = {}
+        for names in STYLES:
+            for path in (*names.table, *names.also):
+                self._add(path, names.ours_of(path), names.orders.get(path))
+            for ours in names.homes:  # `blocks.0.norm2` is Wan in diffusers before anything else
+                self._add(ours, ours, None)
+        self._templates = Templates(self._meanings)
+
+    def _add(self, path: str, ours: str, order: Order | None) -> None:
+        self._meanings.setdefault(_flat(path), {})[Spelling(_flat(ours), order)] = None
+
+    def find(self, flat: str) -> Iterator[Spelling]:
+        """Give what a flat path may mean."""
+        if found := self._templates.find(flat):
+            template, number = found
+            for meaning in self._meanings[template]:
+                yield Spelling(numbered(meaning.path, number), meaning.order)
+
+
+@cache
+def _tables() -> _Flat:
+    return _Flat()
+
+
+def _flat(path: str) -> str:
+    return path.replace(".", "_")
+
+
+def spellings(flat: str) -> tuple[Spelling, ...]:
+    """Return what a layer may be called in diffusers, the commonest meaning first.
+
+    Args:
+        flat: A path of an original, or of diffusers, with underscores for dots, e.g.
+            `blocks_7_self_attn_q`.
+
+    Returns:
+        Empty if no family has such a path.
+    """
+    return tuple(_tables().find(flat))
 
 
 def to_diffusers(flat: str) -> str:
-    """Give the name that diffusers has for a layer; another name stays as it is.
+    """Return the name that diffusers has for a layer; another name stays as it is.
+
+    Of several meanings this is the commonest; a layer whose rows stand in another order in the
+    original stays as it is. `spellings` gives all.
 
     Args:
         flat: A path with underscores for dots, e.g. `blocks_7_self_attn_q`.
     """
-    template, number = split_number(flat)
-    return _TO_DIFFUSERS.get(template, template).replace("{}", number)
+    first = next(iter(spellings(flat)), None)
+    return flat if first is None or first.order is not None else first.path
 
 
 def split_number(flat: str) -> tuple[str, str]:

@@ -1,0 +1,1 @@
+"""What the original code of each family calls its tensors, beside the names of diffusers."""

@@ -1,0 +1,54 @@
+"""What other code puts in front of a tensor's name, and which tensors are the denoiser's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+DENOISERS = ("unet", "transformer", "transformer_2")
+_MODULE = re.compile(r"^(unet|transformer_2|transformer|image_projector)\.")
+
+_FRONT = re.compile(
+    r"^(?:model\.diffusion_model|diffusion_model|base_model\.model|_orig_mod|module"
+    r"|_fsdp_wrapped_module|_checkpoint_wrapped_module|pipe\.dit|dit|model|net)\."
+)
+_BETWEEN = re.compile(r"\.(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
+
+DENOISER_PREFIX = "model.diffusion_model."
+"""What a file of a whole model has in front of the denoiser's names."""
+
+_OTHER_PARTS = re.compile(
+    r"^(?:first_stage_model|cond_stage_model|conditioner|text_encoders?|vae|audio_vae|vocoder"
+    r"|text_embedding_projection|model_ema)\."
+)
+
+
+def unwrapped(name: str) -> str:
+    """Return a name without what is in front of it and between, e.g. `_orig_mod.`."""
+    name = _BETWEEN.sub("", name)
+    while (shorter := _FRONT.sub("", name)) != name:
+        name = shorter
+    return name
+
+
+def split_module(name: str) -> tuple[str, str]:
+    """Return the module of a pipeline that a name begins with, empty if none, and the bare name."""
+    bare = unwrapped(name)
+    found = _MODULE.match(bare)
+    return (found[1], unwrapped(bare[found.end() :])) if found else ("", bare)
+
+
+def bare_names(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return module and bare name of each tensor; no module unless all tensors have one."""
+    split = {name: split_module(name) for name in names}
+    if all(module for module, _ in split.values()):
+        return split
+    return {name: ("", unwrapped(name)) for name in split}
+
+
+def denoiser_alone(names: Iterable[str]) -> list[str]:
+    """Return the names without those of other parts, in a file of a whole model."""
+    held = list(names)
+    if not any(name.startswith(DENOISER_PREFIX) for name in held):
+        return held
+    return [name for name in held if not _OTHER_PARTS.match(name)]
