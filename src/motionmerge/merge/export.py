@@ -1,52 +1,57 @@
-"""Experts in folders that other tools understand: one weights file for each module that changed.
+"""Two experts as one Wan 2.2 folder, which plain diffusers runs, and what reads its folders.
 
-A two-expert folder is that of Wan 2.2: `transformer` denoises while it is noisy, `transformer_2`
-after that, and `boundary_ratio` says when. Plain diffusers runs it, and what reads its folders.
+`transformer` denoises while it is noisy, `transformer_2` after that; `boundary_ratio` says when.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from motionmerge import __version__
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
-from motionmerge.io.atomic import atomic_path
-from motionmerge.io.weights import open_weights, write_weights
-from motionmerge.lazy_torch import torch
-from motionmerge.merge.algebra import Checkpoint, realised, result_specs
+from motionmerge.io.atomic import check_folder
+from motionmerge.io.safetensors_file import TensorSpec
+from motionmerge.io.weights import open_weights
+from motionmerge.io.weights_writer import pipeline_folder
+from motionmerge.merge.algebra import result_specs
 from motionmerge.merge.coverage import Missing, check_coverage
+from motionmerge.merge.export_names import parts_of_model, renamed
+from motionmerge.merge.export_sinks import RenamingSink, renamed_specs
+from motionmerge.merge.export_targets import own_model
+from motionmerge.merge.pieces import Layout
+from motionmerge.merge.plan import Job
 from motionmerge.merge.recipe import METADATA_KEY, InputValue, Recipe
-from motionmerge.merge.sources import MODULES, OpenInputs
-from motionmerge.tensors import AnyDtype, DType, parse_dtype
+from motionmerge.merge.results import ResultSpec
+from motionmerge.merge.sources import OpenInputs, Source
+from motionmerge.merge.streaming import Progress, stream
+from motionmerge.tensors import AnyDtype, parse_dtype
 
 INDEX_FILE = "model_index.json"
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 TWO_EXPERT_DENOISER = "WanTransformer3DModel"
-
-_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "*.ckpt", "*.pt")
 
 
 @dataclass(frozen=True)
 class FolderExport:
-    """What was written.
+    """What was written, or would be.
 
     Attributes:
-        path: The folder.
-        modules: Per module whose weights were written, the expert that they are.
+        path: The folder; None in a dry run.
+        modules: Per module whose weights are new, the expert that they are.
         tensors: Number of tensors by module.
-        boundary_ratio: The share of the noise schedule above which `transformer` denoises; None in
-            a folder of one expert.
+        boundary_ratio: The share of the noise schedule above which `transformer` denoises.
+        survived: By module, the share of the change that is left after rounding; None if nothing
+            changes, empty in a dry run.
     """
 
-    path: str
+    path: str | None
     modules: Mapping[str, str]
     tensors: Mapping[str, int]
-    boundary_ratio: float | None = None
+    boundary_ratio: float
+    survived: Mapping[str, float | None]
 
 
 def export_two_experts(
@@ -58,30 +63,37 @@ def export_two_experts(
     missing: Missing = "error",
     dtype: str | AnyDtype | None = None,
     overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
 ) -> FolderExport:
     """Write a recipe's two experts as one Wan 2.2 pipeline folder, loadable by plain diffusers.
 
     Of a model with two denoisers, the first expert gives `transformer` and the second
     `transformer_2`; of a model with one, each expert gives the whole of it. At a timestep exactly
-    on the boundary diffusers uses the first expert, and `ExpertSchedule` the second.
+    on the boundary diffusers uses the first expert, and `ExpertSchedule` the second. The folder
+    appears when it is whole.
 
     Args:
-        recipe: A recipe with two experts, the first `above` a noise level or a `timestep`.
-        pipeline: A diffusers folder of a Wan pipeline, for all that is not a denoiser; its files
+        recipe: A recipe with two experts, the first `above` a noise level or a `timestep`. An input
+            `memory:base` at the front, as recipes of LoRAs have it, is the pipeline's own model.
+        pipeline: A diffusers folder of a Wan pipeline, for all that is not a denoiser; its weights
             are linked where the disk allows, else copied.
         output: The folder to write.
         inputs: Paths or state dicts that replace the recipe's inputs, by name.
         missing: `error` or `keep`; see `check_coverage`.
         dtype: Dtype of the floating-point tensors; that of the inputs by default.
-        overwrite: Write into a folder that exists.
+        overwrite: Replace a folder that exists.
+        dry_run: Check everything that the headers tell; write nothing.
+        progress: Called after each chunk.
 
     Raises:
         RecipeError: The recipe has not two experts, or a boundary that the folder cannot express.
-        ConfigError: `pipeline` is no Wan folder, or `output` exists.
+        ConfigError: `pipeline` is no Wan folder, or `output` exists or cannot be written.
         CheckpointError, ShapeError: As `merge`; or an expert does not fit the pipeline.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    pipeline = Path(pipeline)
+    pipeline, output = Path(pipeline), Path(output)
+    wanted = None if dtype is None else parse_dtype(dtype)
     index = _read_index(pipeline)
     if (index.get("transformer") or [None, None])[1] != TWO_EXPERT_DENOISER:
         raise ConfigError(
@@ -90,86 +102,76 @@ def export_two_experts(
         )
     first, second, boundary = _two_experts(recipe, pipeline)
     modules = {"transformer": first, "transformer_2": second}
-    written = export_folder(
-        recipe,
-        pipeline,
-        output,
-        modules=modules,
-        inputs=inputs,
-        missing=missing,
-        dtype=dtype,
-        overwrite=overwrite,
-        index={**index, "transformer_2": index["transformer"], "boundary_ratio": boundary},
+    check_new_folder(output, beside=pipeline, overwrite=overwrite or dry_run)
+    inputs = own_model(recipe, pipeline, inputs)
+    origins = recipe.origins(inputs)
+    bound = {module: recipe.experts[expert].bind(origins) for module, expert in modules.items()}
+    with OpenInputs([s for checkpoint in bound.values() for s in checkpoint.sources()]) as opened:
+        check_coverage(list(bound.values()), opened, missing=missing)
+        jobs: dict[str, dict[str, ResultSpec]] = {}
+        layouts: dict[str, Layout] = {}
+        specs: dict[str, TensorSpec] = {}
+        for module, checkpoint in bound.items():
+            layout = _layout_of(module, checkpoint.anchor, opened, pipeline)
+            layouts[module] = {f"{module}.{name}": tensor for name, tensor in layout.items()}
+            held = result_specs(checkpoint, opened, dtype=wanted)
+            names = {piece.name for tensor in layout.values() for piece in tensor.pieces}
+            jobs[module] = {name: held[name] for name in held if name in names}
+            specs |= renamed_specs(layouts[module], held)
+        survived: dict[str, float | None] = {}
+        if not dry_run:
+            pinned = recipe.pinned(origins, overridden=inputs)
+            index |= {"transformer_2": index["transformer"], "boundary_ratio": boundary}
+            with pipeline_folder(
+                output,
+                specs,
+                template=pipeline,
+                metadata={
+                    "format": "pt",
+                    METADATA_KEY: pinned.print(),
+                    "motionmerge.version": __version__,
+                },
+                metadata_of={m: {"motionmerge.expert": expert} for m, expert in modules.items()},
+                files={
+                    INDEX_FILE: json.dumps(index, indent=2) + "\n",
+                    "transformer_2/config.json": _config_of_second(pipeline),
+                },
+            ) as writer:
+                work = {
+                    m: Job(bound[m], held, RenamingSink(writer, layouts[m], held))
+                    for m, held in jobs.items()
+                }
+                stream(list(work.values()), opened, progress=progress)
+            survived = {module: job.survival.share for module, job in work.items()}
+    return FolderExport(
+        None if dry_run else str(output),
+        modules,
+        {module: len(layout) for module, layout in layouts.items()},
+        boundary,
+        survived,
     )
-    return FolderExport(written.path, written.modules, written.tensors, boundary)
 
 
-def export_folder(
-    recipe: Recipe,
-    pipeline: str | Path,
-    output: str | Path,
-    *,
-    modules: Mapping[str, str],
-    index: Mapping[str, Any] | None = None,
-    inputs: Mapping[str, InputValue] | None = None,
-    missing: Missing = "error",
-    dtype: str | AnyDtype | None = None,
-    overwrite: bool = False,
-) -> FolderExport:
-    """Write a pipeline folder in which some modules have experts' weights.
-
-    Args:
-        recipe: The recipe.
-        pipeline: A pipeline folder for everything else.
-        output: The folder to write; `model_index.json` comes last.
-        modules: The expert of each module, e.g. `{"unet": "dynamics"}`.
-        index: The new `model_index.json`; that of `pipeline` by default.
-        inputs: Paths or state dicts that replace the recipe's inputs, by name.
-        missing: `error` or `keep`; see `check_coverage`.
-        dtype: Dtype of the floating-point tensors; that of the inputs by default.
-        overwrite: Write into a folder that exists.
+def check_new_folder(output: Path, *, beside: Path, overwrite: bool) -> None:
+    """Refuse a folder that cannot be made, is there and is not to be replaced, or is the source.
 
     Raises:
-        ConfigError: `output` exists, or is the pipeline itself.
-        CheckpointError, ShapeError: As `merge`; or an expert does not fit the pipeline.
+        ConfigError: Says why.
     """
-    pipeline, output = Path(pipeline), Path(output)
-    wanted = None if dtype is None else parse_dtype(dtype)
-    index = _read_index(pipeline) if index is None else index
-    if output.resolve() == pipeline.resolve() or (output.exists() and not overwrite):
+    check_folder(output.absolute().parent)
+    if output.resolve() == beside.resolve() or (output.exists() and not overwrite):
         raise ConfigError(
-            f"{output} exists already.", fix="Choose another folder, or pass overwrite=True."
+            f"{output} exists already.",
+            fix="Choose another folder, or pass overwrite=True (--overwrite).",
         )
-    origins = recipe.origins(inputs)
-    pinned = recipe.pinned(origins, overridden=inputs)
-    bound = {expert: recipe.experts[expert].bind(origins) for expert in set(modules.values())}
-    sources = [source for checkpoint in bound.values() for source in checkpoint.sources()]
-    with OpenInputs(sources) as opened:
-        check_coverage(list(bound.values()), opened, missing=missing)
-        plans = {
-            module: _tensors_of(module, bound[expert], opened, pipeline)
-            for module, expert in modules.items()
-        }
-        _copy_rest(pipeline, output, modules)
-        for module, expert in modules.items():
-            _write_module(
-                output / module / WEIGHTS_FILE,
-                bound[expert],
-                plans[module],
-                opened,
-                dtype=wanted,
-                metadata={METADATA_KEY: pinned.print(), "motionmerge.expert": expert},
-            )
-    with atomic_path(output / INDEX_FILE) as temporary:
-        temporary.write_text(json.dumps(dict(index), indent=2) + "\n", encoding="utf-8")
-    counts = {module: len(names) for module, names in plans.items()}
-    return FolderExport(str(output), dict(modules), counts)
+    if beside.resolve().is_relative_to(output.resolve()):
+        raise ConfigError(f"{output} holds {beside}.", fix="Choose another folder.")
 
 
 def _read_index(pipeline: Path) -> dict[str, Any]:
     try:
         index = json.loads((pipeline / INDEX_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{pipeline} is no diffusers pipeline folder: {error}.",
             fix="Give a folder with a model_index.json, as `save_pretrained` writes it.",
@@ -179,8 +181,18 @@ def _read_index(pipeline: Path) -> dict[str, Any]:
     return index
 
 
+def _config_of_second(pipeline: Path) -> str:
+    for module in ("transformer_2", "transformer"):
+        config = pipeline / module / "config.json"
+        if config.is_file():
+            return config.read_text(encoding="utf-8")
+    raise ConfigError(
+        f"{pipeline} has no transformer/config.json.", fix="Download all of the pipeline."
+    )
+
+
 def _two_experts(recipe: Recipe, pipeline: Path) -> tuple[str, str, float]:
-    """Give the high-noise expert, the low-noise expert, and the boundary ratio between them."""
+    """Return the high-noise expert, the low-noise expert, and the boundary ratio between them."""
     entries = recipe.schedule.entries if recipe.schedule else ()
     if len(entries) != 2:
         raise RecipeError(
@@ -200,20 +212,16 @@ def _two_experts(recipe: Recipe, pipeline: Path) -> tuple[str, str, float]:
     )
 
 
-def _tensors_of(
-    module: str, checkpoint: Checkpoint, opened: OpenInputs, pipeline: Path
-) -> dict[str, str]:
-    """Map the names of a module's tensors to the checkpoint's.
+def _layout_of(module: str, anchor: Source, opened: OpenInputs, pipeline: Path) -> Layout:
+    """Return a module's tensors under the names of diffusers, as pieces of the checkpoint's.
 
     Raises:
         CheckpointError: The checkpoint has no such module, or the pipeline's has other tensors.
     """
-    names = opened.names(checkpoint.anchor)
-    prefixed = {name.partition(".")[0] for name in names} & set(MODULES)
-    prefix = f"{module}." if module in prefixed else ""
-    if not prefix and prefixed:
-        prefix = "transformer." if module == "transformer_2" else f"{module}."
-    found = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
+    shapes = {name: opened.shape(anchor, name) for name in opened.names(anchor)}
+    parts = {part.module: part for part in parts_of_model(shapes)}
+    part = next((parts[name] for name in (module, "transformer", "") if name in parts), None)
+    found: Layout = {} if part is None else part.of_model(renamed(part.shapes, "diffusers"))
     folder = next(
         (path for path in (pipeline / module, pipeline / "transformer") if path.is_dir()), None
     )
@@ -223,57 +231,9 @@ def _tensors_of(
             expected = set(reader.keys())
     different = expected.symmetric_difference(found) if expected else set()
     if not found or different:
-        example = next(iter(sorted(different)), next(iter(names), "(none)"))
+        example = next(iter(sorted(different)), next(iter(shapes), "(none)"))
         raise CheckpointError(
-            f"`{checkpoint}` does not give the tensors of {folder or module}, e.g. `{example}`.",
+            f"`{anchor.name}` does not give the tensors of {folder or module}, e.g. `{example}`.",
             fix="Give the pipeline that the recipe's checkpoints belong to.",
         )
     return found
-
-
-def _copy_rest(pipeline: Path, output: Path, modules: Mapping[str, str]) -> None:
-    """Bring over everything but the index and the weights of the modules that are written."""
-
-    def skipped(folder: str, names: list[str]) -> set[str]:
-        here = Path(folder)
-        if here == pipeline:
-            return {INDEX_FILE} & set(names)
-        if here.parent == pipeline and here.name in modules:
-            return set(shutil.ignore_patterns(*_WEIGHTS)(folder, names))
-        return set()
-
-    def link(source: str, target: str) -> None:
-        Path(target).unlink(missing_ok=True)
-        try:
-            os.link(source, target)
-        except OSError:
-            shutil.copy2(source, target)
-
-    shutil.copytree(pipeline, output, ignore=skipped, copy_function=link, dirs_exist_ok=True)
-    for module in modules:
-        (output / module).mkdir(exist_ok=True)
-        if not (output / module / "config.json").exists() and module == "transformer_2":
-            shutil.copy2(output / "transformer" / "config.json", output / module / "config.json")
-
-
-def _write_module(
-    path: Path,
-    checkpoint: Checkpoint,
-    plan: Mapping[str, str],
-    opened: OpenInputs,
-    *,
-    dtype: DType | None,
-    metadata: Mapping[str, str],
-) -> None:
-    specs = result_specs(checkpoint, opened, dtype=dtype)
-
-    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        for target, name in plan.items():
-            yield target, realised(checkpoint, name, opened, dtype=dtype)
-
-    write_weights(
-        path,
-        tensors(),
-        specs={target: specs[name] for target, name in plan.items()},
-        metadata={"format": "pt", **metadata},
-    )
