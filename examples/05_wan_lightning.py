@@ -1,4 +1,4 @@
-"""Wan 2.2 with a distilled LoRA, without its slow motion: the first steps run without the LoRA.
+"""Wan 2.2 with a distilled LoRA, without its slow motion: the first step runs without the LoRA.
 
 New: a real model from a folder, LoRAs with a weight for each noise level, a shipped recipe.
 
@@ -37,6 +37,6 @@ with experts(pipe, recipe="wan22-lightning", inputs=files) as bank:
         pipe,
         image,
         settings.changed(prompt="steam rises from the cup", guidance_scale=3.5),
-        guidance_scale_2=1.0,  # distilled weights need none; the opening steps do
+        guidance_scale_2=1.0,  # distilled weights need none; the opening step does
     )
 write_video("05_wan_lightning.mp4", video, fps=16)

@@ -12,13 +12,15 @@ class MotionMergeError(Exception):
 
     Args:
         message: What came, what was expected, and where.
-        fix: One imperative sentence: what the user can do about it.
+        fix: One imperative sentence: what the user can do about it, in the words of Python
+            (`missing='keep'`); the command line names its own flag instead (`cli/faults.py`).
+            It is shown with a capital letter and a full stop, whether it was written so or not.
     """
 
     def __init__(self, message: str, *, fix: str | None = None) -> None:
         self.message = message
-        self.fix = fix
-        super().__init__(message if fix is None else f"{message}\n  Fix: {fix}")
+        self.fix = None if fix is None else _sentence(fix)
+        super().__init__(message if self.fix is None else f"{message}\n  Fix: {self.fix}")
 
 
 class ConfigError(MotionMergeError):
@@ -39,3 +41,9 @@ class ShapeError(MotionMergeError):
 
 class DataError(MotionMergeError):
     """An image, a video or a dataset entry cannot be used."""
+
+
+def _sentence(text: str) -> str:
+    """Return a fix with a capital letter and a full stop; a name in backticks stays as it is."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

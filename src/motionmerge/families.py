@@ -147,6 +147,13 @@ _WAN_PATTERNS = (
     ("residual", _ROOT + r"((patch_embedding|proj_out|head)\.|scale_shift_table$)"),
 )
 WAN = Family("wan", "WanTransformer3DModel", _WAN_PATTERNS)
+CHRONOEDIT = Family("chronoedit", "ChronoEditTransformer3DModel", _WAN_PATTERNS)
+_WAN_LIKE_PATTERNS = (
+    *_WAN_PATTERNS,
+    ("residual", _ROOT + r"(far_patch_embedding|patch_(short|mid|long)|norm_out)\."),
+)
+ANYFLOW = Family("anyflow", "AnyFlowFARTransformer3DModel", _WAN_LIKE_PATTERNS)
+HELIOS = Family("helios", "HeliosTransformer3DModel", _WAN_LIKE_PATTERNS)
 SKYREELS_V2 = Family(
     "skyreels-v2",
     "SkyReelsV2Transformer3DModel",
@@ -184,6 +191,68 @@ HUNYUAN_VIDEO_15 = Family(
     "hunyuan-video-1.5", "HunyuanVideo15Transformer3DModel", _HUNYUAN_PATTERNS
 )
 
+FRAMEPACK = Family(
+    "framepack",
+    "HunyuanVideoFramepackTransformer3DModel",
+    (
+        *_HUNYUAN_PATTERNS,
+        ("image_projector", _ROOT + r"image_projection\."),
+        ("residual", _ROOT + r"clean_x_embedder\."),
+    ),
+)
+MOTIF = Family(
+    "motif",
+    "MotifVideoTransformer3DModel",
+    (
+        *_HUNYUAN_PATTERNS,
+        ("cross_attention", rf"{_ROOT}(single_)?{_LAYER}cross_attn"),
+    ),
+)
+SANA_VIDEO = Family(
+    "sana-video",
+    "SanaVideoTransformer3DModel",
+    (
+        *_LTX_PATTERNS,
+        ("embeddings", _ROOT + r"caption_norm\."),
+        ("residual", _ROOT + r"patch_embedding\."),
+    ),
+)
+COSMOS_2 = Family(
+    "cosmos-2",
+    "CosmosTransformer3DModel",
+    (
+        ("cross_attention", rf"{_ROOT}{_LAYER}attn2\."),
+        ("joint", rf"{_ROOT}{_LAYER}(norm1|attn1|norm2|norm3|ff)\."),
+        ("embeddings", _ROOT + r"(time_embed|learnable_pos_embed|crossattn_proj)\."),
+        ("residual", _ROOT + r"(patch_embed\.proj|norm_out|proj_out)\."),
+    ),
+)
+MINIMAX_H3 = Family(
+    "minimax-h3",
+    "MiniMaxH3Transformer3DModel",
+    (
+        ("audio", _ROOT + r"audio_"),
+        ("joint", rf"{_ROOT}{_LAYER}(norm1|attn|norm2|ff|adaln_proj)\."),
+        ("embeddings", _ROOT + r"(context_embedder|time_embedder|token_refiner)\."),
+        ("residual", _ROOT + r"(proj_in|norm_out|proj_out)\."),
+    ),
+)
+
+KANDINSKY_6 = Family(
+    "kandinsky-6",
+    "Kandinsky6Transformer3DModel",
+    (
+        ("audio", rf"{_ROOT}(audio_|visual_transformer_blocks\.\d+\.(audio_|av_))"),
+        ("cross_attention", rf"{_ROOT}visual_transformer_blocks\.\d+\.video_dec_block\.cross"),
+        ("joint", rf"{_ROOT}visual_transformer_blocks\.\d+\.(video_dec_block|va_)"),
+        (
+            "embeddings",
+            rf"{_ROOT}(video_((pooled_)?text|time)_|visual_token_type_embeddings)",
+        ),
+        ("residual", _ROOT + r"(visual_embeddings|out_layer)\."),
+    ),
+)
+
 KANDINSKY_5 = Family(
     "kandinsky-5",
     "Kandinsky5Transformer3DModel",
@@ -205,7 +274,16 @@ FAMILIES: tuple[Family, ...] = (
     COGVIDEOX,
     SKYREELS_V2,
     WAN,
+    KANDINSKY_6,
     KANDINSKY_5,
+    ANYFLOW,
+    HELIOS,
+    CHRONOEDIT,
+    FRAMEPACK,
+    MOTIF,
+    SANA_VIDEO,
+    COSMOS_2,
+    MINIMAX_H3,
     DYNAMICRAFTER,
 )
 """In the order in which `group_of` asks them: the more particular names first."""

@@ -1,4 +1,4 @@
-"""Which expert denoises at which noise level, and what the noise level of a timestep is.
+"""Which expert denoises at which noise level; what a timestep's is, `noise_levels` computes.
 
 Paper: Tian et al. 2025, stage 3 (T = 500 of 1000 is noise level 0.640 on DynamiCrafter).
 """
@@ -10,63 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
-
-from motionmerge.errors import ConfigError, RecipeError
-from motionmerge.lazy_torch import torch
+from motionmerge.errors import RecipeError
+from motionmerge.noise_levels import noise_level
 from motionmerge.text import fix_unknown_name
 
-
-def noise_level(scheduler: Any, timestep: float | torch.Tensor) -> float:
-    """Give the share of noise in what the denoiser sees: 0 (clean) .. 1 (noise).
-
-        variance preserving   sqrt(1 - abar) / (sqrt(abar) + sqrt(1 - abar))
-        EDM, variance exploding   sigma / (1 + sigma)
-        flow matching   sigma
-
-    The three agree: they are the weight of the noise once both weights are scaled to sum to 1.
-    Cosmos gives a flow scheduler the sigmas of EDM, which are told by being above 1.
-    Between two timesteps of a sigma schedule the level is interpolated.
-
-    Args:
-        scheduler: Any diffusers scheduler with `alphas_cumprod`, or with `timesteps` and `sigmas`
-            (after `set_timesteps`).
-        timestep: In the scheduler's own unit. Of a tensor with several values (one per token, per
-            sample) the largest counts: tokens of a given frame are clean.
-
-    Raises:
-        ConfigError: The scheduler offers neither, or the timestep is not a finite number.
-    """
-    value = float(torch.as_tensor(timestep).detach().float().max())
-    if not math.isfinite(value):
-        raise ConfigError(f"The timestep is {value}.", fix="Pass a finite timestep.")
-    config = getattr(scheduler, "config", {})
-    flow = (
-        "FlowMatch" in type(scheduler).__name__
-        or config.get("use_flow_sigmas", False)
-        or config.get("prediction_type") == "flow_prediction"
-    )
-    continuous = config.get("timestep_type") == "continuous"
-    abar = getattr(scheduler, "alphas_cumprod", None)
-    if abar is not None and not flow and not continuous:
-        signal = float(abar[min(max(round(value), 0), len(abar) - 1)])
-        return math.sqrt(1 - signal) / (math.sqrt(signal) + math.sqrt(1 - signal))
-
-    timesteps, sigmas = (getattr(scheduler, name, None) for name in ("timesteps", "sigmas"))
-    if timesteps is None or sigmas is None or not 0 < len(timesteps) <= len(sigmas):
-        raise ConfigError(
-            f"{type(scheduler).__name__} has no `alphas_cumprod` and no `timesteps` with `sigmas`, "
-            "so its noise level is unknown.",
-            fix="Call `scheduler.set_timesteps(n)` first, or use a `step_fraction` schedule.",
-        )
-    grid = np.asarray(torch.as_tensor(timesteps).cpu(), dtype=np.float64)
-    levels = np.asarray(torch.as_tensor(sigmas).cpu(), dtype=np.float64)[: len(grid)]
-    if not flow or levels.max() > 1 + 1e-6:
-        levels = levels / (1 + levels)
-    elif config.get("invert_sigmas", False):
-        levels = 1 - levels
-    order = np.argsort(grid, kind="stable")
-    return float(np.clip(np.interp(value, grid[order], levels[order]), 0.0, 1.0))
+__all__ = ["ExpertSchedule", "ScheduleEntry", "noise_level"]
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,12 @@ def parse_dtype(name: str | AnyDtype) -> DType:
         return name
     asked = str(name)
     known = _BY_NAME.get(asked.strip().lower().removeprefix("torch."))
+    if known is None and asked == "fp8_scaled":
+        raise ConfigError(
+            "Scaled fp8 is written by `motionmerge merge` and `extrapolate` alone, and each weight "
+            "gets a scale there.",
+            fix="Use bf16 here.",
+        )
     if known is None:
         near = difflib.get_close_matches(asked.lower(), _BY_NAME, n=1)
         names = ", ".join(dtype.short_name for dtype in DType)

@@ -46,7 +46,8 @@ def test_the_pocket_model_can_start_late_and_the_ending_may_be_in_capitals(
     output, options = tmp_path / "OUT.MP4", ("--steps", "2", "--size", "64")
     assert generate(photo, "-o", str(output), *options).exit_code == 0
     early = read_video(output)[0]
-    result = generate(photo, "-o", str(output), *options, "--start-step", "900")
+    late = ("--start-step", "900", "--overwrite")
+    result = generate(photo, "-o", str(output), *options, *late)
     assert result.exit_code == 0, result.output
     assert not torch.equal(read_video(output)[0], early)
     assert read_video_metadata(output)["start_step"] == 900
@@ -66,7 +67,11 @@ def test_the_motion_knob_and_single_weights_run_and_report_as_json(photo: Path, 
     for options in (["--motion", "0.5"], ["--weights", "tuned"], ["--recipe", "edg-official"]):
         output = tmp_path / "out.mp4"
         result = generate(
-            photo, "-o", str(output), "--steps", "1", "--size", "64", "--json", *options
+            photo,
+            "-o",
+            str(output),
+            *["--steps", "1", "--size", "64", "--json", "--overwrite"],
+            *options,
         )
         assert result.exit_code == 0, result.output
         assert json.loads(result.stdout)["output"] == str(output)
@@ -110,7 +115,7 @@ def test_a_contact_sheet_is_written_on_request(photo: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--motion", "1", "--recipe", "calm"], "choose one of the three"),
+        (["--motion", "1", "--recipe", "calm"], "Choose one of the three"),
         (["--motion", "nan"], "--motion is nan, which is no number"),
         (["--loop"], "cannot end a video with an image"),
         (["--guidance-2", "1"], "no second denoiser"),
@@ -143,7 +148,7 @@ def test_bad_options_are_named_and_nothing_is_written(
         (["-o", f"{'x' * 245}.mp4", "--num-videos", "2"], "File name too long"),
         (["-o", "photo.png"], "is the photo already"),
         (["-o", "film.mkv"], "film.mkv is no name of an mp4"),
-        (["-o", "film"], "write e.g. --output film.mp4"),
+        (["-o", "film"], "Write e.g. --output film.mp4"),
         (["-o", "film.mkv", "--num-videos", "2"], "is no name of an mp4"),
         (["-o", "same.mp4", "--sheet", "./same.mp4"], "is a video already"),
         (["--sheet", "folder"], "it is a folder"),

@@ -40,7 +40,10 @@ def test_a_base_and_its_stage_one_are_trained_and_say_so_in_their_headers(tmp_pa
     ):
         run_folder = str(tmp_path / verb)
         second = train(
-            verb, *short, "-o", str(tuned), "--run-folder", run_folder, "--base", str(base)
+            verb,
+            *short,
+            *("-o", str(tuned), "--overwrite"),
+            *("--run-folder", run_folder, "--base", str(base)),
         )
         assert second.exit_code == 0, second.output
         with open_weights(base) as before, open_weights(tuned) as after:

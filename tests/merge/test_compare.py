@@ -135,3 +135,15 @@ def test_a_lora_and_a_checkpoint_are_not_compared():
     down, up = matrices(1)
     with pytest.raises(CheckpointError, match="`second` is a LoRA"):
         compared({"blocks.0.attn1.to_q.weight": torch.zeros(8, 8)}, lora_of(down, up))
+
+
+def test_layers_that_one_lora_alone_has_are_listed():
+    down, up = matrices(1)
+    text = {
+        "text_encoder.layers.0.q.lora_A.weight": down,
+        "text_encoder.layers.0.q.lora_B.weight": up,
+    }
+    more = lora_of(down, up, path="diffusion_model.blocks.1.self_attn.q")
+    found = compared({**lora_of(down, up), **text}, {**lora_of(down, up), **more})
+    assert found.only_first == ("text_encoder.layers.0.q",)
+    assert found.only_second == ("diffusion_model.blocks.1.self_attn.q",)

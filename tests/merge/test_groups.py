@@ -107,6 +107,39 @@ FROM_DIFFUSERS = {
     "hunyuan-video": (JOINT, {"num_layers": 2, "num_single_layers": 2}),
     "hunyuan-video-1.5": (JOINT | {"image_projector"}, {"num_layers": 2}),
     "kandinsky-5": (JOINT, {"num_visual_blocks": 2}),
+    "kandinsky-6": (
+        JOINT | {"audio"},
+        {"num_visual_blocks": 2, "visual_token_type_num_embeddings": 2},
+    ),
+    "anyflow": (JOINT, {"num_layers": 2}),
+    "helios": (JOINT, {"num_layers": 2}),
+    "chronoedit": (JOINT | {"image_projector"}, {"num_layers": 2, **WAN_IMAGE}),
+    "framepack": (
+        JOINT | {"image_projector"},
+        {
+            "num_layers": 2,
+            "num_single_layers": 2,
+            "has_image_proj": True,
+            "has_clean_x_embedder": True,
+        },
+    ),
+    "motif": (
+        JOINT | {"image_projector"},
+        {
+            "num_layers": 2,
+            "num_single_layers": 2,
+            "num_decoder_layers": 1,
+            "image_embed_dim": 8,
+            "enable_text_cross_attention_dual": True,
+            "enable_text_cross_attention_single": True,
+        },
+    ),
+    "sana-video": (JOINT, {"num_layers": 2}),
+    "cosmos-2": (JOINT, {"num_layers": 2, "extra_pos_embed_type": "learnable"}),
+    "minimax-h3": (
+        {"joint", "residual", "embeddings", "audio"},
+        {"num_layers": 2},
+    ),
 }
 
 

@@ -12,7 +12,7 @@ from motionmerge.cli.video_flags import VideoFlags
 from motionmerge.errors import ConfigError, MotionMergeError
 from motionmerge.io.weights import open_weights, save_weights
 from motionmerge.merge.recipe import Recipe
-from motionmerge.sampling.expert_choice import ExpertChoice, from_loras
+from motionmerge.sampling.expert_choice import ExpertChoice, WeightedLora, from_loras
 from motionmerge.sampling.loading import check_device
 from motionmerge.sampling.model_choice import FolderModel
 from motionmerge.sampling.pipeline_folder import find_pipeline
@@ -57,7 +57,7 @@ def test_a_variant_beside_plain_weights_is_not_extrapolated(
 def test_settings_beside_a_lora_are_hashed(tmp_path: Path) -> None:
     layer = torch.nn.Sequential(torch.nn.Linear(4, 4))
     save_lora(tmp_path / "adapter_model.safetensors", layer, "0")
-    choice = from_loras([tmp_path / "adapter_model.safetensors"])
+    choice = from_loras([WeightedLora(tmp_path / "adapter_model.safetensors")])
     found = [choice.fingerprint()]
     for alpha in (2, 200):
         (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha, "r": 2}))

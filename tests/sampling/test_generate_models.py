@@ -18,7 +18,7 @@ from motionmerge.cli import app
 from motionmerge.cli.video_flags import VideoFlags
 from motionmerge.io.video import read_video, read_video_metadata
 from motionmerge.sampling.expert_bank import experts
-from motionmerge.sampling.expert_choice import from_base, from_loras, from_weights
+from motionmerge.sampling.expert_choice import WeightedLora, from_base, from_loras, from_weights
 from motionmerge.sampling.loading import load_pipeline
 from motionmerge.sampling.make_video import VideoSettings, make_video
 from motionmerge.sampling.pipeline_folder import find_pipeline
@@ -103,9 +103,9 @@ def choices(workplace: Path) -> dict[str, tuple[Any, Any]]:
     lora, wan = workplace / "lora.safetensors", workplace / "wan"
     base, bare = workplace / "base.safetensors", workplace / "bare.safetensors"
     return {
-        "lora": (from_loras([lora]), {"lora": lora, "weights": {"all": 1.0}}),
+        "lora": (from_loras([WeightedLora(lora)]), {"lora": lora, "weights": {"all": 1.0}}),
         "lora and motion": (
-            from_loras([lora], motion=0.5, boundary=0.9),
+            from_loras([WeightedLora(lora, -0.5)], boundary=0.9),
             {"lora": lora, "motion": 0.5, "boundary": 0.9},
         ),
         "base and motion": (
@@ -120,26 +120,24 @@ def choices(workplace: Path) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def test_every_lora_can_have_a_motion_of_its_own(workplace: Path) -> None:
+def test_loras_have_weights_of_their_own_or_are_turned_by_the_knob(workplace: Path) -> None:
     lora = workplace / "lora.safetensors"
-    other = workplace / "odd=1.safetensors"
-    shutil.copy(lora, other)
-    flags = [f"{lora}=0.5", str(other), f"{other}=-0.25", str(lora)]
+    names = ("odd=1.safetensors", "wan2gp.safetensors", "plain.safetensors", "a=b,c.safetensors")
+    others = [workplace / name for name in names]
+    for other in others:
+        shutil.copy(lora, other)
+    flags = [f"{lora}=0.5", f"{others[0]}=-0.25,1", f"{others[1]}=2;0", *map(str, others[2:])]
     for motion, last in ((None, "1.0"), (2.0, "-2.0")):
         chosen = VideoFlags(model=str(workplace / "wan"), lora=flags, motion=motion)
         recipe = chosen.chosen_experts(chosen.chosen_model()).recipe
         assert recipe is not None
-        noisy, full = (str(recipe.experts[name]) for name in ("dynamics", "consistency"))
-        expected = ("-0.5", last, "0.25", last)
-        for number, weight in enumerate(expected, start=1):
-            assert f"lora(lora_{number}, {weight})" in noisy
-            assert f"lora(lora_{number}, 1.0)" in full
-        assert [Path(recipe.inputs[f"lora_{n}"].path) for n in (1, 2, 3, 4)] == [
-            lora.resolve(),
-            other.resolve(),
-            other.resolve(),
-            lora.resolve(),
-        ]
+        noisy, details = (str(recipe.experts[name]) for name in ("dynamics", "consistency"))
+        above, below = ("0.5", "-0.25", "2.0", last, last), ("0.5", "1.0", "0.0", "1.0", "1.0")
+        for number, weights in enumerate(zip(above, below, strict=True), start=1):
+            assert f"lora(lora_{number}, {weights[0]})" in noisy
+            assert f"lora(lora_{number}, {weights[1]})" in details
+        paths = [Path(recipe.inputs[f"lora_{n}"].path) for n in range(1, 6)]
+        assert paths == [path.resolve() for path in (lora, *others)]
 
 
 def test_what_the_flags_choose_equals_the_experts_written_out(workplace: Path) -> None:
@@ -225,8 +223,8 @@ def test_the_end_and_the_start_of_a_dynamicrafter_reach_the_video(
 def test_a_video_says_which_dtype_its_model_had(workplace: Path, tmp_path: Path) -> None:
     for flag, dtype in (("fp32", "torch.float32"), ("bf16", "torch.bfloat16")):
         options = ("--prompt", "a cat", "--dtype", flag, "-o", str(tmp_path / "x.mp4"))
-        plan = generate(workplace, *options, "--dry-run", "--json")
-        assert generate(workplace, *options).exit_code == 0
+        plan = generate(workplace, *options, "--overwrite", "--dry-run", "--json")
+        assert generate(workplace, *options, "--overwrite").exit_code == 0
         assert json.loads(plan.stdout)["dtype"] == dtype
         assert read_video_metadata(tmp_path / "x.mp4")["dtype"] == dtype
 
@@ -236,26 +234,26 @@ def test_a_video_says_which_dtype_its_model_had(workplace: Path, tmp_path: Path)
     [
         (["--prompt", "x", "--guidance-2", "1"], "no second denoiser"),
         (["--prompt", "x", "--start-step", "940"], "begins with pure noise"),
-        (["--prompt", "x", "--analytic-init", "n.pt"], "say where to begin"),
+        (["--prompt", "x", "--analytic-init", "n.pt"], "Say where to begin"),
         (["--prompt", "x", "--start-step", "940", "--analytic-init", "n.pt"], "n.pt"),
         (["--prompt", "x", "--loop"], "cannot end a video with an image"),
-        (["--prompt", "x", "--last-image", "photo.png", "--loop"], "choose one of them"),
+        (["--prompt", "x", "--last-image", "photo.png", "--loop"], "Choose one of them"),
         (["--prompt", "x", "--last-image", "nowhere.png"], "nowhere.png"),
         (["--prompt", "x", "--motion", "nan"], "--motion is nan, which is no number"),
         (["--prompt", "x", "--motion", "inf", "--lora", "l"], "--motion is inf"),
-        (["--prompt", "x", "--motion", "0.5"], "add --base"),
+        (["--prompt", "x", "--motion", "0.5"], "Add --base"),
         (["--prompt", "x", "--base", "b"], "--base is for --motion"),
         (["--prompt", "x", "--input", "a=b"], "--input replaces"),
         (["--prompt", "x", "--lora", "l", "--recipe", "calm"], "--lora goes alone"),
         (["--prompt", "x", "--lora", "missing.safetensors"], "missing.safetensors"),
-        (["--prompt", "x", "--lora", "own.safetensors=much"], "write --lora FILE=0.25"),
+        (["--prompt", "x", "--lora", "own.safetensors=much"], "much"),
         (["--prompt", "x", "--recipe", "lora-rescue"], "--input style=FILE"),
         (["--prompt", "x", "--boundary", "0.5"], "needs experts"),
         (["--prompt", "x", "--size", "64"], "--size was given with"),
-        (["--prompt", "x", "--num-frames", "6"], "use 5 frames"),
+        (["--prompt", "x", "--num-frames", "6"], "Use 5 frames"),
         (["--prompt", "x", "--dtype", "int8"], "dtype"),
         (["--prompt", "x", "--device", "toaster"], "no device"),
-        (["--prompt", "x", "--prompts", "p"], "choose one"),
+        (["--prompt", "x", "--prompts", "p"], "Choose one"),
         (["--prompts", "nowhere.txt"], "nowhere.txt"),
         ([], "needs a prompt"),
     ],

@@ -171,8 +171,8 @@ def test_the_lightning_recipe_gives_each_phase_its_lora() -> None:
         generate(pipeline, family)
     strength = ALPHA / RANK
     expected = [  # noise levels 1, .95, .9, .83, .75, .64, .5, .3; two guidance passes each
-        *[("transformer", {})] * 4,
-        *[("transformer", {"high": strength})] * 2,
+        *[("transformer", {})] * 2,
+        *[("transformer", {"high": strength})] * 4,
         *[("transformer_2", {"low": strength})] * 10,
     ]
     assert seen == expected

@@ -142,36 +142,36 @@ def test_i2vgen_xl_reads_prompts_by_the_last_layer_but_one() -> None:
 
 NAMED = [
     ("WanImageToVideoPipeline", {"height": 470, "width": 830}, "height 464 and width 832"),
-    ("WanImageToVideoPipeline", {"num_frames": 80}, "use 81 frames"),
+    ("WanImageToVideoPipeline", {"num_frames": 80}, "Use 81 frames"),
     ("StableVideoDiffusionPipeline", {"width": 1000}, "height 576 and width 1024"),
-    ("StableVideoDiffusionPipeline", {"frame_rate": 7.6}, "use 8 frames per second"),
-    ("StableVideoDiffusionPipeline", {"prompt": "a cat"}, "leave --prompt"),
-    ("StableVideoDiffusionPipeline", {"num_frames": 1}, "use 2 frames"),
-    ("CogVideoXImageToVideoPipeline", {"num_frames": 48}, "use 49 frames"),
-    ("CogVideoXImageToVideoPipeline", {"num_frames": 45}, "use 49 frames"),
-    ("CogVideoXImageToVideoPipeline", {"num_frames": 13}, "use 17 frames"),
-    ("CogVideoXImageToVideoPipeline", {"num_frames": 5}, "use 9 frames"),
-    ("LTXImageToVideoPipeline", {"num_frames": 160}, "use 161 frames"),
-    ("LTXImageToVideoPipeline", {"frame_rate": 1000}, "use 120 frames per second"),
+    ("StableVideoDiffusionPipeline", {"frame_rate": 7.6}, "Use 8 frames per second"),
+    ("StableVideoDiffusionPipeline", {"prompt": "a cat"}, "Leave `prompt`"),
+    ("StableVideoDiffusionPipeline", {"num_frames": 1}, "Use 2 frames"),
+    ("CogVideoXImageToVideoPipeline", {"num_frames": 48}, "Use 49 frames"),
+    ("CogVideoXImageToVideoPipeline", {"num_frames": 45}, "Use 49 frames"),
+    ("CogVideoXImageToVideoPipeline", {"num_frames": 13}, "Use 17 frames"),
+    ("CogVideoXImageToVideoPipeline", {"num_frames": 5}, "Use 9 frames"),
+    ("LTXImageToVideoPipeline", {"num_frames": 160}, "Use 161 frames"),
+    ("LTXImageToVideoPipeline", {"frame_rate": 1000}, "Use 120 frames per second"),
     ("LTX2ImageToVideoPipeline", {"height": 500}, "height 512 and width 768"),
-    ("HunyuanVideoImageToVideoPipeline", {"num_frames": 130}, "use 129 frames"),
-    ("HunyuanVideo15ImageToVideoPipeline", {"height": 480}, "leave height and width out"),
-    ("SkyReelsV2ImageToVideoPipeline", {"frame_rate": 0}, "use 1 frames per second"),
+    ("HunyuanVideoImageToVideoPipeline", {"num_frames": 130}, "Use 129 frames"),
+    ("HunyuanVideo15ImageToVideoPipeline", {"height": 480}, "Leave height and width out"),
+    ("SkyReelsV2ImageToVideoPipeline", {"frame_rate": 0}, "Use 1 frames per second"),
     ("Kandinsky5I2VPipeline", {"width": 760}, "height 512 and width 768"),
-    ("Kandinsky5I2VPipeline", {"num_frames": 13}, "use 17 frames"),
-    ("Kandinsky5I2VPipeline", {"num_frames": 1}, "use 17 frames"),
-    ("DynamiCrafterPipeline", {"num_frames": 32}, "use 16 frames"),
+    ("Kandinsky5I2VPipeline", {"num_frames": 13}, "Use 17 frames"),
+    ("Kandinsky5I2VPipeline", {"num_frames": 1}, "Use 17 frames"),
+    ("DynamiCrafterPipeline", {"num_frames": 32}, "Use 16 frames"),
     ("PocketPipeline", {"height": 64, "width": 200}, "height 128 and width 128"),
     ("PocketPipeline", {"height": 0, "width": 0}, "height 64 and width 64"),
     ("WanImageToVideoPipeline", {"height": 0}, "height 16 and width 832"),
-    ("WanImageToVideoPipeline", {"prompt": None}, "--prompt"),
-    ("WanImageToVideoPipeline", {"guidance_scale_2": 1.0}, "--guidance-2"),
-    ("LTXImageToVideoPipeline", {"guidance_scale_2": 3.5}, "--guidance-2"),
-    ("WanImageToVideoPipeline", {"start_step": 940}, "--start-step"),
-    ("DynamiCrafterPipeline", {"start_step": 49}, "begin earlier"),
-    ("DynamiCrafterPipeline", {"start_step": 9, "num_inference_steps": 10}, "begin earlier"),
-    ("PocketPipeline", {"has_last_image": True}, "--last-image"),
-    ("Kandinsky5I2VPipeline", {"has_last_image": True}, "--last-image"),
+    ("WanImageToVideoPipeline", {"prompt": None}, "`prompt`"),
+    ("WanImageToVideoPipeline", {"guidance_scale_2": 1.0}, "`guidance_scale_2`"),
+    ("LTXImageToVideoPipeline", {"guidance_scale_2": 3.5}, "`guidance_scale_2`"),
+    ("WanImageToVideoPipeline", {"start_step": 940}, "`start_step`"),
+    ("DynamiCrafterPipeline", {"start_step": 49}, "Begin earlier"),
+    ("DynamiCrafterPipeline", {"start_step": 9, "num_inference_steps": 10}, "Begin earlier"),
+    ("PocketPipeline", {"has_last_image": True}, "`last_image`"),
+    ("Kandinsky5I2VPipeline", {"has_last_image": True}, "`last_image`"),
     ("WanImageToVideoPipeline", {"has_last_image": True, "num_frames": 1}, "more frames"),
 ]
 
@@ -256,8 +256,8 @@ def test_a_negative_prompt_that_would_do_nothing_is_refused(
     asked = VideoSettings(prompt="a cat", negative_prompt="a dog", guidance_scale=scale)
     with pytest.raises(ConfigError, match="negative prompt") as caught:
         asked.check(family, limits)
-    assert "--negative-prompt" in caught.value.fix
-    assert ("--guidance" in caught.value.fix) is not limits.is_distilled
+    assert "`negative_prompt`" in caught.value.fix
+    assert ("`guidance_scale`" in caught.value.fix) is not limits.is_distilled
     asked.changed(negative_prompt="").check(family, limits)
     with pytest.raises(ConfigError, match="negative prompt"):
         asked.resolved(family, limits).check(family, limits)
@@ -353,7 +353,9 @@ def test_the_second_guidance_of_wan_2_2_is_that_of_its_second_transformer() -> N
     assert torch.equal(video, expected)
     assert not torch.equal(video, make_video(pipeline, photo(24), asked))
     assert torch.equal(video, make_video(pipeline, photo(24), asked, guidance_scale_2=1.0))
-    with pytest.raises(ConfigError, match=r"no guidance at any noise level.*\n.*--guidance-2"):
+    with pytest.raises(
+        ConfigError, match=r"no guidance at any noise level.*\n.*`guidance_scale_2`"
+    ):
         make_video(pipeline, photo(24), asked.changed(guidance_scale=1.0, guidance_scale_2=3.5))
 
 

@@ -12,7 +12,13 @@ from torch.overrides import TorchFunctionMode
 
 from motionmerge.cli.video_flags import VideoFlags
 from motionmerge.errors import CheckpointError, MotionMergeError, ShapeError
-from motionmerge.sampling.expert_choice import ExpertChoice, from_loras, from_recipe, from_weights
+from motionmerge.sampling.expert_choice import (
+    ExpertChoice,
+    WeightedLora,
+    from_loras,
+    from_recipe,
+    from_weights,
+)
 from motionmerge.sampling.loading import load_pipeline
 from motionmerge.sampling.pipeline_folder import find_pipeline
 
@@ -79,8 +85,8 @@ def test_what_fits_is_accepted_and_the_modules_are_as_before(
     names = {part: list(module.state_dict()) for part, module in before.items()}
     assert names["transformer"]
     for choice in (
-        from_loras([lora]),
-        from_loras([lora], motion=0.25, boundary=0.9),
+        from_loras([WeightedLora(lora)]),
+        from_loras([WeightedLora(lora, -0.25)], boundary=0.9),
         from_weights(weights),
         own_and_lora(lora),
     ):
@@ -102,7 +108,7 @@ def test_a_lora_of_another_model_is_refused(stored_wan: Path, lora: Path, kind: 
         changed = up if kind == "up" else down
         shape = (7, 2) if kind == "up" else (2, 7)
         change(lora, changed, to=torch.zeros(shape))
-    choice = own_and_lora(lora) if kind == "dense" else from_loras([lora], motion=0.25)
+    choice = own_and_lora(lora) if kind == "dense" else from_loras([WeightedLora(lora, -0.25)])
     with pytest.raises(expected, match=r"blocks\.99" if kind == "layer" else LAYER) as caught:
         check(choice, stored_wan)
     with pytest.raises(expected) as later, choice.attach(load_pipeline(find_pipeline(stored_wan))):

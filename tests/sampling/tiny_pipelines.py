@@ -5,14 +5,18 @@ The same seed gives the same weights, inputs and latents at every call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 
+from motionmerge.sampling.loading import show_progress
+
 from . import tiny_builders as build
+from . import tiny_modular, tiny_newer
 from .tiny_builders import TEXT_DIM
 
 PROMPT, NEGATIVE = "a cat jumps", "the camera pans left"
@@ -30,6 +34,9 @@ class Family:
         noisy_steps: How many of the steps are above it, worked out by hand.
         steps: Number of denoising steps.
         denoisers: The attributes that hold a denoiser.
+        pattern: Which expert each step needs, d or c for dynamics or consistency, where the video
+            is made in several pieces; every step of all of them has a letter.
+        has_batches: Several videos can be made by one call.
     """
 
     name: str
@@ -39,6 +46,13 @@ class Family:
     noisy_steps: int
     steps: int = 4
     denoisers: tuple[str, ...] = ("transformer",)
+    pattern: str = ""
+    has_batches: bool = True
+
+    @property
+    def due(self) -> str:
+        """The pattern, also of a video that is made in one piece."""
+        return self.pattern or "d" * self.noisy_steps + "c" * (self.steps - self.noisy_steps)
 
 
 def photo(side: int = 16) -> Image.Image:
@@ -146,6 +160,80 @@ def kandinsky_5_inputs(batch: int) -> dict[str, Any]:
     }
 
 
+def anyflow_inputs(batch: int) -> dict[str, Any]:
+    pixels = torch.full((batch, 1, 3, 32, 32), 0.2)
+    pixels[..., 16:] = 1
+    inputs = {**text_inputs(batch, 32), "video": pixels, "guidance_scale": 3.0}
+    del inputs["image"]
+    return inputs
+
+
+def chronoedit_inputs(batch: int) -> dict[str, Any]:
+    reasons = {"enable_temporal_reasoning": True, "num_temporal_reasoning_steps": 4}
+    return {**text_inputs(batch), **reasons}
+
+
+def cosmos_2_inputs(batch: int) -> dict[str, Any]:
+    return {**text_inputs(batch), "num_frames": 5}
+
+
+def helios_inputs(batch: int) -> dict[str, Any]:
+    return {**text_inputs(batch), "image": [photo()] * batch, "num_frames": 65}
+
+
+def framepack_inputs(batch: int) -> dict[str, Any]:
+    return {**hunyuan_inputs(batch), "image": [photo()] * batch, "num_frames": 66}
+
+
+def sana_video_inputs(batch: int) -> dict[str, Any]:
+    inputs = {**text_inputs(batch, 32), "frames": 5, "use_resolution_binning": False}
+    del inputs["num_frames"]
+    return inputs
+
+
+def motif_inputs(batch: int) -> dict[str, Any]:
+    tensors = {
+        f"{sign}prompt_{name}": value
+        for seed, sign in ((5, ""), (6, "negative_"))
+        for name, value in (
+            ("embeds", embeds(batch, 6, TEXT_DIM, seed=seed)),
+            ("attention_mask", mask(batch, 6)),
+        )
+    }
+    size = {"height": 16, "width": 16, "num_frames": 5}
+    return {"image": photo(), "prompt": None, **size, **tensors}
+
+
+def kandinsky_6_inputs(batch: int) -> dict[str, Any]:
+    return {
+        "image": [photo()] * batch,
+        "prompt_embeds": embeds(batch, 6, TEXT_DIM),
+        "pooled_prompt_embeds": embeds(batch, 8),
+        "negative_prompt_embeds": embeds(batch, 6, TEXT_DIM, seed=6),
+        "negative_pooled_prompt_embeds": embeds(batch, 8, seed=6),
+        "sample_audio": False,
+        "height": 16,
+        "width": 16,
+        "num_frames": 5,
+    }
+
+
+def ltx_2_modular_inputs(batch: int) -> dict[str, Any]:
+    return {**text_inputs(batch, 32), "num_frames": 5, "image_crf": 0}
+
+
+def minimax_h3_inputs(batch: int) -> dict[str, Any]:
+    return {
+        "image": photo(8),
+        "prompt_embeds": embeds(batch, 5, 8),
+        "text_token_tags": mask(batch, 5)[0],
+        "num_inference_steps": 4,  # the last of which is the end
+        "height": 8,
+        "width": 8,
+        "num_frames": 124,
+    }
+
+
 def larger_text_inputs(batch: int) -> dict[str, Any]:
     return text_inputs(batch, 32)
 
@@ -173,6 +261,46 @@ FAMILIES = (
     Family("Kandinsky 5", build.kandinsky_5, kandinsky_5_inputs, 0.9, 2),
 )
 
+NEWER = (
+    Family("Kandinsky 6", tiny_newer.kandinsky_6, kandinsky_6_inputs, 0.9, 2),
+    Family("SkyReels-V2 DF", tiny_newer.skyreels_v2_df, text_inputs, 0.9, 2),
+    # A photo that is encoded, and two chunks, the first of which is encoded for the second.
+    Family("AnyFlow", tiny_newer.anyflow, anyflow_inputs, 0.9, 2, pattern="cddcccddcc"),
+    Family("ChronoEdit", tiny_newer.chronoedit, chronoedit_inputs, 0.9, 2),
+    Family("Cosmos 2", tiny_newer.cosmos_2, cosmos_2_inputs, 0.64, 2),
+    Family("Helios", tiny_newer.helios, helios_inputs, 0.7, 2, pattern="ddccddcc"),
+    Family("FramePack", tiny_newer.framepack, framepack_inputs, 0.9, 2, pattern="ddccddcc"),
+    Family("Motif", tiny_newer.motif, motif_inputs, 0.9, 2, has_batches=False),
+    Family("Sana video", tiny_newer.sana_video, sana_video_inputs, 0.9, 2),
+    Family("Wan 2.1 modular", tiny_modular.wan_2_1, text_inputs, 0.8, 2, has_batches=False),
+    Family(
+        "Wan 2.2-A14B modular",
+        tiny_modular.wan_2_2,
+        text_inputs,
+        0.8,
+        4,
+        steps=8,
+        denoisers=("transformer", "transformer_2"),
+    ),
+    Family("LTX modular", tiny_modular.ltx, larger_text_inputs, 0.64, 2),
+    Family("LTX-2 modular", tiny_modular.ltx_2, ltx_2_modular_inputs, 0.64, 2),
+    Family("LTX-2.5 modular", tiny_modular.ltx_2_5, ltx_2_modular_inputs, 0.64, 2),
+    Family("Hunyuan 1.5 modular", tiny_modular.hunyuan_1_5, hunyuan_1_5_inputs, 0.9, 2),
+    Family("Helios modular", tiny_modular.helios, helios_inputs, 0.7, 2, pattern="ddccddcc"),
+    Family(
+        "MiniMax-H3",
+        tiny_modular.minimax_h3,
+        minimax_h3_inputs,
+        0.9,
+        2,
+        steps=3,
+        has_batches=False,
+    ),
+)
+
+
+EVERY_FAMILY = (*FAMILIES, *NEWER)
+
 
 def tiny(family: Family) -> Any:
     """Build a pipeline, the same at every call."""
@@ -182,22 +310,44 @@ def tiny(family: Family) -> Any:
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             component.eval()
-    pipeline.set_progress_bar_config(disable=True)
+    show_progress(pipeline, is_quiet=True)
     return pipeline
 
 
 def generate(pipeline: Any, family: Family, *, batch: int = 1, **options: Any) -> torch.Tensor:
     """Make a batch of videos; latents, the same at every call with the same weights."""
+    arguments = {
+        "num_inference_steps": family.steps,
+        "generator": torch.Generator().manual_seed(7),
+        **family.inputs(batch),
+        **options,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(3)  # I2VGen-XL draws its image latents from the global generator
-        frames = pipeline(
-            num_inference_steps=family.steps,
-            generator=torch.Generator().manual_seed(7),
-            output_type="latent",
-            **{**family.inputs(batch), **options},
-        ).frames
+        if is_modular(pipeline):
+            with without_decoding(pipeline):
+                frames = pipeline(output="latents", **arguments)
+        else:
+            frames = pipeline(output_type="latent", **arguments).frames
+    if isinstance(frames, list):  # FramePack lists what there was after each section
+        frames = frames[-1]
     assert torch.isfinite(frames).all()
     return frames
+
+
+def is_modular(pipeline: Any) -> bool:
+    return "Modular" in type(pipeline).__name__
+
+
+@contextmanager
+def without_decoding(pipeline: Any) -> Iterator[None]:
+    """Leave the last block of a modular pipeline out, for time."""
+    blocks = pipeline._blocks.sub_blocks
+    decoders = {name: blocks.pop(name) for name in list(blocks) if name.startswith("decode")}
+    try:
+        yield
+    finally:
+        blocks.update(decoders)
 
 
 def weights_of(pipeline: Any, family: Family) -> dict[str, torch.Tensor]:

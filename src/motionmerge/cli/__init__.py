@@ -1,6 +1,7 @@
 """The command line: one file per verb, imported without torch so that `--help` is quick.
 
-Bad input ends with the error's message and its `Fix:` line on stderr, and exit code 2.
+Bad input ends with the error's message and its `Fix:` line on stderr, and exit code 2; see
+`faults.py` for all other ends.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ import importlib
 import io
 import os
 import sys
-from typing import Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from motionmerge.errors import MotionMergeError
+from motionmerge.cli.faults import Verbs
 
 VERBS = (
     "generate",
@@ -35,23 +35,28 @@ VERBS = (
 """In the order of `--help`."""
 
 
-class _ErrorsAsMessages(TyperGroup):
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except MotionMergeError as error:
-            typer.echo(f"Error: {error}", err=True)
-            raise typer.Exit(2) from error
-
-
 app = typer.Typer(
-    cls=_ErrorsAsMessages,
+    cls=Verbs,
     name="motionmerge",
     help="More motion, and motion that obeys the prompt, for image-to-video models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def before_the_verb(
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug", envvar="MOTIONMERGE_DEBUG", help="Print the traceback of any error."
+        ),
+    ] = False,
+) -> None:
+    """Take the flags before the verb; `Verbs` reads them."""
+
+
 for verb in VERBS:
     module = importlib.import_module(f"motionmerge.cli.{verb}")
     if hasattr(module, f"{verb}_app"):

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.video_flags import VideoFlags, loaded, versions, with_video_flags
+from motionmerge.cli.outputs import OverwriteOption, check_output_folder
+from motionmerge.cli.video_flags import (
+    StepPlanner,
+    VideoFlags,
+    loaded,
+    versions,
+    with_video_flags,
+)
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,12 +57,13 @@ def batch(
     ] = False,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="How many, for --ray. [default: as many as it has GPUs]"),
+        typer.Option(min=1, help="How many, for --ray.", show_default="as many as it has GPUs"),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and list what is missing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Make the videos of MANIFEST that DIR lacks, on one machine or many.
 
@@ -64,7 +72,7 @@ def batch(
     is then 1; of several processes in DIR/failures-RANK.jsonl, and the exit code stays 0, as
     torchrun would stop the others.
     """
-    from motionmerge.io.atomic import check_folder, prepare_folder
+    from motionmerge.io.atomic import prepare_folder
     from motionmerge.io.video import load_image
     from motionmerge.sampling.batch import (
         BatchOptions,
@@ -88,6 +96,10 @@ def batch(
     jobs = [
         replace(job, settings=job.settings.resolved(chosen.family, chosen.limits)) for job in jobs
     ]
+    planner = StepPlanner(chosen, experts)
+    for job in jobs:
+        with job.named_errors():
+            planner.add(job.settings)
     made_of, made_by = chosen.fingerprint(), experts.fingerprint()
     all_planned = plan(
         jobs,
@@ -96,10 +108,11 @@ def batch(
         name_of=vbench_name if names is Names.VBENCH else configuration_name,
     )
     planned = shard(all_planned, rank, world_size)
-    todo = missing(planned)
+    todo = missing(planned, overwrite=overwrite)
+    planner.show()
     if dry_run:
         if todo:
-            check_folder(output)
+            check_output_folder(output)
         for video in todo:
             with video.job.named_errors():
                 chosen.check_prompt(video.job.settings.prompt or "")

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from motionmerge.cli.merge import JsonOption, NonfiniteOption
+from motionmerge.cli.outputs import OverwriteOption, check_output_file
+from motionmerge.errors import ConfigError
 
 
 def compare(
@@ -22,14 +24,23 @@ def compare(
     ] = None,
     as_json: JsonOption = False,
     allow_nan: NonfiniteOption = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Print relative change and cosine of each parameter group, and which tensors changed."""
     from motionmerge.merge.compare import compare as run
     from motionmerge.merge.compare import draw_comparison
 
+    if plot is not None:
+        _check_plot(plot, overwrite=overwrite)
     comparison = run(first, second, base=base, allow_nonfinite=allow_nan)
     if plot is not None:
         draw_comparison(comparison, plot)
     print(json.dumps(comparison.to_dict(), indent=2) if as_json else comparison)
     if plot is not None and not as_json:
         print(f"Drew {plot}.")
+
+
+def _check_plot(path: Path, *, overwrite: bool) -> None:
+    if path.suffix not in (".png", ".svg"):
+        raise ConfigError(f"Cannot draw `{path.name}`.", fix="End the name with .png or .svg.")
+    check_output_file(path, overwrite=overwrite)

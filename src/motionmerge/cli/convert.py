@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from motionmerge.cli.outputs import OverwriteOption, check_new_folder, check_output_file
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def convert(
         bool, typer.Option("--dry-run", help="Only tell what the checkpoint holds.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Convert a DynamiCrafter checkpoint (256, 512, 1024, a fine-tune) to a diffusers folder."""
     if to_official:
@@ -49,6 +51,7 @@ def convert(
                 "--to-official writes what the folder holds into one file",
                 fix="name the file with `-o` and leave out the other options.",
             )
+        check_output_file(output, overwrite=overwrite)
         _write_official(source, output, as_json=as_json)
         return
     if output is None and not dry_run:
@@ -57,6 +60,8 @@ def convert(
     from motionmerge.models.dynamicrafter import checkpoint_folder
     from motionmerge.tensors import parse_dtype
 
+    if output is not None:
+        check_new_folder(output, overwrite=overwrite)
     if dry_run or output is None:
         report = checkpoint_folder.inspect_checkpoint(source)
     else:

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from motionmerge.cli.outputs import OverwriteOption, check_output_file
+
 
 def demo(
     output: Annotated[
@@ -19,8 +21,11 @@ def demo(
     open_page: Annotated[
         bool, typer.Option("--open/--no-open", help="Show the page in the browser.")
     ] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Animate bundled photos with every stage of the method and show them side by side."""
+    check_output_file(output / "index.html", overwrite=overwrite)
+
     from rich.console import Console
     from transformers.utils import logging
 

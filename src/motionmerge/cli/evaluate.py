@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from motionmerge.cli.merge import MissingOption, checked_missing, parse_inputs
+from motionmerge.cli.outputs import OverwriteOption, check_output_file, check_output_folder
+
 if TYPE_CHECKING:
     from motionmerge.evaluation.claims import Claim
     from motionmerge.evaluation.conditions import Condition
     from motionmerge.evaluation.pocket import ConditionResults
     from motionmerge.evaluation.search import SearchResult
+
+SEARCH_FILE = "recipe.yaml"
 
 evaluate_app = typer.Typer(help="Measure a model.", no_args_is_help=True)
 
@@ -30,7 +35,7 @@ def pocket(
     split: Annotated[
         str, typer.Option(help="`test` (held-out photos) or `validation`, for choosing settings.")
     ] = "test",
-    num: Annotated[int, typer.Option(min=6, help="Prompts per condition.")] = 200,
+    num: Annotated[int, typer.Option(min=6, max=100_000, help="Prompts per condition.")] = 200,
     condition: Annotated[
         list[str] | None,
         typer.Option(
@@ -43,11 +48,12 @@ def pocket(
             help="Weights to use in place of shipped ones, as `tuned=my.safetensors`; repeatable."
         ),
     ] = None,
+    missing: MissingOption = "error",
     search: Annotated[
         bool, typer.Option("--search", help="Find the best settings, on validation prompts.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of prompts and noise.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 12,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 12,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder; results already there are used.")
     ] = Path("evaluation-pocket"),
@@ -56,6 +62,7 @@ def pocket(
         typer.Option("--write-docs", help="Put numbers and pictures into ./docs and ./README.md."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Measure motion degree, obedience and fidelity on held-out prompts, and judge the claims."""
     from motionmerge.errors import ConfigError
@@ -64,6 +71,7 @@ def pocket(
     from motionmerge.evaluation.pocket import Protocol, evaluate
     from motionmerge.evaluation.prompts import SPLITS
     from motionmerge.evaluation.search import search as search_settings
+    from motionmerge.evaluation.tables import check_docs
     from motionmerge.evaluation.tables import write_docs as write_tables
     from motionmerge.sampling.pocket_pipeline import load_pocket
 
@@ -80,6 +88,11 @@ def pocket(
             "--write-docs is about the shipped weights, and --weights gives others.",
             fix="Leave one of them out.",
         )
+    check_output_folder(output)
+    if search:
+        check_output_file(output / SEARCH_FILE, overwrite=overwrite)
+    if write_docs:
+        check_docs(Path.cwd())
     pipeline = load_pocket("base")
     protocol = Protocol("validation" if search else split, num, seed, steps)
 
@@ -92,6 +105,7 @@ def pocket(
                 folder=output,
                 inputs=inputs,
                 progress=tell,
+                missing=checked_missing(missing),
             )
 
     if search:
@@ -115,7 +129,6 @@ def _own_weights(pairs: Iterable[str]) -> dict[str, Path]:
     Raises:
         ConfigError: No such name or no such file.
     """
-    from motionmerge.cli.merge import parse_inputs
     from motionmerge.errors import ConfigError
     from motionmerge.models.pocket.components import VARIANTS
 
@@ -179,7 +192,7 @@ def _print_search(found: SearchResult, output: Path, *, as_json: bool) -> None:
 
     recipe = found.best.condition.recipe().print() if found.best else None
     if recipe is not None:
-        with atomic_path(output / "recipe.yaml") as temporary:
+        with atomic_path(output / SEARCH_FILE) as temporary:
             temporary.write_text(recipe, encoding="utf-8")
     if as_json:
         tried = [asdict(table_row(one)) for one in found.tried]
@@ -193,4 +206,4 @@ def _print_search(found: SearchResult, output: Path, *, as_json: bool) -> None:
     if found.best is None:
         print("No setting gives that.")
     else:
-        print(f"Best: {found.best.condition.name}\n\n{recipe}\nwrote {output / 'recipe.yaml'}")
+        print(f"Best: {found.best.condition.name}\n\n{recipe}\nwrote {output / SEARCH_FILE}")

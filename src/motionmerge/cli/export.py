@@ -16,10 +16,11 @@ from motionmerge.cli.merge import (
     JsonOption,
     MissingOption,
     OutputOption,
-    OverwriteOption,
+    checked_missing,
     parse_inputs,
     progress_bar,
 )
+from motionmerge.cli.outputs import OverwriteOption, check_output_folder
 from motionmerge.errors import CheckpointError, ConfigError
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
@@ -73,13 +74,14 @@ def two_experts(
     """Write one Wan 2.2 folder: `transformer`, `transformer_2` and a `boundary_ratio`."""
     from motionmerge.merge.export import export_two_experts
 
+    check_output_folder(output.parent)
     with progress_bar("export") as progress:
         written = export_two_experts(
             recipe,
             pipeline,
             output,
             inputs=parse_inputs(replaced or []),
-            missing=missing,  # type: ignore[arg-type]  # checked where it is used
+            missing=checked_missing(missing),
             dtype=dtype,
             overwrite=overwrite,
             dry_run=dry_run,
@@ -134,6 +136,7 @@ def loras(
     if tool is not None and keys is not None:
         raise ConfigError("--for and --keys both choose the names.", fix="Leave one of them out.")
     original = keys is LoraKeys.ORIGINAL
+    check_output_folder(output)
     with progress_bar("export") as progress:
         written = export_loras(
             recipe,
@@ -143,7 +146,7 @@ def loras(
             target="comfyui" if original else None if tool is None else tool.value,
             names=lora_names if original else None,
             inputs=parse_inputs(replaced or []),
-            missing=missing,  # type: ignore[arg-type]  # checked where it is used
+            missing=checked_missing(missing),
             dtype=dtype or "fp32",
             overwrite=overwrite,
             dry_run=dry_run,
@@ -172,12 +175,13 @@ def comfyui(
     """Write each expert as one file with original names, and of a pair one for each denoiser."""
     from motionmerge.merge.export_files import export_comfyui
 
+    check_output_folder(output)
     with progress_bar("export") as progress:
         written = export_comfyui(
             recipe,
             output,
             inputs=parse_inputs(replaced or []),
-            missing=missing,  # type: ignore[arg-type]  # checked where it is used
+            missing=checked_missing(missing),
             dtype=dtype,
             overwrite=overwrite,
             dry_run=dry_run,
@@ -219,6 +223,7 @@ def original(
         raise CheckpointError(
             f"{folder} has no `unet`.", fix="Give the folder that `motionmerge convert` wrote."
         )
+    check_output_folder(output)
     with progress_bar("export") as progress:
         written = export_files(
             loaded,
@@ -227,7 +232,7 @@ def original(
             ending=f".{file_format.value}",
             opener=official_file(folder),
             inputs=own_model(loaded, folder, parse_inputs(replaced or [])),
-            missing=missing,  # type: ignore[arg-type]  # checked where it is used
+            missing=checked_missing(missing),
             dtype=dtype,
             overwrite=overwrite,
             dry_run=dry_run,

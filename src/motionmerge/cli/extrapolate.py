@@ -12,10 +12,12 @@ from motionmerge.cli.merge import (
     DtypeOption,
     JsonOption,
     MissingOption,
+    NonfiniteOption,
     OutputOption,
-    OverwriteOption,
+    StochasticOption,
     carry_out,
 )
+from motionmerge.cli.outputs import OverwriteOption, check_output_folder
 from motionmerge.errors import ConfigError
 
 
@@ -31,6 +33,8 @@ def extrapolate(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     overwrite: OverwriteOption = False,
+    allow_nan: NonfiniteOption = False,
+    stochastic_rounding: StochasticOption = None,
 ) -> None:
     """Write BASE - MOTION * (TUNED - BASE), which moves more than BASE."""
     from motionmerge.merge.algebra import Checkpoint
@@ -42,6 +46,7 @@ def extrapolate(
             f"{output} looks like a file; the output is a folder.",
             fix=f"Use `-o {output.with_suffix('')}`.",
         )
+    check_output_folder(output)  # before the recipe is printed
     before, after = Checkpoint(Source("base")), Checkpoint(Source("tuned"))
     vector = after - before
     recipe = Recipe(
@@ -61,4 +66,6 @@ def extrapolate(
         missing=missing,
         dry_run=dry_run,
         overwrite=overwrite,
+        allow_nonfinite=allow_nan,
+        stochastic_rounding=stochastic_rounding,
     )

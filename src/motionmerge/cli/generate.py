@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.video_flags import VideoFlags, loaded, versions, with_video_flags
-from motionmerge.errors import ConfigError, DataError
+from motionmerge.cli.outputs import OverwriteOption, check_output_file
+from motionmerge.cli.video_flags import (
+    StepPlanner,
+    VideoFlags,
+    loaded,
+    versions,
+    with_video_flags,
+)
+from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -66,11 +73,13 @@ def generate(
         typer.Option("--dry-run", help="Check all that needs no model; say what would be written."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Animate PHOTO as the prompt says: the pocket model needs a CPU, others what they need."""
-    from motionmerge.io.atomic import check_folder, prepare_folder
+    from motionmerge.io.atomic import prepare_folder
     from motionmerge.io.video import contact_sheet, eight_bit, load_image, write_video
     from motionmerge.sampling.make_video import encode_ahead, make_video
+    from motionmerge.sampling.manifest import check_number
 
     image = load_image(photo)
     last = _last_image(photo, last_image, loop=loop)
@@ -79,23 +88,28 @@ def generate(
     chosen = flags.chosen_model()
     experts = flags.chosen_experts(chosen)
     common = flags.settings()
+    texts = _prompts(prompt, prompts)
+    check_number(len(texts) * flags.num_videos, source="--num-videos")
     wanted = [
         (number, common.changed(prompt=text, seed=common.seed + offset))
-        for number, text in enumerate(_prompts(prompt, prompts), start=1)
+        for number, text in enumerate(texts, start=1)
         for offset in range(flags.num_videos)
     ]
     for _, settings in wanted:
         settings.check(chosen.family, chosen.limits, has_last_image=last is not None)
         chosen.check_prompt(settings.prompt or "")
+    planner = StepPlanner(chosen, experts)
+    for _, settings in wanted:
+        planner.add(settings)
     paths = _output_paths(output, wanted)
-    folders = _check_files(paths, sheet, [(last_image, "the last image"), (photo, "the photo")])
+    read = [(last_image, "the last image"), (photo, "the photo")]
+    folders = _check_files(paths, sheet, read, overwrite=overwrite)
     about = [
         _description(chosen, experts, settings, weights=flags.weights, files=files)
         for _, settings in wanted
     ]
+    planner.show()
     if dry_run:
-        for folder in folders:
-            check_folder(folder)
         _print_plan(paths, about, as_json, dropped=chosen.limits.dropped_frames)
         return
     for folder in folders:
@@ -193,9 +207,13 @@ def _output_paths(output: Path, wanted: list[tuple[int, VideoSettings]]) -> list
 
 
 def _check_files(
-    videos: list[Path], sheet: Path | None, read: list[tuple[Path | None, str]]
+    videos: list[Path],
+    sheet: Path | None,
+    read: list[tuple[Path | None, str]],
+    *,
+    overwrite: bool,
 ) -> list[Path]:
-    """Refuse names that no file can have, and files of which one would replace another.
+    """Refuse files that cannot be written, and those of which one would replace another.
 
     Returns:
         The folders that they are in.
@@ -220,6 +238,8 @@ def _check_files(
                 f"{path} is no name of an mp4, and an mp4 is what would be written.",
                 fix=f"write e.g. --output {path.stem}.mp4.",
             )
+    for path, _ in files:
+        check_output_file(path, overwrite=overwrite)
     return list(dict.fromkeys(path.parent for path, _ in files))
 
 
@@ -249,13 +269,10 @@ def _description(
 
 def _prompts(prompt: str | None, prompts: Path | None) -> list[str | None]:
     from motionmerge.sampling.make_video import read_prompts
+    from motionmerge.sampling.manifest import read_list
 
     if prompts is None:
         return [prompt]
     if prompt is not None:
         raise ConfigError("--prompt and --prompts were given together", fix="choose one of them.")
-    try:
-        text = prompts.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Cannot read {prompts}: {error}", fix="check the path.") from error
-    return list(read_prompts(text, source=str(prompts)))
+    return list(read_prompts(read_list(prompts), source=str(prompts)))

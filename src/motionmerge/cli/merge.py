@@ -11,21 +11,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from motionmerge.cli.outputs import OverwriteOption, check_output_folder
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from motionmerge.merge.coverage import Missing
     from motionmerge.merge.engine import Progress
     from motionmerge.merge.recipe import Recipe
 
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
 DtypeOption = Annotated[
-    str | None, typer.Option(help="fp32, fp16 or bf16; the inputs' own by default.")
+    str | None, typer.Option(help="fp32, fp16, bf16 or fp8_scaled; the inputs' own by default.")
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check and report; write nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 MissingOption = Annotated[
-    str, typer.Option(help="Tensors that only some inputs have: error, or keep.")
+    str,
+    typer.Option(
+        help="Layers or tensors that only some inputs have: error, or keep (go on without)."
+    ),
 ]
 ShardOption = Annotated[
     str | None,
@@ -46,6 +50,18 @@ StochasticOption = Annotated[
     ),
 ]
 NonfiniteOption = Annotated[bool, typer.Option("--allow-nan", help="Accept NaN in the inputs.")]
+
+
+def checked_missing(missing: str) -> Missing:
+    """Read --missing.
+
+    Raises:
+        ConfigError: It is neither `error` nor `keep`.
+    """
+    from motionmerge.merge.coverage import check_missing
+
+    check_missing(missing)
+    return "keep" if missing == "keep" else "error"
 
 
 def merge(
@@ -88,6 +104,7 @@ def carry_out(recipe: Recipe, output: Path, *, as_json: bool, **options: Any) ->
     """Merge with a progress bar on stderr and the report on stdout."""
     from motionmerge.merge.engine import merge as run
 
+    check_output_folder(output)
     with progress_bar("merge") as progress:
         report = run(recipe, output, progress=progress, **options)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report)
@@ -103,7 +120,9 @@ def parse_inputs(pairs: Iterable[str], *, flag: str = "--input") -> dict[str, st
     for pair in pairs:
         name, equals, path = pair.partition("=")
         if not (name and equals and path):
-            raise ConfigError(f"{flag} {pair} is not NAME=PATH.", fix=f"Write `{flag} base=FILE`.")
+            raise ConfigError(
+                f"{flag} {pair} is not NAME=PATH.", fix=f"Write e.g. `{flag} base=FILE`."
+            )
         parsed[name] = path
     return parsed
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from motionmerge.cli.show_lora import check_base, described, is_lora, names_in, print_note
 from motionmerge.errors import CheckpointError, MotionMergeError
 
 if TYPE_CHECKING:
@@ -52,25 +53,44 @@ def show(
     subject: Annotated[
         str,
         typer.Argument(
-            help="Weights (also pocket:base), a recipe file, or a shipped recipe's name."
+            help="Weights or a LoRA (also pocket:base), a recipe file, or a shipped recipe's name."
         ),
     ],
     groups: Annotated[bool, typer.Option("--groups", help="Count parameters by group.")] = False,
     cite: Annotated[bool, typer.Option("--cite", help="Print BibTeX of what it uses.")] = False,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="For a LoRA: the weights that it is for, to see what it does to them."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Print a recipe's formulas, schedule, sizes and cost, or a file's contents and its recipe."""
+    """Print a recipe's formulas, schedule, sizes and cost, or a file's contents and its recipe.
+
+    Of a LoRA also ranks, the scale in force and where it stands, and what of --base it reaches.
+    """
     from motionmerge.merge.recipe import Recipe, shipped_recipes
 
     is_recipe = subject in shipped_recipes() or Path(subject).suffix in (".yaml", ".yml")
     if is_recipe and not Path(subject).is_dir():
         recipe: Recipe | None = Recipe.load(subject)
+        check_base(base)
         found = _describe_recipe(recipe, groups=groups) if recipe else {}
     else:
-        found, recipe = _describe_weights(_path(subject), groups=groups)
+        path = _path(subject)
+        found, recipe = _describe_weights(path, groups=groups)
+        if is_lora(names_in(path)):
+            found["lora"] = described(path, base=base)
+        else:
+            check_base(base)
     if cite and recipe is not None:
         found["cite"] = _citations(recipe)
-    print(json.dumps(found, indent=2) if as_json else _as_text(found))
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    note = found.pop("lora", None)
+    print(_as_text(found))
+    if note is not None:
+        print_note(note)
 
 
 def _citations(recipe: Recipe) -> list[str]:
@@ -169,21 +189,28 @@ def _model_card(metadata: Mapping[str, str]) -> dict[str, Any]:
 def _sizes(path: Path, *, groups: bool) -> dict[str, Any]:
     import math
 
+    from motionmerge.io.quantised import describe_quantisation
     from motionmerge.merge.groups import count_parameters
-    from motionmerge.merge.sources import OpenInputs, Source
+    from motionmerge.merge.sources import open_as_stored
     from motionmerge.tensors import dtype_name, num_bytes
 
-    source = Source("model", path)
-    with OpenInputs([source]) as opened:
-        counts = {name: math.prod(opened.shape(source, name)) for name in opened.names(source)}
-        dtypes = {name: opened.dtype(source, name) for name in counts}
-        size = sum(num_bytes(dtypes[name], opened.shape(source, name)) for name in counts)
+    with open_as_stored(path) as parts:
+        stored = {
+            prefix + name: (reader.dtype(name), reader.shape(name))
+            for prefix, reader in parts.items()
+            for name in reader.keys()  # noqa: SIM118  (not a mapping)
+        }
+        described = {p: describe_quantisation(r, r.metadata) for p, r in parts.items()}
+    counts = {name: math.prod(shape) for name, (_, shape) in stored.items()}
+    quantised = [prefix + words for prefix, words in described.items() if words]
     found: dict[str, Any] = {
         "tensors": len(counts),
         "parameters": sum(counts.values()),
-        "bytes": size,
-        "dtypes": sorted({dtype_name(dtype) for dtype in dtypes.values()}),
+        "bytes": sum(num_bytes(*spec) for spec in stored.values()),
+        "dtypes": sorted({dtype_name(dtype) for dtype, _ in stored.values()}),
     }
+    if quantised:
+        found["quantised"] = quantised
     return found | ({"groups": count_parameters(counts)} if groups else {})
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from motionmerge.cli.outputs import OverwriteOption, check_output_file, check_output_folder
+
 train_app = typer.Typer(
     help="Train the pocket model: towers, decoder, base, stage 1 and its controls. A run that was "
     "killed goes on where it stopped. The video runs use a GPU if there is one (base: 4 minutes "
@@ -18,11 +20,13 @@ train_app = typer.Typer(
 
 OutputOption = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="Weights file to write. [default: RUN-FOLDER.safetensors]"),
+    typer.Option(
+        "--output", "-o", help="Weights file to write.", show_default="RUN-FOLDER.safetensors"
+    ),
 ]
 FolderOption = Annotated[
     Path | None,
-    typer.Option("--run-folder", help="State and log. [default: runs/pocket-NAME]"),
+    typer.Option("--run-folder", help="State and log.", show_default="runs/pocket-NAME"),
 ]
 StepsOption = Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")]
 BatchOption = Annotated[int | None, typer.Option(min=1, help="Samples a step.")]
@@ -51,6 +55,7 @@ def _add(verb: str, name: str, help_text: str) -> None:
         base: BaseOption = None,
         dry_run: DryRunOption = False,
         as_json: JsonOption = False,
+        overwrite: OverwriteOption = False,
     ) -> None:
         changes = {
             "steps": steps,
@@ -68,6 +73,7 @@ def _add(verb: str, name: str, help_text: str) -> None:
             inputs={"towers": towers, "base": base},
             dry_run=dry_run,
             as_json=as_json,
+            overwrite=overwrite,
         )
 
     train_app.command(verb, help=help_text)(command)
@@ -82,12 +88,15 @@ def _train(
     inputs: dict[str, Path | None],
     dry_run: bool,
     as_json: bool,
+    overwrite: bool,
 ) -> None:
     from dataclasses import asdict, replace
 
     from motionmerge.training.pocket_runs import RUNS, RunInputs, run
     from motionmerge.training.trainer import Progress
 
+    check_output_file(output, overwrite=overwrite)
+    check_output_folder(folder)
     settings = replace(RUNS[name].settings, **changes)
     if dry_run:
         plan = {"run": name, "output": str(output), "settings": asdict(settings)}

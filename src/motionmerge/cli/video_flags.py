@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 import sys
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from motionmerge.cli.merge import parse_inputs
+from motionmerge.cli.lora_flags import LORA_HELP, check_kind, describe_loras, weighted_loras
+from motionmerge.cli.merge import MissingOption, checked_missing, parse_inputs
 from motionmerge.errors import ConfigError
 from motionmerge.io.paths import exists, path_of
 
@@ -22,9 +26,12 @@ if TYPE_CHECKING:
     from motionmerge.sampling.expert_choice import ExpertChoice
     from motionmerge.sampling.make_video import VideoSettings
     from motionmerge.sampling.model_choice import ModelChoice
+    from motionmerge.sampling.step_plan import StepPlan
 
 DEFAULT_RECIPE = "pocket"
 POCKET = "pocket"
+_LEFT_OUT = ".*not in the model|.*one side lacks"  # warnings of what --missing keep leaves out
+_OWN = "model's own"  # as a default in the help
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +51,8 @@ class VideoFlags:
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="A recipe file or the name of a shipped one. [default for pocket: pocket]"
+            help="A recipe file or the name of a shipped one.",
+            show_default="for pocket: pocket",
         ),
     ] = None
     replaced: Annotated[
@@ -59,10 +67,7 @@ class VideoFlags:
     ] = None
     lora: Annotated[
         list[str] | None,
-        typer.Option(
-            help="FILE or FILE=MOTION, a LoRA on the model: with a motion, its own or --motion, "
-            "away from it while noisy; repeatable."
-        ),
+        typer.Option(help=LORA_HELP),
     ] = None
     weights: Annotated[
         str | None,
@@ -70,6 +75,7 @@ class VideoFlags:
             help="One set of weights instead: base, tuned, naive, equal, or a merged file."
         ),
     ] = None
+    missing: MissingOption = "error"
     boundary: Annotated[
         float | None, typer.Option(help="Noise level at which the expert changes, 0 to 1.")
     ] = None
@@ -86,11 +92,11 @@ class VideoFlags:
     ] = None
     steps: Annotated[
         int | None,
-        typer.Option(min=1, max=1000, help="Denoising steps. [default: the model's own]"),
+        typer.Option(min=1, max=1000, help="Denoising steps.", show_default=_OWN),
     ] = None
     guidance: Annotated[
         float | None,
-        typer.Option(min=0, help="Strength of the prompt. [default: the model's own]"),
+        typer.Option(min=0, help="Strength of the prompt.", show_default=_OWN),
     ] = None
     guidance_2: Annotated[
         float | None,
@@ -98,7 +104,8 @@ class VideoFlags:
             "--guidance-2",
             min=0,
             help="The same at low noise, for the second transformer of Wan 2.2-A14B; 1 for "
-            "distilled weights. [default: that of --guidance]",
+            "distilled weights.",
+            show_default="that of --guidance",
         ),
     ] = None
     start_step: Annotated[
@@ -110,11 +117,25 @@ class VideoFlags:
             "and may move more; too low looks bad. Only DynamiCrafter and pocket.",
         ),
     ] = None
+    sigmas: Annotated[
+        str | None,
+        typer.Option(
+            help="A,B,C: the noise of each step from the first on, without the 0 at the end; for "
+            "pipelines that take sigmas. A shift is applied to them."
+        ),
+    ] = None
+    shift: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a flow model's timesteps: a larger one has more steps while it is noisy.",
+            show_default="the scheduler's own",
+        ),
+    ] = None
     size: Annotated[int | None, typer.Option(help="Pixels a side, for a square video.")] = None
-    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's own]")] = None
-    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's own]")] = None
+    height: Annotated[int | None, typer.Option(help="Pixels.", show_default=_OWN)] = None
+    width: Annotated[int | None, typer.Option(help="Pixels.", show_default=_OWN)] = None
     num_frames: Annotated[
-        int | None, typer.Option("--num-frames", help="Frames. [default: the model's own]")
+        int | None, typer.Option("--num-frames", help="Frames.", show_default=_OWN)
     ] = None
     frame_rate: Annotated[
         float | None,
@@ -124,10 +145,11 @@ class VideoFlags:
     ] = None
     dtype: Annotated[
         str | None,
-        typer.Option(help="fp32, fp16 or bf16. [default: bf16 on a GPU, fp32 on a CPU]"),
+        typer.Option(help="fp32, fp16 or bf16.", show_default="bf16 on a GPU, fp32 on a CPU"),
     ] = None
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1 .. [default: the GPU if there is one]")
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1 ..", show_default="a GPU if there is one"),
     ] = None
     variant: Annotated[str | None, typer.Option(help="Files of the model to take, e.g. fp16.")] = (
         None
@@ -174,6 +196,7 @@ class VideoFlags:
     def chosen_experts(self, model: ModelChoice) -> ExpertChoice:
         """Turn the flags that say which weights denoise into one choice, and look for its files."""
         from motionmerge.sampling import expert_choice
+        from motionmerge.sampling.model_choice import ShippedModel
 
         self._check_expert_flags()
         boundary = self.boundary
@@ -181,19 +204,38 @@ class VideoFlags:
             inputs = parse_inputs(self.replaced or [])
             choice = expert_choice.from_recipe(self.recipe, inputs=inputs, boundary=boundary)
         elif self.lora:
-            loras = [parse_lora(one, motion=self.motion) for one in self.lora]
-            files, motions = zip(*loras, strict=True)
-            choice = expert_choice.from_loras(files, motion=motions, boundary=boundary)
+            loras = weighted_loras(self.lora, motion=self.motion)
+            choice = expert_choice.from_loras(loras, boundary=boundary)
+            for line in describe_loras(loras, boundary=boundary):
+                typer.echo(line, err=True)
         elif self.motion is not None:
             choice = self._turned_knob(model, self.motion)
         elif self.weights is not None and model.path is not None:
             choice = expert_choice.from_weights(Path(self.weights))
+        elif isinstance(model, ShippedModel) and self.weights is not None:
+            choice = expert_choice.ExpertChoice(boundary=boundary)
+            self._check_kinds(own := expert_choice.from_weights(model.weights_file))
+            own.check(model.empty_modules())
         elif self.weights is None and model.path is None:
             choice = expert_choice.from_recipe(DEFAULT_RECIPE, boundary=boundary)
         else:
             choice = expert_choice.ExpertChoice(boundary=boundary)
-        choice.check({} if choice.recipe is None else model.empty_modules())
+        choice = replace(choice, missing=checked_missing(self.missing))
+        self._check_kinds(choice)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.filterwarnings("always", _LEFT_OUT)
+            choice.check({} if choice.recipe is None else model.empty_modules())
+        for warning in caught:
+            if re.match(_LEFT_OUT, str(warning.message)):
+                typer.echo(f"Warning: {warning.message}", err=True)
         return choice
+
+    def _check_kinds(self, choice: ExpertChoice) -> None:
+        """Refuse a LoRA that was given as whole weights, and the reverse."""
+        if self.recipe is None:
+            for name, origin in choice.origins().items():
+                if isinstance(origin, Path):
+                    check_kind(origin, expects_lora=name.startswith("lora_"))
 
     def _check_expert_flags(self) -> None:
         given = {"--recipe": self.recipe, "--motion": self.motion, "--weights": self.weights}
@@ -275,28 +317,23 @@ class VideoFlags:
             guidance_scale=self.guidance,
             guidance_scale_2=self.guidance_2,
             start_step=self.start_step,
+            sigmas=None if self.sigmas is None else parse_sigmas(self.sigmas),
+            shift=self.shift,
         )
 
 
-def parse_lora(text: str, *, motion: float | None) -> tuple[Path, float | None]:
-    """Read FILE or FILE=MOTION; a file whose own name ends like this is meant if it is there.
+def parse_sigmas(text: str) -> tuple[float, ...]:
+    """Read A,B,C.
 
     Raises:
-        ConfigError: What follows the file is no number.
+        ConfigError: One of them is no number.
     """
-    file, sign, own = text.rpartition("=")
-    if not sign or exists(Path(text)):
-        return Path(text), motion
     try:
-        strength = float(own)
-    except ValueError:
-        strength = math.nan
-    if not math.isfinite(strength):
+        return tuple(float(one) for one in text.split(","))
+    except ValueError as error:
         raise ConfigError(
-            f"--lora {text} has the motion `{own}`, which is no number.",
-            fix="write --lora FILE=0.25, or --lora FILE.",
-        )
-    return Path(file), strength
+            f"--sigmas {text} holds what is no number.", fix="write e.g. --sigmas 1,0.94,0.8,0.5."
+        ) from error
 
 
 def with_video_flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -328,6 +365,43 @@ def with_video_flags(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+class StepPlanner:
+    """Plans which expert denoises which steps, and says it once for all videos that are alike."""
+
+    def __init__(self, model: ModelChoice, experts: ExpertChoice) -> None:
+        self._model, self._experts = model, experts
+        self._scheduler = model.scheduler()
+        self._plans: dict[Any, StepPlan | None] = {}
+        self._counts: Counter[StepPlan] = Counter()
+
+    def add(self, settings: VideoSettings) -> None:
+        """Plan one video.
+
+        Raises:
+            ConfigError: The scheduler does not heed its settings, or has no noise levels.
+        """
+        steps = settings.steps(self._model.family, self._model.limits)
+        if steps not in self._plans:
+            self._plans[steps] = self._experts.plan_steps(self._model, self._scheduler, steps)
+        plan = self._plans[steps]
+        if plan is not None:
+            self._counts[plan] += 1
+
+    def show(self) -> None:
+        """Print the steps of each expert, and warn of those without any, on stderr."""
+        from motionmerge.sampling.denoising_steps import UnusedExpertWarning
+
+        for plan, count in self._counts.items():
+            videos = f" ({count} videos)" if len(self._counts) > 1 else ""
+            typer.echo(f"{plan.line}{videos}", err=True)
+            if plan.sigmas is not None:
+                typer.echo(plan.sigmas, err=True)
+            if plan.warning is not None:
+                typer.echo(f"warning: {plan.warning}", err=True)
+        if self._counts:  # told already
+            warnings.filterwarnings("ignore", category=UnusedExpertWarning)
+
+
 @contextmanager
 def loaded(
     model: ModelChoice, experts: ExpertChoice, *, encode: Callable[[Any], None] | None = None
@@ -341,14 +415,19 @@ def loaded(
     """
     from diffusers.utils import logging
 
+    from motionmerge.sampling.loading import show_progress
+
     is_quiet = model.path is None or not sys.stderr.isatty()
     if is_quiet:
         logging.disable_progress_bar()
     pipeline, placement = model.load(encode)
-    pipeline.set_progress_bar_config(disable=is_quiet)
+    show_progress(pipeline, is_quiet=is_quiet)
     if model.path is not None:
         typer.echo(placement, err=True)
-    with experts.attach(pipeline) as bank:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", _LEFT_OUT)  # said before
+        attached = experts.attach(pipeline)
+    with attached as bank:
         if bank is not None and bank.placement and model.path is not None:
             typer.echo(f"experts of {bank.placement}", err=True)
         yield pipeline, bank

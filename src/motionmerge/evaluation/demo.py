@@ -23,9 +23,10 @@ from motionmerge.evaluation.conditions import (
 )
 from motionmerge.evaluation.flow import Picture, flow_legend, flow_picture, shared_scale, video_flow
 from motionmerge.evaluation.motion import FloatArray, measure_clip
-from motionmerge.evaluation.pocket import Protocol, evaluate, generate
+from motionmerge.evaluation.pocket import RESULTS_FILE, Protocol, evaluate, generate
 from motionmerge.evaluation.report import Clip, Method, Page, Shot, write_report
 from motionmerge.evaluation.tables import table_row
+from motionmerge.io.atomic import check_file, prepare_folder
 from motionmerge.io.video import contact_sheet, fit_image, write_video
 from motionmerge.models.pocket.language import Actor, Program
 from motionmerge.models.pocket.world import (
@@ -38,6 +39,7 @@ from motionmerge.models.pocket.world import (
 )
 from motionmerge.sampling.expert_bank import experts
 
+PAGE_FILE, SHEET_FILE = "index.html", "sheet.jpg"
 SIDE = 256  # pixels, of the videos
 NUM_TABLE_PROMPTS = 24
 KNOB_EXTRAS = (-0.5, 1.0)
@@ -139,12 +141,13 @@ def run_demo(
         The path of the page.
 
     Raises:
-        ConfigError: There are not so many prompts.
+        ConfigError: There are not so many prompts, or the folder cannot be written to.
     """
     if not 1 <= num_prompts <= len(PROMPTS):
         raise ConfigError(
             f"num_prompts is {num_prompts}.", fix=f"Choose 1 to {len(PROMPTS)} prompts."
         )
+    _check_outputs(folder)
     tell = progress or (lambda _: None)
     chosen, stages = PROMPTS[:num_prompts], demo_stages()
     images = torch.stack([demo_image(prompt) for prompt in chosen])
@@ -161,7 +164,7 @@ def run_demo(
                 names=[f"demo/{seed}/{prompt.photo}" for prompt in chosen],
                 num_inference_steps=num_inference_steps,
             )
-    _save(folder / "sheet.jpg", _sheet(chosen, stages, videos))
+    _save(folder / SHEET_FILE, _sheet(chosen, stages, videos))
     tell("optical flow")
     flows = {
         (name, index): video_flow(video, pairs=FLOW_PAIRS)
@@ -207,7 +210,15 @@ def run_demo(
         knob_svg=to_svg(knob_chart(measured)),
         seed=seed,
     )
-    return write_report(page, folder / "index.html")
+    return write_report(page, folder / PAGE_FILE)
+
+
+def _check_outputs(folder: Path) -> None:
+    """Make the folders, and refuse before any video is made what cannot be written."""
+    for inner in ("", "images", "videos"):
+        prepare_folder(folder / inner)
+    for name in (PAGE_FILE, SHEET_FILE, RESULTS_FILE):
+        check_file(folder / name)
 
 
 def _sheet(

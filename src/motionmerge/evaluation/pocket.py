@@ -21,7 +21,9 @@ import torch
 from motionmerge.evaluation.conditions import Condition
 from motionmerge.evaluation.motion import ClipMeasures, measure_clip
 from motionmerge.evaluation.prompts import DIFFICULTIES, first_frames, scenes
+from motionmerge.io.atomic import check_file, prepare_folder
 from motionmerge.io.weights import hash_weights
+from motionmerge.merge.coverage import Missing
 from motionmerge.models.pocket.components import weights_path
 from motionmerge.models.pocket.world import Canvases, Scene
 from motionmerge.rng import generator_for
@@ -125,6 +127,7 @@ def evaluate(
     folder: Path,
     inputs: Mapping[str, str | Path] | None = None,
     progress: Progress | None = None,
+    missing: Missing = "error",
 ) -> dict[str, ConditionResults]:
     """Measure conditions, using what is in the folder already.
 
@@ -135,26 +138,32 @@ def evaluate(
         folder: Where `results.jsonl` is.
         inputs: Weights files instead of the shipped ones, by name.
         progress: Told of every finished batch, also of prompts found in the folder.
+        missing: As for `experts`: tensors that not all of the weights have.
 
     Returns:
         Results by the condition's name, in the order given.
+
+    Raises:
+        ConfigError: The folder cannot be written to.
     """
-    chosen, canvases = scenes(protocol.split, num=protocol.num, seed=protocol.seed)
     path = folder / RESULTS_FILE
-    folder.mkdir(parents=True, exist_ok=True)
+    prepare_folder(folder)
+    check_file(path)
+    chosen, canvases = scenes(protocol.split, num=protocol.num, seed=protocol.seed)
     kept = read_results(path)
     results = {}
     frozen = _hash_frozen_parts(pipeline)
     for condition in conditions:
-        key = _key(condition, protocol, inputs or {}, frozen=frozen)
+        key = _key(condition, protocol, inputs or {}, frozen=frozen, missing=missing)
         found = {i: clip for i, clip in kept.get(key, {}).items() if i < protocol.num}
         if progress is not None and found:
             progress(condition.name, len(found))
-        missing = [index for index in range(protocol.num) if index not in found]
-        if missing:
-            with experts(pipeline, recipe=condition.recipe(), inputs=_used(condition, inputs)):
-                for start in range(0, len(missing), BATCH_SIZE):
-                    batch = missing[start : start + BATCH_SIZE]
+        todo = [index for index in range(protocol.num) if index not in found]
+        if todo:
+            own = _used(condition, inputs)
+            with experts(pipeline, recipe=condition.recipe(), inputs=own, missing=missing):
+                for start in range(0, len(todo), BATCH_SIZE):
+                    batch = todo[start : start + BATCH_SIZE]
                     clips = _run_batch(pipeline, batch, chosen, canvases, protocol)
                     _append(path, key, condition.name, clips)
                     found |= {clip.prompt: clip for clip in clips}
@@ -265,7 +274,12 @@ def _used(
 
 
 def _key(
-    condition: Condition, protocol: Protocol, inputs: Mapping[str, str | Path], *, frozen: str
+    condition: Condition,
+    protocol: Protocol,
+    inputs: Mapping[str, str | Path],
+    *,
+    frozen: str,
+    missing: Missing,
 ) -> str:
     weights = {
         name: _hash_file(Path(inputs[name]) if name in inputs else weights_path(name))
@@ -278,6 +292,7 @@ def _key(
         split=protocol.split,
         seed=protocol.seed,
         steps=protocol.num_inference_steps,
+        **({} if missing == "error" else {"missing": missing}),
     )
 
 

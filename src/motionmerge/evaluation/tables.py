@@ -12,7 +12,7 @@ from motionmerge.evaluation.claims import Claim, full_methods, judge
 from motionmerge.evaluation.pocket import ConditionResults, Protocol
 from motionmerge.evaluation.prompts import DIFFICULTIES
 from motionmerge.evaluation.statistics import Estimate, bootstrap_mean, wilson_interval
-from motionmerge.io.atomic import atomic_path
+from motionmerge.io.atomic import atomic_path, prepare_folder
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.decided import Alternative
@@ -153,21 +153,40 @@ def write_docs(
     return [*written, guide, root / "README.md"]
 
 
+def check_docs(root: Path) -> None:
+    """Refuse a folder in which `write_docs` could not write, before anything is measured.
+
+    Raises:
+        DataError: There is no README.md, or a file has no place for the numbers.
+        ConfigError: The folder cannot be written to.
+    """
+    guide, readme = root / "docs" / "pocket.md", root / "README.md"
+    for path in (readme, *([guide] if guide.exists() else [])):
+        _around_block(path)
+    prepare_folder(root / "docs" / "images")
+
+
 def replace_block(path: Path, text: str) -> None:
     """Put `text` between the markers of a Markdown file.
 
     Raises:
         DataError: The file or one of the markers is missing.
     """
-    content = path.read_text(encoding="utf-8") if path.exists() else ""
+    before, after = _around_block(path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n{text.strip()}\n{END}{after}", encoding="utf-8")
+
+
+def _around_block(path: Path) -> tuple[str, str]:
+    """Read what is before and behind the markers of a Markdown file."""
+    content = path.read_text(encoding="utf-8") if path.is_file() else ""
     before, begin, rest = content.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise DataError(
             f"{path} has no place for the numbers.", fix=f"Add the lines `{BEGIN}` and `{END}`."
         )
-    with atomic_path(path) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{text.strip()}\n{END}{after}", encoding="utf-8")
+    return before, after
 
 
 def _protocol_line(protocol: Protocol) -> str:

@@ -15,13 +15,14 @@ from typing import Any
 
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
 from motionmerge.families import GROUPS, OTHER, group_of
+from motionmerge.io.quantised import looks_like_codes
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint, realised
 from motionmerge.merge.coverage import check_checkpoints
 from motionmerge.merge.lora import LoraTensors
 from motionmerge.merge.lora_detection import lora_matrices
 from motionmerge.merge.sources import MemoryTensors, OpenInputs, Source
-from motionmerge.tensors import is_mergeable
+from motionmerge.tensors import DType, dtype_name, is_mergeable
 
 Weights = str | Path | Checkpoint
 
@@ -189,15 +190,17 @@ def compare(
             if shape != inputs.shape(sides[1].anchor, name):
                 other_shape.append(name)
             elif is_mergeable(inputs.dtype(sides[0].anchor, name), shape):
-                a, b = (realised(side, name, inputs).double() for side in sides)
+                a, b = (_values(side, name, inputs) for side in sides)
                 tensors[name] = _difference(a, b, _start_of(start, name, a, inputs))
+            else:
+                _refuse_codes(name, sides[0], inputs)
     return Comparison(
         first=str(sides[0]),
         second=str(sides[1]),
         base=None if start is None else str(start),
         tensors=tensors,
-        only_first=tuple(name for name in names[0] if name not in set(names[1])),
-        only_second=tuple(name for name in names[1] if name not in set(names[0])),
+        only_first=_alone(names[0], names[1], sides[0]),
+        only_second=_alone(names[1], names[0], sides[1]),
         other_shape=tuple(other_shape),
     )
 
@@ -252,6 +255,13 @@ def _checkpoint(weights: Weights, name: str) -> Checkpoint:
     return Checkpoint.load(weights, name=Path(weights).stem or name)
 
 
+def _alone(own: Sequence[str], others: Sequence[str], side: Checkpoint) -> tuple[str, ...]:
+    """List what one side alone has, and what of a LoRA file is no layer of the model."""
+    known, origin = set(others), side.anchor.origin
+    strangers = origin.strangers() if isinstance(origin, LoraTensors) else ()
+    return (*(name for name in own if name not in known), *strangers)
+
+
 def _is_lora(side: Checkpoint) -> bool:
     """Return whether a stored checkpoint is a LoRA file; only its header is read."""
     if side.vectors:
@@ -278,12 +288,24 @@ def _model_of(lora: Source) -> Source:
     """Return a model without values that has just the layers of a LoRA file."""
     assert lora.origin is not None
     alone = LoraTensors.fitted(lora.origin, Source("nothing", MemoryTensors({})))
-    layers = {}
-    for path in alone.keys():  # noqa: SIM118  (not a mapping)
-        bias = path.removesuffix(".diff_b")
-        name = f"{path}.weight" if bias == path else f"{bias}.bias"
-        layers[name] = torch.empty(alone.shape(path), device="meta")
+    layers = {name: torch.empty(shape, device="meta") for name, shape in alone.layers().items()}
     return Source("model", MemoryTensors(layers))
+
+
+def _refuse_codes(name: str, side: Checkpoint, inputs: OpenInputs) -> None:
+    dtype, shape = inputs.dtype(side.anchor, name), inputs.shape(side.anchor, name)
+    if looks_like_codes(name, dtype, shape):
+        raise CheckpointError(
+            f"`{name}` of `{side.anchor.name}` is {dtype_name(dtype)} {list(shape)}: codes of a "
+            "quantised weight without a scale that is known.",
+            fix="Compare unquantised weights (bf16, fp16 or fp32).",
+        )
+
+
+def _values(side: Checkpoint, name: str, inputs: OpenInputs) -> torch.Tensor:
+    """Compute a tensor as it would be stored; codes and scales of a file give their own values."""
+    is_scaled = not side.vectors and inputs.scaled(side.anchor, name) is not None
+    return realised(side, name, inputs, dtype=DType.FP32 if is_scaled else None).double()
 
 
 def _start_of(
@@ -291,7 +313,7 @@ def _start_of(
 ) -> torch.Tensor | None:
     if start is None or not inputs.has(start.anchor, name):
         return None
-    tensor = realised(start, name, inputs).double()
+    tensor = _values(start, name, inputs)
     if tensor.shape != like.shape:
         raise ShapeError(
             f"`{name}` is {list(tensor.shape)} in the base but {list(like.shape)} in the others.",

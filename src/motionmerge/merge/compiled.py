@@ -42,9 +42,10 @@ class Kernels:
             draw.argtypes = (ctypes.c_char_p, ctypes.c_uint32, _POINTER, _COUNT)
             draw.restype = None
         self._steps = {
-            DType.BF16: library.step_along_bf16,
-            DType.FP16: library.step_along_fp16,
-            DType.FP32: library.step_along_fp32,
+            (DType.BF16, DType.BF16): library.step_along_bf16,
+            (DType.FP16, DType.FP16): library.step_along_fp16,
+            (DType.FP32, DType.FP32): library.step_along_fp32,
+            (DType.FP32, DType.BF16): library.step_along_fp32_to_bf16,
         }
         for step in self._steps.values():
             factors = (ctypes.c_float,) * 3
@@ -57,6 +58,11 @@ class Kernels:
         self._add_dropped = library.add_dropped
         self._add_dropped.argtypes = (*(_POINTER,) * 2, ctypes.c_float, *(_POINTER,) * 2, _COUNT)
         self._add_dropped.restype = None
+        self._dequantise = library.dequantise
+        self._dequantise.argtypes = (*(_POINTER,) * 3, *(_COUNT,) * 5, _POINTER, _COUNT)
+        self._quantise = library.quantise_to_fp8
+        self._quantise.argtypes = (_POINTER, ctypes.c_float, _POINTER, _COUNT)
+        self._dequantise.restype = self._quantise.restype = None
 
     def draw_keep(self, digests: Sequence[bytes], threshold: int, keep: Bytes) -> None:
         """Draw mask v1 of one block, or of `STREAMS` blocks of one size: 1 where an entry is kept.
@@ -71,7 +77,11 @@ class Kernels:
 
     def takes(self, dtype: DType) -> bool:
         """Tell whether it can be computed with: bf16, fp16 or fp32."""
-        return dtype in self._steps
+        return (dtype, dtype) in self._steps
+
+    def steps(self, dtype: DType, result: DType) -> bool:
+        """Tell whether `step_along` takes entries of one dtype and gives another."""
+        return (dtype, result) in self._steps
 
     def step_along(
         self,
@@ -82,22 +92,25 @@ class Kernels:
         factors: Sequence[float],
         keep: Bytes | None,
         result: Bytes,
+        *,
+        target: DType | None = None,
     ) -> bool:
-        """anchor + f3 * (f2 * (f1 * (minuend - subtrahend))) in fp32, rounded to `dtype` once.
+        """anchor + f3 * (f2 * (f1 * (minuend - subtrahend))) in fp32, rounded to `target` once.
 
         Args:
-            dtype: Of all entries: bf16, fp16 or fp32.
+            dtype: Of the entries that are read; `steps` says which there are.
             anchor, minuend, subtrahend, result: The bytes of `count` entries.
             factors: f1, f2 and f3; they are rounded to fp32.
             keep: 1 where the step is taken, 0 where the anchor stays, `[count]`; None takes all.
+            target: Of the result; `dtype` by default.
 
         Returns:
             Every entry is finite, also where the step is dropped.
         """
         places = [_address(side) for side in (anchor, minuend, subtrahend)]
         mask = None if keep is None else _address(keep)
-        count = result.size // dtype.itemsize
-        step = self._steps[dtype]
+        target = dtype if target is None else target
+        step, count = self._steps[dtype, target], result.size // target.itemsize
         return bool(step(*places, *factors, mask, _address(result), count))
 
     def widen(self, dtype: DType, stored: Bytes, wide: Floats) -> None:
@@ -117,6 +130,35 @@ class Kernels:
         """
         places = _address(first), _address(second)
         self._add_dropped(*places, factor, _address(keep), _address(target), target.size)
+
+    def dequantise(
+        self,
+        codes: Bytes,
+        values: Floats,
+        scales: Floats,
+        begin: int,
+        columns: int,
+        block: tuple[int, int],
+        wide: Floats,
+    ) -> None:
+        """wide = values[codes] * scale, rounded to fp32 once.
+
+        Args:
+            codes: Entries `begin` and on of a matrix, `[count]`.
+            values: What each code stands for, `[256]`.
+            scales: One for each block of the matrix, `[rows of blocks, columns of blocks]`.
+            begin: The first entry.
+            columns: Of the matrix.
+            block: Rows and columns of a block.
+            wide: Where the values go, `[count]`.
+        """
+        places = _address(codes), _address(values), _address(scales)
+        layout = begin, columns, *block, scales.shape[1]
+        self._dequantise(*places, *layout, _address(wide), wide.size)
+
+    def quantise(self, wide: Floats, scale: float, codes: Bytes) -> None:
+        """codes = fp8 (e4m3fn) nearest to wide / scale; what does not fit becomes NaN."""
+        self._quantise(_address(wide), scale, _address(codes), wide.size)
 
 
 @lru_cache(maxsize=1)

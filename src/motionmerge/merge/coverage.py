@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
+from motionmerge.io.quantised import UNQUANTISED, looks_like_codes
 from motionmerge.merge.lora_detection import check_whole_weights
 from motionmerge.merge.sources import MemoryTensors, OpenInputs, Source
 from motionmerge.tensors import dtype_name, is_mergeable
@@ -63,7 +64,8 @@ def check_coverage(
 
     Raises:
         CheckpointError: A name is missing on one side under `error`, or nothing matches at all.
-        ShapeError: Two inputs disagree about a tensor's shape, or one is not floating point.
+        ShapeError: Two inputs disagree about a tensor's shape, or one that a task vector would
+            change is not floating point.
         RecipeError: An `only(...)` matches no tensor.
         ConfigError: `missing` is neither `error` nor `keep`.
     """
@@ -131,6 +133,7 @@ def check_missing(missing: str) -> None:
 def _check_shapes(name: str, anchor: Source, needed: Iterable[Source], inputs: OpenInputs) -> None:
     shape, dtype = inputs.shape(anchor, name), inputs.dtype(anchor, name)
     if not is_mergeable(dtype, shape):
+        _refuse_codes(name, anchor, needed, inputs)
         return
     for source in needed:
         other = inputs.shape(source, name)
@@ -145,8 +148,25 @@ def _check_shapes(name: str, anchor: Source, needed: Iterable[Source], inputs: O
             raise ShapeError(
                 f"`{name}` is {dtype_name(dtype)} in `{anchor.name}` but "
                 f"{dtype_name(inputs.dtype(source, name))} in `{source.name}`.",
-                fix="Use unquantised weights of both.",
+                fix=UNQUANTISED,
             )
+
+
+def _refuse_codes(name: str, anchor: Source, needed: Iterable[Source], inputs: OpenInputs) -> None:
+    """Refuse to keep integers that a task vector should change.
+
+    Those of buffers (counters, indices) are integers in every input and no matrices of 8 bits.
+    """
+    shape, dtype = inputs.shape(anchor, name), inputs.dtype(anchor, name)
+    if dtype.is_floating_point or not shape:
+        return
+    moved = [source for source in needed if inputs.dtype(source, name).is_floating_point]
+    if moved or looks_like_codes(name, dtype, shape):
+        raise ShapeError(
+            f"`{name}` is {dtype_name(dtype)} {list(shape)} in `{anchor.name}`: integers, codes of "
+            "a quantised weight without a scale that is known, and a task vector would change it.",
+            fix=UNQUANTISED,
+        )
 
 
 def _unknown_tensor(name: str, anchor: Source, held: Sequence[str]) -> CheckpointError:
@@ -178,12 +198,12 @@ def _one_sided(
         for name, lacking in unmatched.items()
     ]
     listed = "\n".join(lines[:10] + ([f"  ... {len(lines) - 10} more"] if lines[10:] else []))
-    fix = "Pass missing='keep' (--missing keep): each expert keeps what its first checkpoint has."
+    fix = "Pass `missing='keep'`: each expert keeps what its first checkpoint has."
     if any(part in name for name in unmatched for part in ("temporal_adapter", ".fusion.")):
         fix = (
             "Add the adapter to the checkpoint that lacks it (`motionmerge convert --add-adapter`, "
             "or `unet.add_temporal_adapter()` and save); it starts as the identity. Or pass "
-            "missing='keep'."
+            "`missing='keep'`."
         )
     plural = "tensor is" if len(lines) == 1 else "tensors are"
     return CheckpointError(f"{len(lines)} {plural} missing on one side:\n{listed}", fix=fix)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +37,13 @@ from motionmerge.merge.in_memory import apply, as_recipe, bind, open_inputs, rea
 from motionmerge.merge.plan import Job
 from motionmerge.merge.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.merge.report import ExpertReport, MergeReport, peak_memory
+from motionmerge.merge.scaled_fp8 import (
+    SCALED_FP8,
+    measure_scales,
+    plan_scaled_fp8,
+    scaled_job,
+    write_the_rest,
+)
 from motionmerge.merge.sources import OpenInputs, Origin, hash_origin, module_folders
 from motionmerge.merge.streaming import Progress, stream
 from motionmerge.tensors import AnyDtype, dtype_name, is_mergeable, num_bytes, parse_dtype
@@ -70,7 +78,8 @@ def merge(
         recipe: A recipe, its file, or the name of a shipped one.
         output: The folder to write to.
         dtype: Dtype of the floating-point tensors; by default that of the checkpoint at the front
-            of each expression.
+            of each expression, and bf16 for weights that it stores as codes and scales.
+            `fp8_scaled` writes such weights as codes and scales again; see `plan_scaled_fp8`.
         layout: `weights`, or `pipeline`: each expert is a whole diffusers folder
             `output/<expert>/`, made of the folder at the front of its expression; only the
             merged modules' weights are new, all else is hard-linked or copied.
@@ -96,7 +105,14 @@ def merge(
     """
     started = time.perf_counter()
     recipe, folder = as_recipe(recipe), Path(output)
-    wanted = None if dtype is None else parse_dtype(dtype)
+    scaled = dtype == SCALED_FP8
+    wanted = None if dtype is None or scaled else parse_dtype(dtype)
+    if scaled and (layout == "pipeline" or stochastic_rounding is not None):
+        raise ConfigError(
+            "Scaled fp8 is written as one file of weights, rounded to the nearest code.",
+            fix="Leave out layout='pipeline' (--layout) and stochastic_rounding "
+            "(--stochastic-rounding), or use `--dtype bf16`.",
+        )
     if wanted is not None and not wanted.is_floating_point:
         raise ConfigError(
             f"dtype {dtype_name(wanted)} is not floating point.", fix="Use fp32, fp16 or bf16."
@@ -118,7 +134,12 @@ def merge(
         specs = {name: result_specs(c, opened, dtype=wanted) for name, c in bound.items()}
         free = free_bytes(folder)
         reached = _reached(specs, coverage)
-        work = _work(bound, specs, reached, opened)
+        plans = {
+            name: plan_scaled_fp8(c.anchor, specs[name], opened, reached=reached[name])
+            for name, c in (bound.items() if scaled else ())
+        }
+        stored = specs | {name: plan.file_specs for name, plan in plans.items()}
+        work = _work(bound, stored, reached, opened)
         needed, expected = work.bytes_written, estimate(work)
         if dry_run:
             recipe.check_pins(origins, overridden=inputs)
@@ -129,12 +150,17 @@ def merge(
             _hash_at_once(origins)
             pinned = recipe.pinned(origins, overridden=inputs)
             hashed = time.perf_counter()
+            scales = measure_scales(bound, plans, opened, threads=threads, progress=progress)
             with ExitStack() as stack:
-                jobs = {}
+                jobs, files = {}, {}
                 for name, target in targets.items():
                     metadata = _metadata(pinned, name, stochastic_rounding)
-                    sink = stack.enter_context(target.open(specs[name], metadata))
-                    jobs[name] = Job(bound[name], specs[name], sink)
+                    files[name] = stack.enter_context(target.open(stored[name], metadata))
+                    jobs[name] = (
+                        scaled_job(bound[name], plans[name], files[name], scales[name])
+                        if scaled
+                        else Job(bound[name], specs[name], files[name])
+                    )
                 unchanged = stream(
                     list(jobs.values()),
                     opened,
@@ -142,10 +168,18 @@ def merge(
                     threads=threads,
                     progress=progress,
                 )
+                for name, plan in plans.items():
+                    write_the_rest(plan, files[name], scales[name], opened)
             with atomic_path(folder / "recipe.yaml") as path:
                 path.write_text(pinned.relocated(folder).print(), encoding="utf-8")
-            reports = {name: _done(job, targets[name].path) for name, job in jobs.items()}
+            reports = {
+                name: _done(job, targets[name].path, specs[name]) for name, job in jobs.items()
+            }
             remember(work, seconds=time.perf_counter() - hashed)
+        for name, checkpoint in bound.items():
+            note = plans[name].note if scaled else _note(checkpoint, specs[name], opened)
+            size = sum(num_bytes(*spec) for spec in stored[name].values())
+            reports[name] = replace(reports[name], note=note, num_bytes=size)
         return MergeReport(
             experts=reports,
             matched=len(coverage.matched),
@@ -199,7 +233,7 @@ class _Target:
                 f"`{self.checkpoint.anchor.name}`, at the front of `{self.expert}`, is no pipeline "
                 "folder.",
                 fix="Give a diffusers folder with `unet/` or `transformer/`, or leave out "
-                "layout='pipeline' (--layout pipeline).",
+                "`layout='pipeline'`.",
             )
         if self.layout == "pipeline" and self.template:
             _refuse_part_of_pipeline(self.template)
@@ -273,19 +307,38 @@ def _expected(
     )
 
 
-def _done(job: Job, path: Path) -> ExpertReport:
+def _done(job: Job, path: Path, specs: Mapping[str, TensorSpec]) -> ExpertReport:
     """Say what happened to one expert."""
     return ExpertReport(
         formula=str(job.checkpoint),
         path=str(path),
-        num_tensors=len(job.specs),
-        num_parameters=sum(math.prod(shape) for _, shape in job.specs.values()),
+        num_tensors=len(specs),
+        num_parameters=sum(math.prod(shape) for _, shape in specs.values()),
         computed=job.computed,
-        copied=len(job.specs) - job.computed,
+        copied=len(specs) - job.computed,
         touched=count_parameters({name: round(count) for name, count in job.touched.items()}),
         survived=job.survival.share,
         cosine=job.survival.cosine,
         num_bytes=job.num_bytes,
+    )
+
+
+def _note(
+    checkpoint: Checkpoint, specs: Mapping[str, TensorSpec], opened: OpenInputs
+) -> str | None:
+    """Say in what dtype weights are written that the anchor stores as codes and scales."""
+    written = Counter(
+        dtype_name(dtype)
+        for name, (dtype, _) in specs.items()
+        if opened.scaled(checkpoint.anchor, name) is not None
+    )
+    return (
+        ", ".join(
+            f"{count} weights that `{checkpoint.anchor.name}` stores as codes and scales are "
+            f"written in {dtype}"
+            for dtype, count in written.items()
+        )
+        or None
     )
 
 
@@ -346,7 +399,7 @@ def _refuse_existing(paths: Sequence[Path]) -> None:
         if path.exists():
             raise ConfigError(
                 f"{path} exists already.",
-                fix="Choose another folder, or pass overwrite=True (--overwrite).",
+                fix="Choose another folder, or pass `overwrite=True`.",
             )
 
 

@@ -5,18 +5,18 @@ Which names belong to which group is written in `families.py`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from motionmerge.errors import RecipeError
+from motionmerge.errors import ConfigError, RecipeError
 from motionmerge.families import GROUPS, OTHER, group_of
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import TaskVector
 from motionmerge.merge.applied import Applied, expect_vector
 from motionmerge.merge.sources import OpenInputs, Source
 from motionmerge.merge.terms import quote
+from motionmerge.patterns import compile_pattern
 from motionmerge.text import fix_unknown_name
 
 __all__ = ["GROUPS", "OTHER", "Only", "count_parameters", "group_of", "only", "selects"]
@@ -44,7 +44,8 @@ def selects(group_or_pattern: str) -> Callable[[str], bool]:
             the name; or a glob for the whole name (`*.attn1.*`).
 
     Raises:
-        RecipeError: It is a mistyped group, a bad regular expression, or too long.
+        RecipeError: It is a mistyped group, a bad regular expression, too long, or one that only
+            a search without limits can follow (`patterns.compile_pattern`).
     """
     if group_or_pattern in GROUPS:
         return lambda name: group_of(name) == group_or_pattern
@@ -55,13 +56,11 @@ def selects(group_or_pattern: str) -> Callable[[str], bool]:
         )
     if group_or_pattern.startswith("re:"):
         try:
-            pattern = re.compile(group_or_pattern[3:])
-        except re.error as error:
+            return compile_pattern(group_or_pattern[3:])
+        except ConfigError as error:
             raise RecipeError(
-                f"`{group_or_pattern}` is not a regular expression: {error}.",
-                fix="Correct it, or use a glob such as `*.attn1.*`.",
+                error.message, fix=f"{error.fix} A glob such as `*.attn1.*` works too."
             ) from error
-        return lambda name: pattern.search(name) is not None
     if group_or_pattern.isidentifier():
         raise RecipeError(
             f"There is no parameter group `{group_or_pattern}`; there are {', '.join(GROUPS)}.",

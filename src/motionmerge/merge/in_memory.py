@@ -14,6 +14,7 @@ from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint, result_specs
 from motionmerge.merge.coverage import Missing, check_coverage
+from motionmerge.merge.pieces import Shapes
 from motionmerge.merge.plan import Job
 from motionmerge.merge.recipe import InputValue, Recipe
 from motionmerge.merge.sources import OpenInputs, Origin
@@ -27,6 +28,7 @@ def realise(
     *,
     experts: Sequence[str] | None = None,
     inputs: Mapping[str, InputValue] | None = None,
+    like: Shapes | None = None,
     missing: Missing = "error",
     allow_nonfinite: bool = False,
     stochastic_rounding: int | None = None,
@@ -38,6 +40,8 @@ def realise(
         recipe: A recipe, its file, or the name of a shipped one.
         experts: Which of its experts; all by default.
         inputs: Paths or state dicts that replace the recipe's inputs, by name.
+        like: Names and shapes of a denoiser, which the results get where the inputs' names are
+            others that are known for it; by default those of the first input.
         missing: `error` or `keep`; see `check_coverage`.
         allow_nonfinite: Accept NaN and infinity in the inputs.
         stochastic_rounding: Seed; None rounds to the nearest value.
@@ -53,7 +57,7 @@ def realise(
     origins = recipe.origins(inputs)
     recipe.check_pins(origins, overridden=inputs)
     bound = bind(recipe, origins, experts)
-    with open_inputs(bound, allow_nonfinite) as opened:
+    with open_inputs(bound, allow_nonfinite, like=like) as opened:
         check_coverage(list(bound.values()), opened, missing=missing)
         jobs, computed = [], {}
         for name, checkpoint in bound.items():
@@ -109,7 +113,8 @@ def apply(
     bound = bind(recipe, origins, None if expert is None else [expert])
     (checkpoint,) = bound.values()
     held = {prefix + name: tensor for name, tensor in module.state_dict().items()}
-    with open_inputs(bound, allow_nonfinite) as opened:
+    like = {name: tuple(tensor.shape) for name, tensor in held.items()}
+    with open_inputs(bound, allow_nonfinite, like=like) as opened:
         check_coverage([checkpoint], opened, missing=missing)
         specs = {
             name: spec
@@ -198,7 +203,12 @@ def bind(
     return {name: recipe.experts[name].bind(origins) for name in chosen}
 
 
-def open_inputs(bound: Mapping[str, Checkpoint], allow_nonfinite: bool) -> OpenInputs:
-    """Open every source of some expressions once."""
+def open_inputs(
+    bound: Mapping[str, Checkpoint],
+    allow_nonfinite: bool,
+    *,
+    like: Shapes | None = None,
+) -> OpenInputs:
+    """Open every source of some expressions once; see `OpenInputs` for `like`."""
     sources = (source for checkpoint in bound.values() for source in checkpoint.sources())
-    return OpenInputs(sources, allow_nonfinite=allow_nonfinite)
+    return OpenInputs(sources, allow_nonfinite=allow_nonfinite, like=like)

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from motionmerge import lazy_torch
 from motionmerge.lazy_torch import torch
-from motionmerge.merge.compiled import STREAMS, Bytes, Floats, Kernels
+from motionmerge.merge.compiled import STREAMS, Bytes, Floats, Kernels, compiled_kernels
 from motionmerge.merge.program import Add, AddDropped, Along, Drop, Program, Scale, Subtract
-from motionmerge.merge.rounding import all_finite, rounding_bits, scatter_
+from motionmerge.merge.rounding import all_finite, fits, rounding_bits, scatter_
 from motionmerge.merge.sources import Source
 from motionmerge.merge.sparsify import MaskV1
 from motionmerge.rng import MASK_BLOCK, mask_bits, mask_digest
@@ -233,8 +233,10 @@ def follow_compiled(
     results: Sequence[Values],
 ) -> bool:
     """Compute steps along differences in one pass each, as `follow` does; False if it cannot."""
-    dtype = results[0].dtype
-    if not kernels.takes(dtype) or any(v.dtype != dtype for v in (*stored.values(), *results)):
+    dtype = next(iter(stored.values())).dtype
+    if any(held.dtype != dtype for held in stored.values()):
+        return False
+    if not all(kernels.steps(dtype, result.dtype) for result in results):
         return False
     return all(
         kernels.step_along(
@@ -245,6 +247,7 @@ def follow_compiled(
             step.factors,
             None if step.mask is None else masks[step.mask],
             result.raw,
+            target=result.dtype,
         )
         for step, result in zip(along, results, strict=True)
     )
@@ -286,8 +289,20 @@ def round_into(
             kernels.round(result.dtype, ideal, result.raw)
         else:
             result.tensor.copy_(torch.from_numpy(ideal))
-        finite = finite and result.are_finite
+        finite = finite and result.are_finite and fits(ideal, result.dtype)
     return finite
+
+
+def rounded_to(dtype: DType, values: Floats) -> Floats:
+    """Round fp32 to a dtype, to the nearest value; the same memory if it is fp32."""
+    if dtype == DType.FP32:
+        return values
+    if (kernels := compiled_kernels()) is not None and kernels.takes(dtype) and values.size:
+        stored = Values(np.empty(values.size * dtype.itemsize, np.uint8), dtype)
+        kernels.round(dtype, values, stored.raw)
+        return stored.floats
+    floats: Floats = torch.from_numpy(values).to(dtype.torch).float().numpy()
+    return floats
 
 
 def draw_mask(

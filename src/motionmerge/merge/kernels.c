@@ -354,3 +354,72 @@ PUBLIC int step_along_fp16(STEP_ARGUMENTS(uint16_t)) {
     }
     return !marks;
 }
+
+/* The same step from fp32 to bf16, for sources that are stored as codes and scales. */
+FOR_EVERY_PROCESSOR
+static uint32_t marks_of_bf16(const uint16_t *halves, size_t count) {
+    uint16_t marks = 0;
+    for (size_t i = 0; i < count; i++) marks |= (uint16_t)((halves[i] & 0x7F80u) + 0x0080u);
+    return marks & 0x8000u;
+}
+
+PUBLIC int step_along_fp32_to_bf16(const float *anchor, const float *minuend,
+                                   const float *subtrahend, float first, float second, float third,
+                                   const uint8_t *restrict keep, uint16_t *restrict result,
+                                   size_t count) {
+    float moved[PIECE];
+    uint32_t marks = 0;
+    for (size_t start = 0; start < count; start += PIECE) {
+        size_t size = count - start < PIECE ? count - start : PIECE;
+        step_along_fp32(anchor + start, minuend + start, subtrahend + start, first, second, third,
+                        keep ? keep + start : NULL, moved, size);
+        round_to_bf16(moved, result + start, size);
+        marks |= marks_of_bf16(result + start, size);
+    }
+    return !marks;
+}
+
+/* What 8-bit codes stand for: values[code] * scale, rounded to fp32 once. */
+FOR_EVERY_PROCESSOR
+static void dequantise_piece(const uint8_t *restrict codes, const float *restrict values,
+                             float scale, float *restrict wide, size_t count) {
+    for (size_t i = 0; i < count; i++) wide[i] = values[codes[i]] * scale;
+}
+
+/* The codes are entries `begin` and on of a matrix with so many columns. Each block of
+ * `block_rows` x `block_columns` entries has a scale of its own; `scale_columns` blocks are side by
+ * side. */
+PUBLIC void dequantise(const uint8_t *codes, const float *values, const float *scales, size_t begin,
+                       size_t columns, size_t block_rows, size_t block_columns,
+                       size_t scale_columns, float *wide, size_t count) {
+    size_t row = begin / columns, column = begin % columns;
+    while (count) {
+        size_t block = column / block_columns, stop = (block + 1) * block_columns;
+        size_t size = (stop < columns ? stop : columns) - column;
+        size = size < count ? size : count;
+        dequantise_piece(codes, values, scales[row / block_rows * scale_columns + block], wide, size);
+        codes += size;
+        wide += size;
+        count -= size;
+        column += size;
+        if (column == columns) {
+            column = 0;
+            row++;
+        }
+    }
+}
+
+/* fp32 / scale to the nearest fp8 with 4 bits of exponent, ties to even; what is over its largest
+ * number, 448, by more than half a step and what is not finite becomes NaN. */
+FOR_EVERY_PROCESSOR
+PUBLIC void quantise_to_fp8(const float *restrict wide, float scale, uint8_t *restrict codes,
+                            size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits = bits_of(wide[i] / scale), rest = bits & 0x7FFFFFFFu;
+        uint32_t normal = (rest - 0x3C000000u + 0x7FFFFu + ((rest >> 20) & 1u)) >> 20;
+        uint32_t tiny = bits_of(float_of(rest) + 0x1p14f) - 0x46800000u;
+        uint32_t is_tiny = 0u - (rest < 0x3C800000u), is_lost = 0u - (rest > 0x43E80000u);
+        uint32_t code = ((tiny & is_tiny) | (normal & ~is_tiny) | is_lost) & 0x7Fu;
+        codes[i] = (uint8_t)(code | ((bits >> 24) & 0x80u));
+    }
+}

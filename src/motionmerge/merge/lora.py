@@ -88,6 +88,16 @@ class LoraTensors(MemoryTensors):
         """List what of the file goes nowhere in the model, with the reason."""
         return self._placement.strangers
 
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        """Return names and shapes of a model's tensors that would be just the file's layers."""
+        return {
+            f"{module.path}.{target}": piece_shape(
+                self._file, Piece(module, module.parts(target), module.path)
+            )
+            for module in self._lora_keys.modules
+            for target in module.targets()
+        }
+
     def places(self) -> dict[str, tuple[str, tuple[str, ...]]]:
         """Give, by module of the file, its path without wrappers and the tensors it changes."""
         found: dict[str, tuple[str, tuple[str, ...]]] = {}

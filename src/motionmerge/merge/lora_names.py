@@ -20,10 +20,9 @@ from motionmerge.merge.lora_fused import Fusion, parts_of, wholes_of
 from motionmerge.merge.original_names import to_diffusers
 from motionmerge.merge.sources import MODULES
 
-_ANYWHERE = re.compile(
-    r"(?:^|(?<=[._]))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)[._]"
-)
+_BETWEEN = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What torch puts between the names of a compiled, sharded or checkpointed model."""
+_BETWEEN_FLAT = re.compile(rf"_(?:{'|'.join(_BETWEEN)})(?=_|$)")
 
 _WRAPPER = re.compile(
     r"^(?:(?:base_model\.model|model\.diffusion_model|diffusion_model|module|pipe\.dit|dit|model)\."
@@ -181,8 +180,8 @@ def bare_path(path: str) -> str:
 
 def _unwrapped(path: str) -> Iterator[tuple[int, str, str]]:
     """Give what a path may mean: how much was taken off it, the module that named, and the rest."""
-    module, rest = "", _ANYWHERE.sub("", path)
-    level = 0
+    rest = ".".join(part for part in path.split(".") if part not in _BETWEEN)
+    module, rest, level = "", _BETWEEN_FLAT.sub("", rest), 0
     yield level, module, rest
     while True:
         if not module and (found := _MODULE.match(rest)):

@@ -92,7 +92,8 @@ class _Matcher:
 
     def _step(self, op: Any, value: Any, starts: set[int]) -> set[int]:
         if op in (ops.MAX_REPEAT, ops.MIN_REPEAT):
-            return self._repeat(*value, starts)
+            least, most, inner = value
+            return self._repeat(least, most, inner, starts)
         if op is ops.SUBPATTERN:
             _, add, remove, inner = value
             if add or remove:
@@ -123,12 +124,12 @@ def _takes(op: Any, value: Any, sign: str) -> bool:
     if op is ops.ANY:
         return sign != "\n"
     if op is ops.LITERAL:
-        return ord(sign) == value
+        return bool(ord(sign) == value)
     if op is ops.NOT_LITERAL:
-        return ord(sign) != value
+        return bool(ord(sign) != value)
     if op is ops.IN:
         negated = bool(value) and value[0][0] is ops.NEGATE
-        found = any(_is_in(*item, sign) for item in value if item[0] is not ops.NEGATE)
+        found = any(_is_in(kind, one, sign) for kind, one in value if kind is not ops.NEGATE)
         return found is not negated
     raise PatternError(f"`{str(op).lower()}` in a pattern is not supported")
 

@@ -81,7 +81,7 @@ def settings_of_header(metadata: Mapping[str, str], *, where: str) -> list[ByCom
     Raises:
         CheckpointError: They are damaged, contradict each other, or change more than the strength.
     """
-    found = []
+    found: list[ByComponent] = []
     if METADATA_KEY in metadata:
         given = _mapping(_json(metadata[METADATA_KEY], where), where)
         split: dict[str, dict[str, Any]] = {}
@@ -170,7 +170,9 @@ def _plain(metadata: Mapping[str, str], where: str) -> dict[str, LoraSettings]:
         if name in _PLAIN and component in ("", *MODULES) and is_given:
             split.setdefault(component, {})[name] = value
     found = {}
-    for component, given in split.items():
+    shared = {name: value for name, value in split.get("", {}).items() if name not in _PLAIN_ALPHAS}
+    for component, own in split.items():
+        given = {**shared, **own}
         prefix = f"{component}." if component else ""
         alphas = {
             name: _number(given[name], name, where) for name in _PLAIN_ALPHAS if name in given

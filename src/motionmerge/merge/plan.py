@@ -18,6 +18,7 @@ import numpy.typing as npt
 from motionmerge import lazy_torch
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint
+from motionmerge.merge.compiled import Floats
 from motionmerge.merge.groups import Only, selects
 from motionmerge.merge.kernel import BLOCK, CHUNK, HALVES, Block, torch_threads
 from motionmerge.merge.program import Lowering, Program, Read, is_blockwise
@@ -46,6 +47,7 @@ class Job:
         computed: Tensors that a task vector reached.
         touched: Elements that differ from the anchor before rounding, by tensor.
         survival: What is left of the change after rounding.
+        as_stored: Rounds the values of a tensor further, as the sink does; None if it does not.
         lock: Guards `touched`.
     """
 
@@ -55,6 +57,7 @@ class Job:
     computed: int = 0
     touched: dict[str, float] = field(default_factory=dict)
     survival: Survival = field(default_factory=Survival)
+    as_stored: Callable[[str, Floats], Floats] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -70,11 +73,23 @@ class Job:
         anchor: npt.NDArray[np.floating],
         ideal: npt.NDArray[np.floating],
         rounded: npt.NDArray[np.floating],
+        kept: npt.NDArray[np.floating],
         represents: Sequence[int],
     ) -> None:
         """Count samples of some tensors, which lie one behind the other; see `Survival.add`."""
+        if self.as_stored is not None:
+            stops = np.cumsum(sizes)[:-1]
+            rounded, kept = (
+                np.concatenate(list(map(self.as_stored, names, np.split(values, stops))))
+                for values in (rounded, kept)
+            )
         changed = self.survival.add(
-            sizes=sizes, anchor=anchor, ideal=ideal, rounded=rounded, represents=represents
+            sizes=sizes,
+            anchor=anchor,
+            ideal=ideal,
+            rounded=rounded,
+            kept=kept,
+            represents=represents,
         )
         with self.lock:
             for name, count in zip(names, changed, strict=True):
@@ -270,7 +285,8 @@ class Planner:
         places += [write.job.sink.place(name) for write in kind.layout.writes]
         for job in kind.computed:
             job.computed += 1
-        self._inputs.bytes_read += num_elements * sum(kind.layout.sizes[: len(kind.layout.reads)])
+        for source, _ in kind.layout.reads:
+            self._inputs.count_read(source, name)
         tensor = TensorPlan(name, num_elements, kind.layout, kind.program, places, kind.comparable)
         if kind.comparable:
             self._compared.append(tensor)

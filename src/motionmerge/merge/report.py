@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+_SHOWN = 5
+"""Names of tensors in a warning."""
+
 LOW_SURVIVAL = 0.5
 """Below this share of surviving entries a report warns."""
 
@@ -22,10 +25,11 @@ LOW_SURVIVAL = 0.5
 class Survival:
     """Adds up, sample by sample, how much of a task vector is left after rounding.
 
-    survived = #(rounded != anchor and ideal != anchor) / #(ideal != anchor)
-    cosine   = <rounded - anchor, ideal - anchor> / (|rounded - anchor| |ideal - anchor|)
+    survived = #(rounded != kept and ideal != anchor) / #(ideal != anchor)
+    cosine   = <rounded - kept, ideal - anchor> / (|rounded - kept| |ideal - anchor|)
 
-    `ideal` is the result before it is rounded to the output's dtype.
+    `ideal` is the result before it is rounded to the output's dtype, `kept` is the anchor after it:
+    where the output cannot hold the anchor itself, its own rounding is no change that survived.
     """
 
     def __init__(self) -> None:
@@ -40,15 +44,17 @@ class Survival:
         anchor: npt.NDArray[np.floating],
         ideal: npt.NDArray[np.floating],
         rounded: npt.NDArray[np.floating],
+        kept: npt.NDArray[np.floating],
         represents: Sequence[int],
     ) -> list[float]:
-        """Count samples that lie one behind the other; all three are `[entries]`. Any thread may.
+        """Count samples that lie one behind the other; all four are `[entries]`. Any thread may.
 
         Args:
             sizes: The entries of each sample, at least one.
             anchor: What the checkpoint at the front holds there.
             ideal: The result, unrounded.
             rounded: The result as it is stored.
+            kept: What would be stored if nothing changed.
             represents: For how many entries each sample stands.
 
         Returns:
@@ -62,8 +68,8 @@ class Survival:
 
         should_change = ideal != anchor
         changed = totals(should_change)
-        survived = totals(should_change & (rounded != anchor)).sum()
-        wanted, realised = ideal - anchor, rounded - anchor
+        survived = totals(should_change & (rounded != kept)).sum()
+        wanted, realised = ideal - anchor, rounded - kept
         dot, wanted_square, realised_square = (
             totals(left * right).sum()
             for left, right in ((wanted, realised), (wanted, wanted), (realised, realised))
@@ -116,6 +122,7 @@ class ExpertReport:
         survived: Share of those elements that still differ after rounding; None if none do.
         cosine: Between the realised and the ideal change; None if nothing should change.
         num_bytes: Size of the tensors.
+        note: What became of weights that are stored as codes and scales; None if none are.
     """
 
     formula: str
@@ -128,6 +135,7 @@ class ExpertReport:
     survived: float | None
     cosine: float | None
     num_bytes: int
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -177,13 +185,20 @@ class MergeReport:
         """What a user should look at, one sentence each."""
         found = [
             f"{name}: rounding swallowed {1 - expert.survived:.0%} of the change "
-            f"(cosine {expert.cosine or 0:.2f}); write it with --dtype fp32 or fp16, or use "
-            "--stochastic-rounding 0."
+            f"(cosine {expert.cosine or 0:.2f}); write it in fp32 or fp16 (dtype), or round up "
+            "and down at random (stochastic rounding)."
             for name, expert in self.experts.items()
             if expert.survived is not None and expert.survived < LOW_SURVIVAL
         ]
         if self.unmatched:
-            found.append(f"{len(self.unmatched)} tensors were not in every input and were kept.")
+            names = ", ".join(f"`{name}`" for name in [*self.unmatched][:_SHOWN])
+            more = (
+                f" and {len(self.unmatched) - _SHOWN} more" if len(self.unmatched) > _SHOWN else ""
+            )
+            found.append(
+                f"{len(self.unmatched)} tensors were not in every input and were kept: "
+                f"{names}{more}."
+            )
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
@@ -206,6 +221,8 @@ class MergeReport:
                 f"{expert.num_bytes / 1e6:.1f} MB): {expert.computed} computed, "
                 f"{expert.copied} copied"
             )
+            if expert.note:
+                lines.append(f"  {expert.note}")
             if expert.touched:
                 counts = (f"{group} {count:,}" for group, count in expert.touched.items())
                 lines.append(f"  touched: {', '.join(counts)}")

@@ -56,7 +56,7 @@ def _pocket_weights(name: str) -> Path:
 def _weights_in_memory(name: str) -> Path:
     raise CheckpointError(
         f"`{name}` was a state dict in memory when the recipe was carried out.",
-        fix=f"Pass its weights: `inputs={{'{name}': ...}}`, or --input {name}=FILE.",
+        fix=f"Pass its weights: `inputs={{'{name}': FILE}}`.",
     )
 
 

@@ -24,9 +24,14 @@ class Computable(Protocol):
 def result_dtype(
     checkpoint: Computable, name: str, inputs: OpenInputs, *, dtype: DType | None = None
 ) -> DType:
-    """Give the dtype of one tensor of the result: `dtype` replaces floating-point ones only."""
+    """Give the dtype of one tensor of the result: `dtype` replaces floating-point ones only.
+
+    By default it is the anchor's, and bf16 for what the anchor stores as codes and scales.
+    """
     stored = inputs.dtype(checkpoint.anchor, name)
-    return dtype if dtype is not None and stored.is_floating_point else stored
+    if dtype is not None and stored.is_floating_point:
+        return dtype
+    return stored if inputs.scaled(checkpoint.anchor, name) is None else DType.BF16
 
 
 def result_specs(

@@ -18,6 +18,9 @@ _INFINITY = {  # the bits of +infinity, or of NaN where a dtype has no infinity
     DType.FP8_E5M2: 0x7C,
     DType.FP8_E4M3FN: 0x7F,
 }
+_LARGEST_E4M3FN = 464.0
+"""What rounds to the largest number of fp8 (e4m3fn), 448, at most. torch makes 448 of more, too."""
+
 _SMALLEST_NORMAL_FP16 = np.float32(2.0**-14)
 
 
@@ -93,15 +96,28 @@ def all_finite(raw: npt.NDArray[np.uint8], dtype: DType) -> bool:
     return bool(signed.max() < bits and unsigned.max() < bits | 1 << 8 * size - 1)
 
 
+def fits(ideal: npt.NDArray[np.float32], dtype: DType) -> bool:
+    """Tell whether no value is lost that rounding to fp8 (e4m3fn) would hide; others show it."""
+    if dtype != DType.FP8_E4M3FN or ideal.size == 0:
+        return True
+    return bool(max(np.fmax.reduce(ideal), -np.fmin.reduce(ideal)) <= _LARGEST_E4M3FN)
+
+
 def refuse_overflow(ideal: torch.Tensor, rounded: torch.Tensor, name: str) -> None:
     """Check that no finite value became infinite (or NaN) by rounding.
+
+    fp8 (e4m3fn) has no infinity: torch stores its largest number instead, which is refused too.
 
     Raises:
         CheckpointError: One did.
     """
-    if ideal.numel() == 0 or all_finite(bytes_of(rounded), storable(rounded.dtype)):
+    dtype = storable(rounded.dtype)
+    if ideal.numel() == 0 or (dtype != DType.FP8_E4M3FN and all_finite(bytes_of(rounded), dtype)):
         return
-    lost = torch.isfinite(ideal) & ~torch.isfinite(rounded.float())
+    if dtype == DType.FP8_E4M3FN:
+        lost = ideal.abs() > _LARGEST_E4M3FN
+    else:
+        lost = torch.isfinite(ideal) & ~torch.isfinite(rounded.float())
     if bool(lost.any()):
         largest = float(ideal[lost].abs().max())
         raise CheckpointError(

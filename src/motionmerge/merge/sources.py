@@ -1,21 +1,26 @@
 """Where an expression's tensors come from: files, pipeline folders, state dicts in memory.
 
-`OpenInputs` opens every source of some expressions once and reads each tensor once.
+`OpenInputs` opens every source of some expressions once and reads each tensor once, all under the
+names of the first.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
 from motionmerge.errors import CheckpointError, RecipeError
-from motionmerge.io.weights import copy_bytes, hash_weights, open_weights
+from motionmerge.io.quantised import UNQUANTISED, ScaledWeight
+from motionmerge.io.weights import WeightsReader, copy_bytes, hash_weights, open_weights
 from motionmerge.lazy_torch import torch
+from motionmerge.merge.compiled import Floats
+from motionmerge.merge.dequantised import HoldsCodes, dequantised
+from motionmerge.merge.renamed import in_one_name_space
 from motionmerge.tensors import DType, num_bytes, storable
 
 MODULES = ("unet", "transformer", "transformer_2", "image_projector")
@@ -41,6 +46,12 @@ class MemoryTensors:
     """A state dict as a source. Two of them are equal only if they are the same object."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if hasattr(type(tensor), "__tensor_flatten__"):  # several tensors behind one face
+                raise CheckpointError(
+                    f"`{name}` is a {type(tensor).__name__}, whose numbers are codes or parts.",
+                    fix=UNQUANTISED,
+                )
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
 
     def keys(self) -> list[str]:
@@ -115,6 +126,23 @@ class PipelineTensors:
         source, key = self._owner[name]
         return source.place(key)
 
+    def scaled(self, name: str, /) -> ScaledWeight | None:
+        """Say how a tensor is stored as codes; None if it is not."""
+        source, key = self._owner[name]
+        return source.scaled(key) if isinstance(source, HoldsCodes) else None
+
+    def read_codes(self, name: str, begin: int, target: memoryview, /) -> None:
+        """Read the codes of a weight from one on; `target` says how many."""
+        source, key = self._owner[name]
+        assert isinstance(source, HoldsCodes)
+        source.read_codes(key, begin, target)
+
+    def scales(self, name: str, /) -> Floats:
+        """Read the scales of a weight."""
+        source, key = self._owner[name]
+        assert isinstance(source, HoldsCodes)
+        return source.scales(key)
+
 
 Origin = Path | MemoryTensors
 
@@ -153,6 +181,14 @@ def hash_origin(path: Path) -> str:
     return "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
 
 
+@contextmanager
+def open_as_stored(path: Path) -> Iterator[dict[str, WeightsReader]]:
+    """Open weights without asking what their numbers stand for; by prefix of the tensors' names."""
+    with ExitStack() as stack:
+        parts = {f"{folder.name}.": folder for folder in module_folders(path)} or {"": path}
+        yield {prefix: stack.enter_context(open_weights(part)) for prefix, part in parts.items()}
+
+
 class OpenInputs:
     """The open sources of some expressions; each tensor is read once, however many use it.
 
@@ -161,10 +197,19 @@ class OpenInputs:
     Args:
         sources: What to open.
         allow_nonfinite: Accept NaN and infinity in the inputs.
+        like: Names and shapes that all sources are presented under, as far as they are known by
+            other names; by default those of the first source.
     """
 
-    def __init__(self, sources: Iterable[Source], *, allow_nonfinite: bool = False) -> None:
+    def __init__(
+        self,
+        sources: Iterable[Source],
+        *,
+        allow_nonfinite: bool = False,
+        like: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
         self._sources = tuple(dict.fromkeys(sources))
+        self._like = like
         self._allow_nonfinite = allow_nonfinite
         self._stack = ExitStack()
         self._open: dict[Source, TensorSource] = {}
@@ -178,6 +223,8 @@ class OpenInputs:
         with self._stack:
             for source in self._sources:
                 self._open[source] = self._enter(source)
+            self._open = in_one_name_space(self._open, like=self._like)
+            for source in self._sources:
                 self._names[source] = frozenset(self._open[source].keys())
             self._stack = self._stack.pop_all()
         return self
@@ -197,14 +244,18 @@ class OpenInputs:
                 fix=f"List it under `inputs:` or pass `inputs={{'{source.name}': path}}`.",
             )
         if isinstance(source.origin, MemoryTensors):
+            is_plain = type(source.origin) is MemoryTensors
             if not self._allow_nonfinite:
                 source.origin.check_values()
-            return source.origin
+            return dequantised(source.origin, {}, called=source.name) if is_plain else source.origin
         if folders := module_folders(source.origin):
-            return PipelineTensors(
-                {path.name: self._stack.enter_context(open_weights(path)) for path in folders}
-            )
-        return self._stack.enter_context(open_weights(source.origin))
+            return PipelineTensors({path.name: self._file(path, source.name) for path in folders})
+        return self._file(source.origin, source.name)
+
+    def _file(self, path: Path, called: str) -> TensorSource:
+        """Open weights, whose codes are seen as the values that they stand for."""
+        reader = self._stack.enter_context(open_weights(path))
+        return dequantised(reader, reader.metadata, called=called)
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -232,6 +283,16 @@ class OpenInputs:
         """Give a tensor's dtype without reading it."""
         return self._open[source].dtype(name)
 
+    def scaled(self, source: Source, name: str) -> ScaledWeight | None:
+        """Say how a tensor is stored as codes and scales; None if it is not."""
+        held = self._open[source]
+        return held.scaled(name) if isinstance(held, HoldsCodes) else None
+
+    def codes(self, source: Source) -> HoldsCodes | None:
+        """Give a source that can read codes as they are stored; None if it holds none."""
+        held = self._open[source]
+        return held if isinstance(held, HoldsCodes) else None
+
     def stored(self, source: Source, name: str) -> torch.Tensor:
         """Read a tensor as it is stored.
 
@@ -252,7 +313,9 @@ class OpenInputs:
 
     def count_read(self, source: Source, name: str) -> None:
         """Add a tensor to `bytes_read`."""
-        self.bytes_read += num_bytes(self.dtype(source, name), self.shape(source, name))
+        weight = self.scaled(source, name)
+        dtype = self.dtype(source, name) if weight is None else weight.codes
+        self.bytes_read += num_bytes(dtype, self.shape(source, name))
 
     def value(self, source: Source, name: str) -> torch.Tensor:
         """Read a tensor for computing: fp32, or fp64 where it is stored as such. Do not modify."""
@@ -290,7 +353,7 @@ class OpenInputs:
             raise CheckpointError(
                 f"`{name}` of `{source.name}` holds NaN or infinity in {bad} of "
                 f"{tensor.numel()} entries that were read together.",
-                fix="Use an undamaged checkpoint, or pass `allow_nonfinite=True` (--allow-nan).",
+                fix="Use an undamaged checkpoint, or pass `allow_nonfinite=True`.",
             )
 
 

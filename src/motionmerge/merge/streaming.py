@@ -214,8 +214,9 @@ class _Pass:
                 else round_stochastically(value, dtype, name, seed=self._seed)
             )
             job.computed += 1
-            anchor, ideal, result = (
-                tensor.double().flatten().numpy() for tensor in (stored, value, rounded)
+            kept = stored.to(dtype.torch)
+            anchor, ideal, result, unmoved = (
+                tensor.double().flatten().numpy() for tensor in (stored, value, rounded, kept)
             )
             if ideal.size:
                 job.observe(
@@ -224,6 +225,7 @@ class _Pass:
                     anchor=anchor,
                     ideal=ideal,
                     rounded=result,
+                    kept=unmoved,
                     represents=[ideal.size],
                 )
         job.sink.write_at(name, 0, bytes_of(rounded).data)
@@ -359,11 +361,9 @@ class _Pass:
         """Say why a result is infinite or NaN, unless that is allowed."""
         for block, part in _parts(blocks):
             faulty = [result[part] for result in results]
-            if all(result.are_finite for result in faulty):
-                continue
             for place, result in zip(program.roots, faulty, strict=True):
                 refuse_overflow(torch.from_numpy(registers[place][part]), result.tensor, block.name)
-            if self._inputs.allow_nonfinite:
+            if self._inputs.allow_nonfinite or all(result.are_finite for result in faulty):
                 continue
             for source in program.reads:
                 values = torch.empty(

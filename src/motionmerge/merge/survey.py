@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from motionmerge.merge.compiled import Bytes, Floats
-from motionmerge.merge.kernel import BLOCK, STRETCH, Block, Values
+from motionmerge.merge.kernel import BLOCK, STRETCH, Block, Values, rounded_to
 from motionmerge.merge.plan import TensorPlan, Write
 from motionmerge.merge.program import Program
 from motionmerge.merge.sources import Source
@@ -90,6 +90,7 @@ class Sampled:
                     anchor=registers[anchor],
                     ideal=registers[root],
                     rounded=result.floats,
+                    kept=rounded_to(result.dtype, registers[anchor]),
                     represents=self.represents,
                 )
 

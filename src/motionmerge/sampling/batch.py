@@ -221,8 +221,12 @@ def remove_stale_lists(folder: Path, world_size: int) -> None:
                 path.unlink(missing_ok=True)
 
 
-def missing(planned: Sequence[PlannedVideo]) -> list[PlannedVideo]:
+def missing(planned: Sequence[PlannedVideo], *, overwrite: bool = False) -> list[PlannedVideo]:
     """List the videos that are not there yet, or damaged, e.g. by a power cut.
+
+    Args:
+        planned: What is to be there.
+        overwrite: Also list those in whose place there is a file that was made in another way.
 
     Raises:
         ConfigError: A file of that name was made in another way, or cannot be looked at.
@@ -235,27 +239,29 @@ def missing(planned: Sequence[PlannedVideo]) -> list[PlannedVideo]:
             raise ConfigError(
                 f"Cannot look for {video.path}: {error}", fix="choose another folder."
             ) from error
-        if not is_there or not _is_made(video):
+        if not is_there or not _is_made(video, overwrite=overwrite):
             todo.append(video)
     return todo
 
 
-def _is_made(video: PlannedVideo) -> bool:
-    """Tell whether a file is the video that is planned, or is in the way of it."""
+def _is_made(video: PlannedVideo, *, overwrite: bool) -> bool:
+    """Tell whether a file is the video that is planned; if it is another, it may be replaced."""
     try:
         configuration = read_video_metadata(video.path).get(CONFIGURATION_KEY)
     except DataError as error:
         if video.path.name == configuration_name(video.job, video.configuration):
             return False  # nobody else gives this name
+        if overwrite:
+            return False
         raise ConfigError(
-            error.message, fix="remove the file, or choose another folder."
+            error.message, fix="choose another folder, or pass `overwrite=True`."
         ) from error
-    if configuration != video.configuration:
+    if configuration != video.configuration and not overwrite:
         raise ConfigError(
             f"{video.path} was made with other settings.",
-            fix="choose another folder, or remove the file.",
+            fix="choose another folder, or pass `overwrite=True`.",
         )
-    return True
+    return configuration == video.configuration
 
 
 def run_batch(

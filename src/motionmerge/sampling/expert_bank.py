@@ -14,7 +14,9 @@ from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.merge.algebra import Checkpoint
+from motionmerge.merge.coverage import Missing, check_missing
 from motionmerge.merge.engine import realise
+from motionmerge.merge.pieces import Shapes
 from motionmerge.merge.recipe import Recipe
 from motionmerge.sampling.lora_layers import (
     OWN_MODEL,
@@ -156,6 +158,7 @@ def experts(
     scheduler: Any = None,
     placement: str = "auto",
     restore: bool = True,
+    missing: Missing = "error",
 ) -> Bank:
     """Attach experts to a pipeline for the length of a `with` block.
 
@@ -186,6 +189,8 @@ def experts(
             at every switch if they do not fit into main memory and all its inputs are files.
         restore: Keep the model's own weights, in main memory or with `recompute` on disk. Pass
             False to save that if the model will not be used without experts any more.
+        missing: What to do with layers of a LoRA, or tensors of a recipe's inputs, that the other
+            side lacks: `error`, or `keep`, which warns and goes on without them.
 
     Returns:
         The attached bank; leaving the block restores the model exactly, also after an exception.
@@ -206,11 +211,12 @@ def experts(
     companions = {"base": base, "tuned": tuned, "weights": weights, "inputs": inputs}
     _refuse_strangers(ways[-1], [name for name, one in companions.items() if one is not None])
     check_placement(placement)
+    check_missing(missing)
     if lora is not None:
         loras, signed = named_loras(lora, weights, motion=motion)
         paper = ExpertSchedule.two(*signed, boundary=0.64) if motion is not None else None
         schedule = chosen_schedule(list(signed), schedule, boundary, paper)
-        return _lora_bank(pipeline, loras, signed, schedule, module, scheduler)
+        return _lora_bank(pipeline, loras, signed, schedule, module, scheduler, missing)
     if motion is not None:
         if base is None or tuned is None:
             raise ConfigError("motion needs the weights it extrapolates.", fix="pass base, tuned.")
@@ -223,16 +229,19 @@ def experts(
         if found is not None:
             loras, signed = found
             schedule = chosen_schedule(list(signed), schedule, boundary, recipe.schedule)
-            return _lora_bank(pipeline, loras, signed, schedule, module, scheduler)
+            return _lora_bank(pipeline, loras, signed, schedule, module, scheduler, missing)
         for name, entry in recipe.inputs.items():
             if entry.path == OWN_MODEL and name not in stored:
                 stored[name] = own_weights(pipeline, module)
-        dense: dict[str, Weights] = _computed(recipe, stored, placement)
+        dense: dict[str, Weights] = _computed(
+            recipe, stored, placement, missing=missing, like=_like(pipeline, module)
+        )
         own_schedule = recipe.schedule
     else:
+        like = _like(pipeline, module)
         loaded = {name: _in_memory(value) for name, value in (experts or {}).items()}
         dense = {
-            name: Checkpoint.load(value).tensors() if isinstance(value, (str, Path)) else value
+            name: _stored(value, like) if isinstance(value, (str, Path)) else value
             for name, value in loaded.items()
         }
         own_schedule = None
@@ -264,17 +273,22 @@ def _refuse_strangers(way: str, given: Sequence[str]) -> None:
 
 
 def _computed(
-    recipe: Recipe, inputs: Mapping[str, Weights | str | Path], placement: str
+    recipe: Recipe,
+    inputs: Mapping[str, Weights | str | Path],
+    placement: str,
+    *,
+    missing: Missing,
+    like: Shapes,
 ) -> dict[str, Weights]:
     """Compute a recipe's experts, or prepare to do so at every switch."""
-    prepared = recomputed_experts(recipe, inputs)
+    prepared = recomputed_experts(recipe, inputs, missing=missing, like=like)
     if should_recompute(
         placement,
         num_bytes=sum(expert.num_bytes() for expert in prepared.values()),
         can_recompute=can_recompute(recipe, inputs),
     ):
         return dict(prepared)
-    return dict(realise(recipe, inputs=inputs))
+    return dict(realise(recipe, inputs=inputs, missing=missing, like=like))
 
 
 def _lora_bank(
@@ -284,10 +298,19 @@ def _lora_bank(
     schedule: ExpertSchedule,
     module: str | None,
     scheduler: Any,
+    missing: Missing,
 ) -> Bank:
     from motionmerge.sampling.lora_bank import LoraBank  # PEFT takes seconds to import
 
-    return LoraBank(pipeline, loras, weights, schedule=schedule, scheduler=scheduler, module=module)
+    return LoraBank(
+        pipeline,
+        loras,
+        weights,
+        schedule=schedule,
+        scheduler=scheduler,
+        module=module,
+        missing=missing,
+    )
 
 
 def own_weights(pipeline: Any, module: str | None) -> Weights:
@@ -324,6 +347,27 @@ def chosen_schedule(
 
 def _in_memory(source: AnyWeights) -> Weights | str | Path:
     return source.tensors() if isinstance(source, Checkpoint) else source
+
+
+def _stored(path: str | Path, like: Shapes) -> Weights:
+    """Read weights from a file or folder."""
+    recipe = Recipe.parse("inputs: {own: 'memory:own'}\nexperts: {own: own}")
+    return realise(recipe, inputs={"own": path}, like=like)["own"]
+
+
+def _like(pipeline: Any, module: str | None) -> Shapes:
+    found = modules_of(pipeline, only=module)
+    return names_of_denoiser({name: SwitchedModule(name, own).tensors() for name, own in found[:1]})
+
+
+def names_of_denoiser(live: Mapping[str, Weights]) -> Shapes:
+    """Return the names and shapes of the first denoiser's tensors.
+
+    Args:
+        live: The tensors of each module.
+    """
+    first = next(iter(live.values()))
+    return {name: tuple(tensor.shape) for name, tensor in first.items()}
 
 
 def by_module(expert: str, weights: Weights, live: Mapping[str, Weights]) -> dict[str, Weights]:
@@ -363,7 +407,9 @@ def _refuse_unknown(
     elif not matched:
         fix = "use weights in diffusers' names; official files need `motionmerge convert` first."
     else:
-        fix = fix_unknown_name(unknown[0].partition(".")[2] or unknown[0], known[:20_000])
+        prefix = unknown[0].partition(".")[0]
+        prefix = f"{prefix}." if prefix in live else ""
+        fix = fix_unknown_name(unknown[0], [f"{prefix}{name}" for name in known[:20_000]])
     raise CheckpointError(
         f"The expert `{expert}` has tensors that the model does not: {listed}{more}.", fix=fix
     )

@@ -14,13 +14,20 @@ from torch import nn
 from motionmerge.errors import ConfigError
 from motionmerge.io.paths import path_of_weights
 from motionmerge.io.weights import open_weights
+from motionmerge.merge.coverage import Missing
 from motionmerge.merge.lora_scaling import LoraScaling
 from motionmerge.merge.recipe import Recipe, RecipeInput
+from motionmerge.merge.resolvers import split_name
 from motionmerge.merge.sources import MODULES, module_folders
 from motionmerge.sampling.expert_bank import chosen_schedule, experts, paper_recipe
 from motionmerge.sampling.lora_layers import OWN_MODEL
+from motionmerge.sampling.model_choice import ModelChoice
 from motionmerge.sampling.rehearsal import check_fit
+from motionmerge.sampling.step_plan import StepPlan, Steps, plan_steps
 from motionmerge.sampling.switching import DENOISERS
+
+BOUNDARY = 0.64
+"""Noise level at which LoRAs change their weights, if nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +38,18 @@ class ExpertChoice:
         recipe: What the experts are; None for the model as it is.
         boundary: Noise level at which the second of two experts takes over, instead of the
             recipe's schedule.
+        missing: `error`, or `keep`, which goes on without layers of a LoRA or tensors of inputs
+            that the other side lacks; `check` warns which.
     """
 
     recipe: Recipe | None = None
     boundary: float | None = None
+    missing: Missing = "error"
 
     def __post_init__(self) -> None:
         if self.recipe is None:
             if self.boundary is not None:
-                raise ConfigError("A boundary needs experts.", fix="leave --boundary out.")
+                raise ConfigError("A boundary needs experts.", fix="leave `boundary` out.")
             return
         if self.boundary is not None and not 0 <= self.boundary <= 1:
             raise ConfigError(
@@ -55,13 +65,37 @@ class ExpertChoice:
         """
         if self.recipe is None:
             return nullcontext()
-        return experts(pipeline, recipe=self.recipe, boundary=self.boundary, restore=False)
+        return experts(
+            pipeline,
+            recipe=self.recipe,
+            boundary=self.boundary,
+            restore=False,
+            missing=self.missing,
+        )
 
     def description(self) -> dict[str, Any]:
         """Say what it is, for a video's metadata."""
         if self.recipe is None:
             return {}
-        return {"recipe": self.recipe.print(), "boundary": self.boundary}
+        return {"recipe": self.recipe.print(), "boundary": self.boundary, **self._kept()}
+
+    def plan_steps(self, model: ModelChoice, scheduler: Any, steps: Steps) -> StepPlan | None:
+        """Plan which expert denoises which steps; None if there is nothing to say of it.
+
+        Raises:
+            ConfigError: As `step_plan.plan_steps`.
+        """
+        schedule = None
+        if self.recipe is not None:
+            names = list(self.recipe.experts)
+            schedule = chosen_schedule(names, None, self.boundary, self.recipe.schedule)
+        return plan_steps(
+            model.family.name,
+            scheduler,
+            steps,
+            schedule=schedule if schedule is not None and len(schedule.experts) > 1 else None,
+            configs=model.configs,
+        )
 
     def check(self, modules: Mapping[str, nn.Module]) -> None:
         """Look for the weights of every input and whether the experts fit, before any is loaded.
@@ -73,11 +107,11 @@ class ExpertChoice:
             RecipeError, CheckpointError, ShapeError: As `check_fit`; an input is missing, or is to
                 be passed.
         """
-        for origin in self._origins().values():
+        for origin in self.origins().values():
             if isinstance(origin, Path):
                 open_weights((module_folders(origin) or [origin])[0]).close()
         if self.recipe is not None:
-            check_fit(self.recipe, modules)
+            check_fit(self.recipe, modules, missing=self.missing)
 
     def fingerprint(self) -> dict[str, Any]:
         """Say what it is with the hash of every input, wherever their files are.
@@ -87,26 +121,35 @@ class ExpertChoice:
         """
         if self.recipe is None:
             return {}
-        hashed = self.recipe.pinned(self._origins())
+        hashed = self.recipe.pinned(self.origins())
         inputs = {
             name: entry if entry.sha256 is None else replace(entry, path=name)
             for name, entry in hashed.inputs.items()
         }
         recipe = replace(hashed, inputs=inputs, description=None)
-        found = {"recipe": recipe.print(), "boundary": self.boundary}
+        found = {"recipe": recipe.print(), "boundary": self.boundary, **self._kept()}
         settings = self._lora_settings()
         return {**found, "lora_settings": settings} if settings else found
+
+    def _kept(self) -> dict[str, str]:
+        """Name what is not the default, and so not in the names of earlier videos."""
+        return {} if self.missing == "error" else {"missing": self.missing}
 
     def _lora_settings(self) -> dict[str, Any]:
         """Read what stands beside LoRA files, and so not in their hashes."""
         beside = {
             name: dict(LoraScaling.beside(origin, {}).settings)
-            for name, origin in self._origins().items()
+            for name, origin in self.origins().items()
             if isinstance(origin, Path)
         }
         return {name: settings for name, settings in beside.items() if settings}
 
-    def _origins(self) -> dict[str, Any]:
+    def origins(self) -> dict[str, Any]:
+        """Find the weights of every input but the model's own.
+
+        Raises:
+            CheckpointError: A `prefix:name` cannot be resolved.
+        """
         if self.recipe is None:
             return {}
         return {
@@ -135,43 +178,61 @@ def from_recipe(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     given = inputs or {}
     recipe.check_names(given)
-    replaced = {name: RecipeInput(str(path_of_weights(path))) for name, path in given.items()}
+    replaced = {name: RecipeInput(_input_path(path)) for name, path in given.items()}
     return ExpertChoice(replace(recipe, inputs={**recipe.inputs, **replaced}), boundary)
 
 
-def from_loras(
-    loras: Sequence[Path],
-    *,
-    motion: float | Sequence[float | None] | None = None,
-    boundary: float | None = None,
-) -> ExpertChoice:
-    """Choose LoRAs on the model: at their full strength, or at -motion while it is noisy.
+@dataclass(frozen=True)
+class WeightedLora:
+    """A LoRA and how strongly it acts.
 
-    dynamics    = base - motion_1 * LoRA_1 - motion_2 * LoRA_2 ..     above the boundary, 0.64 by
-    consistency = base + LoRA_1 + LoRA_2 ..                           default
+    Attributes:
+        file: Its file, or a name such as `hub:owner/name/file.safetensors`.
+        noisy: Its weight above the boundary; negative ones take its effect away.
+        details: Its weight below it.
+    """
+
+    file: str | Path
+    noisy: float = 1.0
+    details: float = 1.0
+
+
+def from_loras(loras: Sequence[WeightedLora], *, boundary: float | None = None) -> ExpertChoice:
+    """Choose LoRAs on the model, each with a weight for either side of the boundary.
+
+    dynamics    = base + noisy_1 * LoRA_1 + noisy_2 * LoRA_2 ..       above the boundary
+    consistency = base + details_1 * LoRA_1 + details_2 * LoRA_2 ..   below it
+
+    One expert, `styled`, where no weight changes.
 
     Args:
-        loras: Their files.
-        motion: Of all, or one for each; None leaves a LoRA at its full strength.
-        boundary: See `ExpertChoice`.
+        loras: Which.
+        boundary: See `ExpertChoice`; by default `BOUNDARY`.
+
+    Raises:
+        ConfigError: There is a boundary, and no weight changes there.
     """
     names = [f"lora_{number}" for number in range(1, len(loras) + 1)]
     inputs = {"base": OWN_MODEL} | {
-        name: str(path_of_weights(path)) for name, path in zip(names, loras, strict=True)
+        name: _input_path(lora.file) for name, lora in zip(names, loras, strict=True)
     }
-    motions = list(motion) if isinstance(motion, Sequence) else [motion] * len(names)
 
     def with_weights(weights: Sequence[float]) -> str:
         terms = [f"lora({n}, {w!r})" for n, w in zip(names, weights, strict=True)]
         return " + ".join(["base", *terms])
 
-    full = with_weights([1.0] * len(names))
-    if all(one is None for one in motions):
-        return ExpertChoice(_recipe(inputs, {"styled": full}), boundary)
-    noisy = with_weights([1.0 if one is None else -one for one in motions])
-    formulas = {"dynamics": noisy, "consistency": full}
+    noisy = with_weights([lora.noisy for lora in loras])
+    details = with_weights([lora.details for lora in loras])
+    if noisy == details:
+        if boundary is not None:
+            raise ConfigError(
+                f"The boundary {boundary:g} changes nothing: every LoRA has one weight.",
+                fix="leave `boundary` out, or give a LoRA two weights.",
+            )
+        return ExpertChoice(_recipe(inputs, {"styled": details}))
+    formulas = {"dynamics": noisy, "consistency": details}
     schedule: list[dict[str, Any]] = [
-        {"expert": "dynamics", "above": 0.64},
+        {"expert": "dynamics", "above": BOUNDARY},
         {"expert": "consistency"},
     ]
     return ExpertChoice(_recipe(inputs, formulas, schedule), boundary)
@@ -200,6 +261,11 @@ def from_base(
 def from_weights(weights: Path) -> ExpertChoice:
     """Choose one weights file for the whole denoising."""
     return ExpertChoice(_recipe({"merged": str(path_of_weights(weights))}, {"all": "merged"}))
+
+
+def _input_path(name: str | Path) -> str:
+    """Return the absolute path of weights; a name such as `hub:..` stays as it is."""
+    return str(name) if split_name(str(name)) else str(path_of_weights(name))
 
 
 def _has_prefixes(path: Path) -> bool:

@@ -13,12 +13,14 @@ from typing import Any
 import diffusers
 import torch
 from accelerate import init_empty_weights
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 from packaging.version import Version
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.merge.sources import MODULES
 from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
 from motionmerge.sampling.memory import SHARE, free_memory, gigabytes
+from motionmerge.sampling.modular_folder import empty_pipeline
 from motionmerge.sampling.pipeline_folder import PipelineFolder, first_line, pipeline_class
 from motionmerge.text import fix_unknown_name
 
@@ -65,6 +67,9 @@ def load_pipeline(
         "use_safetensors": None if legacy else True,
         "local_files_only": True,
     }
+    if folder.family.modular is not None:
+        with _named_faults(folder):
+            return _load_modular(folder, variant, options)
     made_by = pipeline_class(folder.family)
     names = [part for part in folder.weights if part in inspect.signature(made_by).parameters]
     later = () if encode is None else ("unet",)
@@ -83,6 +88,21 @@ def load_pipeline(
         with _named_faults(folder):
             unet = _load_part(folder, "unet", variant, options)
         pipeline.register_modules(unet=unet)
+    return pipeline
+
+
+def _load_modular(folder: PipelineFolder, variant: str | None, options: Mapping[str, Any]) -> Any:
+    """Assemble a modular pipeline from the parts and settings of its folder."""
+    index, pipeline = folder.configs[""], empty_pipeline(folder.family)
+    parts = {
+        part: _load_part(folder, part, variant, options)
+        if part in folder.weights
+        else _class_of(folder, part).from_pretrained(folder.path / part, local_files_only=True)
+        for part in pipeline.pretrained_component_names
+        if part in index
+    }
+    settings = [spec.name for spec in pipeline.blocks.expected_configs]
+    pipeline.update_components(**parts, **{n: index[n] for n in settings if n in index})
     return pipeline
 
 
@@ -127,6 +147,18 @@ def empty_modules(folder: PipelineFolder) -> dict[str, torch.nn.Module]:
         }
 
 
+def load_scheduler(folder: PipelineFolder) -> Any:
+    """Build the scheduler of a pipeline from its configuration; None if it has none.
+
+    Raises:
+        CheckpointError: The configuration is none of its class.
+    """
+    if not (folder.path / "scheduler" / SCHEDULER_CONFIG_NAME).is_file():
+        return None
+    with _named_faults(folder):
+        return _class_of(folder, "scheduler").from_pretrained(folder.path, subfolder="scheduler")
+
+
 def _class_of(folder: PipelineFolder, part: str) -> Any:
     library, name = folder.configs[""][part]
     module = getattr(diffusers.pipelines, library, None) or importlib.import_module(library)
@@ -156,18 +188,46 @@ def place(pipeline: Any, folder: PipelineFolder, device: torch.device, dtype: to
     free = free_memory(device)
     sizes = folder.num_bytes(dtype)
     total, largest = sum(sizes.values()), max(sizes.values(), default=0)
+    note = "; its sound is not written" if folder.family.makes_sound else ""
     if device.type == "cpu":
-        return f"{gigabytes(total)} of weights in main memory"
+        return f"{gigabytes(total)} of weights in main memory{note}"
     if free is None or total <= SHARE * free:
         pipeline.to(device)
-        return f"{gigabytes(total)} of weights on {device}"
+        return f"{gigabytes(total)} of weights on {device}{note}"
     if largest > SHARE * free:
         raise _too_large(folder.name, largest, free, device, what="the largest part")
-    pipeline.enable_model_cpu_offload(device=device)
+    _take_turns(pipeline, device)
     return (
         f"{gigabytes(total)} of weights, {gigabytes(free)} free on {device}: "
-        "its parts take turns there"
+        f"its parts take turns there{note}"
     )
+
+
+def _take_turns(pipeline: Any, device: torch.device) -> None:
+    """Let the parts of a pipeline be on a device only while they compute."""
+    if hasattr(pipeline, "enable_model_cpu_offload"):
+        pipeline.enable_model_cpu_offload(device=device)
+        return
+    from diffusers import ComponentsManager
+
+    manager = ComponentsManager()
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module):
+            manager.add(name, part)
+    manager.enable_auto_cpu_offload(device=device)
+
+
+def show_progress(pipeline: Any, *, is_quiet: bool) -> None:
+    """Let a pipeline draw its progress bars, or not.
+
+    A modular one tells only its outermost blocks.
+    """
+    pipeline.set_progress_bar_config(disable=is_quiet)
+    blocks = list(getattr(getattr(pipeline, "_blocks", None), "sub_blocks", {}).values())
+    for block in blocks:  # grows while it is walked
+        blocks.extend(block.sub_blocks.values())
+        if hasattr(block, "set_progress_bar_config"):
+            block.set_progress_bar_config(disable=is_quiet)
 
 
 def check_memory(folder: PipelineFolder, dtype: torch.dtype, device: torch.device) -> None:
@@ -201,7 +261,7 @@ def check_device(device: torch.device) -> None:
     if wanted not in there:
         raise ConfigError(
             f"There is no device {device} here, but {', '.join(there)}.",
-            fix="use one of these, or leave --device out.",
+            fix="use one of these, or leave `device` out.",
         )
 
 
@@ -223,6 +283,6 @@ def _too_large(
     return ConfigError(
         f"{name} does not fit: {gigabytes(needed)} for {what}, and {gigabytes(free)} of {where} "
         "are free.",
-        fix="load it with --dtype bf16 if it is not yet, close other programs, or use a smaller "
+        fix="load it in bf16 if it is not yet, `dtype`, close other programs, or use a smaller "
         "model or machine with more memory.",
     )

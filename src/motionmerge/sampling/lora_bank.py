@@ -117,11 +117,16 @@ class AdaptedModule:
     loras: Mapping[str, Mapping[str, LoraLayer]]
     weights: LoraWeights
     active: str | None = None
+    _model: Any = field(init=False)
     _replaced: dict[str, nn.Module] = field(default_factory=dict)
     _adapters_before: dict[BaseTunerLayer, list[str]] = field(default_factory=dict)
     _fused_before: dict[BaseTunerLayer, list[str]] = field(default_factory=dict)
     _disabled_before: set[BaseTunerLayer] = field(default_factory=set)
     _trainable_before: dict[nn.Parameter, bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # What torch.compile wraps notices new layers and other scales, and is compiled again.
+        self._model = getattr(self.module, "_orig_mod", self.module)
 
     @property
     def differs(self) -> bool:
@@ -136,7 +141,7 @@ class AdaptedModule:
         Raises:
             ShapeError: A matrix does not fit its layer.
         """
-        before = dict(self.module.named_modules())
+        before = dict(self._model.named_modules())
         self._replaced = {
             layer: before[layer]
             for layers in self.loras.values()
@@ -144,7 +149,7 @@ class AdaptedModule:
             if not isinstance(before[layer], BaseTunerLayer)
         }
         self._adapters_before = {
-            layer: list(layer.active_adapters) for layer in _tuner_layers(self.module)
+            layer: list(layer.active_adapters) for layer in _tuner_layers(self._model)
         }
         for layer in self._adapters_before:
             if layer.disable_adapters:
@@ -156,13 +161,13 @@ class AdaptedModule:
             # as fused touches no weight, and those that are must not be added a second time.
             self._fused_before[layer], layer.merged_adapters = list(layer.merged_adapters), []
         self._trainable_before = {
-            parameter: parameter.requires_grad for parameter in self.module.parameters()
+            parameter: parameter.requires_grad for parameter in self._model.parameters()
         }
         for lora, layers in self.loras.items():
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")
                 warnings.filterwarnings("ignore", "TorchaoLoraLinear was")  # cannot be fused
-                inject_adapter_in_model(_config(layers), self.module, _adapter(lora))
+                inject_adapter_in_model(_config(layers), self._model, _adapter(lora))
             for name, factors in layers.items():
                 self._fill(name, lora, factors)
         for layer in self._adapters_before:
@@ -180,7 +185,7 @@ class AdaptedModule:
         if expert == self.active:
             return
         weights = {lora: self.weights[expert].get(lora, 0.0) for lora in self.loras}
-        check_unfused(self.name, self.module)
+        check_unfused(self.name, self._model)
         for name in {name: None for layers in self.loras.values() for name in layers}:
             layer = self._layer(name)
             if not isinstance(layer, BaseTunerLayer):
@@ -193,14 +198,14 @@ class AdaptedModule:
                 layer.set_scale(_adapter(lora), weights[lora])
             layer.set_adapter([*self._others(layer), *(_adapter(lora) for lora in used)])
         self._keep_trainable()
-        reset_caches(self.module)
+        reset_caches(self._model)
         self.active = expert
 
     def restore(self) -> None:
         """Take the layers out again."""
         for name, original in self._replaced.items():
             parent, _, child = name.rpartition(".")
-            setattr(self.module.get_submodule(parent), child, original)
+            setattr(self._model.get_submodule(parent), child, original)
         for layer, adapters in self._adapters_before.items():
             layer.set_adapter(adapters)  # first: PEFT warns of deleting one that is in use
             for lora in self.loras:
@@ -208,13 +213,13 @@ class AdaptedModule:
             layer.merged_adapters = self._fused_before[layer]
             if layer in self._disabled_before:
                 layer.enable_adapters(False)
-        configs = getattr(self.module, "peft_config", {})
+        configs = getattr(self._model, "peft_config", {})
         for lora in self.loras:
             configs.pop(_adapter(lora), None)
-        if hasattr(self.module, "peft_config") and not configs:
-            del self.module.peft_config
+        if hasattr(self._model, "peft_config") and not configs:
+            del self._model.peft_config
         self._keep_trainable()
-        reset_caches(self.module)
+        reset_caches(self._model)
         self.active = None
 
     def _others(self, layer: BaseTunerLayer) -> list[str]:
@@ -226,12 +231,12 @@ class AdaptedModule:
 
     def _keep_trainable(self) -> None:
         """Undo what PEFT did to `requires_grad`, on which the last bit of a product can depend."""
-        for parameter in self.module.parameters():
+        for parameter in self._model.parameters():
             parameter.requires_grad_(self._trainable_before.get(parameter, False))
 
     def _layer(self, name: str) -> Any:
         """Find a layer, by now one of PEFT's."""
-        return self.module.get_submodule(name)
+        return self._model.get_submodule(name)
 
     @torch.no_grad()
     def _fill(self, name: str, lora: str, factors: LoraLayer) -> None:

@@ -154,10 +154,12 @@ class _Model:
     """
 
     def __init__(self, denoisers: Mapping[str, nn.Module]) -> None:
-        self._denoisers = denoisers
+        self._denoisers = {
+            name: getattr(module, "_orig_mod", module) for name, module in denoisers.items()
+        }
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.layers: dict[str, tuple[str, str]] = {}
-        for denoiser, module in denoisers.items():
+        for denoiser, module in self._denoisers.items():
             prefix = "" if denoiser == BARE_MODULE else f"{denoiser}."
             for layer in _layers_with_weights(module):
                 child = module.get_submodule(layer)
@@ -176,7 +178,14 @@ class _Model:
 
         Raises:
             CheckpointError: Such a layer.
+            ConfigError: The layer alone is compiled, which keeps the one that it was made from.
         """
+        if layer.rpartition(".")[2] == "_orig_mod":
+            raise ConfigError(
+                f"`{layer.removesuffix('._orig_mod')}` is compiled by itself, which would leave "
+                f"the layers of the LoRA `{lora}` out.",
+                fix="compile the whole denoiser or its blocks, not single layers.",
+            )
         child = self._denoisers[denoiser].get_submodule(layer)
         is_linear = hasattr(child, "in_features") and hasattr(child, "out_features")
         if (
@@ -193,12 +202,13 @@ class _Model:
 
 def _layers_with_weights(module: nn.Module) -> list[str]:
     """List the layers of a module; one with LoRAs counts once, without what is inside it."""
-    inside = [f"{name}." for name, child in module.named_modules() if hasattr(child, "base_layer")]
-    return [
-        name
+    children = {
+        name: child
         for name, child in module.named_modules()
-        if getattr(child, "weight", None) is not None and not name.startswith(tuple(inside))
-    ]
+        if getattr(child, "weight", None) is not None and not hasattr(child, "_orig_mod")
+    }
+    inside = tuple(f"{name}." for name, child in children.items() if hasattr(child, "base_layer"))
+    return [name for name in children if not name.startswith(inside)]
 
 
 def _shape_of_weight(layer: Any) -> tuple[int, ...]:
@@ -298,7 +308,7 @@ def _strangers(strangers: Mapping[str, str], name: str) -> CheckpointError:
     return CheckpointError(
         f"{len(lines)} of the layers or keys of the LoRA `{name}` cannot be used:\n{listed}",
         fix="use a LoRA for this model and these denoisers, or go on without these layers: "
-        "missing='keep' (--missing keep).",
+        "`missing='keep'`.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,13 @@ from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.video import fit_image, rgb_image
 from motionmerge.sampling.conditions import Conditions
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
+from motionmerge.sampling.step_plan import (
+    Steps,
+    check_steps,
+    shifted,
+    sigmas_argument,
+    with_shift,
+)
 from motionmerge.sampling.video_families import configs_of, family_of
 from motionmerge.sampling.video_limits import Limits, VideoFamily
 from motionmerge.text import lines_of
@@ -30,7 +38,7 @@ _GUIDANCE_OPTIONS = {"guidance_scale", "true_cfg_scale", "audio_guidance_scale"}
 
 _CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory")
 
-_RANGES: dict[str, tuple[int, int]] = {
+_RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "height": (1, 2**16),
     "width": (1, 2**16),
@@ -39,10 +47,14 @@ _RANGES: dict[str, tuple[int, int]] = {
     "guidance_scale": (0, 1000),
     "guidance_scale_2": (0, 1000),
     "start_step": (1, 1000),
+    "shift": (0.01, 100),
 }
 """What any model could make; its family knows better."""
 
-_NEWER = ("guidance_scale_2", "start_step")
+_SAME_NAME = ("guidance_scale_2", "start_step")
+"""Settings that are arguments of pipelines under their own names."""
+
+_NEWER = (*_SAME_NAME, "sigmas", "shift")
 """Settings that came later; they are not written where they are None."""
 
 
@@ -62,6 +74,10 @@ class VideoSettings(Settings):
             transformer denoises then; by default `guidance_scale`.
         start_step: Where denoising begins, of 1000 timesteps, for DynamiCrafter and the pocket
             model: below 1000 they lean less on the image; see `DynamiCrafterPipeline.__call__`.
+        sigmas: The noise of each step from the first on, instead of the scheduler's own, without
+            the 0 at the end; for pipelines that take `sigmas`. A shift is applied to them.
+        shift: Of the scheduler's timesteps, instead of its own: a larger one has more steps while
+            it is noisy. For flow models whose shift does not follow from the video's size.
 
     Raises:
         ConfigError: A number is out of range, or a text is not valid Unicode.
@@ -78,6 +94,8 @@ class VideoSettings(Settings):
     guidance_scale: float | None = None
     guidance_scale_2: float | None = None
     start_step: int | None = None
+    sigmas: tuple[float, ...] | None = None
+    shift: float | None = None
 
     @model_serializer(mode="wrap")
     def _leave_newer_settings_out(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -105,6 +123,34 @@ class VideoSettings(Settings):
                 fix=f"use a value in between{several if info.field_name == 'seed' else ''}.",
             )
         return value
+
+    @field_validator("sigmas")
+    @classmethod
+    def _refuse_sigmas_that_do_not_fall(
+        cls, sigmas: tuple[float, ...] | None
+    ) -> tuple[float, ...] | None:
+        if sigmas is None:
+            return None
+        most = _RANGES["num_inference_steps"][1]
+        if not 1 <= len(sigmas) <= most:
+            raise ConfigError(
+                f"sigmas has {len(sigmas)} values; expected 1 to {most:g}.",
+                fix="write one for each step, e.g. 1,0.94,0.8,0.5.",
+            )
+        if len(sigmas) > 1 and sigmas[-1] == 0:
+            raise ConfigError(
+                "sigmas ends with 0, which is after the last step and added by itself.",
+                fix="leave the 0 at the end out.",
+            )
+        for before, here in zip((math.inf, *sigmas), sigmas, strict=False):
+            if not (math.isfinite(here) and 0 < here < before):
+                raise ConfigError(
+                    f"sigmas has {here:g} after {before:g}: they must fall, and stay above 0."
+                    if math.isfinite(before)
+                    else f"sigmas begins with {here:g}: they must be finite and above 0.",
+                    fix="write falling values such as 1,0.94,0.8,0.5.",
+                )
+        return sigmas
 
     @field_validator("*")
     @classmethod
@@ -134,7 +180,7 @@ class VideoSettings(Settings):
             "height": limits.height,
             "width": limits.width,
             "num_frames": limits.num_frames,
-            "num_inference_steps": family.num_inference_steps,
+            "num_inference_steps": len(self.sigmas or ()) or family.num_inference_steps,
             "guidance_scale": family.guidance_scale,
         }
         return self.changed(
@@ -164,7 +210,21 @@ class VideoSettings(Settings):
             guidance_scale_2=self.guidance_scale_2,
             num_inference_steps=self.num_inference_steps,
             start_step=self.start_step,
+            sigmas=self.sigmas,
             has_last_image=has_last_image,
+        )
+
+    def steps(self, family: VideoFamily, limits: Limits) -> Steps:
+        """Return what decides the timesteps."""
+        own = self.resolved(family, limits)
+        return Steps(
+            number=own.num_inference_steps or family.num_inference_steps,
+            sigmas=own.sigmas,
+            shift=own.shift,
+            start=own.start_step,
+            num_frames=own.num_frames,
+            height=own.height,
+            width=own.width,
         )
 
 
@@ -200,6 +260,8 @@ def make_video(
         unread = {"negative_prompt": None, "guidance_scale": None}
         asked = settings.changed(**unread) if is_guided_by_options else settings
         asked.check(family, limits, has_last_image=last_image is not None)
+    if settings.sigmas is not None or settings.shift is not None:
+        check_steps(getattr(pipeline, "scheduler", None), settings.steps(family, limits))
     arguments = pipeline_arguments(pipeline, image, settings, last_image=last_image)
     if conditions is not None:
         arguments = with_conditions(arguments, conditions)
@@ -290,15 +352,21 @@ def pipeline_arguments(
         arguments[family.frame_rate_argument] = int(rate) if family.has_whole_frame_rate else rate
     if settings.guidance_scale is not None and family.guidance_argument is not None:
         name = family.guidance_argument
-        if family.name == "hunyuan-video" and not pipeline.transformer.config.guidance_embeds:
+        is_hunyuan = family.name in ("hunyuan-video", "framepack")
+        if is_hunyuan and not pipeline.transformer.config.guidance_embeds:
             name = "true_cfg_scale"
         arguments[name] = settings.guidance_scale
-    for name in _NEWER:
-        if (value := getattr(settings, name)) is not None:
+    if settings.sigmas is not None:
+        scheduler = with_shift(pipeline.scheduler, settings.shift)
+        arguments["sigmas"] = sigmas_argument(scheduler, settings.sigmas)
+    for name in _SAME_NAME:
+        if family.modular is None and (value := getattr(settings, name)) is not None:
             arguments[name] = value
     if family.takes_text and settings.prompt is not None:
         arguments |= _text(pipeline, family, settings, arguments)
-    return arguments
+    if family.modular is not None:
+        arguments["output"] = "videos"
+    return family.call(pipeline, arguments)
 
 
 def _text(
@@ -336,27 +404,36 @@ def _i2vgen_xl_embeds(pipeline: Any, prompts: list[str | None]) -> torch.Tensor:
 
 def frames_of(output: Any) -> torch.Tensor:
     """Take the frames of the first video, `[frames, 3, height, width]` in [0, 1], on the CPU."""
-    return torch.as_tensor(output.frames[0]).detach().float().cpu()
+    videos = getattr(output, "frames", output)  # a modular pipeline gives just what it is asked for
+    return torch.as_tensor(videos[0]).detach().float().cpu()
 
 
 @contextmanager
 def prepared(pipeline: Any, settings: VideoSettings) -> Iterator[None]:
     """Inside the block, have ready what settings need besides arguments.
 
-    The global generators are seeded, as I2VGen-XL draws its image latents from them, and the guider
-    of Hunyuan 1.5 has the guidance scale.
+    The global generators are seeded, as I2VGen-XL draws its image latents from them; the scheduler
+    has the shift; and guiders, which Hunyuan 1.5 and modular pipelines have, know the guidance
+    scale, the second that of the second denoiser.
     """
     device = getattr(pipeline, "_execution_device", torch.device("cpu"))
-    guider = getattr(pipeline, "guider", None)
+    first, second = settings.guidance_scale, settings.guidance_scale_2
+    scales = {"guider": first, "guider_2": first if second is None else second}
+    found: dict[str, Any] = {name: getattr(pipeline, name, None) for name in scales}
+    guiders = {name: guider for name, guider in found.items() if guider is not None}
     try:
-        if guider is not None and settings.guidance_scale is not None:
-            pipeline.guider = guider.new(guidance_scale=settings.guidance_scale)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for name, guider in guiders.items():
+            if scales[name] is not None:
+                setattr(pipeline, name, guider.new(guidance_scale=scales[name]))
+        with (
+            shifted(pipeline, settings.shift),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+        ):
             torch.manual_seed(settings.seed)
             yield
     finally:
-        if guider is not None:
-            pipeline.guider = guider
+        for name, guider in guiders.items():
+            setattr(pipeline, name, guider)
 
 
 @contextmanager
@@ -378,11 +455,12 @@ def named_memory_errors(limits: Limits) -> Iterator[None]:
 
 def _out_of_memory(error: BaseException, limits: Limits) -> ConfigError:
     first_line = str(error).partition("\n")[0] or type(error).__name__
-    smaller = "a smaller --height and --width" if limits.height is not None else "a smaller image"
+    smaller = "smaller `height` and `width`" if limits.height is not None else "a smaller image"
+    frames = limits.nearest_num_frames(limits.num_frames // 2)
     return ConfigError(
         f"Memory ran out while the video was made: {first_line[:200]}",
-        fix=f"ask for fewer frames ({limits.nearest_num_frames(limits.num_frames // 2)}) or "
-        f"{smaller}, or load the model with --dtype bf16.",
+        fix=f"ask for fewer frames ({frames}: `num_frames`) or {smaller}, or load the model in "
+        "bf16 (`dtype`).",
     )
 
 

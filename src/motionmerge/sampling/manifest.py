@@ -25,6 +25,12 @@ from motionmerge.text import lines_of
 
 _MAX_NAME_BYTES = 240
 
+MOST_VIDEOS = 100_000
+"""Of one call: each takes about 2 KB of memory before the first is made."""
+
+MOST_LIST_BYTES = 64 * 2**20
+"""Size of a manifest or a file of prompts."""
+
 
 class ManifestRow(VideoSettings):
     """One line of a manifest; what it leaves out is the same for all videos.
@@ -121,9 +127,11 @@ def read_manifest(
         num_videos: Videos of each line, with seeds from its own on.
 
     Raises:
-        DataError: A line is no such mapping, its image is missing, or two lines are the same video.
+        DataError: A line is no such mapping, its image is missing, two lines are the same video, or
+            there are more than `MOST_VIDEOS`.
     """
-    lines = lines_of(_read_text(path))
+    lines = lines_of(read_list(path))
+    check_number(sum(bool(line.strip()) for line in lines) * num_videos, source=str(path))
     jobs: list[Job] = []
     seen: dict[tuple[Any, ...], int] = {}
     counts: dict[str | None, int] = {}
@@ -208,11 +216,36 @@ def vbench_name(job: Job, configuration: str) -> str:
     return name
 
 
-def _read_text(path: Path) -> str:
+def check_number(num_videos: int, *, source: str) -> None:
+    """Refuse more videos than `MOST_VIDEOS`, before memory is taken for any.
+
+    Raises:
+        DataError: There are more.
+    """
+    if num_videos > MOST_VIDEOS:
+        raise DataError(
+            f"{source} asks for {num_videos:,} videos; one call makes {MOST_VIDEOS:,} at most.",
+            fix="make fewer videos of each prompt, or share the prompts between several calls.",
+        )
+
+
+def read_list(path: Path) -> str:
+    """Read a manifest or a file of prompts, in UTF-8.
+
+    Raises:
+        DataError: It cannot be read, is no UTF-8, or is larger than `MOST_LIST_BYTES`.
+    """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MOST_LIST_BYTES + 1)
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error}", fix="check the path.") from error
+    if len(data) > MOST_LIST_BYTES:
+        raise DataError(
+            f"{path} is larger than the {MOST_LIST_BYTES >> 20} MiB that a list of videos may "
+            "have.",
+            fix="check that it is the right file, or share its lines between several.",
+        )
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

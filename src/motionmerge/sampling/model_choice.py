@@ -15,14 +15,24 @@ from torch import nn
 
 from motionmerge.io.hashing import hash_file
 from motionmerge.merge.sources import MODULES, hash_origin
-from motionmerge.models.pocket.components import build_pocket_model, weights_path
+from motionmerge.models.pocket.components import (
+    build_pocket_model,
+    pocket_scheduler,
+    weights_path,
+)
 from motionmerge.models.pocket.text import PocketTokenizer
 from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
-from motionmerge.sampling.loading import default_device, empty_modules, load_pipeline, place
+from motionmerge.sampling.loading import (
+    default_device,
+    empty_modules,
+    load_pipeline,
+    load_scheduler,
+    place,
+)
 from motionmerge.sampling.pipeline_folder import PipelineFolder
 from motionmerge.sampling.pocket_pipeline import load_pocket
 from motionmerge.sampling.video_families import POCKET
-from motionmerge.sampling.video_limits import Limits, VideoFamily
+from motionmerge.sampling.video_limits import Configs, Limits, VideoFamily
 
 
 class ModelChoice(Protocol):
@@ -37,7 +47,10 @@ class ModelChoice(Protocol):
     @property
     def limits(self) -> Limits: ...
     @property
+    def configs(self) -> Configs: ...
+    @property
     def device(self) -> torch.device: ...
+    def scheduler(self) -> Any: ...
     def fingerprint(self) -> dict[str, Any]: ...
     def check_prompt(self, prompt: str) -> None: ...
     def empty_modules(self) -> dict[str, nn.Module]: ...
@@ -67,10 +80,27 @@ class ShippedModel:
         """Sizes and lengths of its videos."""
         return self.family.limits({})
 
+    @property
+    def weights_file(self) -> Path:
+        """The weights of U-Net and image projector.
+
+        Raises:
+            CheckpointError: No shipped weights have this name.
+        """
+        return Path(self.weights) if Path(self.weights).suffix else weights_path(self.weights)
+
+    @property
+    def configs(self) -> Configs:
+        """Of its parts: nothing that is not known."""
+        return {}
+
+    def scheduler(self) -> Any:
+        """Build the scheduler that it denoises with."""
+        return pocket_scheduler()
+
     def fingerprint(self) -> dict[str, Any]:
         """Hash its weights."""
-        own = Path(self.weights) if Path(self.weights).suffix else weights_path(self.weights)
-        files = (weights_path("towers"), weights_path("decoder"), own)
+        files = (weights_path("towers"), weights_path("decoder"), self.weights_file)
         return {"model": [hash_origin(path) for path in files]}
 
     def check_prompt(self, prompt: str) -> None:
@@ -136,6 +166,19 @@ class FolderModel:
     def limits(self) -> Limits:
         """Sizes and lengths of its videos."""
         return self.folder.limits
+
+    @property
+    def configs(self) -> Configs:
+        """Of its parts."""
+        return self.folder.configs
+
+    def scheduler(self) -> Any:
+        """Build the scheduler that it denoises with, from its configuration alone.
+
+        Returns:
+            None if the folder has none of a class that is installed.
+        """
+        return load_scheduler(self.folder)
 
     def fingerprint(self) -> dict[str, Any]:
         """Hash its weights, configurations and vocabularies: all that decides its videos."""

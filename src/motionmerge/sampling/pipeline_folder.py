@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import json
 import re
 from collections.abc import Mapping
@@ -22,6 +23,12 @@ from motionmerge.io.hashing import hash_file
 from motionmerge.io.paths import exists, path_of
 from motionmerge.io.safetensors_file import SafetensorsFile
 from motionmerge.merge.sources import MODULES
+from motionmerge.sampling.modular_folder import (
+    MODULAR_INDEX_FILE,
+    index_as_of_a_pipeline,
+    not_fetched,
+    parts_of_folder,
+)
 from motionmerge.sampling.video_families import POCKET, family_of
 from motionmerge.sampling.video_limits import Configs, Limits, VideoFamily
 
@@ -92,6 +99,10 @@ def find_pipeline(
     if not exists(path):
         path = _download(str(name), variant=variant, legacy=legacy)
     index = _read_index(path)
+    family = _family(index, path)
+    if family.modular is not None:
+        settings = {name: value for name, value in index.items() if not isinstance(value, list)}
+        index = {**settings, **parts_of_folder(path, index, family)}
     configs: dict[str, Mapping[str, Any]] = {"": index}
     weights: dict[str, tuple[Path, ...]] = {}
     others: list[Path] = []
@@ -105,16 +116,15 @@ def find_pipeline(
         if files and files[0].suffix != ".safetensors" and not legacy:
             raise CheckpointError(
                 f"The weights of `{part}` in {path} are pickles ({files[0].name}).",
-                fix="use a safetensors version (--variant may name one), or pass --legacy-weights "
-                "to read their tensors.",
+                fix="use a safetensors version (`variant` may name one), or pass `legacy=True` to "
+                "read their tensors.",
             )
         if files:
             weights[part] = files
-    family = _family(index, path)
     if family.takes_text and index.get("tokenizer", [None])[0] is None:
         raise CheckpointError(
             f"{path} has no tokenizer, so prompts cannot be read.",
-            fix="add one; `motionmerge convert` has --tokenizer for it.",
+            fix="add one, e.g. with `motionmerge convert --tokenizer FOLDER`.",
         )
     return PipelineFolder(path, str(name), family, configs, weights, tuple(others))
 
@@ -183,6 +193,8 @@ def _download(name: str, *, variant: str | None, legacy: bool) -> Path:
             wanted.download(name, variant=variant, use_safetensors=None if legacy else True)
         )
     except (OSError, ValueError) as error:
+        if _is_modular_on_the_hub(name, error):
+            raise not_fetched(name) from error
         raise CheckpointError(
             f"{name} is no folder here and could not be had from the hub: {first_line(error)}",
             fix="check the name and the connection, log in with `hf auth login` if it is gated, or "
@@ -190,7 +202,23 @@ def _download(name: str, *, variant: str | None, legacy: bool) -> Path:
         ) from error
 
 
+def _is_modular_on_the_hub(name: str, error: BaseException) -> bool:
+    """Tell whether the hub has a modular pipeline where it has no other."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if not isinstance(error, EntryNotFoundError):
+        return False
+    try:
+        huggingface_hub.hf_hub_download(name, MODULAR_INDEX_FILE)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _read_index(path: Path) -> dict[str, Any]:
+    if not (path / INDEX_FILE).is_file() and (path / MODULAR_INDEX_FILE).is_file():
+        return index_as_of_a_pipeline(_read_json(path / MODULAR_INDEX_FILE))
     if not (path / INDEX_FILE).is_file():
         raise CheckpointError(
             f"{path} is no diffusers pipeline: it has no {INDEX_FILE}.",
@@ -248,7 +276,13 @@ def _family(index: Mapping[str, Any], path: Path) -> VideoFamily:
         )
     family = family_of(name)
     if family is POCKET:
-        raise ConfigError(f"{path} is the pocket model.", fix="say --model pocket.")
+        raise ConfigError(f"{path} is the pocket model.", fix="use `load_pocket()`.")
+    missing = [name for name in family.packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"{family.name} needs the package {missing[0]}, which is not installed.",
+            fix=f"install it, e.g. `pip install {missing[0]}`.",
+        )
     return family
 
 

@@ -30,6 +30,7 @@ from motionmerge.sampling.batch import (
     run_batch,
 )
 from motionmerge.sampling.expert_choice import ExpertChoice
+from motionmerge.sampling.loading import show_progress
 from motionmerge.sampling.manifest import PlannedVideo
 from motionmerge.sampling.model_choice import FolderModel, ModelChoice, ShippedModel
 from motionmerge.sampling.phases import can_be_cut
@@ -67,7 +68,7 @@ class Worker:
         logging.disable_progress_bar()
         torch.set_num_threads(self._num_threads)
         self._pipeline, _ = self._model.load()
-        self._pipeline.set_progress_bar_config(disable=True)
+        show_progress(self._pipeline, is_quiet=True)
         self._bank = self._attached.enter_context(self._experts.attach(self._pipeline))
         shares_switches = self._bank is not None and can_be_cut(self._pipeline)
         return self._options.videos_per_switch if shares_switches else 1
@@ -308,7 +309,7 @@ class _Driver:
         if self._deaths_at_start > self.retries + self.num_workers:
             raise ConfigError(
                 f"Workers die before the model is loaded; the last one: {error[:300]}",
-                fix="see that the model fits into their memory, or use fewer --workers.",
+                fix="see that the model fits into their memory, or lower `num_workers`.",
             )
 
     def _count_idle_death(self, error: str) -> None:
@@ -321,7 +322,7 @@ class _Driver:
 
     def _take_back(self, videos: Sequence[PlannedVideo], error: str) -> None:
         """Put what a dead worker left undone back in the queue; give up what killed too many."""
-        undone = missing(videos)
+        undone = missing(videos, overwrite=True)
         for name in sorted({video.path.name for video in videos} - _names(undone)):
             self.tally.made(name)
         for video in reversed(undone):

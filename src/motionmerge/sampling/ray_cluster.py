@@ -64,7 +64,7 @@ def num_places(ray: Any, needs: Mapping[str, int]) -> int:
         raise ConfigError(
             f"No machine of the Ray cluster has room for a worker, which takes {words(needs)}; "
             f"the most that one has: {words(largest)}.",
-            fix="use --device cpu, or add machines with GPUs."
+            fix="compute on the CPU, `device='cpu'`, or add machines with GPUs."
             if "GPU" in needs
             else f"set OMP_NUM_THREADS={max(1, int(largest['CPU']))}, or add larger machines.",
         )

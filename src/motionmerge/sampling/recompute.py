@@ -5,6 +5,7 @@ The bits are those of `realise`: the same pass over the same inputs computes the
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,8 +13,9 @@ from pathlib import Path
 import torch
 
 from motionmerge.merge.algebra import Checkpoint, result_specs
-from motionmerge.merge.coverage import check_coverage
+from motionmerge.merge.coverage import Missing, check_coverage
 from motionmerge.merge.in_memory import TensorSink, bind, open_inputs
+from motionmerge.merge.pieces import Shapes
 from motionmerge.merge.plan import Job
 from motionmerge.merge.recipe import InputValue, Recipe
 from motionmerge.merge.results import ResultSpec
@@ -23,6 +25,9 @@ from motionmerge.tensors import num_bytes
 
 GROUP_BYTES = 16 << 20
 """How much is computed at a time and then copied; the most memory that recomputing takes."""
+
+_SHOWN = 5
+"""Names in a warning of what is left out."""
 
 
 class RecomputedExpert(Mapping[str, torch.Tensor]):
@@ -106,7 +111,9 @@ class RecomputedExpert(Mapping[str, torch.Tensor]):
         }
         with ExitStack() as closing:
             if self._opened is None:
-                self._opened = open_inputs({"": self._checkpoint}, False).__enter__()
+                like = {name: shape for name, (_, shape) in self._specs.items()}
+                inputs = open_inputs({"": self._checkpoint}, False, like=like)
+                self._opened = inputs.__enter__()
             closing.callback(self._close)
             stream([Job(self._checkpoint, specs, TensorSink(computed))], self._opened)
             if names[-1] != next(reversed(self._names)):
@@ -120,7 +127,11 @@ class RecomputedExpert(Mapping[str, torch.Tensor]):
 
 
 def recomputed_experts(
-    recipe: Recipe, inputs: Mapping[str, InputValue] | None = None
+    recipe: Recipe,
+    inputs: Mapping[str, InputValue] | None = None,
+    *,
+    missing: Missing = "error",
+    like: Shapes | None = None,
 ) -> dict[str, RecomputedExpert]:
     """Give the experts of a recipe, none of whose tensors is computed yet.
 
@@ -128,6 +139,8 @@ def recomputed_experts(
         recipe: The recipe.
         inputs: Paths or state dicts that replace its inputs. A state dict is read again at every
             switch, so it must not change: not the live weights that are switched.
+        missing: `error`, or `keep`, which warns of what is left out; see `check_coverage`.
+        like: As for `realise`.
 
     Raises:
         RecipeError, CheckpointError, ShapeError: As `realise`, as far as headers tell.
@@ -135,8 +148,10 @@ def recomputed_experts(
     origins = recipe.origins(inputs)
     recipe.check_pins(origins, overridden=inputs)
     bound = bind(recipe, origins)
-    with open_inputs(bound, False) as opened:
-        check_coverage(list(bound.values()), opened)
+    with open_inputs(bound, False, like=like) as opened:
+        coverage = check_coverage(list(bound.values()), opened, missing=missing)
+        if coverage.unmatched:
+            warnings.warn(_left_out(coverage.unmatched), stacklevel=2)
         return {
             name: RecomputedExpert(checkpoint, result_specs(checkpoint, opened))
             for name, checkpoint in bound.items()
@@ -147,3 +162,12 @@ def can_recompute(recipe: Recipe, inputs: Mapping[str, InputValue] | None) -> bo
     """Tell whether all inputs are files, so that recomputing saves memory."""
     origins = recipe.origins(inputs)
     return all(isinstance(origin, (str, Path)) for origin in origins.values())
+
+
+def _left_out(unmatched: Mapping[str, tuple[str, ...]]) -> str:
+    names = [f"`{name}` (not in {', '.join(lacking)})" for name, lacking in unmatched.items()]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (
+        f"{len(names)} tensors are not merged, as one side lacks them: {', '.join(names[:_SHOWN])}"
+        f"{more}."
+    )

@@ -9,21 +9,25 @@ from typing import Any
 from accelerate import init_empty_weights
 from torch import nn
 
+from motionmerge.merge.coverage import Missing
 from motionmerge.merge.recipe import Recipe
-from motionmerge.sampling.expert_bank import by_module, own_weights
+from motionmerge.sampling.expert_bank import by_module, names_of_denoiser, own_weights
 from motionmerge.sampling.lora_layers import OWN_MODEL, loras_of_recipe
 from motionmerge.sampling.recompute import RecomputedExpert, recomputed_experts
 from motionmerge.sampling.switched_module import SwitchedModule, check_shape
 from motionmerge.schedule import ExpertSchedule
 
 
-def check_fit(recipe: Recipe, modules: Mapping[str, nn.Module]) -> None:
+def check_fit(
+    recipe: Recipe, modules: Mapping[str, nn.Module], *, missing: Missing = "error"
+) -> None:
     """Refuse experts that a model could not take, as far as files' headers and LoRAs tell.
 
     Args:
         recipe: What the experts are.
         modules: The model's modules by their names in a pipeline, e.g. with weights on the meta
             device. LoRAs are read, attached to them and taken off again.
+        missing: As for `experts`: `keep` warns of what is left out.
 
     Raises:
         RecipeError, CheckpointError, ShapeError: As `experts`.
@@ -35,7 +39,7 @@ def check_fit(recipe: Recipe, modules: Mapping[str, nn.Module]) -> None:
 
         schedule = ExpertSchedule.from_list([{"expert": next(iter(recipe.experts))}])
         with init_empty_weights():  # the LoRAs' layers need none either
-            LoraBank(pipeline, *found, schedule=schedule).detach()
+            LoraBank(pipeline, *found, schedule=schedule, missing=missing).detach()
         return
     own = {
         name: own_weights(pipeline, None)
@@ -43,7 +47,9 @@ def check_fit(recipe: Recipe, modules: Mapping[str, nn.Module]) -> None:
         if entry.path == OWN_MODEL
     }
     live = {name: SwitchedModule(name, module).tensors() for name, module in modules.items()}
-    for expert, tensors in recomputed_experts(recipe, own).items():
+    like = names_of_denoiser(live)
+    prepared = recomputed_experts(recipe, own, missing=missing, like=like)
+    for expert, tensors in prepared.items():
         for name, part in by_module(expert, tensors, live).items():
             assert isinstance(part, RecomputedExpert)
             for tensor, shape in part.shapes().items():

@@ -18,14 +18,23 @@ from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.merge.sources import MODULES
-from motionmerge.schedule import ExpertSchedule, noise_level
+from motionmerge.noise_levels import denoises_in_stages, noisiest
+from motionmerge.sampling.denoising_steps import (
+    StepFinder,
+    conditions_of,
+    expert_of_step,
+    expert_of_timestep,
+    timesteps_of,
+    warn_of_unused,
+)
+from motionmerge.schedule import ExpertSchedule
 from motionmerge.text import fix_unknown_name
 
 DENOISERS = ("unet", "transformer", "transformer_2")
 BARE_MODULE = "denoiser"
 
-_ROUNDING = 2.0**-8
-"""A timestep that was cast to bfloat16 is off by no more than this share of itself."""
+_TIMESTEPS = ("timestep", "vision_timesteps")
+"""What denoisers call their timesteps; Cosmos 3 has one set for each modality."""
 
 
 class Part(Protocol):
@@ -67,7 +76,9 @@ class Bank:
     ) -> None:
         self.schedule, self.experts = schedule, tuple(experts)
         self._target, self._scheduler = target, scheduler
-        self._conditions = {entry.condition[0] for entry in schedule.entries if entry.condition}
+        self._conditions = conditions_of(schedule)
+        self._finder = StepFinder()
+        self._grid: torch.Tensor | None = None
         self._pinned: str | None = None
         self._parts: list[Any] = []
         self._hooks: list[Any] = []
@@ -149,50 +160,42 @@ class Bank:
         return any(part.name == module_name and part.differs for part in self._parts)
 
     def expert_for(self, timestep: float | torch.Tensor) -> str:
-        """Name the expert that denoises at a timestep (of several, at the largest).
+        """Name the expert that denoises at a timestep (of several, at the noisiest).
 
         Pipelines cast timesteps to the model's dtype, so the nearest one of the scheduler counts,
         or of several that are as near the one that the scheduler is at.
 
         Raises:
-            ConfigError: The schedule needs a noise level or a step, and there is no scheduler.
+            ConfigError: The schedule needs a noise level or a step, and there is no scheduler, or
+                as `StepFinder.find` and `noise_level`.
         """
         if self._pinned is not None:
             return self._pinned
-        value = float(torch.as_tensor(timestep).detach().float().max())
+        told = torch.as_tensor(timestep).detach()
         if not self._conditions:
             return self.schedule.experts[-1]
         scheduler = self._scheduler or getattr(self._target, "scheduler", None)
-        steps = getattr(scheduler, "timesteps", None)
-        level = fraction = 0.0
-        if steps is not None and len(steps):
-            grid = torch.as_tensor(steps).detach().cpu().double()
-            index, is_timestep = self._step(value, grid, scheduler)
-            fraction = _share_done(grid, index, calls=getattr(scheduler, "order", 1))
-            if not is_timestep or _is_rounded(value, float(grid[index])):
-                value = float(grid[index])
-        elif "step_fraction" in self._conditions:
+        if scheduler is None and self._conditions != {"timestep"}:
             raise _no_scheduler()
-        if "above" in self._conditions:
-            if scheduler is None:
+        if timesteps_of(scheduler) is None:
+            if "step_fraction" in self._conditions:
                 raise _no_scheduler()
-            level = noise_level(scheduler, value)
-        return self.schedule.expert_at(noise_level=level, timestep=value, step_fraction=fraction)
+            return expert_of_timestep(self.schedule, scheduler, noisiest(scheduler, told))
+        self._look_at_steps(scheduler)
+        index, value = self._finder.find(scheduler, told)
+        if index is None:
+            return expert_of_timestep(self.schedule, scheduler, value)
+        return expert_of_step(self.schedule, scheduler, index)
 
-    def _step(self, value: float, grid: torch.Tensor, scheduler: Any) -> tuple[int, bool]:
-        """Find the step that a timestep means, and whether it is a timestep of the scheduler's.
-
-        That is the step that the scheduler is at, if it may be; otherwise the nearest. A number
-        below 1 where all timesteps are above is something else, as what Cosmos tells its denoiser:
-        a pipeline's scheduler knows the step, and has no index before the first.
-        """
-        index = getattr(scheduler, "step_index", None)
-        if index is not None and index < len(grid) and _is_rounded(value, float(grid[index])):
-            return index, True
-        is_stepped = hasattr(scheduler, "step_index") and not isinstance(self._target, nn.Module)
-        if is_stepped and value < 1 < float(grid.min()) and (index or 0) < len(grid):
-            return index or 0, False
-        return int((grid - value).abs().argmin()), True
+    def _look_at_steps(self, scheduler: Any) -> None:
+        """Warn once of steps that leave an expert out, before the first of them is taken."""
+        grid = timesteps_of(scheduler)
+        is_set = getattr(scheduler, "num_inference_steps", None) is not None
+        if grid is None or not is_set or denoises_in_stages(scheduler):
+            return
+        if self._grid is None or not torch.equal(grid, self._grid):
+            self._grid = grid
+            warn_of_unused(self.schedule, scheduler)
 
     def put_in_place(self, expert: str) -> None:
         """Give the denoisers an expert, as calls of them do, for who computes without calls."""
@@ -239,7 +242,8 @@ class Bank:
         """Call `activate` with the expert that is due before every call of a denoiser."""
         original = getattr(module, "_orig_mod", module)
         signature = inspect.signature(type(original).forward)
-        if "timestep" not in signature.parameters:
+        name = next((name for name in _TIMESTEPS if name in signature.parameters), None)
+        if name is None:
             raise ConfigError(
                 f"{type(original).__name__}.forward takes no `timestep`.",
                 fix="attach experts to the denoiser of a diffusers pipeline.",
@@ -249,7 +253,7 @@ class Bank:
             if called is not module:  # a copy of it, which took the hook along
                 return
             arguments = signature.bind_partial(called, *args, **kwargs).arguments
-            activate(self.expert_for(arguments["timestep"]))
+            activate(self.expert_for(arguments[name]))
 
         compiled = getattr(module, "_compiled_call_impl", None) is not None
         hook = torch.compiler.disable(before_denoising) if compiled else before_denoising
@@ -272,10 +276,12 @@ def modules_of(target: Any, *, only: str | None = None) -> list[tuple[str, nn.Mo
         only: Just this one of the pipeline.
 
     Raises:
-        ConfigError: There is no denoiser, or `only` is none.
+        ConfigError: There is no denoiser, `only` is none, or experts would not reach all denoisers.
     """
     if isinstance(target, nn.Module):
         return [(BARE_MODULE, target)]
+    if hasattr(target, "null_component_names"):  # a modular one; its class is slow to import
+        _check_loaded(target, only)
     found = [(name, getattr(target, name, None)) for name in MODULES]
     modules = [(name, module) for name, module in found if isinstance(module, nn.Module)]
     if not any(name in DENOISERS for name, _ in modules):
@@ -296,6 +302,36 @@ def modules_of(target: Any, *, only: str | None = None) -> list[tuple[str, nn.Mo
             fix=fix_unknown_name(only, dict(modules)),
         )
     return [(only, dict(modules)[only])]
+
+
+def _check_loaded(pipeline: Any, only: str | None) -> None:
+    """Refuse a modular pipeline that would denoise with weights which no expert reaches.
+
+    It is made without weights, and loads them later, in any order.
+
+    Raises:
+        ConfigError: A denoiser is not loaded yet, or is none of those that experts can switch.
+    """
+    wanted = DENOISERS if only is None else (only,)
+    parts = pipeline.components
+    kind = type(pipeline).__name__
+    absent = [name for name in wanted if name in parts and parts[name] is None]
+    if absent:
+        raise ConfigError(
+            f"`{absent[0]}` of {kind} is not loaded yet, so no expert can be put in its place.",
+            fix="call load_components() or update_components(...) of the pipeline before.",
+        )
+    others = [
+        name
+        for name, part in parts.items()
+        if name.startswith("transformer_") and name not in DENOISERS and part is not None
+    ]
+    if others and only is None:
+        raise ConfigError(
+            f"{kind} has `{others[0]}` loaded as well, which experts do not reach.",
+            fix="choose the denoiser to switch, e.g. module='transformer', or make the pipeline "
+            "with the one workflow that you use (workflow=...).",
+        )
 
 
 def check_attachable(name: str, module: nn.Module) -> None:
@@ -345,19 +381,6 @@ def group_offload_hooks(module: nn.Module) -> list[Any]:
     registries = (getattr(child, "_diffusers_hook", None) for child in module.modules())
     hooks = (registry.get_hook("group_offloading") for registry in registries if registry)
     return [hook for hook in hooks if hook is not None]
-
-
-def _is_rounded(value: float, timestep: float) -> bool:
-    """Tell whether a value may be a timestep that was cast to bfloat16."""
-    return abs(timestep - value) <= _ROUNDING * abs(value)
-
-
-def _share_done(grid: torch.Tensor, index: int, *, calls: int) -> float:
-    """Give the share of the steps that are done; two calls at one timestep may be one step."""
-    if calls == 1:
-        return index / len(grid)
-    starts = torch.cat([torch.ones(1, dtype=torch.bool), grid[1:] != grid[:-1]])
-    return (int(starts[: index + 1].sum()) - 1) / int(starts.sum())
 
 
 def _no_scheduler() -> ConfigError:

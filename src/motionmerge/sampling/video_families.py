@@ -1,19 +1,16 @@
-"""How each family's pipeline is called: sizes, lengths and rates it can make, names of arguments.
-
-Sizes follow from the configurations of the pipeline's parts, so that they are known before any
-weights are loaded. Numbers are those of the pipelines of diffusers 0.42.
-"""
+"""How each family's pipeline is called: names of its arguments, and what it does by itself."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
+
 from motionmerge.errors import ConfigError
-from motionmerge.models.pocket.world import FRAME_RATE, NUM_FRAMES, SIZE
-from motionmerge.sampling.pipeline_inputs import MAX_FRAMES
-from motionmerge.sampling.video_limits import Configs, Limits, VideoFamily
+from motionmerge.sampling import family_limits
+from motionmerge.sampling.video_limits import Modular, VideoFamily
 
 # Whether a pipeline with this guidance scale reads a negative prompt; None is its own scale.
 
@@ -30,232 +27,281 @@ def _always(scale: float | None) -> bool:
     return True
 
 
-# One function a family; a part that a folder lacks has the values of its class.
+def _never(scale: float | None) -> bool:
+    return False
 
 
-def _part(configs: Configs, *names: str) -> Mapping[str, Any]:
-    """Give the configuration of the first of these parts that there is."""
-    return next((configs[name] for name in names if configs.get(name)), {})
+# How the arguments of a call are rewritten where a pipeline has words of its own.
 
 
-def _halvings(config: Mapping[str, Any], default: int) -> int:
-    """By what a network of so many stages shrinks an axis."""
-    return 2 ** (len(config.get("block_out_channels", (0,) * default)) - 1)
+def _call_anyflow(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Give the photo as the first frame of a video, `[1, 1, 3, height, width]` in [0, 1]."""
+    pixels = torch.from_numpy(np.array(arguments.pop("image"))).movedim(-1, 0)
+    return {**arguments, "video": pixels[None, None] / 255}
 
 
-def _unet_multiple(configs: Configs) -> int:
-    return _halvings(_part(configs, "vae"), 4) * _halvings(_part(configs, "unet"), 4)
+def _call_chronoedit(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Let it reason, which it calls the frames between, in every step: then it shows them all."""
+    steps = arguments["num_inference_steps"]
+    own = {"enable_temporal_reasoning": True, "num_temporal_reasoning_steps": steps}
+    return {**arguments, **own}
 
 
-def _patch(configs: Configs, default: int) -> int:
-    """The pixels of a transformer's patch on an axis, in latents."""
-    patch = _part(configs, "transformer", "transformer_2").get("patch_size", default)
-    return patch if isinstance(patch, int) else patch[-1]
+def _call_framepack(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Ask for sections, of which it counts fewer frames than it makes."""
+    temporal = pipeline.vae_scale_factor_temporal
+    sections = (arguments["num_frames"] - 1) // (9 * temporal)
+    return {**arguments, "num_frames": sections * (8 * temporal + 1)}
 
 
-def _svd(configs: Configs) -> Limits:
-    frames = _part(configs, "unet").get("num_frames", 25)
-    multiple = math.lcm(8, _unet_multiple(configs))
-    return Limits(576, 1024, multiple, frames, 7, min_frames=2)  # guidance rises over the frames
+def _call_kandinsky_6(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Make sound where the parts for it are there; the distilled model knows no guidance."""
+    has_sound = pipeline.audio_vae is not None and pipeline.vocoder is not None
+    is_distilled = type(pipeline.scheduler).__name__ == "PiflowScheduler"
+    if is_distilled and arguments.setdefault("guidance_scale", 1.0) != 1:
+        raise ConfigError(
+            "This model of kandinsky-6 is distilled: its guidance scale is 1.",
+            fix="leave guidance_scale (--guidance) out.",
+        )
+    return {**arguments, "sample_audio": has_sound}
 
 
-def _i2vgen_xl(configs: Configs) -> Limits:
-    return Limits(704, 1280, math.lcm(8, _unet_multiple(configs)), 16, 16, min_frames=2)
-
-
-def _cogvideox(configs: Configs) -> Limits:
-    model, vae = _part(configs, "transformer"), _part(configs, "vae")
-    scale = _halvings(vae, 4)
-    # Its VAE decodes latents in pairs, the first of which takes an odd one along. Where all are
-    # paired, as the 2 of 5 frames, nobody knows that the first stands for one frame: it makes 8.
-    temporal = 2 * int(vae.get("temporal_compression_ratio", 4))
-    if model.get("patch_size_t") is not None:  # CogVideoX 1.5
-        return Limits(768, 1360, scale * _patch(configs, 2), 81, 16, temporal)
-    return Limits(
-        model.get("sample_height", 60) * scale,
-        model.get("sample_width", 90) * scale,
-        scale * _patch(configs, 2),
-        model.get("sample_frames", 49),
-        8,
-        temporal,
-        is_fixed_size=bool(model.get("use_learned_positional_embeddings")),
-    )
-
-
-def _of_last_image(configs: Configs) -> dict[str, bool]:
-    """Tell whether the videos of a Wan can end with an image.
-
-    One that looks at images with CLIP tells two of them apart by the positions of their tokens: it
-    needs two if it has these, and cannot take a second otherwise.
-    """
-    model = _part(configs, "transformer", "transformer_2")
-    looks = model.get("image_dim") is not None
-    is_of_two = looks and model.get("pos_embed_seq_len") is not None
-    is_fixed = bool(configs.get("", {}).get("expand_timesteps"))  # Wan 2.2-5B reads no other frame
-    return {
-        "takes_last_image": is_of_two or not (looks or is_fixed),
-        "needs_last_image": is_of_two,
-    }
-
-
-def _wan(configs: Configs) -> Limits:
-    vae, own = _part(configs, "vae"), configs.get("", {})
-    multiple = math.lcm(16, vae.get("scale_factor_spatial", 8) * _patch(configs, 2))
-    temporal = vae.get("scale_factor_temporal", 4)
-    more: dict[str, bool] = {
-        "has_second_guidance": own.get("boundary_ratio") is not None,
-        **_of_last_image(configs),
-    }
-    if own.get("expand_timesteps"):  # Wan 2.2-5B
-        return Limits(704, 1280, multiple, 121, 24, temporal, **more)
-    return Limits(480, 832, multiple, 81, 16, temporal, **more)
-
-
-def _skyreels_v2(configs: Configs) -> Limits:
-    down = _part(configs, "vae").get("temperal_downsample", (False, True, True))
-    multiple = math.lcm(16, 2 ** len(down) * _patch(configs, 2))
-    return Limits(544, 960, multiple, 97, 24, 2 ** sum(down), **_of_last_image(configs))
-
-
-def _ltx_temporal(configs: Configs) -> int:
-    vae = _part(configs, "vae")
-    halvings = sum(vae.get("spatio_temporal_scaling", (True, True, True, False)))
-    own = vae.get("temporal_compression_ratio")
-    return int(own or vae.get("patch_size_t", 1) * 2**halvings)
-
-
-def _ltx(configs: Configs) -> Limits:
-    return Limits(512, 704, 32, 161, 25, _ltx_temporal(configs))
-
-
-def _ltx_2(configs: Configs) -> Limits:
-    return Limits(512, 768, 32, 121, 24, _ltx_temporal(configs))
-
-
-def _hunyuan_video(configs: Configs) -> Limits:
-    vae = _part(configs, "vae")
-    model, temporal = _part(configs, "transformer"), vae.get("temporal_compression_ratio", 4)
-    # With the image beside the first latent, the pipeline cuts the frames of that latent off.
-    dropped = 4 if model.get("image_condition_type") == "latent_concat" else 0
-    return Limits(
-        720,
-        1280,
-        math.lcm(16, vae.get("spatial_compression_ratio", 8) * _patch(configs, 2)),
-        129,
-        24,
-        temporal,
-        min_frames=1 + math.ceil(dropped / temporal) * temporal,
-        dropped_frames=dropped,
-        is_distilled=bool(model.get("guidance_embeds", True)),
-    )
-
-
-def _hunyuan_video_15(configs: Configs) -> Limits:
-    vae = _part(configs, "vae")
-    multiple = vae.get("spatial_compression_ratio", 16)
-    return Limits(None, None, multiple, 121, 24, vae.get("temporal_compression_ratio", 4))
-
-
-def _kandinsky_5(configs: Configs) -> Limits:
-    vae = _part(configs, "vae")
-    multiple = math.lcm(16, vae.get("spatial_compression_ratio", 8) * _patch(configs, 2))
-    if _part(configs, "transformer").get("attention_type") == "nabla":
-        multiple *= 8  # its attention looks at squares of 8 patches
-    temporal = vae.get("temporal_compression_ratio", 4)
-    # The first 4 latent frames get mean and deviation of those that follow, so there must be some.
-    return Limits(512, 768, multiple, 121, 24, temporal, min_frames=4 * temporal + 1)
-
-
-def _dynamicrafter(configs: Configs) -> Limits:
-    own, frames = configs.get("", {}), _part(configs, "image_projector").get("num_frames", 16)
-    return Limits(
-        own.get("height", 320),
-        own.get("width", 512),
-        _unet_multiple(configs),
-        16 if frames == 1 else frames,
-        8,
-        min_frames=frames,
-        max_frames=MAX_FRAMES if frames == 1 else frames,
-        takes_last_image=True,
-    )
-
-
-def _pocket(configs: Configs) -> Limits:
-    return Limits(
-        256,
-        256,
-        SIZE,
-        NUM_FRAMES,
-        FRAME_RATE,
-        min_frames=NUM_FRAMES,
-        max_frames=NUM_FRAMES,
-        is_square=True,
-    )
+def _call_sana(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Make the size that was asked for, not the nearest of its own that is then cut."""
+    frames = arguments.pop("num_frames")
+    return {**arguments, "frames": frames, "use_resolution_binning": False}
 
 
 POCKET = VideoFamily(
     "pocket",
     ("PocketPipeline",),
-    _pocket,
+    family_limits.pocket,
     num_inference_steps=12,
     guidance_scale=1.0,
     takes_start_step=True,
 )
 
+MODULAR_FAMILIES: tuple[VideoFamily, ...] = (
+    VideoFamily(
+        "wan",
+        ("WanImage2VideoModularPipeline",),
+        family_limits.wan,
+        guidance_argument=None,
+        is_guided=_all_but_one,
+        takes_sigmas=True,
+        modular=Modular(optional_parts=("image_encoder", "image_processor")),
+    ),
+    VideoFamily(
+        "wan",
+        ("Wan22Image2VideoModularPipeline",),
+        family_limits.wan_2_2_modular,
+        guidance_argument=None,
+        is_guided=_all_but_one,
+        takes_sigmas=True,
+        modular=Modular(),
+    ),
+    VideoFamily(
+        "ltx",
+        ("LTXModularPipeline",),
+        family_limits.ltx,
+        frame_rate_argument="frame_rate",
+        has_whole_frame_rate=True,
+        guidance_argument=None,
+        is_guided=_all_but_one,
+        takes_sigmas=True,
+        modular=Modular(),
+    ),
+    *(
+        VideoFamily(
+            "ltx-2",
+            (pipeline,),
+            limits,
+            num_inference_steps=30,
+            frame_rate_argument="frame_rate",
+            guidance_argument=None,
+            is_guided=_all_but_one,
+            takes_sigmas=True,
+            modular=Modular(optional_parts=("prompt_enhancer", "processor", "duration_head")),
+            makes_sound=True,
+        )
+        for pipeline, limits in (
+            ("LTX2ModularPipeline", family_limits.ltx_2),
+            ("LTX25ModularPipeline", family_limits.ltx_2_5),
+        )
+    ),
+    VideoFamily(
+        "hunyuan-video-1.5",
+        ("HunyuanVideo15ModularPipeline",),
+        family_limits.hunyuan_video_15,
+        guidance_argument=None,
+        is_guided=_all_but_one,
+        takes_sigmas=True,
+        modular=Modular(),
+    ),
+    VideoFamily(
+        "helios",
+        ("HeliosModularPipeline",),
+        family_limits.helios,
+        guidance_argument=None,
+        is_guided=_all_but_one,
+        takes_sigmas=True,
+        modular=Modular(),
+    ),
+    VideoFamily(
+        "minimax-h3",
+        ("MiniMaxH3ModularPipeline",),
+        family_limits.minimax_h3,
+        guidance_argument=None,
+        is_guided=_never,
+        modular=Modular(workflow="fl2va"),
+        packages=("torchvision",),  # the processor of its text encoder
+        makes_sound=True,
+    ),
+)
+"""Modular pipelines of diffusers that make videos from images."""
+
+REFUSED = {
+    "WanAnimatePipeline": "it follows videos of poses and faces",
+    "WanAnimate2ModularPipeline": "it follows a driving video",
+    "WanAnimate2DistilledModularPipeline": "it follows a driving video",
+    "WanVACEPipeline": "it follows a control video",
+    "Wan22VaceModularPipeline": "it follows a control video",
+    "AnyFlowPipeline": "it makes videos from text alone; AnyFlowFARPipeline takes an image",
+    "HeliosPyramidPipeline": "it denoises at several sizes, each with timesteps of its own",
+    "HeliosPyramidModularPipeline": "it denoises at several sizes, each with timesteps of its own",
+    "HeliosPyramidDistilledModularPipeline": "it denoises at several sizes, each with timesteps of "
+    "its own",
+    "CosmosVideoToWorldPipeline": "it was not tried; Cosmos2VideoToWorldPipeline was",
+    "Cosmos2_5_PredictBasePipeline": "it needs torchvision and NVIDIA's guardrail, and was not "
+    "tried with them",
+    "Cosmos3OmniPipeline": "it needs NVIDIA's guardrail, and was not tried with it",
+    "Cosmos3OmniModularPipeline": "it needs NVIDIA's guardrail, and was not tried with it",
+    "Cosmos3DistilledModularPipeline": "it needs NVIDIA's guardrail, and was not tried with it",
+    "SanaWMPipeline": "it follows a camera's path",
+    "Kandinsky6SRPipeline": "it enlarges videos",
+}
+"""Pipelines of videos that are not called from here, and why."""
+
 VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
     VideoFamily(
         "svd",
         ("StableVideoDiffusionPipeline",),
-        _svd,
+        family_limits.svd,
         num_inference_steps=25,
         frame_rate_argument="fps",
         has_whole_frame_rate=True,
         guidance_argument="max_guidance_scale",
         takes_text=False,
+        takes_sigmas=True,
     ),
     VideoFamily(
         "i2vgen-xl",
         ("I2VGenXLPipeline",),
-        _i2vgen_xl,
+        family_limits.i2vgen_xl,
         frame_rate_argument="target_fps",
         has_whole_frame_rate=True,
     ),
-    VideoFamily("cogvideox", ("CogVideoXImageToVideoPipeline",), _cogvideox),
-    VideoFamily("wan", ("WanImageToVideoPipeline", "WanPipeline"), _wan),
-    VideoFamily("skyreels-v2", ("SkyReelsV2ImageToVideoPipeline",), _skyreels_v2),
+    VideoFamily("cogvideox", ("CogVideoXImageToVideoPipeline",), family_limits.cogvideox),
+    VideoFamily("wan", ("WanImageToVideoPipeline", "WanPipeline"), family_limits.wan),
+    VideoFamily("skyreels-v2", ("SkyReelsV2ImageToVideoPipeline",), family_limits.skyreels_v2),
     VideoFamily(
         "ltx",
         ("LTXImageToVideoPipeline", "LTXPipeline", "LTXConditionPipeline"),
-        _ltx,
+        family_limits.ltx,
         frame_rate_argument="frame_rate",
         has_whole_frame_rate=True,
     ),
     VideoFamily(
         "ltx-2",
         ("LTX2ImageToVideoPipeline", "LTX2Pipeline"),
-        _ltx_2,
+        family_limits.ltx_2,
         num_inference_steps=30,
         frame_rate_argument="frame_rate",
         is_guided=_always,  # the sound has a scale of its own, and reaches the frames
+        makes_sound=True,
+        takes_sigmas=True,
     ),
     VideoFamily(
         "hunyuan-video",
         ("HunyuanVideoImageToVideoPipeline",),
-        _hunyuan_video,
+        family_limits.hunyuan_video,
         is_guided=_only_if_told,
+        takes_sigmas=True,
     ),
     VideoFamily(
         "hunyuan-video-1.5",
         ("HunyuanVideo15ImageToVideoPipeline",),
-        _hunyuan_video_15,
+        family_limits.hunyuan_video_15,
+        guidance_argument=None,
+        is_guided=_all_but_one,
+        takes_sigmas=True,
+    ),
+    VideoFamily("kandinsky-5", ("Kandinsky5I2VPipeline",), family_limits.kandinsky_5),
+    VideoFamily(
+        "kandinsky-6",
+        ("Kandinsky6TI2VAPipeline",),
+        family_limits.kandinsky_6,
+        frame_rate_argument="frame_rate",
+        call=_call_kandinsky_6,
+        takes_sigmas=True,
+        makes_sound=True,
+    ),
+    VideoFamily(
+        "skyreels-v2",
+        (
+            "SkyReelsV2DiffusionForcingImageToVideoPipeline",
+            "SkyReelsV2DiffusionForcingPipeline",
+        ),
+        family_limits.skyreels_v2_forcing,
+    ),
+    VideoFamily(
+        "anyflow",
+        ("AnyFlowFARPipeline",),
+        family_limits.anyflow,
+        is_guided=_only_if_told,
+        call=_call_anyflow,
+        takes_sigmas=True,
+    ),
+    VideoFamily(
+        "chronoedit", ("ChronoEditPipeline",), family_limits.chronoedit, call=_call_chronoedit
+    ),
+    VideoFamily(
+        "cosmos-2",
+        ("Cosmos2VideoToWorldPipeline",),
+        family_limits.cosmos_2,
+        num_inference_steps=35,
+        frame_rate_argument="fps",
+        has_whole_frame_rate=True,
+        packages=("cosmos_guardrail",),
+    ),
+    VideoFamily("helios", ("HeliosPipeline",), family_limits.helios, takes_sigmas=True),
+    VideoFamily(
+        "framepack",
+        ("HunyuanVideoFramepackPipeline",),
+        family_limits.framepack,
+        is_guided=_only_if_told,
+        call=_call_framepack,
+        takes_sigmas=True,
+    ),
+    VideoFamily(
+        "motif",
+        ("MotifVideoImage2VideoPipeline",),
+        family_limits.motif,
         guidance_argument=None,
         is_guided=_all_but_one,
     ),
-    VideoFamily("kandinsky-5", ("Kandinsky5I2VPipeline",), _kandinsky_5),
+    VideoFamily(
+        "sana-video",
+        ("SanaImageToVideoPipeline", "SanaVideoPipeline"),
+        family_limits.sana_video,
+        call=_call_sana,
+        takes_sigmas=True,
+    ),
+    *MODULAR_FAMILIES,
     VideoFamily(
         "dynamicrafter",
         ("DynamiCrafterPipeline",),
-        _dynamicrafter,
+        family_limits.dynamicrafter,
         frame_rate_argument="frame_rate",
         takes_start_step=True,
     ),
@@ -273,7 +319,12 @@ def family_of(pipeline_class: str) -> VideoFamily:
     for family in VIDEO_FAMILIES:
         if pipeline_class in family.pipelines:
             return family
-    known = [family.pipelines[0] for family in VIDEO_FAMILIES]
+    if pipeline_class in REFUSED:
+        raise ConfigError(
+            f"`{pipeline_class}` cannot be called from here: {REFUSED[pipeline_class]}.",
+            fix="call it yourself, inside `with motionmerge.experts(pipeline, ...)` in Python.",
+        )
+    known = [family.pipelines[0] for family in VIDEO_FAMILIES if family.modular is None]
     raise ConfigError(
         f"`{pipeline_class}` is no image-to-video pipeline that can be called from here.",
         fix=f"use a model of one of {', '.join(known)}, or `motionmerge.experts` in Python.",

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from motionmerge.errors import ConfigError
+from motionmerge.io.atomic import check_file, prepare_folder
 from motionmerge.models.pocket.components import (
     add_pocket_adapter,
     build_pocket_model,
@@ -119,11 +120,14 @@ def run(
         on_progress: Called after each logged step.
 
     Raises:
-        ConfigError: the run is unknown.
+        ConfigError: the run is unknown, or the output cannot be written.
     """
     if name not in RUNS:
         raise ConfigError(f"there is no run {name!r}", fix=f"choose one of {', '.join(RUNS)}.")
     recipe = RUNS[name]
+    check_file(output)
+    prepare_folder(output.parent)
+    prepare_folder(folder)
     settings = replace(recipe.settings, **(changes or {}))
     train = {"towers": _towers, "decoder": _decoder}.get(name, _denoiser)
     weights, result = train(name, settings, folder, inputs or RunInputs(), on_progress)

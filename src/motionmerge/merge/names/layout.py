@@ -162,6 +162,8 @@ def _blocks(
     counts = [sum(ours == index for ours, _ in order) for index in range(num_ours)]
     if sizes is None:
         equal = None if path not in names.alike else rows_of(names.alike[path])
+        if equal is None and path in names.alike:
+            return None
         if equal is None:
             sizes = [total * count // len(order) for count in counts]
         else:

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.atomic import atomic_path
+from motionmerge.io.quantised import refuse_quantised
 from motionmerge.io.torch_file import write_torch_file
 from motionmerge.io.weights import open_weights, write_weights
 
@@ -73,6 +74,7 @@ def inspect_checkpoint(
         CheckpointError: the file cannot be read or is of another family.
     """
     with open_weights(path) as reader:
+        refuse_quantised(reader, reader.metadata, called=str(path))
         return _report(OfficialCheckpoint(lazy_tensors(reader), overrides=overrides))
 
 
@@ -111,6 +113,7 @@ def convert_checkpoint(
         "tokenizer": [None, None],
     }
     with open_weights(path) as reader:
+        refuse_quantised(reader, reader.metadata, called=str(path))
         checkpoint = OfficialCheckpoint(lazy_tensors(reader), overrides=overrides)
         if add_adapter:
             _add_adapter(checkpoint)
@@ -202,7 +205,7 @@ def _add_adapter(checkpoint: OfficialCheckpoint) -> None:
     if "unet" not in checkpoint.components:
         raise CheckpointError(
             "this checkpoint has no U-Net to add an adapter to",
-            fix="leave out `--add-adapter`, or convert a whole checkpoint.",
+            fix="leave out `add_adapter=True`, or convert a whole checkpoint.",
         )
     converted = checkpoint.components["unet"]
     unet = converted.component.empty_module(checkpoint.configs["unet"])

@@ -21,6 +21,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPVisionModel
 
 from motionmerge.errors import CheckpointError
+from motionmerge.io.quantised import refuse_quantised
 from motionmerge.io.weights import open_weights
 
 from . import key_maps, official_config
@@ -322,6 +323,7 @@ def from_original(
         CheckpointError: the file cannot be read, is of another family, or lacks a U-Net.
     """
     with open_weights(path) as reader:
+        refuse_quantised(reader, reader.metadata, called=str(path))
         checkpoint = OfficialCheckpoint(lazy_tensors(reader), overrides=overrides)
         names = list(checkpoint.components) if subset == "all" else [subset]
         if not set(names) <= set(checkpoint.components):

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPVisionModel
 
 from motionmerge.errors import CheckpointError
+from motionmerge.io.quantised import refuse_quantised
 from motionmerge.io.weights import open_weights, save_weights
 from motionmerge.models.dynamicrafter.image_projector import ImageProjector
 from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
@@ -65,6 +66,11 @@ def attention_kernel(device: torch.device) -> Iterator[None]:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(kept)
 
 
+def pocket_scheduler() -> DynamicRescaleDDIMScheduler:
+    """Build the scheduler that the model denoises with."""
+    return DynamicRescaleDDIMScheduler(base_scale=1.0)
+
+
 def build_pocket_model(*, with_adapter: bool = True, seed: int = 0) -> PocketModel:
     """The pocket model with random weights drawn from `seed`."""
     with torch.random.fork_rng():
@@ -100,7 +106,7 @@ def build_pocket_model(*, with_adapter: bool = True, seed: int = 0) -> PocketMod
             image_encoder=build_image_encoder(),
             autoencoder=autoencoder,
             tokenizer=PocketTokenizer(),
-            scheduler=DynamicRescaleDDIMScheduler(base_scale=1.0),
+            scheduler=pocket_scheduler(),
         )
     if with_adapter:
         add_pocket_adapter(unet)
@@ -154,6 +160,7 @@ def load_parts(parts: Mapping[str, nn.Module], path: Path | str) -> None:
         CheckpointError: the file speaks of other parts, or not of all parameters of one.
     """
     with open_weights(path) as reader:
+        refuse_quantised(reader, reader.metadata, called=str(path))
         weights = {name: reader.read(name) for name in reader.keys()}  # noqa: SIM118
     found = {name.partition(".")[0] for name in weights}
     if not found <= set(parts):

@@ -1,0 +1,180 @@
+"""What `motionmerge show` says of a LoRA: its strength and where that stands, and what it fits."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from motionmerge.errors import CheckpointError, ConfigError, MotionMergeError
+
+if TYPE_CHECKING:
+    from motionmerge.merge.lora_report import LoraDescription
+
+_DIFFERENCES = (".diff", ".diff_b", ".diff_m", ".set_weight")
+"""Ends of tensors that LoRA files have beside matrices, or instead of them."""
+
+_SHOWN = 5
+"""Names of layers in a list that may be long."""
+
+_HEADINGS = ("group", "layers", "rank", "alpha", "scale", "alpha stands in", "change")
+
+
+def is_lora(names: list[str]) -> bool:
+    """Tell whether tensors with such names are those of a LoRA file."""
+    from motionmerge.merge.lora_detection import lora_matrices
+
+    if any(".base_layer." in name for name in names):
+        return False  # a whole checkpoint with LoRAs in it
+    return bool(lora_matrices(names)) or any(name.endswith(_DIFFERENCES) for name in names)
+
+
+def names_in(path: Path) -> list[str]:
+    """List the tensors of weights; none of a pipeline's folder, which is no LoRA.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    from motionmerge.io.weights import open_weights
+    from motionmerge.merge.sources import module_folders
+
+    if module_folders(path):
+        return []
+    with open_weights(path) as reader:
+        return list(reader.keys())
+
+
+def describe(path: Path, *, base: Path | None) -> dict[str, Any]:
+    """Describe a LoRA as plain values: groups, and with a base what it reaches and misses of it.
+
+    Raises:
+        ConfigError: There is a base, and the file is no LoRA.
+        CheckpointError, ShapeError: The base cannot be read, or does not fit.
+    """
+    from motionmerge.merge.lora_report import describe_lora
+    from motionmerge.merge.sources import OpenInputs, Source
+
+    if base is None:
+        return _plain(describe_lora(path))
+    source = Source("base", base)
+    with OpenInputs([source]) as opened:
+        names = opened.names(source)
+        if is_lora(names):
+            raise CheckpointError(
+                f"--base {base} is a LoRA itself.", fix="Give the weights that the LoRA is for."
+            )
+        shapes = {name: opened.shape(source, name) for name in names}
+        found = describe_lora(path, shapes, read_base=lambda name: opened.value(source, name))
+    reached = set(found.reached or ())
+    matrices = [name for name, shape in shapes.items() if len(shape) > 1]
+    missed = Counter(_template(name) for name in matrices if name not in reached)
+    return {**_plain(found), "matrices_of_base": len(matrices), "missed": dict(missed)}
+
+
+def check_base(base: Path | None) -> None:
+    """Refuse --base for what is no LoRA.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    if base is not None:
+        raise ConfigError(
+            "--base is what a LoRA is for, and this is none.",
+            fix="Leave --base out; `motionmerge compare` compares whole weights.",
+        )
+
+
+def described(path: Path, *, base: Path | None) -> dict[str, Any]:
+    """Describe a LoRA; one that cannot be used says why, and is shown all the same."""
+    try:
+        return describe(path, base=base)
+    except MotionMergeError as error:
+        if base is not None:
+            raise
+        return {"cannot_be_used": error.message}
+
+
+def print_note(found: Mapping[str, Any]) -> None:
+    """Print the description as a table of groups and lines; without lines around when piped."""
+    if "cannot_be_used" in found:
+        print(f"a LoRA that cannot be used: {_clean(found['cannot_be_used'])}")
+        return
+    print(f"a LoRA, names as {', '.join(found['styles'])}")
+    if found["adapters"]:
+        print(f"adapters: {_clean(', '.join(found['adapters']))}")
+    rows = [_row(name, group) for name, group in found["groups"].items()]
+    _print_table(rows)
+    if found["reached"] is not None:
+        weights = f"{len(found['reached']):,} tensors of the base"
+        print(f"reaches {weights}; of its {found['matrices_of_base']:,} matrices it misses:")
+        missed = [f"{name} ({count})" for name, count in found["missed"].items()]
+        print(f"  {_some(missed) or 'none'}")
+    if found["strangers"]:
+        print(f"{len(found['strangers']):,} of its layers or keys go nowhere:")
+        for name, why in list(found["strangers"].items())[:_SHOWN]:
+            print(f"  {_clean(name)}: {_clean(why)}")
+        if len(found["strangers"]) > _SHOWN:
+            print(f"  ... {len(found['strangers']) - _SHOWN} more")
+    for warning in found["warnings"]:
+        print(f"Warning: {warning}")
+
+
+def _plain(found: LoraDescription) -> dict[str, Any]:
+    return asdict(found)
+
+
+def _row(name: str, group: Mapping[str, Any]) -> tuple[str, ...]:
+    change = group["change"]
+    return (
+        name,
+        f"{group['layers']:,}",
+        _range(group["ranks"]),
+        _range(group["alphas"]),
+        _range(group["scales"]),
+        _clean(", ".join(group["origins"])),
+        "" if change is None else f"{change:.2%} of the weights",
+    )
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> None:
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*_HEADINGS)
+        for row in rows:
+            table.add_row(*map(Text, row))
+        Console().print(table)
+        return
+    lines = [_HEADINGS, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _range(values: tuple[float, float] | None) -> str:
+    if values is None:
+        return "unknown"
+    low, high = values
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _template(name: str) -> str:
+    """Return a tensor's name with `*` for numbers: one for all blocks."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(_clean, names[:_SHOWN])) + more
+
+
+def _clean(text: str) -> str:
+    """Return a file's own words without what a terminal would obey."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)

@@ -1,0 +1,232 @@
+"""Which step of a scheduler a denoiser's timestep means, and which expert each step has.
+
+Denoisers are told timesteps of the scheduler (often rounded to bfloat16), several of them at once
+(one per token, frame or modality), or the noise level itself, as Cosmos' are.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from motionmerge.errors import ConfigError
+from motionmerge.noise_levels import (
+    counts_up,
+    denoises_in_stages,
+    level_of_step,
+    noise_level,
+    noisiest,
+)
+from motionmerge.schedule import ExpertSchedule
+
+_ROUNDING = 2.0**-8
+"""A timestep that was cast to bfloat16 is off by no more than this share of itself."""
+
+
+class UnusedExpertWarning(UserWarning):
+    """An expert of a schedule gets no step."""
+
+
+def conditions_of(schedule: ExpertSchedule) -> set[str]:
+    """List what the schedule's entries look at: `above`, `timestep`, `step_fraction`."""
+    return {entry.condition[0] for entry in schedule.entries if entry.condition}
+
+
+def timesteps_of(scheduler: Any) -> torch.Tensor | None:
+    """Read the timesteps of a scheduler as numbers on the CPU; None if it has none yet."""
+    steps = getattr(scheduler, "timesteps", None)
+    if steps is None or not len(steps):
+        return None
+    return torch.as_tensor(steps).detach().cpu().double()
+
+
+def check_conditions(schedule: ExpertSchedule, scheduler: Any) -> None:
+    """Refuse conditions that a scheduler would turn round.
+
+    Raises:
+        ConfigError: `timestep`, which is high where it is noisy, of a scheduler that counts up; or
+            `step_fraction` of one that counts its steps anew at every resolution.
+    """
+    conditions, name = conditions_of(schedule), type(scheduler).__name__
+    if "timestep" in conditions and counts_up(scheduler):
+        raise ConfigError(
+            f"The schedule has `timestep` conditions, which are for timesteps that fall, and those "
+            f"of {name} rise from noise to clean.",
+            fix="write noise levels instead, e.g. `{expert: NAME, above: 0.64}`.",
+        )
+    if "step_fraction" in conditions and denoises_in_stages(scheduler):
+        raise ConfigError(
+            f"The schedule has `step_fraction` conditions, and {name} counts its steps anew at "
+            "each of its resolutions.",
+            fix="write noise levels instead, e.g. `{expert: NAME, above: 0.64}`.",
+        )
+
+
+def expert_of_step(schedule: ExpertSchedule, scheduler: Any, index: int) -> str:
+    """Name the expert of a step by its index.
+
+    Raises:
+        ConfigError: As `noise_level` and `check_conditions`.
+    """
+    check_conditions(schedule, scheduler)
+    grid = timesteps_of(scheduler)
+    assert grid is not None
+    level = level_of_step(scheduler, index) if "above" in conditions_of(schedule) else 0.0
+    calls = getattr(scheduler, "order", 1)
+    return schedule.expert_at(
+        noise_level=level,
+        timestep=float(grid[index]),
+        step_fraction=share_done(grid, index, calls=calls),
+    )
+
+
+def expert_of_timestep(schedule: ExpertSchedule, scheduler: Any, timestep: float) -> str:
+    """Name the expert of a timestep that is none of the scheduler's steps.
+
+    The share of the steps that are done is that of the nearest one.
+
+    Raises:
+        ConfigError: As `noise_level` and `check_conditions`.
+    """
+    check_conditions(schedule, scheduler)
+    grid, fraction = timesteps_of(scheduler), 0.0
+    if grid is not None:
+        nearest = int((grid - timestep).abs().argmin())
+        fraction = share_done(grid, nearest, calls=getattr(scheduler, "order", 1))
+    level = noise_level(scheduler, timestep) if "above" in conditions_of(schedule) else 0.0
+    return schedule.expert_at(noise_level=level, timestep=timestep, step_fraction=fraction)
+
+
+def experts_of_steps(schedule: ExpertSchedule, scheduler: Any) -> list[str]:
+    """Name the expert of every call of the denoiser, in order, once the timesteps are set.
+
+    Raises:
+        ConfigError: As `expert_of_step`.
+    """
+    return [
+        expert_of_step(schedule, scheduler, index)
+        for index in range(len(getattr(scheduler, "timesteps", ())))
+    ]
+
+
+def describe_steps(experts: Sequence[str]) -> str:
+    """Write the experts of all steps as one line: `steps 1-3 of 8: dynamics, 4-8: consistency`."""
+    parts, first = [], 1
+    for expert, run in groupby(experts):
+        last = first + len(list(run)) - 1
+        of = f" of {len(experts)}" if first == 1 else ""
+        parts.append(f"{first}{f'-{last}' if last > first else ''}{of}: {expert}")
+        first = last + 1
+    return f"step{'s' if len(experts) > 1 else ''} {', '.join(parts)}"
+
+
+def unused_experts(schedule: ExpertSchedule, scheduler: Any, experts: Sequence[str]) -> str | None:
+    """Say which experts of a schedule get none of the steps, and why; None if all get some."""
+    unused = [f"`{name}`" for name in schedule.experts if name not in experts]
+    if not unused:
+        return None
+    levels = ""
+    if "above" in conditions_of(schedule):
+        each = (level_of_step(scheduler, index) for index in range(len(experts)))
+        levels = " of noise levels " + ", ".join(f"{level:.3g}" for level in each)
+    return (
+        f"With {type(scheduler).__name__} and its {len(experts)} steps{levels}, "
+        f"{' and '.join(unused)} never denoise{'s' if len(unused) == 1 else ''}. "
+        "Change the boundary, the number of steps or the shift, or write the schedule with "
+        "`step_fraction`."
+    )
+
+
+def warn_of_unused(schedule: ExpertSchedule, scheduler: Any) -> None:
+    """Warn before denoising if an expert of the schedule gets no step."""
+    message = unused_experts(schedule, scheduler, experts_of_steps(schedule, scheduler))
+    if message is not None:
+        warnings.warn(message, UnusedExpertWarning, stacklevel=2)
+
+
+def share_done(grid: torch.Tensor, index: int, *, calls: int) -> float:
+    """Return the share of the steps that are done; two calls at one timestep may be one step."""
+    if calls == 1:
+        return index / len(grid)
+    starts = torch.cat([torch.ones(1, dtype=torch.bool), grid[1:] != grid[:-1]])
+    return (int(starts[: index + 1].sum()) - 1) / int(starts.sum())
+
+
+@dataclass
+class StepFinder:
+    """Finds the step that a denoiser's timestep means.
+
+    Attributes:
+        is_told_timesteps: A value was seen that can only be a timestep of the scheduler, so that
+            others are as well.
+    """
+
+    is_told_timesteps: bool = False
+
+    def find(self, scheduler: Any, told: torch.Tensor) -> tuple[int | None, float]:
+        """Find the step, None if it is between steps, and the timestep.
+
+        The step that the scheduler is at counts if it may be: two steps may be one number once
+        they are rounded, and a value of another modality may be noisier. Otherwise the nearest.
+
+        Args:
+            scheduler: With timesteps.
+            told: What the denoiser is told, one number or several.
+
+        Raises:
+            ConfigError: It is told numbers from 0 to 1 that are neither timesteps nor noise levels.
+        """
+        grid = timesteps_of(scheduler)
+        assert grid is not None
+        values, value = told.detach().cpu().double().flatten(), noisiest(scheduler, told)
+        current = getattr(scheduler, "step_index", None)
+        if current is not None and current < len(grid) and _has(values, float(grid[current])):
+            return current, float(grid[current])
+        nearest = int((grid - value).abs().argmin())
+        if value > 1:
+            self.is_told_timesteps = True
+        elif 0 < value <= 1 and float(grid.max()) > 2 and not self.is_told_timesteps:
+            return self._told_level(scheduler, grid, values, value, nearest)
+        is_step = _is_rounded(value, float(grid[nearest]))
+        return (nearest, float(grid[nearest])) if is_step else (None, value)
+
+    def _told_level(
+        self,
+        scheduler: Any,
+        grid: torch.Tensor,
+        values: torch.Tensor,
+        value: float,
+        nearest: int,
+    ) -> tuple[int | None, float]:
+        """Find the step of a noise level, or of a timestep as a share of all of training's."""
+        current = getattr(scheduler, "step_index", None)
+        current = getattr(scheduler, "begin_index", None) if current is None else current
+        index = current or 0
+        config = getattr(scheduler, "config", None) or {}
+        if index < len(grid) and hasattr(scheduler, "step_index"):
+            likely = [float(grid[index]) / config.get("num_train_timesteps", 1000)]
+            likely.append(level_of_step(scheduler, index))
+            if any(_has(values, level) for level in likely):
+                return index, float(grid[index])
+        if _is_rounded(value, float(grid[nearest])):
+            return nearest, float(grid[nearest])
+        raise ConfigError(
+            f"The denoiser is told {value:.4g}, and the timesteps of {type(scheduler).__name__} "
+            f"are {float(grid[0]):.4g} to {float(grid[-1]):.4g}: its step is unknown.",
+            fix="attach the experts to the pipeline whose scheduler takes the steps, or tell the "
+            "denoiser timesteps of `scheduler.timesteps`.",
+        )
+
+
+def _has(values: torch.Tensor, number: float) -> bool:
+    """Tell whether one of the values may be this number, cast to bfloat16."""
+    return bool(((values - number).abs() <= _ROUNDING * values.abs()).any())
+
+
+def _is_rounded(value: float, number: float) -> bool:
+    return abs(number - value) <= _ROUNDING * abs(value)
