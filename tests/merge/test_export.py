@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import json
 
-import diffusers
 import pytest
 import torch
 from diffusers import (
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
-    HunyuanVideoTransformer3DModel,
     WanImageToVideoPipeline,
     WanTransformer3DModel,
 )
 from PIL import Image
 
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
-from motionmerge.io.weights import open_weights
+from motionmerge.io.weights import open_weights, save_weights
 from motionmerge.merge.algebra import Checkpoint
 from motionmerge.merge.engine import realise
 from motionmerge.merge.export import export_two_experts
-from motionmerge.merge.lora import lora
-from motionmerge.merge.lora_export import export_loras
 from motionmerge.merge.recipe import Recipe
 
 
@@ -154,3 +150,44 @@ def test_an_export_refuses_a_pipeline_that_is_not_the_checkpoints(wan, tmp_path)
     (tmp_path / "other" / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(ConfigError, match="no Wan pipeline"):
         export_two_experts(recipe_for(wan), tmp_path / "other", tmp_path / "out")
+
+
+def test_a_folder_is_whole_or_absent_and_can_be_replaced(wan, tmp_path, monkeypatch):
+    recipe = recipe_for(wan)
+    monkeypatch.setattr(
+        "motionmerge.merge.export.stream", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        export_two_experts(recipe, wan / "base", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    assert export_two_experts(recipe, wan / "base", tmp_path / "out", dry_run=True).path is None
+    assert not list(tmp_path.iterdir())
+    export_two_experts(recipe, wan / "base", tmp_path / "out")
+    (tmp_path / "out" / "old").touch()
+    export_two_experts(recipe, wan / "base", tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out" / "old").exists() and load(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    index = json.loads((wan / "base" / "model_index.json").read_text())
+    assert "boundary_ratio" not in index or index["boundary_ratio"] is None
+
+
+def test_signed_loras_on_the_loaded_model_mean_the_pipeline(wan, tmp_path):
+    q = "transformer.blocks.0.attn1.to_q"
+    style = {f"{q}.lora_A.weight": torch.ones(1, 24), f"{q}.lora_B.weight": torch.ones(24, 1)}
+    save_weights(tmp_path / "style.safetensors", style)
+    recipe = Recipe.parse(
+        """
+inputs: {base: 'memory:base', style: style.safetensors}
+experts: {away: 'base + lora(style, -0.5)', closer: 'base + lora(style, 1.0)'}
+schedule: [{expert: away, above: 0.9}, {expert: closer}]
+""",
+        folder=tmp_path,
+    )
+    export_two_experts(recipe, wan / "base", tmp_path / "out")
+    base = Checkpoint.load(wan / "base" / "transformer").tensors()
+    for module, scale in (("transformer", -0.5), ("transformer_2", 1.0)):
+        found = Checkpoint.load(tmp_path / "out" / module).tensors()
+        name = "blocks.0.attn1.to_q.weight"
+        torch.testing.assert_close(found[name], base[name] + scale)
+        assert all(torch.equal(found[n], base[n]) for n in base if n != name)

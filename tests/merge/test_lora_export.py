@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 
-import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -16,8 +14,7 @@ from diffusers import (
 )
 from safetensors.torch import load_file, save_file
 
-from motionmerge.errors import CheckpointError, ConfigError, RecipeError
-from motionmerge.io.weights import open_weights
+from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.merge.algebra import Checkpoint
 from motionmerge.merge.engine import realise
 from motionmerge.merge.export_names import naming, parts_of_model
@@ -30,7 +27,7 @@ from motionmerge.merge.recipe import Recipe
 
 from .tiny_denoisers import DENOISERS, state_of
 
-FULL_RANK = 256
+FULL_RANK = 64
 MORE = Recipe.parse("inputs: {base: a, tuned: b}\nexperts: {more: base + 2 * (tuned - base)}")
 
 
@@ -56,19 +53,74 @@ def different(found, wanted):
     return {name for name in wanted if not torch.equal(found[name], wanted[name])}
 
 
+def named(state, names):
+    """Give a model other names."""
+    (part,) = parts_of_model({name: tuple(value.shape) for name, value in state.items()})
+    return {
+        name: torch.cat([state[p.name].flatten()[p.begin : p.end] for p in tensor.pieces]).reshape(
+            tensor.shape
+        )
+        for name, tensor in names(part).items()
+    }
+
+
+def rank_of(state):
+    return max(min(value.flatten(1).shape) for value in state.values() if value.ndim > 1)
+
+
+def applied(state, tensors):
+    """Add a LoRA file to a model whose tensors have its names, by plain arithmetic."""
+    result, left = {}, dict(tensors)
+    for name, value in state.items():
+        path, _, leaf = name.rpartition(".")
+        keys = {
+            "weight": (f"{path}.lora_A.weight", f"{path}.lora_B.weight", f"{path}.diff"),
+            "bias": (f"{path}.lora_B.bias", f"{path}.diff_b"),
+        }.get(leaf, (f"{name}.diff",))
+        parts = [left.pop(key) for key in keys if key in left]
+        if len(parts) == 2:
+            parts = [(parts[1].flatten(1) @ parts[0].flatten(1)).view(value.shape)]
+        result[name] = value + parts[0] if parts else value
+    assert not left
+    return result
+
+
 @pytest.mark.parametrize("kind", DENOISERS)
 @pytest.mark.parametrize("target", TARGETS)
+def test_a_file_of_full_rank_gives_the_expert_bit_for_bit_under_the_names_of_the_tool(
+    kind, target, tmp_path
+):
+    inputs = inputs_of(kind)
+    tool, rank = TARGETS[target], rank_of(inputs["base"])
+    written = export_loras(MORE, tmp_path, rank=rank, target=target, inputs=inputs)["more"]
+    expert = realise(MORE, inputs=inputs)["more"]
+    expert |= {name: inputs["base"][name] for name in written.left_out}
+    base, wanted = (
+        named(state, naming(tool.style, tool.front)) for state in (inputs["base"], expert)
+    )
+    assert not different(applied(base, load_file(tmp_path / "more.safetensors")), wanted)
+    total = written.groups["all"]
+    assert total.captured + total.left_out == pytest.approx(1)
+    if tool.plain_differences and not tool.drops:
+        assert not written.left_out and total.captured == pytest.approx(1)
+
+
+READ_BACK = [
+    *(("motionmerge", kind) for kind in DENOISERS),
+    *(("diffusers", kind) for kind in DENOISERS),
+    *((tool, kind) for tool in ("comfyui", "wan2gp") for kind in ("wan", "vace", "ltx", "ltx-2")),
+]
+
+
+@pytest.mark.parametrize(("target", "kind"), READ_BACK)
 def test_a_lora_of_full_rank_comes_back_bit_for_bit_but_for_what_it_names(kind, target, tmp_path):
     inputs = inputs_of(kind)
-    written = export_loras(MORE, tmp_path, rank=FULL_RANK, target=target, inputs=inputs)["more"]
+    rank = rank_of(inputs["base"])
+    written = export_loras(MORE, tmp_path, rank=rank, target=target, inputs=inputs)["more"]
     expert = realise(MORE, inputs=inputs)["more"]
     found = again(inputs["base"], tmp_path / "more.safetensors")
     assert different(found, expert) == set(written.left_out)
     assert all(torch.equal(found[name], inputs["base"][name]) for name in written.left_out)
-    total = written.groups["all"]
-    assert total.captured + total.left_out == pytest.approx(1)
-    if target in ("comfyui", "motionmerge"):
-        assert not written.left_out and total.captured == pytest.approx(1)
 
 
 @pytest.mark.parametrize("kind", ["wan", "hunyuan-video", "ltx", "cogvideox"])
@@ -76,24 +128,16 @@ def test_original_named_files_give_the_same_lora_as_diffusers_named_ones(kind, t
     inputs = inputs_of(kind)
     export_loras(MORE, tmp_path / "ours", rank=4, target="comfyui", inputs=inputs)
     for prefix in ("", "model.diffusion_model."):
-        theirs = {name: original(state, prefix) for name, state in inputs.items()}
+        theirs = {
+            name: named(state, naming("original", lambda _, front=prefix: front))
+            for name, state in inputs.items()
+        }
         export_loras(MORE, tmp_path / "theirs", rank=4, target="comfyui", inputs=theirs,
                      overwrite=True)  # fmt: skip
         found, wanted = (load_file(tmp_path / n / "more.safetensors") for n in ("theirs", "ours"))
         assert found.keys() == wanted.keys()
         for name, value in wanted.items():
             torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
-
-
-def original(state, prefix, style="original"):
-    """Give a model the names of its original code."""
-    (part,) = parts_of_model({name: tuple(value.shape) for name, value in state.items()})
-    return {
-        prefix + name: torch.cat(
-            [state[p.name].flatten()[p.begin : p.end] for p in tensor.pieces]
-        ).reshape(tensor.shape)
-        for name, tensor in naming(style, "")(part).items()
-    }
 
 
 def test_the_names_are_those_that_each_tool_loads(tmp_path):
@@ -125,7 +169,7 @@ def test_wan2gp_gets_factors_of_linear_layers_only_and_no_modulation(tmp_path):
     assert len(written.left_out) == 3 and "Left out" in str(written)
 
 
-# --- what diffusers makes of the files -----------------------------------------------------------
+# what diffusers makes of the files
 
 
 def tiny_wan(seed):
@@ -229,7 +273,8 @@ def test_files_of_two_denoisers_come_back_exactly_where_they_are_restricted(pair
         f"""
 inputs: {{base: {pair}/base, h: {tmp_path}/fast_high_noise.safetensors,
           l: {tmp_path}/calm_low_noise.safetensors}}
-experts: {{both: 'base + only(lora(h, 1.0), "transformer.*") + only(lora(l, 1.0), "transformer_2.*")'}}
+experts:
+  both: 'base + only(lora(h, 1.0), "transformer.*") + only(lora(l, 1.0), "transformer_2.*")'
 """
     )  # fmt: skip
     found, experts = realise(back)["both"], realise(recipe_of(pair))
@@ -258,14 +303,14 @@ def test_comfyui_is_told_where_its_samplers_are_cut(pair, tmp_path):
     )
     text = "\n".join(written.usage)
     assert "fast_high_noise: LoraLoaderModelOnly on the high-noise model" in text
-    assert "falls to 0.9" in text
+    assert "falls to 0.9" in text  # where the denoisers change; the recipe's boundary is below
     share = float(re.search(r"([\d.]+) x steps at shift 5", text)[1])
     scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
     scheduler.set_timesteps(1000)
     assert share == pytest.approx(float((scheduler.sigmas > 0.9).float().mean()), abs=0.01)
 
 
-# --- factors ---------------------------------------------------------------------------------------
+# factors
 
 
 def spectrum(kind, rows=1500, columns=1200):
@@ -287,7 +332,7 @@ def test_the_factors_of_a_large_matrix_hold_nearly_what_the_best_ones_do(kind):
     found = factors_of(matrix, rank=32, name="x")
     left = (matrix - found.up @ found.down).double().square().sum()
     held = matrix.double().square().sum() - left
-    assert held / best > (0.995 if kind == "flat" else 0.9999)
+    assert held / best > (0.98 if kind == "flat" else 0.9999)
     assert found.held == pytest.approx(float(held), rel=1e-3)
     assert not found.is_whole
 
@@ -318,7 +363,7 @@ def test_a_file_does_not_depend_on_the_order_in_which_threads_finish(tmp_path, m
     assert made[0] == made[1] == made[2]
 
 
-# --- refusals --------------------------------------------------------------------------------------
+# refusals
 
 
 def test_a_dry_run_says_what_there_will_be_and_writes_nothing(tmp_path):
@@ -370,11 +415,9 @@ def test_signed_loras_on_a_loaded_model_are_exported_with_a_base(tmp_path):
     )
     with pytest.raises(CheckpointError, match="in memory") as error:
         export_loras(recipe, tmp_path / "out", rank=1)
-    assert "--input base=" in error.value.fix
+    assert "inputs={'base'" in error.value.fix
     export_loras(recipe, tmp_path / "out", rank=1, inputs={"base": base})
     tensors = load_file(tmp_path / "out" / "away.safetensors")
     product = tensors[f"{q}.lora_B.weight"] @ tensors[f"{q}.lora_A.weight"]
     torch.testing.assert_close(product, torch.full((24, 24), -0.5))
     assert len(tensors) == 2
-
-

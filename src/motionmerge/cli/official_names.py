@@ -13,7 +13,7 @@ from motionmerge.io.torch_file import torch_file
 from motionmerge.io.weights import open_weights
 from motionmerge.io.weights_writer import weights_file
 from motionmerge.merge.export_files import Opener
-from motionmerge.merge.export_names import Part, naming
+from motionmerge.merge.export_names import Part, diffusion_model, naming
 from motionmerge.merge.pieces import Layout, Piece, Pieced, whole
 from motionmerge.merge.plan import Sink
 from motionmerge.models.dynamicrafter.checkpoint_folder import UNUSED_FILE, official_tensors
@@ -26,7 +26,7 @@ _BY_NAME = {component.name: component for component in COMPONENTS}
 def lora_names(part: Part) -> Layout:
     """Return the names of a LoRA: official ones of DynamiCrafter, else those of ComfyUI."""
     if not _is_dynamicrafter(part):
-        return naming("comfyui", "diffusion_model.")(part)
+        return naming("comfyui", diffusion_model)(part)
     return {name.removeprefix("model."): tensor for name, tensor in official_names(part).items()}
 
 

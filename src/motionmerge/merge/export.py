@@ -162,7 +162,7 @@ def check_new_folder(output: Path, *, beside: Path, overwrite: bool) -> None:
     if output.resolve() == beside.resolve() or (output.exists() and not overwrite):
         raise ConfigError(
             f"{output} exists already.",
-            fix="Choose another folder, or pass overwrite=True (--overwrite).",
+            fix="Choose another folder, or pass `overwrite=True`.",
         )
     if beside.resolve().is_relative_to(output.resolve()):
         raise ConfigError(f"{output} holds {beside}.", fix="Choose another folder.")

@@ -19,7 +19,7 @@ from motionmerge.io.weights import open_weights
 from motionmerge.io.weights_writer import weights_file
 from motionmerge.merge.algebra import Checkpoint, result_specs
 from motionmerge.merge.coverage import Missing, check_coverage
-from motionmerge.merge.export_names import Naming, Part, naming, parts_of_model
+from motionmerge.merge.export_names import Naming, Part, naming, nothing, parts_of_model
 from motionmerge.merge.export_sinks import RenamingSink, renamed_specs
 from motionmerge.merge.export_targets import (
     ExportFile,
@@ -130,7 +130,7 @@ def export_comfyui(
     return export_files(
         recipe,
         output,
-        names=naming("single_file", prefix=""),
+        names=naming("single_file", nothing),
         plan=plan_files,
         inputs=inputs,
         missing=missing,

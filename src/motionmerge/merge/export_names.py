@@ -47,13 +47,6 @@ class Part:
         """It is a denoiser, which other tools load alone."""
         return self.module != "image_projector"
 
-    @property
-    def module_in_diffusers(self) -> str:
-        """What a pipeline of diffusers calls it."""
-        if self.module:
-            return self.module
-        return "unet" if any(n.startswith(_UNET_STARTS) for n in self.shapes) else "transformer"
-
     def of_model(self, layout: Layout) -> Layout:
         """Return a layout of its own tensors as one of the model's."""
         return composed(layout, {n: whole(self.names[n], s) for n, s in self.shapes.items()})
@@ -78,20 +71,46 @@ def parts_of_model(shapes: Shapes) -> list[Part]:
     ]
 
 
-def naming(style: Style, prefix: str | None = None) -> Naming:
+def naming(style: Style, front: Callable[[Part], str]) -> Naming:
     """Return how tensors are called in a style; original names must be known of the family.
 
     Args:
         style: The style.
-        prefix: What stands in front of the names; None for the module's name in diffusers.
+        front: What stands in front of the names of a module.
     """
 
     def layout(part: Part) -> Layout:
-        front = f"{part.module_in_diffusers}." if prefix is None else prefix
         named = part.of_model(renamed(part.shapes, style))
-        return {front + name: tensor for name, tensor in named.items()}
+        return {front(part) + name: tensor for name, tensor in named.items()}
 
     return layout
+
+
+def module_in_diffusers(part: Part) -> str:
+    """Return what a pipeline of diffusers calls a module, and a dot."""
+    is_unet = any(name.startswith(_UNET_STARTS) for name in part.shapes)
+    return f"{part.module or ('unet' if is_unet else 'transformer')}."
+
+
+def either_denoiser(part: Part) -> str:
+    """Return what a LoRA of diffusers calls either of two denoisers, and a dot."""
+    return module_in_diffusers(part).replace("transformer_2.", "transformer.")
+
+
+def nothing(part: Part) -> str:
+    """Return no prefix, as in files of one denoiser."""
+    return ""
+
+
+def diffusion_model(part: Part) -> str:
+    """Return what ComfyUI calls any denoiser, and a dot."""
+    return "diffusion_model."
+
+
+def family_of(shapes: Shapes) -> str | None:
+    """Return the family of a denoiser under either name; None if none is known."""
+    theirs = _original_style(shapes)
+    return family_of_names(shapes) if theirs is None else theirs.family
 
 
 def renamed(shapes: Shapes, style: Style) -> Layout:
@@ -105,24 +124,26 @@ def renamed(shapes: Shapes, style: Style) -> Layout:
     ours = same if theirs is None else to_ours(shapes, theirs).layout
     if style == "diffusers":
         return ours
-    family = family_of_names(shapes)
-    wanted = _written(family, style)
-    if wanted is None:
+    family = family_of(shapes)
+    known = _written(family, style)
+    if not known:
         families = dict.fromkeys(names.family for names in STYLES)
         raise ConfigError(
             f"No original names are known for a model with `{next(iter(shapes), '(no tensors)')}`.",
             fix=f"Use the names of diffusers; original ones are known of {', '.join(families)}.",
         )
-    if theirs is not None and theirs is wanted:
-        return same
-    converted = to_theirs({name: tensor.shape for name, tensor in ours.items()}, wanted)
-    if converted.left:
-        raise ConfigError(
-            f"No original name is known of {len(converted.left)} tensors of this "
-            f"{wanted.family}, e.g. `{converted.left[0]}`.",
-            fix="Use the names of diffusers, and report the model.",
-        )
-    return composed(converted.layout, ours)
+    left: tuple[str, ...] = ()
+    for names in known:
+        if names is theirs:
+            return same
+        converted = to_theirs({name: tensor.shape for name, tensor in ours.items()}, names)
+        if not converted.left:
+            return composed(converted.layout, ours)
+        left = left or converted.left
+    raise ConfigError(
+        f"No original name is known of {len(left)} tensors of this {family}, e.g. `{left[0]}`.",
+        fix="Use the names of diffusers, and report the model.",
+    )
 
 
 _PACKED_15 = replace(
@@ -140,14 +161,14 @@ _PACKED_15 = replace(
 )
 
 
-def _written(family: str | None, style: Style) -> Names | None:
-    """Return the names of a family in a style; the first known ones are ComfyUI's spelling."""
+def _written(family: str | None, style: Style) -> list[Names]:
+    """Return the names of a family in a style, to be tried in turn; ComfyUI's own are the first."""
     known = [names for names in STYLES if names.family == family]
     if style == "single_file" and family == _PACKED_15.family:
-        return _PACKED_15
-    if style != "comfyui":
-        known = [names for names in known if "ComfyUI" not in names.style]
-    return known[0] if known else None
+        return [_PACKED_15]
+    if style == "comfyui":
+        return known
+    return [names for names in known if "ComfyUI" not in names.style]
 
 
 def _original_style(shapes: Shapes) -> Names | None:

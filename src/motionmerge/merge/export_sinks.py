@@ -89,7 +89,7 @@ def renamed_specs(layout: Layout, specs: Mapping[str, ResultSpec]) -> dict[str, 
             held = ", ".join(f"`{name}` is {dtype_name(dtype)}" for dtype, name in dtypes.items())
             raise CheckpointError(
                 f"`{target}` consists of tensors with different dtypes: {held}.",
-                fix="Choose one dtype for all: --dtype bf16 (`dtype='bf16'`).",
+                fix="Choose one for all with `dtype`, e.g. bf16.",
             )
         found[target] = (next(iter(dtypes)), tensor.shape)
     return found

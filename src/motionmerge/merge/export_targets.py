@@ -7,13 +7,19 @@ take a file for each.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from motionmerge.errors import ConfigError
 from motionmerge.io.atomic import check_file
-from motionmerge.merge.export_names import Part, Style
+from motionmerge.merge.export_names import (
+    Part,
+    Style,
+    diffusion_model,
+    either_denoiser,
+    module_in_diffusers,
+)
 from motionmerge.merge.recipe import InputValue, Recipe
 from motionmerge.merge.sources import Origin
 from motionmerge.schedule import ScheduleEntry
@@ -33,7 +39,7 @@ class Target:
         name: What `--for` calls it.
         title: What it calls itself.
         style: The names that it knows.
-        prefix: What it wants in front of them; None for the module's name in diffusers.
+        front: What it wants in front of them.
         each_denoiser: It wants a file for each denoiser.
         plain_differences: It reads `.diff` and `.diff_b`, the differences that no matrices hold.
         most_dimensions: Weights of so many dimensions it reads as two factors.
@@ -43,19 +49,19 @@ class Target:
     name: str
     title: str
     style: Style
-    prefix: str | None
+    front: Callable[[Part], str]
     each_denoiser: bool
     plain_differences: bool
     most_dimensions: int
     drops: tuple[str, ...] = ()
 
 
-DIFFUSERS = Target("diffusers", "diffusers", "diffusers", None, True, False, 5)
+DIFFUSERS = Target("diffusers", "diffusers", "diffusers", either_denoiser, True, False, 5)
 # ComfyUI reads factors of 5-d kernels, but diffusers, which reads the other keys, refuses the file.
-COMFYUI = Target("comfyui", "ComfyUI", "comfyui", "diffusion_model.", True, True, 4)
+COMFYUI = Target("comfyui", "ComfyUI", "comfyui", diffusion_model, True, True, 4)
 # Wan2GP multiplies factors of linear layers only, and drops the changes of modulations.
-WAN2GP = Target("wan2gp", "Wan2GP", "original", "diffusion_model.", True, True, 2, ("modulation",))
-MOTIONMERGE = Target("motionmerge", "motionmerge", "diffusers", None, False, True, 5)
+WAN2GP = Target("wan2gp", "Wan2GP", "original", diffusion_model, True, True, 2, ("modulation",))
+MOTIONMERGE = Target("motionmerge", "motionmerge", "diffusers", module_in_diffusers, False, True, 5)
 
 TARGETS: Mapping[str, Target] = {
     target.name: target for target in (COMFYUI, DIFFUSERS, WAN2GP, MOTIONMERGE)
@@ -305,7 +311,7 @@ def check_paths(paths: Iterable[Path], *, overwrite: bool) -> None:
         if path.exists() and not overwrite:
             raise ConfigError(
                 f"{path} exists already.",
-                fix="Choose another folder, or pass overwrite=True (--overwrite).",
+                fix="Choose another folder, or pass `overwrite=True`.",
             )
 
 

@@ -21,7 +21,7 @@ from motionmerge.io.atomic import check_folder, prepare_folder
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint, Difference
 from motionmerge.merge.coverage import Missing, check_coverage
-from motionmerge.merge.export_names import Naming, naming, parts_of_model
+from motionmerge.merge.export_names import Naming, family_of, naming, parts_of_model
 from motionmerge.merge.export_sinks import Zeros
 from motionmerge.merge.export_targets import (
     DIFFUSERS,
@@ -36,7 +36,6 @@ from motionmerge.merge.export_targets import (
 )
 from motionmerge.merge.lora_energy import Energy
 from motionmerge.merge.lora_layers import LoraLayers
-from motionmerge.merge.original_names import family_of_names
 from motionmerge.merge.plan import Job
 from motionmerge.merge.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.merge.sources import OpenInputs, Origin, Source
@@ -81,8 +80,9 @@ class LoraExport:
     def __str__(self) -> str:
         modules = ", ".join(module for module in self.modules if module)
         lines = [
-            f"{self.formula}{' of ' if modules else ''}{modules}, as a LoRA of rank {self.rank} "
-            f"for {self.base} -> {self.path or '(dry run: nothing was written)'}"
+            f"{self.formula}, as a LoRA of rank {self.rank} for {self.base}"
+            f"{f' ({modules})' if modules else ''} -> "
+            f"{self.path or '(dry run: nothing was written)'}"
         ]
         if self.groups:
             lines.append(
@@ -191,7 +191,7 @@ def export_loras(
             plan = plan_whole_files(recipe, parts, origins[base])
         paths = {file: output / f"{file.stem}.safetensors" for file in plan.files}
         check_paths(paths.values(), overwrite=overwrite or dry_run)
-        named = names or naming(chosen.style, chosen.prefix)
+        named = names or naming(chosen.style, chosen.front)
         layouts = {part.module: named(part) for part in parts}
         layers = {
             file: LoraLayers(
@@ -214,11 +214,11 @@ def export_loras(
                     raise CheckpointError(
                         f"`{file.stem}` would be empty: `{file.expert}` equals `{base}` in every "
                         "layer of it.",
-                        fix="Give the input that the LoRA is to be added to: `base=` (--base).",
+                        fix="Name the input that the LoRA is to be added to with `base`.",
                     )
             for file, held in layers.items():
                 held.write(paths[file], _metadata(pinned, file, base))
-    family = family_of_names(next(part for part in parts if part.is_denoiser).shapes)
+    family = family_of(next(part for part in parts if part.is_denoiser).shapes)
     files = {
         file.stem: LoraExport(
             path=None if dry_run else str(paths[file]),
