@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -81,7 +82,8 @@ def test_loras_are_written_with_a_table_of_what_they_hold(work):
     code, output, error = call("export", "loras", "recipe.yaml", "-o", "out", "--rank", 2)
     assert code == 0, error
     assert "dynamics = base - 0.25 * (tuned - base), as a LoRA of rank 2 for base" in output
-    assert "rank 90%" in output
+    assert "rank 90%" in output and "of the change" in output
+    assert "Left out, as diffusers loads none" in output and "pipe.load_lora_weights(" in output
     with open_weights("out/dynamics.safetensors") as reader:
         assert all(name.startswith("unet.") for name in reader.keys())  # noqa: SIM118
 
@@ -103,9 +105,59 @@ def test_a_lora_in_official_keys_fits_the_official_file(work):
     ).tensors()
     expert = torch.load("whole/dynamics.ckpt")["state_dict"]
     changed = [name for name in unet if not torch.equal(merged[name], unet[name])]
-    assert changed == [n for n in unet if n.endswith(".weight") and unet[n].ndim > 1]
+    assert changed == list(unet)
     for name in changed:
         torch.testing.assert_close(merged[name], expert[name], atol=1e-5, rtol=1e-4)
+
+
+def test_a_dry_run_of_an_export_writes_nothing(work):
+    for words in (("loras",), ("original", "--folder", "folder")):
+        code, output, error = call("export", *words, "recipe.yaml", "-o", "out", "--dry-run")
+        assert code == 0, error
+        assert "dry run" in output and not (work / "out").exists()
+
+
+def test_an_official_file_may_lack_no_tensor_of_the_folder(work):
+    with open_weights("folder/unet") as reader:
+        names = reader.keys()
+        part = {f"unet.{name}": reader.read(name) for name in names if "fps" not in name}
+    save_file(part, "part.safetensors")
+    save_file({name: 2 * value for name, value in part.items()}, "tuned.safetensors")
+    words = ("export", "original", "recipe.yaml", "--folder", "folder", "-o", "out")
+    code, _, error = call(*words, "--input", "base=part.safetensors")
+    assert code == 2 and "does not give the tensors of" in error and "Fix:" in error
+    assert not list((work / "out").iterdir()) if (work / "out").exists() else True
+
+
+def test_names_are_chosen_once_and_only_where_they_are_known(work):
+    words = ("export", "loras", "recipe.yaml", "-o", "out")
+    code, _, error = call(*words, "--for", "comfyui", "--keys", "original")
+    assert code == 2 and "both choose the names" in error
+    code, _, error = call(*words, "--for", "comfyui")
+    assert code == 2 and "No original names are known" in error
+    code, _, error = call("export", "comfyui", "recipe.yaml", "-o", "out")
+    assert code == 2 and "No original names are known" in error
+
+
+def test_a_wan_expert_is_exported_for_comfyui_and_wan2gp(work):
+    torch.manual_seed(0)
+    base = WanTransformer3DModel(
+        num_attention_heads=1, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=8,
+        freq_dim=8, ffn_dim=8, num_layers=1,
+    ).state_dict()  # fmt: skip
+    save_file(base, "weights.safetensors")
+    save_file({name: value + 0.1 for name, value in base.items()}, "tuned.safetensors")
+    (work / "recipe.yaml").write_text(RECIPE.replace("base: weights", "base: weights.safetensors"))
+    code, output, error = call("export", "comfyui", "recipe.yaml", "-o", "whole")
+    assert code == 0, error
+    assert "head.modulation" in load_file("whole/dynamics.safetensors")
+    assert "models/diffusion_models" in output
+    for tool, text in (("comfyui", "models/loras"), ("wan2gp", "Loras Multipliers: 1")):
+        words = ("export", "loras", "recipe.yaml", "--for", tool, "--rank", 2, "-o", tool)
+        code, output, error = call(*words)
+        assert code == 0, error
+        assert text in output
+        assert json.loads(call(*words, "--overwrite", "--json")[1])["dynamics"]["rank"] == 2
 
 
 def test_two_experts_of_a_model_that_has_no_place_for_them_are_refused(work):

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from motionmerge.cli.merge import (
+    DryRunOption,
     DtypeOption,
     JsonOption,
     MissingOption,
     OutputOption,
     checked_missing,
     parse_inputs,
+    progress_bar,
 )
-from motionmerge.cli.outputs import OverwriteOption, check_output_file, check_output_folder
-from motionmerge.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from motionmerge.merge.lora_layout import StoredLayer
+from motionmerge.cli.outputs import OverwriteOption, check_output_folder
+from motionmerge.errors import CheckpointError, ConfigError
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
 InputOption = Annotated[
@@ -46,8 +44,17 @@ class LoraKeys(str, Enum):
     ORIGINAL = "original"
 
 
+class LoraTool(str, Enum):
+    """Tools that load LoRAs."""
+
+    COMFYUI = "comfyui"
+    DIFFUSERS = "diffusers"
+    WAN2GP = "wan2gp"
+    MOTIONMERGE = "motionmerge"
+
+
 export_app = typer.Typer(
-    help="Write a recipe's experts for other tools: a two-expert folder, LoRAs, original files.",
+    help="Write a recipe's experts for other tools: LoRAs, single files, a two-expert folder.",
     no_args_is_help=True,
 )
 
@@ -60,6 +67,7 @@ def two_experts(
     replaced: InputOption = None,
     dtype: DtypeOption = None,
     missing: MissingOption = "error",
+    dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -67,22 +75,31 @@ def two_experts(
     from motionmerge.merge.export import export_two_experts
 
     check_output_folder(output.parent)
-    written = export_two_experts(
-        recipe,
-        pipeline,
-        output,
-        inputs=parse_inputs(replaced or []),
-        missing=checked_missing(missing),
-        dtype=dtype,
-        overwrite=overwrite,
-    )
+    with progress_bar("export") as progress:
+        written = export_two_experts(
+            recipe,
+            pipeline,
+            output,
+            inputs=parse_inputs(replaced or []),
+            missing=checked_missing(missing),
+            dtype=dtype,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            progress=progress,
+        )
     if as_json:
         print(json.dumps(asdict(written), indent=2))
         return
     for module, expert in written.modules.items():
-        print(f"{module:14} {expert}, {written.tensors[module]:,} tensors")
+        share = written.survived.get(module)
+        survives = "" if share is None else f", {share:.1%} of the change survives rounding"
+        print(f"{module:14} {expert}, {written.tensors[module]:,} tensors{survives}")
     print(f"boundary_ratio {written.boundary_ratio}")
-    print(f"Wrote {output}. Load it with diffusers' `from_pretrained`.")
+    print(
+        "Dry run: nothing was written."
+        if dry_run
+        else f"Wrote {output}. diffusers loads it: `from_pretrained`."
+    )
 
 
 @export_app.command("loras")
@@ -93,36 +110,90 @@ def loras(
     base: Annotated[
         str | None, typer.Option(help="The recipe's input that the LoRAs are for.")
     ] = None,
+    tool: Annotated[
+        LoraTool | None,
+        typer.Option(
+            "--for",
+            help="The tool that is to load them: names, a file for each denoiser of a pair, and "
+            "what to type there.",
+        ),
+    ] = None,
     keys: Annotated[
-        LoraKeys, typer.Option(help="Names of diffusers, or of the family's original code.")
-    ] = LoraKeys.DIFFUSERS,
+        LoraKeys | None,
+        typer.Option(help="Instead of --for: names of diffusers, or of the original code."),
+    ] = None,
     replaced: InputOption = None,
     dtype: DtypeOption = None,
     missing: MissingOption = "error",
+    dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write one LoRA per expert, and how much of the change it holds."""
+    """Write LoRAs of the experts, how much of the change they hold, and what loads them."""
+    from motionmerge.cli.official_names import lora_names
     from motionmerge.merge.lora_export import export_loras
-    from motionmerge.merge.lora_layout import diffusers_layout
 
+    if tool is not None and keys is not None:
+        raise ConfigError("--for and --keys both choose the names.", fix="Leave one of them out.")
+    original = keys is LoraKeys.ORIGINAL
     check_output_folder(output)
-    written = export_loras(
-        recipe,
-        output,
-        rank=rank,
-        base=base,
-        layout=diffusers_layout if keys is LoraKeys.DIFFUSERS else _original_layout,
-        inputs=parse_inputs(replaced or []),
-        missing=checked_missing(missing),
-        dtype=dtype or "fp32",
-        overwrite=overwrite,
-    )
+    with progress_bar("export") as progress:
+        written = export_loras(
+            recipe,
+            output,
+            rank=rank,
+            base=base,
+            target="comfyui" if original else None if tool is None else tool.value,
+            names=lora_names if original else None,
+            inputs=parse_inputs(replaced or []),
+            missing=checked_missing(missing),
+            dtype=dtype or "fp32",
+            overwrite=overwrite,
+            dry_run=dry_run,
+            progress=progress,
+        )
     if as_json:
         print(json.dumps({name: found.to_dict() for name, found in written.items()}, indent=2))
         return
     for name, found in written.items():
         print(f"{name} = {found}")
+    for line in written.usage:
+        print(line)
+
+
+@export_app.command("comfyui")
+def comfyui(
+    recipe: RecipeArgument,
+    output: OutputOption,
+    replaced: InputOption = None,
+    dtype: DtypeOption = None,
+    missing: MissingOption = "error",
+    dry_run: DryRunOption = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write each expert as one file with original names, and of a pair one for each denoiser."""
+    from motionmerge.merge.export_files import export_comfyui
+
+    check_output_folder(output)
+    with progress_bar("export") as progress:
+        written = export_comfyui(
+            recipe,
+            output,
+            inputs=parse_inputs(replaced or []),
+            missing=checked_missing(missing),
+            dtype=dtype,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    if as_json:
+        print(json.dumps({name: found.to_dict() for name, found in written.items()}, indent=2))
+        return
+    for name, found in written.items():
+        print(f"{name} = {found}")
+    print("ComfyUI loads it: put it into models/diffusion_models, node Load Diffusion Model.")
+    print("Wan2GP: a finetune whose `URLs` names the first file, `URLs2` the second.")
 
 
 @export_app.command("original")
@@ -136,75 +207,44 @@ def original(
     replaced: InputOption = None,
     dtype: DtypeOption = None,
     missing: MissingOption = "error",
+    dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write each expert as one DynamiCrafter file in the official layout."""
-    from motionmerge.io.atomic import prepare_folder, scratch_folder
-    from motionmerge.merge.export import export_folder
+    from motionmerge.cli.official_names import official_file, official_names
+    from motionmerge.merge.export_files import export_files
+    from motionmerge.merge.export_targets import own_model
     from motionmerge.merge.recipe import Recipe
-    from motionmerge.models.dynamicrafter.checkpoint_folder import to_official
+    from motionmerge.models.dynamicrafter.checkpoint_folder import official_tensors
 
     loaded = Recipe.load(recipe)
-    modules = [name for name in ("unet", "image_projector") if (folder / name).is_dir()]
-    if not modules:
+    if not (folder / "unet").is_dir():
         raise CheckpointError(
             f"{folder} has no `unet`.", fix="Give the folder that `motionmerge convert` wrote."
         )
-    paths = {expert: output / f"{expert}.{file_format.value}" for expert in loaded.experts}
-    for path in paths.values():
-        check_output_file(path, overwrite=overwrite)
-    prepare_folder(output)
-    counts = {}
-    with scratch_folder(output) as scratch:
-        for expert, path in paths.items():
-            export_folder(
-                loaded,
-                folder,
-                scratch / "folder",
-                modules=dict.fromkeys(modules, expert),
-                inputs=parse_inputs(replaced or []),
-                missing=checked_missing(missing),
-                dtype=dtype,
-                overwrite=True,
-            )
-            counts[str(path)] = to_official(scratch / "folder", scratch / path.name)
-        for path in paths.values():  # all experts, or none of them
-            (scratch / path.name).replace(path)
+    check_output_folder(output)
+    with progress_bar("export") as progress:
+        written = export_files(
+            loaded,
+            output,
+            names=official_names,
+            ending=f".{file_format.value}",
+            opener=official_file(folder),
+            inputs=own_model(loaded, folder, parse_inputs(replaced or [])),
+            missing=checked_missing(missing),
+            dtype=dtype,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    with official_tensors(folder) as tensors:
+        counts = {str(found.path or name): len(tensors) for name, found in written.items()}
     if as_json:
         print(json.dumps(counts, indent=2))
         return
-    for written, count in counts.items():
-        print(f"Wrote {count:,} tensors to {written}.")
-
-
-def _original_layout(shapes: Mapping[str, tuple[int, ...]]) -> list[StoredLayer]:
-    """Name a LoRA's layers as the original code does; DynamiCrafter's names are its key maps'."""
-    from motionmerge.merge.lora_layout import StoredLayer, matrices, original_layout
-    from motionmerge.models.dynamicrafter.conversion import COMPONENTS
-
-    if not any("down_stages." in name for name in shapes):
-        return original_layout(shapes)
-    layers = []
-    prefixed = any(name.startswith("unet.") for name in shapes)
-    for component in COMPONENTS:
-        if not prefixed and component.name != "unet":
-            continue
-        prefix = f"{component.name}." if prefixed else ""
-        own = {
-            name.removeprefix(prefix): shape
-            for name, shape in shapes.items()
-            if name.startswith(prefix)
-        }
-        can_change = set(matrices(own))
-        pairs, _ = component.our_map(own).pair_ours(own) if own else ([], [])
-        layers += [
-            StoredLayer(
-                component.long_name(pair.official).removeprefix("model.").removesuffix(".weight"),
-                tuple(f"{prefix}{name}" for name in pair.ours),
-                pair.unit_dims,
-            )
-            for pair in pairs
-            if can_change.issuperset(pair.ours)
-        ]
-    return layers
+    for name, found in written.items():
+        print(f"{name} = {found}")
+    for path, count in counts.items():
+        print(f"{'Would write' if dry_run else 'Wrote'} {count:,} tensors to {path}.")
+    print("The official code of DynamiCrafter loads it, and `motionmerge convert`.")

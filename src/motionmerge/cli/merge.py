@@ -105,7 +105,7 @@ def carry_out(recipe: Recipe, output: Path, *, as_json: bool, **options: Any) ->
     from motionmerge.merge.engine import merge as run
 
     check_output_folder(output)
-    with _progress_bar() as progress:
+    with progress_bar("merge") as progress:
         report = run(recipe, output, progress=progress, **options)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report)
 
@@ -128,7 +128,7 @@ def parse_inputs(pairs: Iterable[str], *, flag: str = "--input") -> dict[str, st
 
 
 @contextmanager
-def _progress_bar() -> Iterator[Progress | None]:
+def progress_bar(task_name: str) -> Iterator[Progress | None]:
     """Show bytes, rate and time left; nothing where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None
@@ -144,5 +144,5 @@ def _progress_bar() -> Iterator[Progress | None]:
 
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("merge", total=None)
+        task = bar.add_task(task_name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

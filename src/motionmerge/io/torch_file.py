@@ -1,4 +1,4 @@
-"""Write tensors in the format of `torch.save`, one in memory at a time.
+"""Write tensors in the format of `torch.save`, in any order and in any pieces.
 
 Layout: an uncompressed zip archive; `data.pkl` describes the tensors, `data/<number>` holds the
 bytes of each. Source: torch/serialization.py and caffe2/serialize/inline_container.cc of PyTorch.
@@ -7,12 +7,16 @@ bytes of each. Source: torch/serialization.py and caffe2/serialize/inline_contai
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
 import sys
 import zipfile
+import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +40,9 @@ _STORAGES = {
     DType.BOOL: "BoolStorage",
 }
 _ALIGNMENT = 64
-_ZIP64_FIELD = 20
+_EXTRA_HEADER = 4
+_READ_AT_ONCE = 16 << 20
+_WRITTEN_AT_ONCE = 1 << 30
 
 
 def write_torch_file(
@@ -56,26 +62,148 @@ def write_torch_file(
         ShapeError: A tensor differs from its spec.
         CheckpointError: A dtype is unknown to the format, or the disk refuses.
     """
-    path = Path(path)
+    with torch_file(path, specs) as writer:
+        for name, (dtype, shape) in specs.items():
+            tensor = read(name).detach().cpu().contiguous()
+            if (storable(tensor.dtype), tuple(tensor.shape)) != (storable(dtype), tuple(shape)):
+                raise ShapeError(
+                    f"Tensor `{name}` is {dtype_name(tensor.dtype)} {list(tensor.shape)}, its "
+                    f"spec says {dtype_name(dtype)} {list(shape)}.",
+                    fix="Convert the tensor, or correct the spec.",
+                )
+            writer.write_at(name, 0, bytes_of(tensor).data)
+
+
+@contextmanager
+def torch_file(path: str | Path, specs: Mapping[str, TensorSpec]) -> Iterator[TorchFileWriter]:
+    """Grow a file of `{"state_dict": {name: tensor, ...}}`, which appears when it is whole.
+
+    Args:
+        path: The file to write; missing folders are created.
+        specs: Dtype and shape of every tensor.
+
+    Raises:
+        CheckpointError: A dtype is unknown to the format, or the disk refuses.
+    """
+    with _disk_errors(Path(path)), atomic_path(path) as temporary:
+        writer = TorchFileWriter(temporary, specs)
+        try:
+            yield writer
+            writer.finish()
+        finally:
+            writer.close()
+
+
+class TorchFileWriter:
+    """An archive whose members have their places before their bytes come; any thread may write.
+
+    Args:
+        path: The file; it is created, or replaced.
+        specs: Dtype and shape of every tensor.
+
+    Raises:
+        CheckpointError: A dtype is unknown to the format.
+        OSError: The disk refuses.
+    """
+
+    def __init__(self, path: Path, specs: Mapping[str, TensorSpec]) -> None:
+        self._path = path
+        texts = {"data.pkl": _description(specs), "byteorder": sys.byteorder.encode()}
+        sizes = {name: len(text) for name, text in texts.items()}
+        sizes |= {f"data/{n}": num_bytes(*spec) for n, spec in enumerate(specs.values())}
+        texts["version"] = b"3\n"
+        sizes["version"] = len(texts["version"])
+        self._members: dict[str, tuple[zipfile.ZipInfo, int]] = {}
+        self._end = 0
+        for name, size in sizes.items():
+            member, begin = _member(name, size, self._end)
+            self._members[name] = (member, begin)
+            self._end = begin + size
+        self._data = {name: f"data/{number}" for number, name in enumerate(specs)}
+        self._file = path.open("wb+", buffering=0)
+        try:
+            self._file.truncate(self._end)
+            for name, text in texts.items():
+                self._write(self._members[name][1], memoryview(text))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def place(self, name: str) -> None:
+        """Tell that nothing else can be written together with a tensor."""
+
+    def write_at(self, name: str, begin: int, data: memoryview) -> None:
+        """Write bytes of a tensor from `begin` on.
+
+        Raises:
+            CheckpointError: The disk refuses, e.g. because it is full.
+        """
+        with _disk_errors(self._path):
+            self._write(self._members[self._data[name]][1] + begin, data)
+
+    def finish(self) -> None:
+        """Write what stands around the tensors, when all of them are there.
+
+        Raises:
+            OSError: The disk refuses.
+        """
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            list(pool.map(self._sum_up, self._members.values()))
+        with zipfile.ZipFile(self._file, "w") as archive:
+            for member, begin in self._members.values():
+                self._write(member.header_offset, memoryview(_header(member)))
+                archive.filelist.append(member)
+                archive.NameToInfo[member.filename] = member
+                archive.start_dir = begin + member.file_size
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _sum_up(self, placed: tuple[zipfile.ZipInfo, int]) -> None:
+        """Work out the check sum of a member from what was written."""
+        member, begin = placed
+        for done in range(0, member.file_size, _READ_AT_ONCE):
+            count = min(_READ_AT_ONCE, member.file_size - done)
+            data = os.pread(self._file.fileno(), count, begin + done)
+            member.CRC = zlib.crc32(data, member.CRC)
+
+    def _write(self, position: int, data: memoryview) -> None:
+        while data:
+            count = os.pwrite(self._file.fileno(), data[:_WRITTEN_AT_ONCE], position)
+            data, position = data[count:], position + count
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
     try:
-        with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-            _add(archive, "data.pkl", _description(specs))
-            _add(archive, "byteorder", sys.byteorder.encode())
-            for number, (name, spec) in enumerate(specs.items()):
-                tensor = read(name).detach().cpu().contiguous()
-                found = (storable(tensor.dtype), tuple(tensor.shape))
-                if found != (storable(spec[0]), tuple(spec[1])):
-                    raise ShapeError(
-                        f"Tensor `{name}` is {dtype_name(tensor.dtype)} {list(tensor.shape)}, its "
-                        f"spec says {dtype_name(spec[0])} {list(spec[1])}.",
-                        fix="Convert the tensor, or correct the spec.",
-                    )
-                _add(archive, f"data/{number}", bytes_of(tensor).data)
-            _add(archive, "version", b"3\n")
+        yield
     except OSError as error:
         raise CheckpointError(
             f"Cannot write {path}: {error}", fix="Check the folder and its free space."
         ) from error
+
+
+def _member(name: str, size: int, begin: int) -> tuple[zipfile.ZipInfo, int]:
+    """Return a member of the archive, and where its bytes begin: at a multiple of 64.
+
+    `torch.load(mmap=True)` likes them so.
+
+    Args:
+        name: Its name.
+        size: Its bytes.
+        begin: Where its header begins.
+    """
+    member = zipfile.ZipInfo(f"archive/{name}")
+    member.file_size = member.compress_size = size
+    member.header_offset, member.CRC = begin, 0
+    padding = -(begin + len(_header(member)) + _EXTRA_HEADER) % _ALIGNMENT
+    member.extra = struct.pack("<2sH", b"FB", padding) + bytes(padding)
+    return member, begin + len(_header(member))
+
+
+def _header(member: zipfile.ZipInfo) -> bytes:
+    return member.FileHeader(zip64=member.file_size * 1.05 > zipfile.ZIP64_LIMIT)
 
 
 @dataclass(frozen=True)
@@ -127,16 +255,3 @@ def _description(specs: Mapping[str, TensorSpec]) -> bytes:
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=2).dump({"state_dict": state})
     return buffer.getvalue()
-
-
-def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
-    """Add a member whose bytes begin at a multiple of 64, as `torch.load(mmap=True)` likes them."""
-    member = zipfile.ZipInfo(f"archive/{name}")
-    member.file_size = len(data)
-    is_large = member.file_size * 1.05 > zipfile.ZIP64_LIMIT
-    assert archive.fp is not None
-    begin = archive.fp.tell() + 30 + len(member.filename) + 4 + is_large * _ZIP64_FIELD
-    padding = -begin % _ALIGNMENT
-    member.extra = struct.pack("<2sH", b"FB", padding) + bytes(padding)
-    with archive.open(member, "w", force_zip64=is_large) as file:
-        file.write(data)

@@ -84,6 +84,8 @@ def pipeline_folder(
     template: Path,
     max_shard_bytes: int | None = None,
     metadata: Mapping[str, str] | None = None,
+    metadata_of: Mapping[str, Mapping[str, str]] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Iterator[WeightsWriter]:
     """Grow a copy of a diffusers pipeline folder in which some modules have other weights.
 
@@ -95,6 +97,8 @@ def pipeline_folder(
         template: The pipeline folder that gives all else.
         max_shard_bytes: Split a module's weights into shards of at most so many bytes.
         metadata: Text to keep in the headers.
+        metadata_of: Further text by module.
+        files: Texts of files that are new or other than those of `template`, by relative path.
 
     Raises:
         CheckpointError: The disk refuses.
@@ -108,8 +112,12 @@ def pipeline_folder(
         homes = {}
         for module, parts in modules.items():
             (folder / module).mkdir(exist_ok=True)
-            opened = _open_shards(folder / module, parts, max_shard_bytes, metadata, stack)
+            texts = {**(metadata or {}), **(metadata_of or {}).get(module, {})}
+            opened = _open_shards(folder / module, parts, max_shard_bytes, texts, stack)
             homes.update({f"{module}.{key}": home for key, home in opened.items()})
+        for name, text in (files or {}).items():
+            (folder / name).unlink(missing_ok=True)  # it may be a link to that of the template
+            (folder / name).write_text(text, encoding="utf-8")
         yield WeightsWriter(homes)
 
 

@@ -1,86 +1,129 @@
-"""Experts as LoRA files, one each, by truncated singular value decomposition.
+"""Experts as LoRA files: matrices by truncated singular value decomposition, the rest as it is.
 
     expert - base ~ up @ down,   energy captured = |up @ down|^2 / |expert - base|^2
 
-A LoRA holds what changes in the weights of linear and convolution layers; biases, norms and bare
-parameters do not fit into one, and the report says how much that leaves out.
+What no matrices hold (biases, norms, bare parameters) is stored as a plain difference where the
+tool reads such keys. What it cannot load is left out, and the report says which tensors and how
+much that is. Changes come out of the streaming engine, one at a time in each of its threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from motionmerge import __version__
-from motionmerge.errors import CheckpointError, ConfigError, RecipeError
-from motionmerge.families import GROUPS, OTHER, group_of
-from motionmerge.io.weights import save_weights
+from motionmerge.errors import CheckpointError, RecipeError
+from motionmerge.io.atomic import check_folder, prepare_folder
 from motionmerge.lazy_torch import torch
-from motionmerge.merge.algebra import Checkpoint
+from motionmerge.merge.algebra import Checkpoint, Difference
 from motionmerge.merge.coverage import Missing, check_coverage
-from motionmerge.merge.functions import LowRank, factorise
-from motionmerge.merge.lora_layout import Layout, StoredLayer, diffusers_layout
+from motionmerge.merge.export_names import Naming, family_of, naming, parts_of_model
+from motionmerge.merge.export_sinks import Zeros
+from motionmerge.merge.export_targets import (
+    DIFFUSERS,
+    MOTIONMERGE,
+    ExportFile,
+    Target,
+    check_paths,
+    how_to_load,
+    parse_target,
+    plan_files,
+    plan_whole_files,
+)
+from motionmerge.merge.lora_energy import Energy
+from motionmerge.merge.lora_layers import LoraLayers
+from motionmerge.merge.plan import Job
 from motionmerge.merge.recipe import METADATA_KEY, InputValue, Recipe
-from motionmerge.merge.sources import OpenInputs, Source
-from motionmerge.tensors import AnyDtype, is_mergeable, parse_dtype
+from motionmerge.merge.sources import OpenInputs, Origin, Source
+from motionmerge.merge.streaming import Progress, stream
+from motionmerge.tensors import AnyDtype, DType, is_mergeable, parse_dtype
 from motionmerge.text import fix_unknown_name
 
 
 @dataclass(frozen=True)
-class Energy:
-    """How much of a group's change a LoRA holds.
-
-    Attributes:
-        layers: Number of layers in the LoRA.
-        captured: Share of the squared norm of the change that the LoRA holds.
-        rank_90: Smallest rank of all layers that holds 90 % of what any rank can hold.
-        rank_99: The same for 99 %.
-        left_out: Share of the squared norm in biases, norms and bare parameters.
-    """
-
-    layers: int
-    captured: float
-    rank_90: int
-    rank_99: int
-    left_out: float
-
-
-@dataclass(frozen=True)
 class LoraExport:
-    """One expert's LoRA.
+    """One LoRA file.
 
     Attributes:
-        path: The file.
+        path: The file; None in a dry run.
         formula: The expert.
         base: The input that the LoRA is to be added to.
         rank: Its rank.
-        groups: The energy by parameter group, and under `all` of everything.
+        target: The tool that it is for.
+        modules: The modules of the model that it holds; an empty name is the whole model.
+        groups: The energy by parameter group, and under `all` of everything; empty in a dry run.
+        differences: Tensors that it holds as plain differences.
+        left_out: Tensors that change and that the tool cannot load from such a file.
+        multipliers: When it is in force, one number for each phase, e.g. `1;0`; None if the recipe
+            does not tell.
     """
 
-    path: str
+    path: str | None
     formula: str
     base: str
     rank: int
+    target: str
+    modules: tuple[str, ...]
     groups: Mapping[str, Energy]
+    differences: int
+    left_out: tuple[str, ...]
+    multipliers: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Give everything as plain values for JSON."""
+        """Return everything as plain values for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"{self.formula}, as a LoRA of rank {self.rank} for {self.base} -> {self.path}"]
-        lines.append(
-            f"  {'group':16}{'layers':>7}{'captured':>10}{'rank 90%':>10}{'rank 99%':>10}"
-            f"{'left out':>10}"
-        )
-        lines += [
-            f"  {group:16}{found.layers:7,}{found.captured:10.1%}{found.rank_90:10,}"
-            f"{found.rank_99:10,}{found.left_out:10.1%}"
-            for group, found in self.groups.items()
+        modules = ", ".join(module for module in self.modules if module)
+        lines = [
+            f"{self.formula}, as a LoRA of rank {self.rank} for {self.base}"
+            f"{f' ({modules})' if modules else ''} -> "
+            f"{self.path or '(dry run: nothing was written)'}"
         ]
+        if self.groups:
+            lines.append(
+                f"  {'group':16}{'layers':>7}{'captured':>10}{'rank 90%':>10}{'rank 99%':>10}"
+                f"{'left out':>10}"
+            )
+        lines += [f"  {group:16}{found}" for group, found in self.groups.items()]
+        if self.groups:
+            held = self.groups["all"].captured
+            lines.append(f"  The file holds {held:.2%} of the change (of its squared norm).")
+        if self.differences:
+            lines.append(f"  {self.differences} tensors are in it as plain differences.")
+        if self.left_out:
+            some = ", ".join(self.left_out[:3]) + (", ..." if len(self.left_out) > 3 else "")
+            lines.append(
+                f"  Left out, as {self.target} loads none of their kind from a LoRA: "
+                f"{len(self.left_out)} tensors that change, {some}"
+            )
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class LoraExports(Mapping[str, LoraExport]):
+    """All files of an export, by name without ending.
+
+    Attributes:
+        files: The files.
+        usage: Which tools load them and what to type there, line by line.
+    """
+
+    files: Mapping[str, LoraExport]
+    usage: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> LoraExport:
+        return self.files[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
 
 
 def export_loras(
@@ -89,193 +132,170 @@ def export_loras(
     *,
     rank: int,
     base: str | None = None,
-    layout: Layout = diffusers_layout,
+    target: str | Target | None = None,
+    names: Naming | None = None,
     inputs: Mapping[str, InputValue] | None = None,
     missing: Missing = "error",
     dtype: str | AnyDtype = "fp32",
     overwrite: bool = False,
-) -> dict[str, LoraExport]:
-    """Write each expert of a recipe as a LoRA, `output/<expert>.safetensors`.
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> LoraExports:
+    """Write each expert of a recipe as LoRA files, `output/<expert>.safetensors`.
 
     There are no keys of alpha: scale 1 gives the expert. Every layer has the same rank, filled up
-    with zeros where the layer has less, because loaders expect that.
+    with zeros where the layer has less, because loaders expect that. Where the rank is no smaller
+    than a layer's smaller side, the file holds the change bit for bit.
 
     Args:
         recipe: A recipe, its file, or the name of a shipped one.
         output: The folder to write to.
         rank: Rank of every layer.
         base: The input that the LoRAs are for; the one at the front of the first expert by default.
-        layout: How the layers are called: `diffusers_layout`, or `original_layout`.
+        target: The tool: `comfyui`, `diffusers`, `wan2gp` or `motionmerge`. Of a pair of denoisers,
+            each gets files of its own (`<expert>_high_noise`, `<expert>_low_noise`), except for
+            motionmerge. That is the default for models of several modules, diffusers for others.
+        names: How the tensors of a module are called, if not by the names of the target.
         inputs: Paths or state dicts that replace the recipe's inputs, by name.
         missing: `error` or `keep`; see `check_coverage`.
-        dtype: Dtype of the factors.
+        dtype: Dtype of what is written.
         overwrite: Replace files that exist.
+        dry_run: Check everything that the headers tell; write nothing.
+        progress: Called after each chunk of the experts.
 
     Raises:
         RecipeError: `base` is no input, or `rank` is no positive integer.
-        CheckpointError: An expert equals the base in all layers; or as `merge`.
-        ConfigError: A file exists already, or the layout has no names for the model.
+        CheckpointError: An expert equals the base in all that the file can hold; or as `merge`.
+        ConfigError: A file exists already, cannot be written, or no names are known for the model.
         ShapeError: As `merge`.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    output, wanted = Path(output), parse_dtype(dtype).torch
+    output, wanted = Path(output), parse_dtype(dtype)
+    base = _checked_base(recipe, base)
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise RecipeError(f"rank={rank!r} is not a positive integer.", fix="Use e.g. `rank=64`.")
+    check_folder(output)
+    origins = recipe.origins(inputs)
+    start = Source(base, origins[base])
+    changed = _changed(recipe, origins, start)
+    with ExitStack() as stack:
+        sources = [source for expert in changed.values() for source in expert.sources()]
+        opened = stack.enter_context(OpenInputs(sources))
+        check_coverage(list(changed.values()), opened, missing=missing)
+        shapes = _mergeable(opened, start)
+        parts = parts_of_model(shapes)
+        chosen = _target(target, len(parts))
+        if chosen.each_denoiser:
+            plan = plan_files(recipe, parts, origins[base])
+        else:
+            plan = plan_whole_files(recipe, parts, origins[base])
+        paths = {file: output / f"{file.stem}.safetensors" for file in plan.files}
+        check_paths(paths.values(), overwrite=overwrite or dry_run)
+        named = names or naming(chosen.style, chosen.front)
+        layouts = {part.module: named(part) for part in parts}
+        layers = {
+            file: LoraLayers(
+                {name: t for module in file.modules for name, t in layouts[module].items()},
+                chosen,
+                rank=rank,
+                dtype=wanted,
+            )
+            for file in plan.files
+        }
+        if not dry_run:
+            pinned = recipe.pinned(origins, overridden=inputs)
+            prepare_folder(output)
+            for held in layers.values():
+                stack.enter_context(held.file_in(output))
+            experts = {file: changed[file.expert] for file in layers}
+            _stream(experts, layers, shapes, progress)
+            for file, held in layers.items():
+                if not held.finish():
+                    raise CheckpointError(
+                        f"`{file.stem}` would be empty: `{file.expert}` equals `{base}` in every "
+                        "layer of it.",
+                        fix="Name the input that the LoRA is to be added to with `base`.",
+                    )
+            for file, held in layers.items():
+                held.write(paths[file], _metadata(pinned, file, base))
+    family = family_of(next(part for part in parts if part.is_denoiser).shapes)
+    files = {
+        file.stem: LoraExport(
+            path=None if dry_run else str(paths[file]),
+            formula=str(recipe.experts[file.expert]),
+            base=base,
+            rank=rank,
+            target=chosen.title,
+            modules=file.modules,
+            groups=held.energies.report(),
+            differences=held.differences,
+            left_out=tuple(sorted(held.left_out)),
+            multipliers=plan.multipliers(file),
+        )
+        for file, held in layers.items()
+    }
+    return LoraExports(files, tuple(how_to_load(chosen, plan, output, family)))
+
+
+def _checked_base(recipe: Recipe, base: str | None) -> str:
     base = next(iter(recipe.experts.values())).anchor.name if base is None else base
     if base not in recipe.inputs:
         raise RecipeError(
             f"The recipe has no input `{base}`.", fix=fix_unknown_name(base, recipe.inputs)
         )
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise RecipeError(f"rank={rank!r} is not a positive integer.", fix="Use e.g. `rank=64`.")
-    paths = {expert: output / f"{expert}.safetensors" for expert in recipe.experts}
-    for path in paths.values():
-        if path.exists() and not overwrite:
-            raise ConfigError(
-                f"{path} exists already.", fix="Choose another folder, or pass overwrite=True."
-            )
-    origins = recipe.origins(inputs)
-    pinned = recipe.pinned(origins, overridden=inputs)
-    start = Source(base, origins[base])
-    reports = {}
-    for expert, path in paths.items():
-        checkpoint = recipe.experts[expert].bind(origins)
-        with OpenInputs([start, *checkpoint.sources()]) as opened:
-            check_coverage([checkpoint], opened, missing=missing)
-            tensors, energy = _factorise_all(checkpoint, start, opened, rank, layout)
-        if not tensors:
-            raise CheckpointError(
-                f"`{expert}` equals `{base}` in every layer.",
-                fix="Give the input that the LoRA is to be added to as `base`.",
-            )
-        metadata = {
-            "format": "pt",
-            METADATA_KEY: pinned.print(),
-            "motionmerge.expert": expert,
-            "motionmerge.lora_base": base,
-            "motionmerge.version": __version__,
-        }
-        save_weights(path, {key: tensor.to(wanted) for key, tensor in tensors.items()}, metadata)
-        reports[expert] = LoraExport(
-            str(path), str(recipe.experts[expert]), base, rank, energy.report()
-        )
-    return reports
+    return base
 
 
-@dataclass
-class _Energies:
-    """Adds up squared singular values by group."""
-
-    rank: int
-    cumulated: dict[str, torch.Tensor] = field(default_factory=dict)
-    captured: dict[str, float] = field(default_factory=dict)
-    left_out: dict[str, float] = field(default_factory=dict)
-    layers: dict[str, int] = field(default_factory=dict)
-
-    def add(self, name: str, energies: torch.Tensor) -> None:
-        """Add a layer's squared singular values."""
-        for group in (group_of(name), "all"):
-            curve = energies.cumsum(0)
-            known = self.cumulated.get(group, curve.new_zeros(1))
-            longest = max(len(curve), len(known))
-            self.cumulated[group] = _lengthened(curve, longest) + _lengthened(known, longest)
-            held = float(curve[min(self.rank, len(curve)) - 1])
-            self.captured[group] = self.captured.get(group, 0.0) + held
-            self.layers[group] = self.layers.get(group, 0) + 1
-
-    def leave_out(self, name: str, difference: torch.Tensor) -> None:
-        """Add a change that no LoRA can hold."""
-        for group in (group_of(name), "all"):
-            energy = float(difference.double().square().sum())
-            self.left_out[group] = self.left_out.get(group, 0.0) + energy
-
-    def report(self) -> dict[str, Energy]:
-        """Sum up, in the order of the groups."""
-        found = {}
-        for group in (*GROUPS, OTHER, "all"):
-            curve = self.cumulated.get(group)
-            outside = self.left_out.get(group, 0.0)
-            total = outside + (0.0 if curve is None else float(curve[-1]))
-            if total:
-                found[group] = Energy(
-                    layers=self.layers.get(group, 0),
-                    captured=self.captured.get(group, 0.0) / total,
-                    rank_90=_rank_for(curve, 0.90),
-                    rank_99=_rank_for(curve, 0.99),
-                    left_out=outside / total,
-                )
-        return found
+def _target(target: str | Target | None, num_parts: int) -> Target:
+    if target is None:
+        return DIFFUSERS if num_parts == 1 else MOTIONMERGE
+    return target if isinstance(target, Target) else parse_target(target)
 
 
-def _lengthened(curve: torch.Tensor, length: int) -> torch.Tensor:
-    return torch.cat([curve, curve[-1:].expand(length - len(curve))])
+def _changed(recipe: Recipe, origins: Mapping[str, Origin], start: Source) -> dict[str, Checkpoint]:
+    """Return each expert as the base and what is added to it."""
+    changed = {}
+    for name, expression in recipe.experts.items():
+        expert = expression.bind(origins)
+        if expert.anchor != start:
+            expert = Checkpoint(start, (Difference(expert, Checkpoint(start)),))
+        changed[name] = expert
+    return changed
 
 
-def _rank_for(curve: torch.Tensor | None, share: float) -> int:
-    if curve is None:
-        return 0
-    return int(torch.searchsorted(curve, share * curve[-1])) + 1
-
-
-def _factorise_all(
-    checkpoint: Checkpoint, start: Source, opened: OpenInputs, rank: int, layout: Layout
-) -> tuple[dict[str, torch.Tensor], _Energies]:
-    tensors: dict[str, torch.Tensor] = {}
-    energies = _Energies(rank)
+def _mergeable(opened: OpenInputs, start: Source) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors that a merge can change."""
     shapes = {name: opened.shape(start, name) for name in opened.names(start)}
-    layers = layout(shapes)
-    for layer in layers:
-        differences = [_difference(name, checkpoint, start, opened) for name in layer.weights]
-        stacked = _stacked(layer, differences, [shapes[name] for name in layer.weights])
-        if stacked is not None:
-            factors = factorise(stacked.flatten(1), rank=rank)
-            energies.add(layer.weights[0], factors.energies)
-            down, up = _padded(factors, rank)
-            ones = [1] * (stacked.ndim - 2)
-            tensors[f"{layer.path}.lora_A.weight"] = down.reshape(rank, *stacked.shape[1:])
-            tensors[f"{layer.path}.lora_B.weight"] = up.reshape(*up.shape, *ones)
-    placed = {name for layer in layers for name in layer.weights}
-    for name in shapes:
-        if name not in placed:
-            difference = _difference(name, checkpoint, start, opened)
-            if difference is not None:
-                energies.leave_out(name, difference)
-    return tensors, energies
+    return {n: shape for n, shape in shapes.items() if is_mergeable(opened.dtype(start, n), shape)}
 
 
-def _stacked(
-    layer: StoredLayer, differences: Sequence[torch.Tensor | None], shapes: Sequence[Sequence[int]]
-) -> torch.Tensor | None:
-    """Stack the differences of a layer's tensors; None if all are zero."""
-    if all(difference is None for difference in differences):
-        return None
-    parts = [
-        torch.zeros(*shape) if difference is None else difference
-        for difference, shape in zip(differences, shapes, strict=True)
-    ]
-    stacked = torch.cat(parts)
-    return stacked.reshape(*stacked.shape, *[1] * layer.unit_dims)
+def _stream(
+    experts: Mapping[ExportFile, Checkpoint],
+    layers: Mapping[ExportFile, LoraLayers],
+    shapes: Mapping[str, tuple[int, ...]],
+    progress: Progress | None,
+) -> None:
+    """Compute what each expert adds to the base, and put it into its files.
+
+    What is added to zeros is the change itself, not what rounding leaves of it beside the base.
+    """
+    zeros = Source("(zeros)", Zeros(shapes))
+    jobs = []
+    for file, held in layers.items():
+        names = held.names()
+        specs = {name: (DType.FP32, shape) for name, shape in shapes.items() if name in names}
+        jobs.append(Job(Checkpoint(zeros, experts[file].vectors), specs, held.sink(specs)))
+    sources = [source for job in jobs for source in job.checkpoint.sources()]
+    torch.linalg.eigvalsh(torch.eye(1))  # loads LAPACK before threads do
+    with OpenInputs(sources) as opened:
+        stream(jobs, opened, progress=progress)
 
 
-def _padded(factors: LowRank, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fill `down` [rank, columns] and `up` [rows, rank] up with zeros."""
-    down = torch.zeros(rank, factors.down.shape[1])
-    up = torch.zeros(factors.up.shape[0], rank)
-    down[: factors.down.shape[0]] = factors.down
-    up[:, : factors.up.shape[1]] = factors.up
-    return down, up
-
-
-def _difference(
-    name: str, checkpoint: Checkpoint, start: Source, opened: OpenInputs
-) -> torch.Tensor | None:
-    """Compute expert - base of one tensor in fp32; None where they are equal."""
-    if not is_mergeable(opened.dtype(start, name), opened.shape(start, name)):
-        return None
-    if not opened.has(checkpoint.anchor, name):
-        return None
-    moved = checkpoint.value(name, opened)
-    if moved is None:
-        if checkpoint.anchor == start:
-            return None
-        moved = opened.value(checkpoint.anchor, name)
-    difference = moved - opened.value(start, name)
-    return difference if bool(difference.any()) else None
+def _metadata(recipe: Recipe, file: ExportFile, base: str) -> dict[str, str]:
+    return {
+        METADATA_KEY: recipe.print(),
+        "motionmerge.expert": file.expert,
+        "motionmerge.lora_base": base,
+        "motionmerge.modules": ",".join(file.modules),
+        "motionmerge.version": __version__,
+    }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,26 @@ def to_official(folder: str | Path, path: str | Path) -> int:
         raise ConfigError(
             f"cannot write `{path.name}`", fix="let the name end with .safetensors or .ckpt."
         )
+    with official_tensors(folder) as tensors:
+        if path.suffix in _PICKLES:
+            specs = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+            write_torch_file(path, specs, read=lambda name: tensors[name].read())
+        else:
+            _write(path, tensors)
+        return len(tensors)
+
+
+@contextmanager
+def official_tensors(folder: str | Path) -> Iterator[LazyTensors]:
+    """Open a diffusers folder and yield its tensors under their official names.
+
+    Args:
+        folder: Made by `convert_checkpoint` or `DynamiCrafterPipeline.save_pretrained`.
+
+    Raises:
+        CheckpointError: a component cannot be read, holds unknown tensors, or none is there.
+    """
+    folder = Path(folder)
     present = [component for component in COMPONENTS if (folder / component.name).is_dir()]
     if not present:
         raise CheckpointError(
@@ -176,12 +196,7 @@ def to_official(folder: str | Path, path: str | Path) -> int:
             ours = {name.removeprefix(component.saved_prefix): t for name, t in saved.items()}
             for short, tensor in unconvert_component(component, ours).items():
                 tensors[component.long_name(short)] = tensor
-        if path.suffix in _PICKLES:
-            specs = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-            write_torch_file(path, specs, read=lambda name: tensors[name].read())
-        else:
-            _write(path, tensors)
-        return len(tensors)
+        yield tensors
 
 
 def _add_adapter(checkpoint: OfficialCheckpoint) -> None:
