@@ -6,7 +6,8 @@
 Makes a bf16 pair of the shapes of DynamiCrafter-512's U-Net (1.44 G parameters, 2 x 2.9 GB; with
 `--small` a tenth) and runs every row in a process of its own, rounds interleaved, cache warm.
 Inside: the seconds that `merge` itself reports, over those of `cat` of the same bytes, which runs
-just before; the median of the ratios, the least and the greatest.
+just before; the median of the ratios, the least and the greatest. The same weights as scaled fp8
+are copied, and written, as bf16.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,8 @@ RECIPES = {
 }
 
 HASHING = "extrapolate, hashing"
-OURS = (*RECIPES, HASHING)
+SCALED = "scaled fp8"
+OURS = (*RECIPES, HASHING, SCALED)
 COPIES = ("cat", "cat both")
 COPY_OF = {"both experts": "cat both"}
 """The copy that a row of ours is compared with, if not `cat`."""
@@ -130,6 +133,33 @@ def make_pair(folder: Path, *, scale: float) -> None:
         write_weights(folder / "tuned.safetensors", tuned, specs=specs)
 
 
+def make_scaled(folder: Path) -> None:
+    """Write both again as ComfyUI's scaled fp8: codes and a scale for all but 1-d tensors."""
+    import torch
+
+    from motionmerge.io.weights import open_weights, write_weights
+
+    for name in ("base", "tuned"):
+        with open_weights(folder / f"{name}.safetensors") as reader:
+            specs = {}
+            for key in reader.keys():  # noqa: SIM118  (not a mapping)
+                shape = reader.shape(key)
+                specs[key] = (torch.float8_e4m3fn if len(shape) > 1 else torch.bfloat16, shape)
+                if len(shape) > 1:
+                    specs[key.removesuffix(".weight") + ".weight_scale"] = (torch.float32, ())
+
+            def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+                for key in reader.keys():  # noqa: SIM118
+                    weight = reader.read(key)
+                    if weight.ndim > 1:
+                        scale = weight.float().abs().max() / 448
+                        yield key.removesuffix(".weight") + ".weight_scale", scale
+                        weight = (weight.float() / scale).to(torch.float8_e4m3fn)
+                    yield key, weight
+
+            write_weights(folder / f"{name}-fp8.safetensors", tensors(), specs=specs)
+
+
 def run(command: list[str], *, environment: dict[str, str]) -> dict[str, float]:
     """Run a process; give wall and cpu seconds, peak MB, and the seconds that it says itself."""
     started = time.perf_counter()
@@ -174,6 +204,10 @@ def commands(folder: Path, options: argparse.Namespace) -> dict[str, list[str]]:
         command = ["merge", str(recipe), "-o", out, "--overwrite", "--json"]
         rows[name] = [sys.executable, "-m", "motionmerge.cli", *command]
     rows[HASHING] = rows["extrapolate"]
+    rows[SCALED] = [
+        *rows["extrapolate"],
+        *(f"--input={name}={folder}/{name}-fp8.safetensors" for name in ("base", "tuned")),
+    ]
     for kind in ("extrapolate", "dare") if options.official else ():
         rows[f"official {kind}"] = [sys.executable, "-c", RUN_OFFICIAL, base, tuned, out, kind]
     for method, weight, density in (
@@ -198,7 +232,7 @@ def prepare(folder: Path) -> None:
     A virtual machine gives memory that was free for a while back to its host, and getting it again
     costs more than copying; as much as a row writes is touched here, in a process that ends.
     """
-    clear = f"rm -rf {folder}/out/*; cat {folder}/base.safetensors {folder}/tuned.safetensors"
+    clear = f"rm -rf {folder}/out/*; cat {folder}/*.safetensors"
     subprocess.run(["sh", "-c", clear + " > /dev/null; sync"], check=True)
     written = sum((folder / f"{name}.safetensors").stat().st_size for name in ("base", "tuned"))
     subprocess.run([sys.executable, "-c", TOUCH_MEMORY, str(written)], check=True)
@@ -264,6 +298,7 @@ def main() -> None:
     scale = SMALL if options.small else 1.0
     if options.make_in:
         make_pair(Path(options.make_in), scale=scale)
+        make_scaled(Path(options.make_in))
         return
     if options.pair:
         rows = measure(Path(options.pair), options)

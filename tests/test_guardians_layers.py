@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "motionmerge"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     "errors": 0, "text": 0, "lazy_torch": 0, "tensors": 0, "rng": 0, "config": 0, "schedule": 0,
-    "noise_levels": 0, "families": 0, "patterns": 0, "io": 0,
+    "noise_levels": 0, "families": 0, "dynamicrafter_names": 0, "patterns": 0, "io": 0,
     "merge": 1, "models": 1,
     "sampling": 2,
     "training": 3, "evaluation": 3, "study": 3,

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from motionmerge.errors import ConfigError
-from motionmerge.text import fix_unknown_name, parse_yaml
+from motionmerge.text import MAX_YAML, fix_unknown_name, parse_yaml
 
 
 class Settings(BaseModel):
@@ -59,7 +59,8 @@ def load_yaml(path: str | Path, model: type[SettingsType]) -> SettingsType:
         ConfigError: The file is missing, is not YAML, or does not fit `model`.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as file:
+            text = file.read(MAX_YAML + 1).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read {path}: {error}", fix="Check the path.") from error
     values = parse_yaml(text, source=str(path))

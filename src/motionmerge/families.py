@@ -25,7 +25,7 @@ GROUPS: tuple[str, ...] = (
 
 `joint` is attention and feed-forward over space and time at once, as in all diffusion transformers;
 they have no `temporal` and no `spatial` group. `residual` is the way from input to output outside
-attention; `embeddings` are those of time, text and frame rate; `audio` is what makes LTX-2's sound.
+attention; `embeddings` are those of time, text and frame rate; `audio` is what makes sound.
 """
 
 OTHER = "other"

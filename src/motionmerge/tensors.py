@@ -24,41 +24,90 @@ class AnyDtype(Protocol):
     def is_floating_point(self) -> bool: ...
 
 
+_ONLY_COPIED = frozenset(
+    (
+        "U16",
+        "U32",
+        "U64",
+        "C64",
+        "F8_E4M3FNUZ",
+        "F8_E5M2FNUZ",
+        "F8_E8M0",
+        "F6_E2M3",
+        "F6_E3M2",
+        "F4",
+    )
+)
+
+
 class DType(Enum):
-    """The dtypes of stored tensors. They are known without torch, whose import takes seconds."""
+    """The dtypes of stored tensors. They are known without torch, whose import takes seconds.
 
-    FP64 = "fp64", "float64", "F64", 8
-    FP32 = "fp32", "float32", "F32", 4
-    FP16 = "fp16", "float16", "F16", 2
-    BF16 = "bf16", "bfloat16", "BF16", 2
-    FP8_E4M3FN = "fp8_e4m3fn", "float8_e4m3fn", "F8_E4M3", 1
-    FP8_E5M2 = "fp8_e5m2", "float8_e5m2", "F8_E5M2", 1
-    INT64 = "int64", "int64", "I64", 8
-    INT32 = "int32", "int32", "I32", 4
-    INT16 = "int16", "int16", "I16", 2
-    INT8 = "int8", "int8", "I8", 1
-    UINT8 = "uint8", "uint8", "U8", 1
-    BOOL = "bool", "bool", "BOOL", 1
+    Those from `UINT16` on are only copied: nothing computes with them.
 
-    def __init__(self, short_name: str, torch_name: str, code: str, itemsize: int) -> None:
+    Attributes:
+        short_name, torch_name, code: Its names for people, in torch and in safetensors headers.
+        bits: Of one entry.
+        is_floating_point: Merges compute with it.
+        is_only_copied: Merges refuse to compute with it.
+        itemsize: Bytes of one entry, where it has whole ones.
+    """
+
+    FP64 = "fp64", "float64", "F64", 64
+    FP32 = "fp32", "float32", "F32", 32
+    FP16 = "fp16", "float16", "F16", 16
+    BF16 = "bf16", "bfloat16", "BF16", 16
+    FP8_E4M3FN = "fp8_e4m3fn", "float8_e4m3fn", "F8_E4M3", 8
+    FP8_E5M2 = "fp8_e5m2", "float8_e5m2", "F8_E5M2", 8
+    INT64 = "int64", "int64", "I64", 64
+    INT32 = "int32", "int32", "I32", 32
+    INT16 = "int16", "int16", "I16", 16
+    INT8 = "int8", "int8", "I8", 8
+    UINT8 = "uint8", "uint8", "U8", 8
+    BOOL = "bool", "bool", "BOOL", 8
+    UINT16 = "uint16", "uint16", "U16", 16
+    UINT32 = "uint32", "uint32", "U32", 32
+    UINT64 = "uint64", "uint64", "U64", 64
+    COMPLEX64 = "complex64", "complex64", "C64", 64
+    FP8_E4M3FNUZ = "fp8_e4m3fnuz", "float8_e4m3fnuz", "F8_E4M3FNUZ", 8
+    FP8_E5M2FNUZ = "fp8_e5m2fnuz", "float8_e5m2fnuz", "F8_E5M2FNUZ", 8
+    FP8_E8M0 = "fp8_e8m0", "float8_e8m0fnu", "F8_E8M0", 8
+    FP6_E2M3 = "fp6_e2m3", "", "F6_E2M3", 6
+    FP6_E3M2 = "fp6_e3m2", "", "F6_E3M2", 6
+    FP4 = "fp4", "", "F4", 4
+
+    def __init__(self, short_name: str, torch_name: str, code: str, bits: int) -> None:
         self.short_name = short_name
         self.torch_name = torch_name
         self.code = code
-        self.itemsize = itemsize
-        self.is_floating_point = torch_name.lstrip("b").startswith("float")
+        self.bits = bits
+        self.itemsize = max(1, bits // 8)
+        self.is_only_copied = code in _ONLY_COPIED
+        is_float = torch_name.lstrip("b").startswith("float")
+        self.is_floating_point = is_float and not self.is_only_copied
 
     @property
     def torch(self) -> torch.dtype:
-        """The same dtype in torch."""
-        dtype: torch.dtype = getattr(torch, self.torch_name)
-        return dtype
+        """The same dtype in torch.
+
+        Raises:
+            CheckpointError: torch has none.
+        """
+        dtype = getattr(torch, self.torch_name, None) if self.torch_name else None
+        if dtype is None:
+            raise CheckpointError(
+                f"torch {torch.__version__} has no dtype for {self.short_name} ({self.code}).",
+                fix="Use weights in fp32, fp16 or bf16.",
+            )
+        found: torch.dtype = dtype
+        return found
 
     def __repr__(self) -> str:
         return self.short_name
 
 
 _BY_NAME = {dtype.short_name: dtype for dtype in DType}
-_BY_NAME |= {dtype.torch_name: dtype for dtype in DType}
+_BY_NAME |= {dtype.torch_name: dtype for dtype in DType if dtype.torch_name}
 _BY_CODE = {dtype.code: dtype for dtype in DType}
 
 
@@ -87,7 +136,7 @@ def parse_dtype(name: str | AnyDtype) -> DType:
         )
     if known is None:
         near = difflib.get_close_matches(asked.lower(), _BY_NAME, n=1)
-        names = ", ".join(dtype.short_name for dtype in DType)
+        names = ", ".join(dtype.short_name for dtype in DType if not dtype.is_only_copied)
         choice = f"`{near[0]}`" if near else f"one of {names}"
         raise ConfigError(f"Unknown dtype `{asked}`.", fix=f"Use {choice}.")
     return known
@@ -118,15 +167,16 @@ def code_to_dtype(code: str) -> DType:
     """
     if code not in _BY_CODE:
         raise CheckpointError(
-            f"Unknown dtype code `{code}`; known are {', '.join(_BY_CODE)}.",
-            fix="Export the checkpoint again in fp32, fp16 or bf16.",
+            f"Unknown dtype code `{code[:40]}`; known are {', '.join(_BY_CODE)}.",
+            fix="Convert the weights to fp32, fp16 or bf16 with the tool that wrote them.",
         )
     return _BY_CODE[code]
 
 
 def num_bytes(dtype: AnyDtype, shape: Sequence[int]) -> int:
-    """Count the bytes of a contiguous tensor."""
-    return dtype.itemsize * math.prod(shape)
+    """Count the bytes of a contiguous tensor; entries of 4 and 6 bits lie close together."""
+    bits = dtype.bits if isinstance(dtype, DType) else 8 * dtype.itemsize
+    return -(-bits * math.prod(shape) // 8)
 
 
 def bytes_of(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:

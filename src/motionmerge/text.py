@@ -27,6 +27,47 @@ def lines_of(text: str) -> list[str]:
     return [line.rstrip("\n") for line in lines]
 
 
+MAX_YAML = 4 << 20
+_MAX_DEPTH = 50
+
+
+def _check_tokens(text: str) -> None:
+    """Refuse what makes little YAML grow without end, before anything is built from it.
+
+    Raises:
+        ConfigError: There is an anchor, an alias, a merge key, a tag, or too deep a nesting.
+    """
+    depth = 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        line = token.start_mark.line + 1
+        if isinstance(token, _OPENING):
+            depth += 1
+        elif isinstance(token, _CLOSING):
+            depth -= 1
+        is_merge = isinstance(token, yaml.ScalarToken) and token.plain and token.value == "<<"
+        if is_merge or isinstance(token, (yaml.AnchorToken, yaml.AliasToken)):
+            raise ConfigError(
+                f"it uses {'merge keys' if is_merge else 'anchors'} in line {line}.",
+                fix="Write each value out.",
+            )
+        if isinstance(token, (yaml.TagToken, yaml.DirectiveToken)):
+            raise ConfigError(f"it uses tags in line {line}.", fix="Write plain values.")
+        if depth > _MAX_DEPTH:
+            raise ConfigError(
+                f"it is nested more than {_MAX_DEPTH} levels deep in line {line}.",
+                fix="Write it flatter.",
+            )
+
+
+_OPENING = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+_CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """A safe loader that refuses a mapping with the same key twice."""
 
@@ -43,17 +84,26 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str, *, source: str) -> Any:
-    """Parse YAML with plain values only, refusing duplicate keys.
+    """Parse YAML with plain values only, refusing duplicate keys, anchors and merge keys.
 
     Args:
         text: The document.
         source: Where it came from, for the error message.
 
     Raises:
-        ConfigError: The text is not such YAML; line and column are named.
+        ConfigError: The text is not such YAML; line and column are named. Or it is too long.
     """
+    if len(text) > MAX_YAML:
+        raise ConfigError(
+            f"{source} has more than {MAX_YAML:,} characters.", fix="Write a shorter file."
+        )
     try:
+        _check_tokens(text)
         return yaml.load(text, Loader=_UniqueKeyLoader)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{source} is not valid YAML of plain values: {error.message}", fix=error.fix
+        ) from None
     except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{source} is not valid YAML: {error}", fix="Correct the line named above."

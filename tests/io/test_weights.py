@@ -203,9 +203,9 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
 
 
 def test_an_unknown_ending_is_refused(tmp_path):
-    (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    with pytest.raises(CheckpointError, match=r"unknown ending `\.gguf`"):
-        open_weights(tmp_path / "x.gguf")
+    (tmp_path / "x.dat").write_bytes(b"data")
+    with pytest.raises(CheckpointError, match=r"unknown ending `\.dat`"):
+        open_weights(tmp_path / "x.dat")
 
 
 def test_an_unknown_tensor_is_refused(tmp_path):
@@ -260,8 +260,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_a_complex_tensor_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(CheckpointError, match="complex64"):
-        save_weights(tmp_path / "x.safetensors", {"a": torch.ones(1, dtype=torch.complex64)})
+    with pytest.raises(CheckpointError, match="complex128"):
+        save_weights(tmp_path / "x.safetensors", {"a": torch.ones(1, dtype=torch.complex128)})
     assert not list(tmp_path.iterdir())
 
 

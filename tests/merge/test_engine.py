@@ -208,7 +208,7 @@ def test_a_result_never_replaces_an_input(folder):
 
 def test_an_existing_result_is_replaced_only_when_asked(folder):
     merge(folder / "recipe.yaml", folder / "out")
-    with pytest.raises(ConfigError, match="--overwrite"):
+    with pytest.raises(ConfigError, match="overwrite=True"):
         merge(folder / "recipe.yaml", folder / "out")
     merge(folder / "recipe.yaml", folder / "out", overwrite=True)
 

@@ -132,6 +132,7 @@ def test_an_export_refuses_what_a_folder_cannot_say(wan, tmp_path):
         )
     with pytest.raises(ConfigError, match="no diffusers pipeline folder"):
         export_two_experts(recipe_for(wan), wan / "tuned", tmp_path / "out")
+    (tmp_path / "there").touch()
     with pytest.raises(ConfigError, match="exists already"):
         export_two_experts(recipe_for(wan), wan / "base", tmp_path)
     assert not (tmp_path / "out").exists()

@@ -319,5 +319,5 @@ def test_a_unet_alone_is_enough(tmp_path) -> None:
 
 
 def test_a_full_folder_is_not_overwritten(original, folder) -> None:
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         convert_checkpoint(original[0], folder)

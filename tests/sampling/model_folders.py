@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from .tiny_dynamicrafter import tiny_pipeline
-from .tiny_pipelines import FAMILIES, Family, tiny
+from .tiny_pipelines import EVERY_FAMILY, Family, tiny
 
 
 def family_named(name: str) -> Family:
-    return next(family for family in FAMILIES if family.name == name)
+    return next(family for family in EVERY_FAMILY if family.name == name)
 
 
 def save_tiny(name: str, folder: Path) -> Any:

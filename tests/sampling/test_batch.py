@@ -349,7 +349,7 @@ def test_a_full_disk_stops_the_batch(tmp_path: Path) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     pipeline.unet.register_forward_hook(fill_the_disk)
-    with pytest.raises(DataError, match=r"The batch stops(.|\n)*No space left(.|\n)*make room"):
+    with pytest.raises(DataError, match=r"The batch stops(.|\n)*No space left(.|\n)*Make room"):
         run_batch(pipeline, planned, BatchOptions(retries=5))
     assert calls == 3
     assert missing(planned) == planned[1:]

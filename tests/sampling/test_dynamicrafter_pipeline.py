@@ -337,7 +337,7 @@ def test_a_pipeline_without_encoders_says_what_it_takes(
     pipeline: DynamiCrafterPipeline, generate: Generate, photo: Image.Image
 ) -> None:
     conditions = pipeline.encode(photo, "a cat", num_frames=NUM_FRAMES, guided=False)
-    with pytest.raises(ConfigError, match=r"image, num_frames and conditions.*\n.*leave out"):
+    with pytest.raises(ConfigError, match=r"image, num_frames and conditions.*\n.*Leave out"):
         generate(pipeline, None, conditions=conditions)
     own = {"image": None, "num_frames": None}
     with pytest.raises(ConfigError, match="guided=True"):

@@ -15,6 +15,7 @@ from motionmerge.schedule import ExpertSchedule, noise_level
 
 from .tiny_pipelines import (
     EVERY_FAMILY,
+    FAMILIES,
     Family,
     generate,
     load_weights,
@@ -135,13 +136,13 @@ def test_two_experts_equal_two_pipelines_cut_at_the_boundary(family: Family, bat
 
 
 @every_family
-def test_ten_videos_do_not_drift_and_the_weights_come_back(family: Family) -> None:
+def test_many_videos_do_not_drift_and_the_weights_come_back(family: Family) -> None:
     pipeline = tiny(family)
     before = weights_of(pipeline, family)
     both = two_experts(pipeline, family)
     with experts(pipeline, experts=both, boundary=family.boundary):
         first = generate(pipeline, family)
-        for _ in range(9):
+        for _ in range(9 if family in FAMILIES else 2):  # fewer, for time
             assert torch.equal(generate(pipeline, family), first)
     assert same_bits(weights_of(pipeline, family), before)
 

@@ -119,7 +119,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(copy: Path) ->
     os.truncate(path, 8 + len(header) + 4 * entries)  # a hole, not four terabytes
     with pytest.raises(ConfigError, match=r"4000\.0 GB.*are free") as caught:
         check_memory(find_pipeline(copy), torch.float32, CPU)
-    assert "--dtype bf16" in caught.value.fix
+    assert "bf16" in caught.value.fix
 
 
 def test_pickles_are_read_only_when_asked_for(copy: Path) -> None:

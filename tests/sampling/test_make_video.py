@@ -27,11 +27,10 @@ from motionmerge.sampling.make_video import (
 from motionmerge.sampling.video_families import (
     POCKET,
     VIDEO_FAMILIES,
-    Limits,
-    VideoFamily,
     configs_of,
     family_of,
 )
+from motionmerge.sampling.video_limits import Limits, VideoFamily
 
 from .tiny_builders import WORDS, tokenizer
 from .tiny_dynamicrafter import tiny_pipeline

@@ -76,7 +76,7 @@ def test_a_key_that_appears_twice_is_named(folder: Path) -> None:
 def test_a_line_that_is_no_utf_8_is_named(folder: Path) -> None:
     path = manifest(folder, "{}")
     path.write_bytes(path.read_bytes() + b'\n{"image": "caf\xe9.png"}')
-    with pytest.raises(DataError, match=r"line 3: .*utf-8.*\n.*save it as UTF-8"):
+    with pytest.raises(DataError, match=r"line 3: .*utf-8.*\n.*Save it as UTF-8"):
         read_manifest(path)
 
 
@@ -129,3 +129,17 @@ def test_a_negative_prompt_that_would_do_nothing_is_named_with_its_line(folder: 
     first.check(POCKET, limits)
     with pytest.raises(DataError, match=r"Line 2.*negative prompt"):
         second.check(POCKET, limits)
+
+
+def test_more_videos_than_memory_is_for_are_refused_before_any_is_planned(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"asks for 1,000,000,000 videos; one call makes 100,000"):
+        read_manifest(manifest(folder), num_videos=10**9)
+    assert len(read_manifest(manifest(folder), num_videos=3)) == 3
+
+
+def test_a_list_of_absurd_size_is_refused_and_not_read_to_its_end(folder: Path) -> None:
+    path = folder / "large.jsonl"
+    with path.open("wb") as file:
+        file.truncate(10**12)  # holes take no room on the disk
+    with pytest.raises(DataError, match="larger than the 64 MiB"):
+        read_manifest(path)

@@ -135,7 +135,7 @@ def test_dense_weights_of_a_quantised_layer_are_refused(pipeline: Any) -> None:
         f"transformer.{name}": tensor + 0.1
         for name, tensor in tiny(FAMILY).transformer.state_dict().items()
     }
-    with pytest.raises(CheckpointError, match=r"quantised.*(?s:.)*Fix: load the model in bf16"):
+    with pytest.raises(CheckpointError, match=r"quantised.*(?s:.)*Fix: Load the model in bf16"):
         experts(pipeline, experts={"one": dense})
     assert same_bits(bits(pipeline.transformer), before)
     assert attached_bank(pipeline.transformer) is None

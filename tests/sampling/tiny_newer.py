@@ -127,6 +127,7 @@ def framepack() -> Any:
             text_embed_dim=TEXT_DIM,
             pooled_projection_dim=8,
             rope_axes_dim=(2, 4, 4),
+            guidance_embeds=False,
             image_condition_type=None,
             has_image_proj=True,
             image_proj_dim=8,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from motionmerge.cli.outputs import OverwriteOption, check_new_folder, check_output_file
+from motionmerge.cli.outputs import OverwriteOption, check_output_file, check_output_folder
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,11 +57,14 @@ def convert(
     if output is None and not dry_run:
         raise ConfigError("nowhere to write to", fix="name the folder with `-o`, or use --dry-run.")
 
+    from motionmerge.io.atomic import check_new_folder
     from motionmerge.models.dynamicrafter import checkpoint_folder
     from motionmerge.tensors import parse_dtype
 
     if output is not None:
-        check_new_folder(output, overwrite=overwrite)
+        check_output_folder(output)
+        if dry_run:  # a run looks itself
+            check_new_folder(output, overwrite=overwrite, marker="model_index.json", keep=[source])
     if dry_run or output is None:
         report = checkpoint_folder.inspect_checkpoint(source)
     else:
@@ -71,6 +74,7 @@ def convert(
             dtype=parse_dtype(dtype).torch if dtype else None,
             tokenizer=tokenizer,
             add_adapter=add_adapter,
+            overwrite=overwrite,
         )
     if as_json:
         print(json.dumps(asdict(report)))

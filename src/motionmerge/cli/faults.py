@@ -31,6 +31,7 @@ PYTHON_TO_FLAG: Mapping[str, str] = {
     "legacy=True": "--legacy-weights",
     "add_adapter=True": "--add-adapter",
     "device='cpu'": "--device cpu",
+    "dtype='bf16'": "--dtype bf16",
     "load_pocket()": "--model pocket",
 }
 """What errors below the command line advise in Python, and the flag that does the same."""
@@ -45,12 +46,15 @@ SETTING_TO_FLAG: Mapping[str, str] = {
     "guidance_scale": "--guidance",
     "guidance_scale_2": "--guidance-2",
     "start_step": "--start-step",
+    "sigmas": "--sigmas",
+    "shift": "--shift",
     "last_image": "--last-image",
     "boundary": "--boundary",
     "dtype": "--dtype",
     "device": "--device",
     "variant": "--variant",
     "num_workers": "--workers",
+    "stochastic_rounding": "--stochastic-rounding",
 }
 """Settings that errors name in backticks, as a manifest does; their flag is added."""
 

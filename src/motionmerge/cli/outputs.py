@@ -1,4 +1,4 @@
-"""Outputs are checked before any work: can they be written, and would anything be replaced?"""
+"""Check before any work that outputs can be written, and that they replace nothing unasked."""
 
 from __future__ import annotations
 
@@ -45,17 +45,3 @@ def check_output_folder(path: Path) -> None:
             f"Cannot write to the folder {path}: {error}",
             fix="Choose another one, or check its rights and free space.",
         ) from error
-
-
-def check_new_folder(path: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that cannot be made, or has something in it that is not to be replaced.
-
-    Raises:
-        ConfigError: Says why.
-    """
-    check_output_folder(path)
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise ConfigError(
-            f"{path} exists already and is not empty.",
-            fix="Pass `--overwrite`, or choose another folder.",
-        )

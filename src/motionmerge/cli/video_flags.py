@@ -60,7 +60,7 @@ class VideoFlags:
         typer.Option("--input", help="NAME=PATH, instead of the recipe's input; repeatable."),
     ] = None
     base: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             help="What --model was fine-tuned from, for --motion: a folder or weights file."
         ),
@@ -168,6 +168,7 @@ class VideoFlags:
         """
         import torch
 
+        from motionmerge.merge.resolvers import resolve, split_name
         from motionmerge.sampling.loading import check_device, default_device, dtype_named
         from motionmerge.sampling.model_choice import FolderModel, ShippedModel
         from motionmerge.sampling.pipeline_folder import find_pipeline
@@ -177,7 +178,8 @@ class VideoFlags:
             for flag, value in given.items():
                 if value is not None:
                     raise ConfigError(f"{flag} is not for the pocket model.", fix="leave it out.")
-            return ShippedModel(self.weights or "base")
+            weights = self.weights or "base"
+            return ShippedModel(str(resolve(weights)) if split_name(weights) else weights)
         device = self.device or cluster_device
         try:
             where = default_device() if device is None else torch.device(device)
@@ -211,7 +213,7 @@ class VideoFlags:
         elif self.motion is not None:
             choice = self._turned_knob(model, self.motion)
         elif self.weights is not None and model.path is not None:
-            choice = expert_choice.from_weights(Path(self.weights))
+            choice = expert_choice.from_weights(self.weights)
         elif isinstance(model, ShippedModel) and self.weights is not None:
             choice = expert_choice.ExpertChoice(boundary=boundary)
             self._check_kinds(own := expert_choice.from_weights(model.weights_file))
@@ -263,6 +265,7 @@ class VideoFlags:
 
     def _turned_knob(self, model: ModelChoice, motion: float) -> ExpertChoice:
         """Extrapolate the pocket model's weights, or another's from what it was tuned from."""
+        from motionmerge.merge.resolvers import split_name
         from motionmerge.sampling.expert_choice import from_base, from_recipe
         from motionmerge.sampling.pipeline_folder import find_pipeline
         from motionmerge.sampling.pocket_pipeline import knob_recipe
@@ -281,7 +284,8 @@ class VideoFlags:
             )
         self._refuse_two_sets(model.path)
         own = path_of(self.base)
-        found = own if exists(own) else find_pipeline(str(self.base)).path
+        is_input = exists(own) or split_name(self.base) is not None
+        found = self.base if is_input else find_pipeline(self.base).path
         return from_base(found, model.path, motion=motion, boundary=self.boundary)
 
     def _refuse_two_sets(self, model: Path) -> None:

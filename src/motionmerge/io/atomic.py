@@ -12,7 +12,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -56,8 +56,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a new empty folder beside `path`; on success it replaces what `path` was.
 
     As `atomic_path`. Between the two renames that replace a folder, there is none for an instant.
+    Where `path` is a link to a folder, the folder behind it is replaced.
     """
     target = Path(path)
+    if target.is_symlink():
+        target = target.resolve()
     temporary = _temporary_name(target)
     replaced = temporary.with_suffix(".old")
     try:
@@ -69,6 +72,54 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     finally:
         _remove(temporary)
         _remove(replaced)
+
+
+@contextmanager
+def scratch_folder(parent: str | Path) -> Iterator[Path]:
+    """Yield a new folder inside `parent` that is removed in the end; as `atomic_path` if killed."""
+    temporary = _temporary_name(Path(parent) / "scratch")
+    try:
+        temporary.mkdir()
+        yield temporary
+    finally:
+        _remove(temporary)
+
+
+def check_new_folder(
+    path: str | Path, *, overwrite: bool, marker: str, keep: Iterable[Path] = ()
+) -> None:
+    """Refuse a folder that is not to be replaced, before `atomic_folder` replaces it.
+
+    Args:
+        path: The folder to write.
+        overwrite: A folder that an earlier run wrote may be replaced.
+        marker: A file by which such a folder is known; others are never removed.
+        keep: What is read while the folder is written, and must not be replaced with it.
+
+    Raises:
+        ConfigError: It exists and may not be replaced, holds one of `keep`, or cannot be written.
+    """
+    target = Path(path)
+    for one in keep:
+        read, written = one.resolve(), target.resolve()
+        if read.is_relative_to(written) or written.is_relative_to(read):
+            raise ConfigError(
+                f"The result {path} would replace {one}, from which it is made, or lie inside it.",
+                fix="choose another folder.",
+            )
+    check_folder(target)
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise ConfigError(
+            f"{path} exists already.",
+            fix="choose another folder, or pass `overwrite=True`.",
+        )
+    if not (target / marker).is_file():
+        raise ConfigError(
+            f"{path} holds other things than an earlier result: it has no {marker}.",
+            fix="choose another folder, or remove this one yourself.",
+        )
 
 
 def prepare_folder(path: str | Path) -> None:

@@ -27,6 +27,8 @@ def exists(path: Path) -> bool:
 def path_of_weights(name: str | Path, *, folder: Path | None = None) -> Path:
     """Find the absolute path of weights, relative to a folder or the current one.
 
+    A link stays one, because its own name says what kind of file it is.
+
     Raises:
         CheckpointError: Nothing can have such a name.
     """
@@ -38,4 +40,17 @@ def path_of_weights(name: str | Path, *, folder: Path | None = None) -> Path:
             f"There are no weights at {str(name)[:60]}..: {error.strerror}.",
             fix="check the path.",
         ) from error
-    return path.resolve()
+    return folder_of(path) / path.name
+
+
+def folder_of(path: str | Path) -> Path:
+    """Return the absolute folder that a file was named in, also where the file is only a link.
+
+    The hub's cache consists of links: `model.safetensors` lies beside its `adapter_config.json`,
+    and what it points to beside nothing, under a name without an ending.
+    """
+    parent = Path(path).absolute().parent
+    try:
+        return parent.resolve()
+    except (OSError, RuntimeError):  # a ring of links
+        return parent

@@ -330,9 +330,9 @@ class _Reader:
             )
         shape, scales = self._file.shape(name), self._file.shape(scale)
         size = settings.get("group_size") or settings.get("block_size")
-        if scale.endswith("_inv") and not size:
-            size = _INVERSE_BLOCK
         grids = _grids(shape, scales, size if isinstance(size, int) else None)
+        if scale.endswith("_inv") and not size:  # transformers' own size, wherever it fits
+            grids = _grids(shape, scales, _INVERSE_BLOCK) or grids
         if len(grids) != 1:
             why = "can be dealt over it in more than one way" if grids else "do not fit to it"
             raise self._refused(

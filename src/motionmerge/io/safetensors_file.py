@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 from motionmerge.errors import CheckpointError, ShapeError
 from motionmerge.io.atomic import atomic_path
+from motionmerge.io.first_bytes import MAX_HEADER_BYTES
 from motionmerge.lazy_torch import torch
 from motionmerge.tensors import (
     AnyDtype,
@@ -33,7 +34,6 @@ from motionmerge.tensors import (
     storable,
 )
 
-MAX_HEADER_BYTES = 100_000_000
 _METADATA = "__metadata__"
 _WRITTEN_AT_ONCE = 512 << 10
 """Bytes. Linux caches what is written at once in one piece of memory; pieces of 1 MiB and more take
@@ -139,7 +139,8 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, StoredTensor], d
     if not isinstance(header, dict):
         raise refuse("its header is not a JSON object")
 
-    metadata = header.pop(_METADATA, {})
+    metadata = header.pop(_METADATA, None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise refuse("its metadata does not map names to text")
     start = 8 + header_size
@@ -147,9 +148,11 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, StoredTensor], d
     for name, entry in header.items():
         try:
             tensors[name] = _read_entry(entry, start)
-        except (CheckpointError, ValueError) as error:
-            detail = error.message if isinstance(error, CheckpointError) else str(error)
-            raise refuse(f"tensor `{name}`: {detail}") from error
+        except CheckpointError as error:
+            message = f"{path} holds `{name[:100]}`: {error.message}"
+            raise CheckpointError(message, fix=error.fix) from error
+        except ValueError as error:
+            raise refuse(f"tensor `{name[:100]}`: {error}") from error
     tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)))
     position = start
     for name, stored in tensors.items():
@@ -171,7 +174,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_entry(entry: Any, start: int) -> StoredTensor:
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    # Like the official reader, which lets further fields pass.
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
         raise ValueError("its entry is not {dtype, shape, data_offsets}")
     if not isinstance(entry["dtype"], str):
         raise ValueError("its dtype is not text")
@@ -181,6 +185,8 @@ def _read_entry(entry: Any, start: int) -> StoredTensor:
         raise ValueError(f"its shape {str(shape)[:100]} is impossible")
     if not _is_count_list(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise ValueError(f"its offsets {str(offsets)[:100]} are impossible")
+    if dtype.bits * math.prod(shape) % 8:
+        raise ValueError(f"{dtype_name(dtype)} {shape} ends within a byte")
     if offsets[1] - offsets[0] != num_bytes(dtype, shape):
         raise ValueError(
             f"{dtype_name(dtype)} {shape} needs {num_bytes(dtype, shape)} bytes, its offsets hold "

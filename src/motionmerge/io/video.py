@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from av.video.reformatter import ColorRange, Colorspace
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from motionmerge.errors import DataError, ShapeError
 from motionmerge.io.atomic import atomic_path
 
 MIN_IMAGE_SIDE = 16
 MAX_IMAGE_PIXELS = 89_000_000
+MAX_IMAGE_BYTES = 2**29
 MAX_VIDEO_BYTES = 4 * 2**30
+
+IMAGE_FORMATS = (
+    *("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "TGA"),
+)
+"""What a photo can be. Pillow opens whatever it knows, by content: a `.jpg` that holds PostScript
+would start Ghostscript, which may never end."""
 
 _DECODER_ERRORS = (
     ArithmeticError,
@@ -67,10 +76,12 @@ def load_image(path: str | Path) -> Image.Image:
     """Read a photo as 8-bit RGB: turned as its EXIF says, transparency over white, 16 bit scaled.
 
     Raises:
-        DataError: The file is missing, damaged, of an unknown format, too small or too large.
+        DataError: The file is missing, damaged, of another format than `IMAGE_FORMATS`, too small
+            or too large.
     """
     try:
-        with Image.open(path) as image:
+        _check_photo_file(path)
+        with Image.open(path, formats=_known_formats()) as image:
             _check_image_size(image, path)
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
@@ -78,10 +89,34 @@ def load_image(path: str | Path) -> Image.Image:
         raise DataError(f"{path} is too large: {error}", fix="Scale the image down.") from error
     except FileNotFoundError as error:
         raise DataError(f"There is no image at {path}.", fix="Check the path.") from error
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path} cannot be read as an image: it holds none of {', '.join(IMAGE_FORMATS)}.",
+            fix="Save it again as PNG or JPEG.",
+        ) from error
     except _DECODER_ERRORS as error:
         raise DataError(
             f"{path} cannot be read as an image: {error}", fix="Save it again as PNG or JPEG."
         ) from error
+
+
+@cache
+def _known_formats() -> list[str]:
+    """List those formats that the installed Pillow can read."""
+    Image.init()
+    return [name for name in IMAGE_FORMATS if name in Image.OPEN]
+
+
+def _check_photo_file(path: str | Path) -> None:
+    """Refuse what is no file, which opening might wait for, and what fills memory when opened."""
+    found = Path(path).stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError(f"{path} is no file.", fix="Give the file of a photo.")
+    if found.st_size > MAX_IMAGE_BYTES:
+        raise DataError(
+            f"{path} has {found.st_size:,} bytes, more than {MAX_IMAGE_BYTES:,}.",
+            fix="Scale the image down.",
+        )
 
 
 def rgb_image(image: Image.Image) -> Image.Image:

@@ -7,7 +7,6 @@ legacy `.ckpt`/`.pt`/`.pth`/`.bin` pickles, which can hold nothing but tensors a
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import pickle
@@ -19,12 +18,13 @@ from types import TracebackType
 from typing import Any
 
 from motionmerge.errors import CheckpointError
+from motionmerge.io.first_bytes import PICKLE_SUFFIXES, weights_format
 from motionmerge.io.hashing import hash_file
+from motionmerge.io.json_file import read_json
 from motionmerge.io.safetensors_file import SafetensorsFile, TensorSpec, write_safetensors
 from motionmerge.lazy_torch import torch
 from motionmerge.tensors import DType, storable
 
-_PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin"}
 _PICKLE_FAULTS = (  # what torch.load raises on damaged files, besides UnpicklingError
     ArithmeticError,
     AssertionError,
@@ -38,6 +38,8 @@ _PICKLE_FAULTS = (  # what torch.load raises on damaged files, besides Unpicklin
     struct.error,
 )
 _WRAPPERS = ("state_dict", "module")
+_META = "meta tensor, which has a shape and no values (no data)"
+_LAYERS_OWN = ("weight", "bias")
 _PREFERRED = ("diffusion_pytorch_model", "model")
 
 
@@ -60,13 +62,7 @@ class PickleFile:
                 f"{path} holds a {type(state).__name__}, not a mapping of names to tensors.",
                 fix="Save `model.state_dict()` instead of the model.",
             )
-        for name, value in state.items():
-            plain = isinstance(value, torch.Tensor) and value.layout == torch.strided
-            if not isinstance(name, str) or not plain:
-                raise CheckpointError(
-                    f"{path} holds a {type(value).__name__} under {name!r}, not a plain tensor.",
-                    fix="Save only the state dict of the model.",
-                )
+        _refuse_special_tensors(path, state)
         self.tensors: dict[str, torch.Tensor] = state
 
     def read(self, name: str) -> torch.Tensor:
@@ -85,6 +81,48 @@ class PickleFile:
     def close(self) -> None:
         """Let go of the tensors, and with them of the mapped file."""
         self.tensors = {}
+
+
+def _refuse_special_tensors(path: Path, state: Mapping[Any, Any]) -> None:
+    """Refuse what is no tensor of plain numbers in main memory.
+
+    Raises:
+        CheckpointError: Says what there is instead, how often and where.
+    """
+    found: dict[str, list[str]] = {}
+    for name, value in state.items():
+        kind = _special_kind(value) if isinstance(name, str) else f"value under {name!r:.60}"
+        if kind is not None:
+            found.setdefault(kind, []).append(str(name))
+    for kind, names in found.items():
+        fix = "Save only the state dict of the model, with plain tensors."
+        if kind == _META:
+            fix = (
+                "Save it again with all weights in memory: gather a sharded model first, or load "
+                "it without offloading."
+            )
+        raise CheckpointError(
+            f"{path} holds {len(names)} of its {len(state)} entries as a {kind}, e.g. "
+            f"`{names[0][:100]}`, not as plain tensors.",
+            fix=fix,
+        )
+
+
+def _special_kind(value: object) -> str | None:
+    """Name what a value is, unless it is a tensor of plain numbers."""
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    if value.is_meta:
+        return _META
+    if value.is_nested:
+        return "nested tensor"
+    if value.is_quantized:
+        return "quantised tensor"
+    if value.layout != torch.strided:
+        return f"sparse tensor ({str(value.layout).removeprefix('torch.')})"
+    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+        return f"{type(value).__name__} in place of a tensor"
+    return None
 
 
 def copy_bytes(tensor: torch.Tensor, begin: int, target: memoryview) -> None:
@@ -138,6 +176,7 @@ class WeightsReader:
                         fix="Keep the shards of one checkpoint in a folder, or name one file.",
                     )
                 self._home[name] = part
+        self._refuse_empty()
 
     def keys(self) -> list[str]:
         """Names of the tensors in file order."""
@@ -148,6 +187,23 @@ class WeightsReader:
 
     def __len__(self) -> int:
         return len(self._home)
+
+    def _refuse_empty(self) -> None:
+        """Refuse weights of no entries, which DeepSpeed leaves where it has sharded a model."""
+        empty = [
+            name
+            for name in self._home
+            if self.dtype(name).is_floating_point
+            and 0 in self.shape(name)
+            and (self.shape(name) == (0,) or name.rpartition(".")[2] in _LAYERS_OWN)
+        ]
+        if empty:
+            raise CheckpointError(
+                f"{len(empty)} of the {len(self._home)} tensors of {self.path} are empty, e.g. "
+                f"`{empty[0]}` of shape {list(self.shape(empty[0]))}: they have no values.",
+                fix="Save the model again with its weights gathered (DeepSpeed's ZeRO-3: "
+                "`zero_to_fp32.py`, or `stage3_gather_16bit_weights_on_model_save`).",
+            )
 
     def _part(self, name: str) -> SafetensorsFile | PickleFile:
         if name not in self._home:
@@ -214,7 +270,7 @@ def open_weights(path: str | Path) -> WeightsReader:
     parts: list[SafetensorsFile | PickleFile] = []
     try:
         for file in _find_files(path):
-            is_pickle = file.suffix.lower() in _PICKLE_SUFFIXES
+            is_pickle = weights_format(file) == "torch"
             parts.append(PickleFile(file) if is_pickle else SafetensorsFile(file))
         reader = WeightsReader(path, parts)
         if path.is_dir():
@@ -237,6 +293,8 @@ def hash_weights(path: str | Path) -> str:
     """
     path = Path(path)
     files = _find_files(path)
+    for file in files:
+        weights_format(file)  # a pointer or a web page is named, not hashed
     with ThreadPoolExecutor(max_workers=min(len(files), os.cpu_count() or 1)) as pool:
         digests = dict(zip((file.name for file in files), pool.map(hash_file, files), strict=True))
     if not path.is_dir():
@@ -252,28 +310,32 @@ def _find_files(path: Path) -> list[Path]:
             return sorted({path / name for name in _read_index(index).values()})
         return _files_without_index(path)
     if not path.is_file():
+        if path.is_symlink():
+            raise CheckpointError(
+                f"{path} is a link to {path.readlink()}, which is not there.",
+                fix="Download it again.",
+            )
         near = ""
         if path.parent.is_dir():
             others = [p.name for p in sorted(path.parent.iterdir()) if p.suffix == path.suffix]
             near = f" {path.parent} holds {', '.join(others[:5])}." if others else ""
         raise CheckpointError(f"There are no weights at {path}.", fix=f"Check the path.{near}")
-    if path.suffix.lower() not in {".safetensors", *_PICKLE_SUFFIXES}:
-        raise CheckpointError(
-            f"{path} has the unknown ending `{path.suffix}`.",
-            fix="Use a .safetensors file, a folder of them, or a .ckpt/.pt/.pth/.bin file.",
-        )
     return [path]
 
 
 def _find_index(folder: Path) -> Path | None:
+    """Find the index of a folder: that of plain shards, or of a variant where it is alone."""
     found = {p.name: p for p in sorted(folder.glob("*.safetensors.index.json"))}
     for stem in _PREFERRED:
         if f"{stem}.safetensors.index.json" in found:
             return found[f"{stem}.safetensors.index.json"]
+    if not found and not any((folder / f"{stem}.safetensors").is_file() for stem in _PREFERRED):
+        # diffusers names the index of shards in fp16 `<stem>.safetensors.index.fp16.json`
+        found = {p.name: p for p in sorted(folder.glob("*.safetensors.index.*.json"))}
     if len(found) > 1:
         raise CheckpointError(
             f"{folder} holds {len(found)} shard indices: {', '.join(found)}.",
-            fix="Keep one model in a folder.",
+            fix="Keep one model, in one variant, in a folder.",
         )
     return next(iter(found.values()), None)
 
@@ -281,10 +343,7 @@ def _find_index(folder: Path) -> Path | None:
 def _read_index(index: Path) -> dict[str, str]:
     """Read the map of tensor names to shards; a shard is a plain file name beside the index."""
     fix = "Download the folder again."
-    try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index} is not a shard index: {error!r}", fix=fix) from error
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"The `weight_map` of {index} is empty or no mapping.", fix=fix)
     for name, shard in weight_map.items():
@@ -324,7 +383,7 @@ def _files_without_index(folder: Path) -> list[Path]:
             fix="Name the file you mean.",
         )
     inside = sorted({p.parent.name for p in folder.glob("*/*.safetensors")})
-    legacy = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in _PICKLE_SUFFIXES)
+    legacy = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICKLE_SUFFIXES)
     fix = "Check the path."
     if inside:
         fix = f"Point at one of its parts: {', '.join(inside)}."

@@ -6,20 +6,20 @@ Each appears under its name only when it is whole. File names are those of diffu
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.errors import ConfigError
 from motionmerge.io.atomic import atomic_folder, atomic_path
+from motionmerge.io.folder_copy import copy_folder
 from motionmerge.io.safetensors_file import SafetensorsWriter, TensorSpec
 from motionmerge.tensors import num_bytes
 
 STEM = "diffusion_pytorch_model"
-_WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".ckpt")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 
 
 class WeightsWriter:
@@ -89,7 +89,7 @@ def pipeline_folder(
 ) -> Iterator[WeightsWriter]:
     """Grow a copy of a diffusers pipeline folder in which some modules have other weights.
 
-    Everything else is hard-linked, or copied where the disk cannot link.
+    Other weights are hard-linked where the disk can link; everything else is copied.
 
     Args:
         path: The folder.
@@ -108,7 +108,7 @@ def pipeline_folder(
         module, _, key = name.partition(".")
         modules.setdefault(module, {})[key] = spec
     with atomic_folder(path) as folder, ExitStack() as stack:
-        _link_tree(template, folder, except_weights_of=frozenset(modules))
+        copy_folder(template, folder, leave_out=lambda path: is_weights_of(path, modules))
         homes = {}
         for module, parts in modules.items():
             (folder / module).mkdir(exist_ok=True)
@@ -119,6 +119,15 @@ def pipeline_folder(
             (folder / name).unlink(missing_ok=True)  # it may be a link to that of the template
             (folder / name).write_text(text, encoding="utf-8")
         yield WeightsWriter(homes)
+
+
+def is_weights_of(path: Path, modules: Collection[str]) -> bool:
+    """Check whether a file of a pipeline folder holds weights of some modules, or their index."""
+    return (
+        len(path.parts) == 2
+        and path.parts[0] in modules
+        and (path.suffix in _WEIGHT_SUFFIXES or ".index." in path.name)
+    )
 
 
 def plan_shards(
@@ -179,27 +188,3 @@ def _open_shards(
         text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
         (folder / f"{STEM}.safetensors.index.json").write_text(text, encoding="utf-8")
     return homes
-
-
-def _link_tree(source: Path, target: Path, *, except_weights_of: frozenset[str]) -> None:
-    """Repeat a folder with hard links; the files of a hub cache are links themselves."""
-    for path in sorted(source.rglob("*")):
-        relative = path.relative_to(source)
-        replaced = relative.parts[0] in except_weights_of and len(relative.parts) == 2
-        if path.is_dir():
-            (target / relative).mkdir(exist_ok=True)
-        elif not (replaced and path.name.endswith(_WEIGHT_SUFFIXES)):
-            try:
-                os.link(path.resolve(), target / relative)
-            except OSError:
-                _copy(path, target / relative)
-
-
-def _copy(source: Path, target: Path) -> None:
-    try:
-        shutil.copy2(source, target)
-    except OSError as error:
-        raise CheckpointError(
-            f"Cannot copy {source} to {target}: {error}",
-            fix="Check the folder and its free space.",
-        ) from error

@@ -192,6 +192,11 @@ def compare(
             elif is_mergeable(inputs.dtype(sides[0].anchor, name), shape):
                 a, b = (_values(side, name, inputs) for side in sides)
                 tensors[name] = _difference(a, b, _start_of(start, name, a, inputs))
+            elif (dtype := inputs.dtype(sides[0].anchor, name)).is_only_copied:
+                raise ShapeError(
+                    f"`{name}` is {dtype_name(dtype)}, with which nothing is computed here.",
+                    fix="Compare weights in fp32, fp16 or bf16.",
+                )
             else:
                 _refuse_codes(name, sides[0], inputs)
     return Comparison(

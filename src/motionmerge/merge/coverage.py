@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -11,7 +12,8 @@ from motionmerge.errors import CheckpointError, ConfigError, ShapeError
 from motionmerge.io.quantised import UNQUANTISED, looks_like_codes
 from motionmerge.merge.lora_detection import check_whole_weights
 from motionmerge.merge.sources import MemoryTensors, OpenInputs, Source
-from motionmerge.tensors import dtype_name, is_mergeable
+from motionmerge.merge.unlike_names import nothing_matched
+from motionmerge.tensors import dtype_name, is_mergeable, num_bytes
 
 Missing = Literal["error", "keep"]
 
@@ -101,11 +103,16 @@ def check_coverage(
                 strangers |= inputs.strangers(source)
                 unmatched |= dict.fromkeys(inputs.strangers(source), (checkpoint.anchor.name,))
     if unmatched and not any(reached):
-        raise _nothing_matched(inputs)
+        raise nothing_matched({source.name: _held(source, inputs) for source in inputs.sources})
     if unmatched and missing == "error":
         raise _one_sided(unmatched, strangers)
     matched = (name for name in names if all(inputs.has(s, name) for s in inputs.sources))
     return Coverage(tuple(matched), tuple(map(tuple, reached)), unmatched)
+
+
+def _held(source: Source, inputs: OpenInputs) -> dict[str, tuple[int, ...]]:
+    shapes = {name: inputs.shape(source, name) for name in inputs.names(source)}
+    return shapes | dict.fromkeys(inputs.strangers(source), ())
 
 
 def check_checkpoints(inputs: OpenInputs) -> None:
@@ -132,6 +139,7 @@ def check_missing(missing: str) -> None:
 
 def _check_shapes(name: str, anchor: Source, needed: Iterable[Source], inputs: OpenInputs) -> None:
     shape, dtype = inputs.shape(anchor, name), inputs.dtype(anchor, name)
+    _refuse_only_copied(name, anchor, needed, inputs)
     if not is_mergeable(dtype, shape):
         _refuse_codes(name, anchor, needed, inputs)
         return
@@ -169,24 +177,39 @@ def _refuse_codes(name: str, anchor: Source, needed: Iterable[Source], inputs: O
         )
 
 
+def _refuse_only_copied(
+    name: str, anchor: Source, needed: Iterable[Source], inputs: OpenInputs
+) -> None:
+    """Refuse a difference of tensors that nothing computes with; equal ones are copied."""
+    found = {source: inputs.dtype(source, name) for source in needed}
+    if not any(dtype.is_only_copied for dtype in found.values()):
+        return
+    if len({(dtype, tuple(inputs.shape(one, name))) for one, dtype in found.items()}) == 1:
+        size = num_bytes(found[anchor], inputs.shape(anchor, name))
+        if len({_digest(one, name, size, inputs) for one in found}) == 1:
+            return
+    listed = ", ".join(f"{dtype_name(dtype)} in `{one.name}`" for one, dtype in found.items())
+    raise ShapeError(
+        f"`{name}` is {listed}: it differs, and merges do not compute with such a dtype.",
+        fix="Use weights in fp32, fp16 or bf16, or leave the tensor out with `only(...)`.",
+    )
+
+
+def _digest(source: Source, name: str, size: int, inputs: OpenInputs) -> bytes:
+    digest, buffer = hashlib.sha256(), bytearray(min(size, 1 << 20))
+    for begin in range(0, size, 1 << 20):
+        part = memoryview(buffer)[: size - begin]
+        inputs.read_into(source, name, begin, part)
+        digest.update(part)
+    return digest.digest()
+
+
 def _unknown_tensor(name: str, anchor: Source, held: Sequence[str]) -> CheckpointError:
     near = difflib.get_close_matches(name, held, n=1)
     example = near or held[:1]
     return CheckpointError(
         f"`{anchor.name}` has no tensor `{name}`.",
         fix=f"Ask for one that it has, e.g. `{example[0]}`." if example else "Use another file.",
-    )
-
-
-def _nothing_matched(inputs: OpenInputs) -> CheckpointError:
-    examples = ", ".join(
-        f"`{source.name}` has e.g. "
-        f"`{next(iter((*inputs.names(source), *inputs.strangers(source))), '(no tensors)')}`"
-        for source in inputs.sources
-    )
-    return CheckpointError(
-        f"The inputs have no tensor name in common: {examples}.",
-        fix="Use checkpoints of one layout (`motionmerge convert` changes DynamiCrafter's).",
     )
 
 

@@ -20,6 +20,7 @@ from typing import Literal
 from motionmerge import __version__
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.atomic import atomic_path
+from motionmerge.io.json_file import read_json
 from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.io.weights_writer import (
     WeightsWriter,
@@ -110,8 +111,7 @@ def merge(
     if scaled and (layout == "pipeline" or stochastic_rounding is not None):
         raise ConfigError(
             "Scaled fp8 is written as one file of weights, rounded to the nearest code.",
-            fix="Leave out layout='pipeline' (--layout) and stochastic_rounding "
-            "(--stochastic-rounding), or use `--dtype bf16`.",
+            fix="Leave out `layout='pipeline'` and `stochastic_rounding`, or use `dtype='bf16'`.",
         )
     if wanted is not None and not wanted.is_floating_point:
         raise ConfigError(
@@ -380,9 +380,9 @@ def _refuse_inputs(outputs: Sequence[Path], origins: Mapping[str, Origin]) -> No
 def _refuse_part_of_pipeline(template: Path) -> None:
     """Check that all parts are there, which they are not where the hub gave only what is merged."""
     try:
-        index = json.loads((template / "model_index.json").read_bytes())
+        index = read_json(template / "model_index.json")
         parts = [name for name, value in index.items() if isinstance(value, list) and value[0]]
-    except (OSError, ValueError, AttributeError, IndexError) as error:
+    except IndexError as error:
         raise CheckpointError(
             f"{template / 'model_index.json'} cannot be read: {error!r}", fix="Download it again."
         ) from error

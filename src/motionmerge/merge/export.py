@@ -13,7 +13,8 @@ from typing import Any
 
 from motionmerge import __version__
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
-from motionmerge.io.atomic import check_folder
+from motionmerge.io.atomic import check_new_folder
+from motionmerge.io.json_file import read_json
 from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.io.weights import open_weights
 from motionmerge.io.weights_writer import pipeline_folder
@@ -102,7 +103,7 @@ def export_two_experts(
         )
     first, second, boundary = _two_experts(recipe, pipeline)
     modules = {"transformer": first, "transformer_2": second}
-    check_new_folder(output, beside=pipeline, overwrite=overwrite or dry_run)
+    check_new_folder(output, overwrite=overwrite or dry_run, marker=INDEX_FILE, keep=[pipeline])
     inputs = own_model(recipe, pipeline, inputs)
     origins = recipe.origins(inputs)
     bound = {module: recipe.experts[expert].bind(origins) for module, expert in modules.items()}
@@ -152,33 +153,13 @@ def export_two_experts(
     )
 
 
-def check_new_folder(output: Path, *, beside: Path, overwrite: bool) -> None:
-    """Refuse a folder that cannot be made, is there and is not to be replaced, or is the source.
-
-    Raises:
-        ConfigError: Says why.
-    """
-    check_folder(output.absolute().parent)
-    if output.resolve() == beside.resolve() or (output.exists() and not overwrite):
-        raise ConfigError(
-            f"{output} exists already.",
-            fix="Choose another folder, or pass `overwrite=True`.",
-        )
-    if beside.resolve().is_relative_to(output.resolve()):
-        raise ConfigError(f"{output} holds {beside}.", fix="Choose another folder.")
-
-
 def _read_index(pipeline: Path) -> dict[str, Any]:
-    try:
-        index = json.loads((pipeline / INDEX_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    if not (pipeline / INDEX_FILE).is_file():
         raise ConfigError(
-            f"{pipeline} is no diffusers pipeline folder: {error}.",
-            fix="Give a folder with a model_index.json, as `save_pretrained` writes it.",
-        ) from error
-    if not isinstance(index, dict):
-        raise ConfigError(f"{pipeline / INDEX_FILE} is no mapping.", fix="Download it again.")
-    return index
+            f"{pipeline} is no diffusers pipeline folder: it has no {INDEX_FILE}.",
+            fix="Give a folder as `save_pretrained` writes it.",
+        )
+    return read_json(pipeline / INDEX_FILE)
 
 
 def _config_of_second(pipeline: Path) -> str:

@@ -6,6 +6,7 @@ Without a connection, or with `HF_HUB_OFFLINE=1`, what the cache holds is used.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from motionmerge.errors import CheckpointError
@@ -40,12 +41,9 @@ def hub_weights(name: str) -> Path:
     try:
         if inner.suffix in _FILES:
             return Path(huggingface_hub.hf_hub_download(repo, str(inner), revision=revision))
-        folder = huggingface_hub.snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=[str(inner / pattern) for pattern in _patterns()],
-            ignore_patterns=list(_VARIANTS),
-        )
+        folder = _snapshot(repo, inner, revision=revision, without=_VARIANTS)
+        if not any((folder / inner).rglob("*.safetensors")):  # it has variants alone
+            folder = _snapshot(repo, inner, revision=revision, without=())
     except (OSError, ValueError) as error:
         reason = (str(error).strip().partition("\n")[0] or type(error).__name__)[:300]
         raise CheckpointError(
@@ -53,7 +51,22 @@ def hub_weights(name: str) -> Path:
             fix="Check the name and the connection, log in with `hf auth login` if it is gated, or "
             "give the path of a downloaded copy.",
         ) from error
-    return Path(folder) / inner
+    return folder / inner
+
+
+def _snapshot(
+    repo: str, inner: PurePosixPath, *, revision: str | None, without: Sequence[str]
+) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=[str(inner / pattern) for pattern in _patterns()],
+            ignore_patterns=list(without),
+        )
+    )
 
 
 def _patterns() -> list[str]:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 from motionmerge.errors import CheckpointError
 from motionmerge.merge.lora_fused import Fusion, parts_of, wholes_of
-from motionmerge.merge.original_names import to_diffusers
+from motionmerge.merge.names.minimax_h3 import MINIMAX_H3_SHARDS_STYLE
+from motionmerge.merge.original_names import Spelling, spellings_for, split_number
 from motionmerge.merge.sources import MODULES
 
 _BETWEEN = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -43,10 +44,12 @@ class Found:
     Attributes:
         path: The path without what wraps it, as the spelling has it that fits the model.
         names: The tensor in every denoiser that is meant.
+        spelling: The name that fits; it knows whether the rows stand in another order.
     """
 
     path: str
     names: tuple[str, ...]
+    spelling: Spelling
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class FoundParts:
     """The tensors over which the rows of a fused module are dealt.
 
     Attributes:
-        path: See `Found`.
+        path, spelling: See `Found`.
         fusion: What is fused.
         denoisers: For every denoiser that is meant, the tensor of each part.
     """
@@ -62,6 +65,7 @@ class FoundParts:
     path: str
     fusion: Fusion
     denoisers: tuple[tuple[str, ...], ...]
+    spelling: Spelling
 
 
 @dataclass(frozen=True)
@@ -96,16 +100,21 @@ class ModelNames:
         self._exact = any(
             module in _PARTICULAR for path in paths for _, module, _ in _unwrapped(path)
         )
+        names = list(names)
+        self._spellings = spellings_for(names)
         for name in names:
             self._add(name)
 
     def _add(self, name: str) -> None:
         index = self._biases if name.endswith(".bias") else self._weights
-        spellings = list(_unwrapped(name.removesuffix(".bias").removesuffix(".weight")))
-        module = spellings[-1][1]
-        for level, owner, path in spellings:
+        unwrapped = list(_unwrapped(name.removesuffix(".bias").removesuffix(".weight")))
+        module = unwrapped[-1][1]
+        for level, owner, path in unwrapped:
             if owner == module:  # not `transformer.x` of a pipeline's folder, but `x`
-                index.setdefault(_flat(path), {}).setdefault(module, []).append((level, path, name))
+                for further, meaning in enumerate(self._meanings(path)):
+                    if meaning.order is None:
+                        place = index.setdefault(meaning.path, {}).setdefault(module, [])
+                        place.append((level * _MEANINGS + further, path, name))
 
     def find(self, path: str, *, of_bias: bool) -> Found | None:
         """Find the bias of a module, or its weight or bare parameter.
@@ -113,9 +122,9 @@ class ModelNames:
         Raises:
             CheckpointError: Several tensors of one denoiser have this name but for punctuation.
         """
-        for _, module, rest in _unwrapped(path):
-            if found := self._of(_flat(rest), rest, module, of_bias=of_bias):
-                return Found(rest, tuple(found.values()))
+        for module, rest, meaning in self._read(path):
+            if found := self._of(meaning.path, rest, module, of_bias=of_bias):
+                return Found(rest, tuple(found.values()), meaning)
         return None
 
     def weights(self, path: str) -> list[str]:
@@ -125,19 +134,21 @@ class ModelNames:
 
     def find_parts(self, path: str, *, of_bias: bool) -> FoundParts | None:
         """Find the tensors over which the rows of a fused module are dealt."""
-        for _, module, rest in _unwrapped(path):
-            for fusion, parts in parts_of(_flat(rest)):
+        for module, rest, meaning in self._read(path):
+            for fusion, parts in parts_of(meaning.path):
                 found = [self._of(part, rest, module, of_bias=of_bias) for part in parts]
                 shared = [d for d in found[0] if all(d in names for names in found)]
                 if shared:
                     dealt = tuple(tuple(names[d] for names in found) for d in shared)
-                    return FoundParts(rest, fusion, dealt)
+                    return FoundParts(rest, fusion, dealt, meaning)
         return None
 
     def find_whole(self, path: str, *, of_bias: bool) -> FoundWhole | None:
         """Find the fused tensor that a module is a part of."""
-        for _, module, rest in _unwrapped(path):
-            for fusion, number, whole in wholes_of(_flat(rest)):
+        for module, rest, meaning in self._read(path):
+            if meaning.order is not None:
+                continue
+            for fusion, number, whole in wholes_of(meaning.path):
                 if found := self._of(whole, rest, module, of_bias=of_bias):
                     return FoundWhole(rest, fusion, number, tuple(found.values()))
         return None
@@ -150,6 +161,19 @@ class ModelNames:
             for denoiser, candidates in named.items()
             if self._is_meant(denoiser, module, named)
         }
+
+    def _read(self, path: str) -> Iterator[tuple[str, str, Spelling]]:
+        """Give what a path may mean: a module of the pipeline, the path in it, and a name."""
+        for _, module, rest in _unwrapped(path):
+            for meaning in self._meanings(rest):
+                yield module, rest, meaning
+
+    def _meanings(self, path: str) -> Iterator[Spelling]:
+        """Give a path's own flat name, then those that diffusers has for it."""
+        flat = path.replace(".", "_").replace("_processor_", "_")
+        yield Spelling(_comparable(flat))
+        for meaning in self._spellings(flat):
+            yield Spelling(_comparable(meaning.path), meaning.order)
 
     def _is_meant(self, denoiser: str, module: str, named: Iterable[str]) -> bool:
         if module in _PARTICULAR:
@@ -207,6 +231,24 @@ def _nearest(candidates: list[tuple[int, str, str]], path: str) -> str:
     return exact[0] if exact else names[0][1]
 
 
-def _flat(path: str) -> str:
-    flat = to_diffusers(path.replace(".", "_").replace("_processor_", "_"))
+_MEANINGS = 100
+"""More than a name has."""
+
+
+def _comparable(flat: str) -> str:
+    """Take out of a flat path what not every file writes."""
+    flat = flat.replace("_processor_", "_")
     return f"{flat}_0" if flat.endswith("_to_out") else flat
+
+
+def is_dealt_by_head(path: str, adapters: Iterable[str]) -> bool:
+    """Tell whether the rows of q, k and v may be dealt by head, which their shapes do not show.
+
+    LoRAs of DiffSynth-Studio for MiniMax-H3 are so; their mark is the adapter's name `default` on
+    the original names, as diffusers recognises them.
+    """
+    template, _ = split_number(path.replace(".", "_"))
+    return template in _BY_HEAD and tuple(adapters) == ("default",)
+
+
+_BY_HEAD = {path.replace(".", "_") for path in MINIMAX_H3_SHARDS_STYLE.interleaved}

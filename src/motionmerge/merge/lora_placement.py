@@ -13,9 +13,15 @@ from motionmerge.errors import CheckpointError, ShapeError
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.lora_fused import Fusion
 from motionmerge.merge.lora_keys import LoraKeys, LoraModule, clash, group_keys
-from motionmerge.merge.lora_names import ModelNames, is_other_component
-from motionmerge.merge.lora_products import difference_shape
+from motionmerge.merge.lora_names import (
+    FoundParts,
+    ModelNames,
+    is_dealt_by_head,
+    is_other_component,
+)
+from motionmerge.merge.lora_products import Rows, cut, difference_shape
 from motionmerge.merge.lora_scaling import LoraScaling, Strength
+from motionmerge.merge.original_names import Spelling
 from motionmerge.merge.sources import TensorSource
 
 WHOLE_WEIGHTS = "whole weights, no difference"
@@ -31,6 +37,8 @@ _MODULATIONS = ("modulation", "scale_shift_table")
 class Piece:
     """Rows of what a module of the file adds, and the rows of a tensor they go to; None: all.
 
+    The rows of a layer may stand in another order in the file than in the model.
+
     Attributes:
         module: The module.
         keys: The keys of the parts that are added here.
@@ -42,7 +50,7 @@ class Piece:
     module: LoraModule
     keys: Mapping[str, str]
     path: str
-    rows: slice | None = None
+    rows: Rows = None
     place: slice | None = None
 
 
@@ -99,10 +107,11 @@ def place(
     keys = group_keys(file.keys()) if keys is None else keys
     check_modules(file, keys)
     names = ModelNames(shapes, [module.path for module in keys.modules])
+    model = _Model(names, shapes, keys.adapters)
     places, strangers = _Places(), _unused(keys)
     for module in keys.modules:
         for target in module.targets():
-            if not _place(module, target, names, places, file, shapes):
+            if not _place(module, target, model, places, file):
                 why = OTHER_COMPONENT if is_other_component(module.path) else NO_PLACE
                 parts = module.parts(target)
                 strangers |= dict.fromkeys(
@@ -201,12 +210,7 @@ def _unused(keys: LoraKeys) -> dict[str, str]:
 
 
 def _place(
-    module: LoraModule,
-    target: str,
-    names: ModelNames,
-    places: _Places,
-    file: TensorSource,
-    shapes: Mapping[str, tuple[int, ...]],
+    module: LoraModule, target: str, model: _Model, places: _Places, file: TensorSource
 ) -> bool:
     """Find where a module's weight, bias or modulation goes; tell whether there is a place."""
     if is_other_component(module.path):
@@ -216,37 +220,79 @@ def _place(
     if target == "modulation":
         paths = [f"{module.path}.{leaf}" for leaf in _MODULATIONS]
     for path in paths:
-        if found := names.find(path, of_bias=of_bias):
+        if found := model.names.find(path, of_bias=of_bias):
+            piece = Piece(module, keys, found.path)
+            if model.is_dealt_by_head(found.path):
+                raise _dealt_unknown(module.path)
+            piece = replace(piece, rows=_order(found.spelling, piece, file))
             for name in found.names:
-                places.add(name, Piece(module, keys, found.path))
+                places.add(name, piece)
             return True
-    if dealt := names.find_parts(module.path, of_bias=of_bias):
+    if dealt := model.names.find_parts(module.path, of_bias=of_bias):
         piece = Piece(module, keys, dealt.path)
         for parts in dealt.denoisers:
-            for name, rows in zip(
-                parts, _deal(dealt.fusion, piece, parts, file, shapes), strict=True
-            ):
-                places.add(name, replace(piece, rows=rows))
+            rows = _order(dealt.spelling, piece, file, head_dim=model.head_dim(dealt, parts))
+            for name, part in zip(parts, model.deal(dealt, piece, parts, file), strict=True):
+                places.add(name, replace(piece, rows=rows if part is None else cut(rows, part)))
         return True
-    if fused := names.find_whole(module.path, of_bias=of_bias):
+    if fused := model.names.find_whole(module.path, of_bias=of_bias):
         for name in fused.names:
             places.gather(name, fused.fusion, fused.number, Piece(module, keys, fused.path))
         return True
     return False
 
 
-def _deal(
-    fusion: Fusion,
-    piece: Piece,
-    parts: Sequence[str],
-    file: TensorSource,
-    shapes: Mapping[str, tuple[int, ...]],
-) -> Sequence[slice | None]:
-    if len(parts) == 1:
-        return [None]
-    known = {number: shapes[name][0] for number, name in enumerate(parts)}
-    where = f"`{piece.module.path}` for `{parts[0]}`, ..."
-    return fusion.rows(known, num_rows(file, piece), where=where)
+@dataclass(frozen=True)
+class _Model:
+    """The model, as far as it is needed to place the modules of a file."""
+
+    names: ModelNames
+    shapes: Mapping[str, tuple[int, ...]]
+    adapters: tuple[str, ...]
+
+    def is_dealt_by_head(self, path: str) -> bool:
+        """Tell whether the rows of a layer may be dealt by head."""
+        return is_dealt_by_head(path, self.adapters)
+
+    def head_dim(self, dealt: FoundParts, parts: Sequence[str]) -> int | None:
+        """Give the rows of one head of a layer that is dealt by head; None if it is not.
+
+        Raises:
+            CheckpointError: The model does not tell.
+        """
+        if not self.is_dealt_by_head(dealt.path):
+            return None
+        norm = f"{parts[0].rpartition('.')[0].rpartition('.')[0]}.norm_q.weight"
+        if norm not in self.shapes:
+            raise _dealt_unknown(dealt.path)
+        return self.shapes[norm][0]
+
+    def deal(
+        self, dealt: FoundParts, piece: Piece, parts: Sequence[str], file: TensorSource
+    ) -> Sequence[slice | None]:
+        """Work out which rows of a fused module go to each of its parts in the model."""
+        if len(parts) == 1:
+            return [None]
+        known = {number: self.shapes[name][0] for number, name in enumerate(parts)}
+        where = f"`{piece.module.path}` for `{parts[0]}`, ..."
+        return dealt.fusion.rows(known, num_rows(file, piece), where=where)
+
+
+def _order(
+    spelling: Spelling, piece: Piece, file: TensorSource, *, head_dim: int | None = None
+) -> Rows:
+    """Give the rows of a module in the order of the model; None if that is their own."""
+    if spelling.order is None and head_dim is None:
+        return None
+    return spelling.rows_in_ours(num_rows(file, piece), head_dim=head_dim)
+
+
+def _dealt_unknown(path: str) -> CheckpointError:
+    return CheckpointError(
+        f"The rows of `{path}` may be dealt by head, as DiffSynth-Studio has them, or not; these "
+        "weights do not tell.",
+        fix="Use the folder of diffusers for the model.",
+    )
 
 
 def _meet(first: Piece, second: Piece, name: str) -> CheckpointError:

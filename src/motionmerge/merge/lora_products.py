@@ -15,12 +15,15 @@ from collections.abc import Mapping
 from motionmerge.errors import CheckpointError
 from motionmerge.lazy_torch import torch
 
+Rows = tuple[slice, ...] | None
+"""Which rows, that is output channels, in which order; None: all."""
+
 _PLAIN = ("full", "bias", "modulation")
 """Parts that are added as they are."""
 
 
 def difference(
-    parts: Mapping[str, torch.Tensor], rows: slice | None, *, factor: float, path: str
+    parts: Mapping[str, torch.Tensor], rows: Rows, *, factor: float, path: str
 ) -> torch.Tensor:
     """Compute what a module's weight, bias or modulation gains: plain parts + factor * product.
 
@@ -54,7 +57,7 @@ def difference(
 
 
 def difference_shape(
-    shapes: Mapping[str, tuple[int, ...]], rows: slice | None, *, path: str
+    shapes: Mapping[str, tuple[int, ...]], rows: Rows, *, path: str
 ) -> tuple[int, ...]:
     """Give the shape of `difference` for parts of these shapes.
 
@@ -65,7 +68,7 @@ def difference_shape(
     return tuple(difference(empty, rows, factor=1.0, path=path).shape)
 
 
-def product(parts: Mapping[str, torch.Tensor], rows: slice | None) -> torch.Tensor | None:
+def product(parts: Mapping[str, torch.Tensor], rows: Rows) -> torch.Tensor | None:
     """Multiply the parts of a module, without alpha and scale; None if they are no product.
 
     Args:
@@ -87,9 +90,27 @@ def product(parts: Mapping[str, torch.Tensor], rows: slice | None) -> torch.Tens
     return None
 
 
-def rows_of(tensor: torch.Tensor, rows: slice | None) -> torch.Tensor:
+def rows_of(tensor: torch.Tensor, rows: Rows | slice) -> torch.Tensor:
     """Give some rows of a tensor, or for None the tensor."""
-    return tensor if rows is None else tensor[rows]
+    if rows is None:
+        return tensor
+    if isinstance(rows, slice):
+        return tensor[rows]
+    return tensor[rows[0]] if len(rows) == 1 else torch.cat([tensor[piece] for piece in rows])
+
+
+def cut(rows: Rows, part: slice) -> tuple[slice, ...]:
+    """Give the rows of which a part is asked for, e.g. of a permutation by pieces."""
+    if rows is None:
+        return (part,)
+    found, passed = [], 0
+    for piece in rows:
+        start = max(part.start - passed, 0) + piece.start
+        stop = min(part.stop - passed + piece.start, piece.stop)
+        passed += piece.stop - piece.start
+        if start < stop:
+            found.append(slice(start, stop))
+    return tuple(found)
 
 
 def _lora(up: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from motionmerge.errors import CheckpointError
+from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.merge.lora_names import component_of
-from motionmerge.merge.lora_patterns import PatternError, first_match
 from motionmerge.merge.lora_settings import (
     ByComponent,
     LoraSettings,
     settings_of_file,
     settings_of_header,
 )
+from motionmerge.patterns import compile_pattern
 
 ALPHA_KEY = "the file's alpha"
 NO_ALPHA = "no alpha"
@@ -111,10 +111,15 @@ def _special(
     patterns: Mapping[str, float], default: float | None, layer: str, origin: str
 ) -> float | None:
     try:
-        found = first_match(patterns, layer)
-    except PatternError as error:
+        found = (pattern for pattern in patterns if compile_pattern(as_peft(pattern))(layer))
+        return next((patterns[pattern] for pattern in found), default)
+    except ConfigError as error:
         raise CheckpointError(
-            f"The patterns of {origin} cannot be used for `{layer}`: {error}.",
+            f"The patterns of {origin} cannot be used for `{layer}`: {error.message}",
             fix="Write the layers' names in `alpha_pattern` and `rank_pattern`.",
         ) from error
-    return default if found is None else patterns[found]
+
+
+def as_peft(pattern: str) -> str:
+    """Return the expression that peft matches with the path of a layer."""
+    return rf"\A(.*\.)?({pattern})$"

@@ -6,13 +6,14 @@ The tables are in `names/`; here is what is asked of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from motionmerge.errors import ConfigError, ShapeError
 from motionmerge.merge.names.cogvideox import COGVIDEOX, COGVIDEOX_STYLE
 from motionmerge.merge.names.cosmos import COSMOS, COSMOS_2, COSMOS_2_STYLE, COSMOS_STYLE
+from motionmerge.merge.names.dynamicrafter import dynamicrafter_style
 from motionmerge.merge.names.hunyuan import (
     HUNYUAN_15_COMFYUI_STYLE,
     HUNYUAN_15_STYLE,
@@ -51,7 +52,9 @@ __all__ = [
     "family_of_names",
     "original_layout",
     "spellings",
+    "spellings_for",
     "split_number",
+    "styles_for",
     "to_diffusers",
     "to_original",
 ]
@@ -74,7 +77,11 @@ STYLES: tuple[Names, ...] = (
 )
 """Every way of naming. The first of a family is the one that is written."""
 
-_ALIASES = {"skyreels-v2": "wan", "chronoedit": "wan", "framepack": "hunyuan-video"}
+_ALIASES: Mapping[str, str] = {
+    "skyreels-v2": "wan",
+    "chronoedit": "wan",
+    "framepack": "hunyuan-video",
+}
 """Families that share the names of another."""
 
 
@@ -93,6 +100,16 @@ ORIGINAL_NAMES: Mapping[str, Mapping[str, str]] = {
 """Paths of layers by family, but those whose rows stand in another order."""
 
 
+def styles_for(names: Iterable[str]) -> tuple[Names, ...]:
+    """Return every way of naming that tensors may follow, that of DynamiCrafter made for them.
+
+    Args:
+        names: Of the tensors, without wrappers; those of an image projector have its name in front.
+    """
+    own = dynamicrafter_style(names)
+    return STYLES if own is None else (*STYLES, own)
+
+
 def original_layout(shapes: Shapes, family: str) -> list[tuple[str, Pieced]]:
     """Return a model's tensors as the original code calls them, each as pieces of the model's.
 
@@ -108,7 +125,7 @@ def original_layout(shapes: Shapes, family: str) -> list[tuple[str, Pieced]]:
     Raises:
         ConfigError: No such names are known for the family, or for one of the tensors.
     """
-    known = [names for names in STYLES if names.family == _ALIASES.get(family, family)]
+    known = [n for n in styles_for(shapes) if n.family == _ALIASES.get(family, family)]
     left: Sequence[str] = ()
     for names in known:
         converted = to_theirs(shapes, names)
@@ -150,11 +167,11 @@ def family_of_names(names: Iterable[str]) -> str | None:
         None if no family knows all of them, or if several do.
     """
     split = bare_names(denoiser_alone(names)).values()
-    held = {name for _, name in split}
-    if not held or len({module for module, _ in split}) > 1:
+    held = {f"{m}.{name}" if m == "image_projector" else name for m, name in split}
+    if not held or len({module for module, _ in split} - {"image_projector"}) > 1:
         return None
     found: dict[str, list[Templates]] = {}
-    for style in STYLES:
+    for style in styles_for(held):
         for templates in (style.written, style.ours):
             if all(templates.find_tensor(name) or style.is_computed(name) for name in held):
                 found.setdefault(style.family, []).append(templates)
@@ -271,6 +288,29 @@ def spellings(flat: str) -> tuple[Spelling, ...]:
         Empty if no family has such a path.
     """
     return tuple(_tables().find(flat))
+
+
+def spellings_for(names: Iterable[str]) -> Callable[[str], tuple[Spelling, ...]]:
+    """Return `spellings` for the layers of one model, whose size decides DynamiCrafter's names.
+
+    Args:
+        names: Of the model's tensors, with or without wrappers and modules.
+    """
+    split = bare_names(names).values()
+    own = dynamicrafter_style(
+        f"{module}.{name}" if module == "image_projector" else name for module, name in split
+    )
+    if own is None:
+        return spellings
+    found = {
+        _flat(path): Spelling(_flat(ours.removeprefix("image_projector.")))
+        for path, ours in own.table.items()
+    }
+
+    def of_model(flat: str) -> tuple[Spelling, ...]:
+        return (found[flat],) if flat in found else spellings(flat)
+
+    return of_model
 
 
 def to_diffusers(flat: str) -> str:

@@ -274,7 +274,7 @@ class Planner:
             return None
         _, shape = jobs[0].specs[name]
         dtypes = tuple(held.get(name) for held in self._dtypes.values())
-        if DType.FP64 in dtypes:
+        if any(dtype is DType.FP64 or (dtype is not None and dtype.bits < 8) for dtype in dtypes):
             with torch_threads(self._threads):
                 for job in jobs:
                     compute_whole(job, name)

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
-from motionmerge.io.paths import exists, path_of
+from motionmerge.io.paths import exists, folder_of, path_of
 from motionmerge.io.weights import open_weights
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint
@@ -117,7 +117,7 @@ class Recipe:
                 f"Cannot read the recipe {path}: {error}.",
                 fix=f"Give a .yaml file, or one of: {', '.join(shipped)}.",
             ) from error
-        return cls.parse(text, folder=path.resolve().parent)
+        return cls.parse(text, folder=folder_of(path))
 
     @classmethod
     def made(cls, path: str | Path) -> Recipe:
@@ -133,7 +133,7 @@ class Recipe:
                 f"{path} does not say which recipe made it.",
                 fix="Give a file that `motionmerge merge` wrote.",
             )
-        return cls.parse(text, folder=Path(path).resolve().parent)
+        return cls.parse(text, folder=folder_of(path))
 
     @classmethod
     def parse(cls, text: str, *, folder: Path | None = None) -> Recipe:
@@ -311,13 +311,8 @@ def _load_yaml(text: str) -> dict[Any, Any]:
         )
     try:
         sections = parse_yaml(text, source="The recipe")
-        references = any(
-            isinstance(token, (yaml.AnchorToken, yaml.AliasToken)) for token in yaml.scan(text)
-        )
     except ConfigError as error:
         raise RecipeError(error.message, fix=error.fix) from error
-    if references:
-        raise RecipeError("The recipe uses YAML anchors.", fix="Write each value out.")
     if not isinstance(sections, dict):
         raise RecipeError(
             f"The recipe is a {type(sections).__name__}, not a mapping.",

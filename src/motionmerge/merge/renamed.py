@@ -1,6 +1,6 @@
 """Several checkpoints under the names of the first: folders of diffusers and original files alike.
 
-Nothing is converted ahead: a view reads the pieces of a tensor where they are stored.
+Names and shapes decide, and values only between two orders of the same rows.
 """
 
 from __future__ import annotations
@@ -11,101 +11,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from motionmerge.errors import CheckpointError
-from motionmerge.lazy_torch import torch
 from motionmerge.merge.names.layout import to_ours
 from motionmerge.merge.names.rules import Names
-from motionmerge.merge.names.wrappers import DENOISERS, bare_names, denoiser_alone
-from motionmerge.merge.original_names import STYLES
+from motionmerge.merge.names.wrappers import DENOISERS, PROJECTOR, bare_names, denoiser_alone
+from motionmerge.merge.original_names import STYLES, styles_for
+from motionmerge.merge.piece_view import RenamedTensors, nearest
 from motionmerge.merge.pieces import Layout, Pieced, Shapes, composed, inverted, whole
-from motionmerge.tensors import DType, dtype_name
 
 if TYPE_CHECKING:
-    from motionmerge.merge.sources import Place, TensorSource
+    from motionmerge.merge.sources import TensorSource
 
 Key = TypeVar("Key")
-
-
-class RenamedTensors:
-    """A checkpoint whose tensors have other names, are split, fused, reordered or reshaped.
-
-    Args:
-        source: The checkpoint.
-        layout: The tensors by their new names, as pieces of the source's.
-    """
-
-    def __init__(self, source: TensorSource, layout: Layout) -> None:
-        self._source, self._layout = source, layout
-
-    def keys(self) -> list[str]:
-        """Return the new names in order."""
-        return list(self._layout)
-
-    def shape(self, name: str, /) -> tuple[int, ...]:
-        """Return a tensor's shape."""
-        return self._layout[name].shape
-
-    def dtype(self, name: str, /) -> DType:
-        """Return a tensor's dtype.
-
-        Raises:
-            CheckpointError: Its pieces have several.
-        """
-        pieces = self._layout[name].pieces
-        found = dict.fromkeys(self._source.dtype(piece.name) for piece in pieces)
-        if len(found) > 1:
-            listed = ", ".join(
-                f"`{piece.name}` is {dtype_name(self._source.dtype(piece.name))}"
-                for piece in pieces[:4]
-            )
-            raise CheckpointError(
-                f"`{name}` consists of tensors of several dtypes: {listed}.",
-                fix="Save them in one dtype.",
-            )
-        return next(iter(found))
-
-    def read(self, name: str, /) -> torch.Tensor:
-        """Read a tensor into memory of its own."""
-        tensor = self._layout[name]
-        parts = []
-        for piece in tensor.pieces:
-            stored = self._source.read(piece.name).reshape(-1)
-            parts.append(stored[piece.begin : piece.end])
-        if len(parts) == 1 and parts[0].numel() == stored.numel():
-            return parts[0].reshape(tensor.shape)
-        return torch.cat(parts).reshape(tensor.shape)
-
-    def read_into(self, name: str, begin: int, target: memoryview, /) -> None:
-        """Read the bytes of a tensor from `begin` on; `target` says how many. Any thread may.
-
-        Reads on into what lies behind the tensor where it has a `place`.
-        """
-        tensor = self._layout[name]
-        size = self._source.dtype(tensor.pieces[0].name).itemsize
-        if len(tensor.pieces) == 1:
-            piece = tensor.pieces[0]
-            self._source.read_into(piece.name, piece.begin * size + begin, target)
-            return
-        # Bytes, not entries: a caller may ask for a part of an entry.
-        end = begin + len(target)
-        first, last = begin // size, -(-end // size)
-        offset = first * size
-        for piece in tensor.cut(first, last):
-            skipped = max(0, begin - offset)
-            count = min((piece.end - piece.begin) * size, end - offset) - skipped
-            part = target[offset + skipped - begin : offset + skipped - begin + count]
-            self._source.read_into(piece.name, piece.begin * size + skipped, part)
-            offset += (piece.end - piece.begin) * size
-
-    def place(self, name: str, /) -> Place | None:
-        """Return the file and the byte in it where a tensor begins; None if it is not one piece."""
-        pieces = self._layout[name].pieces
-        if len(pieces) > 1:
-            return None
-        found = self._source.place(pieces[0].name)
-        if found is None:
-            return None
-        file, begin = found
-        return file, begin + pieces[0].begin * self._source.dtype(pieces[0].name).itemsize
 
 
 @dataclass(frozen=True)
@@ -135,7 +51,10 @@ class Reading:
 
     def in_module(self, module: str) -> Reading:
         """Return the same as that one denoiser of a pipeline."""
-        named = {f"{module}.{name}": tensor for name, tensor in self.layout.items()}
+        named = {
+            name if name.startswith(PROJECTOR) else f"{module}.{name}": tensor
+            for name, tensor in self.layout.items()
+        }
         return Reading(self.names, named, self.stored)
 
     def without_module(self, module: str) -> Reading:
@@ -159,11 +78,16 @@ def readings(shapes: Shapes) -> list[Reading]:
     if sum(map(len, modules.values())) < len(split):  # two tensors would have one name
         return [Reading(None, {name: whole(name, shape) for name, shape in shapes.items()}, shapes)]
     found = [_reading(None, modules, shapes)]
-    for names in STYLES:
+    for names in styles_for(_with_projector(split)):
         known = sum(names.theirs.find_tensor(name) is not None for _, name in split.values())
         if 2 * known > len(split):
             found.append(_reading(names, modules, shapes))
     return found
+
+
+def _with_projector(split: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Return the bare names of a pipeline's denoiser, and those of its projector with its name."""
+    return [f"{PROJECTOR}{n}" if f"{m}." == PROJECTOR else n for m, n in split.values()]
 
 
 def _reading(
@@ -188,28 +112,33 @@ def in_one_name_space(
 ) -> dict[Key, TensorSource]:
     """Present checkpoints under the names of the first of them.
 
-    What cannot be told for certain keeps its names: two ways of naming that fit equally well, one
-    denoiser beside two. `why_not` says so.
+    A checkpoint that is not known under other names keeps its own; `unlike_names` says why.
 
     Args:
         opened: The checkpoints.
         like: Take these names and shapes instead of the first checkpoint's.
+
+    Raises:
+        CheckpointError: Two ways of naming fit a checkpoint equally well, and its values tell
+            neither.
     """
-    found = dict(opened)
     held = list(opened.items())
-    is_given = like is not None
-    if like is None and held:
-        like, held = _shapes(held[0][1]), held[1:]
+    if not held:
+        return {}
+    found = dict(opened)
+    first = None
+    if like is None:
+        first = held.pop(0)[1]
+        like = _shapes(first)
     anchors: list[Reading] | None = None
     for key, source in held:
         shapes = _shapes(source)
-        assert like is not None
-        if not _differ(like, shapes):
-            continue
-        anchors = readings(like) if anchors is None else anchors
-        layout = _fit(like, list(_pairs(anchors, readings(shapes), given=is_given)), shapes)
-        if layout is not None:
-            found[key] = RenamedTensors(source, layout)
+        if _may_differ(like, shapes):
+            anchors = readings(like) if anchors is None else anchors
+            pairs = list(_pairs(anchors, readings(shapes), given=first is None))
+            layout = _fit(like, shapes, pairs, first, source)
+            if layout is not None:
+                found[key] = RenamedTensors(source, layout)
     return found
 
 
@@ -217,10 +146,17 @@ def _shapes(source: TensorSource) -> dict[str, tuple[int, ...]]:
     return {name: source.shape(name) for name in source.keys()}  # noqa: SIM118  (no mapping)
 
 
-def _differ(like: Shapes, shapes: Shapes) -> bool:
-    """Tell whether other names might fit better: not if one side has all those of the other."""
+_DEALT = tuple(
+    f"{path.rpartition('{}')[2]}.weight" for names in STYLES for path in names.interleaved
+)
+
+
+def _may_differ(like: Shapes, shapes: Shapes) -> bool:
+    """Tell whether other names, or another order of rows, might fit better."""
     common = like.keys() & shapes.keys()
-    return len(common) < min(len(like), len(shapes))
+    if len(common) < min(len(like), len(shapes)):
+        return True
+    return any(name.endswith(_DEALT) for name in common)
 
 
 @dataclass(frozen=True)
@@ -269,14 +205,38 @@ def _is_alike(first: Sequence[int], second: Sequence[int]) -> bool:
     return [size for size in first if size != 1] == [size for size in second if size != 1]
 
 
-def _fit(like: Shapes, pairs: Sequence[_Pair], shapes: Shapes) -> Layout | None:
-    """Return a checkpoint's tensors under the anchor's names; None if its own fit as well."""
+def _fit(
+    like: Shapes,
+    shapes: Shapes,
+    pairs: Sequence[_Pair],
+    first: TensorSource | None,
+    source: TensorSource,
+) -> Layout | None:
+    """Return a checkpoint's tensors under the anchor's names; None to leave it as it is."""
     as_it_is = len(like.keys() & shapes.keys())
     most = max((pair.num_common for pair in pairs), default=0)
-    best = [pair for pair in pairs if pair.num_common == most]
-    if most <= as_it_is or any(pair.layout != best[0].layout for pair in best[1:]):
+    if most < as_it_is or most == 0:
         return None
-    return best[0].layout
+    layouts: list[Layout] = []
+    for pair in pairs:
+        if pair.num_common == most and pair.layout is not None and pair.layout not in layouts:
+            layouts.append(pair.layout)
+    if len(layouts) > 1:
+        chosen = None if first is None else nearest(layouts, first, source)
+        if chosen is None and most > as_it_is:
+            raise _unclear(pair.other for pair in pairs if pair.num_common == most)
+        return chosen
+    return layouts[0] if layouts and most > as_it_is else None
+
+
+def _unclear(others: Iterable[Reading]) -> CheckpointError:
+    styles = dict.fromkeys(other.names.style for other in others if other.names)
+    return CheckpointError(
+        f"The names of a checkpoint fit several ways of storing it: {'; '.join(styles)}. Its "
+        "values do not tell which.",
+        fix="Convert the file with diffusers, which has to be told (for MiniMax-H3: "
+        "`from_single_file(file, qkv_layout=...)`), save it, and give that folder.",
+    )
 
 
 def _pairs(

@@ -107,8 +107,8 @@ def plan_scaled_fp8(
 ) -> ScaledFp8:
     """Decide which weights become codes: those that are in the anchor.
 
-    Where it has none: matrices inside numbered blocks whose sides are multiples of 16, but for
-    norms, embeddings and modulations. What no task vector reaches keeps its codes.
+    Where it has none: matrices inside numbered blocks, but for norms, embeddings and modulations.
+    What no task vector reaches keeps its codes.
 
     Args:
         anchor: The checkpoint at the front.
@@ -124,7 +124,7 @@ def plan_scaled_fp8(
     if not chosen:
         raise ConfigError(
             f"`{anchor.name}` has no weight that ComfyUI would store as scaled fp8.",
-            fix="Use `--dtype bf16` (dtype='bf16').",
+            fix="Use `dtype='bf16'`.",
         )
     styles = [weight.style for weight in known.values()]
     style = _OLD_STYLE if styles and max(styles, key=styles.count) == _OLD_STYLE else "weight_scale"
@@ -154,7 +154,7 @@ def _is_linear(name: str, spec: ResultSpec) -> bool:
         last == "weight"
         and len(shape) == 2
         and dtype.is_floating_point
-        and all(size and size % 16 == 0 for size in shape)
+        and min(shape) > 1
         and any(part.isdigit() for part in parts)
         and not any(_PRECISE.search(part) for part in parts)
     )

@@ -199,8 +199,17 @@ class _Pass:
             return None if self._error is not None else next(self._chunks, None)
 
     def _compute_whole(self, job: Job, name: str) -> None:
-        """Compute a tensor that is stored in fp64, which registers do not hold."""
+        """Compute a tensor that is stored in fp64, which registers do not hold.
+
+        Or copy one whose entries are less than a byte.
+        """
         dtype, shape = job.specs[name]
+        if dtype.bits < 8:
+            data = bytearray(num_bytes(dtype, shape))
+            self._inputs.read_into(job.checkpoint.anchor, name, 0, memoryview(data))
+            job.sink.write_at(name, 0, memoryview(data))
+            self._advance(len(data))
+            return
         stored = self._inputs.stored(job.checkpoint.anchor, name)
         value = (
             job.checkpoint.value(name, self._inputs) if is_mergeable(stored.dtype, shape) else None

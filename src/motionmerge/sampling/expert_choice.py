@@ -17,7 +17,7 @@ from motionmerge.io.weights import open_weights
 from motionmerge.merge.coverage import Missing
 from motionmerge.merge.lora_scaling import LoraScaling
 from motionmerge.merge.recipe import Recipe, RecipeInput
-from motionmerge.merge.resolvers import split_name
+from motionmerge.merge.resolvers import resolve, split_name
 from motionmerge.merge.sources import MODULES, module_folders
 from motionmerge.sampling.expert_bank import chosen_schedule, experts, paper_recipe
 from motionmerge.sampling.lora_layers import OWN_MODEL
@@ -169,7 +169,8 @@ def from_recipe(
 
     Args:
         recipe: A recipe, its file, or the name of a shipped one.
-        inputs: Paths that replace the recipe's inputs, pinned hash included.
+        inputs: Paths or names such as `hub:owner/name` that replace the recipe's inputs, pinned
+            hash included.
         boundary: See `ExpertChoice`.
 
     Raises:
@@ -239,7 +240,7 @@ def from_loras(loras: Sequence[WeightedLora], *, boundary: float | None = None) 
 
 
 def from_base(
-    base: Path, model: Path, *, motion: float, boundary: float | None = None
+    base: str | Path, model: Path, *, motion: float, boundary: float | None = None
 ) -> ExpertChoice:
     """Choose the paper's method, with the model as the fine-tuned weights; see `paper_recipe`.
 
@@ -249,18 +250,18 @@ def from_base(
         motion: More moves more; the paper has 0.25.
         boundary: See `ExpertChoice`.
     """
-    tuned = model
+    tuned, base = model, resolve(str(base))
     if not module_folders(base) and not _has_prefixes(base):
         tuned = next(model / name for name in DENOISERS if (model / name).is_dir())
     recipe = paper_recipe(motion)
     paths = {"base": base, "tuned": tuned}
-    inputs = {name: RecipeInput(str(path_of_weights(path))) for name, path in paths.items()}
+    inputs = {name: RecipeInput(_input_path(path)) for name, path in paths.items()}
     return ExpertChoice(replace(recipe, inputs=inputs), boundary)
 
 
-def from_weights(weights: Path) -> ExpertChoice:
+def from_weights(weights: str | Path) -> ExpertChoice:
     """Choose one weights file for the whole denoising."""
-    return ExpertChoice(_recipe({"merged": str(path_of_weights(weights))}, {"all": "merged"}))
+    return ExpertChoice(_recipe({"merged": _input_path(weights)}, {"all": "merged"}))
 
 
 def _input_path(name: str | Path) -> str:

@@ -208,7 +208,8 @@ def skyreels_v2_forcing(configs: Configs) -> Limits:
         math.lcm(16, spatial * _patch(configs, 2)),
         97,
         24,
-        lengths=tuple((n - 1) * temporal + 1 for n in range(block, longest + 1, block)),
+        # In whole blocks, and more than the latent of the photo.
+        lengths=tuple((n - 1) * temporal + 1 for n in range(block, longest + 1, block) if n > 1),
         takes_last_image=True,
     )
 

@@ -5,26 +5,54 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import pickle
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import diffusers
+import safetensors
 import torch
-from accelerate import init_empty_weights
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 from packaging.version import Version
 
 from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.io.weights import open_weights
 from motionmerge.merge.sources import MODULES
 from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
+from motionmerge.sampling.bounded_networks import bounded_layers, empty_network
 from motionmerge.sampling.memory import SHARE, free_memory, gigabytes
 from motionmerge.sampling.modular_folder import empty_pipeline
-from motionmerge.sampling.pipeline_folder import PipelineFolder, first_line, pipeline_class
+from motionmerge.sampling.pipeline_folder import (
+    PipelineFolder,
+    first_line,
+    num_stored,
+    pipeline_class,
+    variant_of,
+)
 from motionmerge.text import fix_unknown_name
 
 _DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
+
+_FAULTS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    safetensors.SafetensorError,
+    struct.error,
+)
+"""What diffusers, transformers and torch raise on folders that are damaged or made to be."""
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -78,7 +106,7 @@ def load_pipeline(
             part: None if part in later else _load_part(folder, part, variant, options)
             for part in names
         }
-        pipeline = made_by.from_pretrained(folder.path, **parts, **options)
+        pipeline = made_by.from_pretrained(folder.path, **parts, **options, trust_remote_code=False)
         if encode is not None:
             with torch.device("meta"):
                 config = DynamiCrafterUNet.from_config(dict(folder.configs["unet"])).config
@@ -115,13 +143,24 @@ def _load_part(
         CheckpointError: It cannot be loaded, or its files lack some of its tensors, which diffusers
             and transformers would make up at random.
     """
-    has_variant = any(f".{variant}" in file.name for file in folder.weights[part])
-    network, found = _class_of(folder, part).from_pretrained(
-        folder.path / part,
-        variant=variant if has_variant else None,
-        output_loading_info=True,
-        **options,
-    )
+    files = folder.weights[part]
+    made_by = _class_of(folder, part)
+    if files[0].suffix != ".safetensors":
+        for file in files:
+            open_weights(file).close()  # names a pickle that holds code, or is damaged
+    more: dict[str, Any] = {}
+    if issubclass(made_by, diffusers.ModelMixin):
+        _empty_part(folder, part)
+    else:
+        more["trust_remote_code"] = False
+    with bounded_layers(f"`{part}` of {folder.name}"):
+        network, found = made_by.from_pretrained(
+            folder.path / part,
+            variant=variant_of(files[0]),
+            output_loading_info=True,
+            **options,
+            **more,
+        )
     missing = sorted(found["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -139,12 +178,17 @@ def empty_modules(folder: PipelineFolder) -> dict[str, torch.nn.Module]:
     Raises:
         CheckpointError: A configuration is none of its class.
     """
-    with _named_faults(folder), init_empty_weights():
-        return {
-            part: _class_of(folder, part).from_config(dict(folder.configs[part]))
-            for part in folder.weights
-            if part in MODULES
-        }
+    with _named_faults(folder):
+        return {part: _empty_part(folder, part) for part in folder.weights if part in MODULES}
+
+
+def _empty_part(folder: PipelineFolder, part: str) -> torch.nn.Module:
+    return empty_network(
+        _class_of(folder, part),
+        dict(folder.configs[part]),
+        name=f"`{part}` of {folder.name}",
+        num_stored=num_stored(folder.weights[part]),
+    )
 
 
 def load_scheduler(folder: PipelineFolder) -> Any:
@@ -169,7 +213,7 @@ def _class_of(folder: PipelineFolder, part: str) -> Any:
 def _named_faults(folder: PipelineFolder) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError) as error:
+    except _FAULTS as error:
         raise CheckpointError(
             f"{folder.name} cannot be loaded: {first_line(error)}",
             fix="check that the folder is whole, and that diffusers and transformers know it.",

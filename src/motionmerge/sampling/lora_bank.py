@@ -19,7 +19,7 @@ from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError, ShapeError
 from motionmerge.merge.coverage import Missing
-from motionmerge.sampling.lora_layers import LoraLayer, LoraSource, read_lora
+from motionmerge.sampling.lora_layers import DENSE, LoraLayer, LoraSource, read_lora
 from motionmerge.sampling.switched_module import reset_caches
 from motionmerge.sampling.switching import (
     BARE_MODULE,
@@ -81,10 +81,11 @@ class LoraBank(Bank):
     ) -> None:
         super().__init__(target, weights, schedule=schedule, scheduler=scheduler)
         _check_weights(loras, weights)
-        found = modules_of(target, only=module)
-        denoisers = {name: own for name, own in found if name in (*DENOISERS, BARE_MODULE)}
+        wanted = dict(modules_of(target, only=module))
+        names = (*DENOISERS, BARE_MODULE)
+        denoisers = {name: own for name, own in modules_of(target) if name in names}
         read = {
-            lora: read_lora(source, denoisers, name=lora, missing=missing)
+            lora: read_lora(source, denoisers, name=lora, only=module, missing=missing)
             for lora, source in loras.items()
         }
         self.left_out = {lora: one.left_out for lora, one in read.items() if one.left_out}
@@ -92,6 +93,8 @@ class LoraBank(Bank):
             warnings.warn(_listed(lora, left_out), stacklevel=2)
         parts = []
         for name, denoiser in denoisers.items():
+            if name not in wanted:
+                continue
             own = {lora: one.layers[name] for lora, one in read.items() if one.layers[name]}
             if own:
                 check_attachable(name, denoiser)
@@ -140,6 +143,7 @@ class AdaptedModule:
 
         Raises:
             ShapeError: A matrix does not fit its layer.
+            CheckpointError: PEFT has no adapter for a layer.
         """
         before = dict(self._model.named_modules())
         self._replaced = {
@@ -167,7 +171,13 @@ class AdaptedModule:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")
                 warnings.filterwarnings("ignore", "TorchaoLoraLinear was")  # cannot be fused
-                inject_adapter_in_model(_config(layers), self._model, _adapter(lora))
+                try:
+                    inject_adapter_in_model(_config(layers), self._model, _adapter(lora))
+                except ValueError as error:
+                    raise CheckpointError(
+                        f"PEFT cannot add the LoRA `{lora}` to `{self.name}`: {str(error)[:300]}",
+                        fix=DENSE,
+                    ) from error
             for name, factors in layers.items():
                 self._fill(name, lora, factors)
         for layer in self._adapters_before:

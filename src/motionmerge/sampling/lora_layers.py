@@ -41,7 +41,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _SIGNED = {"down", "up", "up_bias"}
 """Parts that a signed LoRA can have, beside a plain difference of a layer's bias."""
-_DENSE = "use it in dense experts: a recipe with `base + lora(...)` and `base` as an input."
+DENSE = "use it in dense experts: a recipe with `base + lora(...)` and `base` as an input."
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ def read_lora(
     denoisers: Mapping[str, nn.Module],
     *,
     name: str,
+    only: str | None = None,
     missing: Missing = "error",
 ) -> SignedLora:
     """Read a LoRA for the denoisers of a pipeline; it goes to every one that has its layers.
@@ -94,6 +95,7 @@ def read_lora(
         source: A file, or its tensors.
         denoisers: The modules by their names in the pipeline.
         name: What to call it in errors.
+        only: The one denoiser whose layers are wanted; by default all.
         missing: What to do with layers that no denoiser has: `error`, or `keep` (go on without).
 
     Raises:
@@ -104,10 +106,10 @@ def read_lora(
     """
     check_missing(missing)
     if isinstance(source, Mapping):
-        return _read(MemoryTensors(source), LoraScaling(), denoisers, name, missing)
+        return _read(MemoryTensors(source), LoraScaling(), denoisers, name, only, missing)
     with open_weights(Path(source)) as reader:
         scaling = LoraScaling.beside(Path(source), reader.metadata)
-        return _read(reader, scaling, denoisers, name, missing)
+        return _read(reader, scaling, denoisers, name, only, missing)
 
 
 def _read(
@@ -115,6 +117,7 @@ def _read(
     scaling: LoraScaling,
     denoisers: Mapping[str, nn.Module],
     name: str,
+    only: str | None,
     missing: Missing,
 ) -> SignedLora:
     keys = group_keys(file.keys())
@@ -124,13 +127,17 @@ def _read(
     check_values(file, keys, name=name)
     model = _Model(denoisers)
     placement = place(file, model.shapes, keys=keys)
-    if not placement.home or (placement.strangers and missing == "error"):
-        raise _strangers(placement.strangers, name)
-    found: dict[str, dict[str, LoraLayer]] = {denoiser: {} for denoiser in denoisers}
-    weights = {
-        tensor: pieces for tensor, pieces in placement.home.items() if tensor in model.layers
+    home = {
+        tensor: pieces
+        for tensor, pieces in placement.home.items()
+        if only in (None, model.owners[tensor])
     }
-    biases = dict(placement.home)
+    strangers = placement.strangers or dict.fromkeys(placement.home, f"not of `{only}`")
+    if not home or (placement.strangers and missing == "error"):
+        raise _strangers(strangers, name, any_left=bool(home))
+    found: dict[str, dict[str, LoraLayer]] = {denoiser: {} for denoiser in denoisers}
+    weights = {tensor: pieces for tensor, pieces in home.items() if tensor in model.layers}
+    biases = dict(home)
     for tensor, pieces in weights.items():
         del biases[tensor]
         denoiser, layer = model.layers[tensor]
@@ -151,6 +158,7 @@ class _Model:
     Attributes:
         shapes: Shape of each tensor, of quantised layers that of the weight which they stand for.
         layers: By the name of a weight, its denoiser and its layer in it.
+        owners: By the name of a tensor, its denoiser.
     """
 
     def __init__(self, denoisers: Mapping[str, nn.Module]) -> None:
@@ -159,6 +167,7 @@ class _Model:
         }
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.layers: dict[str, tuple[str, str]] = {}
+        self.owners: dict[str, str] = {}
         for denoiser, module in self._denoisers.items():
             prefix = "" if denoiser == BARE_MODULE else f"{denoiser}."
             for layer in _layers_with_weights(module):
@@ -172,6 +181,8 @@ class _Model:
                 leaf = name.rpartition(".")[2]
                 if leaf not in ("weight", "bias") and ".lora_" not in name:
                     self.shapes.setdefault(f"{prefix}{name}", tuple(parameter.shape))
+            for tensor in self.shapes:
+                self.owners.setdefault(tensor, denoiser)
 
     def check_adaptable(self, denoiser: str, layer: str, *, lora: str) -> None:
         """Refuse a layer that PEFT has no adapter for.
@@ -196,7 +207,7 @@ class _Model:
             raise CheckpointError(
                 f"The LoRA `{lora}` changes `{layer}`, a {type(child).__name__}, to which PEFT "
                 "cannot add layers.",
-                fix=_DENSE,
+                fix=DENSE,
             )
 
 
@@ -298,17 +309,17 @@ def _not_signed(piece: Piece, name: str) -> CheckpointError:
     return CheckpointError(
         f"The LoRA `{name}` is not made of pairs of matrices alone: "
         f"`{key or next(iter(piece.keys.values()))}` cannot be used without dense weights.",
-        fix=_DENSE,
+        fix=DENSE,
     )
 
 
-def _strangers(strangers: Mapping[str, str], name: str) -> CheckpointError:
+def _strangers(strangers: Mapping[str, str], name: str, *, any_left: bool) -> CheckpointError:
     lines = [f"  `{key}` ({why})" for key, why in strangers.items()]
     listed = "\n".join(lines[:10] + ([f"  ... {len(lines) - 10} more"] if lines[10:] else []))
     return CheckpointError(
         f"{len(lines)} of the layers or keys of the LoRA `{name}` cannot be used:\n{listed}",
-        fix="use a LoRA for this model and these denoisers, or go on without these layers: "
-        "`missing='keep'`.",
+        fix="use a LoRA for this model and these denoisers"
+        + (", or go on without these layers: `missing='keep'`." * any_left or "."),
     )
 
 

@@ -51,6 +51,12 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 """What any model could make; its family knows better."""
 
+_FAILING_UNGUIDED = (
+    "LTXModularPipeline",
+    "Wan22Image2VideoModularPipeline",
+    "WanImage2VideoModularPipeline",
+)
+
 _SAME_NAME = ("guidance_scale_2", "start_step")
 """Settings that are arguments of pipelines under their own names."""
 
@@ -423,8 +429,8 @@ def prepared(pipeline: Any, settings: VideoSettings) -> Iterator[None]:
     guiders = {name: guider for name, guider in found.items() if guider is not None}
     try:
         for name, guider in guiders.items():
-            if scales[name] is not None:
-                setattr(pipeline, name, guider.new(guidance_scale=scales[name]))
+            if (scale := scales[name]) is not None:
+                setattr(pipeline, name, _guider_of(pipeline, guider, scale))
         with (
             shifted(pipeline, settings.shift),
             torch.random.fork_rng([device] if device.type == "cuda" else []),
@@ -434,6 +440,17 @@ def prepared(pipeline: Any, settings: VideoSettings) -> Iterator[None]:
     finally:
         for name, guider in guiders.items():
             setattr(pipeline, name, guider)
+
+
+def _guider_of(pipeline: Any, guider: Any, scale: float) -> Any:
+    """Make a guider of another scale.
+
+    Some modular pipelines fail where there is no guidance. There, no guidance is guidance in none
+    of the steps: the denoiser is called as often, with the same result.
+    """
+    if scale == 1 and type(pipeline).__name__ in _FAILING_UNGUIDED:
+        return guider.new(stop=0.0)
+    return guider.new(guidance_scale=scale)
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ import diffusers
 import torch
 
 from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.io.first_bytes import weights_format
 from motionmerge.io.hashing import hash_file
+from motionmerge.io.json_file import read_json
 from motionmerge.io.paths import exists, path_of
 from motionmerge.io.safetensors_file import SafetensorsFile
 from motionmerge.merge.sources import MODULES
@@ -31,9 +33,11 @@ from motionmerge.sampling.modular_folder import (
 )
 from motionmerge.sampling.video_families import POCKET, family_of
 from motionmerge.sampling.video_limits import Configs, Limits, VideoFamily
+from motionmerge.tensors import num_bytes
 
 INDEX_FILE = "model_index.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_MAX_TIMESTEPS = 100_000
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _VOCABULARIES = (".json", ".txt", ".model", ".spm", ".vocab", ".bpe", ".tiktoken", ".jinja")
 
@@ -86,7 +90,7 @@ def find_pipeline(
     Without a connection, or with `HF_HUB_OFFLINE=1`, what the cache holds is used.
 
     Args:
-        name: A diffusers folder, or `owner/name` on the hub.
+        name: A diffusers folder, or `owner/name` or `hub:owner/name` on the hub.
         variant: Take the files of this variant where there are some, e.g. "fp16".
         legacy: Also accept `.bin` pickles, read as tensors only.
 
@@ -97,7 +101,7 @@ def find_pipeline(
     """
     path = path_of(name)
     if not exists(path):
-        path = _download(str(name), variant=variant, legacy=legacy)
+        path = _download(str(name).removeprefix("hub:"), variant=variant, legacy=legacy)
     index = _read_index(path)
     family = _family(index, path)
     if family.modular is not None:
@@ -110,8 +114,10 @@ def find_pipeline(
         if library is None:
             continue
         if (path / part / "config.json").is_file():
-            configs[part] = _read_json(path / part / "config.json")
-        others += _other_files(path / part)
+            configs[part] = read_json(path / part / "config.json")
+        own = _other_files(path / part)
+        _refuse_foreign_code(part, [*own, path / part / "config.json"])
+        others += own
         files = weight_files(path / part, variant=variant)
         if files and files[0].suffix != ".safetensors" and not legacy:
             raise CheckpointError(
@@ -119,6 +125,8 @@ def find_pipeline(
                 fix="use a safetensors version (`variant` may name one), or pass `legacy=True` to "
                 "read their tensors.",
             )
+        for file in files:
+            weights_format(file)
         if files:
             weights[part] = files
     if family.takes_text and index.get("tokenizer", [None])[0] is None:
@@ -142,11 +150,47 @@ def weight_files(folder: Path, *, variant: str | None = None) -> tuple[Path, ...
     there = sorted(path for path in folder.glob("*") if path.suffix in _WEIGHTS)
     for suffix in _WEIGHTS:
         files = [path for path in there if path.suffix == suffix]
-        wanted = [path for path in files if variant and f".{variant}" in path.name]
-        plain = [path for path in files if path.stem.split("-")[0].count(".") == 0]
+        wanted = [path for path in files if variant and variant_of(path) == variant]
+        plain = [path for path in files if variant_of(path) is None]
+        variants = {variant_of(path) for path in files}
+        if not (wanted or plain) and len(variants) == 1:
+            return tuple(files)  # there is nothing else to load
         if wanted or plain:
             return tuple(wanted or plain)
     return ()
+
+
+def variant_of(file: Path) -> str | None:
+    """Return the variant in the name of a weights file; None for plain weights.
+
+    It stands before the number of a shard or, in older folders, behind it:
+    `model.fp16-00001-of-00002.safetensors`, `model-00001-of-00002.fp16.safetensors`.
+    """
+    found = re.fullmatch(r"[^.]+\.([^.]+?)(-\d+-of-\d+)?", file.stem)
+    return None if found is None else found[1]
+
+
+def _refuse_foreign_code(part: str, files: Sequence[Path]) -> None:
+    """Refuse a part whose settings name code to download and run, which nothing here does.
+
+    Raises:
+        CheckpointError: One has an `auto_map`, or is damaged.
+    """
+    for file in files:
+        if file.name.endswith("config.json") and file.is_file():
+            settings = read_json(file)
+            if "auto_map" in settings:
+                raise CheckpointError(
+                    f"`{part}` needs code of its own: {file} has an `auto_map`. It is not run.",
+                    fix="use a version of the model whose parts are classes of diffusers or "
+                    "transformers.",
+                )
+            steps = settings.get("num_train_timesteps", 0)
+            if isinstance(steps, (int, float)) and steps > _MAX_TIMESTEPS:
+                raise CheckpointError(
+                    f"{file} asks for {steps:,} timesteps, more than {_MAX_TIMESTEPS:,}.",
+                    fix="download it again.",
+                )
 
 
 def _other_files(part: Path) -> list[Path]:
@@ -162,6 +206,18 @@ def _other_files(part: Path) -> list[Path]:
     ]
 
 
+def num_stored(files: Sequence[Path]) -> int:
+    """Count the numbers in safetensors files; 0 where there are others."""
+    if any(file.suffix != ".safetensors" for file in files):
+        return 0
+    total = 0
+    for path in files:
+        file = SafetensorsFile(path)
+        total += sum(math.prod(stored.shape) for stored in file.tensors.values())
+        file.close()
+    return total
+
+
 def _num_bytes(files: tuple[Path, ...], dtype: torch.dtype) -> int:
     total = 0
     for path in files:
@@ -172,7 +228,7 @@ def _num_bytes(files: tuple[Path, ...], dtype: torch.dtype) -> int:
         try:
             for spec in file.tensors.values():
                 kept = dtype if spec.dtype.is_floating_point else spec.dtype
-                total += torch.Size(spec.shape).numel() * kept.itemsize
+                total += num_bytes(kept, spec.shape)
         finally:
             file.close()
     return total
@@ -190,7 +246,12 @@ def _download(name: str, *, variant: str | None, legacy: bool) -> Path:
         index = Path(huggingface_hub.hf_hub_download(name, INDEX_FILE)).parent
         wanted = pipeline_class(_family(_read_index(index), index))
         return Path(
-            wanted.download(name, variant=variant, use_safetensors=None if legacy else True)
+            wanted.download(
+                name,
+                variant=variant,
+                use_safetensors=None if legacy else True,
+                trust_remote_code=False,
+            )
         )
     except (OSError, ValueError) as error:
         if _is_modular_on_the_hub(name, error):
@@ -218,23 +279,13 @@ def _is_modular_on_the_hub(name: str, error: BaseException) -> bool:
 
 def _read_index(path: Path) -> dict[str, Any]:
     if not (path / INDEX_FILE).is_file() and (path / MODULAR_INDEX_FILE).is_file():
-        return index_as_of_a_pipeline(_read_json(path / MODULAR_INDEX_FILE))
+        return index_as_of_a_pipeline(read_json(path / MODULAR_INDEX_FILE))
     if not (path / INDEX_FILE).is_file():
         raise CheckpointError(
             f"{path} is no diffusers pipeline: it has no {INDEX_FILE}.",
             fix="give a folder that `save_pretrained` or `motionmerge convert` wrote.",
         )
-    return _read_json(path / INDEX_FILE)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"Cannot read {path}: {error}", fix="download it again.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is no mapping.", fix="download it again.")
-    return value
+    return read_json(path / INDEX_FILE)
 
 
 def _parts(index: Mapping[str, Any], path: Path) -> dict[str, tuple[str | None, str | None]]:
@@ -249,6 +300,11 @@ def _parts(index: Mapping[str, Any], path: Path) -> dict[str, tuple[str | None, 
         if not name.startswith("_") and isinstance(value, list) and len(value) == 2
     }
     for name, (library, _) in parts.items():
+        if not name.isidentifier():
+            raise CheckpointError(
+                f"{path} has a part called `{name[:80]}`, which is no name of a folder in it.",
+                fix="do not use this model; get it from a source that you trust.",
+            )
         known = library in (None, "diffusers", "transformers") or (
             isinstance(library, str)
             and (library.startswith("motionmerge.models.") or hasattr(diffusers.pipelines, library))

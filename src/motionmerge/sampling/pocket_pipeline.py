@@ -10,11 +10,14 @@ import torch
 from torch.nn import functional as F
 
 from motionmerge.errors import ConfigError, ShapeError
+from motionmerge.merge.algebra import Checkpoint
 from motionmerge.merge.recipe import Recipe
 from motionmerge.models.pocket.components import (
     PocketModel,
     attention_kernel,
     build_pocket_model,
+    denoiser_parts,
+    fill_parts,
     load_decoder,
     load_denoiser,
     load_towers,
@@ -136,7 +139,10 @@ def load_pocket(weights: str | Path = "base") -> PocketPipeline:
     model = build_pocket_model()
     load_towers(model)
     load_decoder(model)
-    load_denoiser(model, weights if Path(weights).suffix else weights_path(str(weights)))
+    if Path(weights).suffix:  # of one's own: codes and scales are read as what they stand for
+        fill_parts(denoiser_parts(model), Checkpoint.load(weights).tensors(), path=weights)
+    else:
+        load_denoiser(model, weights_path(str(weights)))
     return pipeline_from_model(model)
 
 

@@ -78,17 +78,15 @@ def shift_setting(scheduler: Any) -> str:
             return "flow_shift"
         raise ConfigError(
             f"The {name} of this model has a flow_shift for flow models alone, which it is not.",
-            fix="leave the shift (--shift) out.",
+            fix="leave `shift` out.",
         )
     if "shift" not in known:
-        raise ConfigError(
-            f"The {name} of this model has no shift.", fix="leave the shift (--shift) out."
-        )
+        raise ConfigError(f"The {name} of this model has no shift.", fix="leave `shift` out.")
     if config.get("use_dynamic_shifting", False):
         raise ConfigError(
             f"The {name} of this model takes its shift from the size of the video "
             "(use_dynamic_shifting).",
-            fix="leave the shift (--shift) out, or set use_dynamic_shifting to false in the "
+            fix="leave `shift` out, or set use_dynamic_shifting to false in the "
             "model's scheduler_config.json.",
         )
     return "shift"
@@ -136,9 +134,7 @@ def sigmas_argument(scheduler: Any, sigmas: tuple[float, ...]) -> list[float]:
     known = inspect.signature(scheduler.set_timesteps).parameters
     if "sigmas" not in known or made is not None or denoises_in_stages(scheduler):
         why = f"makes sigmas of its own ({made})" if made is not None else "takes no sigmas"
-        raise ConfigError(
-            f"The {name} of this model {why}.", fix="leave the sigmas (--sigmas) out."
-        )
+        raise ConfigError(f"The {name} of this model {why}.", fix="leave `sigmas` out.")
     if is_flow(scheduler) and sigmas[0] > 1:
         raise ConfigError(
             f"The sigmas begin at {sigmas[0]:g}, and those of a {name} are noise levels from 1 to "
@@ -156,7 +152,7 @@ def sigmas_argument(scheduler: Any, sigmas: tuple[float, ...]) -> list[float]:
             return written
     raise ConfigError(
         f"The {name} of this model cannot take these {len(sigmas)} sigmas.",
-        fix="leave the sigmas (--sigmas) out, and choose the number of steps instead.",
+        fix="leave `sigmas` out, and choose the number of steps instead.",
     )
 
 
@@ -169,7 +165,7 @@ def check_steps(scheduler: Any, steps: Steps) -> None:
     if scheduler is None and (steps.shift, steps.sigmas) != (None, None):
         raise ConfigError(
             "The model has no scheduler whose sigmas or shift could be chosen.",
-            fix="leave the sigmas (--sigmas) and the shift (--shift) out.",
+            fix="leave `sigmas` and `shift` out.",
         )
     if steps.sigmas is not None:
         sigmas_argument(with_shift(scheduler, steps.shift), steps.sigmas)

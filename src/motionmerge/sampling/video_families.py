@@ -61,7 +61,7 @@ def _call_kandinsky_6(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any
     if is_distilled and arguments.setdefault("guidance_scale", 1.0) != 1:
         raise ConfigError(
             "This model of kandinsky-6 is distilled: its guidance scale is 1.",
-            fix="leave guidance_scale (--guidance) out.",
+            fix="leave `guidance_scale` out.",
         )
     return {**arguments, "sample_audio": has_sound}
 
@@ -119,7 +119,7 @@ MODULAR_FAMILIES: tuple[VideoFamily, ...] = (
             num_inference_steps=30,
             frame_rate_argument="frame_rate",
             guidance_argument=None,
-            is_guided=_all_but_one,
+            is_guided=_always,  # as the one that is not modular
             takes_sigmas=True,
             modular=Modular(optional_parts=("prompt_enhancer", "processor", "duration_head")),
             makes_sound=True,

@@ -265,14 +265,14 @@ class VideoFamily:
         if not self.takes_sigmas:
             raise ConfigError(
                 f"The pipeline of {self.name} takes no sigmas.",
-                fix="leave the sigmas (--sigmas) out; the number of steps (--steps) and, of flow "
-                "models, the shift (--shift) change them.",
+                fix="leave `sigmas` out; `num_inference_steps` and, of flow "
+                "models, `shift` change them.",
             )
         if num_inference_steps not in (None, len(sigmas)):
             raise ConfigError(
                 f"{num_inference_steps} steps and {len(sigmas)} sigmas were asked for, and each "
                 "step has one.",
-                fix=f"ask for {len(sigmas)} steps, or leave the number of steps (--steps) out.",
+                fix=f"ask for {len(sigmas)} steps, or leave `num_inference_steps` out.",
             )
 
     def _check_last_image(

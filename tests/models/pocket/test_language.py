@@ -59,7 +59,7 @@ def test_case_punctuation_and_synonyms_do_not_matter():
 
 
 def test_an_unknown_word_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(DataError, match=r"'elephant'.*(?s:.)*Fix: use only these words: the moves"):
+    with pytest.raises(DataError, match=r"'elephant'.*(?s:.)*Fix: Use only these words: the moves"):
         PocketTokenizer()(["the red elephant moves left"])
 
 

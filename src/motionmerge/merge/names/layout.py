@@ -71,7 +71,9 @@ def to_theirs(shapes: Shapes, names: Names) -> Converted:
         if all(part in shapes for part in ours):
             made = _fused(ours, home, number, names, shapes)
             if made is not None:
-                layout[numbered(home, number) + leaf] = made
+                before, behind = names.ones.get(home + leaf, (0, 0))
+                shape = (*[1] * before, *made.shape, *[1] * behind)
+                layout[numbered(home, number) + leaf] = Pieced(shape, made.pieces)
                 used |= set(ours)
     return Converted(layout, tuple(name for name in shapes if name not in used))
 
@@ -82,9 +84,10 @@ def _split(
     """Return what a tensor of the original holds; None if it cannot be cut as the table says."""
     template, number, leaf = found
     ours = parts_of(names.ours_of(template))
-    before, behind = names.ones.get(template, (0, 0))
-    if (before or behind) and len(shape) > before + behind:
-        shape = shape[before : len(shape) - behind]
+    before, behind = names.ones.get(template + leaf, (0, 0))
+    kept = shape[before : len(shape) - behind]
+    if kept and math.prod(kept) == math.prod(shape):
+        shape = kept
     blocks = _blocks(
         template,
         len(ours),
@@ -128,9 +131,7 @@ def _fused(
     pieces = joined(
         Piece(ours[b.ours], b.begin_in_ours * row, (b.begin_in_ours + b.rows) * row) for b in blocks
     )
-    before, behind = names.ones.get(home, (0, 0))
-    shape = (sum(rows), *first[1:]) if first else first
-    return Pieced((*[1] * before, *shape, *[1] * behind), pieces)
+    return Pieced((sum(rows), *first[1:]) if first else first, pieces)
 
 
 def _blocks(

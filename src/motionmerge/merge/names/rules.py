@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 Order = tuple[tuple[int, int], ...]
 """The parts of an original layer's rows as they follow one another: for each, the number of the
@@ -47,7 +47,8 @@ class Names:
             of the second ...), with the path of a tensor that has as many rows as a head.
         alike: Fused paths of unequal parts, with a path whose rows are as many as those of every
             part but the last.
-        ones: Dimensions of size one that the original has before and behind those of diffusers.
+        ones: Dimensions of size one that the original has before and behind those of diffusers, by
+            the tensor's name.
         computed: Patterns of buffers that the original stores and diffusers computes.
         from_converter: A converter of the installed diffusers knows these names; otherwise they
             rest on a reading of the original code.
@@ -105,16 +106,15 @@ class Templates:
     """Finds the template that a path fits; `{}` stands for a number."""
 
     def __init__(self, templates: Iterable[str]) -> None:
-        self._known: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+        self._known: dict[str, list[str]] = {}
         for template in templates:
-            escaped = re.escape(template).replace(r"\{\}", r"(\d+)")
             shape = _DIGITS.sub("#", template.replace("{}", "#"))
-            self._known.setdefault(shape, []).append((template, re.compile(escaped)))
+            self._known.setdefault(shape, []).append(template)
 
     def find(self, path: str) -> tuple[str, str] | None:
         """Return the template of a path and its number, empty if it has none; None if none fits."""
-        for template, pattern in self._known.get(_DIGITS.sub("#", path), ()):
-            if found := pattern.fullmatch(path):
+        for template in self._known.get(_DIGITS.sub("#", path), ()):
+            if found := _pattern(template).fullmatch(path):
                 return template, found[1] if found.groups() else ""
         return None
 
@@ -130,7 +130,12 @@ class Templates:
     def all_occur(self, names: Iterable[str]) -> bool:
         """Tell whether each template has a tensor among some names."""
         found = {match[0] for name in names if (match := self.find_tensor(name))}
-        return found == {template for known in self._known.values() for template, _ in known}
+        return found == {template for known in self._known.values() for template in known}
+
+
+@lru_cache(maxsize=1 << 14)
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.escape(template).replace(r"\{\}", r"(\d+)"))
 
 
 def parts_of(ours: str) -> tuple[str, ...]:

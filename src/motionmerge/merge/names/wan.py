@@ -148,7 +148,7 @@ WAN_STYLE = Names(
     "original Wan",
     {**WAN, **VACE, **ANIMATE},
     also={**_blocks("blocks", _FUSED), **_blocks("vace_blocks", _FUSED)},
-    ones={path: (1, 2) for path in ANIMATE if ANIMATE[path].endswith(".act_fn")},
+    ones={f"{path}.bias": (1, 2) for path in ANIMATE if ANIMATE[path].endswith(".act_fn")},
 )
 ANIMATE_2_STYLE = Names(
     "wan-animate-2",

@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterable
 
 DENOISERS = ("unet", "transformer", "transformer_2")
+PROJECTOR = "image_projector."
+"""What the tensors of an image projector begin with, of any file of several modules."""
 _MODULE = re.compile(r"^(unet|transformer_2|transformer|image_projector)\.")
 
 _FRONT = re.compile(
     r"^(?:model\.diffusion_model|diffusion_model|base_model\.model|_orig_mod|module"
-    r"|_fsdp_wrapped_module|_checkpoint_wrapped_module|pipe\.dit|dit|model|net)\."
+    r"|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module|pipe\.dit|dit|model|net)\."
 )
 _BETWEEN = re.compile(r"\.(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
 
@@ -18,7 +20,7 @@ DENOISER_PREFIX = "model.diffusion_model."
 """What a file of a whole model has in front of the denoiser's names."""
 
 _OTHER_PARTS = re.compile(
-    r"^(?:first_stage_model|cond_stage_model|conditioner|text_encoders?|vae|audio_vae|vocoder"
+    r"^(?:first_stage_model|cond_stage_model|embedder|conditioner|text_encoders?|vae|audio_vae|vocoder"
     r"|text_embedding_projection|model_ema)\."
 )
 

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from motionmerge.errors import CheckpointError, ConfigError
-from motionmerge.io.atomic import atomic_path
+from motionmerge.io.atomic import atomic_folder, check_new_folder
 from motionmerge.io.quantised import refuse_quantised
 from motionmerge.io.torch_file import write_torch_file
 from motionmerge.io.weights import open_weights, write_weights
@@ -85,17 +85,19 @@ def convert_checkpoint(
     dtype: torch.dtype | None = None,
     tokenizer: str | Path | None = None,
     add_adapter: bool = False,
+    overwrite: bool = False,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> ConversionReport:
     """Write an official checkpoint as a diffusers folder.
 
     Args:
         path: The official file.
-        output_folder: A new or empty folder.
+        output_folder: A new or empty folder; it is filled when all of it is written.
         dtype: Of the written weights; by default each tensor keeps its own.
         tokenizer: Files of CLIP's tokenizer, see `encoders.load_tokenizer`. They are not part of an
             official checkpoint; without them the pipeline must be given a tokenizer.
         add_adapter: Also give the U-Net a text-to-temporal adapter that starts as the identity.
+        overwrite: Replace a folder that an earlier conversion wrote.
         overrides: Configuration values by component, for what shapes do not tell.
 
     Raises:
@@ -103,16 +105,14 @@ def convert_checkpoint(
         ConfigError: the folder is not empty, or there is an adapter already.
         DataError: the tokenizer's files are not there.
     """
-    folder = Path(output_folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is there already", fix="name a new or empty folder.")
+    check_new_folder(output_folder, overwrite=overwrite, marker=_INDEX_FILE, keep=[Path(path)])
     index: dict[str, Any] = {
         "_class_name": "DynamiCrafterPipeline",
         "_diffusers_version": diffusers.__version__,
         **{component.name: [None, None] for component in COMPONENTS},
         "tokenizer": [None, None],
     }
-    with open_weights(path) as reader:
+    with open_weights(path) as reader, atomic_folder(output_folder) as folder:
         refuse_quantised(reader, reader.metadata, called=str(path))
         checkpoint = OfficialCheckpoint(lazy_tensors(reader), overrides=overrides)
         if add_adapter:
@@ -133,10 +133,9 @@ def convert_checkpoint(
         index["height"], index["width"] = default_size(schedule)
         if checkpoint.unused:
             _write(folder / UNUSED_FILE, checkpoint.unused)
-        report = replace(_report(checkpoint), has_tokenizer=tokenizer is not None)
-    with atomic_path(folder / _INDEX_FILE) as temporary:
-        temporary.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return report
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / _INDEX_FILE).write_text(text, encoding="utf-8")
+        return replace(_report(checkpoint), has_tokenizer=tokenizer is not None)
 
 
 def to_official(folder: str | Path, path: str | Path) -> int:

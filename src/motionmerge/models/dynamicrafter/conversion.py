@@ -20,6 +20,11 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPTextModel, CLIPVisionModel
 
+from motionmerge.dynamicrafter_names import (
+    count_indices,
+    unet_layout_of_official,
+    unet_layout_of_ours,
+)
 from motionmerge.errors import CheckpointError
 from motionmerge.io.quantised import refuse_quantised
 from motionmerge.io.weights import open_weights
@@ -29,7 +34,7 @@ from .encoders import image_encoder_config, text_encoder_config
 from .image_projector import ImageProjector
 from .key_maps import KeyMap
 from .lazy_tensors import LazyTensor, LazyTensors, lazy_tensors, to_official, to_ours
-from .official_config import Shapes, count_indices, unet_config_from_official
+from .official_config import Shapes, unet_config_from_official
 from .scheduler import DynamicRescaleDDIMScheduler
 from .unet import DynamiCrafterUNet
 
@@ -123,8 +128,8 @@ COMPONENTS = (
     Component(
         "unet",
         _UNET_PREFIX,
-        lambda s: key_maps.unet_key_map(**official_config.unet_layout_of_official(s)),
-        lambda s: key_maps.unet_key_map(**official_config.unet_layout_of_ours(s)),
+        lambda s: key_maps.unet_key_map(**unet_layout_of_official(s)),
+        lambda s: key_maps.unet_key_map(**unet_layout_of_ours(s)),
         official_config.unet_config_from_shapes,
         DynamiCrafterUNet,
     ),

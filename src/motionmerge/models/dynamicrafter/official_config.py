@@ -8,13 +8,13 @@ the towers and the image projector) is the same in all released models.
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.dynamicrafter_names import count_indices, unet_layout_of_official
+from motionmerge.errors import ConfigError
 
 from .unet import ENTRY_ATTENTION_HEADS
 
@@ -104,57 +104,6 @@ def unet_config_from_official(params: Mapping[str, Any]) -> dict[str, Any]:
     if "temporal_length" in params:
         config["adapter_frames"] = params["temporal_length"]
     return config
-
-
-def unet_layout_of_official(names: Iterable[str]) -> dict[str, Any]:
-    """Find `attention_levels` and `layers_per_block` from official U-Net names.
-
-    Raises:
-        CheckpointError: these are not the names of a DynamiCrafter U-Net.
-    """
-    names = set(names)
-    downsamplers = sorted(
-        int(match[1])
-        for name in names
-        if (match := re.fullmatch(r"input_blocks\.(\d+)\.0\.op\.weight", name))
-    )
-    num_blocks = count_indices(names, r"input_blocks\.(\d+)\.")
-    if not num_blocks or "init_attn.0.proj_in.weight" not in names:
-        raise CheckpointError(
-            "these are not the tensors of a DynamiCrafter U-Net",
-            fix="pass an official checkpoint with `input_blocks.*` and `init_attn.*`, of the "
-            "256, 512 or 1024 model.",
-        )
-    step = downsamplers[0] if downsamplers else num_blocks
-    starts = range(1, num_blocks, step)
-    return {
-        "attention_levels": [f"input_blocks.{start}.1.norm.weight" in names for start in starts],
-        "layers_per_block": step - 1,
-    }
-
-
-def unet_layout_of_ours(names: Iterable[str]) -> dict[str, Any]:
-    """Find `attention_levels` and `layers_per_block` from the names of a `DynamiCrafterUNet`.
-
-    Raises:
-        CheckpointError: these are not its names.
-    """
-    names = set(names)
-    num_levels = count_indices(names, r"downsamplers\.(\d+)\.") + 1
-    num_stages = count_indices(names, r"down_stages\.(\d+)\.")
-    if not num_stages or num_stages % num_levels:
-        raise CheckpointError(
-            "these are not the tensors of a DynamiCrafterUNet",
-            fix="pass `unet.state_dict()`, or weights saved by `save_pretrained`.",
-        )
-    layers = num_stages // num_levels
-    return {
-        "attention_levels": [
-            f"down_stages.{level * layers}.attention.norm.weight" in names
-            for level in range(num_levels)
-        ],
-        "layers_per_block": layers,
-    }
 
 
 def unet_config_from_shapes(shapes: Shapes) -> dict[str, Any]:
@@ -280,9 +229,3 @@ def default_size(scheduler_config: Mapping[str, Any]) -> tuple[int, int]:
         return 256, 256
     base_scale = scheduler_config.get("base_scale") or 1.0
     return (576, 1024) if base_scale < 0.5 else (320, 512)
-
-
-def count_indices(names: Iterable[str], pattern: str) -> int:
-    """Count the numbered modules among names: one more than the largest number, 0 for none."""
-    found = [int(match[1]) for name in names if (match := re.match(pattern, name))]
-    return max(found, default=-1) + 1

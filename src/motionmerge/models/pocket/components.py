@@ -150,7 +150,12 @@ def load_decoder(model: PocketModel, path: Path | str | None = None) -> None:
 
 def load_denoiser(model: PocketModel, path: Path | str) -> None:
     """Load U-Net and image projector from a weights file or a merged expert."""
-    load_parts({"unet": model.unet, "image_projector": model.image_projector}, path)
+    load_parts(denoiser_parts(model), path)
+
+
+def denoiser_parts(model: PocketModel) -> dict[str, nn.Module]:
+    """Name U-Net and image projector as files do."""
+    return {"unet": model.unet, "image_projector": model.image_projector}
 
 
 def load_parts(parts: Mapping[str, nn.Module], path: Path | str) -> None:
@@ -162,6 +167,13 @@ def load_parts(parts: Mapping[str, nn.Module], path: Path | str) -> None:
     with open_weights(path) as reader:
         refuse_quantised(reader, reader.metadata, called=str(path))
         weights = {name: reader.read(name) for name in reader.keys()}  # noqa: SIM118
+    fill_parts(parts, weights, path=path)
+
+
+def fill_parts(
+    parts: Mapping[str, nn.Module], weights: Mapping[str, torch.Tensor], *, path: Path | str
+) -> None:
+    """Put tensors that were read from a file into parts; see `load_parts`."""
     found = {name.partition(".")[0] for name in weights}
     if not found <= set(parts):
         raise CheckpointError(

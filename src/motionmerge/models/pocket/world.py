@@ -78,7 +78,7 @@ def load_photo(name: str) -> Image.Image:
     """A bundled photograph (see photos/LICENSES.md), RGB, 256 pixels on the short side."""
     resource = files("motionmerge.models.pocket") / "photos" / f"{name}.jpg"
     with resource.open("rb") as stream:
-        return Image.open(stream).convert("RGB")
+        return Image.open(stream, formats=["JPEG", "PNG"]).convert("RGB")
 
 
 class Canvases:

@@ -1,0 +1,119 @@
+"""A LoRA in the original names of any family lands as the layouts of whole models say it has to."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from motionmerge.io.weights import open_weights
+from motionmerge.merge.algebra import Checkpoint
+from motionmerge.merge.lora import lora
+from motionmerge.merge.names.layout import to_theirs
+from motionmerge.merge.resolvers import resolve
+from motionmerge.models.dynamicrafter.conversion import COMPONENTS
+from motionmerge.sampling.lora_layers import read_lora
+
+from .test_original_names import EACH, STYLES_BY_NAME, made, shapes_of
+from .tiny_denoisers import DENOISERS
+
+SPELLINGS = {
+    "dotted": ("diffusion_model.{}", "lora_A{}.weight", "lora_B{}.weight", "."),
+    "flat": ("lora_unet_{}", "lora_down.weight", "lora_up.weight", "_"),
+}
+Products = dict[str, torch.Tensor]
+
+NOT_FOUND = ("adaLN_modulations",)
+"""Layers of CogVideoX's original code with two numbers in their names: refused by name."""
+NO_LAYERS = ("fps_embedding", "cond_type_embedding", "motion_encoder.")
+"""Embeddings and layers of Wan Animate's own, which PEFT cannot adapt."""
+
+
+def original_lora(original: Products, spelling: str, *, infix: str) -> tuple[Products, Products]:
+    """Give a LoRA of every matrix of a model in original names, and what each has to gain."""
+    generator = torch.Generator().manual_seed(0)
+    front, down, up, dot = SPELLINGS[spelling]
+    file, products = {}, {}
+    for name, tensor in original.items():
+        left_out = any(part in name for part in (*NOT_FOUND, *NO_LAYERS))
+        if name.endswith(".weight") and tensor.ndim >= 2 and not left_out:
+            path = front.format(name.removesuffix(".weight").replace(".", dot))
+            first = torch.randn(2, *tensor.shape[1:], generator=generator)
+            second = torch.randn(tensor.shape[0], 2, generator=generator)
+            file[f"{path}.{down.format(infix)}"] = first
+            ones = [1] * (tensor.ndim - 2)
+            file[f"{path}.{up.format(infix)}"] = second.reshape(*second.shape, *ones)
+            products[name] = (second @ first.flatten(1)).reshape(tensor.shape)
+    return file, products
+
+
+def signed(kind: str, file: Products, *, zeros: Products) -> Products:
+    """Give what the layers of a signed LoRA add to each tensor."""
+    with torch.device("meta"):
+        model = DENOISERS[kind]()
+    found = dict(zeros)
+    for name, layer in (
+        read_lora(file, {"denoiser": model}, name="style").layers["denoiser"].items()
+    ):
+        weight = f"{name}.weight"
+        product = layer.up.flatten(1) @ layer.down.flatten(1) * (layer.alpha / layer.rank)
+        found[weight] = product.reshape(zeros[weight].shape)
+    return found
+
+
+BY_HEAD = "dealt by head"  # DiffSynth-Studio, which writes dots
+CASES = [
+    (*each, spelling)
+    for each in EACH
+    for spelling in SPELLINGS
+    if BY_HEAD not in each[0] or spelling == "dotted"
+]
+
+
+@pytest.mark.parametrize(("style", "kind", "spelling"), CASES)
+def test_every_matrix_of_every_family_gets_its_rows(style: str, kind: str, spelling: str) -> None:
+    with torch.device("meta"):
+        shapes = shapes_of(DENOISERS[kind]().state_dict())
+    zeros = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    layout = to_theirs(shapes, STYLES_BY_NAME[style]).layout
+    file, products = original_lora(
+        made(layout, zeros), spelling, infix=".default" if BY_HEAD in style else ""
+    )
+    assert len(products) > 5
+    dense = (Checkpoint.from_tensors(zeros, name="base") + lora(file, 1.0)).tensors()
+    for added in (dense, signed(kind, file, zeros=zeros)):
+        landed = made(layout, added)
+        for name, product in products.items():
+            torch.testing.assert_close(landed[name], product, atol=1e-5, rtol=1e-4)
+        unchanged = landed.keys() - products.keys()
+        assert not any(landed[name].any() for name in unchanged)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_dynamicrafters_original_names_are_those_of_whole_checkpoints(spelling: str) -> None:
+    with open_weights(resolve("pocket:tuned")) as reader:
+        shapes = {name: reader.shape(name) for name in reader.keys()}  # noqa: SIM118
+    front, down, up, dot = SPELLINGS[spelling]
+    generator = torch.Generator().manual_seed(0)
+    file: Products = {}
+    expected: Products = {}
+    for component in COMPONENTS:
+        prefix = f"{component.name}."
+        own = {k.removeprefix(prefix): s for k, s in shapes.items() if k.startswith(prefix)}
+        for pair in component.our_map(own).pair_ours(own)[0] if own else ():
+            rows, *columns = own[pair.ours[0]]
+            if not pair.ours[0].endswith(".weight") or not columns:
+                continue
+            path = component.long_name(pair.official).removeprefix("model.")
+            bare = path.removeprefix("diffusion_model.").removesuffix(".weight")
+            path = bare if component.name != "unet" else front.format(bare.replace(".", dot))
+            first = torch.randn(1, *columns, generator=generator)
+            second = torch.randn(rows * len(pair.ours), 1, generator=generator)
+            file |= {f"{path}.{down.format('')}": first, f"{path}.{up.format('')}": second}
+            parts = (second @ first.flatten(1)).chunk(len(pair.ours))
+            names = [f"{prefix}{name}" for name in pair.ours]
+            expected |= {n: p.reshape(shapes[n]) for n, p in zip(names, parts, strict=True)}
+    assert any(name.startswith("image_projector.") for name in expected)
+    zeros = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    merged = (Checkpoint.from_tensors(zeros, name="base") + lora(file, 1.0)).tensors()
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, expected.get(name, zeros[name]))
