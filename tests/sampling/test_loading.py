@@ -18,13 +18,14 @@ from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
 from motionmerge.sampling.loading import (
     check_memory,
     dtype_named,
+    empty_modules,
     load_pipeline,
     place,
 )
 from motionmerge.sampling.make_video import VideoSettings, encode_ahead, make_video
 from motionmerge.sampling.memory import free_memory
 from motionmerge.sampling.model_choice import FolderModel
-from motionmerge.sampling.pipeline_folder import find_pipeline, weight_files
+from motionmerge.sampling.pipeline_folder import find_pipeline, variant_of, weight_files
 from motionmerge.sampling.video_families import configs_of
 
 from .model_folders import save_dynamicrafter, save_tiny
@@ -227,7 +228,10 @@ def test_a_change_to_any_part_changes_the_fingerprint(copy: Path, changed: str) 
     assert FolderModel(find_pipeline(copy)).fingerprint() == before
     files = [file for file in (copy / changed).iterdir() if file.name != "config.json"]
     content = bytearray(files[0].read_bytes())
-    content[-2] ^= 1
+    if files[0].suffix == ".json":  # which is read at once, to see whether it names code
+        content += b" "
+    else:
+        content[-2] ^= 1
     files[0].write_bytes(content)
     after = FolderModel(find_pipeline(copy)).fingerprint()
     assert after != before and after["model"] == before["model"]
@@ -250,3 +254,123 @@ def test_a_vocabulary_beside_a_configuration_or_in_a_folder_of_its_own_counts_to
     for name in (".DS_Store", "model.onnx", "README.md", "weights.index.json"):
         (tokenizer / name).write_text("nobody reads this")
     assert FolderModel(find_pipeline(copy)).fingerprint()["parts"] == seen[-1]
+
+
+# Folders of strangers
+
+
+def test_code_that_a_part_names_is_refused_by_name_and_nothing_asks(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: object) -> str:
+        raise AssertionError("a question on the terminal")
+
+    monkeypatch.setattr("builtins.input", asked)
+    edit_index(copy, text_encoder=["transformers", "AutoModel"])
+    for name in ("config.json", "tokenizer_config.json"):
+        part = copy / ("text_encoder" if name == "config.json" else "tokenizer")
+        settings = json.loads((part / name).read_text())
+        (part / name).write_text(json.dumps({**settings, "auto_map": {"AutoModel": "m.Code"}}))
+        with pytest.raises(CheckpointError, match=rf"{part.name}.*auto_map.*not run") as caught:
+            find_pipeline(copy)
+        assert caught.value.fix
+        (part / name).write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 200_000, '{"a":' * 100_000, "null", "[]", "{", "9" * 5000]
+)
+@pytest.mark.parametrize("file", ["model_index.json", "vae/config.json", "tokenizer/config.json"])
+def test_json_of_any_kind_is_answered(copy: Path, file: str, content: str) -> None:
+    (copy / file).write_text(content)
+    with pytest.raises(CheckpointError) as caught:
+        find_pipeline(copy)
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc", "a/b"])
+def test_a_part_is_a_folder_in_the_pipeline(copy: Path, name: str) -> None:
+    edit_index(copy, **{name: ["diffusers", "AutoencoderKL"]})
+    with pytest.raises(CheckpointError, match="no name of a folder"):
+        find_pipeline(copy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_layers": 10**9}, "more than 50,000 layers"),
+        ({"ffn_dim": 10**12}, "parameters, its weights hold"),
+        ({"num_attention_heads": 10**5}, "parameters, its weights hold"),
+    ],
+)
+def test_a_configuration_is_bounded_before_memory_is(
+    copy: Path, changes: dict[str, int], said: str
+) -> None:
+    config = copy / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+    folder = find_pipeline(copy)
+    for work in (lambda: empty_modules(folder), lambda: load_pipeline(folder)):
+        with pytest.raises(CheckpointError, match=said) as caught:
+            work()
+        assert caught.value.fix
+
+
+def test_a_text_encoder_of_a_billion_layers_is_refused(copy: Path) -> None:
+    config = copy / "text_encoder" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_layers": 10**9}))
+    with pytest.raises(CheckpointError) as caught:
+        load_pipeline(find_pipeline(copy))
+    assert caught.value.fix
+
+
+class Code:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize("kind", ["code", "damaged", "meta"])
+def test_a_pickle_of_a_text_encoder_is_our_error(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(copy)
+    (copy / "text_encoder" / "model.safetensors").unlink()
+    file = copy / "text_encoder" / "pytorch_model.bin"
+    state = {"code": {"a": Code()}, "meta": {"a.weight": torch.empty(2, device="meta")}}
+    torch.save(state.get(kind, {"a": torch.ones(9)}), file)
+    if kind == "damaged":
+        file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(CheckpointError) as caught:
+        load_pipeline(find_pipeline(copy, legacy=True), legacy=True)
+    assert caught.value.fix and not (copy / "ran").exists()
+
+
+def test_a_page_or_pointer_in_place_of_weights_is_named_before_anything_is_loaded(
+    copy: Path,
+) -> None:
+    file = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(CheckpointError, match="git-LFS pointer"):
+        find_pipeline(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    {
+        "model.safetensors": None,
+        "model-00001-of-00002.safetensors": None,
+        "model.fp16.safetensors": "fp16",
+        "model.fp16-00001-of-00002.safetensors": "fp16",
+        "model-00001-of-00002.fp16.safetensors": "fp16",
+        "diffusion_pytorch_model.non_ema.bin": "non_ema",
+    }.items(),
+)
+def test_a_variant_is_read_from_a_files_name(name: str, variant: str | None) -> None:
+    assert variant_of(Path(name)) == variant
+
+
+def test_a_variant_that_is_alone_is_loaded_without_being_asked_for(copy: Path) -> None:
+    file = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    folder = find_pipeline(copy)
+    assert len(folder.weights["transformer"]) == 1
+    load_pipeline(folder)

@@ -60,7 +60,7 @@ class VideoFlags:
         typer.Option("--input", help="NAME=PATH, instead of the recipe's input; repeatable."),
     ] = None
     base: Annotated[
-        str | None,
+        Path | None,
         typer.Option(
             help="What --model was fine-tuned from, for --motion: a folder or weights file."
         ),
@@ -284,7 +284,7 @@ class VideoFlags:
             )
         self._refuse_two_sets(model.path)
         own = path_of(self.base)
-        is_input = exists(own) or split_name(self.base) is not None
+        is_input = exists(own) or split_name(str(self.base)) is not None
         found = self.base if is_input else find_pipeline(self.base).path
         return from_base(found, model.path, motion=motion, boundary=self.boundary)
 

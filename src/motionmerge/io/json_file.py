@@ -30,6 +30,6 @@ def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
         ) from error
     if not isinstance(value, dict):
         raise CheckpointError(
-            f"{path} holds a {type(value).__name__}, and no JSON object.", fix="Download it again."
+            f"{path} holds no mapping but a {type(value).__name__}.", fix="Download it again."
         )
     return value
