@@ -18,6 +18,7 @@ from motionmerge.models.dynamicrafter import (
     DynamiCrafterUNet,
     DynamicRescaleDDIMScheduler,
     ImageProjector,
+    checkpoint_folder,
     convert_unet_state_dict,
     from_original,
     unet_config_from_official,
@@ -321,3 +322,18 @@ def test_a_unet_alone_is_enough(tmp_path) -> None:
 def test_a_full_folder_is_not_overwritten(original, folder) -> None:
     with pytest.raises(ConfigError, match="exists already"):
         convert_checkpoint(original[0], folder)
+
+
+def test_an_earlier_conversion_is_replaced_when_asked_and_only_as_a_whole(
+    original, folder, tmp_path, monkeypatch
+) -> None:
+    target = tmp_path / "converted"
+    convert_checkpoint(original[0], target, overrides=OVERRIDES)
+    (target / "left").touch()
+    monkeypatch.setattr(checkpoint_folder, "_save_config", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        convert_checkpoint(original[0], target, overwrite=True, overrides=OVERRIDES)
+    assert (target / "left").exists()
+    monkeypatch.undo()
+    convert_checkpoint(original[0], target, overwrite=True, overrides=OVERRIDES)
+    assert not (target / "left").exists() and (target / "model_index.json").is_file()

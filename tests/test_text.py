@@ -1,0 +1,59 @@
+"""YAML holds plain values: nothing in it grows, and no nesting is without end."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from motionmerge.config import Settings, load_yaml
+from motionmerge.errors import ConfigError
+from motionmerge.text import MAX_YAML, parse_yaml
+
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
+)
+MERGES = "a0: &a0 {k0: 0}\n" + "".join(
+    f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}], k{i}: 0}}\n" for i in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    {
+        LAUGHS: "anchors in line 1",
+        MERGES: "anchors in line 1",
+        "a: {<<: {b: 1}, c: 2}": "merge keys in line 1",
+        "b: 1\n<<: {a: 1}": "merge keys in line 2",
+        "a: *nowhere": "anchors",
+        "!!merge x: {a: 1}": "tags",
+        "%TAG ! tag:yaml.org,2002:\n---\n!merge x: {a: 1}": "tags",
+        "a: !!python/name:os.system": "tags",
+        "[" * 100_000: "50 levels",
+        "{a: " * 100_000: "50 levels",
+        "- " * 10_000: "50 levels",
+        "x" * (MAX_YAML + 1): "characters",
+    }.items(),
+    ids=range(12),
+)
+def test_what_could_grow_is_refused_while_it_is_scanned(text, what):
+    begin = time.perf_counter()
+    with pytest.raises(ConfigError, match=what) as caught:
+        parse_yaml(text, source="The file")
+    assert caught.value.fix
+    assert time.perf_counter() - begin < 5
+
+
+def test_a_quoted_key_of_two_angles_is_a_plain_key():
+    assert parse_yaml('{"<<": 1, b: [1, {c: 2}]}', source="x") == {"<<": 1, "b": [1, {"c": 2}]}
+
+
+def test_a_settings_file_without_end_is_read_no_further_than_its_bound(tmp_path):
+    class Nothing(Settings):
+        a: int = 0
+
+    path = tmp_path / "x.yaml"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ConfigError, match="characters"):
+        load_yaml(path, Nothing)
