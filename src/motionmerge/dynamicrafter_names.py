@@ -33,6 +33,7 @@ class Rename:
 def each_renamed(
     pairs: Mapping[str, str], *, official: str = "", ours: str = ""
 ) -> Iterator[Rename]:
+    """Return a rename for each pair of names, with a prefix before either."""
     for old, new in pairs.items():
         yield Rename(f"{official}{old}", (f"{ours}{new}",))
 

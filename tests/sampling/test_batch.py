@@ -257,8 +257,9 @@ def test_a_damaged_video_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "out" / "a cat-0.mp4").write_bytes(b"")
     jobs = [video.job for video in planned]
     named = plan(jobs, tmp_path / "out", fingerprint={}, name_of=vbench_name)
-    with pytest.raises(ConfigError, match=r"a cat-0\.mp4(.|\n)*remove the file"):
+    with pytest.raises(ConfigError, match=r"a cat-0\.mp4(.|\n)*overwrite=True"):
         missing(named)
+    assert [video.path.name for video in missing(named, overwrite=True)] == ["a cat-0.mp4"]
 
 
 def test_no_list_names_a_video_that_exists_or_a_process_that_takes_no_part(

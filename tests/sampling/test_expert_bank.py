@@ -529,7 +529,7 @@ def test_a_second_bank_on_the_same_model_is_refused(pipeline: DynamiCrafterPipel
         (
             {"unet.conv_out.bias": torch.zeros(4), "unet.conv_inn.bias": torch.zeros(8)},
             CheckpointError,
-            "`conv_in.bias`",
+            "`unet.conv_in.bias`",
         ),
         (
             {"unet.temporal_adapter.queries": torch.zeros(3, 16)},

@@ -132,7 +132,7 @@ def test_pickles_are_read_only_when_asked_for(copy: Path) -> None:
         torch.save(module.state_dict(), copy / part / "diffusion_pytorch_model.bin")
     with pytest.raises(CheckpointError, match="pickles") as caught:
         find_pipeline(copy)
-    assert "--legacy-weights" in caught.value.fix
+    assert "legacy=True" in caught.value.fix
     again = load_pipeline(find_pipeline(copy, legacy=True), legacy=True)
     for name, value in pipeline.transformer.state_dict().items():
         assert torch.equal(again.transformer.state_dict()[name], value)

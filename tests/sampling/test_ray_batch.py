@@ -250,7 +250,7 @@ def test_a_worker_for_which_no_machine_has_room_is_refused(cluster: None, tmp_pa
             return torch.device("cuda")
 
     videos = planned(tmp_path, tmp_path / "videos", range(1))
-    with pytest.raises(ConfigError, match=r"takes 1 GPU and 1 CPU; .* 0 GPU .*\n.*device cpu"):
+    with pytest.raises(ConfigError, match=r"takes 1 GPU and 1 CPU; .* 0 GPU .*\n.*device='cpu'"):
         run_on_ray(OnGpu(), EXPERTS, videos, BatchOptions(), num_workers=1)
     before = torch.get_num_threads()
     torch.set_num_threads(2 * before + 1)

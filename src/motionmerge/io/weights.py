@@ -40,6 +40,9 @@ _PICKLE_FAULTS = (  # what torch.load raises on damaged files, besides Unpicklin
 _WRAPPERS = ("state_dict", "module")
 _META = "meta tensor, which has a shape and no values (no data)"
 _LAYERS_OWN = ("weight", "bias")
+_MARKERS = {"scaled_fp8"}
+"""Names of tensors that say something by being there, and may be empty."""
+
 _PREFERRED = ("diffusion_pytorch_model", "model")
 
 
@@ -195,6 +198,7 @@ class WeightsReader:
             for name in self._home
             if self.dtype(name).is_floating_point
             and 0 in self.shape(name)
+            and name.rpartition(".")[2] not in _MARKERS
             and (self.shape(name) == (0,) or name.rpartition(".")[2] in _LAYERS_OWN)
         ]
         if empty:

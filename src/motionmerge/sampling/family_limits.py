@@ -40,16 +40,19 @@ def _patch(configs: Configs, default: int) -> int:
 
 
 def svd(configs: Configs) -> Limits:
+    """Return the limits of SVD."""
     frames = _part(configs, "unet").get("num_frames", 25)
     multiple = math.lcm(8, _unet_multiple(configs))
     return Limits(576, 1024, multiple, frames, 7, min_frames=2)  # guidance rises over the frames
 
 
 def i2vgen_xl(configs: Configs) -> Limits:
+    """Return the limits of I2VGen-XL."""
     return Limits(704, 1280, math.lcm(8, _unet_multiple(configs)), 16, 16, min_frames=2)
 
 
 def cogvideox(configs: Configs) -> Limits:
+    """Return the limits of CogVideoX, whose VAE decodes latents in pairs."""
     model, vae = _part(configs, "transformer"), _part(configs, "vae")
     scale = _halvings(vae, 4)
     # Its VAE decodes latents in pairs, the first of which takes an odd one along. Where all are
@@ -85,6 +88,7 @@ def _of_last_image(configs: Configs) -> dict[str, Any]:
 
 
 def wan(configs: Configs) -> Limits:
+    """Return the limits of Wan 2.1 and 2.2."""
     vae, own = _part(configs, "vae"), configs.get("", {})
     multiple = math.lcm(16, vae.get("scale_factor_spatial", 8) * _patch(configs, 2))
     temporal = vae.get("scale_factor_temporal", 4)
@@ -98,6 +102,7 @@ def wan(configs: Configs) -> Limits:
 
 
 def skyreels_v2(configs: Configs) -> Limits:
+    """Return the limits of SkyReels-V2."""
     down = _part(configs, "vae").get("temperal_downsample", (False, True, True))
     multiple = math.lcm(16, 2 ** len(down) * _patch(configs, 2))
     return Limits(544, 960, multiple, 97, 24, 2 ** sum(down), **_of_last_image(configs))
@@ -119,10 +124,12 @@ def video_compression(configs: Configs) -> tuple[int, int]:
 
 
 def ltx(configs: Configs) -> Limits:
+    """Return the limits of LTX."""
     return Limits(512, 704, 32, 161, 25, _ltx_temporal(configs))
 
 
 def ltx_2(configs: Configs) -> Limits:
+    """Return the limits of LTX-2."""
     return Limits(512, 768, 32, 121, 24, _ltx_temporal(configs))
 
 
@@ -141,6 +148,7 @@ def ltx_2_5(configs: Configs) -> Limits:
 
 
 def hunyuan_video(configs: Configs) -> Limits:
+    """Return the limits of HunyuanVideo."""
     vae = _part(configs, "vae")
     model, temporal = _part(configs, "transformer"), vae.get("temporal_compression_ratio", 4)
     # With the image beside the first latent, the pipeline cuts the frames of that latent off.
@@ -159,12 +167,14 @@ def hunyuan_video(configs: Configs) -> Limits:
 
 
 def hunyuan_video_15(configs: Configs) -> Limits:
+    """Return the limits of HunyuanVideo 1.5."""
     vae = _part(configs, "vae")
     multiple = vae.get("spatial_compression_ratio", 16)
     return Limits(None, None, multiple, 121, 24, vae.get("temporal_compression_ratio", 4))
 
 
 def kandinsky_5(configs: Configs) -> Limits:
+    """Return the limits of Kandinsky 5."""
     vae = _part(configs, "vae")
     multiple = math.lcm(16, vae.get("spatial_compression_ratio", 8) * _patch(configs, 2))
     if _part(configs, "transformer").get("attention_type") == "nabla":
@@ -175,6 +185,7 @@ def kandinsky_5(configs: Configs) -> Limits:
 
 
 def kandinsky_6(configs: Configs) -> Limits:
+    """Return the limits of Kandinsky 6."""
     vae = _part(configs, "vae")
     multiple = vae.get("spatial_compression_ratio", 8) * _patch(configs, 2)
     temporal = vae.get("temporal_compression_ratio", 4)
@@ -189,6 +200,7 @@ def _scheduler_class(configs: Configs) -> str | None:
 
 
 def wan_2_2_modular(configs: Configs) -> Limits:
+    """Return the limits of the modular Wan 2.2, which takes no last image."""
     return replace(wan(configs), takes_last_image=False, needs_last_image=False)
 
 
@@ -199,6 +211,7 @@ def _wan_vae(configs: Configs) -> tuple[int, int]:
 
 
 def skyreels_v2_forcing(configs: Configs) -> Limits:
+    """Return the limits of SkyReels-V2 with diffusion forcing."""
     spatial, temporal = _wan_vae(configs)
     block = _part(configs, "transformer").get("num_frame_per_block", 1)
     longest = (97 - 1) // temporal + 1  # longer ones are made in overlapping pieces
@@ -235,12 +248,14 @@ def anyflow(configs: Configs) -> Limits:
 
 
 def chronoedit(configs: Configs) -> Limits:
+    """Return the limits of ChronoEdit."""
     spatial, temporal = _wan_vae(configs)
     multiple = math.lcm(16, spatial * _patch(configs, 2))
     return Limits(480, 832, multiple, 29, 16, temporal, min_frames=temporal + 1)
 
 
 def cosmos_2(configs: Configs) -> Limits:
+    """Return the limits of Cosmos 2."""
     spatial, temporal = _wan_vae(configs)
     return Limits(704, 1280, math.lcm(16, spatial * _patch(configs, 2)), 93, 16, temporal)
 
@@ -250,6 +265,7 @@ _CHUNK = 9
 
 
 def helios(configs: Configs) -> Limits:
+    """Return the limits of Helios."""
     spatial, temporal = _wan_vae(configs)
     window = (_CHUNK - 1) * temporal + 1
     # Chunks are decoded alone; of their frames it leaves out what is over a multiple, plus one.
@@ -259,6 +275,7 @@ def helios(configs: Configs) -> Limits:
 
 
 def framepack(configs: Configs) -> Limits:
+    """Return the limits of framepack."""
     vae, model = _part(configs, "vae"), _part(configs, "transformer")
     section = _CHUNK * vae.get("temporal_compression_ratio", 4)
     return Limits(
@@ -275,6 +292,7 @@ def framepack(configs: Configs) -> Limits:
 
 
 def motif(configs: Configs) -> Limits:
+    """Return the limits of motif."""
     vae = _part(configs, "vae")
     multiple = math.lcm(16, vae.get("scale_factor_spatial", 8) * _patch(configs, 2))
     temporal = vae.get("scale_factor_temporal", 4)
@@ -282,6 +300,7 @@ def motif(configs: Configs) -> Limits:
 
 
 def sana_video(configs: Configs) -> Limits:
+    """Return the limits of sana video."""
     vae = _part(configs, "vae")
     spatial = vae.get("spatial_compression_ratio") or vae.get("scale_factor_spatial", 8)
     temporal = vae.get("temporal_compression_ratio") or vae.get("scale_factor_temporal", 4)
@@ -290,6 +309,7 @@ def sana_video(configs: Configs) -> Limits:
 
 
 def minimax_h3(configs: Configs) -> Limits:
+    """Return the limits of minimax h3."""
     vae = _part(configs, "vae")
     spatial = math.prod(vae.get("spatial_downsample_factors", (2, 2, 2, 2)))
     clip = vae.get("clip_length", 17)
@@ -310,6 +330,7 @@ def minimax_h3(configs: Configs) -> Limits:
 
 
 def dynamicrafter(configs: Configs) -> Limits:
+    """Return the limits of dynamicrafter."""
     own, frames = configs.get("", {}), _part(configs, "image_projector").get("num_frames", 16)
     return Limits(
         own.get("height", 320),
@@ -324,6 +345,7 @@ def dynamicrafter(configs: Configs) -> Limits:
 
 
 def pocket(configs: Configs) -> Limits:
+    """Return the limits of pocket."""
     return Limits(
         256,
         256,
