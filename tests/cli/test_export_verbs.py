@@ -83,6 +83,10 @@ def test_loras_are_written_with_a_table_of_what_they_hold(work):
     assert code == 0, error
     assert "dynamics = base - 0.25 * (tuned - base), as a LoRA of rank 2 for base" in output
     assert "rank 90%" in output and "of the change" in output
+    assert "motionmerge loads it" in output
+    words = ("export", "loras", "recipe.yaml", "-o", "for", "--rank", 2, "--for", "diffusers")
+    code, output, error = call(*words)
+    assert code == 0, error
     assert "Left out, as diffusers loads none" in output and "pipe.load_lora_weights(" in output
     with open_weights("out/dynamics.safetensors") as reader:
         assert all(name.startswith("unet.") for name in reader.keys())  # noqa: SIM118
@@ -180,10 +184,16 @@ def test_compare_prints_groups_and_draws(work):
 
 
 def test_compare_of_nothing_in_common_ends_with_a_fix(work):
+<<<<<<< HEAD
     save_file({"layers.0.weight": torch.ones(4, 4)}, "another.safetensors")
     code, _, error = call("compare", "another.safetensors", "tuned.safetensors")
     assert code == 2
     assert "Fix:" in error
+=======
+    save_file({"other.weight": torch.ones(2, 2)}, "other.safetensors")
+    code, _, error = call("compare", "other.safetensors", "tuned.safetensors")
+    assert code == 2 and "Fix:" in error
+>>>>>>> wt-exports
 
 
 def test_show_counts_the_groups_of_a_pipeline_folder(work):

@@ -15,6 +15,7 @@ import torch
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.weights import save_weights
 from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
+from motionmerge.sampling import bounded_networks
 from motionmerge.sampling.loading import (
     check_memory,
     dtype_named,
@@ -298,14 +299,15 @@ def test_a_part_is_a_folder_in_the_pipeline(copy: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"num_layers": 10**9}, "more than 50,000 layers"),
+        ({"num_layers": 10**9}, "more than 3,000 layers"),
         ({"ffn_dim": 10**12}, "parameters, its weights hold"),
         ({"num_attention_heads": 10**5}, "parameters, its weights hold"),
     ],
 )
 def test_a_configuration_is_bounded_before_memory_is(
-    copy: Path, changes: dict[str, int], said: str
+    copy: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int], said: str
 ) -> None:
+    monkeypatch.setattr(bounded_networks, "MAX_MODULES", 3_000)  # to be there sooner
     config = copy / "transformer" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
     folder = find_pipeline(copy)
@@ -315,7 +317,10 @@ def test_a_configuration_is_bounded_before_memory_is(
         assert caught.value.fix
 
 
-def test_a_text_encoder_of_a_billion_layers_is_refused(copy: Path) -> None:
+def test_a_text_encoder_of_a_billion_layers_is_refused(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded_networks, "MAX_MODULES", 3_000)
     config = copy / "text_encoder" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "num_layers": 10**9}))
     with pytest.raises(CheckpointError) as caught:

@@ -131,6 +131,7 @@ def loras(
 ) -> None:
     """Write LoRAs of the experts, how much of the change they hold, and what loads them."""
     from motionmerge.cli.official_names import lora_names
+    from motionmerge.merge.export_targets import ORIGINAL
     from motionmerge.merge.lora_export import export_loras
 
     if tool is not None and keys is not None:
@@ -143,7 +144,7 @@ def loras(
             output,
             rank=rank,
             base=base,
-            target="comfyui" if original else None if tool is None else tool.value,
+            target=ORIGINAL if original else None if tool is None else tool.value,
             names=lora_names if original else None,
             inputs=parse_inputs(replaced or []),
             missing=checked_missing(missing),

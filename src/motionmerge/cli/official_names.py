@@ -90,8 +90,7 @@ def official_file(folder: Path) -> Opener:
 
 
 def _is_dynamicrafter(part: Part) -> bool:
-    starts = ("down_stages.", "init_attn.")
-    return part.module == "image_projector" or any(n.startswith(starts) for n in part.shapes)
+    return part.module == "image_projector" or not part.is_in_diffusers
 
 
 def _check_components(

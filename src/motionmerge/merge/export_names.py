@@ -25,6 +25,7 @@ Style = Literal["diffusers", "original", "comfyui", "single_file"]
 that, or of the single files that ComfyUI recognises: these are the original ones but for
 HunyuanVideo 1.5, whose q, k and v are one tensor in them."""
 
+_DYNAMICRAFTER_STARTS = ("down_stages.", "init_attn.")
 _UNET_STARTS = ("down_", "mid_", "up_", "conv_in", "input_blocks", "temporal_in")
 
 
@@ -46,6 +47,11 @@ class Part:
     def is_denoiser(self) -> bool:
         """It is a denoiser, which other tools load alone."""
         return self.module != "image_projector"
+
+    @property
+    def is_in_diffusers(self) -> bool:
+        """A class of diffusers has such tensors; DynamiCrafter's are a class of ours."""
+        return not any(name.startswith(_DYNAMICRAFTER_STARTS) for name in self.shapes)
 
     def of_model(self, layout: Layout) -> Layout:
         """Return a layout of its own tensors as one of the model's."""

@@ -59,6 +59,8 @@ class Target:
 DIFFUSERS = Target("diffusers", "diffusers", "diffusers", either_denoiser, True, False, 5)
 # ComfyUI reads factors of 5-d kernels, but diffusers, which reads the other keys, refuses the file.
 COMFYUI = Target("comfyui", "ComfyUI", "comfyui", diffusion_model, True, True, 4)
+ORIGINAL = Target("original", "ComfyUI", "comfyui", diffusion_model, True, True, 5)
+"""The original code's names with the contents of a file for motionmerge."""
 # Wan2GP multiplies factors of linear layers only, and drops the changes of modulations.
 WAN2GP = Target("wan2gp", "Wan2GP", "original", diffusion_model, True, True, 2, ("modulation",))
 MOTIONMERGE = Target("motionmerge", "motionmerge", "diffusers", module_in_diffusers, False, True, 5)
@@ -168,7 +170,9 @@ def plan_whole_files(recipe: Recipe, parts: Sequence[Part], base: Origin) -> Exp
 
 def how_to_load(target: Target, plan: ExportPlan, folder: Path, family: str | None) -> list[str]:
     """Return lines that say which tools load the files, and what to type there."""
-    if target is COMFYUI:
+    if target is ORIGINAL and family == "dynamicrafter":
+        return ["motionmerge loads it, and what knows DynamiCrafter's official names."]
+    if target in (COMFYUI, ORIGINAL):
         return _in_comfyui(plan, family)
     if target is WAN2GP:
         return _in_wan2gp(plan, family)

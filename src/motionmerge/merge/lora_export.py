@@ -9,7 +9,7 @@ much that is. Changes come out of the streaming engine, one at a time in each of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from motionmerge.io.atomic import check_folder, prepare_folder
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint, Difference
 from motionmerge.merge.coverage import Missing, check_coverage
-from motionmerge.merge.export_names import Naming, family_of, naming, parts_of_model
+from motionmerge.merge.export_names import Naming, Part, family_of, naming, parts_of_model
 from motionmerge.merge.export_sinks import Zeros
 from motionmerge.merge.export_targets import (
     DIFFUSERS,
@@ -154,7 +154,8 @@ def export_loras(
         base: The input that the LoRAs are for; the one at the front of the first expert by default.
         target: The tool: `comfyui`, `diffusers`, `wan2gp` or `motionmerge`. Of a pair of denoisers,
             each gets files of its own (`<expert>_high_noise`, `<expert>_low_noise`), except for
-            motionmerge. That is the default for models of several modules, diffusers for others.
+            motionmerge. That is the default for models of several modules and for DynamiCrafter,
+            diffusers for others.
         names: How the tensors of a module are called, if not by the names of the target.
         inputs: Paths or state dicts that replace the recipe's inputs, by name.
         missing: `error` or `keep`; see `check_coverage`.
@@ -184,7 +185,7 @@ def export_loras(
         check_coverage(list(changed.values()), opened, missing=missing)
         shapes = _mergeable(opened, start)
         parts = parts_of_model(shapes)
-        chosen = _target(target, len(parts))
+        chosen = _target(target, parts)
         if chosen.each_denoiser:
             plan = plan_files(recipe, parts, origins[base])
         else:
@@ -246,9 +247,9 @@ def _checked_base(recipe: Recipe, base: str | None) -> str:
     return base
 
 
-def _target(target: str | Target | None, num_parts: int) -> Target:
+def _target(target: str | Target | None, parts: Sequence[Part]) -> Target:
     if target is None:
-        return DIFFUSERS if num_parts == 1 else MOTIONMERGE
+        return DIFFUSERS if len(parts) == 1 and parts[0].is_in_diffusers else MOTIONMERGE
     return target if isinstance(target, Target) else parse_target(target)
 
 
