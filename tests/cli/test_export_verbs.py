@@ -184,16 +184,10 @@ def test_compare_prints_groups_and_draws(work):
 
 
 def test_compare_of_nothing_in_common_ends_with_a_fix(work):
-<<<<<<< HEAD
     save_file({"layers.0.weight": torch.ones(4, 4)}, "another.safetensors")
     code, _, error = call("compare", "another.safetensors", "tuned.safetensors")
     assert code == 2
     assert "Fix:" in error
-=======
-    save_file({"other.weight": torch.ones(2, 2)}, "other.safetensors")
-    code, _, error = call("compare", "other.safetensors", "tuned.safetensors")
-    assert code == 2 and "Fix:" in error
->>>>>>> wt-exports
 
 
 def test_show_counts_the_groups_of_a_pipeline_folder(work):

@@ -112,6 +112,7 @@ def test_a_fix_in_python_names_the_flag_of_a_verb_that_has_it():
     assert in_flags("Raise `guidance_scale`.", {"--guidance"}) == (
         "Raise `guidance_scale` (--guidance)."
     )
+    assert in_flags("Pass `base=MODEL`.", {"--base"}) == "Pass `--base MODEL`."
     assert in_flags("Pass its weights: `inputs={'a': FILE}`.", {"--input"}) == (
         "Pass its weights: `--input a=FILE`."
     )

@@ -172,6 +172,15 @@ def test_show_draws_the_schedule_of_a_recipe(weights):
     assert "consistency: tuned + 0.25 * dare(" in result.stdout
 
 
+def test_show_says_which_inputs_of_a_shipped_recipe_are_to_be_given(weights):
+    assert "full: path memory:full, missing to be given: --input full=FILE" in (
+        call("show", "undistill").stdout
+    )
+    assert "to be given: the model that makes the video, or --input base=FILE" in (
+        call("show", "undistill-lora").stdout
+    )
+
+
 def test_show_tells_how_weights_were_trained_and_keeps_escapes_from_the_terminal(weights):
     found = json.loads(call("show", "pocket:base", "--json").stdout)
     assert found["model_card"]["run"] == "base"

@@ -131,6 +131,15 @@ def test_loras_in_two_styles_of_names_find_each_other(with_base):
     assert found.total.relative == pytest.approx(1.0, rel=1e-5)
 
 
+def test_loras_that_change_no_layer_in_common_are_named_by_a_layer_of_each():
+    one, other = "blocks.0.attn1.to_q", "blocks.0.attn1.to_k"
+    with pytest.raises(CheckpointError, match="no layer in common") as caught:
+        compared(
+            *(lora_of(*matrices(1), path=f"transformer.{path}") for path in (one, other)),
+        )
+    assert one in str(caught.value) and other in str(caught.value)
+
+
 def test_a_lora_and_a_checkpoint_are_not_compared():
     down, up = matrices(1)
     with pytest.raises(CheckpointError, match="`second` is a LoRA"):

@@ -12,7 +12,6 @@ import typer
 
 from motionmerge.cli.merge import (
     DryRunOption,
-    DtypeOption,
     JsonOption,
     MissingOption,
     OutputOption,
@@ -24,6 +23,13 @@ from motionmerge.cli.outputs import OverwriteOption, check_output_folder
 from motionmerge.errors import CheckpointError, ConfigError
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="fp32, fp16, bf16, fp8_e4m3fn or fp8_e5m2 (without scales); the inputs' own by "
+        "default."
+    ),
+]
 InputOption = Annotated[
     list[str] | None,
     typer.Option("--input", help="NAME=PATH, instead of the recipe's input; repeatable."),
@@ -123,7 +129,7 @@ def loras(
         typer.Option(help="Instead of --for: names of diffusers, or of the original code."),
     ] = None,
     replaced: InputOption = None,
-    dtype: DtypeOption = None,
+    dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
     missing: MissingOption = "error",
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
@@ -148,7 +154,7 @@ def loras(
             names=lora_names if original else None,
             inputs=parse_inputs(replaced or []),
             missing=checked_missing(missing),
-            dtype=dtype or "fp32",
+            dtype=dtype,
             overwrite=overwrite,
             dry_run=dry_run,
             progress=progress,

@@ -33,6 +33,7 @@ PYTHON_TO_FLAG: Mapping[str, str] = {
     "device='cpu'": "--device cpu",
     "dtype='bf16'": "--dtype bf16",
     "load_pocket()": "--model pocket",
+    "base=MODEL": "--base MODEL",
 }
 """What errors below the command line advise in Python, and the flag that does the same."""
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LORA_HELP = (
     "FILE, FILE=WEIGHT, or FILE=NOISY,DETAILS with a weight for each side of --boundary: a LoRA "
     "on the model; repeatable. --motion is the knob of those without a weight. FILE may be "
-    "hub:owner/name/file.safetensors. What follows the last = and is no weight is part of the "
+    "hub:owner/name/file.safetensors. Text behind the last = that is no weight belongs to the "
     "name."
 )
 

@@ -21,14 +21,19 @@ if TYPE_CHECKING:
 
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
 DtypeOption = Annotated[
-    str | None, typer.Option(help="fp32, fp16, bf16 or fp8_scaled; the inputs' own by default.")
+    str | None,
+    typer.Option(
+        help="fp32, fp16, bf16, fp8_scaled (with a scale for each weight), fp8_e4m3fn or fp8_e5m2; "
+        "the inputs' own by default."
+    ),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check and report; write nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 MissingOption = Annotated[
     str,
     typer.Option(
-        help="Layers or tensors that only some inputs have: error, or keep (go on without)."
+        help="What happens to layers or tensors that only some inputs have: error, or keep (go on "
+        "without them)."
     ),
 ]
 ShardOption = Annotated[
@@ -38,8 +43,8 @@ ShardOption = Annotated[
 LayoutOption = Annotated[
     str,
     typer.Option(
-        help="weights, or pipeline: whole diffusers folders OUTPUT/EXPERT/, in which all but the "
-        "merged modules is hard-linked."
+        help="weights, or pipeline: whole diffusers folders OUTPUT/EXPERT/, in which the weights "
+        "of all other parts are hard links."
     ),
 ]
 StochasticOption = Annotated[

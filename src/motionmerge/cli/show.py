@@ -49,6 +49,9 @@ _LORA = """@inproceedings{hu2022lora,
 }"""
 
 
+_OWN_MODEL = "memory:base"
+
+
 def show(
     subject: Annotated[
         str,
@@ -120,6 +123,10 @@ def _describe_recipe(recipe: Recipe, *, groups: bool) -> dict[str, Any]:
         try:
             if entry.path.startswith("hub:"):
                 found["inputs"][name] |= {"missing": "not looked up: showing downloads nothing"}
+                continue
+            if entry.path.startswith("memory:"):
+                own = "the model that makes the video, or " if entry.path == _OWN_MODEL else ""
+                found["inputs"][name] |= {"missing": f"to be given: {own}--input {name}=FILE"}
                 continue
             path = recipe.origin(name)
             if isinstance(path, Path):

@@ -120,14 +120,15 @@ class VideoFlags:
     sigmas: Annotated[
         str | None,
         typer.Option(
-            help="A,B,C: the noise of each step from the first on, without the 0 at the end; for "
-            "pipelines that take sigmas. A shift is applied to them."
+            help="A,B,C: the noise of each step, falling, without the 0 at the end; for pipelines "
+            "that take sigmas. The scheduler's shift is applied to them."
         ),
     ] = None
     shift: Annotated[
         float | None,
         typer.Option(
-            help="Of a flow model's timesteps: a larger one has more steps while it is noisy.",
+            help="Shift of a flow model's timesteps, for this run: the larger, the more steps "
+            "are made while it is noisy.",
             show_default="the scheduler's own",
         ),
     ] = None

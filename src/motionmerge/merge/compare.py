@@ -178,12 +178,7 @@ def compare(
         names = [inputs.names(side.anchor) for side in sides]
         shared = [name for name in names[0] if inputs.has(sides[1].anchor, name)]
         if not shared:
-            raise CheckpointError(
-                "The checkpoints have no tensor name in common: "
-                + " and ".join(f"`{next(iter(found), '(none)')}`" for found in names)
-                + ".",
-                fix="Compare weights of one layout (`motionmerge convert` changes DynamiCrafter's)",
-            )
+            raise _nothing_in_common(sides, names)
         tensors, other_shape = {}, []
         for name in shared:
             shape = inputs.shape(sides[0].anchor, name)
@@ -258,6 +253,27 @@ def _checkpoint(weights: Weights, name: str) -> Checkpoint:
     if isinstance(weights, Checkpoint):
         return weights.bind({})
     return Checkpoint.load(weights, name=Path(weights).stem or name)
+
+
+def _nothing_in_common(
+    sides: Sequence[Checkpoint], names: Sequence[Sequence[str]]
+) -> CheckpointError:
+    """Make the error for checkpoints, or LoRAs, without a tensor to compare."""
+    examples = [
+        next(iter((*own, *_alone(own, (), side))), "(none)")
+        for side, own in zip(sides, names, strict=True)
+    ]
+    listed = " and ".join(f"`{example}`" for example in examples)
+    if isinstance(sides[0].anchor.origin, LoraTensors):
+        return CheckpointError(
+            f"The LoRAs change no layer in common: {listed}.",
+            fix="If they are for one model and only name its layers differently, pass "
+            "`base=MODEL`. If they change different layers, there is nothing to compare.",
+        )
+    return CheckpointError(
+        f"The checkpoints have no tensor name in common: {listed}.",
+        fix="Compare weights of one layout (`motionmerge convert` changes DynamiCrafter's).",
+    )
 
 
 def _alone(own: Sequence[str], others: Sequence[str], side: Checkpoint) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ def _pocket_weights(name: str) -> Path:
 
 def _weights_in_memory(name: str) -> Path:
     raise CheckpointError(
-        f"`{name}` was a state dict in memory when the recipe was carried out.",
+        f"The recipe leaves the input `{name}` to you: it names no file for it.",
         fix=f"Pass its weights: `inputs={{'{name}': FILE}}`.",
     )
 
