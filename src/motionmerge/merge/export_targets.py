@@ -7,12 +7,11 @@ take a file for each.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from motionmerge.errors import ConfigError
-from motionmerge.io.atomic import check_file
 from motionmerge.merge.export_names import (
     Part,
     Style,
@@ -298,21 +297,6 @@ def _in_diffusers(plan: ExportPlan, folder: Path) -> list[str]:
         when = f"  # {expert}" if len(experts) > 1 else ""
         lines.append(f"  pipe.set_adapters([{names}], [{weights}]){when}")
     return lines
-
-
-def check_paths(paths: Iterable[Path], *, overwrite: bool) -> None:
-    """Refuse files that cannot be written, or are there and are not to be replaced.
-
-    Raises:
-        ConfigError: Says which.
-    """
-    for path in paths:
-        check_file(path)
-        if path.exists() and not overwrite:
-            raise ConfigError(
-                f"{path} exists already.",
-                fix="Choose another folder, or pass `overwrite=True`.",
-            )
 
 
 _OWN_MODEL = "memory:base"
