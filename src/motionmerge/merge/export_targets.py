@@ -6,12 +6,12 @@ take a file for each.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from motionmerge.errors import ConfigError
+from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.io.json_file import read_json
 from motionmerge.merge.export_names import (
     Part,
     Style,
@@ -220,9 +220,8 @@ def _boundary_ratio(base: Origin) -> float | None:
     if not isinstance(base, Path):
         return None
     try:
-        value = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
-        ratio = value.get("boundary_ratio")
-    except (OSError, ValueError, AttributeError):
+        ratio = read_json(base / "model_index.json").get("boundary_ratio")
+    except CheckpointError:
         return None
     return float(ratio) if isinstance(ratio, (int, float)) and 0 < ratio < 1 else None
 
