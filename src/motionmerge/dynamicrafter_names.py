@@ -30,6 +30,20 @@ class Rename:
     unit_dims: int = 0
 
 
+def find_rename(name: str, renames: Mapping[str, Rename]) -> tuple[Rename, str] | None:
+    """Return the rename of the longest path that a name begins with, and the rest of the name.
+
+    Args:
+        name: A tensor, under the names of one side.
+        renames: By path of that side.
+    """
+    path, rest = name, ""
+    while path and path not in renames:
+        path, _, last = path.rpartition(".")
+        rest = f".{last}{rest}"
+    return (renames[path], rest) if path else None
+
+
 def each_renamed(
     pairs: Mapping[str, str], *, official: str = "", ours: str = ""
 ) -> Iterator[Rename]:

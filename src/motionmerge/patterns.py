@@ -50,6 +50,7 @@ class _State:
     after: list[int] = field(default_factory=list)
 
 
+@lru_cache(maxsize=1000)
 def compile_pattern(pattern: str) -> Callable[[str], bool]:
     """Return the test of whether a regular expression is found anywhere in a name.
 
@@ -59,16 +60,6 @@ def compile_pattern(pattern: str) -> Callable[[str], bool]:
         ConfigError: It is no regular expression, too long, or needs what only a search without
             limits can do. From the test: the name is too long.
     """
-    return _compiled(pattern)
-
-
-def bounded_search(pattern: str, text: str) -> bool:
-    """Check whether a regular expression is found anywhere in a text; see `compile_pattern`."""
-    return _compiled(pattern)(text)
-
-
-@lru_cache(maxsize=1000)
-def _compiled(pattern: str) -> _Search:
     if len(pattern) > MAX_PATTERN:
         raise ConfigError(
             f"A pattern of {len(pattern)} characters.", fix=f"Keep it under {MAX_PATTERN}."

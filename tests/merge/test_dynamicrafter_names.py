@@ -5,7 +5,9 @@ import torch
 
 from motionmerge import Checkpoint
 from motionmerge.errors import CheckpointError
-from motionmerge.merge.original_names import family_of_names, original_layout
+from motionmerge.merge.names.dynamicrafter import dynamicrafter_style
+from motionmerge.merge.names.layout import to_theirs
+from motionmerge.merge.original_names import family_of_names
 from motionmerge.merge.resolvers import resolve
 from motionmerge.models.dynamicrafter.conversion import (
     convert_unet_state_dict,
@@ -30,9 +32,15 @@ def official(state):
     }
 
 
+def official_layout(state):
+    converted = to_theirs(shapes_of(state), dynamicrafter_style(state))
+    assert not converted.left
+    return converted.layout
+
+
 def test_the_layout_is_that_of_the_conversion(state):
     unet = {name.removeprefix("unet."): t for name, t in state.items() if name.startswith("unet.")}
-    layout = dict(original_layout(shapes_of(unet), "dynamicrafter"))
+    layout = official_layout(unet)
     wanted = unconvert_unet_state_dict(unet)
     assert_equal(made(layout, unet), wanted)
     assert family_of_names(layout) == family_of_names(state) == "dynamicrafter"
@@ -69,14 +77,9 @@ def test_a_learned_scale_that_ours_has_folded_in_is_not_passed_over(state):
 
 
 def test_the_image_projector_comes_along(state):
-    layout = dict(
-        original_layout(
-            shapes_of({name.removeprefix("unet."): t for name, t in state.items()}),
-            "dynamicrafter",
-        )
-    )
-    assert "image_proj_model.layers.0.0.to_kv.weight" in layout
     bare = {name.removeprefix("unet."): t for name, t in state.items()}
+    layout = official_layout(bare)
+    assert "image_proj_model.layers.0.0.to_kv.weight" in layout
     theirs = made(layout, bare)
     base = Checkpoint.from_tensors(state, name="base")
     again = Checkpoint.from_tensors(theirs, name="tuned")

@@ -333,7 +333,7 @@ def test_damaged_settings_are_a_named_error(tmp_path: Path, text: str, where: st
 def test_settings_that_are_no_text_are_a_named_error(tmp_path: Path) -> None:
     save_weights(tmp_path / "adapter_model.safetensors", pair())
     (tmp_path / "adapter_config.json").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="Cannot read"):
         strength(tmp_path / "adapter_model.safetensors")
 
 

@@ -11,16 +11,10 @@ from diffusers.loaders.lora_conversion_utils import (
 )
 
 from motionmerge.errors import ConfigError
+from motionmerge.merge.export_names import renamed
 from motionmerge.merge.names.layout import to_ours, to_theirs
-from motionmerge.merge.names.rules import parts_of
-from motionmerge.merge.original_names import (
-    STYLES,
-    family_of_names,
-    original_layout,
-    spellings,
-    to_diffusers,
-    to_original,
-)
+from motionmerge.merge.names.rules import numbered, parts_of
+from motionmerge.merge.original_names import STYLES, family_of_names, spellings
 
 from .tiny_denoisers import DENOISERS, state_of
 
@@ -180,7 +174,7 @@ def test_a_family_is_never_guessed():
 
 def test_whole_models_are_written_in_the_spelling_of_comfyui():
     state = state_of("hunyuan-video")
-    layout = dict(original_layout(shapes_of(state), "hunyuan-video"))
+    layout = renamed(shapes_of(state), "comfyui")
     assert "double_blocks.1.img_attn.qkv.weight" in layout
     assert "double_blocks.1.img_attn.norm.query_norm.scale" in layout
     assert "guidance_in.in_layer.bias" in layout
@@ -189,26 +183,17 @@ def test_whole_models_are_written_in_the_spelling_of_comfyui():
     assert torch.equal(swapped, state["norm_out.linear.weight"].roll(20, 0))
 
 
-def test_a_tensor_without_an_original_name_is_refused_by_name():
+def test_a_model_with_a_tensor_that_no_table_knows_is_refused():
     shapes = shapes_of(state_of("wan"))
-    with pytest.raises(ConfigError, match=r"e\.g\. `blocks\.0\.strange`"):
-        original_layout({**shapes, "blocks.0.strange": (1,)}, "wan")
-    with pytest.raises(ConfigError, match="No original names are known of svd"):
-        original_layout(shapes, "svd")
+    with pytest.raises(ConfigError, match="No original names are known"):
+        renamed({**shapes, "blocks.0.strange": (1,)}, "original")
 
 
-@pytest.mark.parametrize(
-    ("name", "family", "original"),
-    [
-        ("blocks.7.attn1.to_q.weight", "wan", "blocks.7.self_attn.q.weight"),
-        ("blocks.7.scale_shift_table", "skyreels-v2", "blocks.7.modulation"),
-        ("transformer_blocks.3.attn.to_k", "hunyuan-video", "double_blocks.3.img_attn.qkv"),
-        ("time_embed.linear.bias", "ltx", "adaln_single.linear.bias"),
-        ("strange", "wan", None),
-    ],
-)
-def test_one_name_is_turned_back(name, family, original):
-    assert to_original(name, family) == original
+def original_name(path, style):
+    """Return what the original calls a layer of diffusers."""
+    names = STYLES_BY_NAME[style]
+    template, number, leaf = names.ours.find_tensor(path)
+    return numbered(names.homes[template], number) + leaf
 
 
 def linear_layers(kind):
@@ -224,12 +209,12 @@ def test_every_layer_of_ltx_2_is_found_by_the_name_that_the_converter_of_loras_k
     layers = linear_layers(kind)
     assert len(layers) > 50
     for name, _ in layers:
-        original = to_original(name, "ltx-2")
+        original = original_name(name, "original LTX-2")
         key = f"diffusion_model.{original}.lora_A.weight"
         assert set(_convert_non_diffusers_ltx2_lora_to_diffusers({key: None})) == {
             f"transformer.{name}.lora_A.weight"
         }
-        assert to_diffusers(original.replace(".", "_")) == name.replace(".", "_")
+        assert spellings(original.replace(".", "_"))[0].path == name.replace(".", "_")
 
 
 def test_swapped_halves_of_a_lora_are_turned_as_the_converter_does():
@@ -243,8 +228,6 @@ def test_swapped_halves_of_a_lora_are_turned_as_the_converter_does():
             {"final_layer.adaLN_modulation.1.lora_B.weight": up}
         )
         assert torch.equal(ours, wanted["transformer.norm_out.linear.lora_B.weight"])
-    # without its rows, the layer must not pass for the one of diffusers
-    assert to_diffusers("final_layer_adaLN_modulation_1") == "final_layer_adaLN_modulation_1"
     (spelling,) = spellings("double_blocks_0_img_attn_qkv")
     assert spelling.rows_in_ours(30) is None
 

@@ -15,13 +15,14 @@ from motionmerge.errors import CheckpointError, ShapeError
 from motionmerge.merge.compare import compare
 from motionmerge.merge.in_memory import apply, realise
 from motionmerge.merge.names.layout import to_theirs
-from motionmerge.merge.original_names import STYLES, to_original
+from motionmerge.merge.original_names import STYLES
 from motionmerge.merge.piece_view import RenamedTensors
 from motionmerge.merge.pieces import Piece, Pieced, composed, inverted, joined
 from motionmerge.merge.recipe import Recipe
 from motionmerge.merge.renamed import in_one_name_space
 from motionmerge.merge.sources import MemoryTensors, OpenInputs, Source
 
+from .test_original_names import original_name
 from .tiny_denoisers import DENOISERS, state_of
 
 STYLES_BY_NAME = {names.style: names for names in STYLES}
@@ -320,8 +321,8 @@ def test_a_lora_fits_an_anchor_in_original_names(kind, style, layer):
         (original + lora(file, 1.0)).tensors(),
         in_original_names((plain + lora(file, 1.0)).tensors(), style),
     )
-    if "_qkv" not in (to_original(layer, kind) or "") and style == "original Wan":
-        path = to_original(layer, kind)
+    if style == "original Wan":
+        path = original_name(layer, style)
         theirs = {
             f"diffusion_model.{path}.lora_A.weight": down,
             f"diffusion_model.{path}.lora_B.weight": up,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.outputs import OverwriteOption, check_output_folder
+from motionmerge.cli.outputs import OverwriteOption, check_folder
 from motionmerge.cli.video_flags import (
     StepPlanner,
     VideoFlags,
@@ -112,7 +112,7 @@ def batch(
     planner.show()
     if dry_run:
         if todo:
-            check_output_folder(output)
+            check_folder(output)
         for video in todo:
             with video.job.named_errors():
                 chosen.check_prompt(video.job.settings.prompt or "")

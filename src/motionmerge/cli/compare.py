@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from motionmerge.cli.merge import JsonOption, NonfiniteOption
-from motionmerge.cli.outputs import OverwriteOption, check_output_file
+from motionmerge.cli.outputs import OverwriteOption, check_new_file
 from motionmerge.errors import ConfigError
 
 
@@ -43,4 +43,4 @@ def compare(
 def _check_plot(path: Path, *, overwrite: bool) -> None:
     if path.suffix not in (".png", ".svg"):
         raise ConfigError(f"Cannot draw `{path.name}`.", fix="End the name with .png or .svg.")
-    check_output_file(path, overwrite=overwrite)
+    check_new_file(path, overwrite=overwrite)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from motionmerge.cli.outputs import OverwriteOption, check_output_file, check_output_folder
+from motionmerge.cli.outputs import OverwriteOption, check_folder, check_new_file
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def convert(
                 "--to-official writes what the folder holds into one file",
                 fix="name the file with `-o` and leave out the other options.",
             )
-        check_output_file(output, overwrite=overwrite)
+        check_new_file(output, overwrite=overwrite)
         _write_official(source, output, as_json=as_json)
         return
     if output is None and not dry_run:
@@ -62,7 +62,7 @@ def convert(
     from motionmerge.tensors import parse_dtype
 
     if output is not None:
-        check_output_folder(output)
+        check_folder(output)
         if dry_run:  # a run looks itself
             check_new_folder(output, overwrite=overwrite, marker="model_index.json", keep=[source])
     if dry_run or output is None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from motionmerge.cli.outputs import OverwriteOption, check_output_file
+from motionmerge.cli.outputs import OverwriteOption, check_new_file
 
 
 def demo(
@@ -24,7 +24,7 @@ def demo(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Animate bundled photos with every stage of the method and show them side by side."""
-    check_output_file(output / "index.html", overwrite=overwrite)
+    check_new_file(output / "index.html", overwrite=overwrite)
 
     from rich.console import Console
     from transformers.utils import logging

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from motionmerge.cli.merge import MissingOption, checked_missing, parse_inputs
-from motionmerge.cli.outputs import OverwriteOption, check_output_file, check_output_folder
+from motionmerge.cli.outputs import OverwriteOption, check_folder, check_new_file
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.claims import Claim
@@ -88,9 +88,9 @@ def pocket(
             "--write-docs is about the shipped weights, and --weights gives others.",
             fix="Leave one of them out.",
         )
-    check_output_folder(output)
+    check_folder(output)
     if search:
-        check_output_file(output / SEARCH_FILE, overwrite=overwrite)
+        check_new_file(output / SEARCH_FILE, overwrite=overwrite)
     if write_docs:
         check_docs(Path.cwd())
     pipeline = load_pocket("base")

@@ -19,7 +19,7 @@ from motionmerge.cli.merge import (
     parse_inputs,
     progress_bar,
 )
-from motionmerge.cli.outputs import OverwriteOption, check_output_folder
+from motionmerge.cli.outputs import OverwriteOption, check_folder
 from motionmerge.errors import CheckpointError, ConfigError
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
@@ -80,7 +80,7 @@ def two_experts(
     """Write one Wan 2.2 folder: `transformer`, `transformer_2` and a `boundary_ratio`."""
     from motionmerge.merge.export import export_two_experts
 
-    check_output_folder(output.parent)
+    check_folder(output.parent)
     with progress_bar("export") as progress:
         written = export_two_experts(
             recipe,
@@ -143,7 +143,7 @@ def loras(
     if tool is not None and keys is not None:
         raise ConfigError("--for and --keys both choose the names.", fix="Leave one of them out.")
     original = keys is LoraKeys.ORIGINAL
-    check_output_folder(output)
+    check_folder(output)
     with progress_bar("export") as progress:
         written = export_loras(
             recipe,
@@ -182,7 +182,7 @@ def comfyui(
     """Write each expert as one file with original names, and of a pair one for each denoiser."""
     from motionmerge.merge.export_files import export_comfyui
 
-    check_output_folder(output)
+    check_folder(output)
     with progress_bar("export") as progress:
         written = export_comfyui(
             recipe,
@@ -230,7 +230,7 @@ def original(
         raise CheckpointError(
             f"{folder} has no `unet`.", fix="Give the folder that `motionmerge convert` wrote."
         )
-    check_output_folder(output)
+    check_folder(output)
     with progress_bar("export") as progress:
         written = export_files(
             loaded,

@@ -17,7 +17,7 @@ from motionmerge.cli.merge import (
     StochasticOption,
     carry_out,
 )
-from motionmerge.cli.outputs import OverwriteOption, check_output_folder
+from motionmerge.cli.outputs import OverwriteOption, check_folder
 from motionmerge.errors import ConfigError
 
 
@@ -46,7 +46,7 @@ def extrapolate(
             f"{output} looks like a file; the output is a folder.",
             fix=f"Use `-o {output.with_suffix('')}`.",
         )
-    check_output_folder(output)  # before the recipe is printed
+    check_folder(output)  # before the recipe is printed
     before, after = Checkpoint(Source("base")), Checkpoint(Source("tuned"))
     vector = after - before
     recipe = Recipe(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.outputs import OverwriteOption, check_output_file
+from motionmerge.cli.outputs import OverwriteOption, check_new_file
 from motionmerge.cli.video_flags import (
     StepPlanner,
     VideoFlags,
@@ -239,7 +239,7 @@ def _check_files(
                 fix=f"write e.g. --output {path.stem}.mp4.",
             )
     for path, _ in files:
-        check_output_file(path, overwrite=overwrite)
+        check_new_file(path, overwrite=overwrite)
     return list(dict.fromkeys(path.parent for path, _ in files))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from motionmerge.cli.show_lora import is_lora, names_in
+from motionmerge.cli.show_lora import names_in
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.paths import exists, path_of
 
@@ -114,7 +114,7 @@ def check_kind(path: Path, *, expects_lora: bool) -> None:
     Raises:
         CheckpointError: Says which flag the file is for.
     """
-    from motionmerge.merge.lora_detection import lora_matrices
+    from motionmerge.merge.lora_detection import is_lora, lora_matrices
 
     names = names_in(path)
     looks_like_one = is_lora(names)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.outputs import OverwriteOption, check_output_folder
+from motionmerge.cli.outputs import OverwriteOption, check_folder
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def carry_out(recipe: Recipe, output: Path, *, as_json: bool, **options: Any) ->
     """Merge with a progress bar on stderr and the report on stdout."""
     from motionmerge.merge.engine import merge as run
 
-    check_output_folder(output)
+    check_folder(output)
     with progress_bar("merge") as progress:
         report = run(recipe, output, progress=progress, **options)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report)

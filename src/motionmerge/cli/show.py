@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.show_lora import check_base, described, is_lora, names_in, print_note
+from motionmerge.cli.show_lora import check_base, described, names_in, print_note
 from motionmerge.errors import CheckpointError, MotionMergeError
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def show(
 
     Of a LoRA also ranks, the scale in force and where it stands, and what of --base it reaches.
     """
+    from motionmerge.merge.lora_detection import is_lora
     from motionmerge.merge.recipe import Recipe, shipped_recipes
 
     is_recipe = subject in shipped_recipes() or Path(subject).suffix in (".yaml", ".yml")

@@ -15,22 +15,10 @@ from motionmerge.errors import CheckpointError, ConfigError, MotionMergeError
 if TYPE_CHECKING:
     from motionmerge.merge.lora_report import LoraDescription
 
-_DIFFERENCES = (".diff", ".diff_b", ".diff_m", ".set_weight")
-"""Ends of tensors that LoRA files have beside matrices, or instead of them."""
-
 _SHOWN = 5
 """Names of layers in a list that may be long."""
 
 _HEADINGS = ("group", "layers", "rank", "alpha", "scale", "alpha stands in", "change")
-
-
-def is_lora(names: list[str]) -> bool:
-    """Tell whether tensors with such names are those of a LoRA file."""
-    from motionmerge.merge.lora_detection import lora_matrices
-
-    if any(".base_layer." in name for name in names):
-        return False  # a whole checkpoint with LoRAs in it
-    return bool(lora_matrices(names)) or any(name.endswith(_DIFFERENCES) for name in names)
 
 
 def names_in(path: Path) -> list[str]:
@@ -55,6 +43,7 @@ def describe(path: Path, *, base: Path | None) -> dict[str, Any]:
         ConfigError: There is a base, and the file is no LoRA.
         CheckpointError, ShapeError: The base cannot be read, or does not fit.
     """
+    from motionmerge.merge.lora_detection import is_lora
     from motionmerge.merge.lora_report import describe_lora
     from motionmerge.merge.sources import OpenInputs, Source
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from motionmerge.cli.outputs import OverwriteOption, check_output_file, check_output_folder
+from motionmerge.cli.outputs import OverwriteOption, check_folder, check_new_file
 
 train_app = typer.Typer(
     help="Train the pocket model: towers, decoder, base, stage 1 and its controls. A run that was "
@@ -95,8 +95,8 @@ def _train(
     from motionmerge.training.pocket_runs import RUNS, RunInputs, run
     from motionmerge.training.trainer import Progress
 
-    check_output_file(output, overwrite=overwrite)
-    check_output_folder(folder)
+    check_new_file(output, overwrite=overwrite)
+    check_folder(folder)
     settings = replace(RUNS[name].settings, **changes)
     if dry_run:
         plan = {"run": name, "output": str(output), "settings": asdict(settings)}

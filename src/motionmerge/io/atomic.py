@@ -122,6 +122,21 @@ def check_new_folder(
         )
 
 
+def check_new_file(path: Path, *, overwrite: bool) -> None:
+    """Refuse a file that cannot be written, or is there and is not to be replaced.
+
+    Raises:
+        ConfigError: Its name or its folder cannot be written to, or it exists already.
+    """
+    check_file(path)
+    check_folder(path.parent)
+    if path.exists() and not overwrite:
+        raise ConfigError(
+            f"{path} exists already.",
+            fix="choose another name, or pass `overwrite=True`.",
+        )
+
+
 def prepare_folder(path: str | Path) -> None:
     """Make a folder that is to be written to later, and see that it can be.
 
@@ -145,13 +160,13 @@ def check_folder(path: str | Path) -> None:
     target = Path(path).absolute()
     try:
         there = next(one for one in (target, *target.parents) if one.exists())
-        reason = None if there.is_dir() else f"{there} is no folder"
-        if reason is None and not os.access(there, os.W_OK | os.X_OK):
-            reason = f"no right to write to {there}"
+        if not there.is_dir():
+            raise _no_folder(path, f"{there} is no folder")
+        # Rights alone do not tell: root has them all, and some file systems take no files.
+        with tempfile.TemporaryFile(dir=there):
+            pass
     except OSError as error:
-        reason = str(error)
-    if reason is not None:
-        raise _no_folder(path, reason)
+        raise _no_folder(path, error) from error
 
 
 def _no_folder(path: str | Path, reason: object) -> ConfigError:

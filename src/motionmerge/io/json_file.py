@@ -8,11 +8,11 @@ from typing import Any
 
 from motionmerge.errors import CheckpointError
 
-MAX_BYTES = 64 << 20
+_MAX_BYTES = 64 << 20
 """An index of shards has a line for each tensor; no configuration comes near it."""
 
 
-def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
     Raises:
@@ -20,9 +20,9 @@ def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            text = file.read(max_bytes + 1)
-        if len(text) > max_bytes:
-            raise ValueError(f"it has more than {max_bytes} bytes")
+            text = file.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES} bytes")
         value = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(

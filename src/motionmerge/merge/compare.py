@@ -20,7 +20,7 @@ from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint, realised
 from motionmerge.merge.coverage import check_checkpoints
 from motionmerge.merge.lora import LoraTensors
-from motionmerge.merge.lora_detection import lora_matrices
+from motionmerge.merge.lora_detection import is_lora
 from motionmerge.merge.sources import MemoryTensors, OpenInputs, Source
 from motionmerge.tensors import DType, dtype_name, is_mergeable
 
@@ -288,7 +288,7 @@ def _is_lora(side: Checkpoint) -> bool:
     if side.vectors:
         return False
     with OpenInputs([side.anchor]) as inputs:
-        return bool(lora_matrices(inputs.names(side.anchor)))
+        return is_lora(inputs.names(side.anchor))
 
 
 def _changes_of_loras(loras: Sequence[Checkpoint], base: Checkpoint | None) -> list[Checkpoint]:

@@ -185,7 +185,7 @@ def _two_experts(recipe: Recipe, pipeline: Path) -> tuple[str, str, float]:
         return high.expert, low.expert, high.above
     if high.timestep is not None:
         config = pipeline / "scheduler" / "scheduler_config.json"
-        settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        settings = read_json(config) if config.is_file() else {}
         return high.expert, low.expert, high.timestep / settings.get("num_train_timesteps", 1000)
     raise RecipeError(
         "`step_fraction` depends on the number of steps; the folder has one noise level.",

@@ -13,7 +13,7 @@ from typing import Any
 
 from motionmerge import __version__
 from motionmerge.errors import CheckpointError
-from motionmerge.io.atomic import check_folder
+from motionmerge.io.atomic import check_folder, check_new_file
 from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.io.weights import open_weights
 from motionmerge.io.weights_writer import weights_file
@@ -24,7 +24,6 @@ from motionmerge.merge.export_sinks import RenamingSink, renamed_specs
 from motionmerge.merge.export_targets import (
     ExportFile,
     ExportPlan,
-    check_paths,
     plan_files,
     plan_whole_files,
 )
@@ -188,7 +187,8 @@ def export_files(
         first = next(iter(bound))
         planned = plan(recipe, parts[first], origins[bound[first].anchor.name])
         paths = {file: output / f"{file.stem}{ending}" for file in planned.files}
-        check_paths(paths.values(), overwrite=overwrite or dry_run)
+        for path in paths.values():
+            check_new_file(path, overwrite=overwrite or dry_run)
         contents = {
             file: _content(file, bound[file.expert], parts[file.expert], names, opened, wanted)
             for file in planned.files

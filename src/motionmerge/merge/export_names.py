@@ -9,11 +9,11 @@ A model is read under either name; tensors are renamed, cut and joined as pieces
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from motionmerge.errors import ConfigError
-from motionmerge.merge.names.hunyuan import HUNYUAN_15_STYLE
+from motionmerge.merge.names.hunyuan import HUNYUAN_15_FUSED_STYLE
 from motionmerge.merge.names.layout import to_ours, to_theirs
 from motionmerge.merge.names.rules import Names
 from motionmerge.merge.names.wrappers import bare_names, denoiser_alone
@@ -152,26 +152,11 @@ def renamed(shapes: Shapes, style: Style) -> Layout:
     )
 
 
-_PACKED_15 = replace(
-    HUNYUAN_15_STYLE,
-    style="HunyuanVideo 1.5 with fused projections",
-    table={
-        **{
-            path: ours
-            for path, ours in HUNYUAN_15_STYLE.table.items()
-            if not path.endswith(("_attn_q", "_attn_k", "_attn_v"))
-        },
-        **HUNYUAN_15_STYLE.also,
-    },
-    also={},
-)
-
-
 def _written(family: str | None, style: Style) -> list[Names]:
     """Return the names of a family in a style, to be tried in turn; ComfyUI's own are the first."""
     known = [names for names in STYLES if names.family == family]
-    if style == "single_file" and family == _PACKED_15.family:
-        return [_PACKED_15]
+    if style == "single_file" and family == HUNYUAN_15_FUSED_STYLE.family:
+        return [HUNYUAN_15_FUSED_STYLE]
     if style == "comfyui":
         return known
     return [names for names in known if "ComfyUI" not in names.style]

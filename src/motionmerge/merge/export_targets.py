@@ -6,13 +6,12 @@ take a file for each.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from motionmerge.errors import ConfigError
-from motionmerge.io.atomic import check_file
+from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.io.json_file import read_json
 from motionmerge.merge.export_names import (
     Part,
     Style,
@@ -225,9 +224,8 @@ def _boundary_ratio(base: Origin) -> float | None:
     if not isinstance(base, Path):
         return None
     try:
-        value = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
-        ratio = value.get("boundary_ratio")
-    except (OSError, ValueError, AttributeError):
+        ratio = read_json(base / "model_index.json").get("boundary_ratio")
+    except CheckpointError:
         return None
     return float(ratio) if isinstance(ratio, (int, float)) and 0 < ratio < 1 else None
 
@@ -302,21 +300,6 @@ def _in_diffusers(plan: ExportPlan, folder: Path) -> list[str]:
         when = f"  # {expert}" if len(experts) > 1 else ""
         lines.append(f"  pipe.set_adapters([{names}], [{weights}]){when}")
     return lines
-
-
-def check_paths(paths: Iterable[Path], *, overwrite: bool) -> None:
-    """Refuse files that cannot be written, or are there and are not to be replaced.
-
-    Raises:
-        ConfigError: Says which.
-    """
-    for path in paths:
-        check_file(path)
-        if path.exists() and not overwrite:
-            raise ConfigError(
-                f"{path} exists already.",
-                fix="Choose another folder, or pass `overwrite=True`.",
-            )
 
 
 _OWN_MODEL = "memory:base"

@@ -17,11 +17,24 @@ _MATRIX = re.compile(
     r"|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2|dora_scale)(?:\.|$)"
 )
 _WRAPPED = ".base_layer."
+_DIFFERENCES = (".diff", ".diff_b", ".diff_m", ".set_weight")
+"""Ends of tensors that LoRA files have beside matrices, or instead of them."""
 
 
 def lora_matrices(names: Iterable[str]) -> list[str]:
     """Return those of some tensor names that belong to matrices of a LoRA, LoHa or LoKr."""
     return [name for name in names if _MATRIX.search(name)]
+
+
+def is_lora(names: Iterable[str]) -> bool:
+    """Check whether tensors with such names are those of a LoRA file.
+
+    A whole checkpoint that was saved with LoRAs in it is none.
+    """
+    names = list(names)
+    if any(_WRAPPED in name for name in names):
+        return False
+    return bool(lora_matrices(names)) or any(name.endswith(_DIFFERENCES) for name in names)
 
 
 def check_whole_weights(source: str, names: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from motionmerge import __version__
 from motionmerge.errors import CheckpointError, RecipeError
-from motionmerge.io.atomic import check_folder, prepare_folder
+from motionmerge.io.atomic import check_folder, check_new_file, prepare_folder
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint, Difference
 from motionmerge.merge.coverage import Missing, check_coverage
@@ -28,7 +28,6 @@ from motionmerge.merge.export_targets import (
     MOTIONMERGE,
     ExportFile,
     Target,
-    check_paths,
     how_to_load,
     parse_target,
     plan_files,
@@ -191,7 +190,8 @@ def export_loras(
         else:
             plan = plan_whole_files(recipe, parts, origins[base])
         paths = {file: output / f"{file.stem}.safetensors" for file in plan.files}
-        check_paths(paths.values(), overwrite=overwrite or dry_run)
+        for path in paths.values():
+            check_new_file(path, overwrite=overwrite or dry_run)
         named = names or naming(chosen.style, chosen.front)
         layouts = {part.module: named(part) for part in parts}
         layers = {

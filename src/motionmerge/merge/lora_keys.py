@@ -42,12 +42,6 @@ _OTHER_KINDS = (
     ("whole weight to set (`set_weight`)", re.compile(r"\.set_weight$")),
     ("LoRA that reshapes its layer (`reshape_weight`)", re.compile(r"\.reshape_weight$")),
 )
-_OF_ADAPTERS = re.compile(
-    r"[._]lora(?:_linear_layer)?[._](?:up|down|A|B|mid|E|embedding|magnitude)|\.hada_[wt][12]"
-    r"|\.lokr_[wt][12]|\.diff(?:_[bm])?$|\.dora_scale$|\.oft_|\.boft_|\.ia3_l|\.glora_|\.vera_"
-)
-"""Found in the keys of adapters, and in no model's."""
-
 _FIX_OTHER = "Merge it with the tool that made it, and use the difference to the base."
 
 _TARGETS = {"bias": "bias", "up_bias": "bias", "modulation": "modulation"}
@@ -128,11 +122,6 @@ def group_keys(keys: Iterable[str]) -> LoraKeys:
     unknown = tuple(key for key in rest if key not in set(whole))
     names = tuple(name for name in adapters if name is not None)
     return LoraKeys(tuple(modules.values()), whole, unknown, names)
-
-
-def is_lora(keys: Iterable[str]) -> bool:
-    """Tell whether keys are those of a LoRA file or of another adapter, and no model's weights."""
-    return any(_OF_ADAPTERS.search(key) for key in keys)
 
 
 def clash(first: str, second: str, *, what: str) -> CheckpointError:

@@ -16,7 +16,7 @@ from motionmerge.merge.lora_keys import LoraModule, group_keys
 from motionmerge.merge.lora_names import bare_path, is_other_component
 from motionmerge.merge.lora_placement import Piece, check_modules, strength_of
 from motionmerge.merge.lora_scaling import NO_ALPHA, LoraScaling
-from motionmerge.merge.original_names import ORIGINAL_NAMES, split_number
+from motionmerge.merge.original_names import STYLES, split_number
 
 HIGH_RANK = 32
 """LoRAs of more than this rank without any alpha are seldom meant to be used at full strength."""
@@ -172,8 +172,9 @@ def _group(path: str, place: tuple[str, tuple[str, ...]] | None) -> str:
 
 _DOTTED = {
     flat: ours
-    for names in ORIGINAL_NAMES.values()
-    for theirs, ours in names.items()
+    for names in reversed(STYLES)  # of two with one flat name, the first counts
+    for theirs, ours in names.table.items()
+    if not names.is_reordered(theirs)
     for flat in (theirs.replace(".", "_"), ours.replace(".", "_"))
 }
 """The names of diffusers for flat ones, which have lost their dots."""

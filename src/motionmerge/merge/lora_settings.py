@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from motionmerge.errors import CheckpointError
+from motionmerge.io.json_file import read_json
 from motionmerge.merge.lora_names import is_other_component
 from motionmerge.merge.sources import MODULES
 
 METADATA_KEY = "lora_adapter_metadata"
 CONFIG_FILE = "adapter_config.json"
-_MAX_BYTES = 16_000_000
 
 _KINDS = ("LORA", "LOHA", "LOKR")
 _STARTS = ("gaussian", "eva", "orthogonal", "mica", "lycoris")
@@ -107,14 +107,7 @@ def settings_of_file(path: Path) -> tuple[Mapping[str, Any], ByComponent]:
     config = (path if path.is_dir() else path.parent) / CONFIG_FILE
     if not config.is_file() or not (path.is_dir() or path.stem == "adapter_model"):
         return {}, {}
-    try:
-        with config.open("rb") as file:
-            text = file.read(_MAX_BYTES + 1)
-        if len(text) > _MAX_BYTES:
-            raise _unreadable(str(config), "it is longer than any that peft writes")
-        given = _mapping(_json(text.decode("utf-8"), str(config)), str(config))
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(str(config), str(error)) from error
+    given = read_json(config)
     return given, _checked({"": given}, CONFIG_FILE, str(config))
 
 

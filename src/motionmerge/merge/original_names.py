@@ -6,58 +6,31 @@ The tables are in `names/`; here is what is asked of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from motionmerge.errors import ConfigError, ShapeError
-from motionmerge.merge.names.cogvideox import COGVIDEOX, COGVIDEOX_STYLE
-from motionmerge.merge.names.cosmos import COSMOS, COSMOS_2, COSMOS_2_STYLE, COSMOS_STYLE
+from motionmerge.errors import ShapeError
+from motionmerge.merge.names.cogvideox import COGVIDEOX_STYLE
+from motionmerge.merge.names.cosmos import COSMOS_2_STYLE, COSMOS_STYLE
 from motionmerge.merge.names.dynamicrafter import dynamicrafter_style
 from motionmerge.merge.names.hunyuan import (
     HUNYUAN_15_COMFYUI_STYLE,
     HUNYUAN_15_STYLE,
     HUNYUAN_COMFYUI_STYLE,
     HUNYUAN_STYLE,
-    HUNYUAN_VIDEO,
-    HUNYUAN_VIDEO_15,
 )
-from motionmerge.merge.names.kandinsky import KANDINSKY_5, KANDINSKY_5_STYLE
-from motionmerge.merge.names.layout import to_theirs
-from motionmerge.merge.names.ltx import LTX, LTX_2, LTX_2_STYLE, LTX_STYLE
-from motionmerge.merge.names.minimax_h3 import (
-    MINIMAX_H3,
-    MINIMAX_H3_SHARDS_STYLE,
-    MINIMAX_H3_STYLE,
-)
+from motionmerge.merge.names.kandinsky import KANDINSKY_5_STYLE
+from motionmerge.merge.names.ltx import LTX_2_STYLE, LTX_STYLE
+from motionmerge.merge.names.minimax_h3 import MINIMAX_H3_SHARDS_STYLE, MINIMAX_H3_STYLE
 from motionmerge.merge.names.rules import Names, Order, Templates, numbered
-from motionmerge.merge.names.wan import ANIMATE_2, ANIMATE_2_STYLE, WAN, WAN_STYLE
-from motionmerge.merge.names.wrappers import bare_names, denoiser_alone
-from motionmerge.merge.pieces import Pieced, Shapes
-
-__all__ = [
-    "ANIMATE_2",
-    "COGVIDEOX",
-    "COSMOS",
-    "COSMOS_2",
-    "HUNYUAN_VIDEO",
-    "HUNYUAN_VIDEO_15",
-    "KANDINSKY_5",
-    "LTX",
-    "LTX_2",
-    "MINIMAX_H3",
-    "ORIGINAL_NAMES",
-    "STYLES",
-    "WAN",
-    "family_of_names",
-    "original_layout",
-    "spellings",
-    "spellings_for",
-    "split_number",
-    "styles_for",
-    "to_diffusers",
-    "to_original",
-]
+from motionmerge.merge.names.wan import ANIMATE_2_STYLE, WAN_STYLE
+from motionmerge.merge.names.wrappers import (
+    PROJECTOR,
+    bare_names,
+    denoiser_alone,
+    with_projector,
+)
 
 STYLES: tuple[Names, ...] = (
     WAN_STYLE,
@@ -77,28 +50,6 @@ STYLES: tuple[Names, ...] = (
 )
 """Every way of naming. The first of a family is the one that is written."""
 
-_ALIASES: Mapping[str, str] = {
-    "skyreels-v2": "wan",
-    "chronoedit": "wan",
-    "framepack": "hunyuan-video",
-}
-"""Families that share the names of another."""
-
-
-def _without_reordered(names: Names) -> dict[str, str]:
-    return {path: ours for path, ours in names.table.items() if not names.is_reordered(path)}
-
-
-ORIGINAL_NAMES: Mapping[str, Mapping[str, str]] = {
-    "wan": _without_reordered(WAN_STYLE),
-    "skyreels-v2": _without_reordered(WAN_STYLE),
-    "hunyuan-video": _without_reordered(HUNYUAN_STYLE),
-    "hunyuan-video-1.5": _without_reordered(HUNYUAN_15_STYLE),
-    "ltx": LTX,
-    "ltx-2": LTX_2,
-}
-"""Paths of layers by family, but those whose rows stand in another order."""
-
 
 def styles_for(names: Iterable[str]) -> tuple[Names, ...]:
     """Return every way of naming that tensors may follow, that of DynamiCrafter made for them.
@@ -108,53 +59,6 @@ def styles_for(names: Iterable[str]) -> tuple[Names, ...]:
     """
     own = dynamicrafter_style(names)
     return STYLES if own is None else (*STYLES, own)
-
-
-def original_layout(shapes: Shapes, family: str) -> list[tuple[str, Pieced]]:
-    """Return a model's tensors as the original code calls them, each as pieces of the model's.
-
-    ComfyUI's spelling is taken where it is another than that of the original code.
-
-    Args:
-        shapes: Shape of each tensor of the denoiser, by its name in diffusers, without a prefix.
-        family: As in `families.py`; `family_of_names` tells it.
-
-    Returns:
-        Name and pieces in the order of the model.
-
-    Raises:
-        ConfigError: No such names are known for the family, or for one of the tensors.
-    """
-    known = [n for n in styles_for(shapes) if n.family == _ALIASES.get(family, family)]
-    left: Sequence[str] = ()
-    for names in known:
-        converted = to_theirs(shapes, names)
-        if not converted.left:
-            return list(converted.layout.items())
-        left = left or converted.left
-    families = dict.fromkeys([*(names.family for names in STYLES), *_ALIASES])
-    if not known:
-        raise ConfigError(
-            f"No original names are known of {family}.",
-            fix=f"Use the names of diffusers; original ones are known of {', '.join(families)}.",
-        )
-    raise ConfigError(
-        f"No original name is known of {len(left)} tensors of this {family}, e.g. `{left[0]}`.",
-        fix="Use the names of diffusers.",
-    )
-
-
-def to_original(name: str, family: str) -> str | None:
-    """Return what a family's original code calls a tensor or layer of diffusers; None if unknown.
-
-    A part of a fused layer gives the name of the whole.
-    """
-    for names in STYLES:
-        is_meant = names.family == _ALIASES.get(family, family)
-        if is_meant and (found := names.ours.find_tensor(name)):
-            template, number, leaf = found
-            return numbered(names.homes[template], number) + leaf
-    return None
 
 
 def family_of_names(names: Iterable[str]) -> str | None:
@@ -167,7 +71,7 @@ def family_of_names(names: Iterable[str]) -> str | None:
         None if no family knows all of them, or if several do.
     """
     split = bare_names(denoiser_alone(names)).values()
-    held = {f"{m}.{name}" if m == "image_projector" else name for m, name in split}
+    held = set(with_projector(split))
     if not held or len({module for module, _ in split} - {"image_projector"}) > 1:
         return None
     found: dict[str, list[Templates]] = {}
@@ -297,13 +201,11 @@ def spellings_for(names: Iterable[str]) -> Callable[[str], tuple[Spelling, ...]]
         names: Of the model's tensors, with or without wrappers and modules.
     """
     split = bare_names(names).values()
-    own = dynamicrafter_style(
-        f"{module}.{name}" if module == "image_projector" else name for module, name in split
-    )
+    own = dynamicrafter_style(with_projector(split))
     if own is None:
         return spellings
     found = {
-        _flat(path): Spelling(_flat(ours.removeprefix("image_projector.")))
+        _flat(path): Spelling(_flat(ours.removeprefix(PROJECTOR)))
         for path, ours in own.table.items()
     }
 
@@ -311,19 +213,6 @@ def spellings_for(names: Iterable[str]) -> Callable[[str], tuple[Spelling, ...]]
         return (found[flat],) if flat in found else spellings(flat)
 
     return of_model
-
-
-def to_diffusers(flat: str) -> str:
-    """Return the name that diffusers has for a layer; another name stays as it is.
-
-    Of several meanings this is the commonest; a layer whose rows stand in another order in the
-    original stays as it is. `spellings` gives all.
-
-    Args:
-        flat: A path with underscores for dots, e.g. `blocks_7_self_attn_q`.
-    """
-    first = next(iter(spellings(flat)), None)
-    return flat if first is None or first.order is not None else first.path
 
 
 def split_number(flat: str) -> tuple[str, str]:

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, TypeVar
 from motionmerge.errors import CheckpointError
 from motionmerge.merge.names.layout import to_ours
 from motionmerge.merge.names.rules import Names
-from motionmerge.merge.names.wrappers import DENOISERS, PROJECTOR, bare_names, denoiser_alone
+from motionmerge.merge.names.wrappers import (
+    DENOISERS,
+    PROJECTOR,
+    bare_names,
+    denoiser_alone,
+    with_projector,
+)
 from motionmerge.merge.original_names import STYLES, styles_for
 from motionmerge.merge.piece_view import RenamedTensors, nearest
 from motionmerge.merge.pieces import Layout, Pieced, Shapes, composed, inverted, whole
@@ -78,16 +84,11 @@ def readings(shapes: Shapes) -> list[Reading]:
     if sum(map(len, modules.values())) < len(split):  # two tensors would have one name
         return [Reading(None, {name: whole(name, shape) for name, shape in shapes.items()}, shapes)]
     found = [_reading(None, modules, shapes)]
-    for names in styles_for(_with_projector(split)):
+    for names in styles_for(with_projector(split.values())):
         known = sum(names.theirs.find_tensor(name) is not None for _, name in split.values())
         if 2 * known > len(split):
             found.append(_reading(names, modules, shapes))
     return found
-
-
-def _with_projector(split: Mapping[str, tuple[str, str]]) -> list[str]:
-    """Return the bare names of a pipeline's denoiser, and those of its projector with its name."""
-    return [f"{PROJECTOR}{n}" if f"{m}." == PROJECTOR else n for m, n in split.values()]
 
 
 def _reading(

@@ -48,5 +48,4 @@ COGVIDEOX_STYLE = Names(
     COGVIDEOX,
     orders={_MODULATIONS: _TWO_NORMS},
     computed=(r"freqs_(sin|cos)$", r"position_embeddings?\b", r"embed_tokens\b"),
-    from_converter=False,
 )

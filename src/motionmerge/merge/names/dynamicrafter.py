@@ -13,6 +13,7 @@ from typing import Any
 from motionmerge.dynamicrafter_names import (
     Rename,
     count_indices,
+    find_rename,
     image_projector_renames,
     unet_layout_of_official,
     unet_layout_of_ours,
@@ -48,7 +49,7 @@ def dynamicrafter_style(names: Iterable[str]) -> Names | None:
     table: dict[str, str] = {}
     ones: dict[str, tuple[int, int]] = {}
     for name in held:
-        found = _rename(name, renames)
+        found = find_rename(name, renames)
         if found is None:
             continue
         rename, rest = found
@@ -90,12 +91,3 @@ def _by_path(renames: Iterable[Rename], *, is_official: bool) -> dict[str, Renam
         for rename in renames
         for path in ((rename.official,) if is_official else rename.ours)
     }
-
-
-def _rename(name: str, renames: Mapping[str, Rename]) -> tuple[Rename, str] | None:
-    """Return the rename of the longest path that a name begins with, and the rest of the name."""
-    path, rest = name, ""
-    while path and path not in renames:
-        path, _, last = path.rpartition(".")
-        rest = f".{last}{rest}"
-    return (renames[path], rest) if path else None

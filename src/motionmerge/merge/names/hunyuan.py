@@ -147,7 +147,6 @@ HUNYUAN_COMFYUI_STYLE = Names(
     also=_NEWER,
     orders={_FINAL: SWAPPED},
     alike={"single_blocks.{}.linear1": _HIDDEN},
-    from_converter=False,
 )
 HUNYUAN_STYLE = Names(
     "hunyuan-video",
@@ -162,7 +161,6 @@ HUNYUAN_15_COMFYUI_STYLE = Names(
     HUNYUAN_VIDEO_15_COMFYUI,
     also=_NEWER_15,
     orders={_FINAL: SWAPPED},
-    from_converter=False,
 )
 HUNYUAN_15_STYLE = Names(
     "hunyuan-video-1.5",
@@ -170,5 +168,11 @@ HUNYUAN_15_STYLE = Names(
     HUNYUAN_VIDEO_15,
     also=_FUSED,
     orders={_FINAL: SWAPPED},
-    from_converter=False,
 )
+HUNYUAN_15_FUSED_STYLE = Names(
+    "hunyuan-video-1.5",
+    "HunyuanVideo 1.5 with fused projections",
+    _FUSED_15,
+    orders={_FINAL: SWAPPED},
+)
+"""Single files, which ComfyUI recognises; it is read as `also` of `HUNYUAN_15_STYLE`."""

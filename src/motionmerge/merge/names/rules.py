@@ -50,8 +50,6 @@ class Names:
         ones: Dimensions of size one that the original has before and behind those of diffusers, by
             the tensor's name.
         computed: Patterns of buffers that the original stores and diffusers computes.
-        from_converter: A converter of the installed diffusers knows these names; otherwise they
-            rest on a reading of the original code.
     """
 
     family: str
@@ -63,7 +61,6 @@ class Names:
     alike: Mapping[str, str] = field(default_factory=dict)
     ones: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     computed: tuple[str, ...] = ()
-    from_converter: bool = True
 
     @cached_property
     def theirs(self) -> Templates:

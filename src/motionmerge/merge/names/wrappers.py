@@ -48,6 +48,15 @@ def bare_names(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {name: ("", unwrapped(name)) for name in split}
 
 
+def with_projector(split: Iterable[tuple[str, str]]) -> list[str]:
+    """Return the bare names of a pipeline's denoiser, and those of its projector with its name.
+
+    Args:
+        split: Module and bare name of each tensor, as `bare_names` has them.
+    """
+    return [f"{PROJECTOR}{name}" if f"{m}." == PROJECTOR else name for m, name in split]
+
+
 def denoiser_alone(names: Iterable[str]) -> list[str]:
     """Return the names without those of other parts, in a file of a whole model."""
     held = list(names)

@@ -15,6 +15,7 @@ import torch
 from motionmerge.dynamicrafter_names import (
     Rename,
     each_renamed,
+    find_rename,
     image_projector_renames,
     unet_renames,
 )
@@ -66,14 +67,11 @@ class KeyMap:
     ) -> tuple[list[TensorPair], list[str]]:
         pairs, left_over = [], []
         for key in keys:
-            path, rest = key, ""
-            while path and path not in table:
-                path, _, last = path.rpartition(".")
-                rest = f".{last}{rest}"
-            if not path:
+            found = find_rename(key, table)
+            if found is None:
                 left_over.append(key)
                 continue
-            rename = table[path]
+            rename, rest = found
             unit_dims = rename.unit_dims if rest == ".weight" else 0
             ours = tuple(f"{name}{rest}" for name in rename.ours)
             pairs.append(TensorPair(f"{rename.official}{rest}", ours, unit_dims))
