@@ -21,6 +21,7 @@ from motionmerge.errors import CheckpointError
 from motionmerge.io.first_bytes import PICKLE_SUFFIXES, weights_format
 from motionmerge.io.hashing import hash_file
 from motionmerge.io.json_file import read_json
+from motionmerge.io.quantised import MARKER
 from motionmerge.io.safetensors_file import SafetensorsFile, TensorSpec, write_safetensors
 from motionmerge.lazy_torch import torch
 from motionmerge.tensors import DType, storable
@@ -195,6 +196,7 @@ class WeightsReader:
             for name in self._home
             if self.dtype(name).is_floating_point
             and 0 in self.shape(name)
+            and name.rpartition(".")[2] != MARKER  # of ComfyUI, empty or of two entries
             and (self.shape(name) == (0,) or name.rpartition(".")[2] in _LAYERS_OWN)
         ]
         if empty:
