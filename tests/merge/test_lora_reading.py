@@ -92,7 +92,7 @@ def both_ways(denoisers: dict[str, nn.Module], file: Tensors | Path) -> dict[str
 WRAPPERS = (
     "base_model.model.", "diffusion_model.", "model.diffusion_model.", "_orig_mod.", "module.",
     "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "pipe.dit.", "dit.", "model.",
-    "transformer.",
+    "transformer.", "net.", "_forward_module.",
 )  # fmt: skip
 FLAT = ("lora_unet_", "lora_unet__", "lora_transformer_", "lycoris_", "Hunyuan_video_I2V_lora_")
 
@@ -286,6 +286,18 @@ def test_what_fits_nothing_is_counted_whatever_restricts_the_vector(
         report = merge(recipe, tmp_path / "out", dry_run=dry_run, missing="keep")
         assert set(report.unmatched) == {*strangers, "nothing.known"}
     assert report.experts["m"].computed == 1
+
+
+@pytest.mark.parametrize("key", ["blocks.0.attn1.to_k.alpha", "blocks_0_attn1_to_q.alpha"])
+def test_an_alpha_of_a_layer_that_the_file_does_not_hold_is_no_lora_and_is_listed(key: str) -> None:
+    """It may be meant for a layer that the file spells otherwise, whose strength it would be."""
+    alpha = {key: torch.tensor(4.0)}
+    with pytest.raises(CheckpointError, match=f"`?{key}`? .no known part of a LoRA"):
+        both_ways({"denoiser": model()}, pair(Q) | alpha)
+    with pytest.raises(CheckpointError, match="holds no LoRA"):
+        both_ways({"denoiser": model()}, alpha)
+    read = read_lora(pair(Q) | alpha, {"denoiser": model()}, name="style", missing="keep")
+    assert list(read.left_out) == [key]
 
 
 OTHERS = {

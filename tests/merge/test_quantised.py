@@ -331,6 +331,9 @@ FAULTS = {
     "not read: format float9": faulty(comfy_quant=as_bytes({"format": "float9"})),
     "marked as int8_tensorwise": faulty(comfy_quant=as_bytes({"format": "int8_tensorwise"})),
     "has no scale": faulty(scale_weight=None, comfy_quant=as_bytes({"format": "float8_e4m3fn"})),
+    "has `scale`, which is not read": faulty(scale_weight=None, scale=torch.tensor(0.5)),
+    "has `weight_scales`": faulty(scale_weight=None, weight_scales=torch.ones(24)),
+    "has `max_scale`": faulty(scale_weight=None, **{"weight.max_scale": torch.ones(24)}),
     "holds nan": faulty(scale_weight=torch.tensor(float("nan"))),
     "holds inf": faulty(scale_weight=torch.tensor(float("inf"))),
     "holds -1.0": faulty(scale_weight=torch.tensor(-1.0)),
@@ -341,6 +344,20 @@ FAULTS = {
 def test_scales_and_weights_that_do_not_belong_together_are_refused(fault):
     with pytest.raises(CheckpointError, match=fault):
         values(FAULTS[fault])
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("entries", [0, 2])
+def test_the_marker_of_comfyui_is_no_empty_weight_whatever_its_size(prefix, entries, tmp_path):
+    state, weight = checkpoint()
+    marker = torch.zeros(entries, dtype=torch.float8_e4m3fn)
+    named = {prefix + name: value for name, value in (state | {"scaled_fp8": marker}).items()}
+    save_weights(tmp_path / "base.safetensors", named)
+    change, product = lora_file()
+    scaled = Checkpoint.load(tmp_path / "base.safetensors") + lora(change, 1.0)
+    found = scaled.tensors()[f"{prefix}{LAYER}.weight"].float()
+    wanted = weight[f"{LAYER}.weight"] + product
+    torch.testing.assert_close(found, wanted, rtol=2**-8, atol=1e-6)
 
 
 def test_a_scale_of_zero_makes_zeros():

@@ -30,6 +30,8 @@ _METADATA = "_quantization_metadata"
 _SCALES = ("scale_weight", "weight_scale", "weight_scale_inv", "SCB")
 _ACTIVATIONS = ("input_scale", "scale_input")
 _CODES = (DType.FP8_E4M3FN, DType.FP8_E5M2, DType.INT8)
+_FP8 = (DType.FP8_E4M3FN, DType.FP8_E5M2)
+_ODD = re.compile(r"scale|zero|rotat|hadamard|outlier|smooth|codebook")
 _INVERSE_BLOCK = 128
 _BLOCKS = tuple(2**power for power in range(4, 12))
 
@@ -238,9 +240,9 @@ class _Reader:
             self._weight(layer, scales.get(layer), settings.get(layer, {}))
             for layer in dict.fromkeys((*scales, *settings))
         ]
+        self._check_companions({weight.layer for weight in weights})
         if not weights and not self._hidden:
             return None
-        self._check_companions({weight.layer for weight in weights})
         if any(weight.codes == DType.INT8 for weight in weights):
             self._refuse_rotated()
         return Quantisation({weight.name: weight for weight in weights}, frozenset(self._hidden))
@@ -380,12 +382,17 @@ class _Reader:
                 raise self._refused(key, "in the header says that its weights are rotated")
 
     def _check_companions(self, layers: set[str]) -> None:
-        """Refuse what stands beside codes, and may change what they stand for."""
+        """Refuse what stands beside codes, and may change what they stand for.
+
+        Beside fp8 without a known scale as well, which otherwise is plain numbers.
+        """
         for key in self._keys:
             layer, _, last = key.rpartition(".")
-            if layer not in layers or key in self._hidden:
+            layer = layer.removesuffix(".weight")  # `X.weight.scale` belongs to `X` too
+            if key in self._hidden or last in _ACTIVATIONS or not _ODD.search(last):
                 continue
-            if re.search(r"scale|zero|rotat|hadamard|outlier|smooth|codebook", last):
+            name = _join(layer, "weight")
+            if layer in layers or (name in self._keys and self._file.dtype(name) in _FP8):
                 raise self._refused(layer, f"has `{last}`, which is not read, beside its codes")
 
 

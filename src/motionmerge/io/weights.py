@@ -21,6 +21,7 @@ from motionmerge.errors import CheckpointError
 from motionmerge.io.first_bytes import PICKLE_SUFFIXES, weights_format
 from motionmerge.io.hashing import hash_file
 from motionmerge.io.json_file import read_json
+from motionmerge.io.quantised import MARKER
 from motionmerge.io.safetensors_file import SafetensorsFile, TensorSpec, write_safetensors
 from motionmerge.lazy_torch import torch
 from motionmerge.tensors import DType, storable
@@ -40,9 +41,6 @@ _PICKLE_FAULTS = (  # what torch.load raises on damaged files, besides Unpicklin
 _WRAPPERS = ("state_dict", "module")
 _META = "meta tensor, which has a shape and no values (no data)"
 _LAYERS_OWN = ("weight", "bias")
-_MARKERS = {"scaled_fp8"}
-"""Names of tensors that say something by being there, and may be empty."""
-
 _PREFERRED = ("diffusion_pytorch_model", "model")
 
 
@@ -198,7 +196,7 @@ class WeightsReader:
             for name in self._home
             if self.dtype(name).is_floating_point
             and 0 in self.shape(name)
-            and name.rpartition(".")[2] not in _MARKERS
+            and name.rpartition(".")[2] != MARKER  # of ComfyUI, empty or of two entries
             and (self.shape(name) == (0,) or name.rpartition(".")[2] in _LAYERS_OWN)
         ]
         if empty:

@@ -117,6 +117,8 @@ def group_keys(keys: Iterable[str]) -> LoraKeys:
             rest.append(key)
     if len(adapters) > 1:
         raise _several_adapters(adapters)
+    for path in [path for path, module in modules.items() if module.keys.keys() == {"alpha"}]:
+        rest.append(modules.pop(path).keys["alpha"])  # of a layer that the file does not hold
     _refuse_unknown_parts(modules, rest)
     whole = tuple(key for key in rest if key.endswith((".weight", ".bias")))
     unknown = tuple(key for key in rest if key not in set(whole))

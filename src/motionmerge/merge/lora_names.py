@@ -26,7 +26,8 @@ _BETWEEN = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _BETWEEN_FLAT = re.compile(rf"_(?:{'|'.join(_BETWEEN)})(?=_|$)")
 
 _WRAPPER = re.compile(
-    r"^(?:(?:base_model\.model|model\.diffusion_model|diffusion_model|module|pipe\.dit|dit|model)\."
+    r"^(?:(?:base_model\.model|model\.diffusion_model|diffusion_model|module|_forward_module"
+    r"|pipe\.dit|dit|model|net)\."
     r"|lora_unet__?|lora_transformer_|lycoris_|Hunyuan_video_I2V_lora_)"
 )
 _MODULE = re.compile(rf"^(?:{'|'.join(sorted(MODULES, key=len, reverse=True))})\.")
