@@ -62,7 +62,7 @@ class LoraModule:
     keys: dict[str, str] = field(default_factory=dict)
 
     def parts(self, target: str) -> dict[str, str]:
-        """Give the keys that change the module's `weight`, its `bias`, or its `modulation`."""
+        """Return the keys that change the module's `weight`, its `bias`, or its `modulation`."""
         return {
             part: key
             for part, key in self.keys.items()

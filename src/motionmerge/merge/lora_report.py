@@ -105,7 +105,7 @@ class _Layers:
     weight: float = 0.0
 
     def summed_up(self) -> LoraGroup:
-        """Give the ranges."""
+        """Return the ranges."""
         return LoraGroup(
             layers=self.count,
             ranks=_range(self.ranks),

@@ -165,7 +165,7 @@ class _Flat:
         self._meanings.setdefault(_flat(path), {})[Spelling(_flat(ours), order)] = None
 
     def find(self, flat: str) -> Iterator[Spelling]:
-        """Give what a flat path may mean."""
+        """Yield what a flat path may mean."""
         if found := self._templates.find(flat):
             template, number = found
             for meaning in self._meanings[template]:

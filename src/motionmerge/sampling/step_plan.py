@@ -106,7 +106,7 @@ def with_shift(scheduler: Any, shift: float | None) -> Any:
 
 @contextmanager
 def shifted(pipeline: Any, shift: float | None) -> Iterator[None]:
-    """Give a pipeline a scheduler with another shift inside the block.
+    """Replace the scheduler of a pipeline inside the block by one with another shift.
 
     Raises:
         ConfigError: Its scheduler has no shift.
@@ -181,7 +181,7 @@ def plan_steps(
     schedule: ExpertSchedule | None,
     configs: Configs,
 ) -> StepPlan | None:
-    """Say which expert will denoise which steps; nothing is denoised.
+    """Plan which expert will denoise which steps; nothing is denoised.
 
     Args:
         family: Name of the family, whose pipeline asks for timesteps in its own way.
@@ -217,7 +217,7 @@ def plan_steps(
 
 
 def _changed_sigmas(scheduler: Any, steps: Steps) -> str | None:
-    """Say what a scheduler made of the sigmas that were given; None if it kept them."""
+    """Describe what a scheduler made of the sigmas that were given; None if it kept them."""
     if steps.sigmas is None:
         return None
     used = np.asarray(scheduler.sigmas, dtype=np.float64)[: len(steps.sigmas)]
