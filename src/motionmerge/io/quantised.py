@@ -132,7 +132,7 @@ class ScaledWeight:
 
 @dataclass(frozen=True)
 class Quantisation:
-    """What is quantised in a checkpoint.
+    """The quantised weights of a checkpoint.
 
     Attributes:
         weights: By name.

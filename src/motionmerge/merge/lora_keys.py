@@ -45,12 +45,12 @@ _OTHER_KINDS = (
 _FIX_OTHER = "Merge it with the tool that made it, and use the difference to the base."
 
 _TARGETS = {"bias": "bias", "up_bias": "bias", "modulation": "modulation"}
-"""What of a module a part changes, if it is not the weight."""
+"""By part, the tensor of a module that it changes, if that is not the weight."""
 
 
 @dataclass
 class LoraModule:
-    """What a LoRA file holds for one module of the model.
+    """The keys of a LoRA file for one module of the model.
 
     Attributes:
         path: The module, as the file spells it.

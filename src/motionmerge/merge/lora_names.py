@@ -39,7 +39,7 @@ _OTHER_COMPONENT = re.compile(
 
 @dataclass(frozen=True)
 class Found:
-    """Where a path of a LoRA file leads.
+    """The tensors that a path of a LoRA file means.
 
     Attributes:
         path: The path without what wraps it, as the spelling has it that fits the model.

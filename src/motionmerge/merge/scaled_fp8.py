@@ -46,7 +46,7 @@ _PRECISE = re.compile(r"norm|embed|modulation|adaln|^mod$|_mod$|^emb")
 
 @dataclass(frozen=True)
 class ScaledFp8:
-    """What one expert's file holds.
+    """The contents of one expert's file.
 
     Attributes:
         anchor: The checkpoint at the front.

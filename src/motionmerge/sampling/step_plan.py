@@ -25,12 +25,12 @@ from motionmerge.schedule import ExpertSchedule
 _OWN_SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 _REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError)
-"""How schedulers refuse timesteps."""
+"""Errors with which schedulers refuse timesteps."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What decides the timesteps of a video.
+    """The settings that decide the timesteps of a video.
 
     Attributes:
         number: Of denoising steps.
@@ -51,7 +51,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Which expert denoises which steps.
+    """The expert of each denoising step.
 
     Attributes:
         line: `steps 1-3 of 8: dynamics, 4-8: consistency`, or why that is not known yet.
