@@ -67,13 +67,13 @@ def noisiest(scheduler: Any, timesteps: float | torch.Tensor) -> float:
 
 
 def counts_up(scheduler: Any) -> bool:
-    """Tell whether timesteps grow while noise goes: MiniMax-H3's, and Mochi's inverted flow."""
+    """Check whether timesteps grow while noise goes: MiniMax-H3's, and Mochi's inverted flow."""
     names = {parent.__name__ for parent in type(scheduler).__mro__}
     return "MiniMaxH3Scheduler" in names or bool(_config(scheduler).get("invert_sigmas", False))
 
 
 def is_flow(scheduler: Any) -> bool:
-    """Tell whether the sigmas of a scheduler are noise levels themselves, of at most 1."""
+    """Check whether the sigmas of a scheduler are noise levels themselves, of at most 1."""
     config = _config(scheduler)
     if config.get("use_flow_sigmas", False):
         return True
@@ -82,7 +82,7 @@ def is_flow(scheduler: Any) -> bool:
 
 
 def denoises_in_stages(scheduler: Any) -> bool:
-    """Tell whether a video is denoised at several resolutions, each with timesteps of its own."""
+    """Check whether a video is denoised at several resolutions, each with timesteps of its own."""
     names = {parent.__name__ for parent in type(scheduler).__mro__}
     is_helios = not names.isdisjoint({"HeliosScheduler", "HeliosDMDScheduler"})
     return is_helios and _config(scheduler).get("stages", 1) > 1

@@ -38,7 +38,7 @@ Test = Callable[[str, int, "_Steps"], bool]
 
 
 class _Refused(ValueError):
-    """What a pattern has that is not followed here."""
+    """A construct of a pattern that is not supported here."""
 
 
 @dataclass

@@ -95,7 +95,7 @@ def in_flags(fix: str, flags: Collection[str]) -> str:
 
 
 def _lacks_flag(way: str, flags: Collection[str]) -> bool:
-    """Tell whether an advice is for Python, and the verb has no flag that does the same."""
+    """Check whether an advice is for Python, and the verb has no flag that does the same."""
     return any(
         python in way and flag.partition(" ")[0] not in flags
         for python, flag in PYTHON_TO_FLAG.items()

@@ -134,7 +134,7 @@ class ScaledWeight:
 
 @dataclass(frozen=True)
 class Quantisation:
-    """What is quantised in a checkpoint.
+    """The quantised weights of a checkpoint.
 
     Attributes:
         weights: By name.
@@ -181,7 +181,7 @@ def refuse_quantised(file: Stored, metadata: Mapping[str, str], *, called: str) 
 
 
 def describe_quantisation(file: Stored, metadata: Mapping[str, str]) -> str | None:
-    """Say in a few words how a checkpoint is quantised; None if it is not. Nothing is refused."""
+    """Describe in a few words how a checkpoint is quantised, None if it is not; refuse nothing."""
     if found := foreign_format(file.keys(), metadata):
         return f"{found[0]}, {found[1]} layers; only LoRAs can be used with it"
     try:
@@ -198,7 +198,7 @@ def describe_quantisation(file: Stored, metadata: Mapping[str, str]) -> str | No
 
 
 def looks_like_codes(name: str, dtype: DType, shape: Sequence[int]) -> bool:
-    """Tell whether integers are a weight's codes: matrices named `weight`, of at most 32 bits."""
+    """Check whether integers are a weight's codes: matrices named `weight`, of at most 32 bits."""
     is_matrix = len(shape) > 1 and not dtype.is_floating_point and dtype.itemsize < 8
     return is_matrix and dtype != DType.BOOL and name.rpartition(".")[2] == "weight"
 
@@ -345,7 +345,7 @@ class _Reader:
         return ScaledWeight(name, codes, scale, grids.pop(), settings)
 
     def _codes(self, layer: str, name: str, settings: Mapping[str, Any]) -> DType:
-        """Give the dtype of a layer's codes; a file may keep those of fp8 as bytes."""
+        """Return the dtype of a layer's codes; a file may keep those of fp8 as bytes."""
         stored = self._file.dtype(name)
         if not settings:
             return stored

@@ -130,7 +130,7 @@ class TorchFileWriter:
             raise
 
     def place(self, name: str) -> None:
-        """Tell that nothing else can be written together with a tensor."""
+        """Return None: nothing else can be written together with a tensor."""
 
     def write_at(self, name: str, begin: int, data: memoryview) -> None:
         """Write bytes of a tensor from `begin` on.

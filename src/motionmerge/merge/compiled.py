@@ -80,7 +80,7 @@ class Kernels:
         return (dtype, dtype) in self._steps
 
     def steps(self, dtype: DType, result: DType) -> bool:
-        """Tell whether `step_along` takes entries of one dtype and gives another."""
+        """Check whether `step_along` takes entries of one dtype and gives another."""
         return (dtype, result) in self._steps
 
     def step_along(

@@ -40,7 +40,7 @@ class HoldsCodes(Protocol):
 
 
 def dequantised(file: Readable, metadata: Mapping[str, str], *, called: str) -> Readable:
-    """Give a checkpoint with the values of its weights; itself if it holds nothing else.
+    """Return a checkpoint with the values of its weights; itself if it holds nothing else.
 
     Args:
         file: The open checkpoint.
@@ -67,19 +67,19 @@ class DequantisedTensors:
         return [name for name in self._file.keys() if name not in self._found.hidden]  # noqa: SIM118
 
     def shape(self, name: str, /) -> tuple[int, ...]:
-        """Give a tensor's shape."""
+        """Return a tensor's shape."""
         return tuple(self._file.shape(name))
 
     def dtype(self, name: str, /) -> DType:
-        """Give a tensor's dtype: fp32 for what is stored as codes."""
+        """Return a tensor's dtype: fp32 for what is stored as codes."""
         return DType.FP32 if name in self._found.weights else self._file.dtype(name)
 
     def scaled(self, name: str, /) -> ScaledWeight | None:
-        """Say how a tensor is stored as codes; None if it is not."""
+        """Describe how a tensor is stored as codes; None if it is not."""
         return self._found.weights.get(name)
 
     def place(self, name: str, /) -> tuple[object, int] | None:
-        """Give where a tensor begins; the values of each weight are a file of their own."""
+        """Return where a tensor begins; the values of each weight are a file of their own."""
         weight = self._found.weights.get(name)
         return self._file.place(name) if weight is None else (weight, 0)
 
@@ -135,7 +135,7 @@ class DequantisedTensors:
             np.multiply(table[codes], scale, out=values)
 
     def _buffer(self, size: int) -> Bytes:
-        """Give memory of this thread, which it uses again."""
+        """Return this thread's memory, which it uses again."""
         held: Bytes | None = getattr(self._buffers, "codes", None)
         if held is None or held.size < size:
             held = self._buffers.codes = np.empty(size, np.uint8)
@@ -167,7 +167,7 @@ def _floats(raw: Bytes, dtype: DType) -> Floats:
 
 @lru_cache
 def values_of_codes(codes: DType) -> Floats:
-    """Give the value of each of the 256 codes of a dtype, in fp32."""
+    """Return the value of each of the 256 codes of a dtype, in fp32."""
     every = np.arange(256, dtype=np.uint8)
     if codes == DType.INT8:
         return every.view(np.int8).astype(np.float32)
@@ -177,7 +177,7 @@ def values_of_codes(codes: DType) -> Floats:
 
 
 def _values_of_e4m3fn(codes: npt.NDArray[np.uint8]) -> Floats:
-    """Give the values of fp8 with 4 bits of exponent: no infinity, one NaN for each sign."""
+    """Return the values of fp8 with 4 bits of exponent: no infinity, one NaN for each sign."""
     size, exponent = codes & 7, (codes >> 3) & 15
     scale = np.exp2(np.maximum(exponent, 1).astype(np.float32) - 10)
     values = np.where(exponent > 0, 8 + size, size) * scale

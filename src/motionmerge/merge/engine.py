@@ -326,7 +326,7 @@ def _done(job: Job, path: Path, specs: Mapping[str, TensorSpec]) -> ExpertReport
 def _note(
     checkpoint: Checkpoint, specs: Mapping[str, TensorSpec], opened: OpenInputs
 ) -> str | None:
-    """Say in what dtype weights are written that the anchor stores as codes and scales."""
+    """Return the dtype of weights that the anchor stores as codes and scales."""
     written = Counter(
         dtype_name(dtype)
         for name, (dtype, _) in specs.items()

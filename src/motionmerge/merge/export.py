@@ -37,7 +37,7 @@ TWO_EXPERT_DENOISER = "WanTransformer3DModel"
 
 @dataclass(frozen=True)
 class FolderExport:
-    """What was written, or would be.
+    """A two-expert folder that was written, or would be in a dry run.
 
     Attributes:
         path: The folder; None in a dry run.

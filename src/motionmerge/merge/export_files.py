@@ -235,7 +235,7 @@ def weights_file_of(
 
 @dataclass(frozen=True)
 class _Content:
-    """What a file holds.
+    """The contents of one file.
 
     Attributes:
         layout: Its tensors, as pieces of the expert's.

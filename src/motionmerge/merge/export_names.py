@@ -45,7 +45,7 @@ class Part:
 
     @property
     def is_denoiser(self) -> bool:
-        """It is a denoiser, which other tools load alone."""
+        """Whether it is a denoiser, which other tools load alone."""
         return self.module != "image_projector"
 
     @property

@@ -115,7 +115,7 @@ class WholeTensors:
         self._arriving: dict[str, _Arriving] = {}
 
     def place(self, name: str, /) -> None:
-        """Tell that a tensor lies in no file."""
+        """Return None: no tensor lies in a file."""
 
     def write_at(self, name: str, begin: int, data: memoryview, /) -> None:
         """Take bytes of a tensor from `begin` on."""

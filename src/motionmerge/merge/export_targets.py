@@ -113,7 +113,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """Which files there are, and when each is in force.
+    """The files of an export, and when each is in force.
 
     Attributes:
         files: All of them.
@@ -303,7 +303,7 @@ def _in_diffusers(plan: ExportPlan, folder: Path) -> list[str]:
 
 
 _OWN_MODEL = "memory:base"
-"""How recipes of LoRAs name the model that a pipeline has loaded."""
+"""The name, in recipes of LoRAs, of the model that a pipeline has loaded."""
 
 
 def own_model(

@@ -140,7 +140,7 @@ class TensorSink:
         self._gathered: dict[str, tuple[torch.Tensor, int]] = {}
 
     def place(self, name: str, /) -> None:
-        """Tell that a tensor lies in no file."""
+        """Return None: no tensor lies in a file."""
 
     def write_at(self, name: str, begin: int, data: memoryview, /) -> None:
         """Write bytes of a tensor from `begin` on."""

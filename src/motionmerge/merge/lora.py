@@ -99,7 +99,7 @@ class LoraTensors(MemoryTensors):
         }
 
     def places(self) -> dict[str, tuple[str, tuple[str, ...]]]:
-        """Give, by module of the file, its path without wrappers and the tensors it changes."""
+        """Return, by module of the file, its path without wrappers and the tensors it changes."""
         found: dict[str, tuple[str, tuple[str, ...]]] = {}
         for name, pieces in self._home.items():
             for piece in pieces:
@@ -118,7 +118,7 @@ class LoraTensors(MemoryTensors):
             self._is_checked = True
 
     def keys(self) -> list[str]:
-        """Give the names of the model's tensors that change."""
+        """Return the names of the model's tensors that change."""
         return list(self._home)
 
     def has(self, name: str) -> bool:

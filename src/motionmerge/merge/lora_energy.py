@@ -13,7 +13,7 @@ from motionmerge.merge.lora_factors import Factors
 
 @dataclass(frozen=True)
 class Energy:
-    """How much of a group's change a LoRA holds.
+    """The share of a group's change that a LoRA holds.
 
     Attributes:
         layers: Number of layers that it holds as matrices.

@@ -45,12 +45,12 @@ _OTHER_KINDS = (
 _FIX_OTHER = "Merge it with the tool that made it, and use the difference to the base."
 
 _TARGETS = {"bias": "bias", "up_bias": "bias", "modulation": "modulation"}
-"""What of a module a part changes, if it is not the weight."""
+"""By part, the tensor of a module that it changes, if that is not the weight."""
 
 
 @dataclass
 class LoraModule:
-    """What a LoRA file holds for one module of the model.
+    """The keys of a LoRA file for one module of the model.
 
     Attributes:
         path: The module, as the file spells it.
@@ -62,7 +62,7 @@ class LoraModule:
     keys: dict[str, str] = field(default_factory=dict)
 
     def parts(self, target: str) -> dict[str, str]:
-        """Give the keys that change the module's `weight`, its `bias`, or its `modulation`."""
+        """Return the keys that change the module's `weight`, its `bias`, or its `modulation`."""
         return {
             part: key
             for part, key in self.keys.items()

@@ -97,7 +97,7 @@ class LoraLayers:
         self._file.write(path, {"format": "pt", **metadata})
 
     def _take(self, name: str, change: torch.Tensor) -> None:
-        """Put the change of a tensor into the file, unless it is zero."""
+        """Write the change of a tensor into the file, unless it is zero."""
         if not bool(change.any()):
             return
         path, _, leaf = name.rpartition(".")
@@ -116,7 +116,7 @@ class LoraLayers:
             self._leave_out(name, change)
 
     def _is_matrix(self, name: str) -> bool:
-        """Tell whether two factors stand for a tensor's change."""
+        """Check whether two factors stand for a tensor's change."""
         if name not in self._layout or not name.endswith(".weight"):
             return False
         return 2 <= len(self._layout[name].shape) <= self._target.most_dimensions

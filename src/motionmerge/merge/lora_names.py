@@ -40,7 +40,7 @@ _OTHER_COMPONENT = re.compile(
 
 @dataclass(frozen=True)
 class Found:
-    """Where a path of a LoRA file leads.
+    """The tensors that a path of a LoRA file means.
 
     Attributes:
         path: The path without what wraps it, as the spelling has it that fits the model.
@@ -164,13 +164,13 @@ class ModelNames:
         }
 
     def _read(self, path: str) -> Iterator[tuple[str, str, Spelling]]:
-        """Give what a path may mean: a module of the pipeline, the path in it, and a name."""
+        """Yield what a path may mean: a module of the pipeline, the path in it, and a name."""
         for _, module, rest in _unwrapped(path):
             for meaning in self._meanings(rest):
                 yield module, rest, meaning
 
     def _meanings(self, path: str) -> Iterator[Spelling]:
-        """Give a path's own flat name, then those that diffusers has for it."""
+        """Yield a path's own flat name, then those that diffusers has for it."""
         flat = path.replace(".", "_").replace("_processor_", "_")
         yield Spelling(_comparable(flat))
         for meaning in self._spellings(flat):
@@ -193,7 +193,7 @@ def component_of(path: str) -> str:
 
 
 def is_other_component(path: str) -> bool:
-    """Tell whether a path belongs to a part of a pipeline that is never merged (`text_encoder`)."""
+    """Check whether a path is of a part of a pipeline that is never merged (`text_encoder`)."""
     return _OTHER_COMPONENT.match(path) is not None
 
 
@@ -204,7 +204,7 @@ def bare_path(path: str) -> str:
 
 
 def _unwrapped(path: str) -> Iterator[tuple[int, str, str]]:
-    """Give what a path may mean: how much was taken off it, the module that named, and the rest."""
+    """Yield what a path may mean: how much was taken off it, the module it named, and the rest."""
     rest = ".".join(part for part in path.split(".") if part not in _BETWEEN)
     module, rest, level = "", _BETWEEN_FLAT.sub("", rest), 0
     yield level, module, rest
@@ -243,7 +243,7 @@ def _comparable(flat: str) -> str:
 
 
 def is_dealt_by_head(path: str, adapters: Iterable[str]) -> bool:
-    """Tell whether the rows of q, k and v may be dealt by head, which their shapes do not show.
+    """Check whether the rows of q, k and v may be dealt by head, which their shapes do not show.
 
     LoRAs of DiffSynth-Studio for MiniMax-H3 are so; their mark is the adapter's name `default` on
     the original names, as diffusers recognises them.

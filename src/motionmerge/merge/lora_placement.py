@@ -75,7 +75,7 @@ class _Places:
     gathered: dict[str, tuple[Fusion, dict[int, Piece]]] = field(default_factory=dict)
 
     def add(self, name: str, piece: Piece) -> None:
-        """Put a piece into a tensor that holds none."""
+        """Add a piece to a tensor that holds none."""
         if name in self.home:
             raise _meet(self.home[name][0], piece, name)
         self.home[name] = [piece]
@@ -184,13 +184,13 @@ def num_rows(file: TensorSource, piece: Piece) -> int:
 
 
 def piece_shape(file: TensorSource, piece: Piece) -> tuple[int, ...]:
-    """Give the shape of what a piece adds; nothing is read."""
+    """Return the shape of what a piece adds; nothing is read."""
     shapes = {part: file.shape(key) for part, key in piece.keys.items()}
     return difference_shape(shapes, piece.rows, path=piece.module.path)
 
 
 def strength_of(piece: Piece, file: TensorSource, scaling: LoraScaling) -> Strength:
-    """Give alpha / rank of a piece; a LoKr of two whole matrices has no rank in the file."""
+    """Return alpha / rank of a piece; a LoKr of two whole matrices has no rank in the file."""
     ranked = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
     keys = piece.module.keys
     found = (file.shape(keys[part])[0] for part in ranked if part in keys)
@@ -251,11 +251,11 @@ class _Model:
     adapters: tuple[str, ...]
 
     def is_dealt_by_head(self, path: str) -> bool:
-        """Tell whether the rows of a layer may be dealt by head."""
+        """Check whether the rows of a layer may be dealt by head."""
         return is_dealt_by_head(path, self.adapters)
 
     def head_dim(self, dealt: FoundParts, parts: Sequence[str]) -> int | None:
-        """Give the rows of one head of a layer that is dealt by head; None if it is not.
+        """Return the rows of one head of a layer that is dealt by head; None if it is not.
 
         Raises:
             CheckpointError: The model does not tell.
@@ -281,7 +281,7 @@ class _Model:
 def _order(
     spelling: Spelling, piece: Piece, file: TensorSource, *, head_dim: int | None = None
 ) -> Rows:
-    """Give the rows of a module in the order of the model; None if that is their own."""
+    """Return the rows of a module in the order of the model; None if that is their own."""
     if spelling.order is None and head_dim is None:
         return None
     return spelling.rows_in_ours(num_rows(file, piece), head_dim=head_dim)

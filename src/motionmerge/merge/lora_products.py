@@ -59,7 +59,7 @@ def difference(
 def difference_shape(
     shapes: Mapping[str, tuple[int, ...]], rows: Rows, *, path: str
 ) -> tuple[int, ...]:
-    """Give the shape of `difference` for parts of these shapes.
+    """Return the shape of `difference` for parts of these shapes.
 
     Raises:
         CheckpointError: The parts are incomplete or do not fit together.
@@ -100,7 +100,7 @@ def rows_of(tensor: torch.Tensor, rows: Rows | slice) -> torch.Tensor:
 
 
 def cut(rows: Rows, part: slice) -> tuple[slice, ...]:
-    """Give the rows of which a part is asked for, e.g. of a permutation by pieces."""
+    """Return the rows of which a part is asked for, e.g. of a permutation by pieces."""
     if rows is None:
         return (part,)
     found, passed = [], 0

@@ -27,7 +27,7 @@ ReadTensor = Callable[[str], torch.Tensor]
 
 @dataclass(frozen=True)
 class LoraGroup:
-    """What a LoRA holds for one parameter group.
+    """A LoRA's modules of one parameter group.
 
     Attributes:
         layers: Number of its modules.
@@ -49,7 +49,7 @@ class LoraGroup:
 
 @dataclass(frozen=True)
 class LoraDescription:
-    """What a LoRA file is.
+    """A description of a LoRA file.
 
     Attributes:
         styles: The styles of its keys, in words.
@@ -105,7 +105,7 @@ class _Layers:
     weight: float = 0.0
 
     def summed_up(self) -> LoraGroup:
-        """Give the ranges."""
+        """Return the ranges."""
         return LoraGroup(
             layers=self.count,
             ranks=_range(self.ranks),

@@ -44,7 +44,7 @@ _CARRIED_OUT = frozenset(
 )  # fmt: skip
 
 _ALPHA_OF_PEFT = 8
-"""What peft takes where its settings name none."""
+"""The default of peft's settings."""
 
 _PLAIN_ALPHAS = ("lora_alpha", "network_alpha", "alpha", "ss_network_alpha")
 _PLAIN = (*_PLAIN_ALPHAS, "alpha_pattern", "rank_pattern", "use_rslora")

@@ -90,7 +90,7 @@ def family_of_names(names: Iterable[str]) -> str | None:
 
 @dataclass(frozen=True)
 class Spelling:
-    """What a layer of the original may be in diffusers.
+    """One meaning that a layer of the original may have in diffusers.
 
     Attributes:
         path: Its path in diffusers, flat; that of a fused layer is one name, e.g. `attn_to_qkv`.
@@ -165,7 +165,7 @@ class _Flat:
         self._meanings.setdefault(_flat(path), {})[Spelling(_flat(ours), order)] = None
 
     def find(self, flat: str) -> Iterator[Spelling]:
-        """Give what a flat path may mean."""
+        """Yield what a flat path may mean."""
         if found := self._templates.find(flat):
             template, number = found
             for meaning in self._meanings[template]:

@@ -129,7 +129,7 @@ def nearest(layouts: Sequence[Layout], first: TensorSource, source: TensorSource
 
 
 def _differing(layouts: Sequence[Layout], first: TensorSource) -> Iterator[tuple[str, int, int]]:
-    """Give entries that differ between layouts, of a few tensors."""
+    """Yield entries that differ between layouts, of a few tensors."""
     count = 0
     for name in first.keys():  # noqa: SIM118  (no mapping)
         held = [layout[name] for layout in layouts if name in layout]

@@ -153,7 +153,7 @@ _DEALT = tuple(
 
 
 def _may_differ(like: Shapes, shapes: Shapes) -> bool:
-    """Tell whether other names, or another order of rows, might fit better."""
+    """Check whether other names, or another order of rows, might fit better."""
     common = like.keys() & shapes.keys()
     if len(common) < min(len(like), len(shapes)):
         return True
@@ -202,7 +202,7 @@ class _Pair:
 
 
 def _is_alike(first: Sequence[int], second: Sequence[int]) -> bool:
-    """Tell whether two shapes differ in dimensions of size one at most."""
+    """Check whether two shapes differ in dimensions of size one at most."""
     return [size for size in first if size != 1] == [size for size in second if size != 1]
 
 
@@ -243,7 +243,7 @@ def _unclear(others: Iterable[Reading]) -> CheckpointError:
 def _pairs(
     anchors: Iterable[Reading], others: Sequence[Reading], *, given: bool
 ) -> Iterator[_Pair]:
-    """Give all that two checkpoints may mean together.
+    """Yield all that two checkpoints may mean together.
 
     One denoiser is that of a pipeline that has only one. Where the names are `given`, a checkpoint
     that names its denoiser keeps that name.

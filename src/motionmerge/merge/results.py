@@ -24,7 +24,7 @@ class Computable(Protocol):
 def result_dtype(
     checkpoint: Computable, name: str, inputs: OpenInputs, *, dtype: DType | None = None
 ) -> DType:
-    """Give the dtype of one tensor of the result: `dtype` replaces floating-point ones only.
+    """Return the dtype of one tensor of the result: `dtype` replaces floating-point ones only.
 
     By default it is the anchor's, and bf16 for what the anchor stores as codes and scales.
     """

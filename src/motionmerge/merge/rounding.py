@@ -97,7 +97,7 @@ def all_finite(raw: npt.NDArray[np.uint8], dtype: DType) -> bool:
 
 
 def fits(ideal: npt.NDArray[np.float32], dtype: DType) -> bool:
-    """Tell whether no value is lost that rounding to fp8 (e4m3fn) would hide; others show it."""
+    """Check whether no value is lost that rounding to fp8 (e4m3fn) would hide; others show it."""
     if dtype != DType.FP8_E4M3FN or ideal.size == 0:
         return True
     return bool(max(np.fmax.reduce(ideal), -np.fmin.reduce(ideal)) <= _LARGEST_E4M3FN)

@@ -46,7 +46,7 @@ _PRECISE = re.compile(r"norm|embed|modulation|adaln|^mod$|_mod$|^emb")
 
 @dataclass(frozen=True)
 class ScaledFp8:
-    """What one expert's file holds.
+    """The contents of one expert's file.
 
     Attributes:
         anchor: The checkpoint at the front.
@@ -94,7 +94,7 @@ class ScaledFp8:
         return f"{text}, {len(self.copied)} of them as they were" if self.copied else text
 
     def scale_of(self, name: str) -> str:
-        """Give the name of a weight's scale."""
+        """Return the name of a weight's scale."""
         return _beside(name, self.style)
 
 
@@ -191,7 +191,7 @@ class Maxima:
         self._found: dict[str, np.float32] = {}
 
     def place(self, name: str, /) -> None:
-        """Tell that a tensor lies in no file."""
+        """Return None: no tensor lies in a file."""
 
     def write_at(self, name: str, begin: int, data: memoryview, /) -> None:
         """Look at values in fp32."""
@@ -202,7 +202,7 @@ class Maxima:
                 self._found[name] = np.fmax(self._found.get(name, np.float32(0)), high)
 
     def scales(self, names: Iterable[str]) -> dict[str, np.float32]:
-        """Give the scale of each tensor: 1 where all is zero, never less than a normal number.
+        """Return the scale of each tensor: 1 where all is zero, never less than a normal number.
 
         Raises:
             CheckpointError: A value is infinite.
@@ -232,7 +232,7 @@ class ScaledSink:
         self._file, self._scales = file, scales
 
     def place(self, name: str, /) -> Place | None:
-        """Give where a tensor begins; codes have no place, as they are fewer bytes."""
+        """Return where a tensor begins; codes have no place, as they are fewer bytes."""
         return None if name in self._scales else self._file.place(name)
 
     def write_at(self, name: str, begin: int, data: memoryview, /) -> None:
@@ -287,7 +287,7 @@ def measure_scales(
 def scaled_job(
     checkpoint: Checkpoint, plan: ScaledFp8, file: Sink, scales: Mapping[str, np.float32]
 ) -> Job:
-    """Give the job that writes an expert as scaled fp8, but for `write_the_rest`."""
+    """Return the job that writes an expert as scaled fp8, but for `write_the_rest`."""
     sink = ScaledSink(file, scales)
     return Job(checkpoint, plan.streamed, sink, as_stored=sink.as_stored)
 

@@ -59,7 +59,7 @@ class MemoryTensors:
         return list(self._tensors)
 
     def shape(self, name: str, /) -> tuple[int, ...]:
-        """Give a tensor's shape."""
+        """Return a tensor's shape."""
         return tuple(self._tensors[name].shape)
 
     def dtype(self, name: str, /) -> DType:
@@ -77,7 +77,7 @@ class MemoryTensors:
         copy_bytes(self._tensors[name], begin, target)
 
     def place(self, name: str, /) -> None:
-        """Tell that a tensor lies in no file."""
+        """Return None: no tensor lies in a file."""
 
     def strangers(self) -> Mapping[str, str]:
         """List what goes nowhere in the model, with the reason; only LoRA files hold such."""
@@ -102,7 +102,7 @@ class PipelineTensors:
         return list(self._owner)
 
     def shape(self, name: str, /) -> tuple[int, ...]:
-        """Give a tensor's shape."""
+        """Return a tensor's shape."""
         source, key = self._owner[name]
         return source.shape(key)
 
@@ -127,7 +127,7 @@ class PipelineTensors:
         return source.place(key)
 
     def scaled(self, name: str, /) -> ScaledWeight | None:
-        """Say how a tensor is stored as codes; None if it is not."""
+        """Describe how a tensor is stored as codes; None if it is not."""
         source, key = self._owner[name]
         return source.scaled(key) if isinstance(source, HoldsCodes) else None
 
@@ -284,12 +284,12 @@ class OpenInputs:
         return self._open[source].dtype(name)
 
     def scaled(self, source: Source, name: str) -> ScaledWeight | None:
-        """Say how a tensor is stored as codes and scales; None if it is not."""
+        """Describe how a tensor is stored as codes and scales; None if it is not."""
         held = self._open[source]
         return held.scaled(name) if isinstance(held, HoldsCodes) else None
 
     def codes(self, source: Source) -> HoldsCodes | None:
-        """Give a source that can read codes as they are stored; None if it holds none."""
+        """Return a source that can read codes as they are stored; None if it holds none."""
         held = self._open[source]
         return held if isinstance(held, HoldsCodes) else None
 

@@ -245,7 +245,7 @@ def missing(planned: Sequence[PlannedVideo], *, overwrite: bool = False) -> list
 
 
 def _is_made(video: PlannedVideo, *, overwrite: bool) -> bool:
-    """Tell whether a file is the video that is planned; if it is another, it may be replaced."""
+    """Check whether a file is the video that is planned; if it is another, it may be replaced."""
     try:
         configuration = read_video_metadata(video.path).get(CONFIGURATION_KEY)
     except DataError as error:

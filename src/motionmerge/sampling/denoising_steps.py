@@ -126,7 +126,7 @@ def describe_steps(experts: Sequence[str]) -> str:
 
 
 def unused_experts(schedule: ExpertSchedule, scheduler: Any, experts: Sequence[str]) -> str | None:
-    """Say which experts of a schedule get none of the steps, and why; None if all get some."""
+    """Describe which experts of a schedule get no step, and why; None if all get some."""
     unused = [f"`{name}`" for name in schedule.experts if name not in experts]
     if not unused:
         return None
@@ -224,7 +224,7 @@ class StepFinder:
 
 
 def _has(values: torch.Tensor, number: float) -> bool:
-    """Tell whether one of the values may be this number, cast to bfloat16."""
+    """Check whether one of the values may be this number, cast to bfloat16."""
     return bool(((values - number).abs() <= _ROUNDING * values.abs()).any())
 
 

@@ -20,7 +20,7 @@ from motionmerge.sampling.video_limits import Configs, Limits
 
 
 def _part(configs: Configs, *names: str) -> Mapping[str, Any]:
-    """Give the configuration of the first of these parts that there is."""
+    """Return the configuration of the first of these parts that there is."""
     return next((configs[name] for name in names if configs.get(name)), {})
 
 
@@ -72,7 +72,7 @@ def cogvideox(configs: Configs) -> Limits:
 
 
 def _of_last_image(configs: Configs) -> dict[str, Any]:
-    """Tell whether the videos of a Wan can end with an image.
+    """Check whether the videos of a Wan can end with an image.
 
     One that looks at images with CLIP tells two of them apart by the positions of their tokens: it
     needs two if it has these, and cannot take a second otherwise.

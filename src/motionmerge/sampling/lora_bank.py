@@ -299,7 +299,7 @@ def _check_adaptable(name: str, module: nn.Module) -> None:
 
 
 def _listed(lora: str, left_out: Mapping[str, str]) -> str:
-    """Say which layers of a LoRA are not used."""
+    """Describe the layers of a LoRA that are not used."""
     names = list(left_out)
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"The LoRA `{lora}` is used without {', '.join(names[:5])}{more}: not in the model."

@@ -223,7 +223,7 @@ def _layers_with_weights(module: nn.Module) -> list[str]:
 
 
 def _shape_of_weight(layer: Any) -> tuple[int, ...]:
-    """Give the shape that a layer's weight has, or had before it was quantised and packed."""
+    """Return the shape that a layer's weight has, or had before it was quantised and packed."""
     layer = getattr(layer, "base_layer", layer)
     if isinstance(getattr(layer, "in_features", None), int) and layer.weight.ndim <= 2:
         return (layer.out_features, layer.in_features)
@@ -250,7 +250,7 @@ def _layer(
     file: TensorSource,
     scaling: LoraScaling,
 ) -> LoraLayer:
-    """Put a layer together; parts of a fused one are stacked, each in its rows."""
+    """Build a layer; parts of a fused one are stacked, each in its rows."""
     pairs = [
         (
             file.read(piece.module.keys["down"]),

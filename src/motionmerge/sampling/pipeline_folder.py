@@ -264,7 +264,7 @@ def _download(name: str, *, variant: str | None, legacy: bool) -> Path:
 
 
 def _is_modular_on_the_hub(name: str, error: BaseException) -> bool:
-    """Tell whether the hub has a modular pipeline where it has no other."""
+    """Check whether the hub has a modular pipeline where it has no other."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
 

@@ -25,12 +25,12 @@ from motionmerge.schedule import ExpertSchedule
 _OWN_SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 _REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError)
-"""How schedulers refuse timesteps."""
+"""Errors with which schedulers refuse timesteps."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What decides the timesteps of a video.
+    """The settings that decide the timesteps of a video.
 
     Attributes:
         number: Of denoising steps.
@@ -51,7 +51,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Which expert denoises which steps.
+    """The expert of each denoising step.
 
     Attributes:
         line: `steps 1-3 of 8: dynamics, 4-8: consistency`, or why that is not known yet.
@@ -106,7 +106,7 @@ def with_shift(scheduler: Any, shift: float | None) -> Any:
 
 @contextmanager
 def shifted(pipeline: Any, shift: float | None) -> Iterator[None]:
-    """Give a pipeline a scheduler with another shift inside the block.
+    """Replace the scheduler of a pipeline inside the block by one with another shift.
 
     Raises:
         ConfigError: Its scheduler has no shift.
@@ -181,7 +181,7 @@ def plan_steps(
     schedule: ExpertSchedule | None,
     configs: Configs,
 ) -> StepPlan | None:
-    """Say which expert will denoise which steps; nothing is denoised.
+    """Plan which expert will denoise which steps; nothing is denoised.
 
     Args:
         family: Name of the family, whose pipeline asks for timesteps in its own way.
@@ -217,7 +217,7 @@ def plan_steps(
 
 
 def _changed_sigmas(scheduler: Any, steps: Steps) -> str | None:
-    """Say what a scheduler made of the sigmas that were given; None if it kept them."""
+    """Describe what a scheduler made of the sigmas that were given; None if it kept them."""
     if steps.sigmas is None:
         return None
     used = np.asarray(scheduler.sigmas, dtype=np.float64)[: len(steps.sigmas)]

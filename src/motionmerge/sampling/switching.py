@@ -34,7 +34,7 @@ DENOISERS = ("unet", "transformer", "transformer_2")
 BARE_MODULE = "denoiser"
 
 _TIMESTEPS = ("timestep", "vision_timesteps")
-"""What denoisers call their timesteps; Cosmos 3 has one set for each modality."""
+"""Names of the denoisers' timesteps; Cosmos 3 has one set for each modality."""
 
 
 class Part(Protocol):

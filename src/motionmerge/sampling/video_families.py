@@ -35,7 +35,7 @@ def _never(scale: float | None) -> bool:
 
 
 def _call_anyflow(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Give the photo as the first frame of a video, `[1, 1, 3, height, width]` in [0, 1]."""
+    """Return the photo as the first frame of a video, `[1, 1, 3, height, width]` in [0, 1]."""
     pixels = torch.from_numpy(np.array(arguments.pop("image"))).movedim(-1, 0)
     return {**arguments, "video": pixels[None, None] / 255}
 

@@ -87,7 +87,7 @@ class Names:
         return re.compile("|".join(self.computed) or r"(?!)")
 
     def is_computed(self, name: str) -> bool:
-        """Tell whether a tensor of the original is a buffer that diffusers computes."""
+        """Check whether a tensor of the original is a buffer that diffusers computes."""
         return self._computed.search(name) is not None
 
     def ours_of(self, path: str) -> str:
@@ -95,7 +95,7 @@ class Names:
         return self.table[path] if path in self.table else self.also[path]
 
     def is_reordered(self, path: str) -> bool:
-        """Tell whether the original has a path's rows in another order."""
+        """Check whether the original has a path's rows in another order."""
         return path in self.orders or path in self.interleaved
 
 
@@ -125,7 +125,7 @@ class Templates:
         return None
 
     def all_occur(self, names: Iterable[str]) -> bool:
-        """Tell whether each template has a tensor among some names."""
+        """Check whether each template has a tensor among some names."""
         found = {match[0] for name in names if (match := self.find_tensor(name))}
         return found == {template for known in self._known.values() for template in known}
 
@@ -144,5 +144,5 @@ def parts_of(ours: str) -> tuple[str, ...]:
 
 
 def numbered(template: str, number: str) -> str:
-    """Put a block's number into a template."""
+    """Insert a block's number into a template."""
     return template.replace("{}", number)

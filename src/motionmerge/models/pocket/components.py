@@ -173,7 +173,7 @@ def load_parts(parts: Mapping[str, nn.Module], path: Path | str) -> None:
 def fill_parts(
     parts: Mapping[str, nn.Module], weights: Mapping[str, torch.Tensor], *, path: Path | str
 ) -> None:
-    """Put tensors that were read from a file into parts; see `load_parts`."""
+    """Load tensors that were read from a file into parts; see `load_parts`."""
     found = {name.partition(".")[0] for name in weights}
     if not found <= set(parts):
         raise CheckpointError(
