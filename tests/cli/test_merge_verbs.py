@@ -173,12 +173,9 @@ def test_show_draws_the_schedule_of_a_recipe(weights):
 
 
 def test_show_says_which_inputs_of_a_shipped_recipe_are_to_be_given(weights):
-    assert "full: path memory:full, missing to be given: --input full=FILE" in (
-        call("show", "undistill").stdout
-    )
-    assert "to be given: the model that makes the video, or --input base=FILE" in (
-        call("show", "undistill-lora").stdout
-    )
+    full, base = (f"missing until you give it: --input {name}=FILE" for name in ("full", "base"))
+    assert full in call("show", "undistill").stdout
+    assert f"{base} (generate takes its own model)" in call("show", "undistill-lora").stdout
 
 
 def test_show_tells_how_weights_were_trained_and_keeps_escapes_from_the_terminal(weights):

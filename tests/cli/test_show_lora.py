@@ -68,6 +68,14 @@ def test_with_a_base_it_says_what_is_reached_missed_and_how_large_the_change_is(
     assert "times as large as the weights" in printed
 
 
+def test_a_lora_that_reaches_every_matrix_misses_none(work):
+    save_file({"blocks.0.attn1.to_q.weight": rn(4, 4, seed=3)}, "one.safetensors")
+    matrices = {f"{QUERY.format(0)}.lora_{side}.weight": rn(4, 4) for side in ("down", "up")}
+    save_file(matrices, "its-lora.safetensors")
+    printed = show("its-lora.safetensors", "--base", "one.safetensors")
+    assert "reaches 1 tensors of the base, all of its 1 matrices among them" in printed
+
+
 def test_a_base_is_for_loras_and_is_none_itself(work):
     for words in (
         ["base.safetensors", "--base", "base.safetensors"],

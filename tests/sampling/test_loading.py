@@ -168,6 +168,15 @@ def test_other_pipelines_are_refused_by_name(
         find_pipeline(copy)
 
 
+def test_only_dynamicrafter_is_sent_to_convert_for_a_tokenizer(copy: Path, tmp_path: Path) -> None:
+    save_dynamicrafter(tmp_path / "dynamicrafter")
+    for folder, fix in ((copy, "whole folder"), (tmp_path / "dynamicrafter", "convert")):
+        edit_index(folder, tokenizer=[None, None])
+        with pytest.raises(CheckpointError, match="no tokenizer") as caught:
+            find_pipeline(folder)
+        assert fix in str(caught.value.fix)
+
+
 def test_a_text_pipeline_with_the_same_parts_is_called_as_the_image_pipeline(
     tmp_path: Path,
 ) -> None:

@@ -94,6 +94,7 @@ def show(
     note = found.pop("lora", None)
     print(_as_text(found))
     if note is not None:
+        print()
         print_note(note)
 
 
@@ -126,8 +127,8 @@ def _describe_recipe(recipe: Recipe, *, groups: bool) -> dict[str, Any]:
                 found["inputs"][name] |= {"missing": "not looked up: showing downloads nothing"}
                 continue
             if entry.path.startswith("memory:"):
-                own = "the model that makes the video, or " if entry.path == _OWN_MODEL else ""
-                found["inputs"][name] |= {"missing": f"to be given: {own}--input {name}=FILE"}
+                own = " (generate takes its own model)" if entry.path == _OWN_MODEL else ""
+                found["inputs"][name] |= {"missing": f"until you give it: --input {name}=FILE{own}"}
                 continue
             path = recipe.origin(name)
             if isinstance(path, Path):

@@ -99,9 +99,12 @@ def print_note(found: Mapping[str, Any]) -> None:
     _print_table(rows)
     if found["reached"] is not None:
         weights = f"{len(found['reached']):,} tensors of the base"
-        print(f"reaches {weights}; of its {found['matrices_of_base']:,} matrices it misses:")
+        matrices = f"{found['matrices_of_base']:,} matrices"
         missed = [f"{name} ({count})" for name, count in found["missed"].items()]
-        print(f"  {_some(missed) or 'none'}")
+        if missed:
+            print(f"reaches {weights}; of its {matrices} it misses:\n  {_some(missed)}")
+        else:
+            print(f"reaches {weights}, all of its {matrices} among them")
     if found["strangers"]:
         print(f"{len(found['strangers']):,} of its layers or keys go nowhere:")
         for name, why in list(found["strangers"].items())[:_SHOWN]:

@@ -320,7 +320,7 @@ def _find_files(path: Path) -> list[Path]:
         near = ""
         if path.parent.is_dir():
             others = [p.name for p in sorted(path.parent.iterdir()) if p.suffix == path.suffix]
-            near = f" {path.parent} holds {', '.join(others[:5])}." if others else ""
+            near = f" Its folder holds {', '.join(others[:5])}." if others else ""
         raise CheckpointError(f"There are no weights at {path}.", fix=f"Check the path.{near}")
     return [path]
 

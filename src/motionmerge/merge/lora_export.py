@@ -93,7 +93,7 @@ class LoraExport:
             held = self.groups["all"].captured
             lines.append(f"  The file holds {held:.2%} of the change (of its squared norm).")
         if self.differences:
-            lines.append(f"  {self.differences} tensors are in it as plain differences.")
+            lines.append(f"  {self.differences} biases, norms and the like are in it whole.")
         if self.left_out:
             some = ", ".join(self.left_out[:3]) + (", ..." if len(self.left_out) > 3 else "")
             lines.append(

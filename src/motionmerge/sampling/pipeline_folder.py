@@ -132,7 +132,9 @@ def find_pipeline(
     if family.takes_text and index.get("tokenizer", [None])[0] is None:
         raise CheckpointError(
             f"{path} has no tokenizer, so prompts cannot be read.",
-            fix="add one, e.g. with `motionmerge convert --tokenizer FOLDER`.",
+            fix="Convert it again with `motionmerge convert --tokenizer FOLDER`."
+            if family.name == "dynamicrafter"
+            else "Download the whole folder again; its `tokenizer` is needed.",
         )
     return PipelineFolder(path, str(name), family, configs, weights, tuple(others))
 
