@@ -15,6 +15,7 @@ from motionmerge.errors import ConfigError
 from motionmerge.io.paths import path_of_weights
 from motionmerge.io.weights import open_weights
 from motionmerge.merge.coverage import Missing
+from motionmerge.merge.in_memory import as_recipe
 from motionmerge.merge.lora_scaling import LoraScaling
 from motionmerge.merge.recipe import Recipe, RecipeInput
 from motionmerge.merge.resolvers import resolve, split_name
@@ -176,7 +177,7 @@ def from_recipe(
     Raises:
         RecipeError: There is no such recipe or input.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    recipe = as_recipe(recipe)
     given = inputs or {}
     recipe.check_names(given)
     replaced = {name: RecipeInput(_input_path(path)) for name, path in given.items()}
