@@ -18,13 +18,8 @@ from motionmerge.merge.coverage import Missing, check_missing
 from motionmerge.merge.engine import realise
 from motionmerge.merge.in_memory import as_recipe
 from motionmerge.merge.pieces import Shapes
-from motionmerge.merge.recipe import Recipe
-from motionmerge.sampling.lora_layers import (
-    OWN_MODEL,
-    LoraSource,
-    loras_of_recipe,
-    named_loras,
-)
+from motionmerge.merge.recipe import OWN_MODEL, Recipe
+from motionmerge.sampling.lora_layers import LoraSource, loras_of_recipe, named_loras
 from motionmerge.sampling.placement import Weights, check_placement, should_recompute
 from motionmerge.sampling.recompute import (
     RecomputedExpert,

@@ -17,15 +17,14 @@ from motionmerge.io.weights import open_weights
 from motionmerge.merge.coverage import Missing
 from motionmerge.merge.in_memory import as_recipe
 from motionmerge.merge.lora_scaling import LoraScaling
-from motionmerge.merge.recipe import Recipe, RecipeInput
+from motionmerge.merge.names.wrappers import DENOISERS
+from motionmerge.merge.recipe import OWN_MODEL, Recipe, RecipeInput
 from motionmerge.merge.resolvers import resolve, split_name
 from motionmerge.merge.sources import MODULES, module_folders
 from motionmerge.sampling.expert_bank import chosen_schedule, experts, paper_recipe
-from motionmerge.sampling.lora_layers import OWN_MODEL
 from motionmerge.sampling.model_choice import ModelChoice
 from motionmerge.sampling.rehearsal import check_fit
 from motionmerge.sampling.step_plan import StepPlan, Steps, plan_steps
-from motionmerge.sampling.switching import DENOISERS
 
 BOUNDARY = 0.64
 """Noise level at which LoRAs change their weights, if nothing else is said."""
