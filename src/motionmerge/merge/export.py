@@ -23,6 +23,7 @@ from motionmerge.merge.coverage import Missing, check_coverage
 from motionmerge.merge.export_names import parts_of_model, renamed
 from motionmerge.merge.export_sinks import RenamingSink, renamed_specs
 from motionmerge.merge.export_targets import own_model
+from motionmerge.merge.in_memory import as_recipe
 from motionmerge.merge.pieces import Layout
 from motionmerge.merge.plan import Job
 from motionmerge.merge.recipe import METADATA_KEY, InputValue, Recipe
@@ -92,7 +93,7 @@ def export_two_experts(
         ConfigError: `pipeline` is no Wan folder, or `output` exists or cannot be written.
         CheckpointError, ShapeError: As `merge`; or an expert does not fit the pipeline.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    recipe = as_recipe(recipe)
     pipeline, output = Path(pipeline), Path(output)
     wanted = None if dtype is None else parse_dtype(dtype)
     index = _read_index(pipeline)

@@ -5,7 +5,7 @@ ComfyUI, Wan2GP and `from_single_file` of diffusers recognise a model by such na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,11 +27,12 @@ from motionmerge.merge.export_targets import (
     plan_files,
     plan_whole_files,
 )
-from motionmerge.merge.pieces import Layout
+from motionmerge.merge.in_memory import as_recipe
+from motionmerge.merge.pieces import Layout, Pieced
 from motionmerge.merge.plan import Job, Sink
 from motionmerge.merge.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.merge.results import ResultSpec
-from motionmerge.merge.sources import MemoryTensors, OpenInputs, Source
+from motionmerge.merge.sources import MemoryTensors, OpenInputs, Origin, Source
 from motionmerge.merge.streaming import Progress, stream
 from motionmerge.tensors import AnyDtype, DType, num_bytes, parse_dtype
 
@@ -86,6 +87,9 @@ class FileExport:
             )
         return "\n".join(lines)
 
+
+Planner = Callable[[Recipe, Sequence[Part], Origin], ExportPlan]
+"""Works out the files of an export: `plan_files` or `plan_whole_files`."""
 
 Opener = Callable[[Path, Mapping[str, TensorSpec], Mapping[str, str]], AbstractContextManager[Sink]]
 """Grows a file at a path, for tensors of given dtypes and shapes, with metadata in its header."""
@@ -145,7 +149,7 @@ def export_files(
     output: str | Path,
     *,
     names: Naming,
-    plan: Callable[..., ExportPlan] = plan_whole_files,
+    plan: Planner = plan_whole_files,
     ending: str = ".safetensors",
     opener: Opener | None = None,
     inputs: Mapping[str, InputValue] | None = None,
@@ -161,7 +165,7 @@ def export_files(
         recipe: A recipe, its file, or the name of a shipped one.
         output: The folder to write to.
         names: How the tensors of a module are called.
-        plan: Which files there are: `plan_files` or `plan_whole_files`.
+        plan: Which files there are.
         ending: That of the files.
         opener: Grows a file; safetensors by default.
         inputs: Paths or state dicts that replace the recipe's inputs, by name.
@@ -175,7 +179,7 @@ def export_files(
         ConfigError: No such names are known, or a file exists already or cannot be written.
         RecipeError, CheckpointError, ShapeError: As `merge`.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    recipe = as_recipe(recipe)
     output = Path(output)
     wanted = None if dtype is None else parse_dtype(dtype)
     check_folder(output)
@@ -264,7 +268,7 @@ def _content(
         CheckpointError: The expert has no such module.
     """
     held = {part.module: part for part in parts}
-    layout: dict[str, Any] = {}
+    layout: dict[str, Pieced] = {}
     for module in file.modules:
         if module not in held:
             raise CheckpointError(

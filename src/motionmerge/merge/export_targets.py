@@ -19,7 +19,7 @@ from motionmerge.merge.export_names import (
     either_denoiser,
     module_in_diffusers,
 )
-from motionmerge.merge.recipe import InputValue, Recipe
+from motionmerge.merge.recipe import OWN_MODEL, InputValue, Recipe
 from motionmerge.merge.sources import Origin
 from motionmerge.schedule import ScheduleEntry
 from motionmerge.text import fix_unknown_name
@@ -302,10 +302,6 @@ def _in_diffusers(plan: ExportPlan, folder: Path) -> list[str]:
     return lines
 
 
-_OWN_MODEL = "memory:base"
-"""The name, in recipes of LoRAs, of the model that a pipeline has loaded."""
-
-
 def own_model(
     recipe: Recipe, model: Path, inputs: Mapping[str, InputValue] | None
 ) -> dict[str, InputValue]:
@@ -316,5 +312,5 @@ def own_model(
         model: The model that is exported.
         inputs: What else replaces its inputs.
     """
-    own = {name: model for name, entry in recipe.inputs.items() if entry.path == _OWN_MODEL}
+    own = {name: model for name, entry in recipe.inputs.items() if entry.path == OWN_MODEL}
     return {**own, **(inputs or {})}

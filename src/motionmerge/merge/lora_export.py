@@ -33,6 +33,7 @@ from motionmerge.merge.export_targets import (
     plan_files,
     plan_whole_files,
 )
+from motionmerge.merge.in_memory import as_recipe
 from motionmerge.merge.lora_energy import Energy
 from motionmerge.merge.lora_layers import LoraLayers
 from motionmerge.merge.plan import Job
@@ -169,7 +170,7 @@ def export_loras(
         ConfigError: A file exists already, cannot be written, or no names are known for the model.
         ShapeError: As `merge`.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    recipe = as_recipe(recipe)
     output, wanted = Path(output), parse_dtype(dtype)
     base = _checked_base(recipe, base)
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:

@@ -17,11 +17,11 @@ from motionmerge.merge.lora_names import bare_path, is_other_component
 from motionmerge.merge.lora_placement import Piece, check_modules, strength_of
 from motionmerge.merge.lora_scaling import NO_ALPHA, LoraScaling
 from motionmerge.merge.original_names import STYLES, split_number
+from motionmerge.merge.pieces import Shapes
 
 HIGH_RANK = 32
 """LoRAs of more than this rank without any alpha are seldom meant to be used at full strength."""
 
-Shapes = Mapping[str, tuple[int, ...]]
 ReadTensor = Callable[[str], torch.Tensor]
 
 

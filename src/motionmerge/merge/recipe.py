@@ -41,6 +41,9 @@ MAX_BYTES = 64 * 1024
 METADATA_KEY = "motionmerge.recipe"
 """Where a merged file's header keeps the recipe that made it."""
 
+OWN_MODEL = "memory:base"
+"""The path of an input that stands for the model in a pipeline, to which LoRAs are added."""
+
 _SECTIONS = ("description", "inputs", "experts", "schedule")
 _INPUT_FIELDS = ("path", "sha256")
 

@@ -30,7 +30,7 @@ from motionmerge.merge.streaming import Progress, stream
 from motionmerge.tensors import DType, num_bytes
 
 SCALED_FP8 = "fp8_scaled"
-"""What the user writes for it."""
+"""The `dtype` with which users ask for it."""
 
 LARGEST = np.float32(448)
 """The largest number of e4m3fn."""
@@ -89,7 +89,7 @@ class ScaledFp8:
 
     @property
     def note(self) -> str:
-        """What a report says about it."""
+        """One sentence about it, for reports."""
         text = f"{len(self.codes)} weights are written as fp8 codes and scales (`{self.style}`)"
         return f"{text}, {len(self.copied)} of them as they were" if self.copied else text
 

@@ -20,10 +20,11 @@ from motionmerge.io.weights import WeightsReader, copy_bytes, hash_weights, open
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.compiled import Floats
 from motionmerge.merge.dequantised import HoldsCodes, dequantised
+from motionmerge.merge.names.wrappers import DENOISERS
 from motionmerge.merge.renamed import in_one_name_space
 from motionmerge.tensors import DType, num_bytes, storable
 
-MODULES = ("unet", "transformer", "transformer_2", "image_projector")
+MODULES = (*DENOISERS, "image_projector")
 """Subfolders of a pipeline folder that take part in a merge; their names prefix the tensors'."""
 
 

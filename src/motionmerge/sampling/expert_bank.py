@@ -16,14 +16,10 @@ from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.merge.algebra import Checkpoint
 from motionmerge.merge.coverage import Missing, check_missing
 from motionmerge.merge.engine import realise
+from motionmerge.merge.in_memory import as_recipe
 from motionmerge.merge.pieces import Shapes
-from motionmerge.merge.recipe import Recipe
-from motionmerge.sampling.lora_layers import (
-    OWN_MODEL,
-    LoraSource,
-    loras_of_recipe,
-    named_loras,
-)
+from motionmerge.merge.recipe import OWN_MODEL, Recipe
+from motionmerge.sampling.lora_layers import LoraSource, loras_of_recipe, named_loras
 from motionmerge.sampling.placement import Weights, check_placement, should_recompute
 from motionmerge.sampling.recompute import (
     RecomputedExpert,
@@ -222,7 +218,7 @@ def experts(
             raise ConfigError("motion needs the weights it extrapolates.", fix="pass base, tuned.")
         recipe, inputs = paper_recipe(motion), {"base": base, "tuned": tuned}
     if recipe is not None:
-        recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+        recipe = as_recipe(recipe)
         recipe.check_names(inputs or {})
         stored = {name: _in_memory(value) for name, value in (inputs or {}).items()}
         found = loras_of_recipe(recipe, stored)

@@ -15,16 +15,16 @@ from motionmerge.errors import ConfigError
 from motionmerge.io.paths import path_of_weights
 from motionmerge.io.weights import open_weights
 from motionmerge.merge.coverage import Missing
+from motionmerge.merge.in_memory import as_recipe
 from motionmerge.merge.lora_scaling import LoraScaling
-from motionmerge.merge.recipe import Recipe, RecipeInput
+from motionmerge.merge.names.wrappers import DENOISERS
+from motionmerge.merge.recipe import OWN_MODEL, Recipe, RecipeInput
 from motionmerge.merge.resolvers import resolve, split_name
 from motionmerge.merge.sources import MODULES, module_folders
 from motionmerge.sampling.expert_bank import chosen_schedule, experts, paper_recipe
-from motionmerge.sampling.lora_layers import OWN_MODEL
 from motionmerge.sampling.model_choice import ModelChoice
 from motionmerge.sampling.rehearsal import check_fit
 from motionmerge.sampling.step_plan import StepPlan, Steps, plan_steps
-from motionmerge.sampling.switching import DENOISERS
 
 BOUNDARY = 0.64
 """Noise level at which LoRAs change their weights, if nothing else is said."""
@@ -176,7 +176,7 @@ def from_recipe(
     Raises:
         RecipeError: There is no such recipe or input.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    recipe = as_recipe(recipe)
     given = inputs or {}
     recipe.check_names(given)
     replaced = {name: RecipeInput(_input_path(path)) for name, path in given.items()}

@@ -19,11 +19,11 @@ from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError, ShapeError
 from motionmerge.merge.coverage import Missing
+from motionmerge.merge.names.wrappers import DENOISERS
 from motionmerge.sampling.lora_layers import DENSE, LoraLayer, LoraSource, read_lora
 from motionmerge.sampling.switched_module import reset_caches
 from motionmerge.sampling.switching import (
     BARE_MODULE,
-    DENOISERS,
     Bank,
     check_attachable,
     check_unfused,

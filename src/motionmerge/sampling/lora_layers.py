@@ -28,14 +28,11 @@ from motionmerge.merge.lora_placement import (
 )
 from motionmerge.merge.lora_products import rows_of
 from motionmerge.merge.lora_scaling import LoraScaling
-from motionmerge.merge.recipe import Recipe
+from motionmerge.merge.recipe import OWN_MODEL, Recipe
 from motionmerge.merge.sources import MemoryTensors, TensorSource
 from motionmerge.sampling.switching import BARE_MODULE
 
 LoraSource = str | Path | Mapping[str, torch.Tensor]
-
-OWN_MODEL = "memory:base"
-"""The input of a recipe that stands for the model in the pipeline."""
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

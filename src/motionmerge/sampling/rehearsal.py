@@ -10,9 +10,9 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from motionmerge.merge.coverage import Missing
-from motionmerge.merge.recipe import Recipe
+from motionmerge.merge.recipe import OWN_MODEL, Recipe
 from motionmerge.sampling.expert_bank import by_module, names_of_denoiser, own_weights
-from motionmerge.sampling.lora_layers import OWN_MODEL, loras_of_recipe
+from motionmerge.sampling.lora_layers import loras_of_recipe
 from motionmerge.sampling.recompute import RecomputedExpert, recomputed_experts
 from motionmerge.sampling.switched_module import SwitchedModule, check_shape
 from motionmerge.schedule import ExpertSchedule

@@ -17,6 +17,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
+from motionmerge.merge.names.wrappers import DENOISERS
 from motionmerge.merge.sources import MODULES
 from motionmerge.noise_levels import denoises_in_stages, noisiest
 from motionmerge.sampling.denoising_steps import (
@@ -30,7 +31,6 @@ from motionmerge.sampling.denoising_steps import (
 from motionmerge.schedule import ExpertSchedule
 from motionmerge.text import fix_unknown_name
 
-DENOISERS = ("unet", "transformer", "transformer_2")
 BARE_MODULE = "denoiser"
 
 _TIMESTEPS = ("timestep", "vision_timesteps")
