@@ -24,13 +24,24 @@ from motionmerge.merge.names.kandinsky import KANDINSKY_5_STYLE
 from motionmerge.merge.names.ltx import LTX_2_STYLE, LTX_STYLE
 from motionmerge.merge.names.minimax_h3 import MINIMAX_H3_SHARDS_STYLE, MINIMAX_H3_STYLE
 from motionmerge.merge.names.rules import Names, Order, Templates, numbered
-from motionmerge.merge.names.wan import ANIMATE_2_STYLE, WAN_STYLE
+from motionmerge.merge.names.wan import ANIMATE_2_STYLE, WAN, WAN_STYLE
 from motionmerge.merge.names.wrappers import (
     PROJECTOR,
     bare_names,
     denoiser_alone,
     with_projector,
 )
+
+__all__ = [
+    "STYLES",
+    "WAN",
+    "Spelling",
+    "family_of_names",
+    "spellings",
+    "spellings_for",
+    "split_number",
+    "styles_for",
+]
 
 STYLES: tuple[Names, ...] = (
     WAN_STYLE,
