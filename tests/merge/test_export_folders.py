@@ -13,7 +13,6 @@ import torch
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.weights import open_weights, save_weights
-from motionmerge.merge import export
 from motionmerge.merge.engine import merge
 from motionmerge.merge.export import export_two_experts
 from motionmerge.merge.recipe import Recipe
@@ -84,7 +83,7 @@ def test_a_failed_export_leaves_nothing_and_blocks_nothing(folder, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "_write_module", full)
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(CheckpointError, match=r"No space left.*\n.*Fix"):
         run(folder)
     monkeypatch.undo()
@@ -97,7 +96,7 @@ def test_a_killed_export_leaves_nothing_that_blocks_the_next(folder):
     code = (
         "import os, signal\n"
         "from motionmerge.merge import export\n"
-        "export._write_module = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "export.stream = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"export.export_two_experts({str(folder / 'r.yaml')!r}, {str(folder / 'base')!r}, "
         f"{str(folder / 'out')!r})\n"
     )
