@@ -215,6 +215,7 @@ class OpenInputs:
         self._stack = ExitStack()
         self._open: dict[Source, TensorSource] = {}
         self._names: dict[Source, frozenset[str]] = {}
+        self._codes: dict[Source, HoldsCodes | None] = {}  # asked once: the question is slow
         self._current = ""
         self._stored: dict[Source, torch.Tensor] = {}
         self._values: dict[Source, torch.Tensor] = {}
@@ -227,6 +228,8 @@ class OpenInputs:
             self._open = in_one_name_space(self._open, like=self._like)
             for source in self._sources:
                 self._names[source] = frozenset(self._open[source].keys())
+                held = self._open[source]
+                self._codes[source] = held if isinstance(held, HoldsCodes) else None
             self._stack = self._stack.pop_all()
         return self
 
@@ -286,13 +289,12 @@ class OpenInputs:
 
     def scaled(self, source: Source, name: str) -> ScaledWeight | None:
         """Describe how a tensor is stored as codes and scales; None if it is not."""
-        held = self._open[source]
-        return held.scaled(name) if isinstance(held, HoldsCodes) else None
+        held = self._codes[source]
+        return None if held is None else held.scaled(name)
 
     def codes(self, source: Source) -> HoldsCodes | None:
         """Return a source that can read codes as they are stored; None if it holds none."""
-        held = self._open[source]
-        return held if isinstance(held, HoldsCodes) else None
+        return self._codes[source]
 
     def stored(self, source: Source, name: str) -> torch.Tensor:
         """Read a tensor as it is stored.
