@@ -18,16 +18,13 @@ from dataclasses import dataclass
 from motionmerge.errors import CheckpointError
 from motionmerge.merge.lora_fused import Fusion, parts_of, wholes_of
 from motionmerge.merge.names.minimax_h3 import MINIMAX_H3_SHARDS_STYLE
+from motionmerge.merge.names.wrappers import BETWEEN, FRONT
 from motionmerge.merge.original_names import Spelling, spellings_for, split_number
 from motionmerge.merge.sources import MODULES
 
-_BETWEEN = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""What torch puts between the names of a compiled, sharded or checkpointed model."""
-_BETWEEN_FLAT = re.compile(rf"_(?:{'|'.join(_BETWEEN)})(?=_|$)")
-
+_BETWEEN_FLAT = re.compile(rf"_(?:{'|'.join(BETWEEN)})(?=_|$)")
 _WRAPPER = re.compile(
-    r"^(?:(?:base_model\.model|model\.diffusion_model|diffusion_model|module|_forward_module"
-    r"|pipe\.dit|dit|model|net)\."
+    rf"^(?:(?:{'|'.join(map(re.escape, FRONT))})\."
     r"|lora_unet__?|lora_transformer_|lycoris_|Hunyuan_video_I2V_lora_)"
 )
 _MODULE = re.compile(rf"^(?:{'|'.join(sorted(MODULES, key=len, reverse=True))})\.")
@@ -205,7 +202,7 @@ def bare_path(path: str) -> str:
 
 def _unwrapped(path: str) -> Iterator[tuple[int, str, str]]:
     """Yield what a path may mean: how much was taken off it, the module it named, and the rest."""
-    rest = ".".join(part for part in path.split(".") if part not in _BETWEEN)
+    rest = ".".join(part for part in path.split(".") if part not in BETWEEN)
     module, rest, level = "", _BETWEEN_FLAT.sub("", rest), 0
     yield level, module, rest
     while True:

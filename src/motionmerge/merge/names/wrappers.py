@@ -10,11 +10,24 @@ PROJECTOR = "image_projector."
 """What the tensors of an image projector begin with, of any file of several modules."""
 _MODULE = re.compile(r"^(unet|transformer_2|transformer|image_projector)\.")
 
-_FRONT = re.compile(
-    r"^(?:model\.diffusion_model|diffusion_model|base_model\.model|_orig_mod|module"
-    r"|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module|pipe\.dit|dit|model|net)\."
+FRONT = (
+    "model.diffusion_model",
+    "diffusion_model",
+    "base_model.model",
+    "module",
+    "_forward_module",
+    "pipe.dit",
+    "dit",
+    "model",
+    "net",
 )
-_BETWEEN = re.compile(r"\.(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
+"""Words in front of the names of a whole model; a longer one stands before its beginning."""
+
+BETWEEN = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Words that torch puts anywhere into the names of a compiled, sharded or checkpointed model."""
+
+_FRONT = re.compile(rf"^(?:{'|'.join(map(re.escape, (*FRONT, *BETWEEN)))})\.")
+_BETWEEN = re.compile(rf"\.(?:{'|'.join(BETWEEN)})(?=\.)")
 
 DENOISER_PREFIX = "model.diffusion_model."
 """What a file of a whole model has in front of the denoiser's names."""
