@@ -147,11 +147,3 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path, monkeypatch, name):
     with pytest.raises(ConfigError, match=r"Cannot write(.|\n)*Fix:"):
         check_file(Path(name))
     assert not list((tmp_path / "a folder").iterdir())
-
-
-@pytest.mark.parametrize("write", [atomic_path, atomic_folder])
-def test_folders_made_for_a_result_that_fails_are_removed(tmp_path, write):
-    (tmp_path / "kept").mkdir()
-    with pytest.raises(ZeroDivisionError), write(tmp_path / "kept" / "new" / "deep" / "result"):
-        _ = 1 / 0
-    assert list((tmp_path / "kept").iterdir()) == []

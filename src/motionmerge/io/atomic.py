@@ -37,19 +37,18 @@ _others: dict[tuple[int, int], tuple[float, list[Path]]] = {}
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success rename it, on an exception delete it.
 
-    Missing parent folders are created, and removed again on an exception. A killed process leaves
+    Missing parent folders are created. A killed process leaves
     `.<name>.<machine>.<pid>.<random>.tmp`, never half a file under the real name. The next process
     that writes into the folder removes what dead processes of this machine left there, and what
     other machines left a day ago.
     """
     target = Path(path)
-    with _parents_for(target):
-        temporary = _temporary_name(target)
-        try:
-            yield temporary
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+    temporary = _temporary_name(target)
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -62,31 +61,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     target = Path(path)
     if target.is_symlink():
         target = target.resolve()
-    with _parents_for(target):
-        temporary = _temporary_name(target)
-        replaced = temporary.with_suffix(".old")
-        try:
-            temporary.mkdir()
-            yield temporary
-            if target.exists():
-                target.replace(replaced)
-            temporary.replace(target)
-        finally:
-            _remove(temporary)
-            _remove(replaced)
-
-
-@contextmanager
-def _parents_for(target: Path) -> Iterator[None]:
-    """On an exception remove the folders above `target` that were made inside the block."""
-    made = [folder for folder in target.absolute().parents if not folder.exists()]
+    temporary = _temporary_name(target)
+    replaced = temporary.with_suffix(".old")
     try:
-        yield
-    except BaseException:
-        for folder in made:  # the innermost first; those that hold something else stay
-            with suppress(OSError):
-                folder.rmdir()
-        raise
+        temporary.mkdir()
+        yield temporary
+        if target.exists():
+            target.replace(replaced)
+        temporary.replace(target)
+    finally:
+        _remove(temporary)
+        _remove(replaced)
 
 
 @contextmanager
