@@ -97,6 +97,8 @@ class PipelineTensors:
             for module, source in modules.items()
             for key in source.keys()  # noqa: SIM118  (not a mapping)
         }
+        coded = {m: source for m, source in modules.items() if isinstance(source, HoldsCodes)}
+        self._coded = {f"{m}.{key}": (coded[m], key) for m in coded for key in modules[m].keys()}  # noqa: SIM118
 
     def keys(self) -> list[str]:
         """Give the prefixed names, module after module."""
@@ -129,19 +131,19 @@ class PipelineTensors:
 
     def scaled(self, name: str, /) -> ScaledWeight | None:
         """Describe how a tensor is stored as codes; None if it is not."""
-        source, key = self._owner[name]
-        return source.scaled(key) if isinstance(source, HoldsCodes) else None
+        if name not in self._coded:
+            return None
+        source, key = self._coded[name]
+        return source.scaled(key)
 
     def read_codes(self, name: str, begin: int, target: memoryview, /) -> None:
         """Read the codes of a weight from one on; `target` says how many."""
-        source, key = self._owner[name]
-        assert isinstance(source, HoldsCodes)
+        source, key = self._coded[name]
         source.read_codes(key, begin, target)
 
     def scales(self, name: str, /) -> Floats:
         """Read the scales of a weight."""
-        source, key = self._owner[name]
-        assert isinstance(source, HoldsCodes)
+        source, key = self._coded[name]
         return source.scales(key)
 
 
