@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
 from motionmerge.io.quantised import UNQUANTISED, looks_like_codes
 from motionmerge.merge.lora_detection import check_whole_weights
-from motionmerge.merge.sources import MemoryTensors, OpenInputs, Source
+from motionmerge.merge.sources import OpenInputs, Source
 from motionmerge.merge.unlike_names import nothing_matched
 from motionmerge.tensors import dtype_name, is_mergeable, num_bytes
 
@@ -122,8 +122,7 @@ def check_checkpoints(inputs: OpenInputs) -> None:
         CheckpointError: One is, or was saved with LoRA adapters in it.
     """
     for source in inputs.sources:
-        # A LoRA that is fitted to a model is a kind of `MemoryTensors`, with the model's names.
-        if not isinstance(source.origin, MemoryTensors) or type(source.origin) is MemoryTensors:
+        if inputs.is_checkpoint(source):
             check_whole_weights(source.name, inputs.names(source))
 
 

@@ -147,6 +147,8 @@ class Zeros(MemoryTensors):
         shapes: Shape of each tensor.
     """
 
+    is_checkpoint = False
+
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__({})
         self._shapes = dict(shapes)

@@ -43,6 +43,8 @@ class LoraTensors(MemoryTensors):
         CheckpointError, ShapeError: As `place`.
     """
 
+    is_checkpoint = False
+
     def __init__(
         self,
         file: TensorSource,

@@ -44,7 +44,13 @@ class TensorSource(Protocol):
 
 
 class MemoryTensors:
-    """A state dict as a source. Two of them are equal only if they are the same object."""
+    """A state dict as a source. Two of them are equal only if they are the same object.
+
+    Attributes:
+        is_checkpoint: Whether the tensors are weights as they are stored, and not made for a merge.
+    """
+
+    is_checkpoint = True
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         for name, tensor in tensors.items():
@@ -250,10 +256,11 @@ class OpenInputs:
                 fix=f"List it under `inputs:` or pass `inputs={{'{source.name}': path}}`.",
             )
         if isinstance(source.origin, MemoryTensors):
-            is_plain = type(source.origin) is MemoryTensors
             if not self._allow_nonfinite:
                 source.origin.check_values()
-            return dequantised(source.origin, {}, called=source.name) if is_plain else source.origin
+            if not source.origin.is_checkpoint:
+                return source.origin
+            return dequantised(source.origin, {}, called=source.name)
         if folders := module_folders(source.origin):
             return PipelineTensors({path.name: self._file(path, source.name) for path in folders})
         return self._file(source.origin, source.name)
@@ -275,6 +282,10 @@ class OpenInputs:
     def has(self, source: Source, name: str) -> bool:
         """Tell whether a source holds a tensor."""
         return name in self._names[source]
+
+    def is_checkpoint(self, source: Source) -> bool:
+        """Check whether a source holds stored weights; a LoRA fitted to a model holds none."""
+        return not isinstance(source.origin, MemoryTensors) or source.origin.is_checkpoint
 
     def strangers(self, source: Source) -> Mapping[str, str]:
         """List what of a source goes nowhere in the model, with the reason; see `LoraTensors`."""
