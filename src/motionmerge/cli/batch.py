@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.outputs import OverwriteOption, check_folder
+from motionmerge.cli.merge import OverwriteOption
 from motionmerge.cli.video_flags import (
     StepPlanner,
     VideoFlags,
@@ -72,7 +72,7 @@ def batch(
     is then 1; of several processes in DIR/failures-RANK.jsonl, and the exit code stays 0, as
     torchrun would stop the others.
     """
-    from motionmerge.io.atomic import prepare_folder
+    from motionmerge.io.atomic import check_folder, prepare_folder
     from motionmerge.io.video import load_image
     from motionmerge.sampling.batch import (
         BatchOptions,

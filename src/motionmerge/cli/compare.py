@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from motionmerge.cli.merge import JsonOption, NonfiniteOption
-from motionmerge.cli.outputs import OverwriteOption, check_new_file
+from motionmerge.cli.merge import JsonOption, NonfiniteOption, OverwriteOption
 from motionmerge.errors import ConfigError
 
 
@@ -41,6 +40,8 @@ def compare(
 
 
 def _check_plot(path: Path, *, overwrite: bool) -> None:
+    from motionmerge.io.atomic import check_new_file
+
     if path.suffix not in (".png", ".svg"):
         raise ConfigError(f"Cannot draw `{path.name}`.", fix="End the name with .png or .svg.")
     check_new_file(path, overwrite=overwrite)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from motionmerge.cli.outputs import OverwriteOption, check_folder, check_new_file
+from motionmerge.cli.merge import OverwriteOption
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def convert(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Convert a DynamiCrafter checkpoint (256, 512, 1024, a fine-tune) to a diffusers folder."""
+    from motionmerge.io.atomic import check_folder, check_new_file, check_new_folder
+
     if to_official:
         if output is None or dtype or add_adapter or tokenizer or dry_run:
             raise ConfigError(
@@ -57,7 +59,6 @@ def convert(
     if output is None and not dry_run:
         raise ConfigError("nowhere to write to", fix="name the folder with `-o`, or use --dry-run.")
 
-    from motionmerge.io.atomic import check_new_folder
     from motionmerge.models.dynamicrafter import checkpoint_folder
     from motionmerge.tensors import parse_dtype
 

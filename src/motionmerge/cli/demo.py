@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from motionmerge.cli.outputs import OverwriteOption, check_new_file
+from motionmerge.cli.merge import OverwriteOption
 
 
 def demo(
@@ -24,6 +24,8 @@ def demo(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Animate bundled photos with every stage of the method and show them side by side."""
+    from motionmerge.io.atomic import check_new_file
+
     check_new_file(output / "index.html", overwrite=overwrite)
 
     from rich.console import Console

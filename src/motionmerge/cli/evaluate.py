@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from motionmerge.cli.merge import MissingOption, checked_missing, parse_inputs
-from motionmerge.cli.outputs import OverwriteOption, check_folder, check_new_file
+from motionmerge.cli.merge import MissingOption, OverwriteOption, checked_missing, parse_inputs
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.claims import Claim
@@ -73,6 +72,7 @@ def pocket(
     from motionmerge.evaluation.search import search as search_settings
     from motionmerge.evaluation.tables import check_docs
     from motionmerge.evaluation.tables import write_docs as write_tables
+    from motionmerge.io.atomic import check_folder, check_new_file
     from motionmerge.sampling.pocket_pipeline import load_pocket
 
     if split not in SPLITS:

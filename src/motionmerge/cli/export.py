@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,12 +16,16 @@ from motionmerge.cli.merge import (
     JsonOption,
     MissingOption,
     OutputOption,
+    OverwriteOption,
     checked_missing,
     parse_inputs,
     progress_bar,
 )
-from motionmerge.cli.outputs import OverwriteOption, check_folder
 from motionmerge.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from motionmerge.merge.export_files import FileExport
+    from motionmerge.merge.lora_export import LoraExport
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
 DtypeOption = Annotated[
@@ -80,7 +85,6 @@ def two_experts(
     """Write one Wan 2.2 folder: `transformer`, `transformer_2` and a `boundary_ratio`."""
     from motionmerge.merge.export import export_two_experts
 
-    check_folder(output.parent)
     with progress_bar("export") as progress:
         written = export_two_experts(
             recipe,
@@ -143,7 +147,6 @@ def loras(
     if tool is not None and keys is not None:
         raise ConfigError("--for and --keys both choose the names.", fix="Leave one of them out.")
     original = keys is LoraKeys.ORIGINAL
-    check_folder(output)
     with progress_bar("export") as progress:
         written = export_loras(
             recipe,
@@ -159,13 +162,7 @@ def loras(
             dry_run=dry_run,
             progress=progress,
         )
-    if as_json:
-        print(json.dumps({name: found.to_dict() for name, found in written.items()}, indent=2))
-        return
-    for name, found in written.items():
-        print(f"{name} = {found}")
-    for line in written.usage:
-        print(line)
+    _print_files(written, written.usage, as_json=as_json)
 
 
 @export_app.command("comfyui")
@@ -182,7 +179,6 @@ def comfyui(
     """Write each expert as one file with original names, and of a pair one for each denoiser."""
     from motionmerge.merge.export_files import export_comfyui
 
-    check_folder(output)
     with progress_bar("export") as progress:
         written = export_comfyui(
             recipe,
@@ -194,13 +190,11 @@ def comfyui(
             dry_run=dry_run,
             progress=progress,
         )
-    if as_json:
-        print(json.dumps({name: found.to_dict() for name, found in written.items()}, indent=2))
-        return
-    for name, found in written.items():
-        print(f"{name} = {found}")
-    print("ComfyUI loads it: put it into models/diffusion_models, node Load Diffusion Model.")
-    print("Wan2GP: a finetune whose `URLs` names the first file, `URLs2` the second.")
+    usage = (
+        "ComfyUI loads it: put it into models/diffusion_models, node Load Diffusion Model.",
+        "Wan2GP: a finetune whose `URLs` names the first file, `URLs2` the second.",
+    )
+    _print_files(written, usage, as_json=as_json)
 
 
 @export_app.command("original")
@@ -230,7 +224,6 @@ def original(
         raise CheckpointError(
             f"{folder} has no `unet`.", fix="Give the folder that `motionmerge convert` wrote."
         )
-    check_folder(output)
     with progress_bar("export") as progress:
         written = export_files(
             loaded,
@@ -255,3 +248,19 @@ def original(
     for path, count in counts.items():
         print(f"{'Would write' if dry_run else 'Wrote'} {count:,} tensors to {path}.")
     print("The official code of DynamiCrafter loads it, and `motionmerge convert`.")
+
+
+def _print_files(
+    written: Mapping[str, LoraExport] | Mapping[str, FileExport],
+    usage: Iterable[str],
+    *,
+    as_json: bool,
+) -> None:
+    """Print what was written and which tools load it, or one JSON object of the files."""
+    if as_json:
+        print(json.dumps({name: found.to_dict() for name, found in written.items()}, indent=2))
+        return
+    for name, found in written.items():
+        print(f"{name} = {found}")
+    for line in usage:
+        print(line)

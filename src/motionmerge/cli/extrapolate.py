@@ -14,10 +14,10 @@ from motionmerge.cli.merge import (
     MissingOption,
     NonfiniteOption,
     OutputOption,
+    OverwriteOption,
     StochasticOption,
     carry_out,
 )
-from motionmerge.cli.outputs import OverwriteOption, check_folder
 from motionmerge.errors import ConfigError
 
 
@@ -37,6 +37,7 @@ def extrapolate(
     stochastic_rounding: StochasticOption = None,
 ) -> None:
     """Write BASE - MOTION * (TUNED - BASE), which moves more than BASE."""
+    from motionmerge.io.atomic import check_folder
     from motionmerge.merge.algebra import Checkpoint
     from motionmerge.merge.recipe import Recipe, RecipeInput
     from motionmerge.merge.sources import Source

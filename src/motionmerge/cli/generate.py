@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.outputs import OverwriteOption, check_new_file
+from motionmerge.cli.merge import OverwriteOption
 from motionmerge.cli.video_flags import (
     StepPlanner,
     VideoFlags,
@@ -218,7 +218,7 @@ def _check_files(
     Returns:
         The folders that they are in.
     """
-    from motionmerge.io.atomic import check_file
+    from motionmerge.io.atomic import check_file, check_new_file
 
     files = [(path, "a video") for path in videos]
     if sheet is not None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.outputs import OverwriteOption, check_folder
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ DtypeOption = Annotated[
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check and report; write nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 MissingOption = Annotated[
     str,
     typer.Option(
@@ -107,6 +107,7 @@ def merge(
 
 def carry_out(recipe: Recipe, output: Path, *, as_json: bool, **options: Any) -> None:
     """Merge with a progress bar on stderr and the report on stdout."""
+    from motionmerge.io.atomic import check_folder
     from motionmerge.merge.engine import merge as run
 
     check_folder(output)

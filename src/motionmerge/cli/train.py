@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from motionmerge.cli.outputs import OverwriteOption, check_folder, check_new_file
+from motionmerge.cli.merge import OverwriteOption
 
 train_app = typer.Typer(
     help="Train the pocket model: towers, decoder, base, stage 1 and its controls. A run that was "
@@ -92,6 +92,7 @@ def _train(
 ) -> None:
     from dataclasses import asdict, replace
 
+    from motionmerge.io.atomic import check_folder, check_new_file
     from motionmerge.training.pocket_runs import RUNS, RunInputs, run
     from motionmerge.training.trainer import Progress
 

@@ -95,6 +95,7 @@ def export_two_experts(
     """
     recipe = as_recipe(recipe)
     pipeline, output = Path(pipeline), Path(output)
+    check_new_folder(output, overwrite=overwrite or dry_run, marker=INDEX_FILE, keep=[pipeline])
     wanted = None if dtype is None else parse_dtype(dtype)
     index = _read_index(pipeline)
     if (index.get("transformer") or [None, None])[1] != TWO_EXPERT_DENOISER:
@@ -104,7 +105,6 @@ def export_two_experts(
         )
     first, second, boundary = _two_experts(recipe, pipeline)
     modules = {"transformer": first, "transformer_2": second}
-    check_new_folder(output, overwrite=overwrite or dry_run, marker=INDEX_FILE, keep=[pipeline])
     inputs = own_model(recipe, pipeline, inputs)
     origins = recipe.origins(inputs)
     bound = {module: recipe.experts[expert].bind(origins) for module, expert in modules.items()}
