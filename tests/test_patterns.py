@@ -61,14 +61,14 @@ def test_a_pattern_finds_what_pythons_engine_finds():
 
 @pytest.mark.parametrize("pattern", ENDLESS)
 def test_no_pattern_runs_for_long(pattern):
-    begin = time.perf_counter()
+    begin = time.thread_time()
     try:
         found = compile_pattern(pattern)("a" * MAX_TEXT)
     except ConfigError as error:
         assert error.fix
     else:
         assert not found
-    assert time.perf_counter() - begin < 120  # unbounded: hours
+    assert time.thread_time() - begin < 5  # unbounded: hours
 
 
 def test_a_bound_holds_in_a_thread_as_well():
@@ -106,14 +106,14 @@ def test_a_name_without_end_is_refused():
 
 def test_layers_are_matched_by_pattern_as_quickly_as_adapter_files_need():
     names = [f"blocks.{i}.attn{k}.to_{q}" for i in range(40) for k in (1, 2) for q in "qkvo"]
-    begin = time.perf_counter()
+    begin = time.thread_time()
     hits = sum(
         compile_pattern(rf"\A.*\.?{re.escape(name)}$")(f"model.{other}")
         for name in names
         for other in names
     )
     assert hits == len(names)
-    assert time.perf_counter() - begin < 120  # on a busy machine too
+    assert time.thread_time() - begin < 20
 
 
 def test_a_recipe_with_an_endless_pattern_is_answered():

@@ -17,6 +17,10 @@ from motionmerge.text import fix_unknown_name
 __all__ = ["ExpertSchedule", "ScheduleEntry", "noise_level"]
 
 
+PAPER_BOUNDARY = 0.64
+"""Noise level of the paper's boundary: timestep 500 of DynamiCrafter's schedule."""
+
+
 @dataclass(frozen=True)
 class ScheduleEntry:
     """One line of a schedule: an expert and the condition under which it denoises.

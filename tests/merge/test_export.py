@@ -21,13 +21,7 @@ from motionmerge.merge.engine import realise
 from motionmerge.merge.export import export_two_experts
 from motionmerge.merge.recipe import Recipe
 
-
-def tiny_transformer(seed):
-    torch.manual_seed(seed)
-    return WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=12, in_channels=36, out_channels=16,
-        text_dim=8, freq_dim=16, ffn_dim=16, num_layers=2,
-    )  # fmt: skip
+from .tiny_denoisers import tiny_image_wan
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +34,10 @@ def wan(tmp_path_factory):
         text_encoder=None,
         vae=AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        transformer=tiny_transformer(0),
+        transformer=tiny_image_wan(0),
     )
     pipeline.save_pretrained(folder / "base")
-    tuned = tiny_transformer(0)
+    tuned = tiny_image_wan(0)
     with torch.no_grad():
         for index, parameter in enumerate(tuned.parameters()):
             generator = torch.Generator().manual_seed(index)
@@ -143,7 +137,7 @@ def test_an_export_refuses_a_pipeline_that_is_not_the_checkpoints(wan, tmp_path)
     index = json.loads((wan / "base" / "model_index.json").read_text())
     (tmp_path / "other" / "model_index.json").write_text(json.dumps(index))
     WanTransformer3DModel.from_config(
-        {**tiny_transformer(0).config, "num_layers": 1}
+        {**tiny_image_wan(0).config, "num_layers": 1}
     ).save_pretrained(tmp_path / "other" / "transformer")
     with pytest.raises(CheckpointError, match="does not give the tensors"):
         export_two_experts(recipe_for(wan), tmp_path / "other", tmp_path / "out")

@@ -10,7 +10,6 @@ from diffusers import (
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
     WanImageToVideoPipeline,
-    WanTransformer3DModel,
 )
 from safetensors.torch import load_file, save_file
 
@@ -25,7 +24,7 @@ from motionmerge.merge.lora_export import export_loras
 from motionmerge.merge.lora_factors import factors_of
 from motionmerge.merge.recipe import Recipe
 
-from .tiny_denoisers import DENOISERS, state_of
+from .tiny_denoisers import DENOISERS, state_of, tiny_image_wan
 
 FULL_RANK = 64
 MORE = Recipe.parse("inputs: {base: a, tuned: b}\nexperts: {more: base + 2 * (tuned - base)}")
@@ -172,14 +171,6 @@ def test_wan2gp_gets_factors_of_linear_layers_only_and_no_modulation(tmp_path):
 # what diffusers makes of the files
 
 
-def tiny_wan(seed):
-    torch.manual_seed(seed)
-    return WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=12, in_channels=36, out_channels=16,
-        text_dim=8, freq_dim=16, ffn_dim=16, num_layers=2,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """Two Wan 2.2 folders with two denoisers each, `base` and `tuned`."""
@@ -190,8 +181,8 @@ def pair(tmp_path_factory):
             text_encoder=None,
             vae=AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            transformer=tiny_wan(seed),
-            transformer_2=tiny_wan(seed + 1),
+            transformer=tiny_image_wan(seed),
+            transformer_2=tiny_image_wan(seed + 1),
             boundary_ratio=0.9,
         ).save_pretrained(folder / name)
     return folder

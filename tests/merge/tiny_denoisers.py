@@ -177,3 +177,12 @@ def state_of(kind: str) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     state = DENOISERS[kind]().state_dict()
     return {name: torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
+
+
+def tiny_image_wan(seed: int) -> diffusers.WanTransformer3DModel:
+    """Build the denoiser of a Wan 2.2 image-to-video pipeline; `seed` draws its weights."""
+    torch.manual_seed(seed)
+    return diffusers.WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=36, out_channels=16,
+        text_dim=8, freq_dim=16, ffn_dim=16, num_layers=2,
+    )  # fmt: skip

@@ -54,7 +54,7 @@ def before_the_verb(
         ),
     ] = False,
 ) -> None:
-    """Take the flags before the verb; `Verbs` reads them."""
+    """Declare the flags that stand before a verb; `Verbs` acts on them."""
 
 
 for verb in VERBS:

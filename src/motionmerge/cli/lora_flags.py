@@ -96,9 +96,9 @@ def parse_lora(text: str) -> tuple[str, tuple[float, ...]]:
 
 def describe_loras(loras: Sequence[WeightedLora], *, boundary: float | None) -> list[str]:
     """Return a line for each LoRA: its weight, or both and where they change."""
-    from motionmerge.sampling.expert_choice import BOUNDARY
+    from motionmerge.schedule import PAPER_BOUNDARY
 
-    level = BOUNDARY if boundary is None else boundary
+    level = PAPER_BOUNDARY if boundary is None else boundary
     lines = []
     for lora in loras:
         weights = f"weight {lora.noisy:g}"

@@ -49,9 +49,6 @@ _LORA = """@inproceedings{hu2022lora,
 }"""
 
 
-_OWN_MODEL = "memory:base"
-
-
 def show(
     subject: Annotated[
         str,
@@ -113,6 +110,8 @@ def _citations(recipe: Recipe) -> list[str]:
 
 
 def _describe_recipe(recipe: Recipe, *, groups: bool) -> dict[str, Any]:
+    from motionmerge.merge.recipe import OWN_MODEL
+
     found: dict[str, Any] = {
         "description": recipe.description,
         "inputs": {},
@@ -127,7 +126,7 @@ def _describe_recipe(recipe: Recipe, *, groups: bool) -> dict[str, Any]:
                 found["inputs"][name] |= {"missing": "not looked up: showing downloads nothing"}
                 continue
             if entry.path.startswith("memory:"):
-                own = " (generate takes its own model)" if entry.path == _OWN_MODEL else ""
+                own = " (generate takes its own model)" if entry.path == OWN_MODEL else ""
                 found["inputs"][name] |= {"missing": f"until you give it: --input {name}=FILE{own}"}
                 continue
             path = recipe.origin(name)

@@ -20,11 +20,11 @@ from motionmerge.evaluation.conditions import (
     HANDOVER,
     KNOB,
     METHOD,
-    PAPER_BOUNDARY,
     best_condition,
 )
 from motionmerge.evaluation.pocket import ConditionResults
 from motionmerge.evaluation.statistics import Estimate, bootstrap_mean, bootstrap_statistic
+from motionmerge.schedule import PAPER_BOUNDARY
 
 MIN_OBEDIENCE_GAIN = 0.15
 MAX_FIDELITY_LOSS = 2.0  # decibels

@@ -17,11 +17,11 @@ import yaml
 from motionmerge.errors import ConfigError
 from motionmerge.merge.recipe import Recipe, shipped_recipes
 from motionmerge.models.pocket.components import VARIANTS
+from motionmerge.schedule import PAPER_BOUNDARY
 from motionmerge.text import fix_unknown_name
 
 KNOB_VALUES = (-0.5, -0.25, 0.25, 0.5, 1.0)
 BOUNDARIES = (0.91, 0.8, 0.64)
-PAPER_BOUNDARY = 0.64
 BEST_RECIPE = "pocket"
 """The shipped recipe that `evaluate pocket --search` found."""
 

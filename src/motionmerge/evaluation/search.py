@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from motionmerge.evaluation.conditions import BEST, Condition, method, pick_conditions
 from motionmerge.evaluation.pocket import ConditionResults
+from motionmerge.schedule import PAPER_BOUNDARY
 
 OBEDIENCE_SHARE = 0.8  # of the fine-tuned model's obedience, which is to be kept
 INTACT_SHARE = 0.5  # of the way from the base's share of intact clips to the fine-tuned model's
@@ -24,7 +25,7 @@ Run = Callable[[Sequence[Condition]], Mapping[str, ConditionResults]]
 class Settings:
     """Settings of the full method, see `conditions.method`; `reverse` swaps the two experts."""
 
-    boundary: float = 0.64
+    boundary: float = PAPER_BOUNDARY
     alpha: float = 0.25
     drop_rate: float = 0.7
     gamma: float = 0.25

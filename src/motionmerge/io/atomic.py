@@ -74,17 +74,6 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         _remove(replaced)
 
 
-@contextmanager
-def scratch_folder(parent: str | Path) -> Iterator[Path]:
-    """Yield a new folder inside `parent` that is removed in the end; as `atomic_path` if killed."""
-    temporary = _temporary_name(Path(parent) / "scratch")
-    try:
-        temporary.mkdir()
-        yield temporary
-    finally:
-        _remove(temporary)
-
-
 def check_new_folder(
     path: str | Path, *, overwrite: bool, marker: str, keep: Iterable[Path] = ()
 ) -> None:
@@ -104,7 +93,7 @@ def check_new_folder(
         read, written = one.resolve(), target.resolve()
         if read.is_relative_to(written) or written.is_relative_to(read):
             raise ConfigError(
-                f"The result {path} would replace {one}, from which it is made, or lie inside it.",
+                f"The result {path} and its source {one} must not lie in each other.",
                 fix="choose another folder.",
             )
     check_folder(target)

@@ -109,8 +109,8 @@ def export_comfyui(
     """Write experts as single files with original names and no prefix, for `diffusion_models`.
 
     Of a pair of denoisers each gets files of its own, `<expert>_high_noise.safetensors` and
-    `<expert>_low_noise.safetensors`; where the recipe's boundary and the pipeline's
-    `boundary_ratio` are known, only those that denoise.
+    `<expert>_low_noise.safetensors`. If the recipe's boundary and the pipeline's
+    `boundary_ratio` are known, files that would never denoise are left out.
 
     Args:
         recipe: A recipe, its file, or the name of a shipped one.

@@ -35,8 +35,8 @@ class Part:
 
     Attributes:
         module: Its name in diffusers, e.g. `transformer_2`; empty where the model is one denoiser.
-        names: By the names that its tensors have in it, those that they have in the model.
-        shapes: By the names that its tensors have in it, their shapes.
+        names: Name in the whole model of each tensor, by its name inside the module.
+        shapes: Shape of each tensor, by its name inside the module.
     """
 
     module: str
@@ -63,7 +63,7 @@ Naming = Callable[[Part], Layout]
 
 
 def parts_of_model(shapes: Shapes) -> list[Part]:
-    """Take a model apart: by the modules of a pipeline folder, or what is the denoiser in a file.
+    """Split a model into the modules of its pipeline folder; of a file, take the denoiser.
 
     Args:
         shapes: Shape of each of its tensors.
@@ -120,7 +120,7 @@ def family_of(shapes: Shapes) -> str | None:
 
 
 def renamed(shapes: Shapes, style: Style) -> Layout:
-    """Return a denoiser's tensors under other names, as pieces of those that it has.
+    """Return the layout of a denoiser under the names of another style.
 
     Raises:
         ConfigError: No such names are known for it.

@@ -118,7 +118,7 @@ class WholeTensors:
         """Return None: no tensor lies in a file."""
 
     def write_at(self, name: str, begin: int, data: memoryview, /) -> None:
-        """Take bytes of a tensor from `begin` on."""
+        """Store bytes of a tensor at offset `begin`; hand it on once all have arrived."""
         with self._lock:
             if name not in self._arriving:
                 self._arriving[name] = _Arriving(np.empty(math.prod(self._shapes[name]), "<f4"))

@@ -28,7 +28,7 @@ from motionmerge.sampling.recompute import (
 )
 from motionmerge.sampling.switched_module import SwitchedModule
 from motionmerge.sampling.switching import Bank, attached_bank, check_attachable, modules_of
-from motionmerge.schedule import ExpertSchedule
+from motionmerge.schedule import PAPER_BOUNDARY, ExpertSchedule
 from motionmerge.text import fix_unknown_name
 
 __all__ = ["ExpertBank", "attached_bank", "experts", "paper_recipe"]
@@ -113,7 +113,7 @@ class ExpertBank(Bank):
         return used
 
 
-def paper_recipe(motion: float, *, boundary: float = 0.64) -> Recipe:
+def paper_recipe(motion: float, *, boundary: float = PAPER_BOUNDARY) -> Recipe:
     """Write the paper's method as a recipe of the inputs `base` and `tuned`.
 
         dynamics    = base  + 0.75 * dare(-motion * (tuned - base), drop_rate=0.7, seed=0)
@@ -210,7 +210,7 @@ def experts(
     check_missing(missing)
     if lora is not None:
         loras, signed = named_loras(lora, weights, motion=motion)
-        paper = ExpertSchedule.two(*signed, boundary=0.64) if motion is not None else None
+        paper = ExpertSchedule.two(*signed, boundary=PAPER_BOUNDARY) if motion is not None else None
         schedule = chosen_schedule(list(signed), schedule, boundary, paper)
         return _lora_bank(pipeline, loras, signed, schedule, module, scheduler, missing)
     if motion is not None:

@@ -25,9 +25,7 @@ from motionmerge.sampling.expert_bank import chosen_schedule, experts, paper_rec
 from motionmerge.sampling.model_choice import ModelChoice
 from motionmerge.sampling.rehearsal import check_fit
 from motionmerge.sampling.step_plan import StepPlan, Steps, plan_steps
-
-BOUNDARY = 0.64
-"""Noise level at which LoRAs change their weights, if nothing else is said."""
+from motionmerge.schedule import PAPER_BOUNDARY
 
 
 @dataclass(frozen=True)
@@ -208,7 +206,7 @@ def from_loras(loras: Sequence[WeightedLora], *, boundary: float | None = None) 
 
     Args:
         loras: Which.
-        boundary: See `ExpertChoice`; by default `BOUNDARY`.
+        boundary: See `ExpertChoice`; by default `PAPER_BOUNDARY`.
 
     Raises:
         ConfigError: There is a boundary, and no weight changes there.
@@ -233,7 +231,7 @@ def from_loras(loras: Sequence[WeightedLora], *, boundary: float | None = None) 
         return ExpertChoice(_recipe(inputs, {"styled": details}))
     formulas = {"dynamics": noisy, "consistency": details}
     schedule: list[dict[str, Any]] = [
-        {"expert": "dynamics", "above": BOUNDARY},
+        {"expert": "dynamics", "above": PAPER_BOUNDARY},
         {"expert": "consistency"},
     ]
     return ExpertChoice(_recipe(inputs, formulas, schedule), boundary)
