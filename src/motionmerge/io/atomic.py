@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from motionmerge.errors import ConfigError
+from motionmerge.io.paths import behind_links
 
 _LONGEST_NAME = 200
 """Bytes of a name that leave room for what a temporary name adds to it, of 255."""
@@ -60,7 +61,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path)
     if target.is_symlink():
-        target = target.resolve()
+        target = behind_links(target)
     temporary = _temporary_name(target)
     replaced = temporary.with_suffix(".old")
     try:
@@ -101,7 +102,7 @@ def check_new_folder(
     """
     target = Path(path)
     for one in keep:
-        read, written = one.resolve(), target.resolve()
+        read, written = behind_links(one), behind_links(target)
         if read.is_relative_to(written) or written.is_relative_to(read):
             raise ConfigError(
                 f"The result {path} would replace {one}, from which it is made, or lie inside it.",
