@@ -88,7 +88,7 @@ def test_a_shard_that_is_named_itself_is_read(tmp_path):
 def test_a_link_in_a_folder_whose_target_is_gone_is_called_a_link(tmp_path):
     (tmp_path / "model.safetensors").symlink_to("../blobs/1234")
     for work in (open_weights, hash_weights):
-        with pytest.raises(CheckpointError, match="a link to .*blobs/1234, which is not there"):
+        with pytest.raises(CheckpointError, match=r"a link to .*blobs/1234, which is not there"):
             work(tmp_path)
 
 
@@ -107,7 +107,7 @@ def test_a_link_in_a_folder_whose_target_is_gone_is_called_a_link(tmp_path):
 def test_text_in_place_of_weights_is_called_text(tmp_path, text, ending, encoding):
     path = tmp_path / f"model{ending}"
     path.write_bytes(text.encode(encoding))
-    with pytest.raises(CheckpointError, match="text|web page") as caught:
+    with pytest.raises(CheckpointError, match=r"text|web page") as caught:
         open_weights(path)
     assert "damaged" not in caught.value.message
 

@@ -99,6 +99,10 @@ def _begin(path: Path) -> tuple[int, bytes]:
         with path.open("rb") as file:
             return os.fstat(file.fileno()).st_size, file.read(_LOOKED_AT)
     except OSError as error:
+        if path.is_symlink() and not path.exists():
+            raise _refused(
+                path, f"a link to {path.readlink()}, which is not there", "Download it again."
+            ) from error
         raise CheckpointError(f"Cannot open {path}: {error}", fix="Check the path.") from error
 
 
