@@ -59,6 +59,25 @@ def test_a_ring_of_links_is_refused_in_every_verb(tmp_path, ending):
     assert all("link" in said[verb] for verb in ("show", "compare", "merge", "convert"))
 
 
+@pytest.mark.parametrize("ring", [True, False])
+@pytest.mark.parametrize("below", ["", "/below"])
+@pytest.mark.parametrize("verb", ["merge", "extrapolate", "export loras", "export comfyui"])
+def test_an_output_that_is_a_link_to_nowhere_is_refused(tmp_path, verb, below, ring):
+    for name in ("base", "tuned"):
+        save_file({"a.weight": W}, tmp_path / f"{name}.safetensors")
+    (tmp_path / "r.yaml").write_text(
+        "inputs: {base: base.safetensors, tuned: tuned.safetensors}\nexperts: {m: tuned}\n"
+    )
+    (tmp_path / "out").symlink_to("back" if ring else "gone/disk")
+    (tmp_path / "back").symlink_to("out")
+    words = [str(tmp_path / "r.yaml")]
+    if verb == "extrapolate":
+        words = [str(tmp_path / "base.safetensors"), str(tmp_path / "tuned.safetensors")]
+    result = CliRunner().invoke(app, [*verb.split(), *words, "-o", f"{tmp_path}/out{below}"])
+    assert result.exit_code == 2, result.output
+    assert "is a link to" in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize("numbers", [(1,), (3,), (1, 3), (1, 2, 3)])
 @pytest.mark.parametrize("variant", ["", ".fp16"])
 def test_shards_without_an_index_are_no_model(tmp_path, numbers, variant):

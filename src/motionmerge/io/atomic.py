@@ -160,7 +160,10 @@ def check_folder(path: str | Path) -> None:
     """
     target = Path(path).absolute()
     try:
-        there = next(one for one in (target, *target.parents) if one.exists())
+        above = (target, *target.parents)
+        there = next(one for one in above if one.exists() or one.is_symlink())
+        if not there.exists():  # no folder can be made in its place
+            raise _no_folder(path, f"{there} is a link to {there.readlink()}, which is not there")
         if not there.is_dir():
             raise _no_folder(path, f"{there} is no folder")
         # Rights alone do not tell: root has them all, and some file systems take no files.
