@@ -147,8 +147,8 @@ def _refuse_text(path: Path, begin: bytes) -> None:
             "JSON text" + (", an index of shards" if is_index else ", such as a server's answer"),
             "Give the folder with the index and its shards." if is_index else _LOOK_AT_IT,
         )
-    if words := _printable(begin):
-        raise _refused(path, f"text, such as a server's answer: {words[:60]!r}", _LOOK_AT_IT)
+    if answer := _printable(begin):
+        raise _refused(path, f"text, such as a server's answer: {answer[:60]!r}", _LOOK_AT_IT)
 
 
 def _printable(begin: bytes) -> str:
