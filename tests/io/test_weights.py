@@ -203,7 +203,7 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
 
 
 def test_an_unknown_ending_is_refused(tmp_path):
-    (tmp_path / "x.dat").write_bytes(b"data")
+    (tmp_path / "x.dat").write_bytes(b"data\0")
     with pytest.raises(CheckpointError, match=r"unknown ending `\.dat`"):
         open_weights(tmp_path / "x.dat")
 

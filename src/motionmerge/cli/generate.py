@@ -219,14 +219,15 @@ def _check_files(
         The folders that they are in.
     """
     from motionmerge.io.atomic import check_file, check_new_file
+    from motionmerge.io.paths import behind_links
 
     files = [(path, "a video") for path in videos]
     if sheet is not None:
         files.append((sheet, "the sheet"))
-    taken = {path.resolve(): what for path, what in read if path is not None}
+    taken = {behind_links(path): what for path, what in read if path is not None}
     for path, what in files:
         check_file(path)
-        other = taken.setdefault(path.resolve(), what)
+        other = taken.setdefault(behind_links(path), what)
         if other != what:
             raise ConfigError(
                 f"{path} would be {what}, and is {other} already.",

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from motionmerge.errors import ConfigError
+from motionmerge.io.paths import behind_links
 
 _LONGEST_NAME = 200
 """Bytes of a name that leave room for what a temporary name adds to it, of 255."""
@@ -60,7 +61,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path)
     if target.is_symlink():
-        target = target.resolve()
+        target = behind_links(target)
     temporary = _temporary_name(target)
     replaced = temporary.with_suffix(".old")
     try:
@@ -90,7 +91,7 @@ def check_new_folder(
     """
     target = Path(path)
     for one in keep:
-        read, written = one.resolve(), target.resolve()
+        read, written = behind_links(one), behind_links(target)
         if read.is_relative_to(written) or written.is_relative_to(read):
             raise ConfigError(
                 f"The result {path} and its source {one} must not lie in each other.",
@@ -148,7 +149,10 @@ def check_folder(path: str | Path) -> None:
     """
     target = Path(path).absolute()
     try:
-        there = next(one for one in (target, *target.parents) if one.exists())
+        above = (target, *target.parents)
+        there = next(one for one in above if one.exists() or one.is_symlink())
+        if not there.exists():  # no folder can be made in its place
+            raise _no_folder(path, f"{there} is a link to {there.readlink()}, which is not there")
         if not there.is_dir():
             raise _no_folder(path, f"{there} is no folder")
         # Rights alone do not tell: root has them all, and some file systems take no files.

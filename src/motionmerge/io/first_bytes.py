@@ -6,6 +6,7 @@ an answer of a server in JSON. What they are is said here, instead of "damaged".
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
 import struct
@@ -25,6 +26,7 @@ _LOOKED_AT = 1024
 _PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
 _TAR_MAGIC = slice(257, 262)
 _NO_WEIGHTS = "Give a .safetensors file, a folder of them, or a .ckpt/.pt/.pth/.bin file."
+_LOOK_AT_IT = "Look at it with a text editor, and download the weights again."
 _EXTRACT = "Extract it, and give the weights in it."
 
 _OTHERS: tuple[tuple[bytes, str, str], ...] = (
@@ -97,6 +99,10 @@ def _begin(path: Path) -> tuple[int, bytes]:
         with path.open("rb") as file:
             return os.fstat(file.fileno()).st_size, file.read(_LOOKED_AT)
     except OSError as error:
+        if path.is_symlink() and not path.exists():
+            raise _refused(
+                path, f"a link to {path.readlink()}, which is not there", "Download it again."
+            ) from error
         raise CheckpointError(f"Cannot open {path}: {error}", fix="Check the path.") from error
 
 
@@ -108,7 +114,9 @@ def _is_safetensors(begin: bytes, size: int) -> bool:
 
 
 def _refuse_text(path: Path, begin: bytes) -> None:
-    """Refuse what is text: pointers, web pages, JSON."""
+    """Refuse what is text: pointers, web pages, JSON, a server's answer."""
+    if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        begin = begin.decode("utf-16", "replace").encode()
     text = begin.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"version https://git-lfs", b"version https://hawser")):
         words = begin.decode("ascii", "replace").split()
@@ -125,7 +133,7 @@ def _refuse_text(path: Path, begin: bytes) -> None:
             "a git-annex pointer in place of a file that was not downloaded",
             "Run `git annex get` in its folder.",
         )
-    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--", b"<body")):
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--", b"<body", b"<error")):
         raise _refused(
             path,
             "a web page (HTML or XML), such as a login or error page, in place of the file",
@@ -137,10 +145,20 @@ def _refuse_text(path: Path, begin: bytes) -> None:
         raise _refused(
             path,
             "JSON text" + (", an index of shards" if is_index else ", such as a server's answer"),
-            "Give the folder with the index and its shards."
-            if is_index
-            else "Look at it with a text editor, and download the weights again.",
+            "Give the folder with the index and its shards." if is_index else _LOOK_AT_IT,
         )
+    if answer := _printable(begin):
+        raise _refused(path, f"text, such as a server's answer: {answer[:60]!r}", _LOOK_AT_IT)
+
+
+def _printable(begin: bytes) -> str:
+    """Return the text that the first bytes are, without line breaks; empty if they are none."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(begin)
+    except UnicodeDecodeError:
+        return ""
+    words = " ".join(text.split())
+    return words if words.isprintable() else ""
 
 
 def _refuse_other_zip(path: Path) -> None:

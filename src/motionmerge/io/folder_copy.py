@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from motionmerge.errors import CheckpointError
+from motionmerge.io.paths import behind_links
 
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".gguf", ".onnx", ".msgpack", ".h5")
 
@@ -46,7 +47,7 @@ def copy_folder(
 def _linked(source: Path, target: Path) -> bool:
     """Make a hard link to a file, not to a link to it."""
     try:
-        os.link(source.resolve(), target)
+        os.link(behind_links(source), target)
     except OSError:  # another disk, or one without links
         return False
     return True
@@ -56,7 +57,7 @@ def _files(folder: Path) -> Iterator[Path]:
     """List the files of a folder, relative to it, behind links to folders as well."""
     seen: set[Path] = set()
     for here, folders, files in os.walk(folder, followlinks=True):
-        real = Path(here).resolve()
+        real = behind_links(Path(here))
         if real in seen:  # a link to a folder above it
             folders.clear()
             continue

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from motionmerge.io.atomic import atomic_path
+from motionmerge.io.paths import behind_links
 
 REMEMBERED_BYTES = 64 << 20
 """Smaller files are hashed each time."""
@@ -36,7 +37,7 @@ def hash_file(path: Path) -> str:
     if before.st_size < REMEMBERED_BYTES:
         return _hash(path)
     identity = [before.st_size, before.st_ino, before.st_mtime_ns]
-    key = str(path.resolve())
+    key = str(behind_links(path))
     known = _remembered().get(key)
     if isinstance(known, list) and known[:-1] == identity and isinstance(known[-1], str):
         return known[-1]

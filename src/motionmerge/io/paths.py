@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from motionmerge.errors import CheckpointError
@@ -49,8 +50,12 @@ def folder_of(path: str | Path) -> Path:
     The hub's cache consists of links: `model.safetensors` lies beside its `adapter_config.json`,
     and what it points to beside nothing, under a name without an ending.
     """
-    parent = Path(path).absolute().parent
-    try:
-        return parent.resolve()
-    except (OSError, RuntimeError):  # a ring of links
-        return parent
+    return behind_links(Path(path).absolute().parent)
+
+
+def behind_links(path: Path) -> Path:
+    """Return the absolute path behind all links; of a ring of links, a name in it.
+
+    `Path.resolve` fails at rings, with an error that is not even one of the file system's.
+    """
+    return Path(os.path.realpath(path))

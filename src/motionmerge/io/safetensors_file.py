@@ -139,6 +139,8 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, StoredTensor], d
     if not isinstance(header, dict):
         raise refuse("its header is not a JSON object")
 
+    if not _is_unicode((*header, *_texts_of(header.get(_METADATA)))):
+        raise refuse("its header holds half a character (a lone surrogate), which is no text")
     metadata = header.pop(_METADATA, None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
@@ -164,6 +166,20 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, StoredTensor], d
         fault = "is cut off" if position > file_size else "has bytes that belong to no tensor"
         raise refuse(f"its data needs {position} bytes, the file has {file_size}, so it {fault}")
     return tensors, metadata
+
+
+def _texts_of(metadata: Any) -> Iterator[str]:
+    pairs = metadata.items() if isinstance(metadata, dict) else ()
+    return (text for pair in pairs for text in pair if isinstance(text, str))
+
+
+def _is_unicode(texts: Iterable[str]) -> bool:
+    """Check what JSON can escape and no file can hold: such names could not be written again."""
+    try:
+        "\n".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

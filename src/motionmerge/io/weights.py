@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import pickle
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,7 @@ _PICKLE_FAULTS = (  # what torch.load raises on damaged files, besides Unpicklin
 _WRAPPERS = ("state_dict", "module")
 _META = "meta tensor, which has a shape and no values (no data)"
 _LAYERS_OWN = ("weight", "bias")
+_SHARD = re.compile(r"-\d+-of-(\d{1,9})\.safetensors$")
 _PREFERRED = ("diffusion_pytorch_model", "model")
 
 
@@ -313,10 +315,7 @@ def _find_files(path: Path) -> list[Path]:
         return _files_without_index(path)
     if not path.is_file():
         if path.is_symlink():
-            raise CheckpointError(
-                f"{path} is a link to {path.readlink()}, which is not there.",
-                fix="Download it again.",
-            )
+            return [path]  # whoever reads its first bytes says that it leads nowhere
         near = ""
         if path.parent.is_dir():
             others = [p.name for p in sorted(path.parent.iterdir()) if p.suffix == path.suffix]
@@ -373,11 +372,16 @@ def _check_index(reader: WeightsReader) -> None:
 
 def _files_without_index(folder: Path) -> list[Path]:
     found = sorted(folder.glob("*.safetensors"))
-    if len(found) == 1:
-        return found
-    for stem in _PREFERRED:
-        if folder / f"{stem}.safetensors" in found:
-            return [folder / f"{stem}.safetensors"]
+    usual = next((p for stem in _PREFERRED if (p := folder / f"{stem}.safetensors") in found), None)
+    of = [int(match[1]) for p in found if (match := _SHARD.search(p.name))]
+    if usual is None and max(of, default=1) > 1:
+        raise CheckpointError(
+            f"{folder} holds {len(of)} shards of a model of {max(of)} and no index, so nothing "
+            f"says whether it is whole: {', '.join(p.name for p in found[:5])}.",
+            fix="Download the folder again, with its `.safetensors.index.json`.",
+        )
+    if usual is not None or len(found) == 1:
+        return [usual or found[0]]
     if found:
         names = ", ".join(p.name for p in found[:5])
         raise CheckpointError(

@@ -21,6 +21,7 @@ from motionmerge import __version__
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.atomic import atomic_path
 from motionmerge.io.json_file import read_json
+from motionmerge.io.paths import behind_links
 from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.io.weights_writer import (
     WeightsWriter,
@@ -369,8 +370,8 @@ def _refuse_inputs(outputs: Sequence[Path], origins: Mapping[str, Origin]) -> No
         for path in outputs:
             if not isinstance(origin, Path):
                 continue
-            inside = origin.is_dir() and path.resolve().is_relative_to(origin.resolve())
-            if inside or path.resolve() == origin.resolve():
+            written, read = behind_links(path), behind_links(origin)
+            if written == read or (origin.is_dir() and written.is_relative_to(read)):
                 raise CheckpointError(
                     f"The result {path} would replace the input `{name}`, or lie inside it.",
                     fix="Write to another folder.",

@@ -23,6 +23,7 @@ from motionmerge.merge.lora_products import Rows, cut, difference_shape
 from motionmerge.merge.lora_scaling import LoraScaling, Strength
 from motionmerge.merge.original_names import Spelling
 from motionmerge.merge.sources import TensorSource
+from motionmerge.tensors import dtype_name
 
 WHOLE_WEIGHTS = "whole weights, no difference"
 OTHER_COMPONENT = "of a part of the pipeline that is not merged"
@@ -130,7 +131,7 @@ def check_modules(file: TensorSource, keys: LoraKeys) -> None:
     """Check that a file holds a LoRA, whose tensors hold numbers.
 
     Raises:
-        CheckpointError: It holds none.
+        CheckpointError: It holds none, or integers in its place.
         ShapeError: A tensor is empty, or an alpha is more than one number.
     """
     if not keys.modules:
@@ -141,7 +142,13 @@ def check_modules(file: TensorSource, keys: LoraKeys) -> None:
         )
     for module in keys.modules:
         for part, key in module.keys.items():
-            shape = list(file.shape(key))
+            shape, dtype = list(file.shape(key)), file.dtype(key)
+            if part != "alpha" and not dtype.is_floating_point:
+                raise CheckpointError(
+                    f"`{key}` of `{module.path}` is {dtype_name(dtype)}: codes without a scale "
+                    "that is known, not the numbers of a LoRA.",
+                    fix="Use the LoRA before it was quantised.",
+                )
             if 0 in shape:
                 raise ShapeError(
                     f"`{key}` of `{module.path}` has the shape {shape} and holds no numbers; "

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
-from motionmerge.io.paths import exists, folder_of, path_of
+from motionmerge.io.paths import behind_links, exists, folder_of, path_of
 from motionmerge.io.weights import open_weights
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint
@@ -295,7 +295,7 @@ class Recipe:
             else replace(entry, path=_relative(resolve(entry.path, self.folder), folder))
             for name, entry in self.inputs.items()
         }
-        return replace(self, inputs=inputs, folder=folder.resolve())
+        return replace(self, inputs=inputs, folder=behind_links(folder))
 
 
 _WIDE = 10**9
@@ -375,6 +375,6 @@ def _parse_input(name: str, value: Any) -> RecipeInput:
 
 def _relative(path: Path, folder: Path | None) -> str:
     try:
-        return Path(os.path.relpath(path, (folder or Path.cwd()).resolve())).as_posix()
+        return Path(os.path.relpath(path, behind_links(folder or Path.cwd()))).as_posix()
     except ValueError:  # another drive
         return path.as_posix()

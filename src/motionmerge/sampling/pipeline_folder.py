@@ -11,6 +11,7 @@ import importlib.util
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from motionmerge.io.first_bytes import weights_format
 from motionmerge.io.hashing import hash_file
 from motionmerge.io.json_file import read_json
 from motionmerge.io.paths import exists, path_of
+from motionmerge.io.quantised import describe_quantisation
 from motionmerge.io.safetensors_file import SafetensorsFile
 from motionmerge.merge.sources import MODULES
 from motionmerge.sampling.modular_folder import (
@@ -33,11 +35,13 @@ from motionmerge.sampling.modular_folder import (
 )
 from motionmerge.sampling.video_families import POCKET, family_of
 from motionmerge.sampling.video_limits import Configs, Limits, VideoFamily
-from motionmerge.tensors import num_bytes
+from motionmerge.tensors import DType, num_bytes
 
 INDEX_FILE = "model_index.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _MAX_TIMESTEPS = 100_000
+_SHARD = re.compile(r"-\d+-of-(\d{1,9})\.")
+_IS_NO_NETWORK = re.compile(r"Tokenizer|Processor|Extractor")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _VOCABULARIES = (".json", ".txt", ".model", ".spm", ".vocab", ".bpe", ".tiktoken", ".jinja")
 
@@ -110,7 +114,7 @@ def find_pipeline(
     configs: dict[str, Mapping[str, Any]] = {"": index}
     weights: dict[str, tuple[Path, ...]] = {}
     others: list[Path] = []
-    for part, (library, _) in _parts(index, path).items():
+    for part, (library, class_name) in _parts(index, path).items():
         if library is None:
             continue
         if (path / part / "config.json").is_file():
@@ -127,6 +131,10 @@ def find_pipeline(
             )
         for file in files:
             weights_format(file)
+        if part in configs and not _IS_NO_NETWORK.search(class_name or ""):
+            _check_weights(path / part, files)
+            if "quantization_config" not in configs[part]:
+                _refuse_codes(path / part, files)
         if files:
             weights[part] = files
     if family.takes_text and index.get("tokenizer", [None])[0] is None:
@@ -160,6 +168,65 @@ def weight_files(folder: Path, *, variant: str | None = None) -> tuple[Path, ...
         if wanted or plain:
             return tuple(wanted or plain)
     return ()
+
+
+def _check_weights(folder: Path, files: Sequence[Path]) -> None:
+    """Check that the weight files of a network are there.
+
+    Raises:
+        CheckpointError: There are none, or fewer shards than their names promise.
+    """
+    fix = "download it again, or name a variant that is there with `variant`."
+    if not files:
+        raise CheckpointError(f"{folder} holds no weights.", fix=fix)
+    shards = [int(found[1]) for file in files if (found := _SHARD.search(file.name))]
+    if len(files) == len(shards) < max(shards):
+        raise CheckpointError(
+            f"{folder} holds {len(shards)} of {max(shards)} shards: {files[0].name}"
+            f"{', ..' if len(files) > 1 else ''}.",
+            fix=fix,
+        )
+
+
+class _Joined:
+    """The tensors of several files, as `io.quantised` looks at them."""
+
+    def __init__(self, files: Sequence[SafetensorsFile]) -> None:
+        self._home = {name: file for file in files for name in file.tensors}
+
+    def keys(self) -> list[str]:
+        return list(self._home)
+
+    def shape(self, name: str, /) -> tuple[int, ...]:
+        return self._home[name].tensors[name].shape
+
+    def dtype(self, name: str, /) -> DType:
+        return self._home[name].tensors[name].dtype
+
+    def read_into(self, name: str, begin: int, target: memoryview, /) -> None:
+        self._home[name].read_into(name, begin, target)
+
+
+def _refuse_codes(folder: Path, files: Sequence[Path]) -> None:
+    """Refuse codes with scales, of which diffusers and transformers would take the codes alone.
+
+    Raises:
+        CheckpointError: Says how they are quantised.
+    """
+    if any(weights_format(file) != "safetensors" for file in files):
+        return
+    with ExitStack() as stack:
+        opened = [stack.enter_context(closing(SafetensorsFile(file))) for file in files]
+        metadata = {key: text for file in opened for key, text in file.metadata.items()}
+        found = describe_quantisation(_Joined(opened), metadata)
+    if found is not None:
+        raise CheckpointError(
+            f"The weights in {folder} are quantised ({found}), and its config.json has no "
+            "`quantization_config`: the codes would be taken for the weights.",
+            fix="use the unquantised model. Scaled fp8 and int8 become plain weights by "
+            "`motionmerge merge`: a recipe with that folder as the input `base`, and the expert "
+            "`all: base`.",
+        )
 
 
 def variant_of(file: Path) -> str | None:
