@@ -213,6 +213,15 @@ def test_a_file_that_names_the_second_denoiser_means_the_first_by_the_plain_name
     assert both_ways(nets, pair(f"transformer_2.{Q}")) == {f"transformer_2.{Q}.weight": 1.0}
 
 
+def test_a_modules_name_is_not_taken_for_the_beginning_of_a_layers() -> None:
+    """`transformer_blocks.{}.norm2` is what MiniMax-H3's `blocks.{}.norm2` is in diffusers."""
+    norm = "blocks.0.norm2"
+    nets = {name: model((norm,)) for name in TWO}
+    file = pair(f"transformer.{norm}") | pair(f"transformer_2.{norm}", size=10)
+    expected = {f"transformer.{norm}.weight": 1.0, f"transformer_2.{norm}.weight": 10.0}
+    assert both_ways(nets, file) == expected
+
+
 def test_a_layer_for_both_denoisers_beside_one_of_the_second_is_refused() -> None:
     file = pair(Q) | pair(f"transformer_2.{Q}")
     with pytest.raises(CheckpointError, match=r"mean `transformer_2\."):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from motionmerge.errors import CheckpointError, ShapeError
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.lora_fused import Fusion
-from motionmerge.merge.lora_keys import LoraKeys, LoraModule, clash, group_keys
+from motionmerge.merge.lora_keys import LoraKeys, LoraModule, clash
 from motionmerge.merge.lora_names import (
     FoundParts,
     ModelNames,
@@ -89,24 +89,29 @@ class _Places:
 
 
 def place(
-    file: TensorSource, shapes: Mapping[str, tuple[int, ...]], *, keys: LoraKeys | None = None
+    file: TensorSource,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    keys: LoraKeys,
+    modules: Sequence[str] = (),
 ) -> Placement:
     """Find a place for everything in a LoRA file; only headers are read.
 
     Args:
         file: The open file.
         shapes: Shape of each tensor of the model.
-        keys: The file's keys, if they are sorted already.
+        keys: The file's keys, sorted.
+        modules: The modules of the model that it is for, if that stands beside it; empty: all that
+            have its layers.
 
     Raises:
         CheckpointError: The file holds no LoRA, or one that is no task vector; two modules of it
-            mean one tensor.
+            mean one tensor; the model has none of `modules`.
         ShapeError: A tensor of the file is empty, an alpha is no number, or the rows of a fused
             projection are not those of its parts.
     """
-    keys = group_keys(file.keys()) if keys is None else keys
     check_modules(file, keys)
-    names = ModelNames(shapes, [module.path for module in keys.modules])
+    names = ModelNames(shapes, [module.path for module in keys.modules], only=modules)
     model = _Model(names, shapes, keys.adapters)
     places, strangers = _Places(), _unused(keys)
     for module in keys.modules:
