@@ -113,6 +113,8 @@ def print_note(found: Mapping[str, Any]) -> None:
             print(f"  {_clean(name)}: {_clean(why)}")
         if len(found["strangers"]) > _SHOWN:
             print(f"  ... {len(found['strangers']) - _SHOWN} more")
+    if found["unused_strengths"]:
+        print(f"{found['unused_strengths']:,} of its alphas are of layers that it does not hold")
     for warning in found["warnings"]:
         print(f"Warning: {warning}")
 

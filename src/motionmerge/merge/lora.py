@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,6 +89,10 @@ class LoraTensors(MemoryTensors):
     def strangers(self) -> Mapping[str, str]:
         """List what of the file goes nowhere in the model, with the reason."""
         return self._placement.strangers
+
+    def unused_strengths(self) -> Sequence[str]:
+        """List the keys of alpha whose layers the file does not hold."""
+        return self._lora_keys.unused_strengths
 
     def layers(self) -> dict[str, tuple[int, ...]]:
         """Return names and shapes of a model's tensors that would be just the file's layers."""

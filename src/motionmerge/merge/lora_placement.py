@@ -139,7 +139,8 @@ def check_modules(file: TensorSource, keys: LoraKeys) -> None:
         ShapeError: A tensor is empty, or an alpha is more than one number.
     """
     if not keys.modules:
-        example = next(iter((*keys.whole, *keys.unknown)), "(no tensors)")
+        held = (*keys.whole, *keys.unknown, *keys.unused_strengths)
+        example = next(iter(held), "(no tensors)")
         raise CheckpointError(
             f"The file holds no LoRA; its keys look like `{example}`.",
             fix="Use a LoRA file; whole weights go into a recipe as `(tuned - base)`.",

@@ -59,6 +59,7 @@ class LoraDescription:
         reached: Tensors of the base that it changes; None without a base.
         strangers: Modules or keys that go nowhere, with the reason; without a base, only those
             that go nowhere in any.
+        unused_strengths: Number of its keys of alpha whose layers it does not hold.
         warnings: What looks wrong.
     """
 
@@ -68,6 +69,7 @@ class LoraDescription:
     modules: tuple[str, ...] = ()
     reached: tuple[str, ...] | None = None
     strangers: Mapping[str, str] = field(default_factory=dict)
+    unused_strengths: int = 0
     warnings: tuple[str, ...] = ()
 
 
@@ -146,6 +148,7 @@ def _describe(
         modules=scaling.modules,
         reached=None if fitted is None else tuple(fitted.keys()),
         strangers=unused if fitted is None else fitted.strangers(),
+        unused_strengths=len(keys.unused_strengths),
         warnings=tuple(_warnings(ordered)),
     )
 

@@ -7,7 +7,7 @@ names of the first.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +89,10 @@ class MemoryTensors:
     def strangers(self) -> Mapping[str, str]:
         """List what goes nowhere in the model, with the reason; only LoRA files hold such."""
         return {}
+
+    def unused_strengths(self) -> Sequence[str]:
+        """List the keys of alpha whose layers are not there; only LoRA files hold such."""
+        return ()
 
     def check_values(self) -> None:
         """Look for NaN and infinity where no tensor of this source is read as it is stored."""
@@ -291,6 +295,11 @@ class OpenInputs:
         """List what of a source goes nowhere in the model, with the reason; see `LoraTensors`."""
         origin = source.origin
         return origin.strangers() if isinstance(origin, MemoryTensors) else {}
+
+    def unused_strengths(self, source: Source) -> Sequence[str]:
+        """List the keys of alpha of a source whose layers are not there."""
+        origin = source.origin
+        return origin.unused_strengths() if isinstance(origin, MemoryTensors) else ()
 
     def shape(self, source: Source, name: str) -> tuple[int, ...]:
         """Give a tensor's shape without reading it."""
