@@ -110,7 +110,7 @@ def test_a_file_of_full_rank_gives_the_expert_bit_for_bit_under_the_names_of_the
 READ_BACK = [
     *(("motionmerge", kind) for kind in DENOISERS),
     *(("diffusers", kind) for kind in DENOISERS),
-    *((tool, kind) for tool in ("comfyui", "wan2gp") for kind in ("wan", "vace", "ltx", "ltx-2")),
+    *((tool, kind) for tool in ("comfyui", "wan2gp") for kind in DENOISERS),
 ]
 
 

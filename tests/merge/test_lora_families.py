@@ -22,8 +22,6 @@ SPELLINGS = {
 }
 Products = dict[str, torch.Tensor]
 
-NOT_FOUND = ("adaLN_modulations",)
-"""Layers of CogVideoX's original code with two numbers in their names: refused by name."""
 NO_LAYERS = ("fps_embedding", "cond_type_embedding", "motion_encoder.")
 """Embeddings and layers of Wan Animate's own, which PEFT cannot adapt."""
 
@@ -34,7 +32,7 @@ def original_lora(original: Products, spelling: str, *, infix: str) -> tuple[Pro
     front, down, up, dot = SPELLINGS[spelling]
     file, products = {}, {}
     for name, tensor in original.items():
-        left_out = any(part in name for part in (*NOT_FOUND, *NO_LAYERS))
+        left_out = any(part in name for part in NO_LAYERS)
         if name.endswith(".weight") and tensor.ndim >= 2 and not left_out:
             path = front.format(name.removesuffix(".weight").replace(".", dot))
             first = torch.randn(2, *tensor.shape[1:], generator=generator)
@@ -86,6 +84,44 @@ def test_every_matrix_of_every_family_gets_its_rows(style: str, kind: str, spell
             torch.testing.assert_close(landed[name], product, atol=1e-5, rtol=1e-4)
         unchanged = landed.keys() - products.keys()
         assert not any(landed[name].any() for name in unchanged)
+
+
+def test_the_modulation_of_an_original_cogvideox_is_cut_as_diffusers_cuts_it() -> None:
+    """Its script takes shift, scale and gate of the video for both norms, and then of the text."""
+    with torch.device("meta"):
+        shapes = shapes_of(DENOISERS["cogvideox"]().state_dict())
+    zeros = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    norms = [f"transformer_blocks.1.norm{number}.linear.weight" for number in (1, 2)]
+    rows, columns = zeros[norms[0]].shape
+    up, down = torch.randn(2 * rows, 2), torch.randn(2, columns)
+    path = "diffusion_model.mixins.adaln_layer.adaLN_modulations.1.1"
+    file = {f"{path}.lora_B.weight": up, f"{path}.lora_A.weight": down}
+    cut = (up @ down).chunk(12)
+    expected = dict(zip(norms, (cut[0:3] + cut[6:9], cut[3:6] + cut[9:12]), strict=True))
+    dense = (Checkpoint.from_tensors(zeros, name="base") + lora(file, 1.0)).tensors()
+    for added in (dense, signed("cogvideox", file, zeros=zeros)):
+        for name, parts in expected.items():
+            torch.testing.assert_close(added[name], torch.cat(parts), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [".scale", ""])
+def test_comfyuis_norms_of_hunyuan_gain_what_their_differences_say(scale: str) -> None:
+    """ComfyUI adds `KEY.diff` to any parameter `KEY` that ends in no `.weight`."""
+    with torch.device("meta"):
+        shapes = shapes_of(DENOISERS["hunyuan-video"]().state_dict())
+    zeros = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    named = {
+        "double_blocks.1.img_attn.norm.query_norm": "transformer_blocks.1.attn.norm_q",
+        "double_blocks.0.txt_attn.norm.key_norm": "transformer_blocks.0.attn.norm_added_k",
+        "single_blocks.0.norm.key_norm": "single_transformer_blocks.0.attn.norm_k",
+    }
+    file, expected = {}, {}
+    for number, (theirs, ours) in enumerate(named.items(), start=1):
+        expected[f"{ours}.weight"] = torch.full(shapes[f"{ours}.weight"], float(number))
+        file[f"diffusion_model.{theirs}{scale}.diff"] = expected[f"{ours}.weight"]
+    found = (Checkpoint.from_tensors(zeros, name="base") + lora(file, 1.0)).tensors()
+    for name, value in (zeros | expected).items():
+        assert torch.equal(found[name], value)
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

@@ -21,6 +21,7 @@ from motionmerge.merge.lora_keys import group_keys
 from motionmerge.merge.lora_placement import Piece, check_values, piece_shape, place, strength_of
 from motionmerge.merge.lora_products import difference, rows_of
 from motionmerge.merge.lora_scaling import LoraScaling
+from motionmerge.merge.renamed import is_alike
 from motionmerge.merge.sources import MemoryTensors, OpenInputs, Origin, Source, TensorSource
 from motionmerge.merge.terms import ATOM, is_number
 from motionmerge.tensors import DType
@@ -142,7 +143,8 @@ class LoraTensors(MemoryTensors):
             if piece.place is not None:
                 place = (piece.place.stop - piece.place.start, *wanted[1:])
                 rest = (wanted[0], *shape[1:])
-            if math.prod(shape) != math.prod(place) or shape[:1] != place[:1]:
+            same_rows = shape[:1] == place[:1] or is_alike(shape, place)
+            if math.prod(shape) != math.prod(place) or not same_rows:
                 return rest
         return wanted or ()
 
