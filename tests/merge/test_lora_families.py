@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from motionmerge.errors import ShapeError
 from motionmerge.io.weights import open_weights
 from motionmerge.merge.algebra import Checkpoint
 from motionmerge.merge.lora import lora
@@ -84,6 +85,51 @@ def test_every_matrix_of_every_family_gets_its_rows(style: str, kind: str, spell
             torch.testing.assert_close(landed[name], product, atol=1e-5, rtol=1e-4)
         unchanged = landed.keys() - products.keys()
         assert not any(landed[name].any() for name in unchanged)
+
+
+ORIGINALS = [each for each in EACH if BY_HEAD not in each[0]]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize(("style", "kind"), ORIGINALS)
+def test_a_lora_in_diffusers_names_lands_in_an_original_file(
+    style: str, kind: str, spelling: str
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        shapes = shapes_of(DENOISERS[kind]().state_dict())
+    layout = to_theirs(shapes, STYLES_BY_NAME[style]).layout
+    base = {n: torch.randn(shape, generator=generator) for n, shape in shapes.items()}
+    _, down, up, dot = SPELLINGS[spelling]
+    front = {"dotted": "transformer.", "flat": "lora_unet_"}[spelling]
+    file = {}
+    for name, shape in shapes.items():
+        layer, _, leaf = name.rpartition(".")
+        path = front + layer.replace(".", dot)
+        if leaf == "weight" and len(shape) == 2 and "fps_embedding" not in name:
+            file[f"{path}.{down.format('')}"] = torch.randn(2, shape[1], generator=generator)
+            file[f"{path}.{up.format('')}"] = torch.randn(shape[0], 2, generator=generator)
+        elif leaf == "bias" and "act_fn" not in name:
+            file[f"{path}.diff_b"] = torch.randn(shape, generator=generator)
+    wanted = (Checkpoint.from_tensors(base, name="base") + lora(file, 1.0)).tensors()
+    original = Checkpoint.from_tensors(made(layout, base), name="base")
+    found = (original + lora(file, 1.0)).tensors()
+    for name, value in made(layout, wanted).items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_a_layer_of_another_size_than_its_part_of_an_original_one_is_named() -> None:
+    with torch.device("meta"):
+        shapes = shapes_of(DENOISERS["hunyuan-video"]().state_dict())
+    layout = to_theirs(shapes, STYLES_BY_NAME["original HunyuanVideo"]).layout
+    base = made(layout, {name: torch.zeros(shape) for name, shape in shapes.items()})
+    file = {
+        "transformer.norm_out.linear.lora_A.weight": torch.ones(1, 20),
+        "transformer.norm_out.linear.lora_B.weight": torch.ones(42, 1),
+    }
+    words = r"`transformer\.norm_out\.linear` of the LoRA has 42 rows; `norm_out.* has 40"
+    with pytest.raises(ShapeError, match=words):
+        (Checkpoint.from_tensors(base, name="base") + lora(file, 1.0)).tensors()
 
 
 def test_the_modulation_of_an_original_cogvideox_is_cut_as_diffusers_cuts_it() -> None:

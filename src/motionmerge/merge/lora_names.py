@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from motionmerge.errors import CheckpointError
 from motionmerge.merge.lora_fused import Fusion, parts_of, wholes_of
 from motionmerge.merge.names.minimax_h3 import MINIMAX_H3_SHARDS_STYLE
-from motionmerge.merge.names.wrappers import BETWEEN, FRONT
+from motionmerge.merge.names.wrappers import BETWEEN, FRONT, bare_names
 from motionmerge.merge.original_names import Spelling, spellings_for, split_number
 from motionmerge.merge.sources import MODULES
 
@@ -106,24 +106,24 @@ class ModelNames:
         self._exact = len(only) > 1 or any(
             module in _PARTICULAR for path in paths for _, module, _ in _unwrapped(path)
         )
-        names = list(names)
-        self._spellings = spellings_for(names)
-        owned = dict.fromkeys(self._add(name) for name in names)
-        if only and "" not in owned and not self._only & owned.keys():
-            raise _no_such_module(only, [module.rstrip(".") for module in owned])
+        split = bare_names(names)
+        self._spellings = spellings_for(split)
+        owners = {name: f"{module}." if module else "" for name, (module, _) in split.items()}
+        for name, owner in owners.items():
+            self._add(name, owner)
+        held = dict.fromkeys(owners.values())
+        if only and "" not in held and not self._only & held.keys():
+            raise _no_such_module(only, [module.rstrip(".") for module in held])
 
-    def _add(self, name: str) -> str:
-        """Make a tensor known, and return the module that it is of."""
+    def _add(self, name: str, module: str) -> None:
         index = self._biases if name.endswith(".bias") else self._weights
         unwrapped = list(_unwrapped(name.removesuffix(".bias").removesuffix(".weight")))
-        module = unwrapped[-1][1]
         for level, owner, path in unwrapped:
             if owner == module:  # not `transformer.x` of a pipeline's folder, but `x`
                 for further, meaning in enumerate(self._meanings(path)):
                     if meaning.order is None:
                         place = index.setdefault(meaning.path, {}).setdefault(module, [])
                         place.append((level * _MEANINGS + further, path, name))
-        return module
 
     def find(self, path: str, *, of_bias: bool) -> Found | None:
         """Find the bias of a module, or its weight or bare parameter.

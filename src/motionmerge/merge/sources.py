@@ -237,7 +237,11 @@ class OpenInputs:
         with self._stack:
             for source in self._sources:
                 self._open[source] = self._enter(source)
-            self._open = in_one_name_space(self._open, like=self._like)
+            # What was made for the first has its names already, as a fitted LoRA.
+            named = {s: o for s, o in self._open.items() if self.is_checkpoint(s)}
+            if self._sources:
+                named = {self._sources[0]: self._open[self._sources[0]], **named}
+            self._open |= in_one_name_space(named, like=self._like)
             for source in self._sources:
                 self._names[source] = frozenset(self._open[source].keys())
                 held = self._open[source]
