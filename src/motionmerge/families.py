@@ -1,7 +1,7 @@
 """Model families: which parameters of an image-to-video denoiser are temporal, spatial, an adapter.
 
 Pure data, on the ground floor so that merging, models and sampling share one source. Names as in
-the classes of diffusers 0.42; for Wan and DynamiCrafter also those of the original files.
+the classes of diffusers 0.42, and as the original files have them.
 """
 
 from __future__ import annotations
@@ -136,13 +136,20 @@ COGVIDEOX = Family(
         ("joint", rf"{_ROOT}{_LAYER}(norm1|attn1|norm2|ff)\."),
         ("embeddings", _ROOT + r"(patch_embed\.(text_proj|pos_embedding)|(time|ofs)_embedding\.)"),
         ("residual", _ROOT + r"(patch_embed\.proj|norm_final|norm_out|proj_out)\."),
+        # The original code's names.
+        ("joint", _ROOT + r"(layers\.\d+\.|mixins\.adaln_layer\.)"),
+        (
+            "embeddings",
+            _ROOT + r"(mixins\.(patch_embed\.text_proj|pos_embed)|(time|ofs)_embed)\.",
+        ),
+        ("residual", _ROOT + r"(mixins\.(patch_embed\.proj|final_layer)|final_layernorm)\."),
     ),
 )
 
 _WAN_PATTERNS = (
     ("image_projector", _ROOT + r"(condition_embedder\.image_embedder|img_emb)\."),
     ("embeddings", _ROOT + r"(condition_embedder|(text|time)_embedding|time_projection)\."),
-    ("cross_attention", _ROOT + r"blocks\.\d+\.(attn2|cross_attn|norm2|norm3)\."),
+    ("cross_attention", _ROOT + r"blocks\.\d+\.(block\.)?(attn2|cross_attn|norm2|norm3)\."),
     ("joint", _ROOT + r"blocks\.\d+\."),
     ("residual", _ROOT + r"((patch_embedding|proj_out|head)\.|scale_shift_table$)"),
 )
@@ -163,20 +170,23 @@ SKYREELS_V2 = Family(
 _LTX_PATTERNS = (
     ("cross_attention", rf"{_ROOT}{_LAYER}attn2\."),
     ("joint", rf"{_ROOT}{_LAYER}(attn1\.|ff\.|\w*scale_shift_table$)"),
-    ("embeddings", _ROOT + r"(time_embed|caption_projection|prompt_adaln)\."),
-    ("residual", _ROOT + r"((proj_in|proj_out)\.|scale_shift_table$)"),
+    (
+        "embeddings",
+        _ROOT + r"(time_embed|caption_projection|prompt_adaln|(prompt_)?adaln_single)\.",
+    ),
+    ("residual", _ROOT + r"((proj_in|proj_out|patchify_proj)\.|scale_shift_table$)"),
 )
 LTX = Family("ltx", "LTXVideoTransformer3DModel", _LTX_PATTERNS)
 LTX_2 = Family(
     "ltx-2",
     "LTX2VideoTransformer3DModel",
     (
-        ("audio", rf"{_ROOT}(audio_|av_cross_attn_|{_LAYER}\w*(audio_|video_to_audio|a2v))"),
+        ("audio", rf"{_ROOT}(audio_|av_cross_attn_|av_ca_|{_LAYER}\w*(audio_|video_to_audio|a2v))"),
         *_LTX_PATTERNS,
     ),
 )
 
-_HUNYUAN_PATTERNS = (
+_OUR_HUNYUAN_PATTERNS = (
     (
         "cross_attention",
         rf"{_ROOT}{_LAYER}(attn\.(add_|to_add_out|norm_added)|ff_context\.|norm1_context\.)",
@@ -185,6 +195,18 @@ _HUNYUAN_PATTERNS = (
     ("image_projector", _ROOT + r"image_embedder\."),
     ("embeddings", _ROOT + r"(context_embedder(_2)?|time_text_embed|time_embed|cond_type_embed)\."),
     ("residual", _ROOT + r"(x_embedder|norm_out|proj_out)\."),
+)
+_HUNYUAN_PATTERNS = (
+    *_OUR_HUNYUAN_PATTERNS,
+    # The original code's names: two streams in the double blocks, of the video and of the text.
+    ("cross_attention", _ROOT + r"double_blocks\.\d+\.txt_"),
+    ("joint", _ROOT + r"(double_blocks\.\d+\.img_|single_blocks\.\d+\.)"),
+    ("image_projector", _ROOT + r"vision_in\."),
+    (
+        "embeddings",
+        _ROOT + r"((txt|time|time_r|guidance|vector|byt5)_in\.|cond_type_embedding\.)",
+    ),
+    ("residual", _ROOT + r"(img_in\.|final_layer\.(linear|adaLN_modulation)\.)"),
 )
 HUNYUAN_VIDEO = Family("hunyuan-video", "HunyuanVideoTransformer3DModel", _HUNYUAN_PATTERNS)
 HUNYUAN_VIDEO_15 = Family(
@@ -225,16 +247,28 @@ COSMOS_2 = Family(
         ("joint", rf"{_ROOT}{_LAYER}(norm1|attn1|norm2|norm3|ff)\."),
         ("embeddings", _ROOT + r"(time_embed|learnable_pos_embed|crossattn_proj)\."),
         ("residual", _ROOT + r"(patch_embed\.proj|norm_out|proj_out)\."),
+        # The original code's names, of Cosmos 2 and 1.0.
+        ("cross_attention", _ROOT + r"blocks\.block\d+\.blocks\.1\.block\.attn\."),
+        ("joint", _ROOT + r"blocks\.block\d+\."),
+        ("embeddings", _ROOT + r"(extra_pos_embedder|t_embedder|t_embedding_norm|affline_norm)\."),
+        ("residual", _ROOT + r"final_layer\.adaln_modulation\."),
     ),
 )
 MINIMAX_H3 = Family(
     "minimax-h3",
     "MiniMaxH3Transformer3DModel",
     (
-        ("audio", _ROOT + r"audio_"),
+        ("audio", _ROOT + r"(audio_|final_layer\.audio_out\.)"),
         ("joint", rf"{_ROOT}{_LAYER}(norm1|attn|norm2|ff|adaln_proj)\."),
-        ("embeddings", _ROOT + r"(context_embedder|time_embedder|token_refiner)\."),
-        ("residual", _ROOT + r"(proj_in|norm_out|proj_out)\."),
+        (
+            "embeddings",
+            _ROOT + r"(context_embedder|time_embedder|token_refiner|condition_proj)\.",
+        ),
+        (
+            "residual",
+            _ROOT + r"(proj_in|norm_out|proj_out|video_patch_proj"
+            r"|final_layer\.(norm|adaln_proj|video_out))\.",
+        ),
     ),
 )
 

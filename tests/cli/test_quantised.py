@@ -55,6 +55,15 @@ def test_show_says_how_a_file_is_quantised(kind, words, folder):
     assert json.loads(output)["quantised"] == [words]
 
 
+def test_show_counts_weights_and_scales_apart(folder):
+    code, output = run("show", folder / "base-fp8.safetensors", "--json", "--groups")
+    assert code == 0
+    found = json.loads(output)
+    assert (found["tensors"], found["with_scales"]) == (1, 3)
+    assert (found["parameters"], found["groups"]) == (24 * 32, {"joint": 24 * 32})
+    assert found["bytes"] == 24 * 32 + 4 and found["dtypes"] == ["fp8_e4m3fn"]
+
+
 def test_show_says_nothing_of_the_kind_about_weights(folder):
     code, output = run("show", folder / "base-bf16.safetensors", "--json")
     assert code == 0

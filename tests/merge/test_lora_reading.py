@@ -18,6 +18,7 @@ from motionmerge.merge.engine import merge, realise
 from motionmerge.merge.groups import only
 from motionmerge.merge.lora import lora
 from motionmerge.merge.lora_export import export_loras
+from motionmerge.merge.lora_report import describe_lora
 from motionmerge.merge.recipe import Recipe
 from motionmerge.sampling.lora_layers import read_lora
 
@@ -213,6 +214,15 @@ def test_a_file_that_names_the_second_denoiser_means_the_first_by_the_plain_name
     assert both_ways(nets, pair(f"transformer_2.{Q}")) == {f"transformer_2.{Q}.weight": 1.0}
 
 
+def test_a_modules_name_is_not_taken_for_the_beginning_of_a_layers() -> None:
+    """`transformer_blocks.{}.norm2` is what MiniMax-H3's `blocks.{}.norm2` is in diffusers."""
+    norm = "blocks.0.norm2"
+    nets = {name: model((norm,)) for name in TWO}
+    file = pair(f"transformer.{norm}") | pair(f"transformer_2.{norm}", size=10)
+    expected = {f"transformer.{norm}.weight": 1.0, f"transformer_2.{norm}.weight": 10.0}
+    assert both_ways(nets, file) == expected
+
+
 def test_a_layer_for_both_denoisers_beside_one_of_the_second_is_refused() -> None:
     file = pair(Q) | pair(f"transformer_2.{Q}")
     with pytest.raises(CheckpointError, match=r"mean `transformer_2\."):
@@ -298,6 +308,27 @@ def test_an_alpha_of_a_layer_that_the_file_does_not_hold_is_no_lora_and_is_liste
         both_ways({"denoiser": model()}, alpha)
     read = read_lora(pair(Q) | alpha, {"denoiser": model()}, name="style", missing="keep")
     assert list(read.left_out) == [key]
+
+
+@pytest.mark.parametrize("key", ["blocks.1.attn1.to_out.0.alpha", "blocks.7.attn1.to_q.alpha"])
+def test_alphas_of_layers_that_were_taken_out_are_counted_as_unused(
+    key: str, tmp_path: Path
+) -> None:
+    """All other layers have their own, so it is nobody's under another spelling."""
+    layer = pair(Q) | {f"{Q}.alpha": torch.tensor(2.0)}
+    file = layer | {key: torch.tensor(4.0), f"{LAYERS[1]}.diff_b": torch.ones(6)}
+    found = dense(zeros({"denoiser": model()}), file)
+    assert found == {f"{Q}.weight": 2.0, f"{LAYERS[1]}.bias": 1.0}
+    assert both_ways({"denoiser": model()}, layer | {key: torch.tensor(4.0)}) == {
+        f"{Q}.weight": 2.0
+    }
+    save_weights(tmp_path / "l.safetensors", file)
+    save_weights(tmp_path / "b.safetensors", zeros({"denoiser": model()}))
+    text = 'inputs: {b: b.safetensors, l: l.safetensors}\nexperts: {m: "b + lora(l, 1.0)"}'
+    report = merge(Recipe.parse(text, folder=tmp_path), tmp_path / "out")
+    assert not report.unmatched and report.unused_strengths == 1
+    assert "Unused: a strength (alpha)" in str(report)
+    assert describe_lora(tmp_path / "l.safetensors").unused_strengths == 1
 
 
 OTHERS = {

@@ -11,6 +11,7 @@ from diffusers.loaders.lora_conversion_utils import (
 )
 
 from motionmerge.errors import ConfigError
+from motionmerge.families import group_of
 from motionmerge.merge.export_names import renamed
 from motionmerge.merge.names.layout import to_ours, to_theirs
 from motionmerge.merge.names.rules import numbered, parts_of
@@ -92,6 +93,20 @@ def test_every_tensor_has_an_original_name_and_comes_back(style, kind):
     back = to_ours(shapes_of(original), names)
     assert not back.left
     assert_equal(made(back.layout, original), state)
+
+
+ONLY_IN_CONTEXT = {
+    "animate": ("motion_encoder.",),  # of no known group
+    "minimax-h3": ("norm2.",),  # `blocks.0.norm2` is Wan's, which is another layer
+}
+
+
+@pytest.mark.parametrize(("style", "kind"), EACH)
+def test_original_names_are_in_the_group_of_the_tensors_that_they_stand_for(style, kind):
+    shapes = shapes_of(state_of(kind))
+    for name, tensor in to_theirs(shapes, STYLES_BY_NAME[style]).layout.items():
+        if not any(part in name for part in ONLY_IN_CONTEXT.get(kind, ())):
+            assert {group_of(piece.name) for piece in tensor.pieces} == {group_of(name)}, name
 
 
 @pytest.mark.parametrize(("style", "kind"), [(s, k) for s, k in EACH if s in CONVERTERS])

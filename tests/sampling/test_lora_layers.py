@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.merge.algebra import Checkpoint
+from motionmerge.merge.lora import lora
 from motionmerge.sampling.expert_bank import attached_bank, experts
 from motionmerge.sampling.lora_layers import read_lora
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
@@ -169,6 +172,35 @@ def test_layers_that_the_model_lacks_are_refused_or_left_out_with_a_warning() ->
         outputs(Model(), pair("blocks.7.to_q"), missing="keep")
     with pytest.raises(ConfigError, match="`missing`"):
         outputs(Model(), file, missing="drop")
+
+
+class Patches(nn.Module):
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.patch_embedding = embedding
+
+    def forward(self, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+        return self.patch_embedding(sample)
+
+
+@pytest.mark.parametrize("flat", ["the file", "the model"])
+def test_a_patch_embedding_is_the_same_with_its_kernel_flattened(flat: str) -> None:
+    torch.manual_seed(0)
+    down, up = torch.randn(2, 3, 1, 2, 2), torch.randn(5, 2, 1, 1, 1)
+    sample = torch.randn(1, 3, 4, 6, 6)
+    layer: nn.Module = nn.Conv3d(3, 5, (1, 2, 2), stride=(1, 2, 2), bias=False)
+    if flat == "the file":
+        down, up = down.flatten(1), up.flatten(1)
+    else:
+        layer, sample = nn.Linear(12, 5, bias=False), torch.randn(4, 12)
+    weight = layer.weight.detach()
+    file = {"patch_embedding.lora_A.weight": down, "patch_embedding.lora_B.weight": up}
+    base = Checkpoint.from_tensors({"patch_embedding.weight": weight}, name="base")
+    model, merged = Patches(layer), copy.deepcopy(Patches(layer))
+    merged.load_state_dict((base + lora(file, 1.0)).tensors())
+    with experts(model, lora=file, weights={"one": 1.0}):
+        found = model(sample, timestep=0)
+    torch.testing.assert_close(found, merged(sample, timestep=0), atol=1e-5, rtol=1e-5)
 
 
 def test_one_denoiser_of_a_file_for_two_can_be_used_alone() -> None:

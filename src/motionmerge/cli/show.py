@@ -197,7 +197,7 @@ def _model_card(metadata: Mapping[str, str]) -> dict[str, Any]:
 def _sizes(path: Path, *, groups: bool) -> dict[str, Any]:
     import math
 
-    from motionmerge.io.quantised import describe_quantisation
+    from motionmerge.io.quantised import beside_weights, describe_quantisation
     from motionmerge.merge.groups import count_parameters
     from motionmerge.merge.sources import open_as_stored
     from motionmerge.tensors import dtype_name, num_bytes
@@ -209,13 +209,16 @@ def _sizes(path: Path, *, groups: bool) -> dict[str, Any]:
             for name in reader.keys()  # noqa: SIM118  (not a mapping)
         }
         described = {p: describe_quantisation(r, r.metadata) for p, r in parts.items()}
-    counts = {name: math.prod(shape) for name, (_, shape) in stored.items()}
+        scales = {p + name for p, r in parts.items() for name in beside_weights(r, r.metadata)}
+    weights = {name: spec for name, spec in stored.items() if name not in scales}
+    counts = {name: math.prod(shape) for name, (_, shape) in weights.items()}
     quantised = [prefix + words for prefix, words in described.items() if words]
     found: dict[str, Any] = {
         "tensors": len(counts),
+        **({"with_scales": len(stored)} if scales else {}),
         "parameters": sum(counts.values()),
         "bytes": sum(num_bytes(*spec) for spec in stored.values()),
-        "dtypes": sorted({dtype_name(dtype) for dtype, _ in stored.values()}),
+        "dtypes": sorted({dtype_name(dtype) for dtype, _ in weights.values()}),
     }
     if quantised:
         found["quantised"] = quantised

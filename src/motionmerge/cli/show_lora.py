@@ -95,6 +95,8 @@ def print_note(found: Mapping[str, Any]) -> None:
     print(f"a LoRA, names as {', '.join(found['styles'])}")
     if found["adapters"]:
         print(f"adapters: {_clean(', '.join(found['adapters']))}")
+    if found["modules"]:
+        print(f"for {', '.join(found['modules'])}, as its header says")
     rows = [_row(name, group) for name, group in found["groups"].items()]
     _print_table(rows)
     if found["reached"] is not None:
@@ -111,6 +113,8 @@ def print_note(found: Mapping[str, Any]) -> None:
             print(f"  {_clean(name)}: {_clean(why)}")
         if len(found["strangers"]) > _SHOWN:
             print(f"  ... {len(found['strangers']) - _SHOWN} more")
+    if found["unused_strengths"]:
+        print(f"{found['unused_strengths']:,} of its alphas are of layers that it does not hold")
     for warning in found["warnings"]:
         print(f"Warning: {warning}")
 

@@ -197,6 +197,18 @@ def describe_quantisation(file: Stored, metadata: Mapping[str, str]) -> str | No
     return ", ".join(f"{kind}: {count} layers" for kind, count in kinds.items())
 
 
+def beside_weights(file: Stored, metadata: Mapping[str, str]) -> frozenset[str]:
+    """Return the tensors that are no weights: scales, markers, settings; refuse nothing.
+
+    Empty for formats that are not read.
+    """
+    try:
+        quantisation = find_quantisation(file, metadata, called="the file")
+    except CheckpointError:
+        return frozenset()
+    return frozenset() if quantisation is None else quantisation.hidden
+
+
 def looks_like_codes(name: str, dtype: DType, shape: Sequence[int]) -> bool:
     """Check whether integers are a weight's codes: matrices named `weight`, of at most 32 bits."""
     is_matrix = len(shape) > 1 and not dtype.is_floating_point and dtype.itemsize < 8

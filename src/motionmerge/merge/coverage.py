@@ -41,11 +41,13 @@ class Coverage:
         matched: Names that every input has.
         reached: Per expression, the names that a task vector needs and no needed input lacks.
         unmatched: Names that a task vector needs, with the inputs that lack them.
+        unused_strengths: Keys of alpha in LoRA files whose layers these do not hold.
     """
 
     matched: tuple[str, ...]
     reached: tuple[tuple[str, ...], ...]
     unmatched: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unused_strengths: tuple[str, ...] = ()
 
 
 def check_coverage(
@@ -107,7 +109,8 @@ def check_coverage(
     if unmatched and missing == "error":
         raise _one_sided(unmatched, strangers)
     matched = (name for name in names if all(inputs.has(s, name) for s in inputs.sources))
-    return Coverage(tuple(matched), tuple(map(tuple, reached)), unmatched)
+    unused = (key for source in inputs.sources for key in inputs.unused_strengths(source))
+    return Coverage(tuple(matched), tuple(map(tuple, reached)), unmatched, tuple(unused))
 
 
 def _held(source: Source, inputs: OpenInputs) -> dict[str, tuple[int, ...]]:

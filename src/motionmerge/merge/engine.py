@@ -185,6 +185,7 @@ def merge(
             experts=reports,
             matched=len(coverage.matched),
             unmatched=coverage.unmatched,
+            unused_strengths=len(coverage.unused_strengths),
             unchanged=unchanged,
             dry_run=dry_run,
             seconds=time.perf_counter() - started,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from motionmerge.merge.lora_keys import group_keys
 from motionmerge.merge.lora_placement import Piece, check_values, piece_shape, place, strength_of
 from motionmerge.merge.lora_products import difference, rows_of
 from motionmerge.merge.lora_scaling import LoraScaling
+from motionmerge.merge.renamed import is_alike
 from motionmerge.merge.sources import MemoryTensors, OpenInputs, Origin, Source, TensorSource
 from motionmerge.merge.terms import ATOM, is_number
 from motionmerge.tensors import DType
@@ -57,7 +58,7 @@ class LoraTensors(MemoryTensors):
         self._file, self._scaling, self._model_shapes = file, scaling, shapes
         self._name, self._is_checked = name, False
         self._lora_keys = group_keys(file.keys())
-        self._placement = place(file, shapes, keys=self._lora_keys)
+        self._placement = place(file, shapes, keys=self._lora_keys, modules=scaling.modules)
         self._home = self._placement.home
 
     @classmethod
@@ -89,6 +90,10 @@ class LoraTensors(MemoryTensors):
     def strangers(self) -> Mapping[str, str]:
         """List what of the file goes nowhere in the model, with the reason."""
         return self._placement.strangers
+
+    def unused_strengths(self) -> Sequence[str]:
+        """List the keys of alpha whose layers the file does not hold."""
+        return self._lora_keys.unused_strengths
 
     def layers(self) -> dict[str, tuple[int, ...]]:
         """Return names and shapes of a model's tensors that would be just the file's layers."""
@@ -138,7 +143,8 @@ class LoraTensors(MemoryTensors):
             if piece.place is not None:
                 place = (piece.place.stop - piece.place.start, *wanted[1:])
                 rest = (wanted[0], *shape[1:])
-            if math.prod(shape) != math.prod(place) or shape[:1] != place[:1]:
+            same_rows = shape[:1] == place[:1] or is_alike(shape, place)
+            if math.prod(shape) != math.prod(place) or not same_rows:
                 return rest
         return wanted or ()
 

@@ -36,6 +36,7 @@ from motionmerge.merge.export_targets import (
 from motionmerge.merge.in_memory import as_recipe
 from motionmerge.merge.lora_energy import Energy
 from motionmerge.merge.lora_layers import LoraLayers
+from motionmerge.merge.lora_settings import MODULES_KEY
 from motionmerge.merge.plan import Job
 from motionmerge.merge.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.merge.sources import OpenInputs, Origin, Source
@@ -298,6 +299,6 @@ def _metadata(recipe: Recipe, file: ExportFile, base: str) -> dict[str, str]:
         METADATA_KEY: recipe.print(),
         "motionmerge.expert": file.expert,
         "motionmerge.lora_base": base,
-        "motionmerge.modules": ",".join(file.modules),
+        MODULES_KEY: ",".join(file.modules),
         "motionmerge.version": __version__,
     }

@@ -67,6 +67,7 @@ FUSIONS: tuple[Fusion, ...] = (
     Fusion(("to_kv", "kv", "kv_proj"), tuple(split[1:] for split in _QKV), "aa"),
     Fusion(("to_added_qkv",), (("add_q_proj", "add_k_proj", "add_v_proj"),), "abb"),
     Fusion(("to_added_kv",), (("add_k_proj", "add_v_proj"),), "aa"),
+    Fusion(("norms_linear",), (("norm1_linear", "norm2_linear"),), "aa"),
     Fusion(("attn_to_qkv_mlp",), (("attn_to_q", "attn_to_k", "attn_to_v", "proj_mlp"),), "aaab"),
 )
 """Queries have as many rows as keys and values or, if heads share those, more."""

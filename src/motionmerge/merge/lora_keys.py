@@ -48,6 +48,10 @@ _TARGETS = {"bias": "bias", "up_bias": "bias", "modulation": "modulation"}
 """By part, the tensor of a module that it changes, if that is not the weight."""
 
 
+_PLAIN = {"full", "bias", "modulation"}
+"""Parts that alpha does not scale."""
+
+
 @dataclass
 class LoraModule:
     """The keys of a LoRA file for one module of the model.
@@ -60,6 +64,11 @@ class LoraModule:
 
     path: str
     keys: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def has_its_strength(self) -> bool:
+        """Whether nothing else says how strong it is: it has an alpha, or nothing to be scaled."""
+        return "alpha" in self.keys or self.keys.keys() <= _PLAIN
 
     def parts(self, target: str) -> dict[str, str]:
         """Return the keys that change the module's `weight`, its `bias`, or its `modulation`."""
@@ -84,12 +93,15 @@ class LoraKeys:
         whole: Keys of whole weights and biases, which are no differences.
         unknown: Keys that are nothing known.
         adapters: The names of the adapters in it; most files name none.
+        unused_strengths: Keys of alpha that are nobody's: the matrices of their layers were taken
+            out, and all other layers have an alpha of their own.
     """
 
     modules: tuple[LoraModule, ...]
     whole: tuple[str, ...]
     unknown: tuple[str, ...]
     adapters: tuple[str, ...] = ()
+    unused_strengths: tuple[str, ...] = ()
 
 
 def group_keys(keys: Iterable[str]) -> LoraKeys:
@@ -117,13 +129,16 @@ def group_keys(keys: Iterable[str]) -> LoraKeys:
             rest.append(key)
     if len(adapters) > 1:
         raise _several_adapters(adapters)
-    for path in [path for path, module in modules.items() if module.keys.keys() == {"alpha"}]:
-        rest.append(modules.pop(path).keys["alpha"])  # of a layer that the file does not hold
-    _refuse_unknown_parts(modules, rest)
+    empty = [path for path, module in modules.items() if module.keys.keys() == {"alpha"}]
+    alphas = [modules.pop(path).keys["alpha"] for path in empty]
+    _refuse_unknown_parts(modules, [*rest, *alphas])
+    # Where a layer has no alpha, one of these may be its own under another spelling.
+    if not all(module.has_its_strength for module in modules.values()):
+        rest, alphas = [*rest, *alphas], []
     whole = tuple(key for key in rest if key.endswith((".weight", ".bias")))
     unknown = tuple(key for key in rest if key not in set(whole))
     names = tuple(name for name in adapters if name is not None)
-    return LoraKeys(tuple(modules.values()), whole, unknown, names)
+    return LoraKeys(tuple(modules.values()), whole, unknown, names, tuple(alphas))
 
 
 def clash(first: str, second: str, *, what: str) -> CheckpointError:

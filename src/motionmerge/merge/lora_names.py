@@ -12,13 +12,13 @@ whose own names begin like a wrapper (`model.`) keeps them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from motionmerge.errors import CheckpointError
 from motionmerge.merge.lora_fused import Fusion, parts_of, wholes_of
 from motionmerge.merge.names.minimax_h3 import MINIMAX_H3_SHARDS_STYLE
-from motionmerge.merge.names.wrappers import BETWEEN, FRONT
+from motionmerge.merge.names.wrappers import BETWEEN, FRONT, bare_names
 from motionmerge.merge.original_names import Spelling, spellings_for, split_number
 from motionmerge.merge.sources import MODULES
 
@@ -90,23 +90,34 @@ class ModelNames:
         names: Names of the model's tensors, with or without a module's prefix (`unet.`).
         paths: The paths of the file. If one begins with `transformer_2.` or `image_projector.`,
             one that begins with another module's name means that module alone.
+        only: The modules that the file is for; empty: it does not say. A file for several modules
+            means each by its own name. A model that is one denoiser has no modules.
+
+    Raises:
+        CheckpointError: The model has modules, and none of these.
     """
 
-    def __init__(self, names: Iterable[str], paths: Iterable[str] = ()) -> None:
+    def __init__(
+        self, names: Iterable[str], paths: Iterable[str] = (), *, only: Sequence[str] = ()
+    ) -> None:
         self._weights: dict[str, dict[str, list[tuple[int, str, str]]]] = {}
         self._biases: dict[str, dict[str, list[tuple[int, str, str]]]] = {}
-        self._exact = any(
+        self._only = frozenset(f"{module}." for module in only)
+        self._exact = len(only) > 1 or any(
             module in _PARTICULAR for path in paths for _, module, _ in _unwrapped(path)
         )
-        names = list(names)
-        self._spellings = spellings_for(names)
-        for name in names:
-            self._add(name)
+        split = bare_names(names)
+        self._spellings = spellings_for(split)
+        owners = {name: f"{module}." if module else "" for name, (module, _) in split.items()}
+        for name, owner in owners.items():
+            self._add(name, owner)
+        held = dict.fromkeys(owners.values())
+        if only and "" not in held and not self._only & held.keys():
+            raise _no_such_module(only, [module.rstrip(".") for module in held])
 
-    def _add(self, name: str) -> None:
+    def _add(self, name: str, module: str) -> None:
         index = self._biases if name.endswith(".bias") else self._weights
         unwrapped = list(_unwrapped(name.removesuffix(".bias").removesuffix(".weight")))
-        module = unwrapped[-1][1]
         for level, owner, path in unwrapped:
             if owner == module:  # not `transformer.x` of a pipeline's folder, but `x`
                 for further, meaning in enumerate(self._meanings(path)):
@@ -162,7 +173,11 @@ class ModelNames:
 
     def _read(self, path: str) -> Iterator[tuple[str, str, Spelling]]:
         """Yield what a path may mean: a module of the pipeline, the path in it, and a name."""
-        for _, module, rest in _unwrapped(path):
+        read = list(_unwrapped(path))
+        # Flat, `transformer.blocks` looks like `transformer_blocks` of another family: the module
+        # is taken off first, though names of CogVideoX's original code begin with it.
+        read.sort(key=lambda one: not one[1] and _MODULE.match(one[2]) is not None)
+        for _, module, rest in read:
             for meaning in self._meanings(rest):
                 yield module, rest, meaning
 
@@ -174,6 +189,8 @@ class ModelNames:
             yield Spelling(_comparable(meaning.path), meaning.order)
 
     def _is_meant(self, denoiser: str, module: str, named: Iterable[str]) -> bool:
+        if self._only and denoiser not in self._only | {""}:
+            return False
         if module in _PARTICULAR:
             return denoiser == module
         if module and self._exact:
@@ -214,6 +231,14 @@ def _unwrapped(path: str) -> Iterator[tuple[int, str, str]]:
             return
         level, rest = level + 1, rest[found.end() :]
         yield level, module, rest
+
+
+def _no_such_module(wanted: Sequence[str], held: Sequence[str]) -> CheckpointError:
+    return CheckpointError(
+        f"The header of the LoRA says that it is for `{'`, `'.join(wanted)}`; the model has "
+        f"`{'`, `'.join(held)}`.",
+        fix="Use it with the model that it was made for, or with one denoiser's own weights.",
+    )
 
 
 def _nearest(candidates: list[tuple[int, str, str]], path: str) -> str:

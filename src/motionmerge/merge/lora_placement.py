@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from motionmerge.errors import CheckpointError, ShapeError
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.lora_fused import Fusion
-from motionmerge.merge.lora_keys import LoraKeys, LoraModule, clash, group_keys
+from motionmerge.merge.lora_keys import LoraKeys, LoraModule, clash
 from motionmerge.merge.lora_names import (
     FoundParts,
     ModelNames,
@@ -20,6 +20,7 @@ from motionmerge.merge.lora_names import (
     is_other_component,
 )
 from motionmerge.merge.lora_products import Rows, cut, difference_shape
+from motionmerge.merge.lora_reordered import ReorderedNames, Scattered
 from motionmerge.merge.lora_scaling import LoraScaling, Strength
 from motionmerge.merge.original_names import Spelling
 from motionmerge.merge.sources import TensorSource
@@ -74,12 +75,20 @@ class _Places:
 
     home: dict[str, list[Piece]] = field(default_factory=dict)
     gathered: dict[str, tuple[Fusion, dict[int, Piece]]] = field(default_factory=dict)
+    scattered: dict[str, dict[str, list[Piece]]] = field(default_factory=dict)
 
     def add(self, name: str, piece: Piece) -> None:
         """Add a piece to a tensor that holds none."""
         if name in self.home:
             raise _meet(self.home[name][0], piece, name)
         self.home[name] = [piece]
+
+    def scatter(self, name: str, layer: str, pieces: list[Piece]) -> None:
+        """Keep the rows of a layer of diffusers that lie apart in a tensor of the model."""
+        layers = self.scattered.setdefault(name, {})
+        if layer in layers:
+            raise _meet(layers[layer][0], pieces[0], name)
+        layers[layer] = pieces
 
     def gather(self, name: str, fusion: Fusion, number: int, piece: Piece) -> None:
         """Keep one of the parts of a fused tensor until all are known."""
@@ -90,25 +99,35 @@ class _Places:
 
 
 def place(
-    file: TensorSource, shapes: Mapping[str, tuple[int, ...]], *, keys: LoraKeys | None = None
+    file: TensorSource,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    keys: LoraKeys,
+    modules: Sequence[str] = (),
 ) -> Placement:
     """Find a place for everything in a LoRA file; only headers are read.
 
     Args:
         file: The open file.
         shapes: Shape of each tensor of the model.
-        keys: The file's keys, if they are sorted already.
+        keys: The file's keys, sorted.
+        modules: The modules of the model that it is for, if that stands beside it; empty: all that
+            have its layers.
 
     Raises:
         CheckpointError: The file holds no LoRA, or one that is no task vector; two modules of it
-            mean one tensor.
+            mean one tensor; the model has none of `modules`.
         ShapeError: A tensor of the file is empty, an alpha is no number, or the rows of a fused
             projection are not those of its parts.
     """
-    keys = group_keys(file.keys()) if keys is None else keys
     check_modules(file, keys)
-    names = ModelNames(shapes, [module.path for module in keys.modules])
-    model = _Model(names, shapes, keys.adapters)
+    paths = [module.path for module in keys.modules]
+    model = _Model(
+        ModelNames(shapes, paths, only=modules),
+        ReorderedNames(shapes, paths, only=modules),
+        shapes,
+        keys.adapters,
+    )
     places, strangers = _Places(), _unused(keys)
     for module in keys.modules:
         for target in module.targets():
@@ -124,6 +143,11 @@ def place(
         if whole in places.home:
             raise _meet(places.home[whole][0], next(iter(found.values())), whole)
         places.home[whole] = [replace(piece, place=rows[n]) for n, piece in found.items()]
+    for whole, layers in places.scattered.items():
+        pieces = [piece for own in layers.values() for piece in own]
+        if whole in places.home:
+            raise _meet(places.home[whole][0], pieces[0], whole)
+        places.home[whole] = pieces
     return Placement(places.home, strangers)
 
 
@@ -135,7 +159,8 @@ def check_modules(file: TensorSource, keys: LoraKeys) -> None:
         ShapeError: A tensor is empty, or an alpha is more than one number.
     """
     if not keys.modules:
-        example = next(iter((*keys.whole, *keys.unknown)), "(no tensors)")
+        held = (*keys.whole, *keys.unknown, *keys.unused_strengths)
+        example = next(iter(held), "(no tensors)")
         raise CheckpointError(
             f"The file holds no LoRA; its keys look like `{example}`.",
             fix="Use a LoRA file; whole weights go into a recipe as `(tuned - base)`.",
@@ -246,7 +271,26 @@ def _place(
         for name in fused.names:
             places.gather(name, fused.fusion, fused.number, Piece(module, keys, fused.path))
         return True
-    return False
+    apart = model.reordered.find(module.path, of_bias=of_bias)
+    for found_apart in apart:
+        _scatter(found_apart, Piece(module, keys, found_apart.path), places, file)
+    return bool(apart)
+
+
+def _scatter(found: Scattered, piece: Piece, places: _Places, file: TensorSource) -> None:
+    """Deal the rows of a module over those that they are in a tensor of the model."""
+    if (rows := num_rows(file, piece)) != found.num_rows:
+        raise ShapeError(
+            f"`{piece.module.path}` of the LoRA has {rows} rows; `{found.layer}`, which is a part "
+            f"of `{found.name}`, has {found.num_rows}.",
+            fix="Use a LoRA for this model; its layers have other sizes.",
+        )
+    ours = _order(found.spelling, piece, file)
+    places.scatter(
+        found.name,
+        found.layer,
+        [replace(piece, rows=cut(ours, own), place=place) for own, place in found.blocks],
+    )
 
 
 @dataclass(frozen=True)
@@ -254,6 +298,7 @@ class _Model:
     """The model, as far as it is needed to place the modules of a file."""
 
     names: ModelNames
+    reordered: ReorderedNames
     shapes: Mapping[str, tuple[int, ...]]
     adapters: tuple[str, ...]
 

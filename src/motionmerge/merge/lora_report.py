@@ -55,17 +55,21 @@ class LoraDescription:
         styles: The styles of its keys, in words.
         adapters: Names of adapters in its keys; most files have none.
         groups: Its modules by parameter group.
+        modules: The modules of a pipeline that it is for; empty where its header does not say.
         reached: Tensors of the base that it changes; None without a base.
         strangers: Modules or keys that go nowhere, with the reason; without a base, only those
             that go nowhere in any.
+        unused_strengths: Number of its keys of alpha whose layers it does not hold.
         warnings: What looks wrong.
     """
 
     styles: tuple[str, ...]
     adapters: tuple[str, ...]
     groups: Mapping[str, LoraGroup]
+    modules: tuple[str, ...] = ()
     reached: tuple[str, ...] | None = None
     strangers: Mapping[str, str] = field(default_factory=dict)
+    unused_strengths: int = 0
     warnings: tuple[str, ...] = ()
 
 
@@ -141,8 +145,10 @@ def _describe(
         styles=styles_of([key for module in keys.modules for key in module.keys.values()]),
         adapters=keys.adapters,
         groups={name: group.summed_up() for name, group in ordered.items()},
+        modules=scaling.modules,
         reached=None if fitted is None else tuple(fitted.keys()),
         strangers=unused if fitted is None else fitted.strangers(),
+        unused_strengths=len(keys.unused_strengths),
         warnings=tuple(_warnings(ordered)),
     )
 

@@ -17,6 +17,7 @@ from motionmerge.merge.lora_names import component_of
 from motionmerge.merge.lora_settings import (
     ByComponent,
     LoraSettings,
+    modules_of_header,
     settings_of_file,
     settings_of_header,
 )
@@ -45,15 +46,17 @@ class Strength:
 
 @dataclass(frozen=True)
 class LoraScaling:
-    """What stands beside a LoRA file about alpha.
+    """What stands beside the tensors of a LoRA file, above all about alpha.
 
     Attributes:
         settings: All of `adapter_config.json`; empty if there is none.
         known: The settings, those that count most first.
+        modules: The modules of a pipeline that it is for; empty where nothing says so.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     known: Sequence[ByComponent] = ()
+    modules: tuple[str, ...] = ()
 
     @classmethod
     def beside(cls, path: Path, metadata: Mapping[str, str]) -> LoraScaling:
@@ -63,8 +66,9 @@ class LoraScaling:
             CheckpointError: They are damaged, contradict each other, or change more than alpha.
         """
         header = settings_of_header(metadata, where=str(path))
+        modules = modules_of_header(metadata, where=str(path))
         raw, own = settings_of_file(path)
-        return cls(raw, [*header, own] if own else header)
+        return cls(raw, [*header, own] if own else header, modules)
 
     def strength(self, path: str, *, layer: str, rank: int | None, alpha: float | None) -> Strength:
         """Give alpha / rank of a module; 1 if alpha or the rank is unknown.

@@ -1,8 +1,9 @@
-"""What stands beside a LoRA's tensors about their strength: the file's header, peft's own file.
+"""What stands beside a LoRA's tensors: about their strength, and for which modules they are.
 
     lora_adapter_metadata   in the header, of diffusers: settings of each part of a pipeline
     transformer.lora_alpha  in the header, plain; also without the part's name
     adapter_config.json     beside `adapter_model.*`, of peft
+    motionmerge.modules     in the header of exports: the modules of a pipeline that it is for
 
 Settings that change what a LoRA does and are not carried out here are refused by name.
 """
@@ -22,6 +23,7 @@ from motionmerge.merge.lora_names import is_other_component
 from motionmerge.merge.sources import MODULES
 
 METADATA_KEY = "lora_adapter_metadata"
+MODULES_KEY = "motionmerge.modules"
 CONFIG_FILE = "adapter_config.json"
 
 _KINDS = ("LORA", "LOHA", "LOKR")
@@ -93,6 +95,22 @@ def settings_of_header(metadata: Mapping[str, str], *, where: str) -> list[ByCom
         found.append(_checked(split, METADATA_KEY, where))
     plain = _plain(metadata, where)
     return [*found, plain] if plain else found
+
+
+def modules_of_header(metadata: Mapping[str, str], *, where: str) -> tuple[str, ...]:
+    """Return the modules that a header says the LoRA is for; empty if it says nothing.
+
+    Raises:
+        CheckpointError: One is no module of a pipeline that is merged.
+    """
+    found = tuple(filter(None, metadata.get(MODULES_KEY, "").split(",")))
+    if unknown := [module for module in found if module not in MODULES]:
+        raise CheckpointError(
+            f"The LoRA {where} is for `{unknown[0][:100]}`, as `{MODULES_KEY}` in its header says; "
+            f"expected some of {', '.join(MODULES)}.",
+            fix="Export it again, or save it without this key of the header.",
+        )
+    return found
 
 
 def settings_of_file(path: Path) -> tuple[Mapping[str, Any], ByComponent]:

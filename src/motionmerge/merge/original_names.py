@@ -173,7 +173,9 @@ class _Flat:
         self._templates = Templates(self._meanings)
 
     def _add(self, path: str, ours: str, order: Order | None) -> None:
-        self._meanings.setdefault(_flat(path), {})[Spelling(_flat(ours), order)] = None
+        # Only where one has a weight and the other a bare parameter is `.weight` in the tables.
+        layer, meaning = (_flat(name.removesuffix(".weight")) for name in (path, ours))
+        self._meanings.setdefault(layer, {})[Spelling(meaning, order)] = None
 
     def find(self, flat: str) -> Iterator[Spelling]:
         """Yield what a flat path may mean."""

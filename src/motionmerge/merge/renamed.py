@@ -171,7 +171,7 @@ class _Pair:
     def num_common(self) -> int:
         """Tensors that both have in one size."""
         return sum(
-            name in self.other.layout and _is_alike(tensor.shape, self.other.layout[name].shape)
+            name in self.other.layout and is_alike(tensor.shape, self.other.layout[name].shape)
             for name, tensor in self.anchor.layout.items()
         )
 
@@ -187,7 +187,7 @@ class _Pair:
             if not all(part in self.other.layout for part in parts):
                 continue
             if all(
-                _is_alike(self.anchor.layout[part].shape, self.other.layout[part].shape)
+                is_alike(self.anchor.layout[part].shape, self.other.layout[part].shape)
                 for part in parts
             ):
                 made |= composed({name: tensor}, self.other.layout)
@@ -201,7 +201,7 @@ class _Pair:
         return None if left.keys() & made.keys() else made | left
 
 
-def _is_alike(first: Sequence[int], second: Sequence[int]) -> bool:
+def is_alike(first: Sequence[int], second: Sequence[int]) -> bool:
     """Check whether two shapes differ in dimensions of size one at most."""
     return [size for size in first if size != 1] == [size for size in second if size != 1]
 

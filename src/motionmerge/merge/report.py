@@ -146,6 +146,7 @@ class MergeReport:
         experts: By name.
         matched: Number of tensor names that every input has.
         unmatched: Names that a task vector needs and some inputs lack, with those inputs.
+        unused_strengths: Number of keys of alpha in LoRA files whose layers these do not hold.
         unchanged: Tensors that a task vector reaches and that are equal in all inputs (0 in a dry
             run).
         dry_run: Nothing was read beyond the headers, nothing was written.
@@ -163,6 +164,7 @@ class MergeReport:
     experts: Mapping[str, ExpertReport]
     matched: int
     unmatched: Mapping[str, tuple[str, ...]]
+    unused_strengths: int
     unchanged: int
     dry_run: bool
     seconds: float
@@ -214,6 +216,8 @@ class MergeReport:
         if not self.dry_run:
             head += f", {self.unchanged} of them equal in all inputs"
         lines = [head + f", {len(self.unmatched)} unmatched."]
+        if self.unused_strengths:
+            lines.append(_unused(self.unused_strengths))
         for name, expert in self.experts.items():
             lines.append(f"{name} = {expert.formula}")
             lines.append(
@@ -247,3 +251,10 @@ class MergeReport:
             )
         lines += [f"Warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
+
+
+def _unused(count: int) -> str:
+    what = (
+        "a strength (alpha), of a layer" if count == 1 else f"{count} strengths (alpha), of layers"
+    )
+    return f"Unused: {what} that the LoRA does not hold."

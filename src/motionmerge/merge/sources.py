@@ -7,7 +7,7 @@ names of the first.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +89,10 @@ class MemoryTensors:
     def strangers(self) -> Mapping[str, str]:
         """List what goes nowhere in the model, with the reason; only LoRA files hold such."""
         return {}
+
+    def unused_strengths(self) -> Sequence[str]:
+        """List the keys of alpha whose layers are not there; only LoRA files hold such."""
+        return ()
 
     def check_values(self) -> None:
         """Look for NaN and infinity where no tensor of this source is read as it is stored."""
@@ -233,7 +237,11 @@ class OpenInputs:
         with self._stack:
             for source in self._sources:
                 self._open[source] = self._enter(source)
-            self._open = in_one_name_space(self._open, like=self._like)
+            # What was made for the first has its names already, as a fitted LoRA.
+            named = {s: o for s, o in self._open.items() if self.is_checkpoint(s)}
+            if self._sources:
+                named = {self._sources[0]: self._open[self._sources[0]], **named}
+            self._open |= in_one_name_space(named, like=self._like)
             for source in self._sources:
                 self._names[source] = frozenset(self._open[source].keys())
                 held = self._open[source]
@@ -291,6 +299,11 @@ class OpenInputs:
         """List what of a source goes nowhere in the model, with the reason; see `LoraTensors`."""
         origin = source.origin
         return origin.strangers() if isinstance(origin, MemoryTensors) else {}
+
+    def unused_strengths(self, source: Source) -> Sequence[str]:
+        """List the keys of alpha of a source whose layers are not there."""
+        origin = source.origin
+        return origin.unused_strengths() if isinstance(origin, MemoryTensors) else ()
 
     def shape(self, source: Source, name: str) -> tuple[int, ...]:
         """Give a tensor's shape without reading it."""

@@ -261,13 +261,23 @@ class AdaptedModule:
                 (up.bias, torch.zeros_like(up.bias) if factors.bias is None else factors.bias)
             )
         for own, value in pairs:
-            if own.numel() != value.numel() or own.shape[:2] != value.shape[:2]:
+            if not _fits(value, own):
                 raise ShapeError(
                     f"`{self.name}.{name}` of the LoRA `{lora}` has shape {list(value.shape)}; the "
                     f"model's layer needs {list(own.shape)}.",
                     fix="use a LoRA that was trained on this model.",
                 )
             own.copy_(value.reshape(own.shape))
+
+
+def _fits(value: torch.Tensor, own: torch.Tensor) -> bool:
+    """Check whether a matrix is that of a layer, or the same with its kernel flattened.
+
+    Patch embeddings are linear layers in some code and convolutions in other.
+    """
+    is_flat = 2 in (value.ndim, own.ndim)
+    same = value.shape[:1] == own.shape[:1] if is_flat else value.shape[:2] == own.shape[:2]
+    return same and value.numel() == own.numel()
 
 
 def _config(layers: Mapping[str, LoraLayer]) -> LoraConfig:

@@ -123,7 +123,7 @@ def _read(
         _check_pair(module, file, name=name)
     check_values(file, keys, name=name)
     model = _Model(denoisers)
-    placement = place(file, model.shapes, keys=keys)
+    placement = place(file, model.shapes, keys=keys, modules=scaling.modules)
     home = {
         tensor: pieces
         for tensor, pieces in placement.home.items()
