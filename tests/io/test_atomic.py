@@ -154,9 +154,9 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path, monkeypatch, name):
 def test_of_folders_made_for_results_that_failed_only_empty_ones_are_removed(tmp_path):
     (tmp_path / "kept").mkdir()
     for name in ("kept", "new", "new/deep"):
-        with pytest.raises(ZeroDivisionError), folder_of_results(tmp_path / name):
-            with atomic_path(tmp_path / name / "result"):
-                _ = 1 / 0
+        fails = pytest.raises(ZeroDivisionError)
+        with fails, folder_of_results(tmp_path / name), atomic_path(tmp_path / name / "result"):
+            _ = 1 / 0
         assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     with pytest.raises(ZeroDivisionError), folder_of_results(tmp_path / "full" / "deep"):
         with atomic_path(tmp_path / "full" / "other") as path:
@@ -170,9 +170,9 @@ def test_a_folder_with_the_inode_of_a_removed_one_is_cleared_like_any_other(tmp_
     """File systems give the inode of a removed folder to the next."""
     for number in range(5):
         folder = tmp_path / str(number)
-        with pytest.raises(ZeroDivisionError), folder_of_results(folder):
-            with atomic_path(folder / "result"):
-                _ = 1 / 0
+        fails = pytest.raises(ZeroDivisionError)
+        with fails, folder_of_results(folder), atomic_path(folder / "result"):
+            _ = 1 / 0
         folder.mkdir()
         left = folder / f".result.{_machine()}.{2**22 + 1}.01234567.tmp"
         left.touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -164,7 +165,7 @@ def test_a_merge_or_export_that_fails_leaves_no_folder_that_it_made(tmp_path):
         for write in (
             merge,
             export_comfyui,
-            lambda *args, **more: export_loras(*args, rank=2, **more),
+            partial(export_loras, rank=2),
         ):
             with pytest.raises(CheckpointError, match="NaN"):
                 write(MORE, folder, inputs=inputs)
