@@ -130,8 +130,8 @@ def parse_dtype(name: str | AnyDtype) -> DType:
     known = _BY_NAME.get(asked.strip().lower().removeprefix("torch."))
     if known is None and asked == "fp8_scaled":
         raise ConfigError(
-            "Scaled fp8 is written by `motionmerge merge` and `extrapolate` alone, and each weight "
-            "gets a scale there.",
+            "Scaled fp8 is written by `motionmerge merge`, `extrapolate` and `export comfyui` "
+            "alone, where each weight gets a scale; diffusers loads no such folder.",
             fix="Use bf16 here.",
         )
     if known is None:

@@ -164,6 +164,25 @@ def test_a_wan_expert_is_exported_for_comfyui_and_wan2gp(work):
         assert json.loads(call(*words, "--overwrite", "--json")[1])["dynamics"]["rank"] == 2
 
 
+def test_an_export_lists_what_it_keeps_as_merge_does(work):
+    torch.manual_seed(0)
+    base = WanTransformer3DModel(
+        num_attention_heads=1, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=8,
+        freq_dim=8, ffn_dim=8, num_layers=1,
+    ).state_dict()  # fmt: skip
+    save_file(base, "weights.safetensors")
+    less = {name: value + 0.1 for name, value in base.items() if "attn1.to_q" not in name}
+    save_file(less, "tuned.safetensors")
+    (work / "recipe.yaml").write_text(RECIPE.replace("base: weights", "base: weights.safetensors"))
+    for number, verb in enumerate((("merge",), ("export", "comfyui"), ("export", "loras"))):
+        words = (*verb, "recipe.yaml", "-o", str(number))
+        code, _, error = call(*words)
+        assert code == 2 and "missing on one side" in error
+        code, output, error = call(*words, "--missing", "keep")
+        assert code == 0, error
+        assert "Warning: 2 tensors were not in every input and were kept: `blocks.0." in output
+
+
 def test_two_experts_of_a_model_that_has_no_place_for_them_are_refused(work):
     words = ("export", "two-experts", "recipe.yaml", "--pipeline", "folder", "-o", "out")
     code, _, error = call(*words)

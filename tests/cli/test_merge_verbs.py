@@ -210,3 +210,17 @@ def test_show_says_what_merging_a_recipe_takes_and_whether_its_inputs_fit(weight
     assert "in common" in found["merging_takes"]["impossible"]
     recipe.write_text(recipe.read_text().replace("tuned.safetensors", "gone.safetensors"))
     assert "merging_takes" not in json.loads(call("show", recipe, "--json").stdout)
+
+
+def test_a_dry_run_says_that_it_reads_only_the_headers_of_checkpoints(weights, tmp_path):
+    with open_weights("tuned.safetensors") as reader:
+        tuned = {name: reader.read(name) / 0 for name in reader.keys()}  # noqa: SIM118
+    save_weights("tuned.safetensors", tuned)
+    assert call("merge", "calm", "-o", "out", "--dry-run", *weights).exit_code == 0
+    result = call("merge", "calm", "-o", "out", *weights)
+    assert result.exit_code == 2 and "infinity" in result.stderr
+    assert not (tmp_path / "out").exists()
+    said = "Of checkpoints only headers are read: NaN in them is found without this flag."
+    for verb in (("merge",), ("extrapolate",), ("export", "comfyui")):
+        shown = call(*verb, "--help").stdout.replace("│", " ")
+        assert said in " ".join(shown.split())

@@ -13,10 +13,12 @@ import pytest
 from motionmerge.errors import ConfigError
 from motionmerge.io import atomic
 from motionmerge.io.atomic import (
+    _machine,
     atomic_folder,
     atomic_path,
     check_file,
     check_folder,
+    folder_of_results,
     prepare_folder,
 )
 
@@ -147,3 +149,33 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path, monkeypatch, name):
     with pytest.raises(ConfigError, match=r"Cannot write(.|\n)*Fix:"):
         check_file(Path(name))
     assert not list((tmp_path / "a folder").iterdir())
+
+
+def test_of_folders_made_for_results_that_failed_only_empty_ones_are_removed(tmp_path):
+    (tmp_path / "kept").mkdir()
+    for name in ("kept", "new", "new/deep"):
+        fails = pytest.raises(ZeroDivisionError)
+        with fails, folder_of_results(tmp_path / name), atomic_path(tmp_path / name / "result"):
+            _ = 1 / 0
+        assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    with pytest.raises(ZeroDivisionError), folder_of_results(tmp_path / "full" / "deep"):
+        with atomic_path(tmp_path / "full" / "other") as path:
+            path.touch()
+        with atomic_path(tmp_path / "full" / "deep" / "result"):
+            _ = 1 / 0
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["other"]
+
+
+def test_a_folder_with_the_inode_of_a_removed_one_is_cleared_like_any_other(tmp_path):
+    """File systems give the inode of a removed folder to the next."""
+    for number in range(5):
+        folder = tmp_path / str(number)
+        fails = pytest.raises(ZeroDivisionError)
+        with fails, folder_of_results(folder), atomic_path(folder / "result"):
+            _ = 1 / 0
+        folder.mkdir()
+        left = folder / f".result.{_machine()}.{2**22 + 1}.01234567.tmp"
+        left.touch()
+        with atomic_path(folder / "result") as path:
+            path.touch()
+        assert not left.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.weights import open_weights
 from motionmerge.merge.engine import merge, realise
 from motionmerge.merge.export_files import export_comfyui
+from motionmerge.merge.lora_export import export_loras
 from motionmerge.merge.recipe import Recipe
 
 from .tiny_denoisers import DENOISERS, state_of
@@ -126,6 +128,52 @@ def test_a_pair_becomes_a_file_for_each_denoiser(pair, tmp_path):
     assert all(torch.equal(low[name], value + 1.0) for name, value in high.items())
     one = Recipe.parse(f"inputs: {{base: {pair}}}\nexperts: {{same: base}}")
     assert list(export_comfyui(one, tmp_path / "out")) == ["same_high_noise", "same_low_noise"]
+
+
+def test_what_is_printed_fits_the_files_that_were_written(pair, tmp_path):
+    recipe = Recipe.parse(
+        f"inputs: {{base: {pair}}}\nexperts: {{fast: base, calm: base}}\n"
+        "schedule: [{expert: fast, above: 0.9}, {expert: calm}]"
+    )
+    comfyui, wan2gp = export_comfyui(recipe, tmp_path / "out", dry_run=True).usage
+    assert "fast_high_noise where it is noisy, calm_low_noise after that" in comfyui
+    assert "`URLs` names fast_high_noise, `URLs2` calm_low_noise" in wan2gp
+    for kind, tools in (("wan", 2), ("ltx", 2), ("minimax-h3", 1), ("cosmos-2", 1)):
+        usage = export_comfyui(MORE, tmp_path / "out", inputs=inputs_of(kind), dry_run=True).usage
+        assert len(usage) == tools and not any("URLs2" in line for line in usage)
+        assert usage[0].startswith("ComfyUI loads it") == (tools == 2)
+        assert tools == 2 or "ComfyUI was not tried" in usage[0]
+
+
+def test_tensors_that_some_inputs_lack_are_listed_when_they_are_kept(tmp_path):
+    inputs = inputs_of("ltx")
+    name = "transformer_blocks.0.attn1.to_q.weight"
+    del inputs["tuned"][name]
+    with pytest.raises(CheckpointError, match="missing on one side"):
+        export_comfyui(MORE, tmp_path, inputs=inputs)
+    written = export_comfyui(MORE, tmp_path, inputs=inputs, missing="keep")
+    assert written.unmatched == {name: ("tuned",)}
+    found = export_loras(MORE, tmp_path / "loras", rank=2, inputs=inputs, missing="keep")
+    assert found.unmatched == {name: ("tuned",)}
+
+
+def test_a_merge_or_export_that_fails_leaves_no_folder_that_it_made(tmp_path):
+    inputs = inputs_of("ltx")
+    inputs["tuned"]["proj_out.weight"][0, 0] = float("nan")
+    (tmp_path / "there").mkdir()
+    for folder in (tmp_path / "new", tmp_path / "new" / "deep", tmp_path / "there" / "out"):
+        for write in (
+            merge,
+            export_comfyui,
+            partial(export_loras, rank=2),
+        ):
+            with pytest.raises(CheckpointError, match="NaN"):
+                write(MORE, folder, inputs=inputs)
+            assert [path.name for path in tmp_path.iterdir()] == ["there"]
+            assert not list((tmp_path / "there").iterdir())
+    with pytest.raises(CheckpointError, match="NaN"):
+        merge(MORE, tmp_path / "there", inputs=inputs)
+    assert not list((tmp_path / "there").iterdir())
 
 
 def test_a_file_is_rounded_once_like_that_of_merge_and_says_what_survives(tmp_path):

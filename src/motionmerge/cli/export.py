@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -21,11 +21,14 @@ from motionmerge.cli.merge import (
     parse_inputs,
     progress_bar,
 )
+from motionmerge.cli.merge import (
+    DtypeOption as ScaledDtypeOption,
+)
 from motionmerge.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from motionmerge.merge.export_files import FileExport
-    from motionmerge.merge.lora_export import LoraExport
+    from motionmerge.merge.export_files import FileExports
+    from motionmerge.merge.lora_export import LoraExports
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
 DtypeOption = Annotated[
@@ -110,6 +113,7 @@ def two_experts(
         if dry_run
         else f"Wrote {output}. diffusers loads it: `from_pretrained`."
     )
+    _print_kept(written.unmatched)
 
 
 @export_app.command("loras")
@@ -162,7 +166,7 @@ def loras(
             dry_run=dry_run,
             progress=progress,
         )
-    _print_files(written, written.usage, as_json=as_json)
+    _print_files(written, as_json=as_json)
 
 
 @export_app.command("comfyui")
@@ -170,7 +174,7 @@ def comfyui(
     recipe: RecipeArgument,
     output: OutputOption,
     replaced: InputOption = None,
-    dtype: DtypeOption = None,
+    dtype: ScaledDtypeOption = None,
     missing: MissingOption = "error",
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
@@ -190,11 +194,7 @@ def comfyui(
             dry_run=dry_run,
             progress=progress,
         )
-    usage = (
-        "ComfyUI loads it: put it into models/diffusion_models, node Load Diffusion Model.",
-        "Wan2GP: a finetune whose `URLs` names the first file, `URLs2` the second.",
-    )
-    _print_files(written, usage, as_json=as_json)
+    _print_files(written, as_json=as_json)
 
 
 @export_app.command("original")
@@ -247,20 +247,26 @@ def original(
         print(f"{name} = {found}")
     for path, count in counts.items():
         print(f"{'Would write' if dry_run else 'Wrote'} {count:,} tensors to {path}.")
-    print("The official code of DynamiCrafter loads it, and `motionmerge convert`.")
+    for line in written.usage:
+        print(line)
+    _print_kept(written.unmatched)
 
 
-def _print_files(
-    written: Mapping[str, LoraExport] | Mapping[str, FileExport],
-    usage: Iterable[str],
-    *,
-    as_json: bool,
-) -> None:
+def _print_files(written: LoraExports | FileExports, *, as_json: bool) -> None:
     """Print what was written and which tools load it, or one JSON object of the files."""
     if as_json:
         print(json.dumps({name: found.to_dict() for name, found in written.items()}, indent=2))
         return
     for name, found in written.items():
         print(f"{name} = {found}")
-    for line in usage:
+    for line in written.usage:
         print(line)
+    _print_kept(written.unmatched)
+
+
+def _print_kept(unmatched: Collection[str]) -> None:
+    """Print which tensors some inputs lack, as `merge` does."""
+    from motionmerge.merge.report import kept_tensors
+
+    if unmatched:
+        print(f"Warning: {kept_tensors(unmatched)}")

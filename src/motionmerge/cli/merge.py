@@ -26,7 +26,14 @@ DtypeOption = Annotated[
         "the inputs' own by default."
     ),
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check and report; write nothing.")]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Check and report; write nothing. Of checkpoints only headers are read: NaN in them "
+        "is found without this flag.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 MissingOption = Annotated[

@@ -75,6 +75,26 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         _remove(replaced)
 
 
+@contextmanager
+def folder_of_results(path: str | Path) -> Iterator[None]:
+    """On an exception, remove the folder if it was made inside the block and nothing is in it.
+
+    Folders above it likewise.
+    """
+    target = Path(path).absolute()
+    made = [folder for folder in (target, *target.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in made:  # the innermost first
+            with suppress(OSError):  # it holds something, or was never made
+                status = folder.stat()
+                folder.rmdir()
+                # The next folder may get its inode, and has to be listed anew.
+                _others.pop((status.st_dev, status.st_ino), None)
+        raise
+
+
 def check_new_folder(
     path: str | Path, *, overwrite: bool, marker: str, keep: Iterable[Path] = ()
 ) -> None:

@@ -19,7 +19,7 @@ from typing import Literal
 
 from motionmerge import __version__
 from motionmerge.errors import CheckpointError, ConfigError
-from motionmerge.io.atomic import atomic_path
+from motionmerge.io.atomic import atomic_path, folder_of_results
 from motionmerge.io.json_file import read_json
 from motionmerge.io.paths import behind_links
 from motionmerge.io.safetensors_file import TensorSpec
@@ -92,7 +92,8 @@ def merge(
         missing: `error` refuses tensors that only some inputs have; `keep` takes them from the
             checkpoint at the front of each expression.
         overwrite: Replace what is there already.
-        dry_run: Check everything that the headers tell, and report; write nothing.
+        dry_run: Check everything that the headers and LoRAs tell, and report; write nothing. NaN in
+            a checkpoint is found by the merge itself, as this does not read its values.
         allow_nonfinite: Accept NaN and infinity in the inputs.
         inputs: Paths or state dicts that replace the recipe's inputs, by name.
         threads: How many; None takes one per core, at most eight. Never changes a bit.
@@ -152,7 +153,7 @@ def merge(
             pinned = recipe.pinned(origins, overridden=inputs)
             hashed = time.perf_counter()
             scales = measure_scales(bound, plans, opened, threads=threads, progress=progress)
-            with ExitStack() as stack:
+            with folder_of_results(folder), ExitStack() as stack:
                 jobs, files = {}, {}
                 for name, target in targets.items():
                     metadata = _metadata(pinned, name, stochastic_rounding)

@@ -13,24 +13,23 @@ from typing import Any
 
 from motionmerge import __version__
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
-from motionmerge.io.atomic import check_new_folder
+from motionmerge.io.atomic import check_new_folder, folder_of_results
 from motionmerge.io.json_file import read_json
-from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.io.weights import open_weights
 from motionmerge.io.weights_writer import pipeline_folder
-from motionmerge.merge.algebra import result_specs
+from motionmerge.merge.algebra import Checkpoint, result_specs
 from motionmerge.merge.coverage import Missing, check_coverage
 from motionmerge.merge.export_names import parts_of_model, renamed
 from motionmerge.merge.export_sinks import RenamingSink, renamed_specs
 from motionmerge.merge.export_targets import own_model
-from motionmerge.merge.in_memory import as_recipe
+from motionmerge.merge.in_memory import as_recipe, open_inputs
 from motionmerge.merge.pieces import Layout
 from motionmerge.merge.plan import Job
 from motionmerge.merge.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.merge.results import ResultSpec
 from motionmerge.merge.sources import OpenInputs, Source
 from motionmerge.merge.streaming import Progress, stream
-from motionmerge.tensors import AnyDtype, parse_dtype
+from motionmerge.tensors import AnyDtype, DType, parse_dtype
 
 INDEX_FILE = "model_index.json"
 TWO_EXPERT_DENOISER = "WanTransformer3DModel"
@@ -47,6 +46,8 @@ class FolderExport:
         boundary_ratio: The share of the noise schedule above which `transformer` denoises.
         survived: By module, the share of the change that is left after rounding; None if nothing
             changes, empty in a dry run.
+        unmatched: Tensors that keep what the checkpoint at the front has, as some inputs lack them,
+            with those inputs.
     """
 
     path: str | None
@@ -54,6 +55,7 @@ class FolderExport:
     tensors: Mapping[str, int]
     boundary_ratio: float
     survived: Mapping[str, float | None]
+    unmatched: Mapping[str, tuple[str, ...]]
 
 
 def export_two_experts(
@@ -97,61 +99,109 @@ def export_two_experts(
     pipeline, output = Path(pipeline), Path(output)
     check_new_folder(output, overwrite=overwrite or dry_run, marker=INDEX_FILE, keep=[pipeline])
     wanted = None if dtype is None else parse_dtype(dtype)
+    index = _index_of_wan(pipeline)
+    first, second, boundary = _two_experts(recipe, pipeline)
+    modules = {"transformer": first, "transformer_2": second}
+    inputs = own_model(recipe, pipeline, inputs)
+    origins = recipe.origins(inputs)
+    bound = {module: recipe.experts[expert].bind(origins) for module, expert in modules.items()}
+    with open_inputs(bound, allow_nonfinite=False) as opened:
+        coverage = check_coverage(list(bound.values()), opened, missing=missing)
+        contents = {
+            module: _content(module, checkpoint, opened, pipeline, wanted)
+            for module, checkpoint in bound.items()
+        }
+        survived: dict[str, float | None] = {}
+        if not dry_run:
+            pinned = recipe.pinned(origins, overridden=inputs)
+            index |= {"transformer_2": index["transformer"], "boundary_ratio": boundary}
+            metadata = {
+                "format": "pt",
+                METADATA_KEY: pinned.print(),
+                "motionmerge.version": __version__,
+            }
+            files = {
+                INDEX_FILE: json.dumps(index, indent=2) + "\n",
+                "transformer_2/config.json": _config_of_second(pipeline),
+            }
+            specs = {n: spec for held in contents.values() for n, spec in held.targets.items()}
+            with (
+                folder_of_results(output.parent),
+                pipeline_folder(
+                    output,
+                    specs,
+                    template=pipeline,
+                    metadata=metadata,
+                    metadata_of={
+                        m: {"motionmerge.expert": expert} for m, expert in modules.items()
+                    },
+                    files=files,
+                ) as writer,
+            ):
+                jobs = {
+                    m: Job(bound[m], held.specs, RenamingSink(writer, held.layout, held.specs))
+                    for m, held in contents.items()
+                }
+                stream(list(jobs.values()), opened, progress=progress)
+            survived = {module: job.survival.share for module, job in jobs.items()}
+    return FolderExport(
+        path=None if dry_run else str(output),
+        modules=modules,
+        tensors={module: len(content.layout) for module, content in contents.items()},
+        boundary_ratio=boundary,
+        survived=survived,
+        unmatched=coverage.unmatched,
+    )
+
+
+@dataclass(frozen=True)
+class _Content:
+    """The contents of one denoiser.
+
+    Attributes:
+        layout: Its tensors in the folder, as pieces of the expert's.
+        specs: Dtype and shape of the expert's tensors that are needed.
+    """
+
+    layout: Layout
+    specs: Mapping[str, ResultSpec]
+
+    @property
+    def targets(self) -> dict[str, ResultSpec]:
+        """Dtype and shape of its tensors in the folder."""
+        return renamed_specs(self.layout, self.specs)
+
+
+def _content(
+    module: str, expert: Checkpoint, opened: OpenInputs, pipeline: Path, dtype: DType | None
+) -> _Content:
+    """Work out what a denoiser holds.
+
+    Raises:
+        CheckpointError: As `_layout_of`, or its pieces have different dtypes.
+    """
+    layout = _layout_of(module, expert.anchor, opened, pipeline)
+    held = result_specs(expert, opened, dtype=dtype)
+    names = {piece.name for tensor in layout.values() for piece in tensor.pieces}
+    return _Content(
+        {f"{module}.{name}": tensor for name, tensor in layout.items()},
+        {name: spec for name, spec in held.items() if name in names},
+    )
+
+
+def _index_of_wan(pipeline: Path) -> dict[str, Any]:
+    """Read the index of a pipeline that can switch between two denoisers.
+
+    Raises:
+        ConfigError: It is another one, or there is none.
+    """
     index = _read_index(pipeline)
     if (index.get("transformer") or [None, None])[1] != TWO_EXPERT_DENOISER:
         raise ConfigError(
             f"{pipeline} is no Wan pipeline; others cannot switch between two denoisers.",
             fix="Write `motionmerge export loras`, or sample with `motionmerge.experts`.",
         )
-    first, second, boundary = _two_experts(recipe, pipeline)
-    modules = {"transformer": first, "transformer_2": second}
-    inputs = own_model(recipe, pipeline, inputs)
-    origins = recipe.origins(inputs)
-    bound = {module: recipe.experts[expert].bind(origins) for module, expert in modules.items()}
-    with OpenInputs([s for checkpoint in bound.values() for s in checkpoint.sources()]) as opened:
-        check_coverage(list(bound.values()), opened, missing=missing)
-        jobs: dict[str, dict[str, ResultSpec]] = {}
-        layouts: dict[str, Layout] = {}
-        specs: dict[str, TensorSpec] = {}
-        for module, checkpoint in bound.items():
-            layout = _layout_of(module, checkpoint.anchor, opened, pipeline)
-            layouts[module] = {f"{module}.{name}": tensor for name, tensor in layout.items()}
-            held = result_specs(checkpoint, opened, dtype=wanted)
-            names = {piece.name for tensor in layout.values() for piece in tensor.pieces}
-            jobs[module] = {name: held[name] for name in held if name in names}
-            specs |= renamed_specs(layouts[module], held)
-        survived: dict[str, float | None] = {}
-        if not dry_run:
-            pinned = recipe.pinned(origins, overridden=inputs)
-            index |= {"transformer_2": index["transformer"], "boundary_ratio": boundary}
-            with pipeline_folder(
-                output,
-                specs,
-                template=pipeline,
-                metadata={
-                    "format": "pt",
-                    METADATA_KEY: pinned.print(),
-                    "motionmerge.version": __version__,
-                },
-                metadata_of={m: {"motionmerge.expert": expert} for m, expert in modules.items()},
-                files={
-                    INDEX_FILE: json.dumps(index, indent=2) + "\n",
-                    "transformer_2/config.json": _config_of_second(pipeline),
-                },
-            ) as writer:
-                work = {
-                    m: Job(bound[m], held, RenamingSink(writer, layouts[m], held))
-                    for m, held in jobs.items()
-                }
-                stream(list(work.values()), opened, progress=progress)
-            survived = {module: job.survival.share for module, job in work.items()}
-    return FolderExport(
-        None if dry_run else str(output),
-        modules,
-        {module: len(layout) for module, layout in layouts.items()},
-        boundary,
-        survived,
-    )
+    return index
 
 
 def _read_index(pipeline: Path) -> dict[str, Any]:

@@ -5,33 +5,50 @@ ComfyUI, Wan2GP and `from_single_file` of diffusers recognise a model by such na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from motionmerge import __version__
 from motionmerge.errors import CheckpointError
-from motionmerge.io.atomic import check_folder, check_new_file
+from motionmerge.io.atomic import check_folder, check_new_file, folder_of_results
 from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.io.weights import open_weights
 from motionmerge.io.weights_writer import weights_file
 from motionmerge.merge.algebra import Checkpoint, result_specs
 from motionmerge.merge.coverage import Missing, check_coverage
-from motionmerge.merge.export_names import Naming, Part, naming, nothing, parts_of_model
+from motionmerge.merge.export_names import (
+    Naming,
+    Part,
+    family_of_parts,
+    naming,
+    nothing,
+    parts_of_model,
+)
 from motionmerge.merge.export_sinks import RenamingSink, renamed_specs
 from motionmerge.merge.export_targets import (
     ExportFile,
     ExportPlan,
+    how_to_load_files,
     plan_files,
     plan_whole_files,
 )
-from motionmerge.merge.in_memory import as_recipe
+from motionmerge.merge.in_memory import as_recipe, bind, open_inputs
 from motionmerge.merge.pieces import Layout, Pieced
 from motionmerge.merge.plan import Job, Sink
 from motionmerge.merge.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.merge.results import ResultSpec
+from motionmerge.merge.scaled_fp8 import (
+    SCALED_FP8,
+    ScaledFp8,
+    measure_scales,
+    plan_scaled_fp8,
+    scaled_job,
+    write_the_rest,
+)
 from motionmerge.merge.sources import MemoryTensors, OpenInputs, Origin, Source
 from motionmerge.merge.streaming import Progress, stream
 from motionmerge.tensors import AnyDtype, DType, num_bytes, parse_dtype
@@ -54,6 +71,7 @@ class FileExport:
         survived: Share of the entries to be changed that still differ after rounding; None if none
             should, and in a dry run.
         cosine: Between the realised and the ideal change; None likewise.
+        note: Which weights are written as codes and scales; None if none are.
     """
 
     path: str | None
@@ -64,6 +82,7 @@ class FileExport:
     left_out: int
     survived: float | None
     cosine: float | None
+    note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values for JSON."""
@@ -76,6 +95,8 @@ class FileExport:
             f"{self.path or '(dry run: nothing was written)'}",
             f"  {self.tensors:,} tensors, {self.num_bytes / 1e6:,.1f} MB",
         ]
+        if self.note:
+            lines.append(f"  {self.note}")
         if self.survived is not None:
             lines.append(
                 f"  survives rounding: {self.survived:.1%} of the entries, cosine "
@@ -86,6 +107,31 @@ class FileExport:
                 f"  {self.left_out:,} tensors of the checkpoint are no denoiser's: left out"
             )
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class FileExports(Mapping[str, FileExport]):
+    """All files of an export, by name without ending.
+
+    Attributes:
+        files: The files.
+        usage: Which tools load them and what to type there, line by line.
+        unmatched: Tensors that keep what the checkpoint at the front has, as some inputs lack them,
+            with those inputs.
+    """
+
+    files: Mapping[str, FileExport]
+    usage: tuple[str, ...]
+    unmatched: Mapping[str, tuple[str, ...]]
+
+    def __getitem__(self, name: str) -> FileExport:
+        return self.files[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
 
 
 Planner = Callable[[Recipe, Sequence[Part], Origin], ExportPlan]
@@ -105,7 +151,7 @@ def export_comfyui(
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
-) -> dict[str, FileExport]:
+) -> FileExports:
     """Write experts as single files with original names and no prefix, for `diffusion_models`.
 
     Of a pair of denoisers each gets files of its own, `<expert>_high_noise.safetensors` and
@@ -117,13 +163,11 @@ def export_comfyui(
         output: The folder to write to.
         inputs: Paths or state dicts that replace the recipe's inputs, by name.
         missing: `error` or `keep`; see `check_coverage`.
-        dtype: Dtype of the floating-point tensors; that of the inputs by default.
+        dtype: Dtype of the floating-point tensors; that of the inputs by default. `fp8_scaled`
+            writes codes and scales under ComfyUI's names; see `plan_scaled_fp8`.
         overwrite: Replace files that exist.
         dry_run: Check everything that the headers tell; write nothing.
         progress: Called after each chunk.
-
-    Returns:
-        The files by name without ending.
 
     Raises:
         ConfigError: No original names are known for the model, or a file exists already or cannot
@@ -158,7 +202,7 @@ def export_files(
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
-) -> dict[str, FileExport]:
+) -> FileExports:
     """Write experts as files under other names; see `export_comfyui`.
 
     Args:
@@ -170,7 +214,8 @@ def export_files(
         opener: Grows a file; safetensors by default.
         inputs: Paths or state dicts that replace the recipe's inputs, by name.
         missing: `error` or `keep`; see `check_coverage`.
-        dtype: Dtype of the floating-point tensors; that of the inputs by default.
+        dtype: Dtype of the floating-point tensors; that of the inputs by default. `fp8_scaled` only
+            where `opener` is left out.
         overwrite: Replace files that exist.
         dry_run: Check everything that the headers tell; write nothing.
         progress: Called after each chunk.
@@ -181,41 +226,45 @@ def export_files(
     """
     recipe = as_recipe(recipe)
     output = Path(output)
-    wanted = None if dtype is None else parse_dtype(dtype)
+    scaled = dtype == SCALED_FP8 and opener is None
+    wanted = None if dtype is None or scaled else parse_dtype(dtype)
     check_folder(output)
     origins = recipe.origins(inputs)
-    bound = {name: expert.bind(origins) for name, expert in recipe.experts.items()}
-    with OpenInputs([s for expert in bound.values() for s in expert.sources()]) as opened:
-        check_coverage(list(bound.values()), opened, missing=missing)
+    bound = bind(recipe, origins)
+    with open_inputs(bound, allow_nonfinite=False) as opened:
+        coverage = check_coverage(list(bound.values()), opened, missing=missing)
+        reached = dict(zip(bound, coverage.reached, strict=True))
         parts = {name: _parts(opened, expert.anchor) for name, expert in bound.items()}
         first = next(iter(bound))
         planned = plan(recipe, parts[first], origins[bound[first].anchor.name])
         paths = {file: output / f"{file.stem}{ending}" for file in planned.files}
         for path in paths.values():
             check_new_file(path, overwrite=overwrite or dry_run)
-        contents = {
-            file: _content(file, bound[file.expert], parts[file.expert], names, opened, wanted)
-            for file in planned.files
-        }
+        contents: dict[ExportFile, _Content] = {}
+        for file in planned.files:
+            expert = bound[file.expert]
+            content = _content(file, expert, parts[file.expert], names, opened, wanted)
+            if scaled:
+                content = content.as_codes(expert.anchor, opened, reached=reached[file.expert])
+            contents[file] = content
         jobs: dict[ExportFile, Job] = {}
         if not dry_run:
             pinned = recipe.pinned(origins, overridden=inputs)
-            with ExitStack() as stack:
-                for file, content in contents.items():
-                    metadata = {
-                        **_kept_metadata(bound[file.expert].anchor),
-                        "format": "pt",
-                        METADATA_KEY: pinned.print(),
-                        "motionmerge.expert": file.expert,
-                        "motionmerge.version": __version__,
-                    }
-                    sink = stack.enter_context(
-                        (opener or weights_file_of)(paths[file], content.targets, metadata)
+            with folder_of_results(output), ExitStack() as stack:
+                sinks = {
+                    file: stack.enter_context(
+                        (opener or weights_file_of)(
+                            paths[file],
+                            content.targets,
+                            _metadata(pinned, file, bound[file.expert].anchor),
+                        )
                     )
-                    renaming = RenamingSink(sink, content.layout, content.specs)
-                    jobs[file] = Job(bound[file.expert], content.specs, renaming)
-                stream(list(jobs.values()), opened, progress=progress)
-        return {
+                    for file, content in contents.items()
+                }
+                experts = {file: bound[file.expert] for file in contents}
+                jobs = _write(experts, contents, sinks, opened, progress)
+    return FileExports(
+        files={
             file.stem: FileExport(
                 path=None if dry_run else str(paths[file]),
                 formula=str(recipe.experts[file.expert]),
@@ -225,9 +274,46 @@ def export_files(
                 left_out=content.left_out,
                 survived=jobs[file].survival.share if jobs else None,
                 cosine=jobs[file].survival.cosine if jobs else None,
+                note=content.codes.note if content.codes else None,
             )
             for file, content in contents.items()
-        }
+        },
+        usage=tuple(how_to_load_files(planned, family_of_parts(parts[first]))),
+        unmatched=coverage.unmatched,
+    )
+
+
+def _write(
+    experts: Mapping[ExportFile, Checkpoint],
+    contents: Mapping[ExportFile, _Content],
+    sinks: Mapping[ExportFile, Sink],
+    opened: OpenInputs,
+    progress: Progress | None,
+) -> dict[ExportFile, Job]:
+    """Compute all files in one pass over the inputs, or in two where scales are measured first."""
+    plans = {file: content.codes for file, content in contents.items() if content.codes}
+    scales = measure_scales(experts, plans, opened, threads=None, progress=progress)
+    jobs = {}
+    for file, content in contents.items():
+        if file in plans:
+            jobs[file] = scaled_job(experts[file], plans[file], sinks[file], scales[file])
+        else:
+            renaming = RenamingSink(sinks[file], content.layout, content.specs)
+            jobs[file] = Job(experts[file], content.specs, renaming)
+    stream(list(jobs.values()), opened, progress=progress)
+    for file, plan in plans.items():
+        write_the_rest(plan, sinks[file], scales[file], opened)
+    return jobs
+
+
+def _metadata(recipe: Recipe, file: ExportFile, anchor: Source) -> dict[str, str]:
+    return {
+        **_kept_metadata(anchor),
+        "format": "pt",
+        METADATA_KEY: recipe.print(),
+        "motionmerge.expert": file.expert,
+        "motionmerge.version": __version__,
+    }
 
 
 def weights_file_of(
@@ -244,14 +330,24 @@ class _Content:
     Attributes:
         layout: Its tensors, as pieces of the expert's.
         specs: Dtype and shape of the expert's tensors that are needed.
-        targets: Dtype and shape of its tensors.
         left_out: Tensors of the checkpoint that belong to no module.
+        codes: Which weights become codes and scales; None if none do.
     """
 
     layout: Layout
     specs: Mapping[str, ResultSpec]
-    targets: Mapping[str, TensorSpec]
     left_out: int
+    codes: ScaledFp8 | None = None
+
+    @cached_property
+    def targets(self) -> dict[str, ResultSpec]:
+        """Dtype and shape of its tensors."""
+        return self.codes.file_specs if self.codes else renamed_specs(self.layout, self.specs)
+
+    def as_codes(self, anchor: Source, opened: OpenInputs, *, reached: Collection[str]) -> _Content:
+        """Return the same contents with weights as codes and scales; see `plan_scaled_fp8`."""
+        codes = plan_scaled_fp8(anchor, self.specs, opened, reached=reached, layout=self.layout)
+        return replace(self, codes=codes)
 
 
 def _content(
@@ -282,7 +378,6 @@ def _content(
     return _Content(
         layout,
         {name: spec for name, spec in specs.items() if name in used},
-        renamed_specs(layout, specs),
         len(specs.keys() - known),
     )
 

@@ -8,7 +8,7 @@ A model is read under either name; tensors are renamed, cut and joined as pieces
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -117,6 +117,12 @@ def family_of(shapes: Shapes) -> str | None:
     """Return the family of a denoiser under either name; None if none is known."""
     theirs = _original_style(shapes)
     return family_of_names(shapes) if theirs is None else theirs.family
+
+
+def family_of_parts(parts: Sequence[Part]) -> str | None:
+    """Return the family of a model's first denoiser; None if none is known."""
+    denoiser = next((part for part in parts if part.is_denoiser), None)
+    return None if denoiser is None else family_of(denoiser.shapes)
 
 
 def renamed(shapes: Shapes, style: Style) -> Layout:

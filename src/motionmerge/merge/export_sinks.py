@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from motionmerge.errors import CheckpointError
-from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.pieces import Layout
 from motionmerge.merge.plan import Sink
@@ -72,7 +71,7 @@ class RenamingSink:
                 self._sink.write_at(part.target, there, data[first - begin : last - begin])
 
 
-def renamed_specs(layout: Layout, specs: Mapping[str, ResultSpec]) -> dict[str, TensorSpec]:
+def renamed_specs(layout: Layout, specs: Mapping[str, ResultSpec]) -> dict[str, ResultSpec]:
     """Return dtype and shape of the tensors of a layout.
 
     Args:
@@ -82,7 +81,7 @@ def renamed_specs(layout: Layout, specs: Mapping[str, ResultSpec]) -> dict[str, 
     Raises:
         CheckpointError: One tensor consists of pieces with different dtypes.
     """
-    found: dict[str, TensorSpec] = {}
+    found: dict[str, ResultSpec] = {}
     for target, tensor in layout.items():
         dtypes = {specs[piece.name][0]: piece.name for piece in tensor.pieces}
         if len(dtypes) > 1:

@@ -183,6 +183,28 @@ def how_to_load(target: Target, plan: ExportPlan, folder: Path, family: str | No
     ]
 
 
+def how_to_load_files(plan: ExportPlan, family: str | None) -> list[str]:
+    """Return lines that say which tools load single files with original names, and how."""
+    if family == "dynamicrafter":
+        return ["The official code of DynamiCrafter loads it, and `motionmerge convert`."]
+    if family not in _IN_COMFYUI:
+        return [f"The names are those of the original {family}; ComfyUI was not tried with it."]
+    files = [phase.file for phase in plan.phases] or plan.files
+    high, low = ([file.stem for file in files if file.modules[0] == module] for module in _PAIR)
+    if low:
+        either = f"{' or '.join(high)} where it is noisy, {' or '.join(low)} after that"
+        load, finetune = (
+            f"two nodes Load Diffusion Model: {either}",
+            (f"`URLs` names {' or '.join(high)}, `URLs2` {' or '.join(low)}"),
+        )
+    else:
+        load, finetune = "node Load Diffusion Model", "`URLs` names the file"
+    lines = [f"ComfyUI loads it: put it into models/diffusion_models, {load}."]
+    if family in _WAN2GP_FOLDERS:
+        lines.append(f"Wan2GP: a finetune whose {finetune}.")
+    return lines
+
+
 def _file(expert: str, modules: Sequence[str], *, suffixed: bool = False) -> ExportFile:
     suffix = _SUFFIXES[modules[0]] if suffixed else ""
     return ExportFile(expert, tuple(modules), expert + suffix)

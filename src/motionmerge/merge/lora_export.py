@@ -17,11 +17,16 @@ from typing import Any
 
 from motionmerge import __version__
 from motionmerge.errors import CheckpointError, RecipeError
-from motionmerge.io.atomic import check_folder, check_new_file, prepare_folder
+from motionmerge.io.atomic import (
+    check_folder,
+    check_new_file,
+    folder_of_results,
+    prepare_folder,
+)
 from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint, Difference
 from motionmerge.merge.coverage import Missing, check_coverage
-from motionmerge.merge.export_names import Naming, Part, family_of, naming, parts_of_model
+from motionmerge.merge.export_names import Naming, Part, family_of_parts, naming, parts_of_model
 from motionmerge.merge.export_sinks import Zeros
 from motionmerge.merge.export_targets import (
     DIFFUSERS,
@@ -112,10 +117,12 @@ class LoraExports(Mapping[str, LoraExport]):
     Attributes:
         files: The files.
         usage: Which tools load them and what to type there, line by line.
+        unmatched: Tensors that do not change, as some inputs lack them, with those inputs.
     """
 
     files: Mapping[str, LoraExport]
     usage: tuple[str, ...]
+    unmatched: Mapping[str, tuple[str, ...]]
 
     def __getitem__(self, name: str) -> LoraExport:
         return self.files[name]
@@ -180,17 +187,14 @@ def export_loras(
     origins = recipe.origins(inputs)
     start = Source(base, origins[base])
     changed = _changed(recipe, origins, start)
-    with ExitStack() as stack:
-        sources = [source for expert in changed.values() for source in expert.sources()]
-        opened = stack.enter_context(OpenInputs(sources))
-        check_coverage(list(changed.values()), opened, missing=missing)
+    sources = [source for expert in changed.values() for source in expert.sources()]
+    with OpenInputs(sources) as opened:
+        coverage = check_coverage(list(changed.values()), opened, missing=missing)
         shapes = _mergeable(opened, start)
         parts = parts_of_model(shapes)
         chosen = _target(target, parts)
-        if chosen.each_denoiser:
-            plan = plan_files(recipe, parts, origins[base])
-        else:
-            plan = plan_whole_files(recipe, parts, origins[base])
+        plan_of = plan_files if chosen.each_denoiser else plan_whole_files
+        plan = plan_of(recipe, parts, origins[base])
         paths = {file: output / f"{file.stem}.safetensors" for file in plan.files}
         for path in paths.values():
             check_new_file(path, overwrite=overwrite or dry_run)
@@ -207,21 +211,14 @@ def export_loras(
         }
         if not dry_run:
             pinned = recipe.pinned(origins, overridden=inputs)
-            prepare_folder(output)
-            for held in layers.values():
-                stack.enter_context(held.file_in(output))
-            experts = {file: changed[file.expert] for file in layers}
-            _stream(experts, layers, shapes, progress)
-            for file, held in layers.items():
-                if not held.finish():
-                    raise CheckpointError(
-                        f"`{file.stem}` would be empty: `{file.expert}` equals `{base}` in every "
-                        "layer of it.",
-                        fix="Name the input that the LoRA is to be added to with `base`.",
-                    )
-            for file, held in layers.items():
-                held.write(paths[file], _metadata(pinned, file, base))
-    family = family_of(next(part for part in parts if part.is_denoiser).shapes)
+            with folder_of_results(output), ExitStack() as stack:
+                prepare_folder(output)
+                for held in layers.values():
+                    stack.enter_context(held.file_in(output))
+                _stream({file: changed[file.expert] for file in layers}, layers, shapes, progress)
+                _refuse_empty(layers, base)
+                for file, held in layers.items():
+                    held.write(paths[file], _metadata(pinned, file, base))
     files = {
         file.stem: LoraExport(
             path=None if dry_run else str(paths[file]),
@@ -237,7 +234,8 @@ def export_loras(
         )
         for file, held in layers.items()
     }
-    return LoraExports(files, tuple(how_to_load(chosen, plan, output, family)))
+    usage = how_to_load(chosen, plan, output, family_of_parts(parts))
+    return LoraExports(files, tuple(usage), coverage.unmatched)
 
 
 def _checked_base(recipe: Recipe, base: str | None) -> str:
@@ -292,6 +290,21 @@ def _stream(
     torch.linalg.eigvalsh(torch.eye(1))  # loads LAPACK before threads do
     with OpenInputs(sources) as opened:
         stream(jobs, opened, progress=progress)
+
+
+def _refuse_empty(layers: Mapping[ExportFile, LoraLayers], base: str) -> None:
+    """Refuse files in which no layer changes.
+
+    Raises:
+        CheckpointError: There is one.
+    """
+    for file, held in layers.items():
+        if not held.finish():
+            raise CheckpointError(
+                f"`{file.stem}` would be empty: `{file.expert}` equals `{base}` in every layer of "
+                "it.",
+                fix="Name the input that the LoRA is to be added to with `base`.",
+            )
 
 
 def _metadata(recipe: Recipe, file: ExportFile, base: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ import re
 import resource
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,13 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def kept_tensors(unmatched: Collection[str]) -> str:
+    """Say which tensors stay as they are at the front, as some inputs lack them."""
+    names = ", ".join(f"`{name}`" for name in [*unmatched][:_SHOWN])
+    more = f" and {len(unmatched) - _SHOWN} more" if len(unmatched) > _SHOWN else ""
+    return f"{len(unmatched)} tensors were not in every input and were kept: {names}{more}."
+
+
 @dataclass(frozen=True)
 class ExpertReport:
     """What happened to one expert.
@@ -193,14 +200,7 @@ class MergeReport:
             if expert.survived is not None and expert.survived < LOW_SURVIVAL
         ]
         if self.unmatched:
-            names = ", ".join(f"`{name}`" for name in [*self.unmatched][:_SHOWN])
-            more = (
-                f" and {len(self.unmatched) - _SHOWN} more" if len(self.unmatched) > _SHOWN else ""
-            )
-            found.append(
-                f"{len(self.unmatched)} tensors were not in every input and were kept: "
-                f"{names}{more}."
-            )
+            found.append(kept_tensors(self.unmatched))
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:

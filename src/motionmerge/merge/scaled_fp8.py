@@ -10,10 +10,13 @@ Source: QUANTIZATION.md of ComfyUI, and convert_old_quants in its comfy/utils.py
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,11 +26,15 @@ from motionmerge.lazy_torch import torch
 from motionmerge.merge.algebra import Checkpoint
 from motionmerge.merge.compiled import Bytes, Floats, compiled_kernels
 from motionmerge.merge.dequantised import values_of_codes
+from motionmerge.merge.export_sinks import RenamingSink, renamed_specs
+from motionmerge.merge.pieces import Layout, Piece, Pieced, whole
 from motionmerge.merge.plan import Job, Sink
 from motionmerge.merge.results import ResultSpec
 from motionmerge.merge.sources import OpenInputs, Place, Source
 from motionmerge.merge.streaming import Progress, stream
 from motionmerge.tensors import DType, num_bytes
+
+Key = TypeVar("Key")
 
 SCALED_FP8 = "fp8_scaled"
 """The `dtype` with which users ask for it."""
@@ -46,35 +53,40 @@ _PRECISE = re.compile(r"norm|embed|modulation|adaln|^mod$|_mod$|^emb")
 
 @dataclass(frozen=True)
 class ScaledFp8:
-    """The contents of one expert's file.
+    """The contents of one file.
 
     Attributes:
         anchor: The checkpoint at the front.
+        layout: The file's tensors, as pieces of the expert's.
         specs: Dtype and shape of the expert's tensors; fp32 for those that become codes.
-        codes: Names of the weights that become codes.
-        copied: Those of them whose codes and scale are the anchor's own.
+        codes: Names in the file of the weights that become codes.
+        copied: Those of them whose codes and scale are the anchor's own, and their names there.
         notes: Names and contents of what says how each layer is stored.
         style: Last part of the name of a scale.
     """
 
     anchor: Source
+    layout: Layout
     specs: Mapping[str, ResultSpec]
     codes: tuple[str, ...]
-    copied: tuple[str, ...]
+    copied: Mapping[str, str]
     notes: Mapping[str, tuple[ResultSpec, bytes]]
     style: str
 
     @property
-    def computed(self) -> dict[str, ResultSpec]:
+    def computed(self) -> dict[str, Pieced]:
         """Weights whose codes are computed."""
-        copied = set(self.copied)
-        return {name: self.specs[name] for name in self.codes if name not in copied}
+        return {name: self.layout[name] for name in self.codes if name not in self.copied}
 
     @property
-    def streamed(self) -> dict[str, ResultSpec]:
+    def streamed(self) -> dict[str, Pieced]:
         """All but what is copied as codes."""
-        copied = set(self.copied)
-        return {name: spec for name, spec in self.specs.items() if name not in copied}
+        return {name: it for name, it in self.layout.items() if name not in self.copied}
+
+    def needed(self, layout: Layout) -> dict[str, ResultSpec]:
+        """Return dtype and shape of the expert's tensors of which some tensors are made."""
+        names = {piece.name for tensor in layout.values() for piece in tensor.pieces}
+        return {name: spec for name, spec in self.specs.items() if name in names}
 
     @property
     def file_specs(self) -> dict[str, ResultSpec]:
@@ -82,7 +94,7 @@ class ScaledFp8:
         codes = set(self.codes)
         held = {
             name: (DType.FP8_E4M3FN if name in codes else dtype, shape)
-            for name, (dtype, shape) in self.specs.items()
+            for name, (dtype, shape) in renamed_specs(self.layout, self.specs).items()
         }
         held |= {self.scale_of(name): (DType.FP32, ()) for name in self.codes}
         return held | {name: spec for name, (spec, _) in self.notes.items()}
@@ -104,6 +116,7 @@ def plan_scaled_fp8(
     opened: OpenInputs,
     *,
     reached: Collection[str],
+    layout: Layout | None = None,
 ) -> ScaledFp8:
     """Decide which weights become codes: those that are in the anchor.
 
@@ -115,63 +128,95 @@ def plan_scaled_fp8(
         specs: Dtype and shape of the expert's tensors.
         opened: The open inputs.
         reached: Names of the tensors that task vectors change.
+        layout: The file's tensors, as pieces of the expert's; by default they are the same.
 
     Raises:
         ConfigError: There is no such weight.
     """
+    if layout is None:
+        layout = {name: whole(name, shape) for name, (_, shape) in specs.items()}
     known = {name: found for name in specs if (found := opened.scaled(anchor, name))}
-    chosen = tuple(known or (name for name, spec in specs.items() if _is_linear(name, spec)))
+    made_of = {name: _names_of(tensor) for name, tensor in layout.items()}
+    num_uses = Counter(one for names in made_of.values() for one in names)
+    chosen = tuple(
+        name
+        for name, tensor in layout.items()
+        if all(num_uses[one] == 1 for one in made_of[name])  # survival looks at one scale for each
+        and (
+            known.keys() >= made_of[name]
+            if known
+            else _is_linear(name, tensor.shape, [specs[one][0] for one in made_of[name]])
+        )
+    )
     if not chosen:
         raise ConfigError(
             f"`{anchor.name}` has no weight that ComfyUI would store as scaled fp8.",
             fix="Use `dtype='bf16'`.",
         )
-    styles = [weight.style for weight in known.values()]
+    weights = {name: [known[one] for one in made_of[name] if one in known] for name in chosen}
+    styles = [weight.style for each in weights.values() for weight in each]
     style = _OLD_STYLE if styles and max(styles, key=styles.count) == _OLD_STYLE else "weight_scale"
-    copied = tuple(
-        name
-        for name, weight in known.items()
-        if name not in reached and weight.codes == DType.FP8_E4M3FN and weight.grid.scales == (1, 1)
-    )
-    computed = dict.fromkeys(chosen)
+    computed = {one for name in chosen for one in made_of[name]}
     return ScaledFp8(
         anchor=anchor,
+        layout=layout,
         specs={
             name: (DType.FP32 if name in computed else dtype, shape)
             for name, (dtype, shape) in specs.items()
         },
         codes=chosen,
-        copied=copied,
-        notes=_notes(chosen, known, style=style),
+        copied={
+            name: source
+            for name in chosen
+            if (source := _whole_of(layout[name], specs)) in known
+            and source not in reached
+            and known[source].codes == DType.FP8_E4M3FN
+            and known[source].grid.scales == (1, 1)
+        },
+        notes=_notes(weights, style=style),
         style=style,
     )
 
 
-def _is_linear(name: str, spec: ResultSpec) -> bool:
-    dtype, shape = spec
+def _names_of(tensor: Pieced) -> set[str]:
+    return {piece.name for piece in tensor.pieces}
+
+
+def _whole_of(tensor: Pieced, specs: Mapping[str, ResultSpec]) -> str:
+    """Return the name of the tensor that one is as it is; empty if it is cut or joined."""
+    name = tensor.pieces[0].name
+    return name if tensor.pieces == (Piece(name, 0, math.prod(specs[name][1])),) else ""
+
+
+def _is_linear(name: str, shape: Sequence[int], dtypes: Sequence[DType]) -> bool:
     *parts, last = name.split(".")
     return (
         last == "weight"
         and len(shape) == 2
-        and dtype.is_floating_point
+        and all(dtype.is_floating_point for dtype in dtypes)
         and min(shape) > 1
-        and any(part.isdigit() for part in parts)
+        and any(part.isdigit() for part in parts[:-1])  # the last is the layer's own
         and not any(_PRECISE.search(part) for part in parts)
     )
 
 
 def _notes(
-    chosen: Sequence[str], known: Mapping[str, ScaledWeight], *, style: str
+    weights: Mapping[str, Sequence[ScaledWeight]], *, style: str
 ) -> dict[str, tuple[ResultSpec, bytes]]:
-    """Write what tells ComfyUI how layers are stored."""
+    """Write what tells ComfyUI how layers are stored.
+
+    Args:
+        weights: By the name of each weight that becomes codes, what it was in the anchor.
+        style: Last part of the name of a scale.
+    """
     key = "full_precision_matrix_mult"
-    precise = {name for name, weight in known.items() if weight.settings.get(key)}
+    precise = {name for name, each in weights.items() if any(w.settings.get(key) for w in each)}
     if style == _OLD_STYLE:  # two entries say that ComfyUI multiplies in full precision
-        prefix = next((p for p in _PREFIXES if all(n.startswith(p) for n in chosen)), "")
+        prefix = next((p for p in _PREFIXES if all(n.startswith(p) for n in weights)), "")
         size = 2 if precise else 0
         return {prefix + MARKER: ((DType.FP8_E4M3FN, (size,)), bytes(size))}
     notes: dict[str, tuple[ResultSpec, bytes]] = {}
-    for name in chosen:
+    for name in weights:
         settings = {"format": "float8_e4m3fn"} | ({key: True} if name in precise else {})
         text = json.dumps(settings).encode()
         notes[_beside(name, CONFIG)] = ((DType.UINT8, (len(text),)), text)
@@ -243,13 +288,6 @@ class ScaledSink:
             codes = quantise(np.frombuffer(data, np.float32), self._scales[name])
             self._file.write_at(name, begin // 4, codes.data)
 
-    def as_stored(self, name: str, values: Floats) -> Floats:
-        """Round values as the file does."""
-        scale = self._scales.get(name)
-        if scale is None:
-            return values
-        return values_of_codes(DType.FP8_E4M3FN)[quantise(values, scale)] * scale
-
 
 def quantise(values: Floats, scale: np.float32) -> Bytes:
     """Divide by a scale and round to the nearest e4m3fn, ties to even; NaN stays NaN."""
@@ -265,31 +303,50 @@ def quantise(values: Floats, scale: np.float32) -> Bytes:
 
 
 def measure_scales(
-    bound: Mapping[str, Checkpoint],
-    plans: Mapping[str, ScaledFp8],
+    bound: Mapping[Key, Checkpoint],
+    plans: Mapping[Key, ScaledFp8],
     opened: OpenInputs,
     *,
     threads: int | None,
     progress: Progress | None,
-) -> dict[str, dict[str, np.float32]]:
-    """Compute, per expert, the scales of its weights, in a pass of its own over the inputs.
+) -> dict[Key, dict[str, np.float32]]:
+    """Compute, per file, the scales of its weights, in a pass of its own over the inputs.
+
+    Args:
+        bound: The expert of each file.
+        plans: What each file holds.
+        opened: The open inputs.
+        threads: How many; None takes one per core.
+        progress: Called after each chunk.
 
     Raises:
         CheckpointError: As `stream`, or a value is infinite.
     """
-    sinks = {name: Maxima() for name in plans}
-    jobs = [Job(bound[name], plan.computed, sinks[name]) for name, plan in plans.items()]
+    sinks = {key: Maxima() for key in plans}
+    jobs = []
+    for key, plan in plans.items():
+        specs = plan.needed(plan.computed)
+        jobs.append(Job(bound[key], specs, RenamingSink(sinks[key], plan.computed, specs)))
     if any(job.specs for job in jobs):
         stream(jobs, opened, threads=threads, progress=progress)
-    return {name: sinks[name].scales(plan.computed) for name, plan in plans.items()}
+    return {key: sinks[key].scales(plan.computed) for key, plan in plans.items()}
 
 
 def scaled_job(
     checkpoint: Checkpoint, plan: ScaledFp8, file: Sink, scales: Mapping[str, np.float32]
 ) -> Job:
     """Return the job that writes an expert as scaled fp8, but for `write_the_rest`."""
-    sink = ScaledSink(file, scales)
-    return Job(checkpoint, plan.streamed, sink, as_stored=sink.as_stored)
+    specs = plan.needed(plan.streamed)
+    scale_of = {one: scales[name] for name, it in plan.computed.items() for one in _names_of(it)}
+
+    def as_stored(name: str, values: Floats) -> Floats:
+        scale = scale_of.get(name)
+        if scale is None:
+            return values
+        return values_of_codes(DType.FP8_E4M3FN)[quantise(values, scale)] * scale
+
+    sink = RenamingSink(ScaledSink(file, scales), plan.streamed, specs)
+    return Job(checkpoint, specs, sink, as_stored=as_stored)
 
 
 def write_the_rest(
@@ -297,14 +354,14 @@ def write_the_rest(
 ) -> None:
     """Write scales, notes, and the codes that stay as they are."""
     source = opened.codes(plan.anchor)
-    for name in plan.copied:
+    for name, held in plan.copied.items():
         assert source is not None  # it said which are stored as codes
-        size = num_bytes(DType.FP8_E4M3FN, plan.specs[name][1])
+        size = num_bytes(DType.FP8_E4M3FN, plan.specs[held][1])
         for begin in range(0, size, _COPIED_AT_ONCE):
             codes = np.empty(min(_COPIED_AT_ONCE, size - begin), np.uint8)
-            source.read_codes(name, begin, codes.data)
+            source.read_codes(held, begin, codes.data)
             file.write_at(name, begin, codes.data)
-        file.write_at(plan.scale_of(name), 0, source.scales(name).view(np.uint8).reshape(-1).data)
+        file.write_at(plan.scale_of(name), 0, source.scales(held).view(np.uint8).reshape(-1).data)
     for name, scale in scales.items():
         file.write_at(plan.scale_of(name), 0, memoryview(scale.tobytes()))
     for name, (_, text) in plan.notes.items():

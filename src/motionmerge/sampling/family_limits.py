@@ -260,14 +260,14 @@ def cosmos_2(configs: Configs) -> Limits:
     return Limits(704, 1280, math.lcm(16, spatial * _patch(configs, 2)), 93, 16, temporal)
 
 
-_CHUNK = 9
+CHUNK = 9
 """Latent frames that Helios and FramePack make at a time."""
 
 
 def helios(configs: Configs) -> Limits:
     """Return the limits of Helios."""
     spatial, temporal = _wan_vae(configs)
-    window = (_CHUNK - 1) * temporal + 1
+    window = (CHUNK - 1) * temporal + 1
     # Chunks are decoded alone; of their frames it leaves out what is over a multiple, plus one.
     lengths = tuple((n * window - 1) // temporal * temporal + 1 for n in range(1, 65))
     multiple = math.lcm(16, spatial * _patch(configs, 2))
@@ -277,7 +277,7 @@ def helios(configs: Configs) -> Limits:
 def framepack(configs: Configs) -> Limits:
     """Return the limits of framepack."""
     vae, model = _part(configs, "vae"), _part(configs, "transformer")
-    section = _CHUNK * vae.get("temporal_compression_ratio", 4)
+    section = CHUNK * vae.get("temporal_compression_ratio", 4)
     return Limits(
         720,
         1280,

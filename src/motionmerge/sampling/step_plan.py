@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from motionmerge.errors import ConfigError
 from motionmerge.noise_levels import denoises_in_stages, is_flow
 from motionmerge.sampling.denoising_steps import describe_steps, experts_of_steps, unused_experts
-from motionmerge.sampling.family_limits import video_compression
+from motionmerge.sampling.family_limits import CHUNK, video_compression
 from motionmerge.sampling.video_limits import Configs
 from motionmerge.schedule import ExpertSchedule
 
@@ -122,8 +124,13 @@ def shifted(pipeline: Any, shift: float | None) -> Iterator[None]:
         pipeline.scheduler = own
 
 
-def sigmas_argument(scheduler: Any, sigmas: tuple[float, ...]) -> list[float]:
-    """Write sigmas as a pipeline with this scheduler takes them: some want the 0 at the end.
+Sigmas = list[float] | npt.NDArray[np.float64]
+
+
+def sigmas_argument(scheduler: Any, sigmas: tuple[float, ...]) -> Sigmas:
+    """Write sigmas as a pipeline with this scheduler takes them.
+
+    Some want the 0 at the end, and HeliosScheduler an array.
 
     Raises:
         ConfigError: The scheduler makes others of them, or takes none.
@@ -141,8 +148,11 @@ def sigmas_argument(scheduler: Any, sigmas: tuple[float, ...]) -> list[float]:
             "0.",
             fix="write values from 1 on down, e.g. 1,0.94,0.8,0.5.",
         )
-    more = {"mu": 1.0} if config.get("use_dynamic_shifting") else {}
-    for written in (list(sigmas), [*sigmas, 0.0]):
+    more: dict[str, Any] = {"mu": 1.0} if config.get("use_dynamic_shifting") else {}
+    if known["num_inference_steps"].default is inspect.Parameter.empty:
+        more["num_inference_steps"] = len(sigmas)
+    forms: tuple[Sigmas, ...] = (list(sigmas), [*sigmas, 0.0], np.array(sigmas))
+    for written in forms:
         tried = copy.deepcopy(scheduler)
         try:
             tried.set_timesteps(sigmas=written, **more)
@@ -243,7 +253,7 @@ Arguments = Callable[[Any, Steps, Configs], Mapping[str, Any]]
 """Returns the arguments of `set_timesteps` that a pipeline passes."""
 
 
-def _given(scheduler: Any, steps: Steps) -> list[float] | None:
+def _given(scheduler: Any, steps: Steps) -> Sigmas | None:
     return None if steps.sigmas is None else sigmas_argument(scheduler, steps.sigmas)
 
 
@@ -259,18 +269,64 @@ def _hunyuan(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any
 
 
 def _ltx(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
-    """Shift by the number of tokens: `mu` is on the line through two numbers and their shifts."""
     own = np.linspace(1.0, 1 / steps.number, steps.number)
     given = _given(scheduler, steps)
     temporal, spatial = video_compression(configs)
-    frames, height, width = steps.num_frames or 1, steps.height or 0, steps.width or 0
-    tokens = ((frames - 1) // temporal + 1) * (height // spatial) * (width // spatial)
+    tokens = _latent_frames(steps, temporal) * _latent_pixels(steps, spatial)
+    return {"sigmas": own if given is None else given, "mu": _shift_of(tokens, scheduler)}
+
+
+def _motif(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+    vae, model = configs.get("vae", {}), configs.get("transformer", {})
+    frames = _latent_frames(steps, vae.get("scale_factor_temporal", 4))
+    side = vae.get("scale_factor_spatial", 8) * model.get("patch_size", 2)
+    tokens = frames // model.get("patch_size_t", 1) * _latent_pixels(steps, side)
+    own = np.linspace(1.0, 1 / steps.number, steps.number)
+    return {"sigmas": own, "mu": _shift_of(tokens, scheduler)}
+
+
+def _helios(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+    """Shift by the tokens of a chunk, of which a video has several."""
+    patch = configs.get("transformer", {}).get("patch_size", (1, 2, 2))
+    spatial = configs.get("vae", {}).get("scale_factor_spatial", 8)
+    tokens = CHUNK * _latent_pixels(steps, spatial) // math.prod(patch)
+    own = np.linspace(0.999, 0.0, steps.number + 1)[:-1]
+    given = _given(scheduler, steps)
+    return {
+        "num_inference_steps": steps.number,
+        "sigmas": own if given is None else given,
+        "mu": _shift_of(tokens, scheduler),
+    }
+
+
+def _framepack(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+    """Shift by the tokens of a section, of which a video has several; at most by 7."""
+    patch = configs.get("transformer", {}).get("patch_size", 2)
+    spatial = configs.get("vae", {}).get("spatial_compression_ratio", 8)
+    tokens = CHUNK * _latent_pixels(steps, spatial) / patch**2
+    mu = min(_shift_of(tokens, scheduler), math.log(7.0))
+    return {**_hunyuan(scheduler, steps, configs), "mu": mu}
+
+
+def _cosmos_2(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+    return {"sigmas": np.linspace(0.0, 1.0, steps.number)}
+
+
+def _latent_frames(steps: Steps, temporal: int) -> int:
+    return ((steps.num_frames or 1) - 1) // temporal + 1
+
+
+def _latent_pixels(steps: Steps, spatial: int) -> int:
+    return ((steps.height or 0) // spatial) * ((steps.width or 0) // spatial)
+
+
+def _shift_of(tokens: float, scheduler: Any) -> float:
+    """Return `mu`, which is on the line through two numbers of tokens and their shifts."""
     config = scheduler.config
     least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     slope = (high - low) / (most - least)
-    mu = tokens * slope + (low - slope * least)
-    return {"sigmas": own if given is None else given, "mu": mu}
+    return tokens * slope + (low - slope * least)
 
 
 def _ours(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
@@ -278,10 +334,28 @@ def _ours(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
     return {"num_inference_steps": steps.number, **late}
 
 
+_PLAIN = (
+    "svd",
+    "i2vgen-xl",
+    "cogvideox",
+    "wan",
+    "skyreels-v2",
+    "kandinsky-5",
+    "kandinsky-6",
+    "anyflow",
+    "chronoedit",
+    "sana-video",
+    "minimax-h3",
+)
+
 _ARGUMENTS: dict[str, Arguments] = {
-    **dict.fromkeys(("svd", "i2vgen-xl", "cogvideox", "wan", "skyreels-v2", "kandinsky-5"), _plain),
+    **dict.fromkeys(_PLAIN, _plain),
     **dict.fromkeys(("hunyuan-video", "hunyuan-video-1.5"), _hunyuan),
     **dict.fromkeys(("ltx", "ltx-2"), _ltx),
+    "motif": _motif,
+    "helios": _helios,
+    "framepack": _framepack,
+    "cosmos-2": _cosmos_2,
     **dict.fromkeys(("dynamicrafter", "pocket"), _ours),
 }
 """By the name of the family."""
