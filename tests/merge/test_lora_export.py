@@ -297,7 +297,7 @@ def test_files_of_two_denoisers_go_where_their_headers_say(pair, target, tmp_pat
 
 def test_files_of_two_denoisers_are_attached_where_their_headers_say(pair, tmp_path):
     export_loras(recipe_of(pair), tmp_path, rank=FULL_RANK, target="diffusers")
-    denoisers = {"transformer": tiny_wan(0), "transformer_2": tiny_wan(1)}
+    denoisers = {"transformer": tiny_image_wan(0), "transformer_2": tiny_image_wan(1)}
     base = Checkpoint.load(pair / "base").tensors()
     experts = realise(recipe_of(pair))
     for file, own, other in (
@@ -319,17 +319,17 @@ def test_files_of_two_denoisers_are_attached_where_their_headers_say(pair, tmp_p
 def test_a_file_for_a_denoiser_that_the_model_lacks_is_refused_by_name(pair, tmp_path):
     export_loras(recipe_of(pair), tmp_path, rank=2, target="diffusers")
     high, low = (tmp_path / f"{n}.safetensors" for n in ("fast_high_noise", "calm_low_noise"))
-    alone = {f"transformer.{name}": value for name, value in tiny_wan(0).state_dict().items()}
+    alone = {f"transformer.{name}": value for name, value in tiny_image_wan(0).state_dict().items()}
     words = r"(?s)`transformer_2`; the model has `transformer`\..*Fix: Use it with the model that"
     with pytest.raises(CheckpointError, match=words):
         again(alone, low)
     with pytest.raises(CheckpointError, match=words):
-        read_lora(low, {"transformer": tiny_wan(0)}, name="style")
+        read_lora(low, {"transformer": tiny_image_wan(0)}, name="style")
     assert different(again(alone, high), alone)
     # One denoiser's own weights have no names of modules: whoever gives them says which they are.
-    bare = tiny_wan(0).state_dict()
+    bare = tiny_image_wan(0).state_dict()
     assert different(again(bare, low), bare)
-    assert read_lora(low, {"denoiser": tiny_wan(0)}, name="style").layers["denoiser"]
+    assert read_lora(low, {"denoiser": tiny_image_wan(0)}, name="style").layers["denoiser"]
 
 
 def test_a_file_for_both_denoisers_that_changes_one_leaves_the_other_alone(pair, tmp_path):
