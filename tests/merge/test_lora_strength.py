@@ -367,3 +367,15 @@ def test_patterns_fit_where_they_do_for_peft(atoms: list[str], path: str) -> Non
                 re.compile(rf"(.*\.)?({pattern})$")
     else:
         assert found is (re.match(rf"(.*\.)?({pattern})$", path) is not None)
+
+
+def test_a_rank_that_is_not_the_factors_is_refused_as_peft_refuses_its_shapes(tmp_path):
+    trained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "r": 64}))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        peft.PeftModel.from_pretrained(Net(), tmp_path)
+    base = Checkpoint.from_tensors(Net().state_dict(), name="base")
+    with pytest.raises(CheckpointError, match="has rank 2, but .*says 64") as caught:
+        (base + lora(tmp_path / "adapter_model.safetensors", 1.0)).tensors()
+    assert caught.value.fix

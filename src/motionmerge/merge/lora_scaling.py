@@ -80,7 +80,8 @@ class LoraScaling:
             alpha: Alpha as the file has it, which nothing overrules.
 
         Raises:
-            CheckpointError: A pattern is none, or several settings may be meant.
+            CheckpointError: A pattern is none, several settings may be meant, or the rank that
+                they give is not that of the factors.
         """
         if alpha is not None:
             return Strength(1.0 if rank is None else alpha / rank, alpha, ALPHA_KEY, rank)
@@ -88,7 +89,14 @@ class LoraScaling:
             own = _of_component(settings, component_of(path), path)
             if own is not None:
                 given = _special(own.alpha_pattern, own.alpha, layer, own.origin)
-                ranked = rank or _special(own.rank_pattern, own.rank, layer, own.origin)
+                said = _special(own.rank_pattern, own.rank, layer, own.origin)
+                if given is not None and rank is not None and said not in (None, rank):
+                    raise CheckpointError(
+                        f"`{path}` has rank {rank}, but {own.origin} says {said:g}, so its "
+                        "strength, alpha / rank, is not known.",
+                        fix="Correct `r` or `rank_pattern` there, or use the LoRA's own settings.",
+                    )
+                ranked = rank or said
                 if given is not None and ranked is not None:
                     root = math.sqrt(ranked) if own.rank_stabilised else ranked
                     return Strength(given / root, given, own.origin, int(ranked))
