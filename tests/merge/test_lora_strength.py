@@ -376,6 +376,6 @@ def test_a_rank_that_is_not_the_factors_is_refused_as_peft_refuses_its_shapes(tm
     with pytest.raises(RuntimeError, match="size mismatch"):
         peft.PeftModel.from_pretrained(Net(), tmp_path)
     base = Checkpoint.from_tensors(Net().state_dict(), name="base")
-    with pytest.raises(CheckpointError, match="has rank 2, but .*says 64") as caught:
+    with pytest.raises(CheckpointError, match=r"has rank 2, but .*says 64") as caught:
         (base + lora(tmp_path / "adapter_model.safetensors", 1.0)).tensors()
     assert caught.value.fix
