@@ -18,7 +18,7 @@ test: .venv/installed-dev
 # Apart from the others, as whatever imports diffusers then imports these packages too.
 test-quantised: .venv/installed-dev
 	$(INSTALL) -c constraints.txt -e '.[dev,quantised]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/sampling/test_quantised.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/switching/test_quantised.py
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

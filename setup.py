@@ -1,7 +1,7 @@
 """The one part of the build that pyproject.toml cannot say for good: a small library in C.
 
-It is a plain library without Python's headers, see src/motionmerge/merge/compiled.py. Where there
-is no compiler the package works without it, and merges slower.
+It is a plain library without Python's headers, see merging/compute/compiled.py in the package.
+Where there is no compiler the package works without it, and merges slower.
 """
 
 from setuptools import Extension, setup
@@ -9,8 +9,8 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "motionmerge.merge._kernels",
-            ["src/motionmerge/merge/kernels.c"],
+            "motionmerge.merging.compute._kernels",
+            ["src/motionmerge/merging/compute/kernels.c"],
             extra_compile_args=["-O3", "-ffp-contract=off", "-fvisibility=hidden"],
             optional=True,
         )

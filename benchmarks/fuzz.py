@@ -26,8 +26,8 @@ except ImportError:
 with atheris.instrument_imports(include=["motionmerge"]):
     from motionmerge.errors import MotionMergeError
     from motionmerge.io.safetensors_file import SafetensorsFile
-    from motionmerge.merge.expressions import parse_expression
-    from motionmerge.merge.recipe import Recipe
+    from motionmerge.merging.recipes.parser import parse_expression
+    from motionmerge.merging.recipes.recipe import Recipe
 
 NAMES = ("base", "tuned", "style")
 HEADER, WHOLE, RECIPE, EXPRESSION = range(4)

@@ -59,11 +59,11 @@ from sampling_setup import (
 )
 
 from motionmerge import Checkpoint, Recipe, experts
-from motionmerge.merge.report import peak_memory
-from motionmerge.sampling.conditions import Conditions
-from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
-from motionmerge.sampling.model_choice import FolderModel
-from motionmerge.sampling.pipeline_folder import find_pipeline
+from motionmerge.merging.report import peak_memory
+from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
+from motionmerge.sampling.pipelines.encoded import Conditions
+from motionmerge.sampling.request.folder import find_pipeline
+from motionmerge.sampling.request.model import FolderModel
 
 
 class Clock:

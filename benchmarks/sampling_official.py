@@ -12,8 +12,8 @@ from sampling_setup import BOUNDARY, EXPERT_MODULES, FRAMES, GUIDANCE, PROMPT, I
 from motionmerge.models.dynamicrafter.cross_attention import CrossContext
 from motionmerge.models.dynamicrafter.encoders import preprocess_clip_image, tokenize_prompts
 from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
-from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
-from motionmerge.sampling.guidance import guided_prediction
+from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
+from motionmerge.sampling.pipelines.guidance import guided_prediction
 
 PARTS = ("unet", "vae", "text_encoder", "image_encoder", "image_projector")
 

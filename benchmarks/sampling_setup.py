@@ -17,7 +17,7 @@ from motionmerge.models.dynamicrafter.encoders import image_encoder_config, text
 from motionmerge.models.dynamicrafter.image_projector import ImageProjector
 from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
 from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
-from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
+from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
 
 BOUNDARY = 0.64  # noise level
 GUIDANCE = {"guidance_scale": 7.5, "guidance_rescale": 0.7}

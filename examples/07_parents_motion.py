@@ -18,9 +18,9 @@ from motionmerge import experts
 from motionmerge.io.video import load_image, write_video
 from motionmerge.io.weights import open_weights
 from motionmerge.models.pocket.world import load_photo
-from motionmerge.sampling.loading import default_device, load_pipeline, place
-from motionmerge.sampling.make_video import VideoSettings, make_video
-from motionmerge.sampling.pipeline_folder import find_pipeline
+from motionmerge.sampling.request.folder import find_pipeline
+from motionmerge.sampling.request.loading import default_device, load_pipeline, place
+from motionmerge.sampling.videos.make_video import VideoSettings, make_video
 
 AMOUNT = 0.3
 

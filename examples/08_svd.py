@@ -11,9 +11,9 @@ import sys
 from motionmerge import experts
 from motionmerge.io.video import contact_sheet, load_image
 from motionmerge.models.pocket.world import load_photo
-from motionmerge.sampling.loading import default_device, load_pipeline, place
-from motionmerge.sampling.make_video import VideoSettings, make_video
-from motionmerge.sampling.pipeline_folder import find_pipeline
+from motionmerge.sampling.request.folder import find_pipeline
+from motionmerge.sampling.request.loading import default_device, load_pipeline, place
+from motionmerge.sampling.videos.make_video import VideoSettings, make_video
 
 if sys.argv[1:] in ([], ["--tiny"]):
     import tiny_models

@@ -91,7 +91,7 @@ def test_documented_commands_use_verbs_flags_and_targets_that_exist():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_loads_prints_and_round_trips(path):
-    from motionmerge.merge.recipe import Recipe
+    from motionmerge.merging.recipes.recipe import Recipe
 
     recipe = Recipe.load(path)
     printed = recipe.print()

@@ -12,11 +12,13 @@ PACKAGE = Path(__file__).parents[1] / "src" / "motionmerge"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     "errors": 0, "text": 0, "lazy_torch": 0, "tensors": 0, "rng": 0, "config": 0, "schedule": 0,
-    "noise_levels": 0, "families": 0, "dynamicrafter_names": 0, "patterns": 0, "io": 0,
-    "merge": 1, "models": 1,
-    "sampling": 2,
-    "training": 3, "evaluation": 3, "study": 3,
-    "cli": 4, "studio": 4,
+    "noise_levels": 0, "parameter_groups": 0, "dynamicrafter_names": 0, "patterns": 0, "memory": 0,
+    "io": 0,
+    "merging": 1, "models": 1,
+    "switching": 2, "exports": 2,
+    "sampling": 3,
+    "training": 4, "evaluation": 4,
+    "cli": 5,
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from motionmerge.errors import ConfigError, RecipeError
-from motionmerge.merge.groups import selects
+from motionmerge.merging.algebra.groups import selects
 from motionmerge.patterns import MAX_TEXT, compile_pattern
 
 PIECES = (

@@ -14,47 +14,48 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from motionmerge import merge as merge
     from motionmerge.errors import MotionMergeError as MotionMergeError
-    from motionmerge.merge.algebra import Checkpoint as Checkpoint
-    from motionmerge.merge.functions import low_rank as low_rank
-    from motionmerge.merge.functions import ties as ties
-    from motionmerge.merge.functions import trim as trim
-    from motionmerge.merge.groups import only as only
-    from motionmerge.merge.in_memory import apply as apply
-    from motionmerge.merge.lora import lora as lora
-    from motionmerge.merge.recipe import Recipe as Recipe
-    from motionmerge.merge.sparsify import dare as dare
+    from motionmerge.merging.algebra.functions import low_rank as low_rank
+    from motionmerge.merging.algebra.functions import ties as ties
+    from motionmerge.merging.algebra.functions import trim as trim
+    from motionmerge.merging.algebra.groups import only as only
+    from motionmerge.merging.algebra.nodes import Checkpoint as Checkpoint
+    from motionmerge.merging.algebra.sparsify import dare as dare
+    from motionmerge.merging.in_memory import apply as apply
+    from motionmerge.merging.lora.task_vector import lora as lora
+    from motionmerge.merging.merge import merge as merge
+    from motionmerge.merging.recipes.recipe import Recipe as Recipe
     from motionmerge.models.dynamicrafter.scheduler import (
         DynamicRescaleDDIMScheduler as DynamicRescaleDDIMScheduler,
     )
     from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet as DynamiCrafterUNet
-    from motionmerge.sampling.dynamicrafter_pipeline import (
+    from motionmerge.sampling.pipelines.dynamicrafter import (
         DynamiCrafterPipeline as DynamiCrafterPipeline,
     )
-    from motionmerge.sampling.expert_bank import experts as experts
-    from motionmerge.sampling.pocket_pipeline import load_pocket as load_pocket
+    from motionmerge.sampling.pipelines.pocket import load_pocket as load_pocket
     from motionmerge.schedule import ExpertSchedule as ExpertSchedule
+    from motionmerge.switching.expert_bank import experts as experts
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Checkpoint": "motionmerge.merge.algebra",
-    "DynamiCrafterPipeline": "motionmerge.sampling.dynamicrafter_pipeline",
+    "Checkpoint": "motionmerge.merging.algebra.nodes",
+    "DynamiCrafterPipeline": "motionmerge.sampling.pipelines.dynamicrafter",
     "DynamiCrafterUNet": "motionmerge.models.dynamicrafter.unet",
     "DynamicRescaleDDIMScheduler": "motionmerge.models.dynamicrafter.scheduler",
     "ExpertSchedule": "motionmerge.schedule",
     "MotionMergeError": "motionmerge.errors",
-    "Recipe": "motionmerge.merge.recipe",
-    "apply": "motionmerge.merge.in_memory",
-    "dare": "motionmerge.merge.sparsify",
-    "experts": "motionmerge.sampling.expert_bank",
-    "load_pocket": "motionmerge.sampling.pocket_pipeline",
-    "lora": "motionmerge.merge.lora",
-    "low_rank": "motionmerge.merge.functions",
-    "only": "motionmerge.merge.groups",
-    "ties": "motionmerge.merge.functions",
-    "trim": "motionmerge.merge.functions",
+    "Recipe": "motionmerge.merging.recipes.recipe",
+    "apply": "motionmerge.merging.in_memory",
+    "dare": "motionmerge.merging.algebra.sparsify",
+    "experts": "motionmerge.switching.expert_bank",
+    "load_pocket": "motionmerge.sampling.pipelines.pocket",
+    "lora": "motionmerge.merging.lora.task_vector",
+    "merge": "motionmerge.merging.merge",
+    "low_rank": "motionmerge.merging.algebra.functions",
+    "only": "motionmerge.merging.algebra.groups",
+    "ties": "motionmerge.merging.algebra.functions",
+    "trim": "motionmerge.merging.algebra.functions",
 }
 
 __all__ = [
@@ -80,8 +81,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "merge":  # both a package and a function: the package can be called
-        return import_module("motionmerge.merge")
     if name not in _HOMES:
         raise AttributeError(f"module 'motionmerge' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from motionmerge.cli import app
 from motionmerge.io.weights import open_weights
-from motionmerge.merge.algebra import Checkpoint
-from motionmerge.merge.engine import realise
-from motionmerge.merge.lora import lora
-from motionmerge.merge.recipe import Recipe
+from motionmerge.merging.algebra.nodes import Checkpoint
+from motionmerge.merging.lora.task_vector import lora
+from motionmerge.merging.merge import realise
+from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.models.dynamicrafter import convert_unet_state_dict
 
 from ..models.reference_weights import official_weights

@@ -8,7 +8,7 @@ import pytest
 
 from motionmerge.cli.lora_flags import describe_loras, parse_lora, weighted_loras
 from motionmerge.errors import ConfigError
-from motionmerge.sampling.expert_choice import WeightedLora, from_loras
+from motionmerge.sampling.request.experts import WeightedLora, from_loras
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from motionmerge.cli import app
 from motionmerge.io.weights import open_weights, save_weights
-from motionmerge.merge.compiled import compiled_kernels
-from motionmerge.merge.engine import realise
-from motionmerge.merge.recipe import Recipe
+from motionmerge.merging.compute.compiled import compiled_kernels
+from motionmerge.merging.merge import realise
+from motionmerge.merging.recipes.recipe import Recipe
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_what_compiled_kernels_know_is_merged_without_torch(weights, dtype, argu
 THREADS = """
 import sys
 from motionmerge.cli import app
-from motionmerge.merge import functions
+from motionmerge.merging.algebra import functions
 real = functions.keep_largest
 def keep_largest(tensor, *, keep):
     import torch

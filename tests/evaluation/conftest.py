@@ -7,7 +7,7 @@ import torch
 
 from motionmerge.io.weights import save_weights
 from motionmerge.models.pocket.components import VARIANTS, build_pocket_model, denoiser_weights
-from motionmerge.sampling.pocket_pipeline import pipeline_from_model
+from motionmerge.sampling.pipelines.pocket import pipeline_from_model
 
 
 @pytest.fixture(scope="session")

@@ -17,10 +17,10 @@ from safetensors.torch import save as to_safetensors
 
 from motionmerge.errors import CheckpointError, MotionMergeError, ShapeError
 from motionmerge.io.weights import hash_weights, open_weights, save_weights
-from motionmerge.merge.algebra import Checkpoint
-from motionmerge.merge.compare import compare
-from motionmerge.merge.engine import merge
-from motionmerge.merge.recipe import Recipe
+from motionmerge.merging.algebra.nodes import Checkpoint
+from motionmerge.merging.compare import compare
+from motionmerge.merging.merge import merge
+from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.tensors import DType
 
 ENDINGS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", "")

@@ -35,7 +35,7 @@ from motionmerge.models.dynamicrafter.conversion import (
 )
 from motionmerge.models.dynamicrafter.lazy_tensors import LazyTensor
 from motionmerge.models.dynamicrafter.official_config import scheduler_config_from_buffers
-from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
+from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
 
 from .official_checkpoint import OVERRIDES, small_official_checkpoint
 from .reference_weights import official_keys, official_weights

@@ -22,7 +22,7 @@ from motionmerge.cli import app
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.video import read_video_metadata
 from motionmerge.io.weights import save_weights
-from motionmerge.sampling.batch import (
+from motionmerge.sampling.batch.batch import (
     BatchOptions,
     Failure,
     Tally,
@@ -31,13 +31,13 @@ from motionmerge.sampling.batch import (
     run_batch,
     shard,
 )
-from motionmerge.sampling.make_video import VideoSettings
-from motionmerge.sampling.manifest import PlannedVideo, plan, read_manifest, vbench_name
+from motionmerge.sampling.batch.manifest import PlannedVideo, plan, read_manifest, vbench_name
+from motionmerge.sampling.videos.make_video import VideoSettings
 
-from .model_folders import save_dynamicrafter
+from ..tiny.dynamicrafter import tiny_pipeline
+from ..tiny.folders import save_dynamicrafter
+from ..tiny.pipelines import photo
 from .test_phases import moved
-from .tiny_dynamicrafter import tiny_pipeline
-from .tiny_pipelines import photo
 
 FAST = ["--steps", "3", "--guidance", "1", "--videos-per-switch", "3"]
 

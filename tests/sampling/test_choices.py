@@ -11,13 +11,13 @@ import torch
 from motionmerge.cli.video_flags import VideoFlags
 from motionmerge.errors import ConfigError, MotionMergeError
 from motionmerge.io.weights import open_weights, save_weights
-from motionmerge.merge.recipe import Recipe
-from motionmerge.sampling.expert_choice import ExpertChoice, WeightedLora, from_loras
-from motionmerge.sampling.loading import check_device
-from motionmerge.sampling.model_choice import FolderModel
-from motionmerge.sampling.pipeline_folder import find_pipeline
+from motionmerge.merging.recipes.recipe import Recipe
+from motionmerge.sampling.request.experts import ExpertChoice, WeightedLora, from_loras
+from motionmerge.sampling.request.folder import find_pipeline
+from motionmerge.sampling.request.loading import check_device
+from motionmerge.sampling.request.model import FolderModel
 
-from .model_folders import save_lora
+from ..tiny.folders import save_lora
 
 
 def add_variant(folder: Path, shift: float, *, keep_plain: bool = True) -> None:

@@ -18,12 +18,12 @@ from motionmerge.errors import CheckpointError, ConfigError, DataError, ShapeErr
 from motionmerge.io.video import load_image
 from motionmerge.models.dynamicrafter.image_projector import ImageProjector
 from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
-from motionmerge.sampling.dynamicrafter_pipeline import DynamiCrafterPipeline
-from motionmerge.sampling.expert_bank import experts
-from motionmerge.sampling.guidance import guided_prediction
-from motionmerge.sampling.pipeline_inputs import LatentStatistics, read_statistics
+from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
+from motionmerge.sampling.pipelines.guidance import guided_prediction
+from motionmerge.sampling.pipelines.inputs import LatentStatistics, read_statistics
+from motionmerge.switching.expert_bank import experts
 
-from .tiny_dynamicrafter import NUM_FRAMES, NUM_TOKENS, WIDTH, tiny_pipeline
+from ..tiny.dynamicrafter import NUM_FRAMES, NUM_TOKENS, WIDTH, tiny_pipeline
 
 Generate = Callable[..., torch.Tensor]
 

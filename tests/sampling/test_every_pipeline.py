@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from motionmerge.errors import ConfigError
-from motionmerge.merge.engine import realise
-from motionmerge.sampling.expert_bank import attached_bank, experts, paper_recipe
+from motionmerge.merging.merge import realise
 from motionmerge.schedule import ExpertSchedule, noise_level
+from motionmerge.switching.expert_bank import attached_bank, experts, paper_recipe
 
-from .tiny_pipelines import (
+from ..tiny.pipelines import (
     EVERY_FAMILY,
     FAMILIES,
     Family,

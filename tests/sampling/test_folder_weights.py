@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from motionmerge.cli import app
 from motionmerge.errors import CheckpointError
-from motionmerge.sampling.pipeline_folder import find_pipeline
+from motionmerge.sampling.request.folder import find_pipeline
 
-from .model_folders import save_tiny
+from ..tiny.folders import save_tiny
 
 NETWORKS = {
     "transformer": "diffusion_pytorch_model",

@@ -17,14 +17,14 @@ from typer.testing import CliRunner
 from motionmerge.cli import app
 from motionmerge.cli.video_flags import VideoFlags
 from motionmerge.io.video import read_video, read_video_metadata
-from motionmerge.sampling.expert_bank import experts
-from motionmerge.sampling.expert_choice import WeightedLora, from_base, from_loras, from_weights
-from motionmerge.sampling.loading import load_pipeline
-from motionmerge.sampling.make_video import VideoSettings, make_video
-from motionmerge.sampling.pipeline_folder import find_pipeline
+from motionmerge.sampling.request.experts import WeightedLora, from_base, from_loras, from_weights
+from motionmerge.sampling.request.folder import find_pipeline
+from motionmerge.sampling.request.loading import load_pipeline
+from motionmerge.sampling.videos.make_video import VideoSettings, make_video
+from motionmerge.switching.expert_bank import experts
 
-from .model_folders import family_named, save_dynamicrafter, save_lora, save_tiny
-from .tiny_pipelines import other_weights, photo
+from ..tiny.folders import family_named, save_dynamicrafter, save_lora, save_tiny
+from ..tiny.pipelines import other_weights, photo
 
 LAYER = "proj_out"
 SMALL = ["--steps", "2", "--height", "16", "--width", "16", "--num-frames", "5", "--dtype", "fp32"]

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from motionmerge.cli.video_flags import VideoFlags
 from motionmerge.io.weights import save_weights
-from motionmerge.merge.recipe import Recipe
+from motionmerge.merging.recipes.recipe import Recipe
 
 COMMIT = "a" * 40
 KEY = "transformer.blocks.0.attn1.to_q"

@@ -14,23 +14,23 @@ import torch
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.weights import save_weights
+from motionmerge.memory import free_memory
 from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
-from motionmerge.sampling import bounded_networks
-from motionmerge.sampling.loading import (
+from motionmerge.sampling.families.families import configs_of
+from motionmerge.sampling.request import bounded_networks
+from motionmerge.sampling.request.folder import find_pipeline, variant_of, weight_files
+from motionmerge.sampling.request.loading import (
     check_memory,
     dtype_named,
     empty_modules,
     load_pipeline,
     place,
 )
-from motionmerge.sampling.make_video import VideoSettings, encode_ahead, make_video
-from motionmerge.sampling.memory import free_memory
-from motionmerge.sampling.model_choice import FolderModel
-from motionmerge.sampling.pipeline_folder import find_pipeline, variant_of, weight_files
-from motionmerge.sampling.video_families import configs_of
+from motionmerge.sampling.request.model import FolderModel
+from motionmerge.sampling.videos.make_video import VideoSettings, encode_ahead, make_video
 
-from .model_folders import save_dynamicrafter, save_tiny
-from .tiny_pipelines import photo
+from ..tiny.folders import save_dynamicrafter, save_tiny
+from ..tiny.pipelines import photo
 
 CPU = torch.device("cpu")
 

@@ -12,9 +12,16 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from motionmerge.errors import ConfigError, DataError
-from motionmerge.families import FAMILIES as MODEL_FAMILIES
 from motionmerge.io.video import fit_image
-from motionmerge.sampling.make_video import (
+from motionmerge.parameter_groups import FAMILIES as MODEL_FAMILIES
+from motionmerge.sampling.families.families import (
+    POCKET,
+    VIDEO_FAMILIES,
+    configs_of,
+    family_of,
+)
+from motionmerge.sampling.families.limits import Limits, VideoFamily
+from motionmerge.sampling.videos.make_video import (
     VideoSettings,
     encode_ahead,
     frames_of,
@@ -24,17 +31,10 @@ from motionmerge.sampling.make_video import (
     prepared,
     read_prompts,
 )
-from motionmerge.sampling.video_families import (
-    POCKET,
-    VIDEO_FAMILIES,
-    configs_of,
-    family_of,
-)
-from motionmerge.sampling.video_limits import Limits, VideoFamily
 
-from .tiny_builders import WORDS, tokenizer
-from .tiny_dynamicrafter import tiny_pipeline
-from .tiny_pipelines import (
+from ..tiny.builders import WORDS, tokenizer
+from ..tiny.dynamicrafter import tiny_pipeline
+from ..tiny.pipelines import (
     FAMILIES,
     PROMPT,
     Family,

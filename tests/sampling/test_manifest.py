@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from motionmerge.errors import DataError
-from motionmerge.sampling.manifest import plan, read_manifest
-from motionmerge.sampling.video_families import POCKET
+from motionmerge.sampling.batch.manifest import plan, read_manifest
+from motionmerge.sampling.families.families import POCKET
 
-from .tiny_pipelines import photo
+from ..tiny.pipelines import photo
 
 ROW = {"image": "photo.png", "prompt": "a cat"}
 

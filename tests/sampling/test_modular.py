@@ -16,17 +16,17 @@ from typer.testing import CliRunner
 from motionmerge.cli import app
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.video import read_video
-from motionmerge.merge.recipe import Recipe
-from motionmerge.sampling.expert_bank import experts
-from motionmerge.sampling.loading import load_pipeline, place
-from motionmerge.sampling.make_video import VideoSettings, make_video
-from motionmerge.sampling.model_choice import FolderModel
-from motionmerge.sampling.modular_folder import MODULAR_INDEX_FILE
-from motionmerge.sampling.pipeline_folder import find_pipeline
-from motionmerge.sampling.video_families import configs_of
+from motionmerge.merging.recipes.recipe import Recipe
+from motionmerge.sampling.families.families import configs_of
+from motionmerge.sampling.request.folder import find_pipeline
+from motionmerge.sampling.request.loading import load_pipeline, place
+from motionmerge.sampling.request.model import FolderModel
+from motionmerge.sampling.request.modular_folder import MODULAR_INDEX_FILE
+from motionmerge.sampling.videos.make_video import VideoSettings, make_video
+from motionmerge.switching.expert_bank import experts
 
-from .test_lora_bank import RESCUE, lora_for, with_lora
-from .tiny_pipelines import NEWER, Family, generate, other_weights, photo, tiny, weights_of
+from ..switching.test_lora_bank import RESCUE, lora_for, with_lora
+from ..tiny.pipelines import NEWER, Family, generate, other_weights, photo, tiny, weights_of
 
 BY_NAME = {family.name: family for family in NEWER}
 SMALL = ["--steps", "2", "--height", "16", "--width", "16", "--num-frames", "5", "--dtype", "fp32"]

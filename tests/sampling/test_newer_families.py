@@ -10,11 +10,11 @@ from PIL import Image
 
 from motionmerge.errors import ConfigError
 from motionmerge.io.video import fit_image
-from motionmerge.sampling.make_video import VideoSettings, make_video
-from motionmerge.sampling.video_families import REFUSED, configs_of, family_of
-from motionmerge.sampling.video_limits import Limits
+from motionmerge.sampling.families.families import REFUSED, configs_of, family_of
+from motionmerge.sampling.families.limits import Limits
+from motionmerge.sampling.videos.make_video import VideoSettings, make_video
 
-from .tiny_pipelines import NEWER, PROMPT, Family, load_weights, other_weights, photo, tiny
+from ..tiny.pipelines import NEWER, PROMPT, Family, load_weights, other_weights, photo, tiny
 
 BY_NAME = {family.name: family for family in NEWER}
 IN_SETTINGS = {"image", "prompt", "negative_prompt", "height", "width", "num_frames"}

@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from motionmerge.errors import ConfigError
-from motionmerge.sampling.denoising_steps import describe_steps
-from motionmerge.sampling.make_video import VideoSettings, make_video
-from motionmerge.sampling.step_plan import (
+from motionmerge.sampling.families.families import VIDEO_FAMILIES, configs_of, family_of
+from motionmerge.sampling.request.step_plan import (
     _ARGUMENTS,
     Steps,
     _set_timesteps,
     plan_steps,
     sigmas_argument,
 )
-from motionmerge.sampling.video_families import VIDEO_FAMILIES, configs_of, family_of
+from motionmerge.sampling.videos.make_video import VideoSettings, make_video
 from motionmerge.schedule import ExpertSchedule
+from motionmerge.switching.denoising_steps import describe_steps
 
-from .tiny_pipelines import EVERY_FAMILY, NEWER, PROMPT, Family, generate, photo, tiny
+from ..tiny.pipelines import EVERY_FAMILY, NEWER, PROMPT, Family, generate, photo, tiny
 
 SIGMAS = (1.0, 0.9, 0.4)
 

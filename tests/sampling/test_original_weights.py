@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import save_file
 
 from motionmerge import experts
-from motionmerge.merge.recipe import Recipe
-from motionmerge.sampling.rehearsal import check_fit
+from motionmerge.merging.recipes.recipe import Recipe
+from motionmerge.switching.rehearsal import check_fit
 
-from ..merge.test_renamed import assert_same, in_original_names, noisy
-from ..merge.tiny_denoisers import DENOISERS, state_of
+from ..merging.test_renamed import assert_same, in_original_names, noisy
+from ..tiny.denoisers import DENOISERS, state_of
 
 STYLES = {"wan": "original Wan", "hunyuan-video": "ComfyUI's HunyuanVideo"}
 

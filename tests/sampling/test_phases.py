@@ -12,14 +12,14 @@ from torch import nn
 from motionmerge.errors import ConfigError
 from motionmerge.models.pocket.components import build_pocket_model
 from motionmerge.models.pocket.world import load_photo
-from motionmerge.sampling.expert_bank import experts
-from motionmerge.sampling.make_video import VideoSettings, encode_ahead, make_video
-from motionmerge.sampling.phases import Outcome, can_be_cut, make_videos
-from motionmerge.sampling.pocket_pipeline import pipeline_from_model
+from motionmerge.sampling.pipelines.pocket import pipeline_from_model
+from motionmerge.sampling.videos.make_video import VideoSettings, encode_ahead, make_video
+from motionmerge.sampling.videos.phases import Outcome, can_be_cut, make_videos
 from motionmerge.schedule import ExpertSchedule
+from motionmerge.switching.expert_bank import experts
 
-from .tiny_dynamicrafter import tiny_pipeline
-from .tiny_pipelines import FAMILIES, tiny
+from ..tiny.dynamicrafter import tiny_pipeline
+from ..tiny.pipelines import FAMILIES, tiny
 
 Weights = dict[str, torch.Tensor]
 

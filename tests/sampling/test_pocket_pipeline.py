@@ -9,8 +9,8 @@ from motionmerge import Checkpoint, experts, load_pocket
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
 from motionmerge.models.pocket.components import weights_path
 from motionmerge.models.pocket.world import load_photo
-from motionmerge.sampling.pipeline_inputs import prepare_image
-from motionmerge.sampling.pocket_pipeline import PocketPipeline, knob_recipe
+from motionmerge.sampling.pipelines.inputs import prepare_image
+from motionmerge.sampling.pipelines.pocket import PocketPipeline, knob_recipe
 
 PROMPT = "the camera pans left"
 

@@ -23,18 +23,18 @@ from typer.testing import CliRunner
 from motionmerge.cli import app
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.models.pocket.components import weights_path
-from motionmerge.sampling import ray_batch
-from motionmerge.sampling.batch import BatchOptions, Progress, Tally, missing, run_batch
-from motionmerge.sampling.expert_choice import ExpertChoice, from_recipe
-from motionmerge.sampling.make_video import VideoSettings
-from motionmerge.sampling.manifest import PlannedVideo, plan, read_manifest
-from motionmerge.sampling.model_choice import FolderModel, ShippedModel
-from motionmerge.sampling.pipeline_folder import find_pipeline
-from motionmerge.sampling.ray_batch import run_on_ray, with_absolute_paths
+from motionmerge.sampling.batch import ray_batch
+from motionmerge.sampling.batch.batch import BatchOptions, Progress, Tally, missing, run_batch
+from motionmerge.sampling.batch.manifest import PlannedVideo, plan, read_manifest
+from motionmerge.sampling.batch.ray_batch import run_on_ray, with_absolute_paths
+from motionmerge.sampling.request.experts import ExpertChoice, from_recipe
+from motionmerge.sampling.request.folder import find_pipeline
+from motionmerge.sampling.request.model import FolderModel, ShippedModel
+from motionmerge.sampling.videos.make_video import VideoSettings
 
-from .model_folders import save_tiny
+from ..tiny.folders import save_tiny
+from ..tiny.pipelines import photo
 from .test_batch import write_manifest
-from .tiny_pipelines import photo
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'motionmerge[ray]'")
 

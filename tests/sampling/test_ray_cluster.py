@@ -8,7 +8,7 @@ import time
 import pytest
 
 from motionmerge.errors import ConfigError
-from motionmerge.sampling.ray_cluster import cluster_device
+from motionmerge.sampling.batch.ray_cluster import cluster_device
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'motionmerge[ray]'")
 

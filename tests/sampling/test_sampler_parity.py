@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
-from motionmerge.sampling.expert_bank import ExpertBank
-from motionmerge.sampling.guidance import guided_prediction
+from motionmerge.sampling.pipelines.guidance import guided_prediction
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
+from motionmerge.switching.expert_bank import ExpertBank
 
 FILE = Path(__file__).parents[1] / "data" / "sampler_two_experts.safetensors"
 VECTORS = load_file(FILE)

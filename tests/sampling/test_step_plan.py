@@ -18,28 +18,28 @@ from typer.testing import CliRunner
 
 from motionmerge.cli import app
 from motionmerge.errors import ConfigError, DataError
-from motionmerge.merge.recipe import Recipe
+from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.models.pocket.world import load_photo
 from motionmerge.noise_levels import level_of_step
-from motionmerge.sampling.denoising_steps import (
+from motionmerge.sampling.batch.manifest import read_manifest
+from motionmerge.sampling.families.families import POCKET, VIDEO_FAMILIES, configs_of, family_of
+from motionmerge.sampling.request.folder import pipeline_class
+from motionmerge.sampling.request.modular_folder import empty_pipeline
+from motionmerge.sampling.request.step_plan import Steps, plan_steps, shift_setting
+from motionmerge.sampling.videos.make_video import VideoSettings, make_video, pipeline_arguments
+from motionmerge.schedule import ExpertSchedule, ScheduleEntry, noise_level
+from motionmerge.switching.bank import Bank
+from motionmerge.switching.denoising_steps import (
     UnusedExpertWarning,
     describe_steps,
     experts_of_steps,
     unused_experts,
 )
-from motionmerge.sampling.expert_bank import ExpertBank
-from motionmerge.sampling.make_video import VideoSettings, make_video, pipeline_arguments
-from motionmerge.sampling.manifest import read_manifest
-from motionmerge.sampling.modular_folder import empty_pipeline
-from motionmerge.sampling.pipeline_folder import pipeline_class
-from motionmerge.sampling.step_plan import Steps, plan_steps, shift_setting
-from motionmerge.sampling.switching import Bank
-from motionmerge.sampling.video_families import POCKET, VIDEO_FAMILIES, configs_of, family_of
-from motionmerge.schedule import ExpertSchedule, ScheduleEntry, noise_level
+from motionmerge.switching.expert_bank import ExpertBank
 
-from .model_folders import family_named, save_lora, save_tiny
-from .test_expert_bank import Recorder, recorder_experts
-from .tiny_pipelines import FAMILIES, PROMPT, Family, photo, tiny
+from ..switching.test_expert_bank import Recorder, recorder_experts
+from ..tiny.folders import family_named, save_lora, save_tiny
+from ..tiny.pipelines import FAMILIES, PROMPT, Family, photo, tiny
 
 HALF = ExpertSchedule.two("dynamics", "consistency", boundary=0.5)
 FLOW = diffusers.FlowMatchEulerDiscreteScheduler

@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from motionmerge.cli import app
-from motionmerge.merge.engine import realise
-from motionmerge.merge.recipe import Recipe
-from motionmerge.sampling.denoising_steps import describe_steps
-from motionmerge.sampling.expert_bank import experts
+from motionmerge.merging.merge import realise
+from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.schedule import ExpertSchedule
+from motionmerge.switching.denoising_steps import describe_steps
+from motionmerge.switching.expert_bank import experts
 
-from .model_folders import family_named, save_tiny
-from .test_lora_bank import ALPHA, RANK, lora_for
-from .tiny_pipelines import photo, tiny
+from ..switching.test_lora_bank import ALPHA, RANK, lora_for
+from ..tiny.folders import family_named, save_tiny
+from ..tiny.pipelines import photo, tiny
 
 GENERATOR = torch.Generator().manual_seed(0)
 

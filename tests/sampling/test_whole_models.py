@@ -9,13 +9,13 @@ import torch
 
 from motionmerge.errors import CheckpointError
 from motionmerge.io.weights import open_weights, save_weights
-from motionmerge.merge.sources import MODULES
-from motionmerge.sampling.loading import _DTYPE, _load_part, empty_modules, load_pipeline
-from motionmerge.sampling.pipeline_folder import find_pipeline
+from motionmerge.merging.inputs.sources import MODULES
+from motionmerge.sampling.request.folder import find_pipeline
+from motionmerge.sampling.request.loading import _DTYPE, _load_part, empty_modules, load_pipeline
 
-from .model_folders import family_named, save_dynamicrafter
-from .tiny_dynamicrafter import tiny_tokenizer
-from .tiny_pipelines import EVERY_FAMILY, tiny
+from ..tiny.dynamicrafter import tiny_tokenizer
+from ..tiny.folders import family_named, save_dynamicrafter
+from ..tiny.pipelines import EVERY_FAMILY, tiny
 
 
 def remove_tensor(folder: Path, part: str, name: str) -> str:

@@ -23,7 +23,7 @@ from motionmerge.cli.video_flags import (
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from motionmerge.sampling.batch import Progress
+    from motionmerge.sampling.batch.batch import Progress
 
 
 class Names(str, Enum):
@@ -74,7 +74,7 @@ def batch(
     """
     from motionmerge.io.atomic import check_folder, prepare_folder
     from motionmerge.io.video import load_image
-    from motionmerge.sampling.batch import (
+    from motionmerge.sampling.batch.batch import (
         BatchOptions,
         Tally,
         failure_list,
@@ -84,7 +84,12 @@ def batch(
         run_batch,
         shard,
     )
-    from motionmerge.sampling.manifest import configuration_name, plan, read_manifest, vbench_name
+    from motionmerge.sampling.batch.manifest import (
+        configuration_name,
+        plan,
+        read_manifest,
+        vbench_name,
+    )
 
     rank, world_size = rank_and_world_size()
     _check_sharing(ray, workers, world_size)
@@ -137,7 +142,7 @@ def batch(
         retries,
     )
     if ray:
-        from motionmerge.sampling.ray_batch import run_on_ray
+        from motionmerge.sampling.batch.ray_batch import run_on_ray
 
         report = run_on_ray(chosen, experts, todo, options, num_workers=workers, tally=tally)
     else:
@@ -160,7 +165,7 @@ def _check_sharing(ray: bool, workers: int | None, world_size: int) -> None:
 
 
 def _cluster_device() -> str:
-    from motionmerge.sampling.ray_cluster import cluster_device
+    from motionmerge.sampling.batch.ray_cluster import cluster_device
 
     return cluster_device()
 

@@ -26,8 +26,8 @@ def compare(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Print relative change and cosine of each parameter group, and which tensors changed."""
-    from motionmerge.merge.compare import compare as run
-    from motionmerge.merge.compare import draw_comparison
+    from motionmerge.merging.compare import compare as run
+    from motionmerge.merging.compare import draw_comparison
 
     if plot is not None:
         _check_plot(plot, overwrite=overwrite)

@@ -31,8 +31,8 @@ def demo(
     from rich.console import Console
     from transformers.utils import logging
 
-    from motionmerge.evaluation.demo import NUM_TABLE_PROMPTS, run_demo
-    from motionmerge.sampling.pocket_pipeline import load_pocket
+    from motionmerge.evaluation.pocket.demo import NUM_TABLE_PROMPTS, run_demo
+    from motionmerge.sampling.pipelines.pocket import load_pocket
 
     logging.disable_progress_bar()
     started = time.monotonic()

@@ -14,10 +14,10 @@ import typer
 from motionmerge.cli.merge import MissingOption, OverwriteOption, checked_missing, parse_inputs
 
 if TYPE_CHECKING:
-    from motionmerge.evaluation.claims import Claim
-    from motionmerge.evaluation.conditions import Condition
-    from motionmerge.evaluation.pocket import ConditionResults
-    from motionmerge.evaluation.search import SearchResult
+    from motionmerge.evaluation.pocket.claims import Claim
+    from motionmerge.evaluation.pocket.conditions import Condition
+    from motionmerge.evaluation.pocket.runs import ConditionResults
+    from motionmerge.evaluation.pocket.search import SearchResult
 
 SEARCH_FILE = "recipe.yaml"
 
@@ -65,15 +65,15 @@ def pocket(
 ) -> None:
     """Measure motion degree, obedience and fidelity on held-out prompts, and judge the claims."""
     from motionmerge.errors import ConfigError
-    from motionmerge.evaluation.claims import judge
-    from motionmerge.evaluation.conditions import paper_conditions, pick_conditions
-    from motionmerge.evaluation.pocket import Protocol, evaluate
-    from motionmerge.evaluation.prompts import SPLITS
-    from motionmerge.evaluation.search import search as search_settings
-    from motionmerge.evaluation.tables import check_docs
-    from motionmerge.evaluation.tables import write_docs as write_tables
+    from motionmerge.evaluation.pocket.claims import judge
+    from motionmerge.evaluation.pocket.conditions import paper_conditions, pick_conditions
+    from motionmerge.evaluation.pocket.prompts import SPLITS
+    from motionmerge.evaluation.pocket.runs import Protocol, evaluate
+    from motionmerge.evaluation.pocket.search import search as search_settings
+    from motionmerge.evaluation.pocket.tables import check_docs
+    from motionmerge.evaluation.pocket.tables import write_docs as write_tables
     from motionmerge.io.atomic import check_folder, check_new_file
-    from motionmerge.sampling.pocket_pipeline import load_pocket
+    from motionmerge.sampling.pipelines.pocket import load_pocket
 
     if split not in SPLITS:
         raise ConfigError(f"There is no split `{split}`.", fix=f"Use one of: {', '.join(SPLITS)}.")
@@ -114,7 +114,7 @@ def pocket(
     results = run(pick_conditions(condition) if condition else paper_conditions())
     _print_results(results, judge(results), as_json=as_json)
     if write_docs:
-        from motionmerge.evaluation.decided import decided
+        from motionmerge.evaluation.pocket.decided import decided
 
         written = write_tables(
             results, protocol=protocol, alternatives=decided(pipeline.vae), root=Path.cwd()
@@ -156,7 +156,7 @@ def _progress(total: int, *, shown: bool) -> Iterator[Callable[[str, int], None]
 def _print_results(
     results: Mapping[str, ConditionResults], claims: Sequence[Claim], *, as_json: bool
 ) -> None:
-    from motionmerge.evaluation.tables import table_row
+    from motionmerge.evaluation.pocket.tables import table_row
 
     rows = [table_row(one) for one in results.values()]
     if as_json:
@@ -177,7 +177,7 @@ def _print_results(
 
 
 def _print_table(results: Iterable[ConditionResults]) -> None:
-    from motionmerge.evaluation.tables import HEADINGS, table_row
+    from motionmerge.evaluation.pocket.tables import HEADINGS, table_row
 
     lines = [list(HEADINGS), *(table_row(one).cells() for one in results)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -187,7 +187,7 @@ def _print_table(results: Iterable[ConditionResults]) -> None:
 
 
 def _print_search(found: SearchResult, output: Path, *, as_json: bool) -> None:
-    from motionmerge.evaluation.tables import table_row
+    from motionmerge.evaluation.pocket.tables import table_row
     from motionmerge.io.atomic import atomic_path
 
     recipe = found.best.condition.recipe().print() if found.best else None

@@ -27,8 +27,8 @@ from motionmerge.cli.merge import (
 from motionmerge.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from motionmerge.merge.export_files import FileExports
-    from motionmerge.merge.lora_export import LoraExports
+    from motionmerge.exports.files import FileExports
+    from motionmerge.exports.loras import LoraExports
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
 DtypeOption = Annotated[
@@ -86,7 +86,7 @@ def two_experts(
     as_json: JsonOption = False,
 ) -> None:
     """Write one Wan 2.2 folder: `transformer`, `transformer_2` and a `boundary_ratio`."""
-    from motionmerge.merge.export import export_two_experts
+    from motionmerge.exports.two_experts import export_two_experts
 
     with progress_bar("export") as progress:
         written = export_two_experts(
@@ -144,9 +144,9 @@ def loras(
     as_json: JsonOption = False,
 ) -> None:
     """Write LoRAs of the experts, how much of the change they hold, and what loads them."""
-    from motionmerge.cli.official_names import lora_names
-    from motionmerge.merge.export_targets import ORIGINAL
-    from motionmerge.merge.lora_export import export_loras
+    from motionmerge.exports.dynamicrafter import lora_names
+    from motionmerge.exports.loras import export_loras
+    from motionmerge.exports.targets import ORIGINAL
 
     if tool is not None and keys is not None:
         raise ConfigError("--for and --keys both choose the names.", fix="Leave one of them out.")
@@ -181,7 +181,7 @@ def comfyui(
     as_json: JsonOption = False,
 ) -> None:
     """Write each expert as one file with original names, and of a pair one for each denoiser."""
-    from motionmerge.merge.export_files import export_comfyui
+    from motionmerge.exports.files import export_comfyui
 
     with progress_bar("export") as progress:
         written = export_comfyui(
@@ -213,10 +213,10 @@ def original(
     as_json: JsonOption = False,
 ) -> None:
     """Write each expert as one DynamiCrafter file in the official layout."""
-    from motionmerge.cli.official_names import official_file, official_names
-    from motionmerge.merge.export_files import export_files
-    from motionmerge.merge.export_targets import own_model
-    from motionmerge.merge.recipe import Recipe
+    from motionmerge.exports.dynamicrafter import official_file, official_names
+    from motionmerge.exports.files import export_files
+    from motionmerge.exports.targets import own_model
+    from motionmerge.merging.recipes.recipe import Recipe
     from motionmerge.models.dynamicrafter.checkpoint_folder import official_tensors
 
     loaded = Recipe.load(recipe)
@@ -266,7 +266,7 @@ def _print_files(written: LoraExports | FileExports, *, as_json: bool) -> None:
 
 def _print_kept(unmatched: Collection[str]) -> None:
     """Print which tensors some inputs lack, as `merge` does."""
-    from motionmerge.merge.report import kept_tensors
+    from motionmerge.merging.report import kept_tensors
 
     if unmatched:
         print(f"Warning: {kept_tensors(unmatched)}")

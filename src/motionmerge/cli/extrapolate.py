@@ -38,9 +38,9 @@ def extrapolate(
 ) -> None:
     """Write BASE - MOTION * (TUNED - BASE), which moves more than BASE."""
     from motionmerge.io.atomic import check_folder
-    from motionmerge.merge.algebra import Checkpoint
-    from motionmerge.merge.recipe import Recipe, RecipeInput
-    from motionmerge.merge.sources import Source
+    from motionmerge.merging.algebra.nodes import Checkpoint
+    from motionmerge.merging.inputs.sources import Source
+    from motionmerge.merging.recipes.recipe import Recipe, RecipeInput
 
     if output.suffix == ".safetensors":
         raise ConfigError(

@@ -22,9 +22,9 @@ from motionmerge.errors import ConfigError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from motionmerge.sampling.expert_choice import ExpertChoice
-    from motionmerge.sampling.make_video import VideoSettings
-    from motionmerge.sampling.model_choice import ModelChoice
+    from motionmerge.sampling.request.experts import ExpertChoice
+    from motionmerge.sampling.request.model import ModelChoice
+    from motionmerge.sampling.videos.make_video import VideoSettings
 
 
 @with_video_flags
@@ -78,8 +78,8 @@ def generate(
     """Animate PHOTO as the prompt says: the pocket model needs a CPU, others what they need."""
     from motionmerge.io.atomic import prepare_folder
     from motionmerge.io.video import contact_sheet, eight_bit, load_image, write_video
-    from motionmerge.sampling.make_video import encode_ahead, make_video
-    from motionmerge.sampling.manifest import check_number
+    from motionmerge.sampling.batch.manifest import check_number
+    from motionmerge.sampling.videos.make_video import encode_ahead, make_video
 
     image = load_image(photo)
     last = _last_image(photo, last_image, loop=loop)
@@ -155,7 +155,7 @@ def _last_image(photo: Path, last_image: Path | None, *, loop: bool) -> Image.Im
 
 def _start_options(analytic_init: Path | None, start_step: int | None) -> dict[str, Any]:
     """Read what the start latents are to be like, if that is given."""
-    from motionmerge.sampling.pipeline_inputs import read_statistics
+    from motionmerge.sampling.pipelines.inputs import read_statistics
 
     if analytic_init is None:
         return {}
@@ -253,7 +253,7 @@ def _description(
     files: dict[str, Path | None],
 ) -> dict[str, Any]:
     """Say how a video is made."""
-    from motionmerge.sampling.model_choice import FolderModel
+    from motionmerge.sampling.request.model import FolderModel
 
     own = settings.resolved(model.family, model.limits).model_dump()
     about = {name: value for name, value in own.items() if value is not None}
@@ -269,8 +269,8 @@ def _description(
 
 
 def _prompts(prompt: str | None, prompts: Path | None) -> list[str | None]:
-    from motionmerge.sampling.make_video import read_prompts
-    from motionmerge.sampling.manifest import read_list
+    from motionmerge.sampling.batch.manifest import read_list
+    from motionmerge.sampling.videos.make_video import read_prompts
 
     if prompts is None:
         return [prompt]

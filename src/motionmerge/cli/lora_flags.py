@@ -19,7 +19,7 @@ from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.paths import exists, path_of
 
 if TYPE_CHECKING:
-    from motionmerge.sampling.expert_choice import WeightedLora
+    from motionmerge.sampling.request.experts import WeightedLora
 
 LORA_HELP = (
     "FILE, FILE=WEIGHT, or FILE=NOISY,DETAILS with a weight for each side of --boundary: a LoRA "
@@ -40,7 +40,7 @@ def weighted_loras(texts: Sequence[str], *, motion: float | None) -> list[Weight
     Raises:
         ConfigError: One cannot be read, or --motion is given and has none to turn.
     """
-    from motionmerge.sampling.expert_choice import WeightedLora
+    from motionmerge.sampling.request.experts import WeightedLora
 
     read = [parse_lora(text) for text in texts]
     if motion is not None and all(weights for _, weights in read):
@@ -114,7 +114,7 @@ def check_kind(path: Path, *, expects_lora: bool) -> None:
     Raises:
         CheckpointError: Says which flag the file is for.
     """
-    from motionmerge.merge.lora_detection import is_lora, lora_matrices
+    from motionmerge.merging.lora.detection import is_lora, lora_matrices
 
     names = names_in(path)
     looks_like_one = is_lora(names)

@@ -14,9 +14,9 @@ import typer
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from motionmerge.merge.coverage import Missing
-    from motionmerge.merge.engine import Progress
-    from motionmerge.merge.recipe import Recipe
+    from motionmerge.merging.inputs.coverage import Missing
+    from motionmerge.merging.merge import Progress
+    from motionmerge.merging.recipes.recipe import Recipe
 
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
 DtypeOption = Annotated[
@@ -70,7 +70,7 @@ def checked_missing(missing: str) -> Missing:
     Raises:
         ConfigError: It is neither `error` nor `keep`.
     """
-    from motionmerge.merge.coverage import check_missing
+    from motionmerge.merging.inputs.coverage import check_missing
 
     check_missing(missing)
     return "keep" if missing == "keep" else "error"
@@ -94,7 +94,7 @@ def merge(
     stochastic_rounding: StochasticOption = None,
 ) -> None:
     """Write the experts of a recipe, each to OUTPUT/EXPERT.safetensors."""
-    from motionmerge.merge.recipe import Recipe
+    from motionmerge.merging.recipes.recipe import Recipe
 
     carry_out(
         Recipe.load(recipe),
@@ -115,7 +115,7 @@ def merge(
 def carry_out(recipe: Recipe, output: Path, *, as_json: bool, **options: Any) -> None:
     """Merge with a progress bar on stderr and the report on stdout."""
     from motionmerge.io.atomic import check_folder
-    from motionmerge.merge.engine import merge as run
+    from motionmerge.merging.merge import merge as run
 
     check_folder(output)
     with progress_bar("merge") as progress:

@@ -13,7 +13,7 @@ from motionmerge.cli.show_lora import check_base, described, names_in, print_not
 from motionmerge.errors import CheckpointError, MotionMergeError
 
 if TYPE_CHECKING:
-    from motionmerge.merge.recipe import Recipe
+    from motionmerge.merging.recipes.recipe import Recipe
 
 _EDG = """@inproceedings{tian2025extrapolating,
   title     = {Extrapolating and Decoupling Image-to-Video Generation Models:
@@ -68,8 +68,8 @@ def show(
 
     Of a LoRA also ranks, the scale in force and where it stands, and what of --base it reaches.
     """
-    from motionmerge.merge.lora_detection import is_lora
-    from motionmerge.merge.recipe import Recipe, shipped_recipes
+    from motionmerge.merging.lora.detection import is_lora
+    from motionmerge.merging.recipes.recipe import Recipe, shipped_recipes
 
     is_recipe = subject in shipped_recipes() or Path(subject).suffix in (".yaml", ".yml")
     if is_recipe and not Path(subject).is_dir():
@@ -97,9 +97,9 @@ def show(
 
 def _citations(recipe: Recipe) -> list[str]:
     """Give the paper, and the sources of the functions that the recipe calls."""
-    from motionmerge.merge.functions import Ties, Trim
-    from motionmerge.merge.lora import Lora
-    from motionmerge.merge.sparsify import Dare
+    from motionmerge.merging.algebra.functions import Ties, Trim
+    from motionmerge.merging.algebra.sparsify import Dare
+    from motionmerge.merging.lora.task_vector import Lora
 
     nodes = [node for expert in recipe.experts.values() for node in expert.vectors_inside()]
     sources = {_DARE: (Dare,), _TIES: (Ties, Trim), _LORA: (Lora,)}
@@ -110,7 +110,7 @@ def _citations(recipe: Recipe) -> list[str]:
 
 
 def _describe_recipe(recipe: Recipe, *, groups: bool) -> dict[str, Any]:
-    from motionmerge.merge.recipe import OWN_MODEL
+    from motionmerge.merging.recipes.recipe import OWN_MODEL
 
     found: dict[str, Any] = {
         "description": recipe.description,
@@ -141,7 +141,7 @@ def _describe_recipe(recipe: Recipe, *, groups: bool) -> dict[str, Any]:
 
 def _preview(recipe: Recipe) -> dict[str, Any]:
     """Estimate seconds, disk and memory; say why if the inputs do not fit together."""
-    from motionmerge.merge.engine import preview
+    from motionmerge.merging.merge import preview
 
     try:
         expected = preview(recipe)
@@ -157,8 +157,8 @@ def _preview(recipe: Recipe) -> dict[str, Any]:
 
 def _describe_weights(path: Path, *, groups: bool) -> tuple[dict[str, Any], Recipe | None]:
     from motionmerge.io.weights import open_weights
-    from motionmerge.merge.recipe import METADATA_KEY, Recipe
-    from motionmerge.merge.sources import module_folders
+    from motionmerge.merging.inputs.sources import module_folders
+    from motionmerge.merging.recipes.recipe import METADATA_KEY, Recipe
 
     found: dict[str, Any] = {"path": str(path), **_sizes(path, groups=groups)}
     if module_folders(path):
@@ -180,7 +180,7 @@ def _describe_weights(path: Path, *, groups: bool) -> tuple[dict[str, Any], Reci
 
 
 def _path(subject: str) -> Path:
-    from motionmerge.merge.resolvers import resolve, split_name
+    from motionmerge.merging.inputs.resolvers import resolve, split_name
 
     return resolve(subject) if split_name(subject) else Path(subject)
 
@@ -198,8 +198,8 @@ def _sizes(path: Path, *, groups: bool) -> dict[str, Any]:
     import math
 
     from motionmerge.io.quantised import beside_weights, describe_quantisation
-    from motionmerge.merge.groups import count_parameters
-    from motionmerge.merge.sources import open_as_stored
+    from motionmerge.merging.algebra.groups import count_parameters
+    from motionmerge.merging.inputs.sources import open_as_stored
     from motionmerge.tensors import dtype_name, num_bytes
 
     with open_as_stored(path) as parts:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from motionmerge.errors import CheckpointError, ConfigError, MotionMergeError
 
 if TYPE_CHECKING:
-    from motionmerge.merge.lora_report import LoraDescription
+    from motionmerge.merging.lora.report import LoraDescription
 
 _SHOWN = 5
 """Names of layers in a list that may be long."""
@@ -28,7 +28,7 @@ def names_in(path: Path) -> list[str]:
         CheckpointError: It cannot be read.
     """
     from motionmerge.io.weights import open_weights
-    from motionmerge.merge.sources import module_folders
+    from motionmerge.merging.inputs.sources import module_folders
 
     if module_folders(path):
         return []
@@ -43,9 +43,9 @@ def describe(path: Path, *, base: Path | None) -> dict[str, Any]:
         ConfigError: There is a base, and the file is no LoRA.
         CheckpointError, ShapeError: The base cannot be read, or does not fit.
     """
-    from motionmerge.merge.lora_detection import is_lora
-    from motionmerge.merge.lora_report import describe_lora
-    from motionmerge.merge.sources import OpenInputs, Source
+    from motionmerge.merging.inputs.sources import OpenInputs, Source
+    from motionmerge.merging.lora.detection import is_lora
+    from motionmerge.merging.lora.report import describe_lora
 
     if base is None:
         return _plain(describe_lora(path))

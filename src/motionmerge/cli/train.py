@@ -93,7 +93,7 @@ def _train(
     from dataclasses import asdict, replace
 
     from motionmerge.io.atomic import check_folder, check_new_file
-    from motionmerge.training.pocket_runs import RUNS, RunInputs, run
+    from motionmerge.training.pocket.runs import RUNS, RunInputs, run
     from motionmerge.training.trainer import Progress
 
     check_new_file(output, overwrite=overwrite)

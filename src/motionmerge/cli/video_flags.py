@@ -23,10 +23,10 @@ from motionmerge.errors import ConfigError
 from motionmerge.io.paths import exists, path_of
 
 if TYPE_CHECKING:
-    from motionmerge.sampling.expert_choice import ExpertChoice
-    from motionmerge.sampling.make_video import VideoSettings
-    from motionmerge.sampling.model_choice import ModelChoice
-    from motionmerge.sampling.step_plan import StepPlan
+    from motionmerge.sampling.request.experts import ExpertChoice
+    from motionmerge.sampling.request.model import ModelChoice
+    from motionmerge.sampling.request.step_plan import StepPlan
+    from motionmerge.sampling.videos.make_video import VideoSettings
 
 DEFAULT_RECIPE = "pocket"
 POCKET = "pocket"
@@ -169,10 +169,10 @@ class VideoFlags:
         """
         import torch
 
-        from motionmerge.merge.resolvers import resolve, split_name
-        from motionmerge.sampling.loading import check_device, default_device, dtype_named
-        from motionmerge.sampling.model_choice import FolderModel, ShippedModel
-        from motionmerge.sampling.pipeline_folder import find_pipeline
+        from motionmerge.merging.inputs.resolvers import resolve, split_name
+        from motionmerge.sampling.request.folder import find_pipeline
+        from motionmerge.sampling.request.loading import check_device, default_device, dtype_named
+        from motionmerge.sampling.request.model import FolderModel, ShippedModel
 
         if self.model == POCKET:
             given = {"--dtype": self.dtype, "--device": self.device, "--variant": self.variant}
@@ -198,8 +198,8 @@ class VideoFlags:
 
     def chosen_experts(self, model: ModelChoice) -> ExpertChoice:
         """Turn the flags that say which weights denoise into one choice, and look for its files."""
-        from motionmerge.sampling import expert_choice
-        from motionmerge.sampling.model_choice import ShippedModel
+        from motionmerge.sampling.request import experts as expert_choice
+        from motionmerge.sampling.request.model import ShippedModel
 
         self._check_expert_flags()
         boundary = self.boundary
@@ -266,10 +266,10 @@ class VideoFlags:
 
     def _turned_knob(self, model: ModelChoice, motion: float) -> ExpertChoice:
         """Extrapolate the pocket model's weights, or another's from what it was tuned from."""
-        from motionmerge.merge.resolvers import split_name
-        from motionmerge.sampling.expert_choice import from_base, from_recipe
-        from motionmerge.sampling.pipeline_folder import find_pipeline
-        from motionmerge.sampling.pocket_pipeline import knob_recipe
+        from motionmerge.merging.inputs.resolvers import split_name
+        from motionmerge.sampling.pipelines.pocket import knob_recipe
+        from motionmerge.sampling.request.experts import from_base, from_recipe
+        from motionmerge.sampling.request.folder import find_pipeline
 
         if model.path is None:
             if self.base is not None:
@@ -291,8 +291,8 @@ class VideoFlags:
 
     def _refuse_two_sets(self, model: Path) -> None:
         """Refuse a variant beside plain weights, which are those that an input of a recipe is."""
-        from motionmerge.merge.sources import module_folders
-        from motionmerge.sampling.pipeline_folder import weight_files
+        from motionmerge.merging.inputs.sources import module_folders
+        from motionmerge.sampling.request.folder import weight_files
 
         for folder in module_folders(model) if self.variant else ():
             plain = weight_files(folder)
@@ -305,7 +305,7 @@ class VideoFlags:
 
     def settings(self) -> VideoSettings:
         """Gather what the flags say of every video."""
-        from motionmerge.sampling.make_video import VideoSettings
+        from motionmerge.sampling.videos.make_video import VideoSettings
 
         if self.size is not None and (self.height is not None or self.width is not None):
             raise ConfigError(
@@ -394,7 +394,7 @@ class StepPlanner:
 
     def show(self) -> None:
         """Print the steps of each expert, and warn of those without any, on stderr."""
-        from motionmerge.sampling.denoising_steps import UnusedExpertWarning
+        from motionmerge.switching.denoising_steps import UnusedExpertWarning
 
         for plan, count in self._counts.items():
             videos = f" ({count} videos)" if len(self._counts) > 1 else ""
@@ -420,7 +420,7 @@ def loaded(
     """
     from diffusers.utils import logging
 
-    from motionmerge.sampling.loading import show_progress
+    from motionmerge.sampling.request.loading import show_progress
 
     is_quiet = model.path is None or not sys.stderr.isatty()
     if is_quiet:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from motionmerge.evaluation.motion import FloatArray, dense_flow, to_gray
+from motionmerge.evaluation.pocket.motion import FloatArray, dense_flow, to_gray
 
 Picture = npt.NDArray[np.uint8]
 

@@ -1,1 +1,1 @@
-"""motionmerge.sampling."""
+"""Videos: pipelines, families of models, requests, single videos and batches."""

@@ -1,1 +1,1 @@
-"""motionmerge.training."""
+"""Training: one loop, and the runs that use it."""

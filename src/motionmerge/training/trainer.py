@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.atomic import atomic_path
+from motionmerge.models.cuda_graphs import ReplayedCall
 from motionmerge.models.pocket.components import attention_kernel
-from motionmerge.sampling.captured import ReplayedCall
 
 LossFunction = Callable[[nn.Module, Sequence[int]], torch.Tensor]
 """Takes the (possibly wrapped) module and sample indices; returns the mean loss."""

@@ -2,7 +2,7 @@
 
 As CLIP is for DynamiCrafter, the towers are trained beforehand on something else than video and
 then frozen: the text tower to tell what a caption says, the image tower to tell what lies where in
-a picture (training/pocket_towers.py).
+a picture (training/pocket/towers.py).
 """
 
 from __future__ import annotations

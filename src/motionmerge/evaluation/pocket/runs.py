@@ -1,0 +1,310 @@
+"""Run the pocket model under many conditions on the same prompts and noise, and keep every result.
+
+Each measured clip is one line of `results.jsonl`, under a hash of all that decides it; what is
+there already is not computed again. Two processes may work on different conditions in one folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from motionmerge.evaluation.pocket.conditions import Condition
+from motionmerge.evaluation.pocket.motion import ClipMeasures, measure_clip
+from motionmerge.evaluation.pocket.prompts import DIFFICULTIES, first_frames, scenes
+from motionmerge.io.atomic import check_file, prepare_folder
+from motionmerge.io.weights import hash_weights
+from motionmerge.merging.inputs.coverage import Missing
+from motionmerge.models.pocket.components import weights_path
+from motionmerge.models.pocket.world import Canvases, Scene
+from motionmerge.rng import generator_for
+from motionmerge.switching.expert_bank import experts
+
+RESULTS_FILE = "results.jsonl"
+BATCH_SIZE = 24
+FORMAT = 1
+"""Raise it when a measure changes its meaning: kept results are then not used."""
+
+Progress = Callable[[str, int], None]
+"""Called with the condition's name and the number of prompts just finished."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What all conditions of an evaluation have in common.
+
+    Args:
+        split: `validation` or `test`.
+        num: How many prompts.
+        seed: Of prompts and noise.
+        num_inference_steps: Denoising steps.
+    """
+
+    split: str = "test"
+    num: int = 200
+    seed: int = 0
+    num_inference_steps: int = 12
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """What is kept of one clip.
+
+    Args:
+        prompt: Index of the scene in its split.
+        degree: Motion degree in pixels, see `CameraMove.degree`.
+        camera: Kind of camera move seen.
+        camera_right: Whether it is the captioned one; None if the caption is silent.
+        obeyed, direction_right, intact, first_frame_db, background_db: See `ClipMeasures`.
+        difficulty: See `prompts.DIFFICULTIES`.
+        camera_moves: Whether the caption leaves the camera free to move.
+    """
+
+    prompt: int
+    degree: float
+    camera: str
+    camera_right: bool | None
+    obeyed: bool
+    direction_right: float
+    intact: bool
+    first_frame_db: float
+    background_db: float
+    difficulty: str
+    camera_moves: bool
+
+
+@dataclass(frozen=True)
+class ConditionResults:
+    """All clips of one condition, as arrays over prompts in the order of the split."""
+
+    condition: Condition
+    clips: tuple[ClipResult, ...]
+
+    def column(self, name: str) -> npt.NDArray[np.float64]:
+        """One measure of all clips, `[prompts]`."""
+        return np.array([getattr(clip, name) for clip in self.clips], dtype=np.float64)
+
+    @property
+    def moving(self) -> npt.NDArray[np.bool_]:
+        """Prompts on which motion degree is measured, `[prompts]`."""
+        return np.array([clip.camera_moves for clip in self.clips])
+
+    @property
+    def demanding(self) -> npt.NDArray[np.bool_]:
+        """Prompts with a move that turns or with several objects, `[prompts]`."""
+        return np.array([clip.difficulty != DIFFICULTIES[0] for clip in self.clips])
+
+    @property
+    def degree(self) -> float:
+        """Mean motion degree in pixels, over the prompts whose camera is free to move."""
+        return float(self.column("degree")[self.moving].mean())
+
+    @property
+    def obedience(self) -> float:
+        """Share of clips in which every object does all it was told."""
+        return float(self.column("obeyed").mean())
+
+    @property
+    def intact(self) -> float:
+        """Share of clips with all objects still there, once each."""
+        return float(self.column("intact").mean())
+
+
+def evaluate(
+    pipeline: Any,
+    conditions: Sequence[Condition],
+    *,
+    protocol: Protocol,
+    folder: Path,
+    inputs: Mapping[str, str | Path] | None = None,
+    progress: Progress | None = None,
+    missing: Missing = "error",
+) -> dict[str, ConditionResults]:
+    """Measure conditions, using what is in the folder already.
+
+    Args:
+        pipeline: A `PocketPipeline`; its own weights do not matter.
+        conditions: What to run.
+        protocol: Prompts, noise and steps: the same for all conditions.
+        folder: Where `results.jsonl` is.
+        inputs: Weights files instead of the shipped ones, by name.
+        progress: Told of every finished batch, also of prompts found in the folder.
+        missing: As for `experts`: tensors that not all of the weights have.
+
+    Returns:
+        Results by the condition's name, in the order given.
+
+    Raises:
+        ConfigError: The folder cannot be written to.
+    """
+    path = folder / RESULTS_FILE
+    prepare_folder(folder)
+    check_file(path)
+    chosen, canvases = scenes(protocol.split, num=protocol.num, seed=protocol.seed)
+    kept = read_results(path)
+    results = {}
+    frozen = _hash_frozen_parts(pipeline)
+    for condition in conditions:
+        key = _key(condition, protocol, inputs or {}, frozen=frozen, missing=missing)
+        found = {i: clip for i, clip in kept.get(key, {}).items() if i < protocol.num}
+        if progress is not None and found:
+            progress(condition.name, len(found))
+        todo = [index for index in range(protocol.num) if index not in found]
+        if todo:
+            own = _used(condition, inputs)
+            with experts(pipeline, recipe=condition.recipe(), inputs=own, missing=missing):
+                for start in range(0, len(todo), BATCH_SIZE):
+                    batch = todo[start : start + BATCH_SIZE]
+                    clips = _run_batch(pipeline, batch, chosen, canvases, protocol)
+                    _append(path, key, condition.name, clips)
+                    found |= {clip.prompt: clip for clip in clips}
+                    if progress is not None:
+                        progress(condition.name, len(batch))
+        in_order = tuple(found[index] for index in range(protocol.num))
+        results[condition.name] = ConditionResults(condition, in_order)
+    return results
+
+
+def generate(
+    pipeline: Any,
+    images: torch.Tensor,
+    prompts: Sequence[str],
+    *,
+    names: Sequence[str],
+    **options: Any,
+) -> torch.Tensor:
+    """Make videos whose noise depends on their name only: `[num, 16, 3, height, width]` in [0, 1].
+
+    Args:
+        pipeline: A `PocketPipeline`.
+        images: `[num, 3, height, width]` in [0, 1].
+        prompts: One for each image.
+        names: Key of each video's noise, e.g. `"test/0/17"`.
+        options: Of the pipeline.
+    """
+    noise = [generator_for(0, "evaluation", name) for name in names]
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        image=images, prompt=list(prompts), generator=noise, output_type="pt", **options
+    ).frames
+
+
+def _run_batch(
+    pipeline: Any,
+    batch: Sequence[int],
+    chosen: Sequence[Scene],
+    canvases: Canvases,
+    protocol: Protocol,
+) -> list[ClipResult]:
+    images = first_frames([chosen[index] for index in batch], canvases)
+    videos = generate(
+        pipeline,
+        images,
+        [chosen[index].program.caption() for index in batch],
+        names=[f"{protocol.split}/{protocol.seed}/{index}" for index in batch],
+        num_inference_steps=protocol.num_inference_steps,
+    )
+    return [
+        clip_result(index, chosen[index], measure_clip(video, chosen[index], image=image))
+        for index, video, image in zip(batch, videos, images, strict=True)
+    ]
+
+
+def clip_result(index: int, scene: Scene, measures: ClipMeasures) -> ClipResult:
+    """Keep what counts of a clip's measures."""
+    program = scene.program
+    told = program.camera_is_captioned
+    return ClipResult(
+        prompt=index,
+        degree=measures.camera.degree,
+        camera=measures.camera.kind,
+        camera_right=measures.camera.kind == program.camera if told else None,
+        obeyed=measures.obeyed,
+        direction_right=measures.direction_right,
+        intact=measures.intact,
+        first_frame_db=measures.first_frame_db,
+        background_db=measures.background_db,
+        difficulty=program.difficulty,
+        camera_moves=not (told and program.camera == "rests"),
+    )
+
+
+def read_results(path: Path) -> dict[str, dict[int, ClipResult]]:
+    """Read a results file: clips by condition key and prompt.
+
+    A line that was torn by a crash is left out, so that its clip is made again.
+    """
+    kept: dict[str, dict[int, ClipResult]] = {}
+    if not path.exists():
+        return kept
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+            clip = ClipResult(**entry["clip"])
+        except (ValueError, TypeError, KeyError):
+            continue
+        kept.setdefault(entry["key"], {})[clip.prompt] = clip
+    return kept
+
+
+def _append(path: Path, key: str, name: str, clips: Iterable[ClipResult]) -> None:
+    lines = [
+        json.dumps({"key": key, "condition": name, "clip": asdict(clip)}, sort_keys=True) + "\n"
+        for clip in clips
+    ]
+    is_torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * is_torn + "".join(lines))
+
+
+def _used(
+    condition: Condition, inputs: Mapping[str, str | Path] | None
+) -> dict[str, str | Path] | None:
+    needed = condition.recipe().inputs
+    return {name: path for name, path in (inputs or {}).items() if name in needed} or None
+
+
+def _key(
+    condition: Condition,
+    protocol: Protocol,
+    inputs: Mapping[str, str | Path],
+    *,
+    frozen: str,
+    missing: Missing,
+) -> str:
+    weights = {
+        name: _hash_file(Path(inputs[name]) if name in inputs else weights_path(name))
+        for name in condition.recipe().inputs
+    }
+    return condition.fingerprint(
+        format=FORMAT,
+        weights=weights,
+        frozen=frozen,
+        split=protocol.split,
+        seed=protocol.seed,
+        steps=protocol.num_inference_steps,
+        **({} if missing == "error" else {"missing": missing}),
+    )
+
+
+@lru_cache
+def _hash_file(path: Path) -> str:
+    return hash_weights(path)
+
+
+def _hash_frozen_parts(pipeline: Any) -> str:
+    """Hash of what all conditions share: towers and decoder."""
+    digest = hashlib.sha256()
+    for part in (pipeline.text_encoder, pipeline.image_encoder, pipeline.vae):
+        for tensor in part.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Experts for other tools: LoRAs, single files, two-expert folders."""

@@ -1,0 +1,1 @@
+"""Merging weights: typed algebra, recipes, and what carries them out."""

@@ -1,0 +1,1 @@
+"""What a recipe can write, and its exact value."""

@@ -1,0 +1,128 @@
+"""Restrict task vectors to parameter groups or name patterns, and count parameters by group.
+
+Which names belong to which group is written in `families.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from motionmerge.errors import ConfigError, RecipeError
+from motionmerge.lazy_torch import torch
+from motionmerge.merging.algebra.applied import Applied, expect_vector
+from motionmerge.merging.algebra.nodes import TaskVector
+from motionmerge.merging.algebra.terms import quote
+from motionmerge.merging.inputs.sources import OpenInputs, Source
+from motionmerge.parameter_groups import GROUPS, OTHER, group_of
+from motionmerge.patterns import compile_pattern
+from motionmerge.text import fix_unknown_name
+
+__all__ = ["GROUPS", "OTHER", "Only", "count_parameters", "group_of", "only", "selects"]
+
+_MAX_PATTERN = 200
+
+
+def count_parameters(shapes: Mapping[str, int]) -> dict[str, int]:
+    """Add up numbers of parameters by group; groups without any are left out.
+
+    Args:
+        shapes: Number of parameters by tensor name.
+    """
+    totals = dict.fromkeys((*GROUPS, OTHER), 0)
+    for name, count in shapes.items():
+        totals[group_of(name)] += count
+    return {group: count for group, count in totals.items() if count}
+
+
+def selects(group_or_pattern: str) -> Callable[[str], bool]:
+    """Make the test of whether a tensor belongs to a group or matches a pattern.
+
+    Args:
+        group_or_pattern: A group's name; or `re:` and a regular expression that is searched in
+            the name; or a glob for the whole name (`*.attn1.*`).
+
+    Raises:
+        RecipeError: It is a mistyped group, a bad regular expression, too long, or one that only
+            a search without limits can follow (`patterns.compile_pattern`).
+    """
+    if group_or_pattern in GROUPS:
+        return lambda name: group_of(name) == group_or_pattern
+    if len(group_or_pattern) > _MAX_PATTERN:
+        raise RecipeError(
+            f"A pattern of {len(group_or_pattern)} characters.",
+            fix=f"Keep it under {_MAX_PATTERN}; add several `only(...)` up instead.",
+        )
+    if group_or_pattern.startswith("re:"):
+        try:
+            return compile_pattern(group_or_pattern[3:])
+        except ConfigError as error:
+            raise RecipeError(
+                error.message, fix=f"{error.fix} A glob such as `*.attn1.*` works too."
+            ) from error
+    if group_or_pattern.isidentifier():
+        raise RecipeError(
+            f"There is no parameter group `{group_or_pattern}`; there are {', '.join(GROUPS)}.",
+            fix=fix_unknown_name(group_or_pattern, GROUPS)
+            + " A glob such as `*.attn1.*` works too.",
+        )
+    return lambda name: fnmatchcase(name, group_or_pattern)
+
+
+@dataclass(frozen=True)
+class Only(Applied):
+    """A task vector restricted to some tensors; build it with `only`."""
+
+    group: str
+
+    def formula(self) -> str:
+        """Print e.g. `only(tuned - base, "temporal")`."""
+        return f"only({self.vector}, {quote(self.group)})"
+
+    def sources(self, name: str | None = None) -> Iterator[Source]:
+        """Give the vector's sources, unless the tensor is not selected."""
+        if name is None or selects(self.group)(name):
+            yield from self.vector.sources(name)
+
+    def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
+        """Compute one tensor; None where it is not selected."""
+        return self.vector.value(name, inputs) if selects(self.group)(name) else None
+
+    def verify(self, names: Sequence[str]) -> None:
+        """Check that something is selected.
+
+        Raises:
+            RecipeError: No name is; the groups that the names do have are listed.
+        """
+        if not any(map(selects(self.group), names)):
+            present = sorted({group_of(name) for name in names})
+            raise RecipeError(
+                f"`only(..., {quote(self.group)})` matches none of the {len(names)} tensors; "
+                f"their groups are: {', '.join(present)}.",
+                fix=f"Use one of these groups, or a pattern for names like `{names[0]}`."
+                if names
+                else "Use a checkpoint with tensors.",
+            )
+
+
+def only(vector: TaskVector, group_or_pattern: str) -> TaskVector:
+    """Restrict a task vector to a parameter group or a name pattern; it is zero elsewhere.
+
+    Args:
+        vector: What to restrict.
+        group_or_pattern: One of `families.GROUPS`, a glob (`*.attn1.*`), or `re:` and a regular
+            expression.
+
+    Raises:
+        RecipeError: `vector` is no task vector, or the group is unknown; when evaluated, if
+            nothing matches.
+    """
+    expect_vector(vector, "only", example='only(tuned - base, "temporal")')
+    if not isinstance(group_or_pattern, str):
+        raise RecipeError(
+            f"only() got the group {group_or_pattern!r}, not a string.",
+            fix='Quote it: `only(tuned - base, "temporal")`.',
+        )
+    selects(group_or_pattern)
+    return Only(vector, group_or_pattern)

@@ -1,0 +1,388 @@
+"""The algebra of checkpoints and task vectors: typed, immutable, lazy expressions.
+
+Paper: Tian et al. 2025, stages 2 and 3. An expression is written like the formula, checked when it
+is written, and evaluated tensor by tensor in fp32 with one rounding at the end.
+
+    Checkpoint - Checkpoint -> TaskVector       Checkpoint + TaskVector -> Checkpoint
+    number * TaskVector     -> TaskVector       TaskVector + TaskVector -> TaskVector
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, NoReturn, overload
+
+from motionmerge.errors import RecipeError
+from motionmerge.io.weights import write_weights
+from motionmerge.lazy_torch import torch
+from motionmerge.merging.algebra.results import realised, result_specs
+from motionmerge.merging.algebra.terms import (
+    ATOM,
+    CHECKPOINT,
+    PRODUCT,
+    SIGN,
+    SUM,
+    TASK_VECTOR,
+    Expression,
+    is_number,
+    negation_refusal,
+    refusal,
+)
+from motionmerge.merging.inputs.coverage import check_coverage
+from motionmerge.merging.inputs.resolvers import resolve
+from motionmerge.merging.inputs.sources import MemoryTensors, OpenInputs, Origin, Source
+from motionmerge.tensors import AnyDtype, parse_dtype
+
+__all__ = [
+    "Checkpoint",
+    "Difference",
+    "Scaled",
+    "Sum",
+    "TaskVector",
+    "realised",
+    "result_specs",
+]
+
+
+@dataclass(frozen=True)
+class Checkpoint(Expression):
+    """The weights of a whole model: stored ones, plus any number of task vectors.
+
+    result = anchor + vectors[0] + vectors[1] + ...
+
+    The anchor is the stored checkpoint at the front. It gives the result its tensor names, their
+    order, their dtype, and every tensor that no task vector reaches (bytes unchanged), as well as
+    all integer and 0-d tensors.
+
+    Attributes:
+        anchor: The stored checkpoint.
+        vectors: What is added to it, in order.
+    """
+
+    kind: ClassVar[str] = CHECKPOINT
+
+    anchor: Source
+    vectors: tuple[TaskVector, ...] = ()
+
+    @classmethod
+    def load(cls, path: str | Path, *, name: str | None = None) -> Checkpoint:
+        """Refer to weights on disk; nothing is read before it is needed.
+
+        Args:
+            path: A .safetensors file, a folder of (sharded) ones, a diffusers pipeline folder
+                (its `unet`, `image_projector` ... become prefixes of the names), or a .ckpt; or
+                shipped weights by name, e.g. `pocket:base`; or weights on the hub, which are
+                downloaded now, e.g. `hub:owner/name`.
+            name: What formulas call it; the file's or folder's name by default.
+        """
+        path = resolve(str(path))
+        return cls(Source(name or re.sub(r"\W", "_", path.stem) or "checkpoint", path))
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], *, name: str) -> Checkpoint:
+        """Refer to a state dict in memory; its tensors are shared, not copied."""
+        return cls(Source(name, MemoryTensors(tensors)))
+
+    def bind(self, origins: Mapping[str, Origin]) -> Checkpoint:
+        """Give the names in a formula their weights, and LoRAs the names of the anchor's tensors.
+
+        Args:
+            origins: Weights by name; what is not among them keeps its own.
+        """
+        anchor = replace(self.anchor, origin=origins.get(self.anchor.name, self.anchor.origin))
+        return Checkpoint(anchor, tuple(vector.bind(origins, anchor) for vector in self.vectors))
+
+    @property
+    def precedence(self) -> int:
+        """ATOM for a stored checkpoint, else SUM."""
+        return SUM if self.vectors else ATOM
+
+    def formula(self) -> str:
+        """Print the canonical text, e.g. `base + 0.25 * (base - tuned)`."""
+        return self.anchor.name + "".join(_signed(vector) for vector in self.vectors)
+
+    def vectors_inside(self) -> Iterator[TaskVector]:
+        """Give every task vector in the expression, outermost first."""
+        for vector in self.vectors:
+            yield from vector.vectors_inside()
+
+    def sources(self, name: str | None = None) -> Iterator[Source]:
+        """Give the sources whose tensor `name` enters the result; all sources for None."""
+        yield self.anchor
+        for vector in self.vectors:
+            yield from vector.sources(name)
+
+    def __add__(self, other: object) -> Checkpoint:
+        if not isinstance(other, TaskVector):
+            raise refusal(self, "+", other)
+        return replace(self, vectors=(*self.vectors, other))
+
+    @overload
+    def __sub__(self, other: Checkpoint) -> Difference: ...
+    @overload
+    def __sub__(self, other: TaskVector) -> Checkpoint: ...
+    def __sub__(self, other: object) -> Difference | Checkpoint:
+        if isinstance(other, Checkpoint):
+            return Difference(self, other)
+        if isinstance(other, TaskVector):
+            return self + -other
+        raise refusal(self, "-", other)
+
+    def __mul__(self, other: object) -> NoReturn:
+        raise refusal(self, "*", other)
+
+    def __rmul__(self, other: object) -> NoReturn:
+        raise refusal(other, "*", self)
+
+    def __neg__(self) -> NoReturn:
+        raise negation_refusal(self)
+
+    def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
+        """Compute one tensor in fp32, unrounded; None if no task vector changes it."""
+        total: torch.Tensor | None = None
+        for vector in self.vectors:
+            term = vector.value(name, inputs)
+            if term is not None:
+                total = (inputs.value(self.anchor, name) if total is None else total) + term
+        return total
+
+    def evaluate(self, name: str) -> torch.Tensor:
+        """Compute one tensor: fp32 arithmetic, one rounding to the anchor's dtype.
+
+        Raises:
+            CheckpointError: An input lacks the tensor, cannot be read, or holds NaN.
+            ShapeError: Two inputs disagree about its shape.
+        """
+        bound = self.bind({})
+        with OpenInputs(bound.sources()) as inputs:
+            check_coverage([bound], inputs, names=[name])
+            return realised(bound, name, inputs)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Compute every tensor, in the anchor's order.
+
+        Raises:
+            CheckpointError: A tensor is missing on one side, cannot be read, or holds NaN.
+            ShapeError: Two inputs disagree about a shape.
+        """
+        bound = self.bind({})
+        with OpenInputs(bound.sources()) as inputs:
+            check_coverage([bound], inputs)
+            return {name: realised(bound, name, inputs) for name in inputs.names(bound.anchor)}
+
+    def save(self, path: str | Path, *, dtype: str | AnyDtype | None = None) -> None:
+        """Compute every tensor and write one .safetensors file, its formula in the header.
+
+        Args:
+            path: The file to write.
+            dtype: Dtype of the floating-point tensors; the anchor's own by default.
+
+        Raises:
+            CheckpointError: A tensor is missing on one side, cannot be read, or holds NaN.
+            ShapeError: Two inputs disagree about a shape.
+        """
+        wanted = None if dtype is None else parse_dtype(dtype)
+        bound = self.bind({})
+        with OpenInputs(bound.sources()) as inputs:
+            check_coverage([bound], inputs)
+            names = inputs.names(bound.anchor)
+            write_weights(
+                Path(path),
+                ((name, realised(bound, name, inputs, dtype=wanted)) for name in names),
+                specs=result_specs(bound, inputs, dtype=wanted),
+                metadata={"format": "pt", "motionmerge.formula": str(self)},
+            )
+
+
+class TaskVector(Expression):
+    """A difference between checkpoints, scaled, summed, thinned out or restricted."""
+
+    kind: ClassVar[str] = TASK_VECTOR
+
+    @property
+    def children(self) -> tuple[TaskVector, ...]:
+        """The task vectors that this one is made of."""
+        return ()
+
+    @abstractmethod
+    def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
+        """Compute one tensor in fp32; None if it is zero by construction."""
+
+    @abstractmethod
+    def bind(self, origins: Mapping[str, Origin], anchor: Source) -> TaskVector:
+        """Give the names in a formula their weights.
+
+        Args:
+            origins: Weights by name; what is not among them keeps its own.
+            anchor: The stored checkpoint that this is added to.
+        """
+
+    def sources(self, name: str | None = None) -> Iterator[Source]:
+        """Give the sources whose tensor `name` enters the value; all sources for None."""
+        for child in self.children:
+            yield from child.sources(name)
+
+    def vectors_inside(self) -> Iterator[TaskVector]:
+        """Give this task vector and every one inside it."""
+        yield self
+        for child in self.children:
+            yield from child.vectors_inside()
+
+    def verify(self, names: Sequence[str]) -> None:
+        """Check what can be checked once the tensor names are known.
+
+        Raises:
+            RecipeError: It cannot apply to a checkpoint with these names.
+        """
+
+    def __add__(self, other: object) -> TaskVector:
+        if not isinstance(other, TaskVector):
+            raise refusal(self, "+", other)
+        return Sum(self, other)
+
+    def __sub__(self, other: object) -> TaskVector:
+        if not isinstance(other, TaskVector):
+            raise refusal(self, "-", other)
+        return Sum(self, -other)
+
+    def __mul__(self, other: object) -> TaskVector:
+        if not is_number(other):
+            raise refusal(self, "*", other)
+        return Scaled(other, self)
+
+    def __rmul__(self, other: object) -> TaskVector:
+        if not is_number(other):
+            raise refusal(other, "*", self)
+        return Scaled(other, self)
+
+    def __neg__(self) -> TaskVector:
+        return Scaled(-1, self)
+
+
+@dataclass(frozen=True)
+class Difference(TaskVector):
+    """minuend - subtrahend, the task vector that leads from the second to the first."""
+
+    minuend: Checkpoint
+    subtrahend: Checkpoint
+
+    @property
+    def precedence(self) -> int:
+        """SUM."""
+        return SUM
+
+    def formula(self) -> str:
+        """Print e.g. `tuned - base`."""
+        return f"{self.minuend.formula()} - {self.subtrahend.text(at_least=PRODUCT)}"
+
+    def bind(self, origins: Mapping[str, Origin], anchor: Source) -> Difference:
+        """Give the names in a parsed formula their weights."""
+        return Difference(self.minuend.bind(origins), self.subtrahend.bind(origins))
+
+    def sources(self, name: str | None = None) -> Iterator[Source]:
+        """Give the sources of both checkpoints."""
+        yield from self.minuend.sources(name)
+        yield from self.subtrahend.sources(name)
+
+    def vectors_inside(self) -> Iterator[TaskVector]:
+        """Give this task vector and those inside its two checkpoints."""
+        yield self
+        yield from self.minuend.vectors_inside()
+        yield from self.subtrahend.vectors_inside()
+
+    def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
+        """Compute one tensor; None if a source lacks it (see `check_coverage`)."""
+        if not all(inputs.has(source, name) for source in self.sources(name)):
+            return None
+        first, second = (
+            inputs.value(side.anchor, name)
+            if (moved := side.value(name, inputs)) is None
+            else moved
+            for side in (self.minuend, self.subtrahend)
+        )
+        return first - second
+
+
+@dataclass(frozen=True)
+class Scaled(TaskVector):
+    """factor * vector."""
+
+    factor: float
+    vector: TaskVector
+
+    def __post_init__(self) -> None:
+        factor = self.factor
+        object.__setattr__(self, "factor", factor if type(factor) is int else float(factor))
+        if not math.isfinite(self.factor):
+            raise RecipeError(
+                f"A task vector cannot be scaled by {self.factor}.", fix="Use a finite number."
+            )
+
+    @property
+    def precedence(self) -> int:
+        """SIGN for a bare minus, else PRODUCT."""
+        return SIGN if self.factor == -1 else PRODUCT
+
+    @property
+    def children(self) -> tuple[TaskVector, ...]:
+        """The vector."""
+        return (self.vector,)
+
+    def formula(self) -> str:
+        """Print e.g. `0.25 * (tuned - base)` or `-(tuned - base)`."""
+        inner = self.vector.text(at_least=SIGN)
+        return f"-{inner}" if self.factor == -1 else f"{self.factor!r} * {inner}"
+
+    def bind(self, origins: Mapping[str, Origin], anchor: Source) -> Scaled:
+        """Give the names in a parsed formula their weights."""
+        return Scaled(self.factor, self.vector.bind(origins, anchor))
+
+    def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
+        """Compute one tensor."""
+        value = self.vector.value(name, inputs)
+        return None if value is None else value * self.factor
+
+
+@dataclass(frozen=True)
+class Sum(TaskVector):
+    """left + right."""
+
+    left: TaskVector
+    right: TaskVector
+
+    @property
+    def precedence(self) -> int:
+        """SUM."""
+        return SUM
+
+    @property
+    def children(self) -> tuple[TaskVector, ...]:
+        """Both sides."""
+        return (self.left, self.right)
+
+    def formula(self) -> str:
+        """Print e.g. `0.5 * v + 0.25 * w`."""
+        return self.left.formula() + _signed(self.right)
+
+    def bind(self, origins: Mapping[str, Origin], anchor: Source) -> Sum:
+        """Give the names in a parsed formula their weights."""
+        return Sum(self.left.bind(origins, anchor), self.right.bind(origins, anchor))
+
+    def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
+        """Compute one tensor."""
+        left, right = self.left.value(name, inputs), self.right.value(name, inputs)
+        if left is None or right is None:
+            return right if left is None else left
+        return left + right
+
+
+def _signed(vector: TaskVector) -> str:
+    """Print a task vector as a further term of a sum: ` + v`, or ` - w` for `-w`."""
+    if isinstance(vector, Scaled) and vector.factor == -1:
+        return f" - {vector.vector.text(at_least=PRODUCT)}"
+    return f" + {vector.text(at_least=PRODUCT)}"

@@ -1,0 +1,1 @@
+"""The same bits, fast: plans, programs, kernels, one pass over the inputs."""

@@ -1,0 +1,1 @@
+"""Where tensors come from: files, folders, the hub; found, read, and fitted together."""

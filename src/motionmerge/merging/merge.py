@@ -1,0 +1,414 @@
+"""Carry out a recipe: write its experts as files, several from one pass over the inputs.
+
+Arithmetic is in fp32 and each result is rounded once. The bits do not depend on threads, order,
+shards or layout, and are those of `realise` and `apply`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from motionmerge import __version__
+from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.io.atomic import atomic_path, folder_of_results
+from motionmerge.io.json_file import read_json
+from motionmerge.io.paths import behind_links
+from motionmerge.io.safetensors_file import TensorSpec
+from motionmerge.io.weights_writer import (
+    WeightsWriter,
+    free_bytes,
+    parse_size,
+    pipeline_folder,
+    weights_file,
+    weights_folder,
+)
+from motionmerge.merging.algebra.groups import count_parameters
+from motionmerge.merging.algebra.nodes import Checkpoint, result_specs
+from motionmerge.merging.compute.plan import Job
+from motionmerge.merging.compute.scaled_fp8 import (
+    SCALED_FP8,
+    measure_scales,
+    plan_scaled_fp8,
+    scaled_job,
+    write_the_rest,
+)
+from motionmerge.merging.compute.streaming import Progress, stream
+from motionmerge.merging.estimate import Estimate, Work, estimate, remember, work_of
+from motionmerge.merging.in_memory import apply, as_recipe, bind, open_inputs, realise
+from motionmerge.merging.inputs.coverage import Coverage, Missing, check_coverage
+from motionmerge.merging.inputs.sources import OpenInputs, Origin, hash_origin, module_folders
+from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe
+from motionmerge.merging.report import ExpertReport, MergeReport, peak_memory
+from motionmerge.tensors import AnyDtype, dtype_name, is_mergeable, num_bytes, parse_dtype
+
+__all__ = ["MergeReport", "Progress", "apply", "merge", "realise"]
+
+Layout = Literal["weights", "pipeline"]
+
+
+def merge(
+    recipe: Recipe | str | Path,
+    output: str | Path,
+    *,
+    dtype: str | AnyDtype | None = None,
+    layout: Layout = "weights",
+    max_shard_size: int | str | None = None,
+    stochastic_rounding: int | None = None,
+    missing: Missing = "error",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    allow_nonfinite: bool = False,
+    inputs: Mapping[str, InputValue] | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> MergeReport:
+    """Write every expert of a recipe to `output/<expert>.safetensors`, and `output/recipe.yaml`.
+
+    The headers carry the recipe with the inputs' hashes, the seeds and the version. A file or
+    folder appears under its name only when it is whole.
+
+    Args:
+        recipe: A recipe, its file, or the name of a shipped one.
+        output: The folder to write to.
+        dtype: Dtype of the floating-point tensors; by default that of the checkpoint at the front
+            of each expression, and bf16 for weights that it stores as codes and scales.
+            `fp8_scaled` writes such weights as codes and scales again; see `plan_scaled_fp8`.
+        layout: `weights`, or `pipeline`: each expert is a whole diffusers folder
+            `output/<expert>/`, made of the folder at the front of its expression; only the
+            merged modules' weights are new, all else is hard-linked or copied.
+        max_shard_size: E.g. `5GB`: split each expert's (or module's) weights into shards with an
+            index, in the folder `output/<expert>/`.
+        stochastic_rounding: Seed; rounds up or down at random so that small changes survive in
+            16 bits on average. None rounds to the nearest value.
+        missing: `error` refuses tensors that only some inputs have; `keep` takes them from the
+            checkpoint at the front of each expression.
+        overwrite: Replace what is there already.
+        dry_run: Check everything that the headers and LoRAs tell, and report; write nothing. NaN in
+            a checkpoint is found by the merge itself, as this does not read its values.
+        allow_nonfinite: Accept NaN and infinity in the inputs.
+        inputs: Paths or state dicts that replace the recipe's inputs, by name.
+        threads: How many; None takes one per core, at most eight. Never changes a bit.
+        progress: Called after each block.
+
+    Raises:
+        RecipeError: The recipe is wrong or matches nothing.
+        CheckpointError: An input is missing, damaged, not the pinned one, holds NaN, or lacks
+            tensors; a result would replace an input; or the disk is too small or refuses.
+        ShapeError: Two inputs disagree about a shape.
+        ConfigError: A result exists already and `overwrite` is off, or an option is wrong.
+    """
+    started = time.perf_counter()
+    recipe, folder = as_recipe(recipe), Path(output)
+    scaled = dtype == SCALED_FP8
+    wanted = None if dtype is None or scaled else parse_dtype(dtype)
+    if scaled and (layout == "pipeline" or stochastic_rounding is not None):
+        raise ConfigError(
+            "Scaled fp8 is written as one file of weights, rounded to the nearest code.",
+            fix="Leave out `layout='pipeline'` and `stochastic_rounding`, or use `dtype='bf16'`.",
+        )
+    if wanted is not None and not wanted.is_floating_point:
+        raise ConfigError(
+            f"dtype {dtype_name(wanted)} is not floating point.", fix="Use fp32, fp16 or bf16."
+        )
+    if layout not in ("weights", "pipeline"):
+        raise ConfigError(f"`layout` is {layout!r}.", fix="Use `weights` or `pipeline`.")
+    shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
+    origins = recipe.origins(inputs)
+    bound = bind(recipe, origins)
+    targets = {
+        name: _Target(folder, name, checkpoint, layout, shard_bytes)
+        for name, checkpoint in bound.items()
+    }
+    _refuse_inputs([folder, *(target.path for target in targets.values())], origins)
+    if not overwrite and not dry_run:
+        _refuse_existing([*(target.path for target in targets.values()), folder / "recipe.yaml"])
+    with open_inputs(bound, allow_nonfinite) as opened:
+        coverage = check_coverage(list(bound.values()), opened, missing=missing)
+        specs = {name: result_specs(c, opened, dtype=wanted) for name, c in bound.items()}
+        free = free_bytes(folder)
+        reached = _reached(specs, coverage)
+        plans = {
+            name: plan_scaled_fp8(c.anchor, specs[name], opened, reached=reached[name])
+            for name, c in (bound.items() if scaled else ())
+        }
+        stored = specs | {name: plan.file_specs for name, plan in plans.items()}
+        work = _work(bound, stored, reached, opened)
+        needed, expected = work.bytes_written, estimate(work)
+        if dry_run:
+            recipe.check_pins(origins, overridden=inputs)
+            unchanged = 0
+            reports = {name: _expected(c, specs[name], reached[name]) for name, c in bound.items()}
+        else:
+            _refuse_full_disk(folder, needed, free)
+            _hash_at_once(origins)
+            pinned = recipe.pinned(origins, overridden=inputs)
+            hashed = time.perf_counter()
+            scales = measure_scales(bound, plans, opened, threads=threads, progress=progress)
+            with folder_of_results(folder), ExitStack() as stack:
+                jobs, files = {}, {}
+                for name, target in targets.items():
+                    metadata = _metadata(pinned, name, stochastic_rounding)
+                    files[name] = stack.enter_context(target.open(stored[name], metadata))
+                    jobs[name] = (
+                        scaled_job(bound[name], plans[name], files[name], scales[name])
+                        if scaled
+                        else Job(bound[name], specs[name], files[name])
+                    )
+                unchanged = stream(
+                    list(jobs.values()),
+                    opened,
+                    seed=stochastic_rounding,
+                    threads=threads,
+                    progress=progress,
+                )
+                for name, plan in plans.items():
+                    write_the_rest(plan, files[name], scales[name], opened)
+            with atomic_path(folder / "recipe.yaml") as path:
+                path.write_text(pinned.relocated(folder).print(), encoding="utf-8")
+            reports = {
+                name: _done(job, targets[name].path, specs[name]) for name, job in jobs.items()
+            }
+            remember(work, seconds=time.perf_counter() - hashed)
+        for name, checkpoint in bound.items():
+            note = plans[name].note if scaled else _note(checkpoint, specs[name], opened)
+            size = sum(num_bytes(*spec) for spec in stored[name].values())
+            reports[name] = replace(reports[name], note=note, num_bytes=size)
+        return MergeReport(
+            experts=reports,
+            matched=len(coverage.matched),
+            unmatched=coverage.unmatched,
+            unused_strengths=len(coverage.unused_strengths),
+            unchanged=unchanged,
+            dry_run=dry_run,
+            seconds=time.perf_counter() - started,
+            bytes_read=opened.bytes_read,
+            bytes_written=0 if dry_run else needed,
+            peak_memory=peak_memory(),
+            disk_bytes=needed,
+            free_bytes=free,
+            estimated_seconds=expected.seconds,
+            estimated_memory=expected.memory_bytes,
+        )
+
+
+def preview(
+    recipe: Recipe | str | Path, *, inputs: Mapping[str, InputValue] | None = None
+) -> Estimate:
+    """Say what `merge` will take, from headers alone.
+
+    Args:
+        recipe: A recipe, its file, or the name of a shipped one.
+        inputs: Paths or state dicts that replace the recipe's inputs, by name.
+
+    Raises:
+        RecipeError, CheckpointError, ShapeError: `merge` would refuse the inputs.
+    """
+    recipe = as_recipe(recipe)
+    bound = bind(recipe, recipe.origins(inputs))
+    with open_inputs(bound, allow_nonfinite=False) as opened:
+        coverage = check_coverage(list(bound.values()), opened)
+        specs = {name: result_specs(c, opened) for name, c in bound.items()}
+        return estimate(_work(bound, specs, _reached(specs, coverage), opened))
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where one expert goes."""
+
+    folder: Path
+    expert: str
+    checkpoint: Checkpoint
+    layout: Layout
+    shard_bytes: int | None
+
+    def __post_init__(self) -> None:
+        if self.layout == "pipeline" and not self.template:
+            raise ConfigError(
+                f"`{self.checkpoint.anchor.name}`, at the front of `{self.expert}`, is no pipeline "
+                "folder.",
+                fix="Give a diffusers folder with `unet/` or `transformer/`, or leave out "
+                "`layout='pipeline'`.",
+            )
+        if self.layout == "pipeline" and self.template:
+            _refuse_part_of_pipeline(self.template)
+
+    @property
+    def template(self) -> Path | None:
+        """The pipeline folder at the front of the expression."""
+        origin = self.checkpoint.anchor.origin
+        return origin if isinstance(origin, Path) and module_folders(origin) else None
+
+    @property
+    def path(self) -> Path:
+        """The file, or the folder."""
+        whole_file = self.layout == "weights" and self.shard_bytes is None
+        return self.folder / (f"{self.expert}.safetensors" if whole_file else self.expert)
+
+    def open(
+        self, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]
+    ) -> AbstractContextManager[WeightsWriter]:
+        if self.layout == "pipeline" and self.template:
+            return pipeline_folder(
+                self.path,
+                specs,
+                template=self.template,
+                max_shard_bytes=self.shard_bytes,
+                metadata=metadata,
+            )
+        if self.shard_bytes is not None:
+            return weights_folder(
+                self.path, specs, max_shard_bytes=self.shard_bytes, metadata=metadata
+            )
+        return weights_file(self.path, specs, metadata=metadata)
+
+
+def _reached(
+    specs: Mapping[str, Mapping[str, TensorSpec]], coverage: Coverage
+) -> dict[str, dict[str, int]]:
+    """Give, per expert, the sizes of the tensors that a task vector will change."""
+    return {
+        name: {key: math.prod(held[key][1]) for key in keys if is_mergeable(*held[key])}
+        for (name, held), keys in zip(specs.items(), coverage.reached, strict=True)
+    }
+
+
+def _work(
+    bound: Mapping[str, Checkpoint],
+    specs: Mapping[str, Mapping[str, TensorSpec]],
+    reached: Mapping[str, Mapping[str, int]],
+    opened: OpenInputs,
+) -> Work:
+    each = [spec for held in specs.values() for spec in held.values()]
+    size = sum(num_bytes(*spec) for spec in each)
+    return work_of(bound, reached, opened, num_tensors=len(each), bytes_written=size)
+
+
+def _expected(
+    checkpoint: Checkpoint, specs: Mapping[str, TensorSpec], reached: Mapping[str, int]
+) -> ExpertReport:
+    """Say what would happen to one expert."""
+    return ExpertReport(
+        formula=str(checkpoint),
+        path=None,
+        num_tensors=len(specs),
+        num_parameters=sum(math.prod(shape) for _, shape in specs.values()),
+        computed=len(reached),
+        copied=len(specs) - len(reached),
+        touched=count_parameters(reached),
+        survived=None,
+        cosine=None,
+        num_bytes=sum(num_bytes(dtype, shape) for dtype, shape in specs.values()),
+    )
+
+
+def _done(job: Job, path: Path, specs: Mapping[str, TensorSpec]) -> ExpertReport:
+    """Say what happened to one expert."""
+    return ExpertReport(
+        formula=str(job.checkpoint),
+        path=str(path),
+        num_tensors=len(specs),
+        num_parameters=sum(math.prod(shape) for _, shape in specs.values()),
+        computed=job.computed,
+        copied=len(specs) - job.computed,
+        touched=count_parameters({name: round(count) for name, count in job.touched.items()}),
+        survived=job.survival.share,
+        cosine=job.survival.cosine,
+        num_bytes=job.num_bytes,
+    )
+
+
+def _note(
+    checkpoint: Checkpoint, specs: Mapping[str, TensorSpec], opened: OpenInputs
+) -> str | None:
+    """Return the dtype of weights that the anchor stores as codes and scales."""
+    written = Counter(
+        dtype_name(dtype)
+        for name, (dtype, _) in specs.items()
+        if opened.scaled(checkpoint.anchor, name) is not None
+    )
+    return (
+        ", ".join(
+            f"{count} weights that `{checkpoint.anchor.name}` stores as codes and scales are "
+            f"written in {dtype}"
+            for dtype, count in written.items()
+        )
+        or None
+    )
+
+
+def _hash_at_once(origins: Mapping[str, Origin]) -> None:
+    """Hash large inputs in parallel; `Recipe.pinned` finds them remembered."""
+    paths = [origin for origin in origins.values() if isinstance(origin, Path)]
+    with ThreadPoolExecutor(max_workers=max(1, len(paths))) as pool:
+        list(pool.map(hash_origin, paths))
+
+
+def _metadata(recipe: Recipe, expert: str, rounding_seed: int | None) -> dict[str, str]:
+    hashes = {name: entry.sha256 for name, entry in recipe.inputs.items()}
+    metadata = {
+        "format": "pt",
+        METADATA_KEY: recipe.print(),
+        "motionmerge.expert": expert,
+        "motionmerge.inputs": json.dumps(hashes),
+        "motionmerge.seeds": json.dumps(recipe.seeds),
+        "motionmerge.version": __version__,
+    }
+    if rounding_seed is not None:
+        metadata["motionmerge.stochastic_rounding"] = str(rounding_seed)
+    return metadata
+
+
+def _refuse_inputs(outputs: Sequence[Path], origins: Mapping[str, Origin]) -> None:
+    for name, origin in origins.items():
+        for path in outputs:
+            if not isinstance(origin, Path):
+                continue
+            written, read = behind_links(path), behind_links(origin)
+            if written == read or (origin.is_dir() and written.is_relative_to(read)):
+                raise CheckpointError(
+                    f"The result {path} would replace the input `{name}`, or lie inside it.",
+                    fix="Write to another folder.",
+                )
+
+
+def _refuse_part_of_pipeline(template: Path) -> None:
+    """Check that all parts are there, which they are not where the hub gave only what is merged."""
+    try:
+        index = read_json(template / "model_index.json")
+        parts = [name for name, value in index.items() if isinstance(value, list) and value[0]]
+    except IndexError as error:
+        raise CheckpointError(
+            f"{template / 'model_index.json'} cannot be read: {error!r}", fix="Download it again."
+        ) from error
+    lacking = [name for name in parts if not (template / name).exists()]
+    if lacking:
+        raise CheckpointError(
+            f"{template} is a pipeline without its {', '.join(lacking)}.",
+            fix="Download all of it: `hf download OWNER/NAME --local-dir FOLDER`; merge FOLDER.",
+        )
+
+
+def _refuse_existing(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if path.exists():
+            raise ConfigError(
+                f"{path} exists already.",
+                fix="Choose another folder, or pass `overwrite=True`.",
+            )
+
+
+def _refuse_full_disk(folder: Path, needed: int, free: int) -> None:
+    if needed > free:
+        raise CheckpointError(
+            f"The results take {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free.",
+            fix="Free some space, or write to another disk (-o).",
+        )

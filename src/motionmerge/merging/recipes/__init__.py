@@ -1,0 +1,1 @@
+"""Recipes: their file and the expressions in it."""

@@ -1,0 +1,272 @@
+"""Parse the expressions of a recipe: a whitelist over Python's syntax tree, nothing is executed.
+
+    base + 0.75 * dare(-0.25 * (tuned - base), drop_rate=0.7, seed=0)
+
+A fault is reported with a caret under the guilty column.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+import re
+import warnings
+from collections.abc import Callable, Collection, MutableMapping
+from dataclasses import dataclass
+from keyword import kwlist
+from pathlib import PurePath
+from typing import Any
+
+from motionmerge.errors import RecipeError
+from motionmerge.merging.algebra.functions import low_rank, ties, trim
+from motionmerge.merging.algebra.groups import only
+from motionmerge.merging.algebra.nodes import Checkpoint, TaskVector
+from motionmerge.merging.algebra.sparsify import dare
+from motionmerge.merging.algebra.terms import is_number
+from motionmerge.merging.inputs.sources import Source
+from motionmerge.merging.lora.task_vector import lora
+from motionmerge.text import fix_unknown_name
+
+MAX_LENGTH = 2000
+"""Longest expression in characters."""
+MAX_DEPTH = 40
+"""Deepest nesting of an expression."""
+
+_SHOWN = 96
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function that expressions may call.
+
+    Attributes:
+        build: Makes the task vector; every argument after the positional ones is keyword-only.
+        positional: Names of the positional arguments. In place of a `file` stands an input's name
+            or a path in quotes.
+        keywords: Names of the keyword arguments; all are required.
+        repeats: Whether more arguments like the last positional one may follow.
+    """
+
+    build: Callable[..., TaskVector]
+    positional: tuple[str, ...]
+    keywords: tuple[str, ...] = ()
+    repeats: bool = False
+
+    @property
+    def signature(self) -> str:
+        """Print the arguments, e.g. `vector, drop_rate=..., seed=...`."""
+        more = ["..."] if self.repeats else []
+        return ", ".join([*self.positional, *more, *(f"{name}=..." for name in self.keywords)])
+
+
+FUNCTIONS: dict[str, Function] = {
+    "dare": Function(dare, ("vector",), ("drop_rate", "seed")),
+    "lora": Function(lora, ("file", "scale")),
+    "low_rank": Function(low_rank, ("vector",), ("rank",)),
+    "only": Function(only, ("vector", "group_or_pattern")),
+    "ties": Function(ties, ("vector", "vector"), ("keep",), repeats=True),
+    "trim": Function(trim, ("vector",), ("keep",)),
+}
+"""Everything that an expression may call."""
+
+_BINARY: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
+    ast.Add: ("+", operator.add),
+    ast.Sub: ("-", operator.sub),
+    ast.Mult: ("*", operator.mul),
+}
+
+
+def parse_expression(
+    text: str,
+    names: Collection[str],
+    *,
+    where: str = "expression",
+    files: MutableMapping[str, str] | None = None,
+) -> Checkpoint:
+    """Parse the text of an expert.
+
+    Args:
+        text: One expression; line breaks count as spaces.
+        names: The inputs that it may refer to.
+        where: What the text is, for error messages, e.g. `experts.dynamics`.
+        files: Takes the paths that the expression gives in quotes, by the names that stand for
+            them in the result; without it such paths are refused.
+
+    Raises:
+        RecipeError: It is no checkpoint expression of the whitelist; a caret shows where.
+    """
+    return _Parser(" ".join(text.split()), names, where, files).checkpoint()
+
+
+class _Parser:
+    def __init__(
+        self,
+        text: str,
+        names: Collection[str],
+        where: str,
+        files: MutableMapping[str, str] | None,
+    ) -> None:
+        self._text, self._names, self._where, self._files = text, names, where, files
+
+    def checkpoint(self) -> Checkpoint:
+        """Parse the whole text."""
+        if len(self._text) > MAX_LENGTH:
+            raise RecipeError(
+                f"{self._where} has {len(self._text)} characters; {MAX_LENGTH} are allowed.",
+                fix="Split it into several experts.",
+            )
+        value = self._visit(self._tree(), 0)
+        if not isinstance(value, Checkpoint):
+            raise self._fault(
+                0,
+                "An expert is a checkpoint, and this is a "
+                + ("number." if is_number(value) else "task vector."),
+                fix=f"Add it to a checkpoint: `{next(iter(self._names), 'base')} + ...`.",
+            )
+        return value
+
+    def _tree(self) -> ast.expr:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)
+                warnings.simplefilter("ignore", DeprecationWarning)
+                return ast.parse(self._text, mode="eval").body
+        except SyntaxError as error:
+            column = min(max((error.offset or 1) - 1, 0), len(self._text))
+            raise self._fault(
+                column, f"Cannot be read: {error.msg}.", fix="Correct the expression there."
+            ) from None
+        except (ValueError, RecursionError, MemoryError) as error:
+            message = f"Cannot be read: {error}."
+            raise self._fault(0, message, fix="Write a simpler expression.") from None
+
+    def _visit(self, node: ast.expr, depth: int) -> Any:
+        if depth > MAX_DEPTH:
+            raise self._fault(
+                node, f"Nested deeper than {MAX_DEPTH} levels.", fix="Write a simpler expression."
+            )
+        if isinstance(node, ast.Name):
+            return self._name(node)
+        if isinstance(node, ast.Constant):
+            return self._number(node)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            operand = self._visit(node.operand, depth + 1)
+            return self._build(node, lambda: -operand)
+        if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
+            return self._binary(node, depth)
+        if isinstance(node, ast.Call):
+            return self._call(node, depth)
+        raise self._fault(
+            node,
+            "Not part of the recipe language.",
+            fix=f"Use names, numbers, + - * and the functions {', '.join(FUNCTIONS)}.",
+        )
+
+    def _name(self, node: ast.Name) -> Checkpoint:
+        if node.id not in self._names:
+            known = [*self._names, *FUNCTIONS]
+            raise self._fault(
+                node, f"There is no input `{node.id}`.", fix=fix_unknown_name(node.id, known)
+            )
+        return Checkpoint(Source(node.id))
+
+    def _number(self, node: ast.Constant) -> int | float:
+        value = node.value
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self._fault(
+                node, "Expected a number or a checkpoint here.", fix="Write a number."
+            )
+        if abs(value) >= 1 << 63 or not math.isfinite(value):
+            raise self._fault(node, "This number is too large.", fix="Write a smaller number.")
+        return value
+
+    def _binary(self, node: ast.BinOp, depth: int) -> Any:
+        left, right = self._visit(node.left, depth + 1), self._visit(node.right, depth + 1)
+        symbol, apply = _BINARY[type(node.op)]
+        start = self._column(node.left.end_col_offset)
+        column = self._text.index(symbol, start)
+        if is_number(left) and is_number(right):
+            if symbol != "*":
+                raise self._fault(
+                    column,
+                    f"`{symbol}` between two numbers is not part of the recipe language.",
+                    fix="Write the result.",
+                )
+            product = left * right
+            if abs(product) >= 1 << 63:
+                raise self._fault(
+                    column, "This number is too large.", fix="Write a smaller number."
+                )
+            return product
+        return self._build(column, lambda: apply(left, right))
+
+    def _call(self, node: ast.Call, depth: int) -> TaskVector:
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        if name not in FUNCTIONS:
+            raise self._fault(
+                node.func,
+                f"There is no function `{name}`." if name else "Only functions can be called.",
+                fix=fix_unknown_name(name, FUNCTIONS) if name else f"Use {', '.join(FUNCTIONS)}.",
+            )
+        function = FUNCTIONS[name]
+        usage = f"Write `{name}({function.signature})`."
+        count, least = len(node.args), len(function.positional)
+        if count < least or (count > least and not function.repeats):
+            more = " or more" if function.repeats else ""
+            raise self._fault(
+                node,
+                f"{name}() takes {least}{more} positional argument(s), got {count}.",
+                fix=usage,
+            )
+        keywords: dict[str, Any] = {}
+        for keyword in node.keywords:
+            if keyword.arg not in function.keywords or keyword.arg in keywords:
+                raise self._fault(
+                    keyword.value, f"{name}() has no setting `{keyword.arg}`.", fix=usage
+                )
+            keywords[keyword.arg] = self._visit(keyword.value, depth + 1)
+        for required in function.keywords:
+            if required not in keywords:
+                raise self._fault(node, f"{name}() needs `{required}`.", fix=usage)
+        kinds = [*function.positional, *[function.positional[-1]] * (count - least)]
+        values = [self._argument(*pair, depth) for pair in zip(node.args, kinds, strict=True)]
+        return self._build(node, lambda: function.build(*values, **keywords))  # type: ignore[no-any-return]
+
+    def _argument(self, node: ast.expr, kind: str, depth: int) -> Any:
+        if not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+            return self._visit(node, depth + 1)
+        return self._file(node, node.value) if kind == "file" else node.value
+
+    def _file(self, node: ast.expr, path: str) -> Checkpoint:
+        """Give the input that a path in quotes stands for; a new one gets a name of its own."""
+        if path in self._names:
+            return Checkpoint(Source(path))
+        if self._files is None:
+            raise self._fault(
+                node, f'"{path}" is no input.', fix="List the file under `inputs:` and name it."
+            )
+        name = re.sub(r"\W", "_", PurePath(path).stem, flags=re.ASCII)[:60]
+        name = name if name.isidentifier() else f"file_{name}"
+        taken = {*self._names, *FUNCTIONS, *kwlist}
+        while name in taken or self._files.get(name, path) != path:
+            name += "_"
+        self._files[name] = path
+        return Checkpoint(Source(name))
+
+    def _build(self, place: ast.expr | int, make: Callable[[], Any]) -> Any:
+        """Run an operation of the algebra; point at `place` if it refuses."""
+        try:
+            return make()
+        except RecipeError as error:
+            raise self._fault(place, error.message, fix=error.fix) from None
+
+    def _column(self, byte_offset: int | None) -> int:
+        return len(self._text.encode()[: byte_offset or 0].decode(errors="ignore"))
+
+    def _fault(self, place: ast.expr | int, message: str, *, fix: str | None) -> RecipeError:
+        column = place if isinstance(place, int) else self._column(place.col_offset)
+        start = max(0, column - _SHOWN // 2) if len(self._text) > _SHOWN else 0
+        shown = self._text[start : start + _SHOWN]
+        caret = " " * (column - start) + "^"
+        return RecipeError(f"{self._where}: {message}\n    {shown}\n    {caret}", fix=fix)

@@ -1,0 +1,380 @@
+"""The recipe: inputs, experts and schedule as a file that a person can read.
+
+inputs:
+  base: pocket:base
+  tuned: {path: tuned.safetensors, sha256: 0123...}
+experts:
+  dynamics: base + 0.75 * dare(-0.25 * (tuned - base), drop_rate=0.7, seed=0)
+  consistency: tuned + 0.25 * dare(tuned - base, drop_rate=0.7, seed=1)
+schedule:
+  - {expert: dynamics, above: 0.64}
+  - {expert: consistency}
+"""
+
+from __future__ import annotations
+
+import keyword
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+from motionmerge.errors import CheckpointError, ConfigError, RecipeError
+from motionmerge.io.paths import behind_links, exists, folder_of, path_of
+from motionmerge.io.weights import open_weights
+from motionmerge.lazy_torch import torch
+from motionmerge.merging.algebra.nodes import Checkpoint
+from motionmerge.merging.algebra.sparsify import Dare
+from motionmerge.merging.inputs.resolvers import PACKAGE, resolve, split_name
+from motionmerge.merging.inputs.sources import MemoryTensors, Origin, hash_origin
+from motionmerge.merging.recipes.parser import FUNCTIONS, parse_expression
+from motionmerge.schedule import ExpertSchedule, ScheduleEntry
+from motionmerge.text import fix_unknown_name, parse_yaml
+
+MAX_BYTES = 64 * 1024
+"""Longest recipe."""
+
+METADATA_KEY = "motionmerge.recipe"
+"""Where a merged file's header keeps the recipe that made it."""
+
+OWN_MODEL = "memory:base"
+"""The path of an input that stands for the model in a pipeline, to which LoRAs are added."""
+
+_SECTIONS = ("description", "inputs", "experts", "schedule")
+_INPUT_FIELDS = ("path", "sha256")
+
+InputValue: TypeAlias = "str | Path | Mapping[str, torch.Tensor]"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Give the recipes that ship with the package, by name."""
+    return {path.stem: path for path in sorted((PACKAGE / "recipes").glob("*.yaml"))}
+
+
+@dataclass(frozen=True)
+class RecipeInput:
+    """Where an input's weights are.
+
+    Attributes:
+        path: A path, relative to the recipe's folder, or `prefix:name` (see `register_resolver`).
+        sha256: Hex digest that the weights must have; None accepts any.
+    """
+
+    path: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How experts are made of checkpoints, and when each of them denoises.
+
+    Attributes:
+        inputs: The checkpoints by name.
+        experts: Per expert, an expression over those names.
+        schedule: When each expert denoises; None leaves that to whoever uses the experts.
+        description: What the recipe is for.
+        folder: What relative paths are relative to; None for the working directory.
+    """
+
+    inputs: Mapping[str, RecipeInput]
+    experts: Mapping[str, Checkpoint]
+    schedule: ExpertSchedule | None = None
+    description: str | None = None
+    folder: Path | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.experts:
+            raise RecipeError(
+                "The recipe has no experts.", fix="Add at least `experts: {merged: base}`."
+            )
+        if self.schedule is None and len(self.experts) == 1:
+            only_one = ExpertSchedule((ScheduleEntry(next(iter(self.experts))),))
+            object.__setattr__(self, "schedule", only_one)
+        for expert in self.schedule.experts if self.schedule else ():
+            if expert not in self.experts:
+                raise RecipeError(
+                    f"The schedule names the expert `{expert}`, which the recipe does not have.",
+                    fix=fix_unknown_name(expert, self.experts),
+                )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a recipe file, or one that ships with the package by its name (`edg-official`).
+
+        Raises:
+            RecipeError: The file is missing or is no recipe.
+        """
+        path = Path(path)
+        shipped = shipped_recipes()
+        if not exists(path) and str(path) in shipped:
+            path = shipped[str(path)]
+        try:
+            with path.open("rb") as file:
+                text = file.read(MAX_BYTES + 1).decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(
+                f"Cannot read the recipe {path}: {error}.",
+                fix=f"Give a .yaml file, or one of: {', '.join(shipped)}.",
+            ) from error
+        return cls.parse(text, folder=folder_of(path))
+
+    @classmethod
+    def made(cls, path: str | Path) -> Recipe:
+        """Give the recipe that made a merged file, from its header.
+
+        Raises:
+            CheckpointError: The file cannot be read or was not made by a recipe.
+        """
+        with open_weights(Path(path)) as reader:
+            text = reader.metadata.get(METADATA_KEY)
+        if text is None:
+            raise CheckpointError(
+                f"{path} does not say which recipe made it.",
+                fix="Give a file that `motionmerge merge` wrote.",
+            )
+        return cls.parse(text, folder=folder_of(path))
+
+    @classmethod
+    def parse(cls, text: str, *, folder: Path | None = None) -> Recipe:
+        """Parse the text of a recipe. Nothing in it is executed and no file is opened.
+
+        A path in quotes in an expression, as in `lora("motion.safetensors", 1.0)`, becomes an input
+        of its own, so that it is hashed, can be pinned, and moves with the recipe.
+
+        Raises:
+            RecipeError: It is no YAML, has unknown or missing parts, or an expression is wrong.
+        """
+        sections = _load_yaml(text)
+        for key in sections:
+            if key not in _SECTIONS:
+                raise RecipeError(
+                    f"Unknown section `{key}`.", fix=fix_unknown_name(str(key), _SECTIONS)
+                )
+        inputs = {
+            name: _parse_input(name, value)
+            for name, value in _mapping(sections, "inputs").items()
+            if _check_name(name, "inputs")
+        }
+        files: dict[str, str] = {}
+        experts = {
+            name: parse_expression(_text(value, where), inputs, where=where, files=files)
+            for name, value in _mapping(sections, "experts").items()
+            if _check_name(name, "experts") and (where := f"experts.{name}")
+        }
+        inputs |= {name: RecipeInput(path) for name, path in files.items()}
+        schedule = sections.get("schedule")
+        description = sections.get("description")
+        return cls(
+            inputs=inputs,
+            experts=experts,
+            schedule=None if schedule is None else ExpertSchedule.from_list(schedule),
+            description=None if description is None else _text(description, "description").strip(),
+            folder=folder,
+        )
+
+    def print(self) -> str:
+        """Write the canonical text: `Recipe.parse(recipe.print()) == recipe`."""
+        text = "" if self.description is None else _dump({"description": self.description})
+        inputs = {
+            name: entry.path
+            if entry.sha256 is None
+            else {"path": entry.path, "sha256": entry.sha256}
+            for name, entry in self.inputs.items()
+        }
+        text += _dump({"inputs": inputs})
+        text += _dump({"experts": {name: str(expert) for name, expert in self.experts.items()}})
+        if self.schedule is not None:
+            lines = (
+                yaml.safe_dump(
+                    entry, default_flow_style=True, sort_keys=False, allow_unicode=True, width=_WIDE
+                )
+                for entry in self.schedule.to_list()
+            )
+            text += "schedule:\n" + "".join(f"  - {line}" for line in lines)
+        return text
+
+    @property
+    def seeds(self) -> dict[str, list[int]]:
+        """The seeds of each expert's masks, in the order they are written."""
+        return {
+            name: [node.seed for node in expert.vectors_inside() if isinstance(node, Dare)]
+            for name, expert in self.experts.items()
+        }
+
+    def origins(self, inputs: Mapping[str, InputValue] | None = None) -> dict[str, Origin]:
+        """Find the weights of every input.
+
+        Args:
+            inputs: Paths or state dicts that replace those of the recipe, pinned hash included.
+
+        Raises:
+            RecipeError: `inputs` has a name that the recipe has not.
+            CheckpointError: A `prefix:name` cannot be resolved.
+        """
+        inputs = inputs or {}
+        self.check_names(inputs)
+        return {name: self.origin(name, inputs.get(name)) for name in self.inputs}
+
+    def check_names(self, inputs: Iterable[str]) -> None:
+        """Refuse names that are no inputs.
+
+        Raises:
+            RecipeError: Gives the nearest one.
+        """
+        for name in inputs:
+            if name not in self.inputs:
+                raise RecipeError(
+                    f"The recipe has no input `{name}`.", fix=fix_unknown_name(name, self.inputs)
+                )
+
+    def origin(self, name: str, replacement: InputValue | None = None) -> Origin:
+        """Find the weights of one input, or of what replaces it.
+
+        Raises:
+            CheckpointError: A `prefix:name` cannot be resolved.
+        """
+        if isinstance(replacement, Mapping):
+            return MemoryTensors(replacement)
+        if replacement is not None:
+            return resolve(str(replacement), None)
+        return resolve(self.inputs[name].path, self.folder)
+
+    def pinned(
+        self, origins: Mapping[str, Origin], *, overridden: Mapping[str, InputValue] | None = None
+    ) -> Recipe:
+        """Hash the inputs, check the hashes that the recipe pins, and fill in the others.
+
+        Args:
+            origins: What `origins()` found, or a part of it.
+            overridden: The `inputs` that it got; their pinned hashes do not count.
+
+        Raises:
+            CheckpointError: A file does not have its pinned hash.
+        """
+        filled = dict(self.inputs)
+        for name, origin in origins.items():
+            replaced = name in (overridden or {})
+            entry = self.inputs[name]
+            if isinstance(origin, MemoryTensors):
+                filled[name] = RecipeInput(f"memory:{name}")
+                continue
+            digest = hash_origin(origin).removeprefix("sha256:")
+            if entry.sha256 is not None and not replaced and digest != entry.sha256:
+                raise CheckpointError(
+                    f"`{name}` ({origin}) has sha256 {digest[:16]}..., but the recipe pins "
+                    f"{entry.sha256[:16]}...",
+                    fix="Use the pinned file, or remove `sha256` from the recipe.",
+                )
+            path = entry.path
+            if replaced:
+                given = str((overridden or {})[name])
+                path = given if split_name(given) else _relative(origin, self.folder)
+            filled[name] = RecipeInput(path, digest)
+        return replace(self, inputs=filled)
+
+    def check_pins(
+        self, origins: Mapping[str, Origin], *, overridden: Mapping[str, InputValue] | None = None
+    ) -> None:
+        """Check the hashes that the recipe pins, and read no other file.
+
+        Raises:
+            CheckpointError: A file does not have its pinned hash.
+        """
+        pinned = {name: origin for name, origin in origins.items() if self.inputs[name].sha256}
+        self.pinned(pinned, overridden=overridden)
+
+    def relocated(self, folder: Path) -> Recipe:
+        """Rewrite relative paths for a recipe file in another folder."""
+        inputs = {
+            name: entry
+            if split_name(entry.path) or path_of(entry.path).is_absolute()
+            else replace(entry, path=_relative(resolve(entry.path, self.folder), folder))
+            for name, entry in self.inputs.items()
+        }
+        return replace(self, inputs=inputs, folder=behind_links(folder))
+
+
+_WIDE = 10**9
+
+
+def _dump(section: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(
+        dict(section), default_flow_style=False, sort_keys=False, allow_unicode=True, width=_WIDE
+    )
+
+
+def _load_yaml(text: str) -> dict[Any, Any]:
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+        raise RecipeError(
+            f"The recipe is longer than {MAX_BYTES // 1024} KiB.", fix="Write a shorter recipe."
+        )
+    try:
+        sections = parse_yaml(text, source="The recipe")
+    except ConfigError as error:
+        raise RecipeError(error.message, fix=error.fix) from error
+    if not isinstance(sections, dict):
+        raise RecipeError(
+            f"The recipe is a {type(sections).__name__}, not a mapping.",
+            fix="Write the sections `inputs:`, `experts:` and `schedule:`.",
+        )
+    return sections
+
+
+def _mapping(sections: Mapping[Any, Any], key: str) -> dict[Any, Any]:
+    value = sections.get(key)
+    if not isinstance(value, dict) or not value:
+        raise RecipeError(
+            f"The recipe has no `{key}:`, or it is not a mapping.",
+            fix=f"Write `name: ...` lines under `{key}:`.",
+        )
+    return value
+
+
+def _check_name(name: Any, section: str) -> bool:
+    fits = isinstance(name, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name)
+    if not fits or keyword.iskeyword(name) or (section == "inputs" and name in FUNCTIONS):
+        raise RecipeError(
+            f"`{str(name)[:80]}` is not a name for one of the {section}.",
+            fix="Use letters, digits and underscores, and no function's name.",
+        )
+    return True
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise RecipeError(
+            f"{where} is a {type(value).__name__}, not text.", fix="Write text; quote it if needed."
+        )
+    return value
+
+
+def _parse_input(name: str, value: Any) -> RecipeInput:
+    where = f"inputs.{name}"
+    if not isinstance(value, dict):
+        return RecipeInput(_text(value, where))
+    for key in value:
+        if key not in _INPUT_FIELDS:
+            raise RecipeError(
+                f"{where} has an unknown field `{key}`.",
+                fix=fix_unknown_name(str(key), _INPUT_FIELDS),
+            )
+    digest = value.get("sha256")
+    if digest is not None:
+        digest = _text(digest, f"{where}.sha256").removeprefix("sha256:").lower()
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise RecipeError(
+                f"{where}.sha256 is not 64 hexadecimal digits.",
+                fix="Copy it from `sha256sum FILE`, in quotes.",
+            )
+    return RecipeInput(_text(value.get("path"), f"{where}.path"), digest)
+
+
+def _relative(path: Path, folder: Path | None) -> str:
+    try:
+        return Path(os.path.relpath(path, behind_links(folder or Path.cwd()))).as_posix()
+    except ValueError:  # another drive
+        return path.as_posix()

@@ -1,0 +1,1 @@
+"""The videos of a manifest, in one process or on a cluster."""

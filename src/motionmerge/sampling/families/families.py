@@ -1,0 +1,341 @@
+"""How each family's pipeline is called: names of its arguments, and what it does by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from motionmerge.errors import ConfigError
+from motionmerge.sampling.families import known_limits as family_limits
+from motionmerge.sampling.families.limits import Modular, VideoFamily
+
+# Whether a pipeline with this guidance scale reads a negative prompt; None is its own scale.
+
+
+def _only_if_told(scale: float | None) -> bool:
+    return scale is not None and scale > 1
+
+
+def _all_but_one(scale: float | None) -> bool:
+    return scale != 1
+
+
+def _always(scale: float | None) -> bool:
+    return True
+
+
+def _never(scale: float | None) -> bool:
+    return False
+
+
+# How the arguments of a call are rewritten where a pipeline has words of its own.
+
+
+def _call_anyflow(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the photo as the first frame of a video, `[1, 1, 3, height, width]` in [0, 1]."""
+    pixels = torch.from_numpy(np.array(arguments.pop("image"))).movedim(-1, 0)
+    return {**arguments, "video": pixels[None, None] / 255}
+
+
+def _call_chronoedit(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Let it reason, which it calls the frames between, in every step: then it shows them all."""
+    steps = arguments["num_inference_steps"]
+    own = {"enable_temporal_reasoning": True, "num_temporal_reasoning_steps": steps}
+    return {**arguments, **own}
+
+
+def _call_framepack(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Ask for sections, of which it counts fewer frames than it makes."""
+    temporal = pipeline.vae_scale_factor_temporal
+    sections = (arguments["num_frames"] - 1) // (9 * temporal)
+    return {**arguments, "num_frames": sections * (8 * temporal + 1)}
+
+
+def _call_kandinsky_6(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Make sound where the parts for it are there; the distilled model knows no guidance."""
+    has_sound = pipeline.audio_vae is not None and pipeline.vocoder is not None
+    is_distilled = type(pipeline.scheduler).__name__ == "PiflowScheduler"
+    if is_distilled and arguments.setdefault("guidance_scale", 1.0) != 1:
+        raise ConfigError(
+            "This model of kandinsky-6 is distilled: its guidance scale is 1.",
+            fix="leave `guidance_scale` out.",
+        )
+    return {**arguments, "sample_audio": has_sound}
+
+
+def _call_sana(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Make the size that was asked for, not the nearest of its own that is then cut."""
+    frames = arguments.pop("num_frames")
+    return {**arguments, "frames": frames, "use_resolution_binning": False}
+
+
+POCKET = VideoFamily(
+    "pocket",
+    ("PocketPipeline",),
+    family_limits.pocket,
+    num_inference_steps=12,
+    guidance_scale=1.0,
+    takes_start_step=True,
+)
+
+MODULAR_FAMILIES: tuple[VideoFamily, ...] = (
+    VideoFamily(
+        "wan",
+        ("WanImage2VideoModularPipeline",),
+        family_limits.wan,
+        guidance_argument=None,
+        is_guided=_all_but_one,
+        takes_sigmas=True,
+        modular=Modular(optional_parts=("image_encoder", "image_processor")),
+    ),
+    VideoFamily(
+        "wan",
+        ("Wan22Image2VideoModularPipeline",),
+        family_limits.wan_2_2_modular,
+        guidance_argument=None,
+        is_guided=_all_but_one,
+        takes_sigmas=True,
+        modular=Modular(),
+    ),
+    VideoFamily(
+        "ltx",
+        ("LTXModularPipeline",),
+        family_limits.ltx,
+        frame_rate_argument="frame_rate",
+        has_whole_frame_rate=True,
+        guidance_argument=None,
+        is_guided=_all_but_one,
+        takes_sigmas=True,
+        modular=Modular(),
+    ),
+    *(
+        VideoFamily(
+            "ltx-2",
+            (pipeline,),
+            limits,
+            num_inference_steps=30,
+            frame_rate_argument="frame_rate",
+            guidance_argument=None,
+            is_guided=_always,  # as the one that is not modular
+            takes_sigmas=True,
+            modular=Modular(optional_parts=("prompt_enhancer", "processor", "duration_head")),
+            makes_sound=True,
+        )
+        for pipeline, limits in (
+            ("LTX2ModularPipeline", family_limits.ltx_2),
+            ("LTX25ModularPipeline", family_limits.ltx_2_5),
+        )
+    ),
+    VideoFamily(
+        "hunyuan-video-1.5",
+        ("HunyuanVideo15ModularPipeline",),
+        family_limits.hunyuan_video_15,
+        guidance_argument=None,
+        is_guided=_all_but_one,
+        takes_sigmas=True,
+        modular=Modular(),
+    ),
+    VideoFamily(
+        "helios",
+        ("HeliosModularPipeline",),
+        family_limits.helios,
+        guidance_argument=None,
+        is_guided=_all_but_one,
+        takes_sigmas=True,
+        modular=Modular(),
+    ),
+    VideoFamily(
+        "minimax-h3",
+        ("MiniMaxH3ModularPipeline",),
+        family_limits.minimax_h3,
+        guidance_argument=None,
+        is_guided=_never,
+        modular=Modular(workflow="fl2va"),
+        packages=("torchvision",),  # the processor of its text encoder
+        makes_sound=True,
+    ),
+)
+"""Modular pipelines of diffusers that make videos from images."""
+
+REFUSED = {
+    "WanAnimatePipeline": "it follows videos of poses and faces",
+    "WanAnimate2ModularPipeline": "it follows a driving video",
+    "WanAnimate2DistilledModularPipeline": "it follows a driving video",
+    "WanVACEPipeline": "it follows a control video",
+    "Wan22VaceModularPipeline": "it follows a control video",
+    "AnyFlowPipeline": "it makes videos from text alone; AnyFlowFARPipeline takes an image",
+    "HeliosPyramidPipeline": "it denoises at several sizes, each with timesteps of its own",
+    "HeliosPyramidModularPipeline": "it denoises at several sizes, each with timesteps of its own",
+    "HeliosPyramidDistilledModularPipeline": "it denoises at several sizes, each with timesteps of "
+    "its own",
+    "CosmosVideoToWorldPipeline": "it was not tried; Cosmos2VideoToWorldPipeline was",
+    "Cosmos2_5_PredictBasePipeline": "it needs torchvision and NVIDIA's guardrail, and was not "
+    "tried with them",
+    "Cosmos3OmniPipeline": "it needs NVIDIA's guardrail, and was not tried with it",
+    "Cosmos3OmniModularPipeline": "it needs NVIDIA's guardrail, and was not tried with it",
+    "Cosmos3DistilledModularPipeline": "it needs NVIDIA's guardrail, and was not tried with it",
+    "SanaWMPipeline": "it follows a camera's path",
+    "Kandinsky6SRPipeline": "it enlarges videos",
+}
+"""Pipelines of videos that are not called from here, and why."""
+
+VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
+    VideoFamily(
+        "svd",
+        ("StableVideoDiffusionPipeline",),
+        family_limits.svd,
+        num_inference_steps=25,
+        frame_rate_argument="fps",
+        has_whole_frame_rate=True,
+        guidance_argument="max_guidance_scale",
+        takes_text=False,
+        takes_sigmas=True,
+    ),
+    VideoFamily(
+        "i2vgen-xl",
+        ("I2VGenXLPipeline",),
+        family_limits.i2vgen_xl,
+        frame_rate_argument="target_fps",
+        has_whole_frame_rate=True,
+    ),
+    VideoFamily("cogvideox", ("CogVideoXImageToVideoPipeline",), family_limits.cogvideox),
+    VideoFamily("wan", ("WanImageToVideoPipeline", "WanPipeline"), family_limits.wan),
+    VideoFamily("skyreels-v2", ("SkyReelsV2ImageToVideoPipeline",), family_limits.skyreels_v2),
+    VideoFamily(
+        "ltx",
+        ("LTXImageToVideoPipeline", "LTXPipeline", "LTXConditionPipeline"),
+        family_limits.ltx,
+        frame_rate_argument="frame_rate",
+        has_whole_frame_rate=True,
+    ),
+    VideoFamily(
+        "ltx-2",
+        ("LTX2ImageToVideoPipeline", "LTX2Pipeline"),
+        family_limits.ltx_2,
+        num_inference_steps=30,
+        frame_rate_argument="frame_rate",
+        is_guided=_always,  # the sound has a scale of its own, and reaches the frames
+        makes_sound=True,
+        takes_sigmas=True,
+    ),
+    VideoFamily(
+        "hunyuan-video",
+        ("HunyuanVideoImageToVideoPipeline",),
+        family_limits.hunyuan_video,
+        is_guided=_only_if_told,
+        takes_sigmas=True,
+    ),
+    VideoFamily(
+        "hunyuan-video-1.5",
+        ("HunyuanVideo15ImageToVideoPipeline",),
+        family_limits.hunyuan_video_15,
+        guidance_argument=None,
+        is_guided=_all_but_one,
+        takes_sigmas=True,
+    ),
+    VideoFamily("kandinsky-5", ("Kandinsky5I2VPipeline",), family_limits.kandinsky_5),
+    VideoFamily(
+        "kandinsky-6",
+        ("Kandinsky6TI2VAPipeline",),
+        family_limits.kandinsky_6,
+        frame_rate_argument="frame_rate",
+        call=_call_kandinsky_6,
+        takes_sigmas=True,
+        makes_sound=True,
+    ),
+    VideoFamily(
+        "skyreels-v2",
+        (
+            "SkyReelsV2DiffusionForcingImageToVideoPipeline",
+            "SkyReelsV2DiffusionForcingPipeline",
+        ),
+        family_limits.skyreels_v2_forcing,
+    ),
+    VideoFamily(
+        "anyflow",
+        ("AnyFlowFARPipeline",),
+        family_limits.anyflow,
+        is_guided=_only_if_told,
+        call=_call_anyflow,
+        takes_sigmas=True,
+    ),
+    VideoFamily(
+        "chronoedit", ("ChronoEditPipeline",), family_limits.chronoedit, call=_call_chronoedit
+    ),
+    VideoFamily(
+        "cosmos-2",
+        ("Cosmos2VideoToWorldPipeline",),
+        family_limits.cosmos_2,
+        num_inference_steps=35,
+        frame_rate_argument="fps",
+        has_whole_frame_rate=True,
+        packages=("cosmos_guardrail",),
+    ),
+    VideoFamily("helios", ("HeliosPipeline",), family_limits.helios, takes_sigmas=True),
+    VideoFamily(
+        "framepack",
+        ("HunyuanVideoFramepackPipeline",),
+        family_limits.framepack,
+        is_guided=_only_if_told,
+        call=_call_framepack,
+        takes_sigmas=True,
+    ),
+    VideoFamily(
+        "motif",
+        ("MotifVideoImage2VideoPipeline",),
+        family_limits.motif,
+        guidance_argument=None,
+        is_guided=_all_but_one,
+    ),
+    VideoFamily(
+        "sana-video",
+        ("SanaImageToVideoPipeline", "SanaVideoPipeline"),
+        family_limits.sana_video,
+        call=_call_sana,
+        takes_sigmas=True,
+    ),
+    *MODULAR_FAMILIES,
+    VideoFamily(
+        "dynamicrafter",
+        ("DynamiCrafterPipeline",),
+        family_limits.dynamicrafter,
+        frame_rate_argument="frame_rate",
+        takes_start_step=True,
+    ),
+    POCKET,
+)
+"""Every family of `families.FAMILIES`, and the pocket model."""
+
+
+def family_of(pipeline_class: str) -> VideoFamily:
+    """Find the family of a pipeline's class.
+
+    Raises:
+        ConfigError: The class makes no videos from images, or is unknown; the known ones are named.
+    """
+    for family in VIDEO_FAMILIES:
+        if pipeline_class in family.pipelines:
+            return family
+    if pipeline_class in REFUSED:
+        raise ConfigError(
+            f"`{pipeline_class}` cannot be called from here: {REFUSED[pipeline_class]}.",
+            fix="call it yourself, inside `with motionmerge.experts(pipeline, ...)` in Python.",
+        )
+    known = [family.pipelines[0] for family in VIDEO_FAMILIES if family.modular is None]
+    raise ConfigError(
+        f"`{pipeline_class}` is no image-to-video pipeline that can be called from here.",
+        fix=f"use a model of one of {', '.join(known)}, or `motionmerge.experts` in Python.",
+    )
+
+
+def configs_of(pipeline: Any) -> dict[str, Mapping[str, Any]]:
+    """Read the configurations of a loaded pipeline's parts."""
+    found: dict[str, Mapping[str, Any]] = {"": dict(pipeline.config)}
+    for name, part in pipeline.components.items():
+        config = getattr(part, "config", None)
+        if isinstance(config, Mapping):
+            found[name] = dict(config)
+    return found

@@ -1,0 +1,358 @@
+"""What each family's pipeline can make: sizes, lengths and rates.
+
+They follow from the configurations of the pipeline's parts, so that they are known before any
+weights are loaded. Numbers are those of the pipelines of diffusers 0.42.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from motionmerge.errors import ConfigError
+from motionmerge.models.pocket.world import FRAME_RATE, NUM_FRAMES, SIZE
+from motionmerge.sampling.families.limits import Configs, Limits
+from motionmerge.sampling.pipelines.inputs import MAX_FRAMES
+
+# One function a family; a part that a folder lacks has the values of its class.
+
+
+def _part(configs: Configs, *names: str) -> Mapping[str, Any]:
+    """Return the configuration of the first of these parts that there is."""
+    return next((configs[name] for name in names if configs.get(name)), {})
+
+
+def _halvings(config: Mapping[str, Any], default: int) -> int:
+    """By what a network of so many stages shrinks an axis."""
+    return 2 ** (len(config.get("block_out_channels", (0,) * default)) - 1)
+
+
+def _unet_multiple(configs: Configs) -> int:
+    return _halvings(_part(configs, "vae"), 4) * _halvings(_part(configs, "unet"), 4)
+
+
+def _patch(configs: Configs, default: int) -> int:
+    """The pixels of a transformer's patch on an axis, in latents."""
+    patch = _part(configs, "transformer", "transformer_2").get("patch_size", default)
+    return patch if isinstance(patch, int) else patch[-1]
+
+
+def svd(configs: Configs) -> Limits:
+    """Return the limits of SVD."""
+    frames = _part(configs, "unet").get("num_frames", 25)
+    multiple = math.lcm(8, _unet_multiple(configs))
+    return Limits(576, 1024, multiple, frames, 7, min_frames=2)  # guidance rises over the frames
+
+
+def i2vgen_xl(configs: Configs) -> Limits:
+    """Return the limits of I2VGen-XL."""
+    return Limits(704, 1280, math.lcm(8, _unet_multiple(configs)), 16, 16, min_frames=2)
+
+
+def cogvideox(configs: Configs) -> Limits:
+    """Return the limits of CogVideoX, whose VAE decodes latents in pairs."""
+    model, vae = _part(configs, "transformer"), _part(configs, "vae")
+    scale = _halvings(vae, 4)
+    # Its VAE decodes latents in pairs, the first of which takes an odd one along. Where all are
+    # paired, as the 2 of 5 frames, nobody knows that the first stands for one frame: it makes 8.
+    temporal = 2 * int(vae.get("temporal_compression_ratio", 4))
+    if model.get("patch_size_t") is not None:  # CogVideoX 1.5
+        return Limits(768, 1360, scale * _patch(configs, 2), 81, 16, temporal)
+    return Limits(
+        model.get("sample_height", 60) * scale,
+        model.get("sample_width", 90) * scale,
+        scale * _patch(configs, 2),
+        model.get("sample_frames", 49),
+        8,
+        temporal,
+        is_fixed_size=bool(model.get("use_learned_positional_embeddings")),
+    )
+
+
+def _of_last_image(configs: Configs) -> dict[str, Any]:
+    """Check whether the videos of a Wan can end with an image.
+
+    One that looks at images with CLIP tells two of them apart by the positions of their tokens: it
+    needs two if it has these, and cannot take a second otherwise.
+    """
+    model = _part(configs, "transformer", "transformer_2")
+    looks = model.get("image_dim") is not None
+    is_of_two = looks and model.get("pos_embed_seq_len") is not None
+    is_fixed = bool(configs.get("", {}).get("expand_timesteps"))  # Wan 2.2-5B reads no other frame
+    return {
+        "takes_last_image": is_of_two or not (looks or is_fixed),
+        "needs_last_image": is_of_two,
+    }
+
+
+def wan(configs: Configs) -> Limits:
+    """Return the limits of Wan 2.1 and 2.2."""
+    vae, own = _part(configs, "vae"), configs.get("", {})
+    multiple = math.lcm(16, vae.get("scale_factor_spatial", 8) * _patch(configs, 2))
+    temporal = vae.get("scale_factor_temporal", 4)
+    more: dict[str, Any] = {
+        "has_second_guidance": own.get("boundary_ratio") is not None,
+        **_of_last_image(configs),
+    }
+    if own.get("expand_timesteps"):  # Wan 2.2-5B
+        return Limits(704, 1280, multiple, 121, 24, temporal, **more)
+    return Limits(480, 832, multiple, 81, 16, temporal, **more)
+
+
+def skyreels_v2(configs: Configs) -> Limits:
+    """Return the limits of SkyReels-V2."""
+    down = _part(configs, "vae").get("temperal_downsample", (False, True, True))
+    multiple = math.lcm(16, 2 ** len(down) * _patch(configs, 2))
+    return Limits(544, 960, multiple, 97, 24, 2 ** sum(down), **_of_last_image(configs))
+
+
+def _ltx_temporal(configs: Configs) -> int:
+    vae = _part(configs, "vae")
+    halvings = sum(vae.get("spatio_temporal_scaling", (True, True, True, False)))
+    own = vae.get("temporal_compression_ratio")
+    return int(own or vae.get("patch_size_t", 1) * 2**halvings)
+
+
+def video_compression(configs: Configs) -> tuple[int, int]:
+    """Return how many frames and how many pixels of a side one latent of an LTX stands for."""
+    vae = _part(configs, "vae")
+    halvings = sum(vae.get("spatio_temporal_scaling", (True, True, True, False)))
+    own = vae.get("spatial_compression_ratio")
+    return _ltx_temporal(configs), int(own or vae.get("patch_size", 4) * 2**halvings)
+
+
+def ltx(configs: Configs) -> Limits:
+    """Return the limits of LTX."""
+    return Limits(512, 704, 32, 161, 25, _ltx_temporal(configs))
+
+
+def ltx_2(configs: Configs) -> Limits:
+    """Return the limits of LTX-2."""
+    return Limits(512, 768, 32, 121, 24, _ltx_temporal(configs))
+
+
+def ltx_2_5(configs: Configs) -> Limits:
+    """Allow what its decoder can look at: each side and the frames fill its windows."""
+    own, decoder = ltx_2(configs), _part(configs, "diffusion_decoder")
+    first = decoder.get("decoder_stage_kernels", ((3, 7, 7),))[0]
+    last = decoder.get("decoder_stage5_kernel", (11, 11, 11))
+    temporal = own.frame_multiple
+    latents = 1 + math.ceil((last[0] - 1) / temporal)  # the first stage gets frames added
+    return replace(
+        own,
+        min_side=max(first[1:]) * decoder.get("spatial_compression_ratio", 32),
+        min_frames=(latents - 1) * temporal + 1,
+    )
+
+
+def hunyuan_video(configs: Configs) -> Limits:
+    """Return the limits of HunyuanVideo."""
+    vae = _part(configs, "vae")
+    model, temporal = _part(configs, "transformer"), vae.get("temporal_compression_ratio", 4)
+    # With the image beside the first latent, the pipeline cuts the frames of that latent off.
+    dropped = 4 if model.get("image_condition_type") == "latent_concat" else 0
+    return Limits(
+        720,
+        1280,
+        math.lcm(16, vae.get("spatial_compression_ratio", 8) * _patch(configs, 2)),
+        129,
+        24,
+        temporal,
+        min_frames=1 + math.ceil(dropped / temporal) * temporal,
+        dropped_frames=dropped,
+        is_distilled=bool(model.get("guidance_embeds", True)),
+    )
+
+
+def hunyuan_video_15(configs: Configs) -> Limits:
+    """Return the limits of HunyuanVideo 1.5."""
+    vae = _part(configs, "vae")
+    multiple = vae.get("spatial_compression_ratio", 16)
+    return Limits(None, None, multiple, 121, 24, vae.get("temporal_compression_ratio", 4))
+
+
+def kandinsky_5(configs: Configs) -> Limits:
+    """Return the limits of Kandinsky 5."""
+    vae = _part(configs, "vae")
+    multiple = math.lcm(16, vae.get("spatial_compression_ratio", 8) * _patch(configs, 2))
+    if _part(configs, "transformer").get("attention_type") == "nabla":
+        multiple *= 8  # its attention looks at squares of 8 patches
+    temporal = vae.get("temporal_compression_ratio", 4)
+    # The first 4 latent frames get mean and deviation of those that follow, so there must be some.
+    return Limits(512, 768, multiple, 121, 24, temporal, min_frames=4 * temporal + 1)
+
+
+def kandinsky_6(configs: Configs) -> Limits:
+    """Return the limits of Kandinsky 6."""
+    vae = _part(configs, "vae")
+    multiple = vae.get("spatial_compression_ratio", 8) * _patch(configs, 2)
+    temporal = vae.get("temporal_compression_ratio", 4)
+    is_distilled = _scheduler_class(configs) == "PiflowScheduler"
+    return Limits(512, 768, multiple, 121, 24, temporal, is_distilled=is_distilled)
+
+
+def _scheduler_class(configs: Configs) -> str | None:
+    """Return the class name of the scheduler that the pipeline's own configuration names."""
+    entry = configs.get("", {}).get("scheduler")
+    return entry[1] if isinstance(entry, (list, tuple)) and len(entry) > 1 else None
+
+
+def wan_2_2_modular(configs: Configs) -> Limits:
+    """Return the limits of the modular Wan 2.2, which takes no last image."""
+    return replace(wan(configs), takes_last_image=False, needs_last_image=False)
+
+
+def _wan_vae(configs: Configs) -> tuple[int, int]:
+    """Return by what the VAE of Wan shrinks a side and the frames."""
+    down = _part(configs, "vae").get("temperal_downsample", (False, True, True))
+    return 2 ** len(down), 2 ** sum(down)
+
+
+def skyreels_v2_forcing(configs: Configs) -> Limits:
+    """Return the limits of SkyReels-V2 with diffusion forcing."""
+    spatial, temporal = _wan_vae(configs)
+    block = _part(configs, "transformer").get("num_frame_per_block", 1)
+    longest = (97 - 1) // temporal + 1  # longer ones are made in overlapping pieces
+    return Limits(
+        544,
+        960,
+        math.lcm(16, spatial * _patch(configs, 2)),
+        97,
+        24,
+        # In whole blocks, and more than the latent of the photo.
+        lengths=tuple((n - 1) * temporal + 1 for n in range(block, longest + 1, block) if n > 1),
+        takes_last_image=True,
+    )
+
+
+def anyflow(configs: Configs) -> Limits:
+    """Allow the one length that the chunks of the checkpoint add up to.
+
+    Raises:
+        ConfigError: Its first chunk is longer than a photo.
+    """
+    model = _part(configs, "transformer")
+    chunks = model.get("chunk_partition", (1, 3, 3, 3, 3, 3, 3, 2))
+    if chunks[0] != 1:
+        raise ConfigError(
+            f"The first chunk of this AnyFlow has {chunks[0]} latent frames, of which a photo is "
+            "one; the others would stay black.",
+            fix="use a checkpoint whose `chunk_partition` begins with 1.",
+        )
+    spatial, temporal = _wan_vae(configs)
+    coarse = model.get("compressed_patch_size", (1, 4, 4))[-1]
+    frames = (sum(chunks) - 1) * temporal + 1
+    return Limits(480, 832, math.lcm(16, spatial * coarse), frames, 16, lengths=(frames,))
+
+
+def chronoedit(configs: Configs) -> Limits:
+    """Return the limits of ChronoEdit."""
+    spatial, temporal = _wan_vae(configs)
+    multiple = math.lcm(16, spatial * _patch(configs, 2))
+    return Limits(480, 832, multiple, 29, 16, temporal, min_frames=temporal + 1)
+
+
+def cosmos_2(configs: Configs) -> Limits:
+    """Return the limits of Cosmos 2."""
+    spatial, temporal = _wan_vae(configs)
+    return Limits(704, 1280, math.lcm(16, spatial * _patch(configs, 2)), 93, 16, temporal)
+
+
+CHUNK = 9
+"""Latent frames that Helios and FramePack make at a time."""
+
+
+def helios(configs: Configs) -> Limits:
+    """Return the limits of Helios."""
+    spatial, temporal = _wan_vae(configs)
+    window = (CHUNK - 1) * temporal + 1
+    # Chunks are decoded alone; of their frames it leaves out what is over a multiple, plus one.
+    lengths = tuple((n * window - 1) // temporal * temporal + 1 for n in range(1, 65))
+    multiple = math.lcm(16, spatial * _patch(configs, 2))
+    return Limits(384, 640, multiple, lengths[3], 24, lengths=lengths)
+
+
+def framepack(configs: Configs) -> Limits:
+    """Return the limits of framepack."""
+    vae, model = _part(configs, "vae"), _part(configs, "transformer")
+    section = CHUNK * vae.get("temporal_compression_ratio", 4)
+    return Limits(
+        720,
+        1280,
+        math.lcm(16, vae.get("spatial_compression_ratio", 8) * _patch(configs, 2)),
+        4 * section + 1,
+        30,
+        section,
+        min_frames=section + 1,
+        is_distilled=bool(model.get("guidance_embeds", True)),
+        takes_last_image=True,
+    )
+
+
+def motif(configs: Configs) -> Limits:
+    """Return the limits of motif."""
+    vae = _part(configs, "vae")
+    multiple = math.lcm(16, vae.get("scale_factor_spatial", 8) * _patch(configs, 2))
+    temporal = vae.get("scale_factor_temporal", 4)
+    return Limits(736, 1280, multiple, 121, 24, temporal, min_frames=temporal + 1)  # 1: no photo
+
+
+def sana_video(configs: Configs) -> Limits:
+    """Return the limits of sana video."""
+    vae = _part(configs, "vae")
+    spatial = vae.get("spatial_compression_ratio") or vae.get("scale_factor_spatial", 8)
+    temporal = vae.get("temporal_compression_ratio") or vae.get("scale_factor_temporal", 4)
+    multiple = math.lcm(32, spatial * _patch(configs, 2))
+    return Limits(480, 832, multiple, 81, 16, temporal, min_frames=temporal + 1)
+
+
+def minimax_h3(configs: Configs) -> Limits:
+    """Return the limits of minimax h3."""
+    vae = _part(configs, "vae")
+    spatial = math.prod(vae.get("spatial_downsample_factors", (2, 2, 2, 2)))
+    clip = vae.get("clip_length", 17)
+    rest = math.ceil(clip / math.prod(vae.get("temporal_downsample_factors", (2, 2))))
+    shortest, longest = 5 * 24, 15 * 24  # it makes 5 to 15 seconds
+    lengths = tuple(n for n in range(shortest, longest + 1) if n % clip == rest)
+    return Limits(
+        768,
+        1344,
+        spatial * _patch(configs, 2),
+        lengths[0],
+        24,
+        lengths=lengths,
+        is_distilled=True,
+        has_guidance=False,
+        takes_last_image=True,
+    )
+
+
+def dynamicrafter(configs: Configs) -> Limits:
+    """Return the limits of dynamicrafter."""
+    own, frames = configs.get("", {}), _part(configs, "image_projector").get("num_frames", 16)
+    return Limits(
+        own.get("height", 320),
+        own.get("width", 512),
+        _unet_multiple(configs),
+        16 if frames == 1 else frames,
+        8,
+        min_frames=frames,
+        max_frames=MAX_FRAMES if frames == 1 else frames,
+        takes_last_image=True,
+    )
+
+
+def pocket(configs: Configs) -> Limits:
+    """Return the limits of pocket."""
+    return Limits(
+        256,
+        256,
+        SIZE,
+        NUM_FRAMES,
+        FRAME_RATE,
+        min_frames=NUM_FRAMES,
+        max_frames=NUM_FRAMES,
+        is_square=True,
+    )

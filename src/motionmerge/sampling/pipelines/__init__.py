@@ -1,0 +1,1 @@
+"""Our own pipelines: DynamiCrafter and the pocket model."""

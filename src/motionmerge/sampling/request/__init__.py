@@ -1,0 +1,1 @@
+"""What a user asked for: which model, which experts, checked and loaded."""

@@ -1,0 +1,284 @@
+"""Which weights denoise, chosen by recipe, knob, LoRA or file; every choice is a recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from motionmerge.errors import ConfigError
+from motionmerge.io.paths import path_of_weights
+from motionmerge.io.weights import open_weights
+from motionmerge.merging.in_memory import as_recipe
+from motionmerge.merging.inputs.coverage import Missing
+from motionmerge.merging.inputs.resolvers import resolve, split_name
+from motionmerge.merging.inputs.sources import MODULES, module_folders
+from motionmerge.merging.lora.scaling import LoraScaling
+from motionmerge.merging.names.wrappers import DENOISERS
+from motionmerge.merging.recipes.recipe import OWN_MODEL, Recipe, RecipeInput
+from motionmerge.sampling.request.model import ModelChoice
+from motionmerge.sampling.request.step_plan import StepPlan, Steps, plan_steps
+from motionmerge.schedule import PAPER_BOUNDARY
+from motionmerge.switching.expert_bank import chosen_schedule, experts, paper_recipe
+from motionmerge.switching.rehearsal import check_fit
+
+
+@dataclass(frozen=True)
+class ExpertChoice:
+    """Which weights denoise: the model's own, or the experts of a recipe.
+
+    Attributes:
+        recipe: What the experts are; None for the model as it is.
+        boundary: Noise level at which the second of two experts takes over, instead of the
+            recipe's schedule.
+        missing: `error`, or `keep`, which goes on without layers of a LoRA or tensors of inputs
+            that the other side lacks; `check` warns which.
+    """
+
+    recipe: Recipe | None = None
+    boundary: float | None = None
+    missing: Missing = "error"
+
+    def __post_init__(self) -> None:
+        if self.recipe is None:
+            if self.boundary is not None:
+                raise ConfigError("A boundary needs experts.", fix="leave `boundary` out.")
+            return
+        if self.boundary is not None and not 0 <= self.boundary <= 1:
+            raise ConfigError(
+                f"The boundary {self.boundary:g} is no noise level.",
+                fix="use a value from 0 to 1, e.g. 0.64.",
+            )
+        chosen_schedule(list(self.recipe.experts), None, self.boundary, self.recipe.schedule)
+
+    def attach(self, pipeline: Any) -> AbstractContextManager[Any]:
+        """Give a context in which these weights denoise; it yields the bank, or None.
+
+        The pipeline is not for use without them afterwards: its own weights are not kept.
+        """
+        if self.recipe is None:
+            return nullcontext()
+        return experts(
+            pipeline,
+            recipe=self.recipe,
+            boundary=self.boundary,
+            restore=False,
+            missing=self.missing,
+        )
+
+    def description(self) -> dict[str, Any]:
+        """Say what it is, for a video's metadata."""
+        if self.recipe is None:
+            return {}
+        return {"recipe": self.recipe.print(), "boundary": self.boundary, **self._kept()}
+
+    def plan_steps(self, model: ModelChoice, scheduler: Any, steps: Steps) -> StepPlan | None:
+        """Plan which expert denoises which steps; None if there is nothing to say of it.
+
+        Raises:
+            ConfigError: As `step_plan.plan_steps`.
+        """
+        schedule = None
+        if self.recipe is not None:
+            names = list(self.recipe.experts)
+            schedule = chosen_schedule(names, None, self.boundary, self.recipe.schedule)
+        return plan_steps(
+            model.family.name,
+            scheduler,
+            steps,
+            schedule=schedule if schedule is not None and len(schedule.experts) > 1 else None,
+            configs=model.configs,
+        )
+
+    def check(self, modules: Mapping[str, nn.Module]) -> None:
+        """Look for the weights of every input and whether the experts fit, before any is loaded.
+
+        Args:
+            modules: See `check_fit`.
+
+        Raises:
+            RecipeError, CheckpointError, ShapeError: As `check_fit`; an input is missing, or is to
+                be passed.
+        """
+        for origin in self.origins().values():
+            if isinstance(origin, Path):
+                open_weights((module_folders(origin) or [origin])[0]).close()
+        if self.recipe is not None:
+            check_fit(self.recipe, modules, missing=self.missing)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Say what it is with the hash of every input, wherever their files are.
+
+        Raises:
+            CheckpointError: An input is missing or is not the one that the recipe pins.
+        """
+        if self.recipe is None:
+            return {}
+        hashed = self.recipe.pinned(self.origins())
+        inputs = {
+            name: entry if entry.sha256 is None else replace(entry, path=name)
+            for name, entry in hashed.inputs.items()
+        }
+        recipe = replace(hashed, inputs=inputs, description=None)
+        found = {"recipe": recipe.print(), "boundary": self.boundary, **self._kept()}
+        settings = self._lora_settings()
+        return {**found, "lora_settings": settings} if settings else found
+
+    def _kept(self) -> dict[str, str]:
+        """Name what is not the default, and so not in the names of earlier videos."""
+        return {} if self.missing == "error" else {"missing": self.missing}
+
+    def _lora_settings(self) -> dict[str, Any]:
+        """Read what stands beside LoRA files, and so not in their hashes."""
+        beside = {
+            name: dict(LoraScaling.beside(origin, {}).settings)
+            for name, origin in self.origins().items()
+            if isinstance(origin, Path)
+        }
+        return {name: settings for name, settings in beside.items() if settings}
+
+    def origins(self) -> dict[str, Any]:
+        """Find the weights of every input but the model's own.
+
+        Raises:
+            CheckpointError: A `prefix:name` cannot be resolved.
+        """
+        if self.recipe is None:
+            return {}
+        return {
+            name: self.recipe.origin(name)
+            for name, entry in self.recipe.inputs.items()
+            if entry.path != OWN_MODEL
+        }
+
+
+def from_recipe(
+    recipe: Recipe | str | Path,
+    *,
+    inputs: Mapping[str, str] | None = None,
+    boundary: float | None = None,
+) -> ExpertChoice:
+    """Choose the experts of a recipe.
+
+    Args:
+        recipe: A recipe, its file, or the name of a shipped one.
+        inputs: Paths or names such as `hub:owner/name` that replace the recipe's inputs, pinned
+            hash included.
+        boundary: See `ExpertChoice`.
+
+    Raises:
+        RecipeError: There is no such recipe or input.
+    """
+    recipe = as_recipe(recipe)
+    given = inputs or {}
+    recipe.check_names(given)
+    replaced = {name: RecipeInput(_input_path(path)) for name, path in given.items()}
+    return ExpertChoice(replace(recipe, inputs={**recipe.inputs, **replaced}), boundary)
+
+
+@dataclass(frozen=True)
+class WeightedLora:
+    """A LoRA and how strongly it acts.
+
+    Attributes:
+        file: Its file, or a name such as `hub:owner/name/file.safetensors`.
+        noisy: Its weight above the boundary; negative ones take its effect away.
+        details: Its weight below it.
+    """
+
+    file: str | Path
+    noisy: float = 1.0
+    details: float = 1.0
+
+
+def from_loras(loras: Sequence[WeightedLora], *, boundary: float | None = None) -> ExpertChoice:
+    """Choose LoRAs on the model, each with a weight for either side of the boundary.
+
+    dynamics    = base + noisy_1 * LoRA_1 + noisy_2 * LoRA_2 ..       above the boundary
+    consistency = base + details_1 * LoRA_1 + details_2 * LoRA_2 ..   below it
+
+    One expert, `styled`, where no weight changes.
+
+    Args:
+        loras: Which.
+        boundary: See `ExpertChoice`; by default `PAPER_BOUNDARY`.
+
+    Raises:
+        ConfigError: There is a boundary, and no weight changes there.
+    """
+    names = [f"lora_{number}" for number in range(1, len(loras) + 1)]
+    inputs = {"base": OWN_MODEL} | {
+        name: _input_path(lora.file) for name, lora in zip(names, loras, strict=True)
+    }
+
+    def with_weights(weights: Sequence[float]) -> str:
+        terms = [f"lora({n}, {w!r})" for n, w in zip(names, weights, strict=True)]
+        return " + ".join(["base", *terms])
+
+    noisy = with_weights([lora.noisy for lora in loras])
+    details = with_weights([lora.details for lora in loras])
+    if noisy == details:
+        if boundary is not None:
+            raise ConfigError(
+                f"The boundary {boundary:g} changes nothing: every LoRA has one weight.",
+                fix="leave `boundary` out, or give a LoRA two weights.",
+            )
+        return ExpertChoice(_recipe(inputs, {"styled": details}))
+    formulas = {"dynamics": noisy, "consistency": details}
+    schedule: list[dict[str, Any]] = [
+        {"expert": "dynamics", "above": PAPER_BOUNDARY},
+        {"expert": "consistency"},
+    ]
+    return ExpertChoice(_recipe(inputs, formulas, schedule), boundary)
+
+
+def from_base(
+    base: str | Path, model: Path, *, motion: float, boundary: float | None = None
+) -> ExpertChoice:
+    """Choose the paper's method, with the model as the fine-tuned weights; see `paper_recipe`.
+
+    Args:
+        base: The weights it was fine-tuned from: a pipeline's folder, or weights of its denoiser.
+        model: The pipeline's folder.
+        motion: More moves more; the paper has 0.25.
+        boundary: See `ExpertChoice`.
+    """
+    tuned, base = model, resolve(str(base))
+    if not module_folders(base) and not _has_prefixes(base):
+        tuned = next(model / name for name in DENOISERS if (model / name).is_dir())
+    recipe = paper_recipe(motion)
+    paths = {"base": base, "tuned": tuned}
+    inputs = {name: RecipeInput(_input_path(path)) for name, path in paths.items()}
+    return ExpertChoice(replace(recipe, inputs=inputs), boundary)
+
+
+def from_weights(weights: str | Path) -> ExpertChoice:
+    """Choose one weights file for the whole denoising."""
+    return ExpertChoice(_recipe({"merged": _input_path(weights)}, {"all": "merged"}))
+
+
+def _input_path(name: str | Path) -> str:
+    """Return the absolute path of weights; a name such as `hub:..` stays as it is."""
+    return str(name) if split_name(str(name)) else str(path_of_weights(name))
+
+
+def _has_prefixes(path: Path) -> bool:
+    """Tell whether a file's tensors are named `unet.<name>`, as those of a merged expert are."""
+    with open_weights(path) as reader:
+        return all(name.partition(".")[0] in MODULES for name in reader.keys())  # noqa: SIM118
+
+
+def _recipe(
+    inputs: Mapping[str, str],
+    formulas: Mapping[str, str],
+    schedule: Sequence[Mapping[str, Any]] | None = None,
+) -> Recipe:
+    sections: dict[str, Any] = {"inputs": inputs, "experts": formulas}
+    if schedule is not None:
+        sections["schedule"] = schedule
+    return Recipe.parse(json.dumps(sections, ensure_ascii=False))  # JSON is YAML as well

@@ -1,0 +1,361 @@
+"""The timesteps that a pipeline will use, known before it is loaded; other sigmas and shifts.
+
+Numbers are those of the pipelines of diffusers 0.42: each asks its scheduler for timesteps in a way
+of its own, some with a shift that follows from the video's size.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from motionmerge.errors import ConfigError
+from motionmerge.noise_levels import denoises_in_stages, is_flow
+from motionmerge.sampling.families.known_limits import CHUNK, video_compression
+from motionmerge.sampling.families.limits import Configs
+from motionmerge.schedule import ExpertSchedule
+from motionmerge.switching.denoising_steps import describe_steps, experts_of_steps, unused_experts
+
+_OWN_SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+
+_REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError)
+"""Errors with which schedulers refuse timesteps."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The settings that decide the timesteps of a video.
+
+    Attributes:
+        number: Of denoising steps.
+        sigmas: Instead of the scheduler's own, noisy to clean, without the 0 at the end.
+        shift: Instead of the scheduler's own.
+        start: Where denoising begins, of 1000 timesteps, where that is possible.
+        num_frames, height, width: Of the video, which some schedules depend on.
+    """
+
+    number: int
+    sigmas: tuple[float, ...] | None = None
+    shift: float | None = None
+    start: int | None = None
+    num_frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The expert of each denoising step.
+
+    Attributes:
+        line: `steps 1-3 of 8: dynamics, 4-8: consistency`, or why that is not known yet.
+        warning: Which expert gets no step; None if all do.
+        sigmas: What the scheduler makes of the sigmas that were given, if it changes them.
+    """
+
+    line: str
+    warning: str | None = None
+    sigmas: str | None = None
+
+
+def shift_setting(scheduler: Any) -> str:
+    """Find what a scheduler calls the shift of its timesteps.
+
+    Raises:
+        ConfigError: It has none, or one that nothing reads.
+    """
+    name = type(scheduler).__name__
+    config = getattr(scheduler, "config", None) or {}
+    known = inspect.signature(type(scheduler).__init__).parameters
+    if "flow_shift" in known:
+        if config.get("use_flow_sigmas", False):
+            return "flow_shift"
+        raise ConfigError(
+            f"The {name} of this model has a flow_shift for flow models alone, which it is not.",
+            fix="leave `shift` out.",
+        )
+    if "shift" not in known:
+        raise ConfigError(f"The {name} of this model has no shift.", fix="leave `shift` out.")
+    if config.get("use_dynamic_shifting", False):
+        raise ConfigError(
+            f"The {name} of this model takes its shift from the size of the video "
+            "(use_dynamic_shifting).",
+            fix="leave `shift` out, or set use_dynamic_shifting to false in the "
+            "model's scheduler_config.json.",
+        )
+    return "shift"
+
+
+def with_shift(scheduler: Any, shift: float | None) -> Any:
+    """Return the scheduler, or one like it with another shift.
+
+    Raises:
+        ConfigError: It has no shift.
+    """
+    if shift is None:
+        return scheduler
+    setting = shift_setting(scheduler)
+    return type(scheduler).from_config(scheduler.config, **{setting: shift})
+
+
+@contextmanager
+def shifted(pipeline: Any, shift: float | None) -> Iterator[None]:
+    """Replace the scheduler of a pipeline inside the block by one with another shift.
+
+    Raises:
+        ConfigError: Its scheduler has no shift.
+    """
+    own = getattr(pipeline, "scheduler", None)
+    if shift is None:
+        yield
+        return
+    pipeline.scheduler = with_shift(own, shift)
+    try:
+        yield
+    finally:
+        pipeline.scheduler = own
+
+
+Sigmas = list[float] | npt.NDArray[np.float64]
+
+
+def sigmas_argument(scheduler: Any, sigmas: tuple[float, ...]) -> Sigmas:
+    """Write sigmas as a pipeline with this scheduler takes them.
+
+    Some want the 0 at the end, and HeliosScheduler an array.
+
+    Raises:
+        ConfigError: The scheduler makes others of them, or takes none.
+    """
+    name = type(scheduler).__name__
+    config = getattr(scheduler, "config", None) or {}
+    made = next((own for own in _OWN_SIGMAS if config.get(own)), None)
+    known = inspect.signature(scheduler.set_timesteps).parameters
+    if "sigmas" not in known or made is not None or denoises_in_stages(scheduler):
+        why = f"makes sigmas of its own ({made})" if made is not None else "takes no sigmas"
+        raise ConfigError(f"The {name} of this model {why}.", fix="leave `sigmas` out.")
+    if is_flow(scheduler) and sigmas[0] > 1:
+        raise ConfigError(
+            f"The sigmas begin at {sigmas[0]:g}, and those of a {name} are noise levels from 1 to "
+            "0.",
+            fix="write values from 1 on down, e.g. 1,0.94,0.8,0.5.",
+        )
+    more: dict[str, Any] = {"mu": 1.0} if config.get("use_dynamic_shifting") else {}
+    if known["num_inference_steps"].default is inspect.Parameter.empty:
+        more["num_inference_steps"] = len(sigmas)
+    forms: tuple[Sigmas, ...] = (list(sigmas), [*sigmas, 0.0], np.array(sigmas))
+    for written in forms:
+        tried = copy.deepcopy(scheduler)
+        try:
+            tried.set_timesteps(sigmas=written, **more)
+        except _REFUSALS:
+            continue
+        if len(tried.timesteps) == len(sigmas) == len(tried.sigmas) - 1:
+            return written
+    raise ConfigError(
+        f"The {name} of this model cannot take these {len(sigmas)} sigmas.",
+        fix="leave `sigmas` out, and choose the number of steps instead.",
+    )
+
+
+def check_steps(scheduler: Any, steps: Steps) -> None:
+    """Refuse sigmas and a shift that a scheduler would not heed.
+
+    Raises:
+        ConfigError: Names the setting.
+    """
+    if scheduler is None and (steps.shift, steps.sigmas) != (None, None):
+        raise ConfigError(
+            "The model has no scheduler whose sigmas or shift could be chosen.",
+            fix="leave `sigmas` and `shift` out.",
+        )
+    if steps.sigmas is not None:
+        sigmas_argument(with_shift(scheduler, steps.shift), steps.sigmas)
+    elif steps.shift is not None:
+        shift_setting(scheduler)
+
+
+def plan_steps(
+    family: str,
+    scheduler: Any,
+    steps: Steps,
+    *,
+    schedule: ExpertSchedule | None,
+    configs: Configs,
+) -> StepPlan | None:
+    """Plan which expert will denoise which steps; nothing is denoised.
+
+    Args:
+        family: Name of the family, whose pipeline asks for timesteps in its own way.
+        scheduler: The pipeline's; it is not changed.
+        steps: What is asked of it.
+        schedule: Which expert denoises when; None where one set of weights denoises all.
+        configs: Configurations of the pipeline's parts.
+
+    Returns:
+        None if there is nothing to say.
+
+    Raises:
+        ConfigError: The scheduler has no noise levels, or does not heed what is asked.
+    """
+    check_steps(scheduler, steps)
+    if schedule is None and steps.sigmas is None:
+        return None
+    if scheduler is None:
+        return StepPlan("the steps of each expert are not known before: there is no scheduler")
+    planned = copy.deepcopy(with_shift(scheduler, steps.shift))
+    reason = _set_timesteps(family, planned, steps, configs)
+    if reason is None and denoises_in_stages(planned):
+        reason = "the model denoises at several resolutions"
+    if reason is not None:
+        return StepPlan(f"the steps of each expert are not known before: {reason}")
+    sigmas = _changed_sigmas(planned, steps)
+    if schedule is None:
+        return (
+            None if sigmas is None else StepPlan("one set of weights for all steps", None, sigmas)
+        )
+    experts = experts_of_steps(schedule, planned)
+    return StepPlan(describe_steps(experts), unused_experts(schedule, planned, experts), sigmas)
+
+
+def _changed_sigmas(scheduler: Any, steps: Steps) -> str | None:
+    """Describe what a scheduler made of the sigmas that were given; None if it kept them."""
+    if steps.sigmas is None:
+        return None
+    used = np.asarray(scheduler.sigmas, dtype=np.float64)[: len(steps.sigmas)]
+    if np.allclose(used, steps.sigmas, atol=1e-4):
+        return None
+    numbers = ", ".join(f"{sigma:.4g}" for sigma in used)
+    return f"the shift of {type(scheduler).__name__} makes the sigmas {numbers}"
+
+
+def _set_timesteps(family: str, scheduler: Any, steps: Steps, configs: Configs) -> str | None:
+    """Set the timesteps as the pipeline of a family will; return why that is not possible."""
+    arguments_of = _ARGUMENTS.get(family)
+    if arguments_of is None:
+        return f"how a pipeline of {family} asks for its timesteps is not known"
+    try:
+        scheduler.set_timesteps(**arguments_of(scheduler, steps, configs))
+    except _REFUSALS as error:
+        return f"{type(scheduler).__name__} says {str(error)[:200]!r}"
+    return None
+
+
+Arguments = Callable[[Any, Steps, Configs], Mapping[str, Any]]
+"""Returns the arguments of `set_timesteps` that a pipeline passes."""
+
+
+def _given(scheduler: Any, steps: Steps) -> Sigmas | None:
+    return None if steps.sigmas is None else sigmas_argument(scheduler, steps.sigmas)
+
+
+def _plain(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+    given = _given(scheduler, steps)
+    return {"num_inference_steps": steps.number} if given is None else {"sigmas": given}
+
+
+def _hunyuan(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+    own = np.linspace(1.0, 0.0, steps.number + 1)[:-1]
+    given = _given(scheduler, steps)
+    return {"sigmas": own if given is None else given}
+
+
+def _ltx(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+    own = np.linspace(1.0, 1 / steps.number, steps.number)
+    given = _given(scheduler, steps)
+    temporal, spatial = video_compression(configs)
+    tokens = _latent_frames(steps, temporal) * _latent_pixels(steps, spatial)
+    return {"sigmas": own if given is None else given, "mu": _shift_of(tokens, scheduler)}
+
+
+def _motif(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+    vae, model = configs.get("vae", {}), configs.get("transformer", {})
+    frames = _latent_frames(steps, vae.get("scale_factor_temporal", 4))
+    side = vae.get("scale_factor_spatial", 8) * model.get("patch_size", 2)
+    tokens = frames // model.get("patch_size_t", 1) * _latent_pixels(steps, side)
+    own = np.linspace(1.0, 1 / steps.number, steps.number)
+    return {"sigmas": own, "mu": _shift_of(tokens, scheduler)}
+
+
+def _helios(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+    """Shift by the tokens of a chunk, of which a video has several."""
+    patch = configs.get("transformer", {}).get("patch_size", (1, 2, 2))
+    spatial = configs.get("vae", {}).get("scale_factor_spatial", 8)
+    tokens = CHUNK * _latent_pixels(steps, spatial) // math.prod(patch)
+    own = np.linspace(0.999, 0.0, steps.number + 1)[:-1]
+    given = _given(scheduler, steps)
+    return {
+        "num_inference_steps": steps.number,
+        "sigmas": own if given is None else given,
+        "mu": _shift_of(tokens, scheduler),
+    }
+
+
+def _framepack(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+    """Shift by the tokens of a section, of which a video has several; at most by 7."""
+    patch = configs.get("transformer", {}).get("patch_size", 2)
+    spatial = configs.get("vae", {}).get("spatial_compression_ratio", 8)
+    tokens = CHUNK * _latent_pixels(steps, spatial) / patch**2
+    mu = min(_shift_of(tokens, scheduler), math.log(7.0))
+    return {**_hunyuan(scheduler, steps, configs), "mu": mu}
+
+
+def _cosmos_2(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+    return {"sigmas": np.linspace(0.0, 1.0, steps.number)}
+
+
+def _latent_frames(steps: Steps, temporal: int) -> int:
+    return ((steps.num_frames or 1) - 1) // temporal + 1
+
+
+def _latent_pixels(steps: Steps, spatial: int) -> int:
+    return ((steps.height or 0) // spatial) * ((steps.width or 0) // spatial)
+
+
+def _shift_of(tokens: float, scheduler: Any) -> float:
+    """Return `mu`, which is on the line through two numbers of tokens and their shifts."""
+    config = scheduler.config
+    least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    slope = (high - low) / (most - least)
+    return tokens * slope + (low - slope * least)
+
+
+def _ours(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+    late = {} if steps.start is None else {"start_step": steps.start}
+    return {"num_inference_steps": steps.number, **late}
+
+
+_PLAIN = (
+    "svd",
+    "i2vgen-xl",
+    "cogvideox",
+    "wan",
+    "skyreels-v2",
+    "kandinsky-5",
+    "kandinsky-6",
+    "anyflow",
+    "chronoedit",
+    "sana-video",
+    "minimax-h3",
+)
+
+_ARGUMENTS: dict[str, Arguments] = {
+    **dict.fromkeys(_PLAIN, _plain),
+    **dict.fromkeys(("hunyuan-video", "hunyuan-video-1.5"), _hunyuan),
+    **dict.fromkeys(("ltx", "ltx-2"), _ltx),
+    "motif": _motif,
+    "helios": _helios,
+    "framepack": _framepack,
+    "cosmos-2": _cosmos_2,
+    **dict.fromkeys(("dynamicrafter", "pocket"), _ours),
+}
+"""By the name of the family."""

@@ -1,0 +1,1 @@
+"""One video, and the noisy and clean halves of many."""

@@ -1,0 +1,493 @@
+"""One video of any image-to-video pipeline: the call in the words of its family, and its frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from PIL import Image
+from pydantic import (
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
+
+from motionmerge.config import Settings
+from motionmerge.errors import ConfigError, DataError
+from motionmerge.io.video import fit_image, rgb_image
+from motionmerge.sampling.families.families import configs_of, family_of
+from motionmerge.sampling.families.limits import Limits, VideoFamily
+from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
+from motionmerge.sampling.pipelines.encoded import Conditions
+from motionmerge.sampling.request.step_plan import (
+    Steps,
+    check_steps,
+    shifted,
+    sigmas_argument,
+    with_shift,
+)
+from motionmerge.text import lines_of
+
+_ENCODED = ("image", "last_image", "prompt", "negative_prompt", "height", "width", "num_frames")
+
+_GUIDANCE_OPTIONS = {"guidance_scale", "true_cfg_scale", "audio_guidance_scale"}
+
+_CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory")
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**63 - 1),
+    "height": (1, 2**16),
+    "width": (1, 2**16),
+    "num_frames": (1, 2**16),
+    "num_inference_steps": (1, 1000),
+    "guidance_scale": (0, 1000),
+    "guidance_scale_2": (0, 1000),
+    "start_step": (1, 1000),
+    "shift": (0.01, 100),
+}
+"""What any model could make; its family knows better."""
+
+_FAILING_UNGUIDED = (
+    "LTXModularPipeline",
+    "Wan22Image2VideoModularPipeline",
+    "WanImage2VideoModularPipeline",
+)
+
+_SAME_NAME = ("guidance_scale_2", "start_step")
+"""Settings that are arguments of pipelines under their own names."""
+
+_NEWER = (*_SAME_NAME, "sigmas", "shift")
+"""Settings that came later; they are not written where they are None."""
+
+
+class VideoSettings(Settings):
+    """What happens in a video and how it is made; None leaves a setting to the model.
+
+    Attributes:
+        prompt: What happens; None for models without prompts.
+        seed: Same seed, same video; 0 to 2**63 - 1.
+        negative_prompt: What should not happen.
+        height, width: In pixels.
+        num_frames: Length.
+        frame_rate: Frames per second, told to models that know frame rates.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Strength of the prompt.
+        guidance_scale_2: The same while there is little noise, for Wan 2.2-A14B, whose second
+            transformer denoises then; by default `guidance_scale`.
+        start_step: Where denoising begins, of 1000 timesteps, for DynamiCrafter and the pocket
+            model: below 1000 they lean less on the image; see `DynamiCrafterPipeline.__call__`.
+        sigmas: The noise of each step from the first on, instead of the scheduler's own, without
+            the 0 at the end; for pipelines that take `sigmas`. A shift is applied to them.
+        shift: Of the scheduler's timesteps, instead of its own: a larger one has more steps while
+            it is noisy. For flow models whose shift does not follow from the video's size.
+
+    Raises:
+        ConfigError: A number is out of range, or a text is not valid Unicode.
+    """
+
+    prompt: str | None = None
+    seed: int = 0
+    negative_prompt: str | None = None
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    frame_rate: float | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_scale_2: float | None = None
+    start_step: int | None = None
+    sigmas: tuple[float, ...] | None = None
+    shift: float | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_newer_settings_out(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keep the hashes, and so the names, of videos of a batch that do without these."""
+        values: dict[str, Any] = write(self)
+        return {k: v for k, v in values.items() if k not in _NEWER or v is not None}
+
+    @field_validator(*_RANGES, "frame_rate", mode="before")
+    @classmethod
+    def _refuse_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool):
+            raise ConfigError(
+                f"{info.field_name} is {value}, which is no number.", fix="write a number."
+            )
+        return value
+
+    @field_validator(*_RANGES)
+    @classmethod
+    def _refuse_what_is_out_of_range(cls, value: float | None, info: ValidationInfo) -> Any:
+        least, most = _RANGES[info.field_name or ""]
+        if value is not None and not least <= value <= most:
+            several = "; the seeds of several videos count up from the first"
+            raise ConfigError(
+                f"{info.field_name} is {value}; expected {least} to {most}.",
+                fix=f"use a value in between{several if info.field_name == 'seed' else ''}.",
+            )
+        return value
+
+    @field_validator("sigmas")
+    @classmethod
+    def _refuse_sigmas_that_do_not_fall(
+        cls, sigmas: tuple[float, ...] | None
+    ) -> tuple[float, ...] | None:
+        if sigmas is None:
+            return None
+        most = _RANGES["num_inference_steps"][1]
+        if not 1 <= len(sigmas) <= most:
+            raise ConfigError(
+                f"sigmas has {len(sigmas)} values; expected 1 to {most:g}.",
+                fix="write one for each step, e.g. 1,0.94,0.8,0.5.",
+            )
+        if len(sigmas) > 1 and sigmas[-1] == 0:
+            raise ConfigError(
+                "sigmas ends with 0, which is after the last step and added by itself.",
+                fix="leave the 0 at the end out.",
+            )
+        for before, here in zip((math.inf, *sigmas), sigmas, strict=False):
+            if not (math.isfinite(here) and 0 < here < before):
+                raise ConfigError(
+                    f"sigmas has {here:g} after {before:g}: they must fall, and stay above 0."
+                    if math.isfinite(before)
+                    else f"sigmas begins with {here:g}: they must be finite and above 0.",
+                    fix="write falling values such as 1,0.94,0.8,0.5.",
+                )
+        return sigmas
+
+    @field_validator("*")
+    @classmethod
+    def _refuse_broken_text(cls, value: Any, info: ValidationInfo) -> Any:
+        try:
+            if isinstance(value, str):
+                value.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{info.field_name} has a broken character at position {error.start}: {value!r}.",
+                fix="write the text in UTF-8, without lone surrogates.",
+            ) from error
+        return value
+
+    def changed(self, **settings: Any) -> VideoSettings:
+        """Give the same settings but for some.
+
+        Raises:
+            ConfigError: There is no such setting, or it has no such value.
+        """
+        kept = {name: getattr(self, name) for name in VideoSettings.model_fields}
+        return VideoSettings.model_validate({**kept, **settings})
+
+    def resolved(self, family: VideoFamily, limits: Limits) -> VideoSettings:
+        """Fill in what the model does by itself, as far as we know it."""
+        own: dict[str, Any] = {
+            "height": limits.height,
+            "width": limits.width,
+            "num_frames": limits.num_frames,
+            "num_inference_steps": len(self.sigmas or ()) or family.num_inference_steps,
+            "guidance_scale": family.guidance_scale,
+        }
+        return self.changed(
+            **{name: value for name, value in own.items() if getattr(self, name) is None}
+        )
+
+    def check(self, family: VideoFamily, limits: Limits, *, has_last_image: bool = False) -> None:
+        """Refuse what the family cannot make.
+
+        Args:
+            family: How the pipeline is called.
+            limits: What it can make.
+            has_last_image: The video is to end with a given image.
+
+        Raises:
+            ConfigError: Names the setting and the nearest right values.
+        """
+        family.check(
+            limits,
+            height=self.height,
+            width=self.width,
+            num_frames=self.num_frames,
+            frame_rate=self.frame_rate,
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            guidance_scale=self.guidance_scale,
+            guidance_scale_2=self.guidance_scale_2,
+            num_inference_steps=self.num_inference_steps,
+            start_step=self.start_step,
+            sigmas=self.sigmas,
+            has_last_image=has_last_image,
+        )
+
+    def steps(self, family: VideoFamily, limits: Limits) -> Steps:
+        """Return what decides the timesteps."""
+        own = self.resolved(family, limits)
+        return Steps(
+            number=own.num_inference_steps or family.num_inference_steps,
+            sigmas=own.sigmas,
+            shift=own.shift,
+            start=own.start_step,
+            num_frames=own.num_frames,
+            height=own.height,
+            width=own.width,
+        )
+
+
+def make_video(
+    pipeline: Any,
+    image: Image.Image,
+    settings: VideoSettings,
+    *,
+    last_image: Image.Image | None = None,
+    conditions: Conditions | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """Call a pipeline for one video.
+
+    Args:
+        pipeline: A pipeline of one of `VIDEO_FAMILIES`.
+        image: The first frame, of any mode; it is made upright RGB and cut to the video's shape.
+        settings: The video. With `prompt_embeds` (or the like) in `options` it needs no prompt.
+        last_image: What the video ends with, if the model can do that.
+        conditions: What `encode_ahead` gave for it, if it did.
+        options: Arguments of the pipeline's own `__call__`, which count more than the settings.
+
+    Returns:
+        `[frames, 3, height, width]` in [0, 1].
+
+    Raises:
+        ConfigError: The family cannot make it, or memory ran out.
+        DataError: The image cannot be read.
+    """
+    family, limits = family_and_limits(pipeline)
+    if not any(name.startswith("prompt_embeds") for name in options):
+        is_guided_by_options = not _GUIDANCE_OPTIONS.isdisjoint(options)
+        unread = {"negative_prompt": None, "guidance_scale": None}
+        asked = settings.changed(**unread) if is_guided_by_options else settings
+        asked.check(family, limits, has_last_image=last_image is not None)
+    if settings.sigmas is not None or settings.shift is not None:
+        check_steps(getattr(pipeline, "scheduler", None), settings.steps(family, limits))
+    arguments = pipeline_arguments(pipeline, image, settings, last_image=last_image)
+    if conditions is not None:
+        arguments = with_conditions(arguments, conditions)
+    with prepared(pipeline, settings), named_memory_errors(limits):
+        return frames_of(pipeline(**{**arguments, **options}))
+
+
+def encode_ahead(
+    pipeline: Any,
+    image: Image.Image,
+    wanted: Sequence[VideoSettings],
+    *,
+    last_image: Image.Image | None = None,
+) -> list[Conditions | None]:
+    """Run the encoders of a pipeline of ours for all videos of an image, then free them.
+
+    Args:
+        pipeline: A pipeline; its encoders are gone afterwards, if it is one of ours.
+        image: The first frame of all videos.
+        wanted: The videos.
+        last_image: What all of them end with, if anything.
+
+    Returns:
+        What `make_video` takes for each; None for other pipelines, which keep their encoders.
+
+    Raises:
+        ConfigError: Memory ran out.
+    """
+    if not isinstance(pipeline, DynamiCrafterPipeline):
+        return [None] * len(wanted)
+    seedless = [settings.changed(seed=0) for settings in wanted]
+    encoded = {
+        settings: conditions_of(
+            pipeline, pipeline_arguments(pipeline, image, settings, last_image=last_image)
+        )
+        for settings in dict.fromkeys(seedless)
+    }
+    pipeline.free_encoders()
+    return [encoded[settings] for settings in seedless]
+
+
+def conditions_of(pipeline: DynamiCrafterPipeline, arguments: dict[str, Any]) -> Conditions:
+    """Encode what the arguments of a call say of its prompt and image."""
+    _, limits = family_and_limits(pipeline)
+    own = {name: arguments[name] for name in _ENCODED if name in arguments}
+    scale = arguments.get("guidance_scale")  # the pipeline's own guides
+    with named_memory_errors(limits):
+        return pipeline.encode(**own, guided=scale is None or scale > 1)
+
+
+def with_conditions(arguments: dict[str, Any], conditions: Conditions) -> dict[str, Any]:
+    """Replace what was encoded in the arguments of a call."""
+    kept = {name: value for name, value in arguments.items() if name not in _ENCODED}
+    return {**kept, "conditions": conditions}
+
+
+def family_and_limits(pipeline: Any) -> tuple[VideoFamily, Limits]:
+    """Find the family of a loaded pipeline, and what it can make."""
+    family = family_of(type(pipeline).__name__)
+    return family, family.limits(configs_of(pipeline))
+
+
+def pipeline_arguments(
+    pipeline: Any,
+    image: Image.Image,
+    settings: VideoSettings,
+    *,
+    last_image: Image.Image | None = None,
+) -> dict[str, Any]:
+    """Translate settings into the arguments of a pipeline's `__call__`."""
+    family, limits = family_and_limits(pipeline)
+    settings = settings.resolved(family, limits)
+    given = {"image": image} | ({} if last_image is None else {"last_image": last_image})
+    images, size = {name: rgb_image(one) for name, one in given.items()}, {}
+    if settings.height is not None and settings.width is not None:
+        size = {"height": settings.height, "width": settings.width}
+        images = {name: fit_image(one, **size) for name, one in images.items()}
+    arguments: dict[str, Any] = {
+        **images,
+        **size,
+        "num_frames": settings.num_frames,
+        "num_inference_steps": settings.num_inference_steps,
+        "generator": torch.Generator().manual_seed(settings.seed),
+        "output_type": "pt",
+    }
+    if settings.frame_rate is not None and family.frame_rate_argument is not None:
+        rate = settings.frame_rate
+        arguments[family.frame_rate_argument] = int(rate) if family.has_whole_frame_rate else rate
+    if settings.guidance_scale is not None and family.guidance_argument is not None:
+        name = family.guidance_argument
+        is_hunyuan = family.name in ("hunyuan-video", "framepack")
+        if is_hunyuan and not pipeline.transformer.config.guidance_embeds:
+            name = "true_cfg_scale"
+        arguments[name] = settings.guidance_scale
+    if settings.sigmas is not None:
+        scheduler = with_shift(pipeline.scheduler, settings.shift)
+        arguments["sigmas"] = sigmas_argument(scheduler, settings.sigmas)
+    for name in _SAME_NAME:
+        if family.modular is None and (value := getattr(settings, name)) is not None:
+            arguments[name] = value
+    if family.takes_text and settings.prompt is not None:
+        arguments |= _text(pipeline, family, settings, arguments)
+    if family.modular is not None:
+        arguments["output"] = "videos"
+    return family.call(pipeline, arguments)
+
+
+def _text(
+    pipeline: Any, family: VideoFamily, settings: VideoSettings, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    if family.name == "i2vgen-xl":
+        embeds = _i2vgen_xl_embeds(pipeline, [settings.prompt, settings.negative_prompt or ""])
+        return {"prompt_embeds": embeds[:1], "negative_prompt_embeds": embeds[1:]}
+    text = {"prompt": settings.prompt}
+    if settings.negative_prompt is not None or "true_cfg_scale" in arguments:
+        text["negative_prompt"] = settings.negative_prompt or ""
+    return text
+
+
+@torch.no_grad()
+def _i2vgen_xl_embeds(pipeline: Any, prompts: list[str | None]) -> torch.Tensor:
+    """Encode prompts as the checkpoint expects: the last layer but one, normalised.
+
+    The pipeline does this itself, but looks for the norm where transformers had it before 5.6.
+
+    Returns:
+        `[prompts, tokens, dim]`.
+    """
+    tower = pipeline.text_encoder
+    tokens = pipeline.tokenizer(
+        prompts,
+        padding="max_length",
+        max_length=pipeline.tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    states = tower(tokens.to(pipeline._execution_device), output_hidden_states=True).hidden_states
+    return getattr(tower, "text_model", tower).final_layer_norm(states[-2])
+
+
+def frames_of(output: Any) -> torch.Tensor:
+    """Take the frames of the first video, `[frames, 3, height, width]` in [0, 1], on the CPU."""
+    videos = getattr(output, "frames", output)  # a modular pipeline gives just what it is asked for
+    return torch.as_tensor(videos[0]).detach().float().cpu()
+
+
+@contextmanager
+def prepared(pipeline: Any, settings: VideoSettings) -> Iterator[None]:
+    """Inside the block, have ready what settings need besides arguments.
+
+    The global generators are seeded, as I2VGen-XL draws its image latents from them; the scheduler
+    has the shift; and guiders, which Hunyuan 1.5 and modular pipelines have, know the guidance
+    scale, the second that of the second denoiser.
+    """
+    device = getattr(pipeline, "_execution_device", torch.device("cpu"))
+    first, second = settings.guidance_scale, settings.guidance_scale_2
+    scales = {"guider": first, "guider_2": first if second is None else second}
+    found: dict[str, Any] = {name: getattr(pipeline, name, None) for name in scales}
+    guiders = {name: guider for name, guider in found.items() if guider is not None}
+    try:
+        for name, guider in guiders.items():
+            if (scale := scales[name]) is not None:
+                setattr(pipeline, name, _guider_of(pipeline, guider, scale))
+        with (
+            shifted(pipeline, settings.shift),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+        ):
+            torch.manual_seed(settings.seed)
+            yield
+    finally:
+        for name, guider in guiders.items():
+            setattr(pipeline, name, guider)
+
+
+def _guider_of(pipeline: Any, guider: Any, scale: float) -> Any:
+    """Make a guider of another scale.
+
+    Some modular pipelines fail where there is no guidance. There, no guidance is guidance in none
+    of the steps: the denoiser is called as often, with the same result.
+    """
+    if scale == 1 and type(pipeline).__name__ in _FAILING_UNGUIDED:
+        return guider.new(stop=0.0)
+    return guider.new(guidance_scale=scale)
+
+
+@contextmanager
+def named_memory_errors(limits: Limits) -> Iterator[None]:
+    """Turn torch's out-of-memory errors inside the block into one with a `Fix:` line.
+
+    Raises:
+        ConfigError: Memory ran out.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(error, limits) from error
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _CPU_OUT_OF_MEMORY):
+            raise
+        raise _out_of_memory(error, limits) from error
+
+
+def _out_of_memory(error: BaseException, limits: Limits) -> ConfigError:
+    first_line = str(error).partition("\n")[0] or type(error).__name__
+    smaller = "smaller `height` and `width`" if limits.height is not None else "a smaller image"
+    frames = limits.nearest_num_frames(limits.num_frames // 2)
+    return ConfigError(
+        f"Memory ran out while the video was made: {first_line[:200]}",
+        fix=f"ask for fewer frames ({frames}: `num_frames`) or {smaller}, or load the model in "
+        "bf16 (`dtype`).",
+    )
+
+
+def read_prompts(text: str, *, source: str) -> list[str]:
+    """Read prompts, one a line; empty lines are left out.
+
+    Raises:
+        DataError: There is none.
+    """
+    prompts = [line.strip() for line in lines_of(text) if line.strip()]
+    if not prompts:
+        raise DataError(f"{source} holds no prompt.", fix="write one prompt a line.")
+    return prompts

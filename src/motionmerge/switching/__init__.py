@@ -1,0 +1,1 @@
+"""Experts in a live pipeline: weights that change with the noise level."""

@@ -1,0 +1,390 @@
+"""What all banks share: which expert is due at a timestep, and who switches which module.
+
+Paper: Tian et al. 2025, stage 3.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import nn
+
+from motionmerge.errors import CheckpointError, ConfigError, RecipeError
+from motionmerge.merging.inputs.sources import MODULES
+from motionmerge.merging.names.wrappers import DENOISERS
+from motionmerge.noise_levels import denoises_in_stages, noisiest
+from motionmerge.schedule import ExpertSchedule
+from motionmerge.switching.denoising_steps import (
+    StepFinder,
+    conditions_of,
+    expert_of_step,
+    expert_of_timestep,
+    timesteps_of,
+    warn_of_unused,
+)
+from motionmerge.text import fix_unknown_name
+
+BARE_MODULE = "denoiser"
+
+_TIMESTEPS = ("timestep", "vision_timesteps")
+"""Names of the denoisers' timesteps; Cosmos 3 has one set for each modality."""
+
+
+class Part(Protocol):
+    """One module of a bank; `SwitchedModule` copies whole tensors, `AdaptedModule` scales LoRAs."""
+
+    name: str
+    module: nn.Module
+    active: str | None
+
+    @property
+    def differs(self) -> bool: ...
+    def attach(self) -> None: ...
+    def activate(self, expert: str) -> None: ...
+    def restore(self) -> None: ...
+
+
+class Bank:
+    """Experts attached to a model: before each call of a denoiser the right one is put in place.
+
+    Use it as a context manager, or call `detach`: either way the model is as before, bit for bit.
+
+    Attributes:
+        schedule: Which expert denoises when.
+        experts: The names of all experts.
+        placement: Where what they need waits, in words; empty if nothing does.
+    """
+
+    placement: str = ""
+    schedule: ExpertSchedule
+    experts: tuple[str, ...]
+
+    def __init__(
+        self,
+        target: Any,
+        experts: Iterable[str],
+        *,
+        schedule: ExpertSchedule,
+        scheduler: Any = None,
+    ) -> None:
+        self.schedule, self.experts = schedule, tuple(experts)
+        self._target, self._scheduler = target, scheduler
+        self._conditions = conditions_of(schedule)
+        self._finder = StepFinder()
+        self._grid: torch.Tensor | None = None
+        self._pinned: str | None = None
+        self._parts: list[Any] = []
+        self._hooks: list[Any] = []
+        for name in schedule.experts:
+            if name not in self.experts:
+                raise RecipeError(
+                    f"The schedule uses the expert `{name}`, which does not exist.",
+                    fix=fix_unknown_name(name, self.experts),
+                )
+
+    def _attach(self, parts: Iterable[Part]) -> None:
+        """Write to the modules and start switching; nothing stays behind if that fails."""
+        self._parts = list(parts)
+        try:
+            for part in self._parts:
+                _ATTACHED[part.module] = self
+                part.attach()
+                part.activate(self.schedule.experts[-1])
+                if part.name in (*DENOISERS, BARE_MODULE):
+                    self._hooks.append(self._watch(part.module, part.activate))
+        except BaseException:
+            self.detach()
+            raise
+
+    def __enter__(self) -> Bank:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Give every module back as it was and stop switching. Harmless when repeated.
+
+        Raises:
+            CheckpointError: Some tensors have been taken out of a module; all others are back.
+            OSError, RuntimeError: A module's own values could not be read or written; what is left
+                is tried again when this is called again.
+        """
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        faults: list[BaseException] = []
+        kept: list[Any] = []
+        try:
+            while self._parts:
+                part = self._parts[0]
+                if _ATTACHED.get(part.module) is self and self._give_back(part, faults):
+                    del _ATTACHED[part.module]
+                elif _ATTACHED.get(part.module) is self:
+                    kept.append(part)
+                self._parts = self._parts[1:]
+        finally:
+            self._parts = kept + self._parts
+        if faults:
+            raise faults[0]
+
+    def _give_back(self, part: Any, faults: list[BaseException]) -> bool:
+        """Restore one module; tell whether it is done, or could be tried again."""
+        try:
+            try:
+                part.restore()
+            except KeyboardInterrupt as fault:  # half of a model is none
+                faults.append(fault)
+                part.restore()
+        except CheckpointError as fault:  # tensors are gone; all others are back
+            faults.append(fault)
+        except (OSError, RuntimeError, ValueError, AttributeError) as fault:
+            faults.append(fault)
+            return False
+        return True
+
+    def switches(self, module_name: str) -> bool:
+        """Tell whether experts differ in a module such as `image_projector`."""
+        return any(part.name == module_name and part.differs for part in self._parts)
+
+    def expert_for(self, timestep: float | torch.Tensor) -> str:
+        """Name the expert that denoises at a timestep (of several, at the noisiest).
+
+        Pipelines cast timesteps to the model's dtype, so the nearest one of the scheduler counts,
+        or of several that are as near the one that the scheduler is at.
+
+        Raises:
+            ConfigError: The schedule needs a noise level or a step, and there is no scheduler, or
+                as `StepFinder.find` and `noise_level`.
+        """
+        if self._pinned is not None:
+            return self._pinned
+        told = torch.as_tensor(timestep).detach()
+        if not self._conditions:
+            return self.schedule.experts[-1]
+        scheduler = self._scheduler or getattr(self._target, "scheduler", None)
+        if scheduler is None and self._conditions != {"timestep"}:
+            raise _no_scheduler()
+        if timesteps_of(scheduler) is None:
+            if "step_fraction" in self._conditions:
+                raise _no_scheduler()
+            return expert_of_timestep(self.schedule, scheduler, noisiest(scheduler, told))
+        self._look_at_steps(scheduler)
+        index, value = self._finder.find(scheduler, told)
+        if index is None:
+            return expert_of_timestep(self.schedule, scheduler, value)
+        return expert_of_step(self.schedule, scheduler, index)
+
+    def _look_at_steps(self, scheduler: Any) -> None:
+        """Warn once of steps that leave an expert out, before the first of them is taken."""
+        grid = timesteps_of(scheduler)
+        is_set = getattr(scheduler, "num_inference_steps", None) is not None
+        if grid is None or not is_set or denoises_in_stages(scheduler):
+            return
+        if self._grid is None or not torch.equal(grid, self._grid):
+            self._grid = grid
+            warn_of_unused(self.schedule, scheduler)
+
+    def put_in_place(self, expert: str) -> None:
+        """Give the denoisers an expert, as calls of them do, for who computes without calls."""
+        for part in self._parts:
+            if part.name in (*DENOISERS, BARE_MODULE):
+                part.activate(expert)
+
+    @contextmanager
+    def with_expert(self, name: str, *, modules: Iterable[str] | None = None) -> Iterator[None]:
+        """Use one expert inside the block, whatever the timestep.
+
+        Args:
+            name: The expert.
+            modules: Only switch these, e.g. `["image_projector"]`; by default all, and the
+                denoisers then keep this expert for every timestep.
+
+        Raises:
+            RecipeError: There is no such expert.
+            ConfigError: The bank is not attached any more.
+        """
+        if name not in self.experts:
+            raise RecipeError(
+                f"There is no expert `{name}`.", fix=fix_unknown_name(name, self.experts)
+            )
+        if not self._parts:
+            raise ConfigError(
+                "These experts are not attached any more.",
+                fix="use them inside their `with experts(...)` block.",
+            )
+        parts = [part for part in self._parts if modules is None or part.name in set(modules)]
+        before = [part.active or self.schedule.experts[-1] for part in parts]
+        pinned, self._pinned = self._pinned, name if modules is None else self._pinned
+        try:
+            for part in parts:
+                part.activate(name)
+            yield
+        finally:
+            self._pinned = pinned
+            for part, expert in zip(parts, before, strict=True):
+                if _ATTACHED.get(part.module) is self:
+                    part.activate(expert)
+
+    def _watch(self, module: nn.Module, activate: Callable[[str], None]) -> Any:
+        """Call `activate` with the expert that is due before every call of a denoiser."""
+        original = getattr(module, "_orig_mod", module)
+        signature = inspect.signature(type(original).forward)
+        name = next((name for name in _TIMESTEPS if name in signature.parameters), None)
+        if name is None:
+            raise ConfigError(
+                f"{type(original).__name__}.forward takes no `timestep`.",
+                fix="attach experts to the denoiser of a diffusers pipeline.",
+            )
+
+        def before_denoising(called: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+            if called is not module:  # a copy of it, which took the hook along
+                return
+            arguments = signature.bind_partial(called, *args, **kwargs).arguments
+            activate(self.expert_for(arguments[name]))
+
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        hook = torch.compiler.disable(before_denoising) if compiled else before_denoising
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+_ATTACHED: WeakKeyDictionary[nn.Module, Bank] = WeakKeyDictionary()
+
+
+def attached_bank(module: nn.Module) -> Bank | None:
+    """Give the bank that switches this module now, or None."""
+    return _ATTACHED.get(module)
+
+
+def modules_of(target: Any, *, only: str | None = None) -> list[tuple[str, nn.Module]]:
+    """List the modules of a pipeline that experts can switch, denoisers first.
+
+    Args:
+        target: A pipeline, or one module.
+        only: Just this one of the pipeline.
+
+    Raises:
+        ConfigError: There is no denoiser, `only` is none, or experts would not reach all denoisers.
+    """
+    if isinstance(target, nn.Module):
+        return [(BARE_MODULE, target)]
+    if hasattr(target, "null_component_names"):  # a modular one; its class is slow to import
+        _check_loaded(target, only)
+    found = [(name, getattr(target, name, None)) for name in MODULES]
+    modules = [(name, module) for name, module in found if isinstance(module, nn.Module)]
+    if not any(name in DENOISERS for name, _ in modules):
+        raise ConfigError(
+            f"{type(target).__name__} has no `unet` or `transformer`.",
+            fix="pass a loaded diffusers video pipeline, or the denoiser itself.",
+        )
+    if only is None:
+        return modules
+    if only not in DENOISERS and only in dict(modules):
+        raise ConfigError(
+            f"`{only}` alone cannot be switched: it sees no timestep.",
+            fix=f"leave `module` out and name its tensors `{only}.<name>`.",
+        )
+    if only not in dict(modules):
+        raise ConfigError(
+            f"{type(target).__name__} has no module `{only}`.",
+            fix=fix_unknown_name(only, dict(modules)),
+        )
+    return [(only, dict(modules)[only])]
+
+
+def _check_loaded(pipeline: Any, only: str | None) -> None:
+    """Refuse a modular pipeline that would denoise with weights which no expert reaches.
+
+    It is made without weights, and loads them later, in any order.
+
+    Raises:
+        ConfigError: A denoiser is not loaded yet, or is none of those that experts can switch.
+    """
+    wanted = DENOISERS if only is None else (only,)
+    parts = pipeline.components
+    kind = type(pipeline).__name__
+    absent = [name for name in wanted if name in parts and parts[name] is None]
+    if absent:
+        raise ConfigError(
+            f"`{absent[0]}` of {kind} is not loaded yet, so no expert can be put in its place.",
+            fix="call load_components() or update_components(...) of the pipeline before.",
+        )
+    others = [
+        name
+        for name, part in parts.items()
+        if name.startswith("transformer_") and name not in DENOISERS and part is not None
+    ]
+    if others and only is None:
+        raise ConfigError(
+            f"{kind} has `{others[0]}` loaded as well, which experts do not reach.",
+            fix="choose the denoiser to switch, e.g. module='transformer', or make the pipeline "
+            "with the one workflow that you use (workflow=...).",
+        )
+
+
+def check_attachable(name: str, module: nn.Module) -> None:
+    """Refuse a module that is switched already, or where what is written would have no effect.
+
+    Raises:
+        ConfigError: Such a module.
+    """
+    check_unfused(name, module)
+    if attached_bank(module) is not None:
+        raise ConfigError(
+            f"`{name}` already has experts attached.",
+            fix="leave the other `with experts(...)` block first.",
+        )
+    if any(hook.group.stream is not None for hook in group_offload_hooks(module)):
+        raise ConfigError(
+            f"`{name}` is offloaded with streams, which drop what is written to it.",
+            fix="call enable_group_offload(..., use_stream=False).",
+        )
+
+
+def check_unfused(name: str, module: nn.Module) -> None:
+    """Refuse a module that computes with copies of its weights, which a switch does not reach.
+
+    Raises:
+        ConfigError: Its attention has fused projections.
+    """
+    if is_fused(module):
+        raise ConfigError(
+            f"`{name}` computes with fused projections, which hold copies of its weights.",
+            fix="call unfuse_qkv_projections() before attaching experts; fusing saves little.",
+        )
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Tell whether attention computes queries, keys and values by one product."""
+    fused = [child for child in module.modules() if getattr(child, "fused_projections", False)]
+    # The older kind of attention stays marked when it is unfused: its processor tells.
+    return any(
+        not isinstance(child, Attention) or "Fused" in type(child.processor).__name__
+        for child in fused
+    )
+
+
+def group_offload_hooks(module: nn.Module) -> list[Any]:
+    """List the hooks by which diffusers offloads parts of a module in groups."""
+    registries = (getattr(child, "_diffusers_hook", None) for child in module.modules())
+    hooks = (registry.get_hook("group_offloading") for registry in registries if registry)
+    return [hook for hook in hooks if hook is not None]
+
+
+def _no_scheduler() -> ConfigError:
+    return ConfigError(
+        "The schedule needs the noise level of a timestep, which needs a scheduler.",
+        fix="pass scheduler=..., or write the schedule with `timestep:` conditions.",
+    )

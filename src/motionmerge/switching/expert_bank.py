@@ -1,0 +1,411 @@
+"""Run one model with several sets of weights, switched in place by noise level while it denoises.
+
+Paper: Tian et al. 2025, stage 3. The official sampler keeps two whole pipelines in memory; this
+keeps one, plus the tensors in which the experts differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.merging.algebra.nodes import Checkpoint
+from motionmerge.merging.in_memory import as_recipe
+from motionmerge.merging.inputs.coverage import Missing, check_missing
+from motionmerge.merging.inputs.pieces import Shapes
+from motionmerge.merging.merge import realise
+from motionmerge.merging.recipes.recipe import OWN_MODEL, Recipe
+from motionmerge.schedule import PAPER_BOUNDARY, ExpertSchedule
+from motionmerge.switching.bank import Bank, attached_bank, check_attachable, modules_of
+from motionmerge.switching.lora_layers import LoraSource, loras_of_recipe, named_loras
+from motionmerge.switching.placement import Weights, check_placement, should_recompute
+from motionmerge.switching.recompute import (
+    RecomputedExpert,
+    can_recompute,
+    recomputed_experts,
+)
+from motionmerge.switching.switched_module import SwitchedModule
+from motionmerge.text import fix_unknown_name
+
+__all__ = ["ExpertBank", "attached_bank", "experts", "paper_recipe"]
+
+AnyWeights = Weights | Checkpoint | str | Path
+
+
+class ExpertBank(Bank):
+    """Several sets of weights for one model, the right one in place at every denoising step.
+
+    Before each call of a denoiser the bank reads the timestep that it really receives (of several,
+    one per token or sample, the largest), asks the schedule for the expert, and if that is another
+    one copies its values over the module's, exactly. Only tensors that differ between experts are
+    copied. Nothing is ever added to a weight, so nothing drifts.
+
+    A module that sees no timestep, the image projector, runs before the loop. It holds the
+    schedule's last expert, except inside `with_expert`, with which a pipeline computes image
+    tokens once per expert and then asks `expert_for` at every step; `DynamiCrafterPipeline` does.
+
+    Works with `torch.compile` of the repeated blocks, layerwise casting, model and group offload,
+    and diffusers' caches, which are emptied at a switch.
+
+    Use it as a context manager, or call `detach`: either way the module gets its own values back,
+    bit for bit, unless it was told not to keep them.
+
+    Args:
+        target: A pipeline with a `unet`, `transformer` or `transformer_2`, or one such module.
+        experts: For each expert its tensors, `unet.<name>` or `image_projector.<name>`; a name
+            without such a prefix belongs to the first denoiser. An expert that lacks a tensor uses
+            the module's own. Values are rounded once to the module's dtype; they are not copied if
+            dtype and device already fit, so do not change them while the bank is attached.
+        schedule: Which expert denoises when.
+        scheduler: Needed for a bare module; a pipeline's own is used otherwise.
+        module: Switch only this module of the pipeline, e.g. `transformer_2`.
+        placement: Where the experts' tensors wait: `resident`, `prefetch` or `recompute`, see
+            `placement`; `auto` chooses from the memory that is free.
+        restore: Keep the module's own values to give them back. Without, they take no memory, and
+            `detach` leaves what was in place last.
+
+    Raises:
+        CheckpointError: An expert has no tensors, names unknown ones, or would write into
+            quantised, packed or sharded ones.
+        ShapeError: A tensor has another shape than the module's.
+        RecipeError: The schedule names an expert that does not exist.
+        ConfigError: There is nothing to attach to, experts are attached already, the weights are
+            offloaded in a way that would drop what is written, or there is no such placement.
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        experts: Mapping[str, Weights],
+        *,
+        schedule: ExpertSchedule,
+        scheduler: Any = None,
+        module: str | None = None,
+        placement: str = "auto",
+        restore: bool = True,
+    ) -> None:
+        super().__init__(target, experts, schedule=schedule, scheduler=scheduler)
+        check_placement(placement)
+        parts = self._build_parts(experts, module, placement, restore)
+        chosen = [(part.name, part.placement) for part in parts if part.placement and part.differs]
+        self.placement = "; ".join(f"{name}: {one.reason}" for name, one in chosen)
+        self._attach(parts)
+
+    def _build_parts(
+        self, experts: Mapping[str, Weights], module: str | None, placement: str, restore: bool
+    ) -> list[SwitchedModule]:
+        """Split the experts' tensors by module and fit them; nothing is written yet."""
+        found = modules_of(self._target, only=module)
+        parts = [SwitchedModule(name, module, keeps_own=restore) for name, module in found]
+        live = {part.name: part.tensors() for part in parts}
+        split = {name: by_module(name, weights, live) for name, weights in experts.items()}
+        named = {parts[0].name}.union(*split.values())
+        used = [part for part in parts if part.name in named]
+        for part in used:
+            check_attachable(part.name, part.module)
+            per_expert = {name: modules.get(part.name, {}) for name, modules in split.items()}
+            part.fit(per_expert)
+            part.place(placement, self.schedule.experts)
+        return used
+
+
+def paper_recipe(motion: float, *, boundary: float = PAPER_BOUNDARY) -> Recipe:
+    """Write the paper's method as a recipe of the inputs `base` and `tuned`.
+
+        dynamics    = base  + 0.75 * dare(-motion * (tuned - base), drop_rate=0.7, seed=0)
+        consistency = tuned + 0.25 * dare(tuned - base, drop_rate=0.7, seed=1)
+
+    Args:
+        motion: The paper's alpha; 0.25 there. More moves more, negative values calm.
+        boundary: Noise level at which `consistency` takes over.
+    """
+    task_vector = "tuned - base"
+    return Recipe.parse(
+        f"""
+        inputs: {{base: "memory:base", tuned: "memory:tuned"}}
+        experts:
+          dynamics: base + 0.75 * dare({-motion!r} * ({task_vector}), drop_rate=0.7, seed=0)
+          consistency: tuned + 0.25 * dare({task_vector}, drop_rate=0.7, seed=1)
+        schedule:
+          - {{expert: dynamics, above: {boundary!r}}}
+          - {{expert: consistency}}
+        """
+    )
+
+
+def experts(
+    pipeline: Any,
+    *,
+    recipe: Recipe | str | Path | None = None,
+    experts: Mapping[str, AnyWeights] | None = None,
+    motion: float | None = None,
+    base: AnyWeights | None = None,
+    tuned: AnyWeights | None = None,
+    lora: LoraSource | Mapping[str, LoraSource] | None = None,
+    weights: Mapping[str, float | Mapping[str, float]] | None = None,
+    schedule: ExpertSchedule | None = None,
+    boundary: float | None = None,
+    inputs: Mapping[str, AnyWeights] | None = None,
+    module: str | None = None,
+    scheduler: Any = None,
+    placement: str = "auto",
+    restore: bool = True,
+    missing: Missing = "error",
+) -> Bank:
+    """Attach experts to a pipeline for the length of a `with` block.
+
+        with motionmerge.experts(pipeline, recipe="edg-official", inputs={...}):
+            video = pipeline(image, "the camera pans left").frames[0]
+        with motionmerge.experts(pipeline, lora="style.safetensors", motion=0.25):
+            video = pipeline(image, "the camera pans left").frames[0]
+
+    Args:
+        pipeline: A diffusers pipeline, or a denoiser; then pass its `scheduler`, or use `timestep`
+            conditions.
+        recipe: What the experts are: a recipe, its file, or the name of a shipped one. An input
+            `memory:base` is the model in the pipeline; if experts only add LoRAs to it, no dense
+            weights are made, as with `lora`.
+        experts: Or the experts themselves, from noisy to clean.
+        motion: Or the paper's method with this much extrapolation of `base` away from `tuned`; see
+            `paper_recipe`. With `lora`: that LoRA at -motion above the boundary, then at 1.
+        base, tuned: The pretrained and the fine-tuned weights, for `motion`.
+        lora: Or a LoRA, or several by name, of which no dense weights are made; see `LoraBank`.
+        weights: For each expert, from noisy to clean, the weight of the LoRA, or of each by name.
+        schedule: Which expert denoises when; replaces the recipe's own.
+        boundary: Instead of a schedule: noise level at which the second of two experts takes over.
+        inputs: Weights that replace the recipe's inputs, by name.
+        module: Switch only this module, e.g. `transformer_2`; with a block for each, every denoiser
+            of a pipeline has experts of its own.
+        scheduler: Tells a bare denoiser's noise levels; a pipeline's own is used otherwise.
+        placement: Where dense experts wait; see `ExpertBank`. `auto` recomputes those of a recipe
+            at every switch if they do not fit into main memory and all its inputs are files.
+        restore: Keep the model's own weights, in main memory or with `recompute` on disk. Pass
+            False to save that if the model will not be used without experts any more.
+        missing: What to do with layers of a LoRA, or tensors of a recipe's inputs, that the other
+            side lacks: `error`, or `keep`, which warns and goes on without them.
+
+    Returns:
+        The attached bank; leaving the block restores the model exactly, also after an exception.
+
+    Raises:
+        ConfigError: Not exactly one of `recipe`, `experts`, `motion` and `lora` is given (`lora`
+            goes with `motion`), a companion of it is missing or of another one, or what the banks
+            raise.
+        RecipeError, CheckpointError, ShapeError: As `realise`, `ExpertBank` and `LoraBank`.
+    """
+    given = {"recipe": recipe, "experts": experts, "motion": motion, "lora": lora}
+    ways = [name for name, value in given.items() if value is not None]
+    if len(ways) != 1 and ways != ["motion", "lora"]:
+        raise ConfigError(
+            f"experts() was given {' and '.join(ways) if ways else 'no experts'}.",
+            fix="pass exactly one of recipe, experts, motion and lora; motion goes with lora.",
+        )
+    companions = {"base": base, "tuned": tuned, "weights": weights, "inputs": inputs}
+    _refuse_strangers(ways[-1], [name for name, one in companions.items() if one is not None])
+    check_placement(placement)
+    check_missing(missing)
+    if lora is not None:
+        loras, signed = named_loras(lora, weights, motion=motion)
+        paper = ExpertSchedule.two(*signed, boundary=PAPER_BOUNDARY) if motion is not None else None
+        schedule = chosen_schedule(list(signed), schedule, boundary, paper)
+        return _lora_bank(pipeline, loras, signed, schedule, module, scheduler, missing)
+    if motion is not None:
+        if base is None or tuned is None:
+            raise ConfigError("motion needs the weights it extrapolates.", fix="pass base, tuned.")
+        recipe, inputs = paper_recipe(motion), {"base": base, "tuned": tuned}
+    if recipe is not None:
+        recipe = as_recipe(recipe)
+        recipe.check_names(inputs or {})
+        stored = {name: _in_memory(value) for name, value in (inputs or {}).items()}
+        found = loras_of_recipe(recipe, stored)
+        if found is not None:
+            loras, signed = found
+            schedule = chosen_schedule(list(signed), schedule, boundary, recipe.schedule)
+            return _lora_bank(pipeline, loras, signed, schedule, module, scheduler, missing)
+        for name, entry in recipe.inputs.items():
+            if entry.path == OWN_MODEL and name not in stored:
+                stored[name] = own_weights(pipeline, module)
+        dense: dict[str, Weights] = _computed(
+            recipe, stored, placement, missing=missing, like=_like(pipeline, module)
+        )
+        own_schedule = recipe.schedule
+    else:
+        like = _like(pipeline, module)
+        loaded = {name: _in_memory(value) for name, value in (experts or {}).items()}
+        dense = {
+            name: _stored(value, like) if isinstance(value, (str, Path)) else value
+            for name, value in loaded.items()
+        }
+        own_schedule = None
+    schedule = chosen_schedule(list(dense), schedule, boundary, own_schedule)
+    return ExpertBank(
+        pipeline,
+        dense,
+        schedule=schedule,
+        scheduler=scheduler,
+        module=module,
+        placement=placement,
+        restore=restore,
+    )
+
+
+_COMPANIONS = {"recipe": ("inputs",), "motion": ("base", "tuned"), "lora": ("weights",)}
+
+
+def _refuse_strangers(way: str, given: Sequence[str]) -> None:
+    """Refuse arguments that would be ignored."""
+    own = _COMPANIONS.get(way, ())
+    strangers = [name for name in given if name not in own]
+    if strangers:
+        goes_with = next(way for way, names in _COMPANIONS.items() if strangers[0] in names)
+        raise ConfigError(
+            f"experts() was given {way}, and {strangers[0]}, which goes with {goes_with}.",
+            fix=f"leave {strangers[0]} out, or pass {goes_with} instead of {way}.",
+        )
+
+
+def _computed(
+    recipe: Recipe,
+    inputs: Mapping[str, Weights | str | Path],
+    placement: str,
+    *,
+    missing: Missing,
+    like: Shapes,
+) -> dict[str, Weights]:
+    """Compute a recipe's experts, or prepare to do so at every switch."""
+    prepared = recomputed_experts(recipe, inputs, missing=missing, like=like)
+    if should_recompute(
+        placement,
+        num_bytes=sum(expert.num_bytes() for expert in prepared.values()),
+        can_recompute=can_recompute(recipe, inputs),
+    ):
+        return dict(prepared)
+    return dict(realise(recipe, inputs=inputs, missing=missing, like=like))
+
+
+def _lora_bank(
+    pipeline: Any,
+    loras: Mapping[str, LoraSource],
+    weights: Mapping[str, Mapping[str, float]],
+    schedule: ExpertSchedule,
+    module: str | None,
+    scheduler: Any,
+    missing: Missing,
+) -> Bank:
+    from motionmerge.switching.lora_bank import LoraBank  # PEFT takes seconds to import
+
+    return LoraBank(
+        pipeline,
+        loras,
+        weights,
+        schedule=schedule,
+        scheduler=scheduler,
+        module=module,
+        missing=missing,
+    )
+
+
+def own_weights(pipeline: Any, module: str | None) -> Weights:
+    """Name the live weights of a pipeline as a pipeline's folder would, of a module as its own."""
+    bare = isinstance(pipeline, nn.Module)
+    return {
+        key if bare else f"{name}.{key}": tensor
+        for name, own in modules_of(pipeline, only=module)
+        for key, tensor in SwitchedModule(name, own).tensors().items()
+    }
+
+
+def chosen_schedule(
+    names: Sequence[str],
+    schedule: ExpertSchedule | None,
+    boundary: float | None,
+    own_schedule: ExpertSchedule | None,
+) -> ExpertSchedule:
+    """Pick the schedule that was given, the one that a boundary means, or the recipe's own."""
+    if schedule is not None and boundary is not None:
+        raise ConfigError("Both schedule and boundary were given.", fix="pass one of the two.")
+    if boundary is not None and len(names) == 2:
+        return ExpertSchedule.two(*names, boundary=boundary)
+    if boundary is None and len(names) == 1:
+        return schedule or ExpertSchedule.from_list([{"expert": names[0]}])
+    chosen = schedule or own_schedule
+    if chosen is None or boundary is not None:
+        raise ConfigError(
+            f"{len(names)} experts with boundary {boundary} make no schedule.",
+            fix="pass two experts with a boundary such as 0.64, one without, or a schedule.",
+        )
+    return chosen
+
+
+def _in_memory(source: AnyWeights) -> Weights | str | Path:
+    return source.tensors() if isinstance(source, Checkpoint) else source
+
+
+def _stored(path: str | Path, like: Shapes) -> Weights:
+    """Read weights from a file or folder."""
+    recipe = Recipe.parse("inputs: {own: 'memory:own'}\nexperts: {own: own}")
+    return realise(recipe, inputs={"own": path}, like=like)["own"]
+
+
+def _like(pipeline: Any, module: str | None) -> Shapes:
+    found = modules_of(pipeline, only=module)
+    return names_of_denoiser({name: SwitchedModule(name, own).tensors() for name, own in found[:1]})
+
+
+def names_of_denoiser(live: Mapping[str, Weights]) -> Shapes:
+    """Return the names and shapes of the first denoiser's tensors.
+
+    Args:
+        live: The tensors of each module.
+    """
+    first = next(iter(live.values()))
+    return {name: tuple(tensor.shape) for name, tensor in first.items()}
+
+
+def by_module(expert: str, weights: Weights, live: Mapping[str, Weights]) -> dict[str, Weights]:
+    """Split an expert's tensors by module; refuse empty experts, unknown names, wrong shapes."""
+    if not weights:
+        raise CheckpointError(
+            f"The expert `{expert}` has no tensors.", fix="check the file or folder it comes from."
+        )
+    denoiser = next(iter(live))
+    names: dict[str, dict[str, str]] = {}
+    unknown = []
+    for name in weights:
+        module, _, rest = name.partition(".")
+        if name in live[denoiser] or module not in live:
+            module, rest = denoiser, name
+        if rest not in live[module]:
+            unknown.append(name)
+            continue
+        names.setdefault(module, {})[rest] = name
+    if unknown:
+        _refuse_unknown(expert, unknown, matched=len(weights) - len(unknown), live=live)
+    if isinstance(weights, RecomputedExpert):
+        return {module: weights.renamed(own) for module, own in names.items()}
+    return {
+        module: {rest: weights[name] for rest, name in own.items()} for module, own in names.items()
+    }
+
+
+def _refuse_unknown(
+    expert: str, unknown: list[str], *, matched: int, live: Mapping[str, Weights]
+) -> None:
+    known = [name for tensors in live.values() for name in tensors]
+    listed = ", ".join(f"`{name}`" for name in unknown[:5])
+    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+    if any("temporal_adapter" in name or ".fusion." in name for name in unknown):
+        fix = "call unet.add_temporal_adapter() before attaching these experts."
+    elif not matched:
+        fix = "use weights in diffusers' names; official files need `motionmerge convert` first."
+    else:
+        prefix = unknown[0].partition(".")[0]
+        prefix = f"{prefix}." if prefix in live else ""
+        fix = fix_unknown_name(unknown[0], [f"{prefix}{name}" for name in known[:20_000]])
+    raise CheckpointError(
+        f"The expert `{expert}` has tensors that the model does not: {listed}{more}.", fix=fix
+    )

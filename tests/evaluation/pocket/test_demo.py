@@ -1,0 +1,79 @@
+"""The demo's page is whole, and text in it cannot become markup."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from motionmerge.errors import ConfigError
+from motionmerge.evaluation.pocket.demo import PROMPTS, demo_image, demo_stages, run_demo
+from motionmerge.evaluation.pocket.report import Clip, Method, Page, Shot, write_report
+from motionmerge.evaluation.pocket.tables import Row
+from motionmerge.evaluation.statistics import Estimate
+from motionmerge.models.pocket.text import PocketTokenizer
+
+HOSTILE = '<script>alert("x")</script>'
+
+
+@pytest.fixture
+def page():
+    clip = Clip("Base", "videos/a.mp4", "images/a.jpg", 3.2, "pans left", True)
+    number = Estimate(3.0, 2.0, 4.0, 24)
+    row = Row(HOSTILE, number, number, (50.0, 40.0, 30.0), number, None, number, number)
+    return Page(
+        methods=(Method(HOSTILE, HOSTILE, "base", HOSTILE, HOSTILE),),
+        shots=(Shot(HOSTILE, HOSTILE, "images/a.jpg", (clip, replace(clip, obeyed=None))),),
+        rows=(row,),
+        num_table_prompts=24,
+        flow_scale=4.0,
+        knob_svg="<svg></svg>",
+        seed=0,
+    )
+
+
+def test_the_report_escapes_html(page, tmp_path):
+    text = write_report(page, tmp_path / "index.html").read_text()
+    assert HOSTILE not in text
+    assert "&lt;script&gt;" in text
+    assert "<svg></svg>" in text
+
+
+def test_the_report_needs_no_network(page, tmp_path):
+    text = write_report(page, tmp_path / "index.html").read_text()
+    assert not re.search(r"(src|href)=\"(https?:)?//", text)
+
+
+def test_demo_prompts_are_known_words_on_square_pictures():
+    PocketTokenizer()([prompt.program.caption() for prompt in PROMPTS])
+    for prompt in PROMPTS:
+        assert demo_image(prompt).shape == (3, 256, 256)
+
+
+def test_the_demo_shows_six_different_stages():
+    assert len({condition.name for _, condition in demo_stages()}) == 6
+
+
+def test_too_many_prompts_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="1 to"):
+        run_demo(None, folder=tmp_path, num_prompts=99)
+
+
+def test_the_demo_makes_a_page_whose_files_are_all_there(random_pocket, tmp_path):
+    pipeline, inputs = random_pocket
+    path = run_demo(
+        pipeline,
+        folder=tmp_path,
+        num_prompts=1,
+        num_table_prompts=3,
+        num_inference_steps=1,
+        inputs=inputs,
+    )
+    text = path.read_text()
+    files = set(re.findall(r'(?:src|poster)="([^"]+)"', text))
+    assert len([name for name in files if name.endswith(".mp4")]) == 6
+    assert all((tmp_path / name).stat().st_size > 0 for name in files)
+    with Image.open(tmp_path / "sheet.jpg") as sheet:  # three stages, six frames of 128 pixels
+        assert sheet.size == (6 * 130 + 2, 3 * 144 + 2)

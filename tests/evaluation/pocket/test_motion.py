@@ -1,0 +1,128 @@
+"""The measures tell the truth about clips whose motion is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from motionmerge.errors import ConfigError, ShapeError
+from motionmerge.evaluation.pocket.motion import CameraMove, measure_clip
+from motionmerge.evaluation.pocket.prompts import DIFFICULTIES, first_frames, scenes
+from motionmerge.models.pocket.language import OPPOSITE
+from motionmerge.models.pocket.world import MAX_AMPLITUDE, NUM_FRAMES, render
+
+TIMES = np.linspace(0, 1, NUM_FRAMES)
+NUM = 36
+
+
+@pytest.fixture(scope="module")
+def real():
+    """Scenes with cameras of all speeds, their clips and what is measured on them."""
+    drawn, canvases = scenes("test", num=NUM)
+    speeds = np.random.default_rng(0).uniform(0, MAX_AMPLITUDE, NUM)
+    chosen = [
+        replace(scene, amplitude=0.0 if scene.program.camera == "rests" else float(speed))
+        for scene, speed in zip(drawn, speeds, strict=True)
+    ]
+    videos = render(chosen, canvases, TIMES).video
+    measured = [measure_clip(v, s) for v, s in zip(videos, chosen, strict=True)]
+    return chosen, videos, measured
+
+
+def test_motion_degree_equals_the_amplitude_of_real_clips(real):
+    chosen, _, measured = real
+    errors = [m.camera.degree - s.amplitude for m, s in zip(measured, chosen, strict=True)]
+    assert np.abs(errors).mean() < 0.5
+    assert abs(np.mean(errors)) < 0.2
+
+
+def test_the_kind_of_camera_move_is_seen_on_real_clips(real):
+    chosen, _, measured = real
+    fast = [i for i, scene in enumerate(chosen) if scene.amplitude > 2]
+    seen = [measured[i].camera.kind == chosen[i].program.camera for i in fast]
+    assert np.mean(seen) > 0.95
+
+
+def test_real_clips_obey_their_captions_and_stay_intact(real):
+    _, _, measured = real
+    assert np.mean([m.obeyed for m in measured]) >= 0.97
+    assert np.mean([m.intact for m in measured]) >= 0.97
+    assert min(m.first_frame_db for m in measured) == 100
+
+
+def test_a_wrong_caption_is_not_obeyed(real):
+    chosen, videos, _ = real
+    for scene, video in zip(chosen[:6], videos, strict=False):
+        actors = tuple(
+            replace(actor, moves=tuple(OPPOSITE[move] for move in actor.moves))
+            for actor in scene.program.actors
+        )
+        wrong = replace(scene, program=replace(scene.program, actors=actors))
+        measured = measure_clip(video, wrong)
+        assert not measured.obeyed
+        assert measured.direction_right == 0
+
+
+def test_a_still_clip_moves_nothing_and_obeys_nothing(real):
+    chosen, videos, _ = real
+    still = videos[0][:1].expand(NUM_FRAMES, -1, -1, -1)
+    measured = measure_clip(still, chosen[0])
+    assert measured.camera.kind == "rests"
+    assert not measured.obeyed
+    assert measured.intact
+
+
+def test_a_leftover_copy_is_not_intact(real):
+    chosen, videos, _ = real
+    index = next(i for i, scene in enumerate(chosen) if scene.program.camera == "rests")
+    ghost = videos[index].clone()
+    x, y = (round(value) for value in chosen[index].starts[0])
+    patch = (slice(None), slice(y - 5, y + 5), slice(x - 5, x + 5))
+    moved = ghost[:, :, 2:12, 2:12]
+    moved[:] = videos[index][0][patch]
+    assert not measure_clip(ghost, chosen[index]).intact
+
+
+def test_a_vanished_object_is_neither_intact_nor_obedient(real):
+    chosen, videos, _ = real
+    gone = videos[0].clone()
+    gone[3:] = 0.5
+    measured = measure_clip(gone, chosen[0])
+    assert not measured.intact
+    assert not measured.obeyed
+
+
+def test_a_changed_first_frame_costs_fidelity(real):
+    chosen, videos, _ = real
+    shifted = (videos[0][0] + 0.1).clamp(0, 1)
+    assert measure_clip(videos[0], chosen[0], image=shifted).first_frame_db == pytest.approx(
+        20, abs=1
+    )
+
+
+def test_a_clip_of_another_size_is_refused(real):
+    with pytest.raises(ShapeError, match="Fix"):
+        measure_clip(torch.zeros(16, 3, 32, 32), real[0][0])
+
+
+def test_a_camera_move_survives_its_matrix():
+    move = CameraMove((3.0, -2.0), 1.3, 0.1)
+    again = CameraMove.from_matrix(move.matrix())
+    assert (*again.shift, again.zoom, again.angle) == pytest.approx((3.0, -2.0, 1.3, 0.1))
+    assert CameraMove(zoom=1.25).degree == pytest.approx(CameraMove(zoom=0.8).degree)
+
+
+def test_a_scene_does_not_depend_on_how_many_are_drawn():
+    few, _ = scenes("validation", num=3, seed=5)
+    many, canvases = scenes("validation", num=9, seed=5)
+    assert few == many[:3]
+    assert [scene.program.difficulty for scene in many[:3]] == list(DIFFICULTIES)
+    assert first_frames(few, canvases).shape == (3, 3, 64, 64)
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(ConfigError, match="validation"):
+        scenes("valid", num=1)

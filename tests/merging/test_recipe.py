@@ -1,0 +1,272 @@
+"""A recipe round-trips through its text; a wrong or hostile one is refused with a Fix."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from motionmerge.errors import CheckpointError, MotionMergeError, RecipeError
+from motionmerge.merging.algebra.groups import only
+from motionmerge.merging.algebra.nodes import Checkpoint
+from motionmerge.merging.algebra.sparsify import dare
+from motionmerge.merging.inputs.sources import Source
+from motionmerge.merging.merge import realise
+from motionmerge.merging.recipes.parser import MAX_DEPTH, parse_expression
+from motionmerge.merging.recipes.recipe import Recipe, RecipeInput, shipped_recipes
+
+from .conftest import RECIPE
+
+BASE, TUNED = Checkpoint(Source("base")), Checkpoint(Source("tuned"))
+NAMES = ("base", "tuned")
+
+
+def expressions():
+    """Checkpoint expressions of every shape."""
+    numbers = st.floats(-1e6, 1e6, allow_nan=False) | st.integers(-9, 9)
+    leaves = st.sampled_from([TUNED - BASE, BASE - TUNED])
+    vectors = st.recursive(
+        leaves,
+        lambda inner: st.one_of(
+            st.builds(lambda a, v: a * v, numbers, inner),
+            st.builds(lambda v: -v, inner),
+            st.builds(lambda v, w: v + w, inner, inner),
+            st.builds(lambda v, w: v - w, inner, inner),
+            st.builds(lambda v: (BASE + v) - TUNED, inner),
+            st.builds(lambda v: BASE - (TUNED + v), inner),
+            st.builds(
+                lambda v, p, s: dare(v, drop_rate=p, seed=s),
+                inner,
+                st.floats(0, 0.99),
+                st.integers(-9, 99),
+            ),
+            st.builds(only, inner, st.sampled_from(["temporal", 'a"*\\.b', r"re:\d+\.x"])),
+        ),
+        max_leaves=6,
+    )
+    return st.builds(
+        lambda front, terms: sum_of(front, terms),
+        st.sampled_from([BASE, TUNED]),
+        st.lists(vectors, max_size=3),
+    )
+
+
+def sum_of(front, terms):
+    for term in terms:
+        front = front + term
+    return front
+
+
+@settings(max_examples=200, deadline=None)
+@given(expression=expressions())
+def test_a_printed_expression_parses_back_to_an_equal_one(expression):
+    text = str(expression)
+    parsed = parse_expression(text, NAMES)
+    assert parsed == expression
+    assert str(parsed) == text
+
+
+@pytest.mark.parametrize(
+    ("written", "canonical"),
+    [
+        ("base+(tuned-base)*0.5", "base + 0.5 * (tuned - base)"),
+        ("((base)) - (0.25 * (tuned - base))", "base - 0.25 * (tuned - base)"),
+        ("base + -1 * (tuned - base)", "base - (tuned - base)"),
+        ("base + 0.5 * 0.5 * (tuned - base)", "base + 0.25 * (tuned - base)"),
+        (
+            "tuned + dare(tuned-base, seed=1, drop_rate=.7)",
+            "tuned + dare(tuned - base, drop_rate=0.7, seed=1)",
+        ),
+        ("base +\n   (tuned - base)", "base + (tuned - base)"),
+        ("base + only(tuned - base, 'temporal')", 'base + only(tuned - base, "temporal")'),
+    ],
+)
+def test_expressions_are_printed_with_the_fewest_parentheses(written, canonical):
+    assert str(parse_expression(written, NAMES)) == canonical
+
+
+@pytest.mark.parametrize(
+    ("written", "column"),
+    [
+        ("base + tuned", 5),
+        ("2 * base", 2),
+        ("base + 0.5 * (tuned - bsae)", 22),
+        ("base + dare(tuned, drop_rate=0.5, seed=0)", 7),
+        ("base + dare(tuned - base, drop_rate=2, seed=0)", 7),
+        ("base + dare(tuned - base, drop=0.5, seed=0)", 31),
+        ("base + (tuned - base", 7),
+        ('base + only(tuned - base, "temporl")', 7),
+        ("base + 1e999 * (tuned - base)", 7),
+        ("base + é", 7),
+        ("é + base + bad", 0),
+        ("base ** 2", 0),
+        ("base + (0.5 + 0.5) * (tuned - base)", 12),
+    ],
+)
+def test_a_caret_stands_under_the_guilty_column(written, column):
+    with pytest.raises(RecipeError) as caught:
+        parse_expression(written, NAMES, where="experts.x")
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("experts.x: ")
+    assert lines[1] == "    " + written
+    assert lines[2] == "    " + " " * column + "^"
+    assert lines[3].startswith("  Fix: ")
+
+
+HOSTILE = [
+    "__import__('os').system('true')",
+    "base.__class__",
+    "(lambda: base)()",
+    "[base for base in ()]",
+    "base if 1 else tuned",
+    "base[0]",
+    "f'{base}'",
+    "(base := tuned)",
+    "dare(*base, **tuned)",
+    "base + dare(tuned - base, drop_rate=0.5, seed=0, seed=1)",
+    "base + 9**9**9 * (tuned - base)",
+    "base + " + "9" * 1900 + " * (tuned - base)",
+    "base + 1e300 * 1e300 * (tuned - base)",
+    "(" * 500 + "base" + ")" * 500,
+    "-" * 1500 + "base",
+    "base" + " + (tuned - base)" * (MAX_DEPTH + 2),
+    "base" + " " * 10 + "+ base" * 1000,
+    "base\0",
+    "base; tuned",
+    "",
+    "0.5",
+    "'base'",
+    "tuned - base",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_expression_is_a_recipe_error(text):
+    with pytest.raises(RecipeError, match="Fix:"):
+        parse_expression(text, NAMES)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.text(max_size=60)
+    | st.lists(
+        st.sampled_from(["base", "tuned", "(", ")", "+", "-", "*", "0.5", "dare", ",", "=", " "]),
+        max_size=20,
+    ).map("".join)
+)
+def test_any_text_parses_or_is_a_recipe_error(text):
+    try:
+        parsed = parse_expression(text, NAMES)
+    except RecipeError:
+        return
+    assert parse_expression(str(parsed), NAMES) == parsed
+
+
+def test_a_recipe_round_trips_through_its_canonical_text():
+    recipe = Recipe.parse("description: 'a: b, é'\n" + RECIPE)
+    assert Recipe.parse(recipe.print()) == recipe
+    assert recipe.print().endswith(RECIPE)
+    assert Recipe.parse(RECIPE).print() == RECIPE
+    assert recipe.seeds == {"dynamics": [0], "consistency": [1]}
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_shipped_recipe_loads_prints_and_round_trips(name):
+    recipe = Recipe.load(name)
+    assert recipe.description
+    assert recipe.schedule is not None
+    assert Recipe.parse(recipe.print()) == recipe
+
+
+def test_the_shipped_official_recipe_has_the_papers_numbers():
+    recipe = Recipe.load("edg-official")
+    motion = TUNED - BASE
+    assert recipe.experts == {
+        "dynamics": BASE + 0.75 * dare(-0.25 * motion, drop_rate=0.7, seed=0),
+        "consistency": TUNED + 0.25 * dare(motion, drop_rate=0.7, seed=1),
+    }
+    assert recipe.schedule.entries[0].above == 0.64
+
+
+def test_a_single_expert_needs_no_schedule():
+    recipe = Recipe.parse("inputs: {base: b}\nexperts: {same: base}")
+    assert recipe.schedule.experts == ("same",)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("", "not a mapping"),
+        ("- a", "not a mapping"),
+        ("a: [", "not valid YAML"),
+        (RECIPE + "shedule: []\n", "`schedule`"),
+        (RECIPE.replace("inputs:", "inptus:"), "`inputs`"),
+        (RECIPE.replace("expert: dynamics", "expert: dynamic"), "`dynamics`"),
+        (RECIPE + "inputs: {base: x}\n", "twice"),
+        (RECIPE.replace("  tuned: tuned.safetensors\n", ""), "no input `tuned`"),
+        (RECIPE.replace("base: base.safetensors", "base: {pth: x}"), "`path`"),
+        (RECIPE.replace("base: base.safetensors", "base: {path: x, sha256: 12}"), "sha256"),
+        (RECIPE.replace("base: base.safetensors", "base: {path: x, sha256: abc}"), "64 hexa"),
+        (RECIPE.replace("base: base.safetensors", "base: 3"), "not text"),
+        (RECIPE.replace("base: base.safetensors", "dare: x"), "not a name"),
+        (RECIPE.replace("  dynamics:", "  ../up:"), "not a name"),
+        (RECIPE.replace("  dynamics:", "  lambda:"), "not a name"),
+        (RECIPE.replace("dynamics: base +", "dynamics: 5 #"), "not text"),
+        ("inputs: {base: b}\nexperts: {}", "experts"),
+        ("inputs: {base: &a b, tuned: *a}\nexperts: {same: base}", "anchors"),
+        ("inputs: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        ("a: " + "[" * 1000, "YAML"),
+        ("x: " + "y" * 70_000, "KiB"),
+        ("a: \x07", "YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_the_nearest_name_or_the_reason(text, hint):
+    with pytest.raises(RecipeError, match=hint):
+        Recipe.parse(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(alphabet="abei:{}[]-&*!? \n'\"#|>%@`\t0", max_size=80))
+def test_any_document_parses_or_is_a_named_error(text):
+    for document in (text, RECIPE + text, "inputs: " + text):
+        try:
+            recipe = Recipe.parse(document)
+        except MotionMergeError:
+            continue
+        assert Recipe.parse(recipe.print()) == recipe
+
+
+def test_a_missing_recipe_file_names_the_shipped_ones(tmp_path):
+    with pytest.raises(RecipeError, match="edg-official"):
+        Recipe.load(tmp_path / "none.yaml")
+
+
+def test_relative_inputs_are_relative_to_the_recipe(folder, monkeypatch, tmp_path_factory):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert realise(folder / "recipe.yaml").keys() == {"dynamics", "consistency"}
+
+
+def test_a_pinned_hash_is_checked(folder):
+    digest = hashlib.sha256((folder / "base.safetensors").read_bytes()).hexdigest()
+    pinned = RECIPE.replace(
+        "base: base.safetensors", f"base: {{path: base.safetensors, sha256: {digest}}}"
+    )
+    recipe = Recipe.parse(pinned, folder=folder)
+    assert recipe.inputs["base"] == RecipeInput("base.safetensors", digest)
+    realise(recipe)
+    wrong = Recipe.parse(pinned.replace(digest, "f" * 64), folder=folder)
+    with pytest.raises(CheckpointError, match=r"pins ffff(.|\n)*Fix"):
+        realise(wrong)
+    realise(wrong, inputs={"base": folder / "base.safetensors"})
+
+
+def test_an_unknown_override_names_the_nearest_input(folder):
+    with pytest.raises(RecipeError, match="`tuned`"):
+        realise(folder / "recipe.yaml", inputs={"tune": "x"})
+
+
+def test_unknown_shipped_weights_are_refused(folder):
+    with pytest.raises(CheckpointError, match="bsae"):
+        realise(folder / "recipe.yaml", inputs={"base": "pocket:bsae"})
