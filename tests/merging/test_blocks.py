@@ -14,6 +14,7 @@ from motionmerge.merging.compute.compiled import compiled_kernels
 from motionmerge.merging.compute.kernel import BLOCK, STRETCH
 from motionmerge.merging.inputs.sources import OpenInputs
 from motionmerge.merging.merge import apply, merge, realise
+from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import Recipe, RecipeInput
 
 from .conftest import RECIPE, same_bits
@@ -74,8 +75,7 @@ def test_blocks_give_the_bits_of_the_expression_tree(expression, dtype):
     inputs = "".join(f"  {name}: memory:{name}\n" for name in states)
     recipe = Recipe.parse(f"inputs:\n{inputs}experts:\n  merged: '{expression}'\n")
     computed = realise(recipe, inputs=states, threads=2)["merged"]
-    origins = recipe.origins(states)
-    checkpoint = recipe.experts["merged"].bind(origins)
+    checkpoint = BoundRecipe.of(recipe, states).experts["merged"]
     with OpenInputs(checkpoint.sources()) as opened:
         for name in opened.names(checkpoint.anchor):
             assert same_bits(computed[name], realised(checkpoint, name, opened)), name
@@ -99,7 +99,7 @@ def test_the_paper_s_forms_are_computed_by_compiled_kernels(kernels, expression,
     computed = realise(recipe, inputs=states)["merged"]
     kind, used = kernels
     assert any(used) == (kind == "compiled")
-    checkpoint = recipe.experts["merged"].bind(recipe.origins(states))
+    checkpoint = BoundRecipe.of(recipe, states).experts["merged"]
     with OpenInputs(checkpoint.sources()) as opened:
         for name in opened.names(checkpoint.anchor):
             assert same_bits(computed[name], realised(checkpoint, name, opened)), name
@@ -169,7 +169,7 @@ def test_a_shorter_program_has_the_bits_of_the_expression_tree(dtype, expression
         f"inputs: {{base: memory:base, tuned: memory:tuned}}\nexperts:\n  merged: '{expression}'\n"
     )
     computed = realise(recipe, inputs=states)["merged"]["weight"]
-    checkpoint = recipe.experts["merged"].bind(recipe.origins(states))
+    checkpoint = BoundRecipe.of(recipe, states).experts["merged"]
     with OpenInputs(checkpoint.sources()) as opened:
         assert same_bits(computed, realised(checkpoint, "weight", opened))
 
@@ -305,7 +305,7 @@ def test_masks_of_neighbouring_blocks_are_those_of_the_blocks(kernels):
         f"inputs: {{base: memory:base, tuned: memory:tuned}}\nexperts: {{merged: '{expression}'}}"
     )
     computed = realise(recipe, inputs=states)["merged"]
-    checkpoint = recipe.experts["merged"].bind(recipe.origins(states))
+    checkpoint = BoundRecipe.of(recipe, states).experts["merged"]
     with OpenInputs(checkpoint.sources()) as opened:
         for name in states["base"]:
             assert same_bits(computed[name], realised(checkpoint, name, opened)), name

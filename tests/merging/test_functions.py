@@ -16,6 +16,7 @@ from motionmerge.merging.algebra.functions import (
 )
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.merge import realise
+from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import Recipe
 
 from .conftest import same_bits
@@ -101,7 +102,7 @@ def test_everything_at_once_is_parsed_printed_and_realised(folder):
     assert str(recipe.experts["merged"]) == formula
     assert Recipe.parse(recipe.print()) == recipe
     merged = realise(recipe)["merged"]
-    direct = recipe.experts["merged"].bind(recipe.origins()).tensors()
+    direct = BoundRecipe.of(recipe).experts["merged"].tensors()
     assert all(same_bits(merged[name], direct[name]) for name in direct)
     base = Checkpoint.load(folder / "base.safetensors").tensors()
     assert any(not torch.equal(merged[name], base[name]) for name in base)

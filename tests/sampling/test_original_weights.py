@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from motionmerge import experts
+from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.switching.rehearsal import check_fit
 
@@ -51,7 +52,7 @@ def test_a_recipe_of_original_files_gives_the_bits_of_converted_ones(case, place
         "schedule": [{"expert": "noisy", "timestep": 500}, {"expert": "details"}],
     }
     recipe = Recipe.parse(json.dumps(text))
-    check_fit(recipe, {"transformer": module})
+    check_fit(BoundRecipe.of(recipe), {"transformer": module})
     converted = {}
     for name, state in tuned.items():
         save_file(state, tmp_path / f"{name}-converted.safetensors")

@@ -17,6 +17,7 @@ from torch import nn
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.merging.in_memory import realise
 from motionmerge.merging.inputs.sources import OpenInputs
+from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
 from motionmerge.switching import placement, prefetch, recompute
@@ -77,7 +78,7 @@ def test_recomputed_experts_are_rounded_to_the_modules_dtype_as_kept_ones(
 def test_a_recomputed_expert_has_the_bits_of_the_kept_one_in_any_order(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept, made = realise(recipe), recomputed_experts(recipe)
+    kept, made = realise(recipe), recomputed_experts(BoundRecipe.of(recipe))
     for name, tensors in kept.items():
         assert list(made[name]) == list(tensors)
         assert made[name].num_bytes() == sum(tensor.nbytes for tensor in tensors.values())
@@ -95,7 +96,7 @@ def test_a_recomputed_expert_keeps_only_a_group_in_memory(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recompute, "GROUP_BYTES", 20_000)
-    made = recomputed_experts(recipe)["dynamics"]
+    made = recomputed_experts(BoundRecipe.of(recipe))["dynamics"]
     for tensor in made.values():
         held = sum(one.nbytes for one in made._group.values())
         assert held <= max(20_000, tensor.nbytes)
@@ -105,7 +106,7 @@ def test_recomputing_opens_the_inputs_once_for_all_groups_and_closes_them(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recompute, "GROUP_BYTES", 20_000)
-    made = recomputed_experts(recipe)["dynamics"]
+    made = recomputed_experts(BoundRecipe.of(recipe))["dynamics"]
     entered: list[str] = []
     real = OpenInputs.__enter__, OpenInputs.__exit__
     monkeypatch.setattr(

@@ -236,7 +236,7 @@ class VideoFlags:
     def _check_kinds(self, choice: ExpertChoice) -> None:
         """Refuse a LoRA that was given as whole weights, and the reverse."""
         if self.recipe is None:
-            for name, origin in choice.origins().items():
+            for name, origin in choice.origins.items():
                 if isinstance(origin, Path):
                     check_kind(origin, expects_lora=name.startswith("lora_"))
 

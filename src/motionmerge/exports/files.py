@@ -46,10 +46,10 @@ from motionmerge.merging.compute.scaled_fp8 import (
     write_the_rest,
 )
 from motionmerge.merging.compute.streaming import Progress, stream
-from motionmerge.merging.in_memory import as_recipe, bind, open_inputs
-from motionmerge.merging.inputs.coverage import Missing, check_coverage
+from motionmerge.merging.inputs.coverage import Missing
 from motionmerge.merging.inputs.pieces import Layout, Pieced
 from motionmerge.merging.inputs.sources import MemoryTensors, OpenInputs, Origin, Source
+from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.tensors import AnyDtype, DType, num_bytes, parse_dtype
 
@@ -224,50 +224,48 @@ def export_files(
         ConfigError: No such names are known, or a file exists already or cannot be written.
         RecipeError, CheckpointError, ShapeError: As `merge`.
     """
-    recipe = as_recipe(recipe)
+    bound = BoundRecipe.of(recipe, inputs)
     output = Path(output)
     scaled = dtype == SCALED_FP8 and opener is None
     wanted = None if dtype is None or scaled else parse_dtype(dtype)
     check_folder(output)
-    origins = recipe.origins(inputs)
-    bound = bind(recipe, origins)
-    with open_inputs(bound, allow_nonfinite=False) as opened:
-        coverage = check_coverage(list(bound.values()), opened, missing=missing)
-        reached = dict(zip(bound, coverage.reached, strict=True))
-        parts = {name: _parts(opened, expert.anchor) for name, expert in bound.items()}
-        first = next(iter(bound))
-        planned = plan(recipe, parts[first], origins[bound[first].anchor.name])
+    experts = bound.experts
+    with bound.open() as opened:
+        coverage = bound.fit(opened, missing=missing).coverage
+        reached = dict(zip(experts, coverage.reached, strict=True))
+        parts = {name: _parts(opened, expert.anchor) for name, expert in experts.items()}
+        first = next(iter(experts))
+        planned = plan(bound.recipe, parts[first], bound.origins[experts[first].anchor.name])
         paths = {file: output / f"{file.stem}{ending}" for file in planned.files}
         for path in paths.values():
             check_new_file(path, overwrite=overwrite or dry_run)
         contents: dict[ExportFile, _Content] = {}
         for file in planned.files:
-            expert = bound[file.expert]
+            expert = experts[file.expert]
             content = _content(file, expert, parts[file.expert], names, opened, wanted)
             if scaled:
                 content = content.as_codes(expert.anchor, opened, reached=reached[file.expert])
             contents[file] = content
         jobs: dict[ExportFile, Job] = {}
         if not dry_run:
-            pinned = recipe.pinned(origins, overridden=inputs)
             with folder_of_results(output), ExitStack() as stack:
                 sinks = {
                     file: stack.enter_context(
                         (opener or weights_file_of)(
                             paths[file],
                             content.targets,
-                            _metadata(pinned, file, bound[file.expert].anchor),
+                            _metadata(bound.pinned, file, experts[file.expert].anchor),
                         )
                     )
                     for file, content in contents.items()
                 }
-                experts = {file: bound[file.expert] for file in contents}
-                jobs = _write(experts, contents, sinks, opened, progress)
+                chosen = {file: experts[file.expert] for file in contents}
+                jobs = _write(chosen, contents, sinks, opened, progress)
     return FileExports(
         files={
             file.stem: FileExport(
                 path=None if dry_run else str(paths[file]),
-                formula=str(recipe.experts[file.expert]),
+                formula=str(bound.recipe.experts[file.expert]),
                 modules=file.modules,
                 tensors=len(content.targets),
                 num_bytes=sum(num_bytes(*spec) for spec in content.targets.values()),

@@ -41,10 +41,10 @@ from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra.nodes import Checkpoint, Difference
 from motionmerge.merging.compute.plan import Job
 from motionmerge.merging.compute.streaming import Progress, stream
-from motionmerge.merging.in_memory import as_recipe
 from motionmerge.merging.inputs.coverage import Missing, check_coverage
-from motionmerge.merging.inputs.sources import OpenInputs, Origin, Source
+from motionmerge.merging.inputs.sources import OpenInputs, Source
 from motionmerge.merging.lora.settings import MODULES_KEY
+from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.tensors import AnyDtype, DType, is_mergeable, parse_dtype
 from motionmerge.text import fix_unknown_name
@@ -178,15 +178,15 @@ def export_loras(
         ConfigError: A file exists already, cannot be written, or no names are known for the model.
         ShapeError: As `merge`.
     """
-    recipe = as_recipe(recipe)
+    bound = BoundRecipe.of(recipe, inputs)
+    recipe = bound.recipe
     output, wanted = Path(output), parse_dtype(dtype)
     base = _checked_base(recipe, base)
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise RecipeError(f"rank={rank!r} is not a positive integer.", fix="Use e.g. `rank=64`.")
     check_folder(output)
-    origins = recipe.origins(inputs)
-    start = Source(base, origins[base])
-    changed = _changed(recipe, origins, start)
+    changed = _changed(bound, base)
+    start = Source(base, bound.origins[base])
     sources = [source for expert in changed.values() for source in expert.sources()]
     with OpenInputs(sources) as opened:
         coverage = check_coverage(list(changed.values()), opened, missing=missing)
@@ -194,7 +194,7 @@ def export_loras(
         parts = parts_of_model(shapes)
         chosen = _target(target, parts)
         plan_of = plan_files if chosen.each_denoiser else plan_whole_files
-        plan = plan_of(recipe, parts, origins[base])
+        plan = plan_of(recipe, parts, bound.origins[base])
         paths = {file: output / f"{file.stem}.safetensors" for file in plan.files}
         for path in paths.values():
             check_new_file(path, overwrite=overwrite or dry_run)
@@ -210,7 +210,6 @@ def export_loras(
             for file in plan.files
         }
         if not dry_run:
-            pinned = recipe.pinned(origins, overridden=inputs)
             with folder_of_results(output), ExitStack() as stack:
                 prepare_folder(output)
                 for held in layers.values():
@@ -218,7 +217,7 @@ def export_loras(
                 _stream({file: changed[file.expert] for file in layers}, layers, shapes, progress)
                 _refuse_empty(layers, base)
                 for file, held in layers.items():
-                    held.write(paths[file], _metadata(pinned, file, base))
+                    held.write(paths[file], _metadata(bound.pinned, file, base))
     files = {
         file.stem: LoraExport(
             path=None if dry_run else str(paths[file]),
@@ -253,11 +252,11 @@ def _target(target: str | Target | None, parts: Sequence[Part]) -> Target:
     return target if isinstance(target, Target) else parse_target(target)
 
 
-def _changed(recipe: Recipe, origins: Mapping[str, Origin], start: Source) -> dict[str, Checkpoint]:
+def _changed(bound: BoundRecipe, base: str) -> dict[str, Checkpoint]:
     """Return each expert as the base and what is added to it."""
     changed = {}
-    for name, expression in recipe.experts.items():
-        expert = expression.bind(origins)
+    for name, expert in bound.experts.items():
+        start = Source(base, bound.origins[base])
         if expert.anchor != start:
             expert = Checkpoint(start, (Difference(expert, Checkpoint(start)),))
         changed[name] = expert

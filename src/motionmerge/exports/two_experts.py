@@ -24,10 +24,10 @@ from motionmerge.merging.algebra.nodes import Checkpoint, result_specs
 from motionmerge.merging.algebra.results import ResultSpec
 from motionmerge.merging.compute.plan import Job
 from motionmerge.merging.compute.streaming import Progress, stream
-from motionmerge.merging.in_memory import as_recipe, open_inputs
-from motionmerge.merging.inputs.coverage import Missing, check_coverage
+from motionmerge.merging.inputs.coverage import Missing
 from motionmerge.merging.inputs.pieces import Layout
 from motionmerge.merging.inputs.sources import OpenInputs, Source
+from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.tensors import AnyDtype, DType, parse_dtype
 
@@ -95,29 +95,27 @@ def export_two_experts(
         ConfigError: `pipeline` is no Wan folder, or `output` exists or cannot be written.
         CheckpointError, ShapeError: As `merge`; or an expert does not fit the pipeline.
     """
-    recipe = as_recipe(recipe)
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     pipeline, output = Path(pipeline), Path(output)
     check_new_folder(output, overwrite=overwrite or dry_run, marker=INDEX_FILE, keep=[pipeline])
     wanted = None if dtype is None else parse_dtype(dtype)
     index = _index_of_wan(pipeline)
     first, second, boundary = _two_experts(recipe, pipeline)
     modules = {"transformer": first, "transformer_2": second}
-    inputs = own_model(recipe, pipeline, inputs)
-    origins = recipe.origins(inputs)
-    bound = {module: recipe.experts[expert].bind(origins) for module, expert in modules.items()}
-    with open_inputs(bound, allow_nonfinite=False) as opened:
-        coverage = check_coverage(list(bound.values()), opened, missing=missing)
+    bound = BoundRecipe.of(recipe, own_model(recipe, pipeline, inputs))
+    experts = {module: bound.experts[name] for module, name in modules.items()}
+    with bound.open([first, second]) as opened:
+        coverage = bound.fit(opened, experts=[first, second], missing=missing).coverage
         contents = {
             module: _content(module, checkpoint, opened, pipeline, wanted)
-            for module, checkpoint in bound.items()
+            for module, checkpoint in experts.items()
         }
         survived: dict[str, float | None] = {}
         if not dry_run:
-            pinned = recipe.pinned(origins, overridden=inputs)
             index |= {"transformer_2": index["transformer"], "boundary_ratio": boundary}
             metadata = {
                 "format": "pt",
-                METADATA_KEY: pinned.print(),
+                METADATA_KEY: bound.pinned.print(),
                 "motionmerge.version": __version__,
             }
             files = {
@@ -139,7 +137,7 @@ def export_two_experts(
                 ) as writer,
             ):
                 jobs = {
-                    m: Job(bound[m], held.specs, RenamingSink(writer, held.layout, held.specs))
+                    m: Job(experts[m], held.specs, RenamingSink(writer, held.layout, held.specs))
                     for m, held in contents.items()
                 }
                 stream(list(jobs.values()), opened, progress=progress)

@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from motionmerge.errors import CheckpointError, ConfigError, RecipeError, ShapeError
+from motionmerge.errors import CheckpointError, ConfigError, ShapeError
 from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.lazy_torch import torch
-from motionmerge.merging.algebra.nodes import Checkpoint, result_specs
 from motionmerge.merging.compute.plan import Job
 from motionmerge.merging.compute.streaming import stream
-from motionmerge.merging.inputs.coverage import Missing, check_coverage
+from motionmerge.merging.inputs.coverage import Missing
 from motionmerge.merging.inputs.pieces import Shapes
-from motionmerge.merging.inputs.sources import OpenInputs, Origin
-from motionmerge.merging.recipes.recipe import InputValue, Recipe
+from motionmerge.merging.recipes.bound import AnyRecipe, BoundRecipe
+from motionmerge.merging.recipes.recipe import InputValue
 from motionmerge.tensors import storable
-from motionmerge.text import fix_unknown_name
 
 
 def realise(
-    recipe: Recipe | str | Path,
+    recipe: AnyRecipe,
     *,
     experts: Sequence[str] | None = None,
     inputs: Mapping[str, InputValue] | None = None,
@@ -37,7 +34,7 @@ def realise(
     """Compute experts in memory: the same bits as the files that `merge` writes.
 
     Args:
-        recipe: A recipe, its file, or the name of a shipped one.
+        recipe: A recipe, its file, the name of a shipped one, or one whose inputs are found.
         experts: Which of its experts; all by default.
         inputs: Paths or state dicts that replace the recipe's inputs, by name.
         like: Names and shapes of a denoiser, which the results get where the inputs' names are
@@ -53,15 +50,14 @@ def realise(
     Raises:
         RecipeError, CheckpointError, ShapeError: As `merge`.
     """
-    recipe = as_recipe(recipe)
-    origins = recipe.origins(inputs)
-    recipe.check_pins(origins, overridden=inputs)
-    bound = bind(recipe, origins, experts)
-    with open_inputs(bound, allow_nonfinite, like=like) as opened:
-        check_coverage(list(bound.values()), opened, missing=missing)
+    bound = BoundRecipe.of(recipe, inputs)
+    bound.check_pins()
+    chosen = bound.chosen(experts)
+    with bound.open(chosen, allow_nonfinite=allow_nonfinite, like=like) as opened:
+        fit = bound.fit(opened, experts=list(chosen), like=like, missing=missing)
         jobs, computed = [], {}
-        for name, checkpoint in bound.items():
-            specs = result_specs(checkpoint, opened)
+        for name, checkpoint in chosen.items():
+            specs = fit.specs[name]
             computed[name] = {key: torch.empty(s, dtype=d.torch) for key, (d, s) in specs.items()}
             jobs.append(Job(checkpoint, specs, TensorSink(computed[name])))
         stream(jobs, opened, seed=stochastic_rounding, threads=threads)
@@ -69,7 +65,7 @@ def realise(
 
 
 def apply(
-    recipe: Recipe | str | Path,
+    recipe: AnyRecipe,
     module: torch.nn.Module,
     *,
     expert: str | None = None,
@@ -87,7 +83,7 @@ def apply(
     if the module does not save it.
 
     Args:
-        recipe: A recipe, its file, or the name of a shipped one.
+        recipe: A recipe, its file, the name of a shipped one, or one whose inputs are found.
         module: Gets the expert's weights, on whatever device it is.
         expert: Which; may be left out if the recipe has only one.
         prefix: Take the tensors whose names begin so, e.g. `unet.`, under the rest of their names.
@@ -103,24 +99,17 @@ def apply(
             out to be damaged on the way, the module is partly changed: load it anew.
         RecipeError, ShapeError: As `merge`, or a shape differs from the module's.
     """
-    recipe = as_recipe(recipe)
-    if expert is None and len(recipe.experts) > 1:
-        raise ConfigError(
-            f"The recipe has the experts {', '.join(recipe.experts)}.", fix="Pass `expert=`."
-        )
-    origins = recipe.origins(inputs)
-    recipe.check_pins(origins, overridden=inputs)
-    bound = bind(recipe, origins, None if expert is None else [expert])
-    (checkpoint,) = bound.values()
+    bound = BoundRecipe.of(recipe, inputs)
+    names = list(bound.recipe.experts)
+    if expert is None and len(names) > 1:
+        raise ConfigError(f"The recipe has the experts {', '.join(names)}.", fix="Pass `expert=`.")
+    bound.check_pins()
+    ((name, checkpoint),) = bound.chosen([expert or names[0]]).items()
     held = {prefix + name: tensor for name, tensor in module.state_dict().items()}
     like = {name: tuple(tensor.shape) for name, tensor in held.items()}
-    with open_inputs(bound, allow_nonfinite, like=like) as opened:
-        check_coverage([checkpoint], opened, missing=missing)
-        specs = {
-            name: spec
-            for name, spec in result_specs(checkpoint, opened).items()
-            if name.startswith(prefix)
-        }
+    with bound.open([name], allow_nonfinite=allow_nonfinite, like=like) as opened:
+        fit = bound.fit(opened, experts=[name], like=like, missing=missing)
+        specs = {key: spec for key, spec in fit.specs[name].items() if key.startswith(prefix)}
         _check_module(specs, held)
         specs = {name: (storable(held[name].dtype), shape) for name, (_, shape) in specs.items()}
         stream(
@@ -179,36 +168,3 @@ def _check_module(specs: Mapping[str, TensorSpec], held: Mapping[str, torch.Tens
                 "expert.",
                 fix="Build the module with the checkpoint's configuration.",
             )
-
-
-def as_recipe(recipe: Recipe | str | Path) -> Recipe:
-    """Load a recipe unless it is one."""
-    return recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-
-
-def bind(
-    recipe: Recipe, origins: Mapping[str, Origin], experts: Sequence[str] | None = None
-) -> dict[str, Checkpoint]:
-    """Give the expressions of some experts, all by default, their weights.
-
-    Raises:
-        RecipeError: There is no such expert.
-    """
-    for name in experts or ():
-        if name not in recipe.experts:
-            raise RecipeError(
-                f"The recipe has no expert `{name}`.", fix=fix_unknown_name(name, recipe.experts)
-            )
-    chosen = recipe.experts if experts is None else experts
-    return {name: recipe.experts[name].bind(origins) for name in chosen}
-
-
-def open_inputs(
-    bound: Mapping[str, Checkpoint],
-    allow_nonfinite: bool,
-    *,
-    like: Shapes | None = None,
-) -> OpenInputs:
-    """Open every source of some expressions once; see `OpenInputs` for `like`."""
-    sources = (source for checkpoint in bound.values() for source in checkpoint.sources())
-    return OpenInputs(sources, allow_nonfinite=allow_nonfinite, like=like)

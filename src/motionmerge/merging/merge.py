@@ -11,7 +11,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,9 +42,10 @@ from motionmerge.merging.compute.scaled_fp8 import (
 )
 from motionmerge.merging.compute.streaming import Progress, stream
 from motionmerge.merging.estimate import Estimate, Work, estimate, remember, work_of
-from motionmerge.merging.in_memory import apply, as_recipe, bind, open_inputs, realise
-from motionmerge.merging.inputs.coverage import Coverage, Missing, check_coverage
-from motionmerge.merging.inputs.sources import OpenInputs, Origin, hash_origin, module_folders
+from motionmerge.merging.in_memory import apply, realise
+from motionmerge.merging.inputs.coverage import Coverage, Missing
+from motionmerge.merging.inputs.sources import OpenInputs, Origin, module_folders
+from motionmerge.merging.recipes.bound import AnyRecipe, BoundRecipe
 from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.merging.report import ExpertReport, MergeReport, peak_memory
 from motionmerge.tensors import AnyDtype, dtype_name, is_mergeable, num_bytes, parse_dtype
@@ -56,7 +56,7 @@ Layout = Literal["weights", "pipeline"]
 
 
 def merge(
-    recipe: Recipe | str | Path,
+    recipe: AnyRecipe,
     output: str | Path,
     *,
     dtype: str | AnyDtype | None = None,
@@ -77,7 +77,7 @@ def merge(
     folder appears under its name only when it is whole.
 
     Args:
-        recipe: A recipe, its file, or the name of a shipped one.
+        recipe: A recipe, its file, the name of a shipped one, or one whose inputs are found.
         output: The folder to write to.
         dtype: Dtype of the floating-point tensors; by default that of the checkpoint at the front
             of each expression, and bf16 for weights that it stores as codes and scales.
@@ -107,7 +107,7 @@ def merge(
         ConfigError: A result exists already and `overwrite` is off, or an option is wrong.
     """
     started = time.perf_counter()
-    recipe, folder = as_recipe(recipe), Path(output)
+    bound, folder = BoundRecipe.of(recipe, inputs), Path(output)
     scaled = dtype == SCALED_FP8
     wanted = None if dtype is None or scaled else parse_dtype(dtype)
     if scaled and (layout == "pipeline" or stochastic_rounding is not None):
@@ -122,46 +122,47 @@ def merge(
     if layout not in ("weights", "pipeline"):
         raise ConfigError(f"`layout` is {layout!r}.", fix="Use `weights` or `pipeline`.")
     shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
-    origins = recipe.origins(inputs)
-    bound = bind(recipe, origins)
     targets = {
         name: _Target(folder, name, checkpoint, layout, shard_bytes)
-        for name, checkpoint in bound.items()
+        for name, checkpoint in bound.experts.items()
     }
-    _refuse_inputs([folder, *(target.path for target in targets.values())], origins)
+    _refuse_inputs([folder, *(target.path for target in targets.values())], bound.origins)
     if not overwrite and not dry_run:
         _refuse_existing([*(target.path for target in targets.values()), folder / "recipe.yaml"])
-    with open_inputs(bound, allow_nonfinite) as opened:
-        coverage = check_coverage(list(bound.values()), opened, missing=missing)
-        specs = {name: result_specs(c, opened, dtype=wanted) for name, c in bound.items()}
+    with bound.open(allow_nonfinite=allow_nonfinite) as opened:
+        fit, experts = bound.fit(opened, missing=missing), bound.experts
+        coverage, specs = fit.coverage, fit.specs
+        if wanted is not None:
+            specs = {name: result_specs(c, opened, dtype=wanted) for name, c in experts.items()}
         free = free_bytes(folder)
         reached = _reached(specs, coverage)
         plans = {
             name: plan_scaled_fp8(c.anchor, specs[name], opened, reached=reached[name])
-            for name, c in (bound.items() if scaled else ())
+            for name, c in (experts.items() if scaled else ())
         }
-        stored = specs | {name: plan.file_specs for name, plan in plans.items()}
-        work = _work(bound, stored, reached, opened)
+        stored = {**specs} | {name: plan.file_specs for name, plan in plans.items()}
+        work = _work(experts, stored, reached, opened)
         needed, expected = work.bytes_written, estimate(work)
         if dry_run:
-            recipe.check_pins(origins, overridden=inputs)
+            bound.check_pins()
             unchanged = 0
-            reports = {name: _expected(c, specs[name], reached[name]) for name, c in bound.items()}
+            reports = {
+                name: _expected(c, specs[name], reached[name]) for name, c in experts.items()
+            }
         else:
             _refuse_full_disk(folder, needed, free)
-            _hash_at_once(origins)
-            pinned = recipe.pinned(origins, overridden=inputs)
+            pinned = bound.pinned
             hashed = time.perf_counter()
-            scales = measure_scales(bound, plans, opened, threads=threads, progress=progress)
+            scales = measure_scales(experts, plans, opened, threads=threads, progress=progress)
             with folder_of_results(folder), ExitStack() as stack:
                 jobs, files = {}, {}
                 for name, target in targets.items():
                     metadata = _metadata(pinned, name, stochastic_rounding)
                     files[name] = stack.enter_context(target.open(stored[name], metadata))
                     jobs[name] = (
-                        scaled_job(bound[name], plans[name], files[name], scales[name])
+                        scaled_job(experts[name], plans[name], files[name], scales[name])
                         if scaled
-                        else Job(bound[name], specs[name], files[name])
+                        else Job(experts[name], specs[name], files[name])
                     )
                 unchanged = stream(
                     list(jobs.values()),
@@ -178,7 +179,7 @@ def merge(
                 name: _done(job, targets[name].path, specs[name]) for name, job in jobs.items()
             }
             remember(work, seconds=time.perf_counter() - hashed)
-        for name, checkpoint in bound.items():
+        for name, checkpoint in experts.items():
             note = plans[name].note if scaled else _note(checkpoint, specs[name], opened)
             size = sum(num_bytes(*spec) for spec in stored[name].values())
             reports[name] = replace(reports[name], note=note, num_bytes=size)
@@ -200,24 +201,21 @@ def merge(
         )
 
 
-def preview(
-    recipe: Recipe | str | Path, *, inputs: Mapping[str, InputValue] | None = None
-) -> Estimate:
+def preview(recipe: AnyRecipe, *, inputs: Mapping[str, InputValue] | None = None) -> Estimate:
     """Say what `merge` will take, from headers alone.
 
     Args:
-        recipe: A recipe, its file, or the name of a shipped one.
+        recipe: A recipe, its file, the name of a shipped one, or one whose inputs are found.
         inputs: Paths or state dicts that replace the recipe's inputs, by name.
 
     Raises:
         RecipeError, CheckpointError, ShapeError: `merge` would refuse the inputs.
     """
-    recipe = as_recipe(recipe)
-    bound = bind(recipe, recipe.origins(inputs))
-    with open_inputs(bound, allow_nonfinite=False) as opened:
-        coverage = check_coverage(list(bound.values()), opened)
-        specs = {name: result_specs(c, opened) for name, c in bound.items()}
-        return estimate(_work(bound, specs, _reached(specs, coverage), opened))
+    bound = BoundRecipe.of(recipe, inputs)
+    with bound.open() as opened:
+        fit = bound.fit(opened)
+        work = _work(bound.experts, fit.specs, _reached(fit.specs, fit.coverage), opened)
+        return estimate(work)
 
 
 @dataclass(frozen=True)
@@ -343,13 +341,6 @@ def _note(
         )
         or None
     )
-
-
-def _hash_at_once(origins: Mapping[str, Origin]) -> None:
-    """Hash large inputs in parallel; `Recipe.pinned` finds them remembered."""
-    paths = [origin for origin in origins.values() if isinstance(origin, Path)]
-    with ThreadPoolExecutor(max_workers=max(1, len(paths))) as pool:
-        list(pool.map(hash_origin, paths))
 
 
 def _metadata(recipe: Recipe, expert: str, rounding_seed: int | None) -> dict[str, str]:

@@ -14,20 +14,16 @@ from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.merging.algebra.nodes import Checkpoint
-from motionmerge.merging.in_memory import as_recipe
+from motionmerge.merging.in_memory import realise
 from motionmerge.merging.inputs.coverage import Missing, check_missing
 from motionmerge.merging.inputs.pieces import Shapes
-from motionmerge.merging.merge import realise
+from motionmerge.merging.recipes.bound import AnyRecipe, BoundRecipe
 from motionmerge.merging.recipes.recipe import OWN_MODEL, Recipe
 from motionmerge.schedule import PAPER_BOUNDARY, ExpertSchedule
 from motionmerge.switching.bank import Bank, attached_bank, check_attachable, modules_of
 from motionmerge.switching.lora_layers import LoraSource, loras_of_recipe, named_loras
 from motionmerge.switching.placement import Weights, check_placement, should_recompute
-from motionmerge.switching.recompute import (
-    RecomputedExpert,
-    can_recompute,
-    recomputed_experts,
-)
+from motionmerge.switching.recompute import RecomputedExpert, recomputed_experts
 from motionmerge.switching.switched_module import SwitchedModule
 from motionmerge.text import fix_unknown_name
 
@@ -140,7 +136,7 @@ def paper_recipe(motion: float, *, boundary: float = PAPER_BOUNDARY) -> Recipe:
 def experts(
     pipeline: Any,
     *,
-    recipe: Recipe | str | Path | None = None,
+    recipe: AnyRecipe | None = None,
     experts: Mapping[str, AnyWeights] | None = None,
     motion: float | None = None,
     base: AnyWeights | None = None,
@@ -218,21 +214,19 @@ def experts(
             raise ConfigError("motion needs the weights it extrapolates.", fix="pass base, tuned.")
         recipe, inputs = paper_recipe(motion), {"base": base, "tuned": tuned}
     if recipe is not None:
-        recipe = as_recipe(recipe)
-        recipe.check_names(inputs or {})
-        stored = {name: _in_memory(value) for name, value in (inputs or {}).items()}
-        found = loras_of_recipe(recipe, stored)
+        bound = BoundRecipe.of(
+            recipe, {n: _in_memory(value) for n, value in (inputs or {}).items()}
+        )
+        own_schedule = bound.recipe.schedule
+        found = loras_of_recipe(bound)
         if found is not None:
             loras, signed = found
-            schedule = chosen_schedule(list(signed), schedule, boundary, recipe.schedule)
+            schedule = chosen_schedule(list(signed), schedule, boundary, own_schedule)
             return _lora_bank(pipeline, loras, signed, schedule, module, scheduler, missing)
-        for name, entry in recipe.inputs.items():
-            if entry.path == OWN_MODEL and name not in stored:
-                stored[name] = own_weights(pipeline, module)
+        bound = with_own_weights(bound, pipeline, module)
         dense: dict[str, Weights] = _computed(
-            recipe, stored, placement, missing=missing, like=_like(pipeline, module)
+            bound, placement, missing=missing, like=_like(pipeline, module)
         )
-        own_schedule = recipe.schedule
     else:
         like = _like(pipeline, module)
         loaded = {name: _in_memory(value) for name, value in (experts or {}).items()}
@@ -269,22 +263,17 @@ def _refuse_strangers(way: str, given: Sequence[str]) -> None:
 
 
 def _computed(
-    recipe: Recipe,
-    inputs: Mapping[str, Weights | str | Path],
-    placement: str,
-    *,
-    missing: Missing,
-    like: Shapes,
+    recipe: BoundRecipe, placement: str, *, missing: Missing, like: Shapes
 ) -> dict[str, Weights]:
     """Compute a recipe's experts, or prepare to do so at every switch."""
-    prepared = recomputed_experts(recipe, inputs, missing=missing, like=like)
+    prepared = recomputed_experts(recipe, missing=missing, like=like)
     if should_recompute(
         placement,
         num_bytes=sum(expert.num_bytes() for expert in prepared.values()),
-        can_recompute=can_recompute(recipe, inputs),
+        can_recompute=recipe.are_files,
     ):
         return dict(prepared)
-    return dict(realise(recipe, inputs=inputs, missing=missing, like=like))
+    return dict(realise(recipe, missing=missing, like=like))
 
 
 def _lora_bank(
@@ -307,6 +296,22 @@ def _lora_bank(
         module=module,
         missing=missing,
     )
+
+
+def with_own_weights(recipe: BoundRecipe, pipeline: Any, module: str | None = None) -> BoundRecipe:
+    """Give a recipe the model in a pipeline, where it names that and has no other weights for it.
+
+    Args:
+        recipe: The recipe.
+        pipeline: A pipeline, or a denoiser.
+        module: As for `experts`.
+    """
+    own = {
+        name: own_weights(pipeline, module)
+        for name, entry in recipe.recipe.inputs.items()
+        if entry.path == OWN_MODEL and name not in recipe.origins
+    }
+    return recipe.with_inputs(own) if own else recipe
 
 
 def own_weights(pipeline: Any, module: str | None) -> Weights:

@@ -29,7 +29,8 @@ from motionmerge.merging.lora.placement import (
 from motionmerge.merging.lora.products import rows_of
 from motionmerge.merging.lora.scaling import LoraScaling
 from motionmerge.merging.lora.task_vector import Lora
-from motionmerge.merging.recipes.recipe import OWN_MODEL, Recipe
+from motionmerge.merging.recipes.bound import BoundRecipe
+from motionmerge.merging.recipes.recipe import OWN_MODEL
 from motionmerge.switching.bank import BARE_MODULE
 
 LoraSource = str | Path | Mapping[str, torch.Tensor]
@@ -321,7 +322,7 @@ def _strangers(strangers: Mapping[str, str], name: str, *, any_left: bool) -> Ch
 
 
 def loras_of_recipe(
-    recipe: Recipe, inputs: Mapping[str, LoraSource]
+    bound: BoundRecipe,
 ) -> tuple[dict[str, LoraSource], dict[str, dict[str, float]]] | None:
     """Read a recipe as weights of LoRAs on the model that is loaded.
 
@@ -329,8 +330,7 @@ def loras_of_recipe(
         experts: {dynamics: "base - lora(style, 0.25)", consistency: "base + lora(style, 1.0)"}
 
     Args:
-        recipe: The recipe.
-        inputs: What replaces its inputs.
+        bound: The recipe.
 
     Returns:
         The LoRAs, and for each expert the weight of each; None if the experts are more than that
@@ -339,11 +339,12 @@ def loras_of_recipe(
     Raises:
         CheckpointError: A file is missing or is not the one that the recipe pins.
     """
+    recipe = bound.recipe
     weights: dict[str, dict[str, float]] = {}
     for name, expert in recipe.experts.items():
         base = expert.anchor.name
         terms = [term for vector in expert.vectors for term in _terms(vector)]
-        if recipe.inputs[base].path != OWN_MODEL or base in inputs or None in dict(terms):
+        if recipe.inputs[base].path != OWN_MODEL or base in bound.origins or None in dict(terms):
             return None
         weights[name] = {}
         for lora, weight in terms:
@@ -351,8 +352,8 @@ def loras_of_recipe(
     used = list(dict.fromkeys(lora for own in weights.values() for lora in own))
     if not used:
         return None
-    origins = {lora: recipe.origin(lora, inputs.get(lora)) for lora in used}
-    recipe.check_pins(origins, overridden=inputs)
+    bound.check_pins()
+    origins = {lora: bound.origins[lora] for lora in used}
     loras: dict[str, LoraSource] = {
         lora: {key: origin.read(key) for key in origin.keys()}  # noqa: SIM118
         if isinstance(origin, MemoryTensors)

@@ -8,19 +8,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 
 import torch
 
-from motionmerge.merging.algebra.nodes import Checkpoint, result_specs
+from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.algebra.results import ResultSpec
 from motionmerge.merging.compute.plan import Job
 from motionmerge.merging.compute.streaming import stream
-from motionmerge.merging.in_memory import TensorSink, bind, open_inputs
-from motionmerge.merging.inputs.coverage import Missing, check_coverage
+from motionmerge.merging.in_memory import TensorSink
+from motionmerge.merging.inputs.coverage import Missing
 from motionmerge.merging.inputs.pieces import Shapes
 from motionmerge.merging.inputs.sources import OpenInputs
-from motionmerge.merging.recipes.recipe import InputValue, Recipe
+from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.tensors import num_bytes
 
 GROUP_BYTES = 16 << 20
@@ -112,8 +111,7 @@ class RecomputedExpert(Mapping[str, torch.Tensor]):
         with ExitStack() as closing:
             if self._opened is None:
                 like = {name: shape for name, (_, shape) in self._specs.items()}
-                inputs = open_inputs({"": self._checkpoint}, False, like=like)
-                self._opened = inputs.__enter__()
+                self._opened = OpenInputs(self._checkpoint.sources(), like=like).__enter__()
             closing.callback(self._close)
             stream([Job(self._checkpoint, specs, TensorSink(computed))], self._opened)
             if names[-1] != next(reversed(self._names)):
@@ -127,41 +125,26 @@ class RecomputedExpert(Mapping[str, torch.Tensor]):
 
 
 def recomputed_experts(
-    recipe: Recipe,
-    inputs: Mapping[str, InputValue] | None = None,
-    *,
-    missing: Missing = "error",
-    like: Shapes | None = None,
+    recipe: BoundRecipe, *, missing: Missing = "error", like: Shapes | None = None
 ) -> dict[str, RecomputedExpert]:
-    """Give the experts of a recipe, none of whose tensors is computed yet.
+    """Return the experts of a recipe, none of whose tensors is computed yet.
 
     Args:
-        recipe: The recipe.
-        inputs: Paths or state dicts that replace its inputs. A state dict is read again at every
-            switch, so it must not change: not the live weights that are switched.
+        recipe: The recipe. An input that is a state dict is read again at every switch, so it must
+            not change: not the live weights that are switched.
         missing: `error`, or `keep`, which warns of what is left out; see `check_coverage`.
         like: As for `realise`.
 
     Raises:
         RecipeError, CheckpointError, ShapeError: As `realise`, as far as headers tell.
     """
-    origins = recipe.origins(inputs)
-    recipe.check_pins(origins, overridden=inputs)
-    bound = bind(recipe, origins)
-    with open_inputs(bound, False, like=like) as opened:
-        coverage = check_coverage(list(bound.values()), opened, missing=missing)
-        if coverage.unmatched:
-            warnings.warn(_left_out(coverage.unmatched), stacklevel=2)
-        return {
-            name: RecomputedExpert(checkpoint, result_specs(checkpoint, opened))
-            for name, checkpoint in bound.items()
-        }
-
-
-def can_recompute(recipe: Recipe, inputs: Mapping[str, InputValue] | None) -> bool:
-    """Tell whether all inputs are files, so that recomputing saves memory."""
-    origins = recipe.origins(inputs)
-    return all(isinstance(origin, (str, Path)) for origin in origins.values())
+    recipe.check_pins()
+    fit = recipe.fit(like=like, missing=missing)
+    if fit.coverage.unmatched:
+        warnings.warn(_left_out(fit.coverage.unmatched), stacklevel=2)
+    return {
+        name: RecomputedExpert(expert, fit.specs[name]) for name, expert in recipe.experts.items()
+    }
 
 
 def _left_out(unmatched: Mapping[str, tuple[str, ...]]) -> str:

@@ -10,16 +10,16 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from motionmerge.merging.inputs.coverage import Missing
-from motionmerge.merging.recipes.recipe import OWN_MODEL, Recipe
+from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.schedule import ExpertSchedule
-from motionmerge.switching.expert_bank import by_module, names_of_denoiser, own_weights
+from motionmerge.switching.expert_bank import by_module, names_of_denoiser, with_own_weights
 from motionmerge.switching.lora_layers import loras_of_recipe
 from motionmerge.switching.recompute import RecomputedExpert, recomputed_experts
 from motionmerge.switching.switched_module import SwitchedModule, check_shape
 
 
 def check_fit(
-    recipe: Recipe, modules: Mapping[str, nn.Module], *, missing: Missing = "error"
+    recipe: BoundRecipe, modules: Mapping[str, nn.Module], *, missing: Missing = "error"
 ) -> None:
     """Refuse experts that a model could not take, as far as files' headers and LoRAs tell.
 
@@ -33,22 +33,17 @@ def check_fit(
         RecipeError, CheckpointError, ShapeError: As `experts`.
     """
     pipeline: Any = SimpleNamespace(**modules)
-    found = loras_of_recipe(recipe, {})
+    found = loras_of_recipe(recipe)
     if found is not None:
         from motionmerge.switching.lora_bank import LoraBank  # PEFT takes seconds to import
 
-        schedule = ExpertSchedule.from_list([{"expert": next(iter(recipe.experts))}])
+        schedule = ExpertSchedule.from_list([{"expert": next(iter(recipe.recipe.experts))}])
         with init_empty_weights():  # the LoRAs' layers need none either
             LoraBank(pipeline, *found, schedule=schedule, missing=missing).detach()
         return
-    own = {
-        name: own_weights(pipeline, None)
-        for name, entry in recipe.inputs.items()
-        if entry.path == OWN_MODEL
-    }
     live = {name: SwitchedModule(name, module).tensors() for name, module in modules.items()}
     like = names_of_denoiser(live)
-    prepared = recomputed_experts(recipe, own, missing=missing, like=like)
+    prepared = recomputed_experts(with_own_weights(recipe, pipeline), missing=missing, like=like)
     for expert, tensors in prepared.items():
         for name, part in by_module(expert, tensors, live).items():
             assert isinstance(part, RecomputedExpert)

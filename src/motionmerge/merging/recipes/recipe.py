@@ -30,7 +30,7 @@ from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.algebra.sparsify import Dare
 from motionmerge.merging.inputs.resolvers import PACKAGE, resolve, split_name
-from motionmerge.merging.inputs.sources import MemoryTensors, Origin, hash_origin
+from motionmerge.merging.inputs.sources import MemoryTensors, Origin
 from motionmerge.merging.recipes.parser import FUNCTIONS, parse_expression
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
 from motionmerge.text import fix_unknown_name, parse_yaml
@@ -205,20 +205,6 @@ class Recipe:
             for name, expert in self.experts.items()
         }
 
-    def origins(self, inputs: Mapping[str, InputValue] | None = None) -> dict[str, Origin]:
-        """Find the weights of every input.
-
-        Args:
-            inputs: Paths or state dicts that replace those of the recipe, pinned hash included.
-
-        Raises:
-            RecipeError: `inputs` has a name that the recipe has not.
-            CheckpointError: A `prefix:name` cannot be resolved.
-        """
-        inputs = inputs or {}
-        self.check_names(inputs)
-        return {name: self.origin(name, inputs.get(name)) for name in self.inputs}
-
     def check_names(self, inputs: Iterable[str]) -> None:
         """Refuse names that are no inputs.
 
@@ -243,56 +229,12 @@ class Recipe:
             return resolve(str(replacement), None)
         return resolve(self.inputs[name].path, self.folder)
 
-    def pinned(
-        self, origins: Mapping[str, Origin], *, overridden: Mapping[str, InputValue] | None = None
-    ) -> Recipe:
-        """Hash the inputs, check the hashes that the recipe pins, and fill in the others.
-
-        Args:
-            origins: What `origins()` found, or a part of it.
-            overridden: The `inputs` that it got; their pinned hashes do not count.
-
-        Raises:
-            CheckpointError: A file does not have its pinned hash.
-        """
-        filled = dict(self.inputs)
-        for name, origin in origins.items():
-            replaced = name in (overridden or {})
-            entry = self.inputs[name]
-            if isinstance(origin, MemoryTensors):
-                filled[name] = RecipeInput(f"memory:{name}")
-                continue
-            digest = hash_origin(origin).removeprefix("sha256:")
-            if entry.sha256 is not None and not replaced and digest != entry.sha256:
-                raise CheckpointError(
-                    f"`{name}` ({origin}) has sha256 {digest[:16]}..., but the recipe pins "
-                    f"{entry.sha256[:16]}...",
-                    fix="Use the pinned file, or remove `sha256` from the recipe.",
-                )
-            path = entry.path
-            if replaced:
-                given = str((overridden or {})[name])
-                path = given if split_name(given) else _relative(origin, self.folder)
-            filled[name] = RecipeInput(path, digest)
-        return replace(self, inputs=filled)
-
-    def check_pins(
-        self, origins: Mapping[str, Origin], *, overridden: Mapping[str, InputValue] | None = None
-    ) -> None:
-        """Check the hashes that the recipe pins, and read no other file.
-
-        Raises:
-            CheckpointError: A file does not have its pinned hash.
-        """
-        pinned = {name: origin for name, origin in origins.items() if self.inputs[name].sha256}
-        self.pinned(pinned, overridden=overridden)
-
     def relocated(self, folder: Path) -> Recipe:
         """Rewrite relative paths for a recipe file in another folder."""
         inputs = {
             name: entry
             if split_name(entry.path) or path_of(entry.path).is_absolute()
-            else replace(entry, path=_relative(resolve(entry.path, self.folder), folder))
+            else replace(entry, path=relative_path(resolve(entry.path, self.folder), folder))
             for name, entry in self.inputs.items()
         }
         return replace(self, inputs=inputs, folder=behind_links(folder))
@@ -373,7 +315,8 @@ def _parse_input(name: str, value: Any) -> RecipeInput:
     return RecipeInput(_text(value.get("path"), f"{where}.path"), digest)
 
 
-def _relative(path: Path, folder: Path | None) -> str:
+def relative_path(path: Path, folder: Path | None) -> str:
+    """Return a path as seen from a folder; from the working directory for None."""
     try:
         return Path(os.path.relpath(path, behind_links(folder or Path.cwd()))).as_posix()
     except ValueError:  # another drive

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from torch import nn
 from motionmerge.errors import ConfigError
 from motionmerge.io.paths import path_of_weights
 from motionmerge.io.weights import open_weights
-from motionmerge.merging.in_memory import as_recipe
 from motionmerge.merging.inputs.coverage import Missing
 from motionmerge.merging.inputs.resolvers import resolve, split_name
-from motionmerge.merging.inputs.sources import MODULES, module_folders
+from motionmerge.merging.inputs.sources import MODULES, Origin, module_folders
 from motionmerge.merging.lora.scaling import LoraScaling
 from motionmerge.merging.names.wrappers import DENOISERS
+from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import OWN_MODEL, Recipe, RecipeInput
 from motionmerge.sampling.request.model import ModelChoice
 from motionmerge.sampling.request.step_plan import StepPlan, Steps, plan_steps
@@ -65,7 +66,7 @@ class ExpertChoice:
             return nullcontext()
         return experts(
             pipeline,
-            recipe=self.recipe,
+            recipe=self.bound,
             boundary=self.boundary,
             restore=False,
             missing=self.missing,
@@ -105,11 +106,8 @@ class ExpertChoice:
             RecipeError, CheckpointError, ShapeError: As `check_fit`; an input is missing, or is to
                 be passed.
         """
-        for origin in self.origins().values():
-            if isinstance(origin, Path):
-                open_weights((module_folders(origin) or [origin])[0]).close()
-        if self.recipe is not None:
-            check_fit(self.recipe, modules, missing=self.missing)
+        if self.bound is not None:
+            check_fit(self.bound, modules, missing=self.missing)
 
     def fingerprint(self) -> dict[str, Any]:
         """Say what it is with the hash of every input, wherever their files are.
@@ -117,9 +115,9 @@ class ExpertChoice:
         Raises:
             CheckpointError: An input is missing or is not the one that the recipe pins.
         """
-        if self.recipe is None:
+        if self.bound is None:
             return {}
-        hashed = self.recipe.pinned(self.origins())
+        hashed = self.bound.pinned
         inputs = {
             name: entry if entry.sha256 is None else replace(entry, path=name)
             for name, entry in hashed.inputs.items()
@@ -137,24 +135,24 @@ class ExpertChoice:
         """Read what stands beside LoRA files, and so not in their hashes."""
         beside = {
             name: dict(LoraScaling.beside(origin, {}).settings)
-            for name, origin in self.origins().items()
+            for name, origin in self.origins.items()
             if isinstance(origin, Path)
         }
         return {name: settings for name, settings in beside.items() if settings}
 
-    def origins(self) -> dict[str, Any]:
-        """Find the weights of every input but the model's own.
+    @cached_property
+    def bound(self) -> BoundRecipe | None:
+        """The recipe with its inputs, found once for all who ask; None without one.
 
         Raises:
             CheckpointError: A `prefix:name` cannot be resolved.
         """
-        if self.recipe is None:
-            return {}
-        return {
-            name: self.recipe.origin(name)
-            for name, entry in self.recipe.inputs.items()
-            if entry.path != OWN_MODEL
-        }
+        return None if self.recipe is None else BoundRecipe.of(self.recipe)
+
+    @property
+    def origins(self) -> Mapping[str, Origin]:
+        """The weights of every input but the model's own."""
+        return {} if self.bound is None else self.bound.origins
 
 
 def from_recipe(
@@ -174,7 +172,7 @@ def from_recipe(
     Raises:
         RecipeError: There is no such recipe or input.
     """
-    recipe = as_recipe(recipe)
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     given = inputs or {}
     recipe.check_names(given)
     replaced = {name: RecipeInput(_input_path(path)) for name, path in given.items()}
