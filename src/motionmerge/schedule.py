@@ -61,7 +61,7 @@ class ScheduleEntry:
             if not number or not math.isfinite(value):
                 raise RecipeError(
                     f"`{name}` of the schedule entry of `{self.expert}` is {value!r}.",
-                    fix="Write a number.",
+                    fix="Write a number, or the name of one of the recipe's parameters.",
                 )
             if name != "timestep" and not 0 <= value <= 1:
                 raise RecipeError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from motionmerge.errors import RecipeError
 from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra.applied import Applied, expect_vector
+from motionmerge.merging.algebra.named import number_text
 from motionmerge.merging.algebra.nodes import TaskVector
 from motionmerge.merging.algebra.terms import ATOM, is_number
 from motionmerge.merging.inputs.sources import OpenInputs, Origin, Source
@@ -106,7 +107,7 @@ class Trim(Applied):
 
     def formula(self) -> str:
         """Print e.g. `trim(tuned - base, keep=0.2)`."""
-        return f"trim({self.vector}, keep={self.keep!r})"
+        return f"trim({self.vector}, keep={number_text(self.keep)})"
 
     def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
         """Compute one tensor."""
@@ -132,7 +133,7 @@ class Ties(TaskVector):
 
     def formula(self) -> str:
         """Print e.g. `ties(first - base, second - base, keep=0.2)`."""
-        return f"ties({', '.join(map(str, self.vectors))}, keep={self.keep!r})"
+        return f"ties({', '.join(map(str, self.vectors))}, keep={number_text(self.keep)})"
 
     def bind(self, origins: Mapping[str, Origin], anchor: Source) -> Ties:
         """Give the names in a formula their weights."""
@@ -153,7 +154,7 @@ class Truncated(Applied):
 
     def formula(self) -> str:
         """Print e.g. `low_rank(tuned - base, rank=32)`."""
-        return f"low_rank({self.vector}, rank={self.rank!r})"
+        return f"low_rank({self.vector}, rank={number_text(self.rank)})"
 
     def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
         """Compute one tensor; a convolution is the matrix of its output channels and the rest."""

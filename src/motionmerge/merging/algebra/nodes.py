@@ -20,6 +20,7 @@ from typing import ClassVar, NoReturn, overload
 from motionmerge.errors import RecipeError
 from motionmerge.io.weights import write_weights
 from motionmerge.lazy_torch import torch
+from motionmerge.merging.algebra.named import NamedFloat, NamedInt, number_text
 from motionmerge.merging.algebra.results import realised, result_specs
 from motionmerge.merging.algebra.terms import (
     ATOM,
@@ -317,16 +318,22 @@ class Scaled(TaskVector):
 
     def __post_init__(self) -> None:
         factor = self.factor
-        object.__setattr__(self, "factor", factor if type(factor) is int else float(factor))
+        keeps_its_type = type(factor) is int or isinstance(factor, (NamedFloat, NamedInt))
+        object.__setattr__(self, "factor", factor if keeps_its_type else float(factor))
         if not math.isfinite(self.factor):
             raise RecipeError(
                 f"A task vector cannot be scaled by {self.factor}.", fix="Use a finite number."
             )
 
     @property
+    def is_minus(self) -> bool:
+        """Whether it prints as a bare minus."""
+        return number_text(self.factor) in ("-1", "-1.0")
+
+    @property
     def precedence(self) -> int:
         """SIGN for a bare minus, else PRODUCT."""
-        return SIGN if self.factor == -1 else PRODUCT
+        return SIGN if self.is_minus else PRODUCT
 
     @property
     def children(self) -> tuple[TaskVector, ...]:
@@ -336,7 +343,7 @@ class Scaled(TaskVector):
     def formula(self) -> str:
         """Print e.g. `0.25 * (tuned - base)` or `-(tuned - base)`."""
         inner = self.vector.text(at_least=SIGN)
-        return f"-{inner}" if self.factor == -1 else f"{self.factor!r} * {inner}"
+        return f"-{inner}" if self.is_minus else f"{number_text(self.factor)} * {inner}"
 
     def bind(self, origins: Mapping[str, Origin], anchor: Source) -> Scaled:
         """Give the names in a parsed formula their weights."""
@@ -383,6 +390,6 @@ class Sum(TaskVector):
 
 def _signed(vector: TaskVector) -> str:
     """Print a task vector as a further term of a sum: ` + v`, or ` - w` for `-w`."""
-    if isinstance(vector, Scaled) and vector.factor == -1:
+    if isinstance(vector, Scaled) and vector.is_minus:
         return f" - {vector.vector.text(at_least=PRODUCT)}"
     return f" + {vector.text(at_least=PRODUCT)}"

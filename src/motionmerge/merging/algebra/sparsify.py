@@ -15,6 +15,7 @@ import numpy as np
 from motionmerge.errors import RecipeError
 from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra.applied import Applied, expect_vector
+from motionmerge.merging.algebra.named import number_text
 from motionmerge.merging.algebra.nodes import TaskVector
 from motionmerge.merging.algebra.terms import is_number
 from motionmerge.merging.inputs.sources import OpenInputs
@@ -108,7 +109,8 @@ class Dare(Applied):
 
     def formula(self) -> str:
         """Print e.g. `dare(tuned - base, drop_rate=0.7, seed=0)`."""
-        return f"dare({self.vector}, drop_rate={self.drop_rate!r}, seed={self.seed!r})"
+        drop_rate, seed = number_text(self.drop_rate), number_text(self.seed)
+        return f"dare({self.vector}, drop_rate={drop_rate}, seed={seed})"
 
     def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
         """Compute one tensor; 1-d ones are kept whole and not rescaled."""

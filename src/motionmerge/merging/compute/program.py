@@ -113,7 +113,7 @@ class Lowering:
             return self.add(Add(left, right))
         if type(vector) is Scaled:
             value = self.vector(vector.vector)
-            return None if value is None else self._scaled(value, vector.factor)
+            return None if value is None else self._scaled(value, vector.factor.real)
         if type(vector) is Only:
             return self.vector(vector.vector) if selects(vector.group)(self._name) else None
         if type(vector) is Dare and type(vector.masks) is MaskV1:

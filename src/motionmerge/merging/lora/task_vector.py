@@ -16,6 +16,7 @@ from pathlib import Path
 from motionmerge.errors import RecipeError
 from motionmerge.io.weights import open_weights
 from motionmerge.lazy_torch import torch
+from motionmerge.merging.algebra.named import number_text
 from motionmerge.merging.algebra.nodes import Checkpoint, TaskVector
 from motionmerge.merging.algebra.terms import ATOM, is_number
 from motionmerge.merging.inputs.renamed import is_alike
@@ -193,7 +194,7 @@ class Lora(TaskVector):
 
     def formula(self) -> str:
         """Print e.g. `lora(lightning, 0.8)`."""
-        return f"lora({self.source.name}, {self.scale!r})"
+        return f"lora({self.source.name}, {number_text(self.scale)})"
 
     def bind(self, origins: Mapping[str, Origin], anchor: Source) -> Lora:
         """Open the file for the model it is added to."""

@@ -12,7 +12,7 @@ import math
 import operator
 import re
 import warnings
-from collections.abc import Callable, Collection, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass
 from keyword import kwlist
 from pathlib import PurePath
@@ -21,6 +21,7 @@ from typing import Any
 from motionmerge.errors import RecipeError
 from motionmerge.merging.algebra.functions import low_rank, ties, trim
 from motionmerge.merging.algebra.groups import only
+from motionmerge.merging.algebra.named import named
 from motionmerge.merging.algebra.nodes import Checkpoint, TaskVector
 from motionmerge.merging.algebra.sparsify import dare
 from motionmerge.merging.algebra.terms import is_number
@@ -83,6 +84,7 @@ def parse_expression(
     *,
     where: str = "expression",
     files: MutableMapping[str, str] | None = None,
+    parameters: Mapping[str, float] | None = None,
 ) -> Checkpoint:
     """Parse the text of an expert.
 
@@ -92,11 +94,12 @@ def parse_expression(
         where: What the text is, for error messages, e.g. `experts.dynamics`.
         files: Takes the paths that the expression gives in quotes, by the names that stand for
             them in the result; without it such paths are refused.
+        parameters: Numbers that it may call by name.
 
     Raises:
         RecipeError: It is no checkpoint expression of the whitelist; a caret shows where.
     """
-    return _Parser(" ".join(text.split()), names, where, files).checkpoint()
+    return _Parser(" ".join(text.split()), names, where, files, parameters or {}).checkpoint()
 
 
 class _Parser:
@@ -106,8 +109,10 @@ class _Parser:
         names: Collection[str],
         where: str,
         files: MutableMapping[str, str] | None,
+        parameters: Mapping[str, float],
     ) -> None:
         self._text, self._names, self._where, self._files = text, names, where, files
+        self._parameters = parameters
 
     def checkpoint(self) -> Checkpoint:
         """Parse the whole text."""
@@ -163,12 +168,14 @@ class _Parser:
             fix=f"Use names, numbers, + - * and the functions {', '.join(FUNCTIONS)}.",
         )
 
-    def _name(self, node: ast.Name) -> Checkpoint:
+    def _name(self, node: ast.Name) -> Checkpoint | float:
+        if node.id in self._parameters:
+            return named(self._parameters[node.id], node.id)
         if node.id not in self._names:
-            known = [*self._names, *FUNCTIONS]
-            raise self._fault(
-                node, f"There is no input `{node.id}`.", fix=fix_unknown_name(node.id, known)
-            )
+            known = [*self._names, *self._parameters, *FUNCTIONS]
+            what = "input or parameter" if self._parameters else "input"
+            message = f"There is no {what} `{node.id}`."
+            raise self._fault(node, message, fix=fix_unknown_name(node.id, known))
         return Checkpoint(Source(node.id))
 
     def _number(self, node: ast.Constant) -> int | float:

@@ -9,11 +9,14 @@ experts:
 schedule:
   - {expert: dynamics, above: 0.64}
   - {expert: consistency}
+
+Numbers may have names, which expressions and the schedule use: `parameters: {motion: 0.25}`.
 """
 
 from __future__ import annotations
 
 import keyword
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -27,8 +30,10 @@ from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.io.paths import behind_links, exists, folder_of, path_of
 from motionmerge.io.weights import open_weights
 from motionmerge.lazy_torch import torch
+from motionmerge.merging.algebra.named import NamedFloat, NamedInt, named, number_text
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.algebra.sparsify import Dare
+from motionmerge.merging.algebra.terms import is_number
 from motionmerge.merging.inputs.resolvers import PACKAGE, resolve, split_name
 from motionmerge.merging.inputs.sources import MemoryTensors, Origin
 from motionmerge.merging.recipes.parser import FUNCTIONS, parse_expression
@@ -44,7 +49,7 @@ METADATA_KEY = "motionmerge.recipe"
 OWN_MODEL = "memory:base"
 """The path of an input that stands for the model in a pipeline, to which LoRAs are added."""
 
-_SECTIONS = ("description", "inputs", "experts", "schedule")
+_SECTIONS = ("description", "parameters", "inputs", "experts", "schedule")
 _INPUT_FIELDS = ("path", "sha256")
 
 InputValue: TypeAlias = "str | Path | Mapping[str, torch.Tensor]"
@@ -77,6 +82,7 @@ class Recipe:
         experts: Per expert, an expression over those names.
         schedule: When each expert denoises; None leaves that to whoever uses the experts.
         description: What the recipe is for.
+        parameters: Numbers that the expressions and the schedule call by name.
         folder: What relative paths are relative to; None for the working directory.
     """
 
@@ -84,6 +90,7 @@ class Recipe:
     experts: Mapping[str, Checkpoint]
     schedule: ExpertSchedule | None = None
     description: str | None = None
+    parameters: Mapping[str, float] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -154,31 +161,44 @@ class Recipe:
                 raise RecipeError(
                     f"Unknown section `{key}`.", fix=fix_unknown_name(str(key), _SECTIONS)
                 )
+        parameters = _parse_parameters(sections)
         inputs = {
             name: _parse_input(name, value)
             for name, value in _mapping(sections, "inputs").items()
             if _check_name(name, "inputs")
         }
+        for name in parameters:
+            if name in inputs:
+                raise RecipeError(
+                    f"`{name}` is both an input and a parameter.", fix="Rename one of them."
+                )
         files: dict[str, str] = {}
         experts = {
-            name: parse_expression(_text(value, where), inputs, where=where, files=files)
+            name: parse_expression(
+                _text(value, where), inputs, where=where, files=files, parameters=parameters
+            )
             for name, value in _mapping(sections, "experts").items()
             if _check_name(name, "experts") and (where := f"experts.{name}")
         }
         inputs |= {name: RecipeInput(path) for name, path in files.items()}
-        schedule = sections.get("schedule")
+        entries = _with_values(sections.get("schedule"), parameters)
+        schedule = None if entries is None else ExpertSchedule.from_list(entries)
+        _check_use(parameters, experts, entries)
         description = sections.get("description")
         return cls(
             inputs=inputs,
             experts=experts,
-            schedule=None if schedule is None else ExpertSchedule.from_list(schedule),
+            schedule=schedule,
             description=None if description is None else _text(description, "description").strip(),
+            parameters=parameters,
             folder=folder,
         )
 
     def print(self) -> str:
         """Write the canonical text: `Recipe.parse(recipe.print()) == recipe`."""
         text = "" if self.description is None else _dump({"description": self.description})
+        if self.parameters:
+            text += _dump({"parameters": dict(self.parameters)})
         inputs = {
             name: entry.path
             if entry.sha256 is None
@@ -192,10 +212,28 @@ class Recipe:
                 yaml.safe_dump(
                     entry, default_flow_style=True, sort_keys=False, allow_unicode=True, width=_WIDE
                 )
-                for entry in self.schedule.to_list()
+                for entry in _as_written(self.schedule)
             )
             text += "schedule:\n" + "".join(f"  - {line}" for line in lines)
         return text
+
+    def with_parameters(self, **values: float) -> Recipe:
+        """Return the recipe with other values of its parameters.
+
+        Raises:
+            RecipeError: It has no such parameter, or a value is no number or out of range.
+        """
+        for name in values:
+            if name not in self.parameters:
+                known = ", ".join(f"`{one}`" for one in self.parameters) or "none"
+                raise RecipeError(
+                    f"The recipe has no parameter `{name}`; its parameters: {known}.",
+                    fix=fix_unknown_name(name, self.parameters)
+                    if self.parameters
+                    else f"Add `parameters: {{{name}: ...}}` to the recipe, and use it there.",
+                )
+        changed = replace(self, parameters={**self.parameters, **values})
+        return Recipe.parse(changed.print(), folder=self.folder)
 
     @property
     def seeds(self) -> dict[str, list[int]]:
@@ -276,9 +314,70 @@ def _mapping(sections: Mapping[Any, Any], key: str) -> dict[Any, Any]:
     return value
 
 
+def _parse_parameters(sections: Mapping[Any, Any]) -> dict[str, float]:
+    if "parameters" not in sections:
+        return {}
+    found = {}
+    for name, value in _mapping(sections, "parameters").items():
+        _check_name(name, "parameters")
+        if not is_number(value) or not math.isfinite(value) or abs(value) >= 1 << 63:
+            raise RecipeError(
+                f"parameters.{name} is {value!r}, not a number.", fix=f"Write e.g. `{name}: 0.25`."
+            )
+        found[name] = value
+    return found
+
+
+def _with_values(schedule: Any, parameters: Mapping[str, float]) -> Any:
+    """Put parameters in place of their names in a schedule as it was read."""
+    if not parameters or not isinstance(schedule, list):
+        return schedule
+    return [
+        {
+            key: named(parameters[value], value)
+            if key != "expert" and isinstance(value, str) and value in parameters
+            else value
+            for key, value in entry.items()
+        }
+        if isinstance(entry, dict)
+        else entry
+        for entry in schedule
+    ]
+
+
+def _check_use(
+    parameters: Mapping[str, float], experts: Mapping[str, Checkpoint], schedule: Any
+) -> None:
+    """Refuse a parameter that changes nothing, as a mistyped one does."""
+    text = " ".join([*map(str, experts.values()), *map(_named_values, schedule or ())])
+    used = set(re.findall(r"[A-Za-z_][A-Za-z0-9_]*", text))
+    for name in parameters:
+        if name not in used:
+            raise RecipeError(
+                f"The parameter `{name}` is used nowhere.",
+                fix="Use it in an expression or in the schedule, or remove it.",
+            )
+
+
+def _named_values(entry: Any) -> str:
+    values = entry.values() if isinstance(entry, dict) else ()
+    return " ".join(number_text(one) for one in values if isinstance(one, (NamedFloat, NamedInt)))
+
+
+def _as_written(schedule: ExpertSchedule) -> list[dict[str, Any]]:
+    """Return a schedule's entries with the names of their numbers."""
+    return [
+        {
+            key: value.text if isinstance(value, (NamedFloat, NamedInt)) else value
+            for key, value in entry.items()
+        }
+        for entry in schedule.to_list()
+    ]
+
+
 def _check_name(name: Any, section: str) -> bool:
     fits = isinstance(name, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name)
-    if not fits or keyword.iskeyword(name) or (section == "inputs" and name in FUNCTIONS):
+    if not fits or keyword.iskeyword(name) or (section != "experts" and name in FUNCTIONS):
         raise RecipeError(
             f"`{str(name)[:80]}` is not a name for one of the {section}.",
             fix="Use letters, digits and underscores, and no function's name.",
