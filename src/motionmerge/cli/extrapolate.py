@@ -40,7 +40,8 @@ def extrapolate(
     from motionmerge.io.atomic import check_folder
     from motionmerge.merging.algebra.nodes import Checkpoint
     from motionmerge.merging.inputs.sources import Source
-    from motionmerge.merging.recipes.recipe import Recipe, RecipeInput
+    from motionmerge.merging.recipes.recipe import Recipe
+    from motionmerge.merging.recipes.sections import RecipeInput
 
     if output.suffix == ".safetensors":
         raise ConfigError(

@@ -19,15 +19,15 @@ from motionmerge.merging.inputs.coverage import Missing, check_missing
 from motionmerge.merging.inputs.pieces import Shapes
 from motionmerge.merging.recipes.bound import AnyRecipe, BoundRecipe
 from motionmerge.merging.recipes.recipe import OWN_MODEL, Recipe
-from motionmerge.schedule import PAPER_BOUNDARY, ExpertSchedule
+from motionmerge.schedule import ExpertSchedule
 from motionmerge.switching.bank import Bank, attached_bank, check_attachable, modules_of
-from motionmerge.switching.lora_layers import LoraSource, loras_of_recipe, named_loras
+from motionmerge.switching.lora_layers import loras_of_recipe
 from motionmerge.switching.placement import Weights, check_placement, should_recompute
 from motionmerge.switching.recompute import RecomputedExpert, recomputed_experts
 from motionmerge.switching.switched_module import SwitchedModule
 from motionmerge.text import fix_unknown_name
 
-__all__ = ["ExpertBank", "attached_bank", "experts", "paper_recipe"]
+__all__ = ["ExpertBank", "attached_bank", "experts"]
 
 AnyWeights = Weights | Checkpoint | str | Path
 
@@ -109,43 +109,13 @@ class ExpertBank(Bank):
         return used
 
 
-def paper_recipe(motion: float, *, boundary: float = PAPER_BOUNDARY) -> Recipe:
-    """Write the paper's method as a recipe of the inputs `base` and `tuned`.
-
-        dynamics    = base  + 0.75 * dare(-motion * (tuned - base), drop_rate=0.7, seed=0)
-        consistency = tuned + 0.25 * dare(tuned - base, drop_rate=0.7, seed=1)
-
-    Args:
-        motion: The paper's alpha; 0.25 there. More moves more, negative values calm.
-        boundary: Noise level at which `consistency` takes over.
-    """
-    task_vector = "tuned - base"
-    return Recipe.parse(
-        f"""
-        inputs: {{base: "memory:base", tuned: "memory:tuned"}}
-        experts:
-          dynamics: base + 0.75 * dare({-motion!r} * ({task_vector}), drop_rate=0.7, seed=0)
-          consistency: tuned + 0.25 * dare({task_vector}, drop_rate=0.7, seed=1)
-        schedule:
-          - {{expert: dynamics, above: {boundary!r}}}
-          - {{expert: consistency}}
-        """
-    )
-
-
 def experts(
     pipeline: Any,
+    recipe: AnyRecipe | Mapping[str, AnyWeights],
     *,
-    recipe: AnyRecipe | None = None,
-    experts: Mapping[str, AnyWeights] | None = None,
-    motion: float | None = None,
-    base: AnyWeights | None = None,
-    tuned: AnyWeights | None = None,
-    lora: LoraSource | Mapping[str, LoraSource] | None = None,
-    weights: Mapping[str, float | Mapping[str, float]] | None = None,
+    inputs: Mapping[str, AnyWeights] | None = None,
     schedule: ExpertSchedule | None = None,
     boundary: float | None = None,
-    inputs: Mapping[str, AnyWeights] | None = None,
     module: str | None = None,
     scheduler: Any = None,
     placement: str = "auto",
@@ -154,26 +124,21 @@ def experts(
 ) -> Bank:
     """Attach experts to a pipeline for the length of a `with` block.
 
-        with motionmerge.experts(pipeline, recipe="edg-official", inputs={...}):
+        with motionmerge.experts(pipeline, "edg-official", inputs={...}):
             video = pipeline(image, "the camera pans left").frames[0]
-        with motionmerge.experts(pipeline, lora="style.safetensors", motion=0.25):
+        with motionmerge.experts(pipeline, Recipe.knob(lora="style.safetensors", motion=0.5)):
             video = pipeline(image, "the camera pans left").frames[0]
 
     Args:
         pipeline: A diffusers pipeline, or a denoiser; then pass its `scheduler`, or use `timestep`
             conditions.
-        recipe: What the experts are: a recipe, its file, or the name of a shipped one. An input
-            `memory:base` is the model in the pipeline; if experts only add LoRAs to it, no dense
-            weights are made, as with `lora`.
-        experts: Or the experts themselves, from noisy to clean.
-        motion: Or the paper's method with this much extrapolation of `base` away from `tuned`; see
-            `paper_recipe`. With `lora`: that LoRA at -motion above the boundary, then at 1.
-        base, tuned: The pretrained and the fine-tuned weights, for `motion`.
-        lora: Or a LoRA, or several by name, of which no dense weights are made; see `LoraBank`.
-        weights: For each expert, from noisy to clean, the weight of the LoRA, or of each by name.
+        recipe: What the experts are: a recipe, its file, the name of a shipped one, or what
+            `Recipe.knob`, `Recipe.edg` and `Recipe.of_loras` write; or the weights of each expert
+            by its name, from noisy to clean. An input `memory:base` is the model in the pipeline;
+            if experts only add LoRAs to it, no dense weights are made; see `LoraBank`.
+        inputs: Weights that replace the recipe's inputs, by name.
         schedule: Which expert denoises when; replaces the recipe's own.
         boundary: Instead of a schedule: noise level at which the second of two experts takes over.
-        inputs: Weights that replace the recipe's inputs, by name.
         module: Switch only this module, e.g. `transformer_2`; with a block for each, every denoiser
             of a pipeline has experts of its own.
         scheduler: Tells a bare denoiser's noise levels; a pipeline's own is used otherwise.
@@ -188,78 +153,48 @@ def experts(
         The attached bank; leaving the block restores the model exactly, also after an exception.
 
     Raises:
-        ConfigError: Not exactly one of `recipe`, `experts`, `motion` and `lora` is given (`lora`
-            goes with `motion`), a companion of it is missing or of another one, or what the banks
-            raise.
+        ConfigError: `inputs` came without a recipe, there is no schedule for the experts, or what
+            the banks raise.
         RecipeError, CheckpointError, ShapeError: As `realise`, `ExpertBank` and `LoraBank`.
     """
-    given = {"recipe": recipe, "experts": experts, "motion": motion, "lora": lora}
-    ways = [name for name, value in given.items() if value is not None]
-    if len(ways) != 1 and ways != ["motion", "lora"]:
-        raise ConfigError(
-            f"experts() was given {' and '.join(ways) if ways else 'no experts'}.",
-            fix="pass exactly one of recipe, experts, motion and lora; motion goes with lora.",
-        )
-    companions = {"base": base, "tuned": tuned, "weights": weights, "inputs": inputs}
-    _refuse_strangers(ways[-1], [name for name, one in companions.items() if one is not None])
     check_placement(placement)
     check_missing(missing)
-    if lora is not None:
-        loras, signed = named_loras(lora, weights, motion=motion)
-        paper = ExpertSchedule.two(*signed, boundary=PAPER_BOUNDARY) if motion is not None else None
-        schedule = chosen_schedule(list(signed), schedule, boundary, paper)
-        return _lora_bank(pipeline, loras, signed, schedule, module, scheduler, missing)
-    if motion is not None:
-        if base is None or tuned is None:
-            raise ConfigError("motion needs the weights it extrapolates.", fix="pass base, tuned.")
-        recipe, inputs = paper_recipe(motion), {"base": base, "tuned": tuned}
-    if recipe is not None:
-        bound = BoundRecipe.of(
-            recipe, {n: _in_memory(value) for n, value in (inputs or {}).items()}
-        )
-        own_schedule = bound.recipe.schedule
-        found = loras_of_recipe(bound)
-        if found is not None:
-            loras, signed = found
-            schedule = chosen_schedule(list(signed), schedule, boundary, own_schedule)
-            return _lora_bank(pipeline, loras, signed, schedule, module, scheduler, missing)
-        bound = with_own_weights(bound, pipeline, module)
-        dense: dict[str, Weights] = _computed(
-            bound, placement, missing=missing, like=_like(pipeline, module)
-        )
+    dense: dict[str, Weights]
+    own_schedule: ExpertSchedule | None = None
+    if isinstance(recipe, Mapping):
+        if inputs is not None:
+            raise ConfigError(
+                "`inputs` are those of a recipe, and weights were given.",
+                fix="Leave `inputs` out, or pass a recipe.",
+            )
+        dense = _as_tensors(recipe, _like(pipeline, module))
     else:
-        like = _like(pipeline, module)
-        loaded = {name: _in_memory(value) for name, value in (experts or {}).items()}
-        dense = {
-            name: _stored(value, like) if isinstance(value, (str, Path)) else value
-            for name, value in loaded.items()
-        }
-        own_schedule = None
-    schedule = chosen_schedule(list(dense), schedule, boundary, own_schedule)
+        replaced = {name: _in_memory(value) for name, value in (inputs or {}).items()}
+        bound = BoundRecipe.of(recipe, replaced)
+        own_schedule = bound.recipe.schedule
+        signed = loras_of_recipe(bound)
+        if signed is not None:
+            from motionmerge.switching.lora_bank import LoraBank  # PEFT takes seconds to import
+
+            return LoraBank(
+                pipeline,
+                *signed,
+                schedule=chosen_schedule(list(signed[1]), schedule, boundary, own_schedule),
+                scheduler=scheduler,
+                module=module,
+                missing=missing,
+            )
+        bound = with_own_weights(bound, pipeline, module)
+        dense = _computed(bound, placement, missing=missing, like=_like(pipeline, module))
     return ExpertBank(
         pipeline,
         dense,
-        schedule=schedule,
+        schedule=chosen_schedule(list(dense), schedule, boundary, own_schedule),
         scheduler=scheduler,
         module=module,
         placement=placement,
         restore=restore,
     )
-
-
-_COMPANIONS = {"recipe": ("inputs",), "motion": ("base", "tuned"), "lora": ("weights",)}
-
-
-def _refuse_strangers(way: str, given: Sequence[str]) -> None:
-    """Refuse arguments that would be ignored."""
-    own = _COMPANIONS.get(way, ())
-    strangers = [name for name in given if name not in own]
-    if strangers:
-        goes_with = next(way for way, names in _COMPANIONS.items() if strangers[0] in names)
-        raise ConfigError(
-            f"experts() was given {way}, and {strangers[0]}, which goes with {goes_with}.",
-            fix=f"leave {strangers[0]} out, or pass {goes_with} instead of {way}.",
-        )
 
 
 def _computed(
@@ -274,28 +209,6 @@ def _computed(
     ):
         return dict(prepared)
     return dict(realise(recipe, missing=missing, like=like))
-
-
-def _lora_bank(
-    pipeline: Any,
-    loras: Mapping[str, LoraSource],
-    weights: Mapping[str, Mapping[str, float]],
-    schedule: ExpertSchedule,
-    module: str | None,
-    scheduler: Any,
-    missing: Missing,
-) -> Bank:
-    from motionmerge.switching.lora_bank import LoraBank  # PEFT takes seconds to import
-
-    return LoraBank(
-        pipeline,
-        loras,
-        weights,
-        schedule=schedule,
-        scheduler=scheduler,
-        module=module,
-        missing=missing,
-    )
 
 
 def with_own_weights(recipe: BoundRecipe, pipeline: Any, module: str | None = None) -> BoundRecipe:
@@ -344,6 +257,15 @@ def chosen_schedule(
             fix="pass two experts with a boundary such as 0.64, one without, or a schedule.",
         )
     return chosen
+
+
+def _as_tensors(experts: Mapping[str, AnyWeights], like: Shapes) -> dict[str, Weights]:
+    """Read the experts that are files."""
+    loaded = {name: _in_memory(value) for name, value in experts.items()}
+    return {
+        name: _stored(value, like) if isinstance(value, (str, Path)) else value
+        for name, value in loaded.items()
+    }
 
 
 def _in_memory(source: AnyWeights) -> Weights | str | Path:

@@ -363,33 +363,6 @@ def loras_of_recipe(
     return loras, weights
 
 
-def named_loras(
-    lora: LoraSource | Mapping[str, LoraSource],
-    weights: Mapping[str, float | Mapping[str, float]] | None,
-    *,
-    motion: float | None,
-) -> tuple[dict[str, LoraSource], dict[str, dict[str, float]]]:
-    """Spell out the short forms: one LoRA without a name, one weight for all, `motion`.
-
-    Raises:
-        ConfigError: Neither `weights` nor `motion` is given, or both.
-    """
-    single = isinstance(lora, (str, Path)) or any(torch.is_tensor(v) for v in lora.values())
-    loras: dict[str, Any] = {"lora": lora} if single else dict(lora)  # type: ignore[arg-type]
-    if (weights is None) == (motion is None):
-        raise ConfigError(
-            "A LoRA needs either weights or motion.",
-            fix="pass motion=0.25, or weights={'dynamics': -0.25, 'consistency': 1.0}.",
-        )
-    if motion is not None:
-        weights = {"dynamics": -motion, "consistency": 1.0}
-    spelled = {
-        expert: dict(own) if isinstance(own, Mapping) else dict.fromkeys(loras, own)
-        for expert, own in (weights or {}).items()
-    }
-    return loras, spelled
-
-
 def _terms(vector: TaskVector) -> list[tuple[str | None, float]]:
     """The LoRAs in a task vector with their weights; None stands for anything else."""
     if isinstance(vector, Lora):

@@ -15,13 +15,8 @@ from motionmerge.merging.inputs.coverage import Coverage, Missing, check_coverag
 from motionmerge.merging.inputs.pieces import Shapes
 from motionmerge.merging.inputs.resolvers import split_name
 from motionmerge.merging.inputs.sources import MemoryTensors, OpenInputs, Origin, hash_origin
-from motionmerge.merging.recipes.recipe import (
-    OWN_MODEL,
-    InputValue,
-    Recipe,
-    RecipeInput,
-    relative_path,
-)
+from motionmerge.merging.recipes.recipe import OWN_MODEL, InputValue, Recipe, relative_path
+from motionmerge.merging.recipes.sections import RecipeInput
 from motionmerge.text import fix_unknown_name
 
 

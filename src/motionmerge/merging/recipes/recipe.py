@@ -15,10 +15,8 @@ Numbers may have names, which expressions and the schedule use: `parameters: {mo
 
 from __future__ import annotations
 
-import keyword
-import math
+import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,18 +28,25 @@ from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.io.paths import behind_links, exists, folder_of, path_of
 from motionmerge.io.weights import open_weights
 from motionmerge.lazy_torch import torch
-from motionmerge.merging.algebra.named import NamedFloat, NamedInt, named, number_text
+from motionmerge.merging.algebra.named import NamedFloat, NamedInt
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.algebra.sparsify import Dare
-from motionmerge.merging.algebra.terms import is_number
 from motionmerge.merging.inputs.resolvers import PACKAGE, resolve, split_name
 from motionmerge.merging.inputs.sources import MemoryTensors, Origin
-from motionmerge.merging.recipes.parser import FUNCTIONS, parse_expression
-from motionmerge.schedule import ExpertSchedule, ScheduleEntry
-from motionmerge.text import fix_unknown_name, parse_yaml
-
-MAX_BYTES = 64 * 1024
-"""Longest recipe."""
+from motionmerge.merging.recipes.parser import parse_expression
+from motionmerge.merging.recipes.sections import (
+    MAX_BYTES,
+    RecipeInput,
+    check_use,
+    mapping_of,
+    read_input,
+    read_parameters,
+    read_sections,
+    text_of,
+    with_values,
+)
+from motionmerge.schedule import PAPER_BOUNDARY, ExpertSchedule, ScheduleEntry
+from motionmerge.text import fix_unknown_name
 
 METADATA_KEY = "motionmerge.recipe"
 """Where a merged file's header keeps the recipe that made it."""
@@ -49,28 +54,12 @@ METADATA_KEY = "motionmerge.recipe"
 OWN_MODEL = "memory:base"
 """The path of an input that stands for the model in a pipeline, to which LoRAs are added."""
 
-_SECTIONS = ("description", "parameters", "inputs", "experts", "schedule")
-_INPUT_FIELDS = ("path", "sha256")
-
 InputValue: TypeAlias = "str | Path | Mapping[str, torch.Tensor]"
 
 
 def shipped_recipes() -> dict[str, Path]:
     """Give the recipes that ship with the package, by name."""
     return {path.stem: path for path in sorted((PACKAGE / "recipes").glob("*.yaml"))}
-
-
-@dataclass(frozen=True)
-class RecipeInput:
-    """Where an input's weights are.
-
-    Attributes:
-        path: A path, relative to the recipe's folder, or `prefix:name` (see `register_resolver`).
-        sha256: Hex digest that the weights must have; None accepts any.
-    """
-
-    path: str
-    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -155,17 +144,10 @@ class Recipe:
         Raises:
             RecipeError: It is no YAML, has unknown or missing parts, or an expression is wrong.
         """
-        sections = _load_yaml(text)
-        for key in sections:
-            if key not in _SECTIONS:
-                raise RecipeError(
-                    f"Unknown section `{key}`.", fix=fix_unknown_name(str(key), _SECTIONS)
-                )
-        parameters = _parse_parameters(sections)
+        sections = read_sections(text)
+        parameters = read_parameters(sections)
         inputs = {
-            name: _parse_input(name, value)
-            for name, value in _mapping(sections, "inputs").items()
-            if _check_name(name, "inputs")
+            name: read_input(name, value) for name, value in mapping_of(sections, "inputs").items()
         }
         for name in parameters:
             if name in inputs:
@@ -173,26 +155,127 @@ class Recipe:
                     f"`{name}` is both an input and a parameter.", fix="Rename one of them."
                 )
         files: dict[str, str] = {}
-        experts = {
-            name: parse_expression(
-                _text(value, where), inputs, where=where, files=files, parameters=parameters
+        experts = {}
+        for name, value in mapping_of(sections, "experts").items():
+            where = f"experts.{name}"
+            experts[name] = parse_expression(
+                text_of(value, where), inputs, where=where, files=files, parameters=parameters
             )
-            for name, value in _mapping(sections, "experts").items()
-            if _check_name(name, "experts") and (where := f"experts.{name}")
-        }
         inputs |= {name: RecipeInput(path) for name, path in files.items()}
-        entries = _with_values(sections.get("schedule"), parameters)
+        entries = with_values(sections.get("schedule"), parameters)
         schedule = None if entries is None else ExpertSchedule.from_list(entries)
-        _check_use(parameters, experts, entries)
+        check_use(parameters, experts, entries)
         description = sections.get("description")
+        if description is not None:
+            description = text_of(description, "description").strip()
         return cls(
             inputs=inputs,
             experts=experts,
             schedule=schedule,
-            description=None if description is None else _text(description, "description").strip(),
+            description=description,
             parameters=parameters,
             folder=folder,
         )
+
+    @classmethod
+    def knob(
+        cls,
+        *,
+        motion: float | None = None,
+        base: str | Path | None = None,
+        tuned: str | Path | None = None,
+        lora: str | Path | None = None,
+    ) -> Recipe:
+        """Return the motion knob: the shipped recipe `knob`, or `lora-rescue` for a LoRA.
+
+            dynamics    = base - motion * (tuned - base)     while it is noisy
+            consistency = tuned                              for the details
+
+        With a LoRA, `tuned` is `base` with all of the LoRA. The model in the pipeline stands for
+        `base`, or if that alone is given for `tuned`.
+
+        Args:
+            motion: 0 is the base's motion, -1 that of the fine-tuned weights; more moves more. The
+                recipe's own default if None.
+            base: The weights that were fine-tuned.
+            tuned: The fine-tuned weights.
+            lora: A LoRA, in place of `tuned`.
+
+        Raises:
+            ConfigError: `tuned` and `lora` are both given, or nothing at all is.
+            RecipeError: `motion` is no finite number.
+        """
+        if (tuned is not None and lora is not None) or (tuned, lora, base) == (None, None, None):
+            raise ConfigError(
+                "The knob extrapolates away from fine-tuned weights or from a LoRA.",
+                fix="Pass `tuned` or `lora`, or `base` if the pipeline has the fine-tuned weights.",
+            )
+        recipe = cls.load("knob" if lora is None else "lora-rescue")
+        given = {"base": base, "tuned": tuned, "style": lora}
+        inputs = {
+            name: RecipeInput(OWN_MODEL if given[name] is None else str(given[name]))
+            for name in recipe.inputs
+        }
+        recipe = replace(recipe, inputs=inputs, description=None, folder=None)
+        return recipe if motion is None else recipe.with_parameters(motion=motion)
+
+    @classmethod
+    def edg(cls, *, base: str | Path, tuned: str | Path, **parameters: float) -> Recipe:
+        """Return the paper's method, the shipped recipe `edg-official`, for weights of yours.
+
+            dynamics    = base  + beta * dare(-alpha * (tuned - base), drop_rate, seed=0)
+            consistency = tuned + gamma * dare(tuned - base, drop_rate, seed=1)
+
+        Args:
+            base: The pretrained weights, or `memory:base` for the model in the pipeline.
+            tuned: The fine-tuned weights.
+            parameters: Of the recipe: `alpha`, `beta`, `gamma`, `drop_rate`.
+
+        Raises:
+            RecipeError: There is no such parameter, or its value is out of range.
+
+        Source: Tian et al. 2025 (arXiv 2503.00948), stage 3.
+        """
+        inputs = {"base": RecipeInput(str(base)), "tuned": RecipeInput(str(tuned))}
+        recipe = replace(cls.load("edg-official"), inputs=inputs, description=None, folder=None)
+        return recipe.with_parameters(**parameters)
+
+    @classmethod
+    def of_loras(
+        cls,
+        weights: Mapping[str, float | Mapping[str, float]],
+        files: Mapping[str, str | Path] | None = None,
+        *,
+        boundary: float = PAPER_BOUNDARY,
+    ) -> Recipe:
+        """Return LoRAs on the model in a pipeline, each with a weight for each expert.
+
+            Recipe.of_loras({"dynamics": -0.25, "consistency": 1.0}, {"style": "style.safetensors"})
+
+        Args:
+            weights: For each expert, from noisy to clean, the weight of every LoRA by its name; a
+                number is that of all.
+            files: The LoRAs by name. One that is not there is `memory:NAME`, whose tensors are
+                passed as `inputs`; without any there is one, `style`.
+            boundary: Noise level at which the second of two experts takes over.
+
+        Raises:
+            RecipeError: There are no experts, or a name or a weight is not one.
+        """
+        files = files or {}
+        by_name = [own for own in weights.values() if isinstance(own, Mapping)]
+        names = list(dict.fromkeys([*files, *(name for own in by_name for name in own)]))
+        names = names or ["style"]
+        inputs = {"base": OWN_MODEL} | {n: str(files.get(n, f"memory:{n}")) for n in names}
+        experts = {}
+        for expert, own in weights.items():
+            each = own if isinstance(own, Mapping) else dict.fromkeys(names, own)
+            terms = (f"lora({name}, {float(weight)!r})" for name, weight in each.items())
+            experts[expert] = " + ".join(["base", *terms])
+        sections: dict[str, Any] = {"inputs": inputs, "experts": experts}
+        if len(experts) == 2:
+            sections["schedule"] = ExpertSchedule.two(*experts, boundary=boundary).to_list()
+        return cls.parse(json.dumps(sections, ensure_ascii=False))  # JSON is YAML as well
 
     def print(self) -> str:
         """Write the canonical text: `Recipe.parse(recipe.print()) == recipe`."""
@@ -287,83 +370,6 @@ def _dump(section: Mapping[str, Any]) -> str:
     )
 
 
-def _load_yaml(text: str) -> dict[Any, Any]:
-    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        raise RecipeError(
-            f"The recipe is longer than {MAX_BYTES // 1024} KiB.", fix="Write a shorter recipe."
-        )
-    try:
-        sections = parse_yaml(text, source="The recipe")
-    except ConfigError as error:
-        raise RecipeError(error.message, fix=error.fix) from error
-    if not isinstance(sections, dict):
-        raise RecipeError(
-            f"The recipe is a {type(sections).__name__}, not a mapping.",
-            fix="Write the sections `inputs:`, `experts:` and `schedule:`.",
-        )
-    return sections
-
-
-def _mapping(sections: Mapping[Any, Any], key: str) -> dict[Any, Any]:
-    value = sections.get(key)
-    if not isinstance(value, dict) or not value:
-        raise RecipeError(
-            f"The recipe has no `{key}:`, or it is not a mapping.",
-            fix=f"Write `name: ...` lines under `{key}:`.",
-        )
-    return value
-
-
-def _parse_parameters(sections: Mapping[Any, Any]) -> dict[str, float]:
-    if "parameters" not in sections:
-        return {}
-    found = {}
-    for name, value in _mapping(sections, "parameters").items():
-        _check_name(name, "parameters")
-        if not is_number(value) or not math.isfinite(value) or abs(value) >= 1 << 63:
-            raise RecipeError(
-                f"parameters.{name} is {value!r}, not a number.", fix=f"Write e.g. `{name}: 0.25`."
-            )
-        found[name] = value
-    return found
-
-
-def _with_values(schedule: Any, parameters: Mapping[str, float]) -> Any:
-    """Put parameters in place of their names in a schedule as it was read."""
-    if not parameters or not isinstance(schedule, list):
-        return schedule
-    return [
-        {
-            key: named(parameters[value], value)
-            if key != "expert" and isinstance(value, str) and value in parameters
-            else value
-            for key, value in entry.items()
-        }
-        if isinstance(entry, dict)
-        else entry
-        for entry in schedule
-    ]
-
-
-def _check_use(
-    parameters: Mapping[str, float], experts: Mapping[str, Checkpoint], schedule: Any
-) -> None:
-    """Refuse a parameter that changes nothing, as a mistyped one does."""
-    text = " ".join([*map(str, experts.values()), *map(_named_values, schedule or ())])
-    used = set(re.findall(r"[A-Za-z_][A-Za-z0-9_]*", text))
-    for name in parameters:
-        if name not in used:
-            raise RecipeError(
-                f"The parameter `{name}` is used nowhere.",
-                fix="Use it in an expression or in the schedule, or remove it.",
-            )
-
-
-def _named_values(entry: Any) -> str:
-    values = entry.values() if isinstance(entry, dict) else ()
-    return " ".join(number_text(one) for one in values if isinstance(one, (NamedFloat, NamedInt)))
-
-
 def _as_written(schedule: ExpertSchedule) -> list[dict[str, Any]]:
     """Return a schedule's entries with the names of their numbers."""
     return [
@@ -373,45 +379,6 @@ def _as_written(schedule: ExpertSchedule) -> list[dict[str, Any]]:
         }
         for entry in schedule.to_list()
     ]
-
-
-def _check_name(name: Any, section: str) -> bool:
-    fits = isinstance(name, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name)
-    if not fits or keyword.iskeyword(name) or (section != "experts" and name in FUNCTIONS):
-        raise RecipeError(
-            f"`{str(name)[:80]}` is not a name for one of the {section}.",
-            fix="Use letters, digits and underscores, and no function's name.",
-        )
-    return True
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise RecipeError(
-            f"{where} is a {type(value).__name__}, not text.", fix="Write text; quote it if needed."
-        )
-    return value
-
-
-def _parse_input(name: str, value: Any) -> RecipeInput:
-    where = f"inputs.{name}"
-    if not isinstance(value, dict):
-        return RecipeInput(_text(value, where))
-    for key in value:
-        if key not in _INPUT_FIELDS:
-            raise RecipeError(
-                f"{where} has an unknown field `{key}`.",
-                fix=fix_unknown_name(str(key), _INPUT_FIELDS),
-            )
-    digest = value.get("sha256")
-    if digest is not None:
-        digest = _text(digest, f"{where}.sha256").removeprefix("sha256:").lower()
-        if not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise RecipeError(
-                f"{where}.sha256 is not 64 hexadecimal digits.",
-                fix="Copy it from `sha256sum FILE`, in quotes.",
-            )
-    return RecipeInput(_text(value.get("path"), f"{where}.path"), digest)
 
 
 def relative_path(path: Path, folder: Path | None) -> str:

@@ -21,11 +21,11 @@ from motionmerge.merging.inputs.sources import MODULES, Origin, module_folders
 from motionmerge.merging.lora.scaling import LoraScaling
 from motionmerge.merging.names.wrappers import DENOISERS
 from motionmerge.merging.recipes.bound import BoundRecipe
-from motionmerge.merging.recipes.recipe import OWN_MODEL, Recipe, RecipeInput
+from motionmerge.merging.recipes.recipe import Recipe
+from motionmerge.merging.recipes.sections import RecipeInput
 from motionmerge.sampling.request.model import ModelChoice
 from motionmerge.sampling.request.step_plan import StepPlan, Steps, plan_steps
-from motionmerge.schedule import PAPER_BOUNDARY
-from motionmerge.switching.expert_bank import chosen_schedule, experts, paper_recipe
+from motionmerge.switching.expert_bank import chosen_schedule, experts
 from motionmerge.switching.rehearsal import check_fit
 
 
@@ -62,11 +62,11 @@ class ExpertChoice:
 
         The pipeline is not for use without them afterwards: its own weights are not kept.
         """
-        if self.recipe is None:
+        if self.bound is None:
             return nullcontext()
         return experts(
             pipeline,
-            recipe=self.bound,
+            self.bound,
             boundary=self.boundary,
             restore=False,
             missing=self.missing,
@@ -159,6 +159,7 @@ def from_recipe(
     recipe: Recipe | str | Path,
     *,
     inputs: Mapping[str, str] | None = None,
+    parameters: Mapping[str, float] | None = None,
     boundary: float | None = None,
 ) -> ExpertChoice:
     """Choose the experts of a recipe.
@@ -167,16 +168,18 @@ def from_recipe(
         recipe: A recipe, its file, or the name of a shipped one.
         inputs: Paths or names such as `hub:owner/name` that replace the recipe's inputs, pinned
             hash included.
+        parameters: Other values of the recipe's parameters.
         boundary: See `ExpertChoice`.
 
     Raises:
-        RecipeError: There is no such recipe or input.
+        RecipeError: There is no such recipe, input or parameter.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     given = inputs or {}
     recipe.check_names(given)
     replaced = {name: RecipeInput(_input_path(path)) for name, path in given.items()}
-    return ExpertChoice(replace(recipe, inputs={**recipe.inputs, **replaced}), boundary)
+    recipe = replace(recipe, inputs={**recipe.inputs, **replaced})
+    return ExpertChoice(recipe.with_parameters(**(parameters or {})), boundary)
 
 
 @dataclass(frozen=True)
@@ -209,55 +212,43 @@ def from_loras(loras: Sequence[WeightedLora], *, boundary: float | None = None) 
     Raises:
         ConfigError: There is a boundary, and no weight changes there.
     """
-    names = [f"lora_{number}" for number in range(1, len(loras) + 1)]
-    inputs = {"base": OWN_MODEL} | {
-        name: _input_path(lora.file) for name, lora in zip(names, loras, strict=True)
-    }
-
-    def with_weights(weights: Sequence[float]) -> str:
-        terms = [f"lora({n}, {w!r})" for n, w in zip(names, weights, strict=True)]
-        return " + ".join(["base", *terms])
-
-    noisy = with_weights([lora.noisy for lora in loras])
-    details = with_weights([lora.details for lora in loras])
-    if noisy == details:
-        if boundary is not None:
-            raise ConfigError(
-                f"The boundary {boundary:g} changes nothing: every LoRA has one weight.",
-                fix="leave `boundary` out, or give a LoRA two weights.",
-            )
-        return ExpertChoice(_recipe(inputs, {"styled": details}))
-    formulas = {"dynamics": noisy, "consistency": details}
-    schedule: list[dict[str, Any]] = [
-        {"expert": "dynamics", "above": PAPER_BOUNDARY},
-        {"expert": "consistency"},
-    ]
-    return ExpertChoice(_recipe(inputs, formulas, schedule), boundary)
+    named = {f"lora_{number}": lora for number, lora in enumerate(loras, 1)}
+    files = {name: _input_path(lora.file) for name, lora in named.items()}
+    noisy = {name: lora.noisy for name, lora in named.items()}
+    details = {name: lora.details for name, lora in named.items()}
+    if noisy != details:
+        weights = {"dynamics": noisy, "consistency": details}
+        return ExpertChoice(Recipe.of_loras(weights, files), boundary)
+    if boundary is not None:
+        raise ConfigError(
+            f"The boundary {boundary:g} changes nothing: every LoRA has one weight.",
+            fix="leave `boundary` out, or give a LoRA two weights.",
+        )
+    return ExpertChoice(Recipe.of_loras({"styled": details}, files))
 
 
 def from_base(
     base: str | Path, model: Path, *, motion: float, boundary: float | None = None
 ) -> ExpertChoice:
-    """Choose the paper's method, with the model as the fine-tuned weights; see `paper_recipe`.
+    """Choose the motion knob, with the model as the fine-tuned weights; see `Recipe.knob`.
 
     Args:
         base: The weights it was fine-tuned from: a pipeline's folder, or weights of its denoiser.
         model: The pipeline's folder.
-        motion: More moves more; the paper has 0.25.
+        motion: More moves more.
         boundary: See `ExpertChoice`.
     """
     tuned, base = model, resolve(str(base))
     if not module_folders(base) and not _has_prefixes(base):
         tuned = next(model / name for name in DENOISERS if (model / name).is_dir())
-    recipe = paper_recipe(motion)
-    paths = {"base": base, "tuned": tuned}
-    inputs = {name: RecipeInput(_input_path(path)) for name, path in paths.items()}
-    return ExpertChoice(replace(recipe, inputs=inputs), boundary)
+    recipe = Recipe.knob(base=_input_path(base), tuned=_input_path(tuned), motion=motion)
+    return ExpertChoice(recipe, boundary)
 
 
 def from_weights(weights: str | Path) -> ExpertChoice:
     """Choose one weights file for the whole denoising."""
-    return ExpertChoice(_recipe({"merged": _input_path(weights)}, {"all": "merged"}))
+    sections = {"inputs": {"merged": _input_path(weights)}, "experts": {"all": "merged"}}
+    return ExpertChoice(Recipe.parse(json.dumps(sections, ensure_ascii=False)))  # JSON is YAML
 
 
 def _input_path(name: str | Path) -> str:
@@ -269,14 +260,3 @@ def _has_prefixes(path: Path) -> bool:
     """Tell whether a file's tensors are named `unet.<name>`, as those of a merged expert are."""
     with open_weights(path) as reader:
         return all(name.partition(".")[0] in MODULES for name in reader.keys())  # noqa: SIM118
-
-
-def _recipe(
-    inputs: Mapping[str, str],
-    formulas: Mapping[str, str],
-    schedule: Sequence[Mapping[str, Any]] | None = None,
-) -> Recipe:
-    sections: dict[str, Any] = {"inputs": inputs, "experts": formulas}
-    if schedule is not None:
-        sections["schedule"] = schedule
-    return Recipe.parse(json.dumps(sections, ensure_ascii=False))  # JSON is YAML as well
