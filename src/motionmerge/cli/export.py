@@ -15,9 +15,12 @@ from motionmerge.cli.merge import (
     DryRunOption,
     JsonOption,
     MissingOption,
+    MotionOption,
     OutputOption,
     OverwriteOption,
+    SetOption,
     checked_missing,
+    load_recipe,
     parse_inputs,
     progress_bar,
 )
@@ -79,6 +82,8 @@ def two_experts(
     pipeline: Annotated[Path, typer.Option(help="A diffusers folder of the Wan pipeline.")],
     output: OutputOption,
     replaced: InputOption = None,
+    changed: SetOption = None,
+    motion: MotionOption = None,
     dtype: DtypeOption = None,
     missing: MissingOption = "error",
     dry_run: DryRunOption = False,
@@ -90,7 +95,7 @@ def two_experts(
 
     with progress_bar("export") as progress:
         written = export_two_experts(
-            recipe,
+            load_recipe(recipe, changed, motion),
             pipeline,
             output,
             inputs=parse_inputs(replaced or []),
@@ -137,6 +142,8 @@ def loras(
         typer.Option(help="Instead of --for: names of diffusers, or of the original code."),
     ] = None,
     replaced: InputOption = None,
+    changed: SetOption = None,
+    motion: MotionOption = None,
     dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
     missing: MissingOption = "error",
     dry_run: DryRunOption = False,
@@ -153,7 +160,7 @@ def loras(
     original = keys is LoraKeys.ORIGINAL
     with progress_bar("export") as progress:
         written = export_loras(
-            recipe,
+            load_recipe(recipe, changed, motion),
             output,
             rank=rank,
             base=base,
@@ -174,6 +181,8 @@ def comfyui(
     recipe: RecipeArgument,
     output: OutputOption,
     replaced: InputOption = None,
+    changed: SetOption = None,
+    motion: MotionOption = None,
     dtype: ScaledDtypeOption = None,
     missing: MissingOption = "error",
     dry_run: DryRunOption = False,
@@ -185,7 +194,7 @@ def comfyui(
 
     with progress_bar("export") as progress:
         written = export_comfyui(
-            recipe,
+            load_recipe(recipe, changed, motion),
             output,
             inputs=parse_inputs(replaced or []),
             missing=checked_missing(missing),
@@ -206,6 +215,8 @@ def original(
         OfficialFormat, typer.Option("--format", help="Kind of file.")
     ] = OfficialFormat.CKPT,
     replaced: InputOption = None,
+    changed: SetOption = None,
+    motion: MotionOption = None,
     dtype: DtypeOption = None,
     missing: MissingOption = "error",
     dry_run: DryRunOption = False,
@@ -216,10 +227,9 @@ def original(
     from motionmerge.exports.dynamicrafter import official_file, official_names
     from motionmerge.exports.files import export_files
     from motionmerge.exports.targets import own_model
-    from motionmerge.merging.recipes.recipe import Recipe
     from motionmerge.models.dynamicrafter.checkpoint_folder import official_tensors
 
-    loaded = Recipe.load(recipe)
+    loaded = load_recipe(recipe, changed, motion)
     if not (folder / "unet").is_dir():
         raise CheckpointError(
             f"{folder} has no `unet`.", fix="Give the folder that `motionmerge convert` wrote."

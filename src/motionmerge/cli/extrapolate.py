@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -38,8 +39,6 @@ def extrapolate(
 ) -> None:
     """Write BASE - MOTION * (TUNED - BASE), which moves more than BASE."""
     from motionmerge.io.atomic import check_folder
-    from motionmerge.merging.algebra.nodes import Checkpoint
-    from motionmerge.merging.inputs.sources import Source
     from motionmerge.merging.recipes.recipe import Recipe
     from motionmerge.merging.recipes.sections import RecipeInput
 
@@ -49,15 +48,12 @@ def extrapolate(
             fix=f"Use `-o {output.with_suffix('')}`.",
         )
     check_folder(output)  # before the recipe is printed
-    before, after = Checkpoint(Source("base")), Checkpoint(Source("tuned"))
-    vector = after - before
-    recipe = Recipe(
+    recipe = replace(
+        Recipe.load("motion-only"),
         inputs={"base": RecipeInput(base), "tuned": RecipeInput(tuned)},
-        experts={
-            "extrapolated": before - motion * vector if motion >= 0 else before + -motion * vector
-        },
+        description=None,
         folder=Path.cwd(),
-    )
+    ).with_parameters(motion=motion)
     if not as_json:
         print(recipe.print())
     carry_out(

@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from motionmerge.cli.lora_flags import LORA_HELP, check_kind, describe_loras, weighted_loras
-from motionmerge.cli.merge import MissingOption, checked_missing, parse_inputs
+from motionmerge.cli.merge import (
+    MissingOption,
+    SetOption,
+    checked_missing,
+    parse_inputs,
+    parse_parameters,
+)
 from motionmerge.errors import ConfigError
 from motionmerge.io.paths import exists, path_of
 
@@ -44,10 +50,13 @@ class VideoFlags:
     motion: Annotated[
         float | None,
         typer.Option(
-            help="The knob: how far to extrapolate away from the fine-tuned weights while noisy. "
-            "0.5 moves more, -0.5 calms; replaces the recipe. Other models need --base or --lora."
+            help="The knob, which is the recipe's parameter motion: how far to extrapolate away "
+            "from the fine-tuned weights while noisy. 0 is the base's motion, -1 that of the "
+            "fine-tuned weights. Other models than pocket need --recipe, --base or --lora.",
+            show_default="the recipe's own; for pocket 1",
         ),
     ] = None
+    changed: SetOption = None
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -205,14 +214,16 @@ class VideoFlags:
         boundary = self.boundary
         if self.recipe is not None:
             inputs = parse_inputs(self.replaced or [])
-            choice = expert_choice.from_recipe(self.recipe, inputs=inputs, boundary=boundary)
+            choice = expert_choice.from_recipe(
+                self.recipe, inputs=inputs, parameters=self._parameters(), boundary=boundary
+            )
         elif self.lora:
             loras = weighted_loras(self.lora, motion=self.motion)
             choice = expert_choice.from_loras(loras, boundary=boundary)
             for line in describe_loras(loras, boundary=boundary):
                 typer.echo(line, err=True)
-        elif self.motion is not None:
-            choice = self._turned_knob(model, self.motion)
+        elif self.motion is not None and model.path is not None:
+            choice = self._turned_knob(model.path, self.motion)
         elif self.weights is not None and model.path is not None:
             choice = expert_choice.from_weights(self.weights)
         elif isinstance(model, ShippedModel) and self.weights is not None:
@@ -220,7 +231,9 @@ class VideoFlags:
             self._check_kinds(own := expert_choice.from_weights(model.weights_file))
             own.check(model.empty_modules())
         elif self.weights is None and model.path is None:
-            choice = expert_choice.from_recipe(DEFAULT_RECIPE, boundary=boundary)
+            choice = expert_choice.from_recipe(
+                DEFAULT_RECIPE, parameters=self._parameters(), boundary=boundary
+            )
         else:
             choice = expert_choice.ExpertChoice(boundary=boundary)
         choice = replace(choice, missing=checked_missing(self.missing))
@@ -241,11 +254,12 @@ class VideoFlags:
                     check_kind(origin, expects_lora=name.startswith("lora_"))
 
     def _check_expert_flags(self) -> None:
-        given = {"--recipe": self.recipe, "--motion": self.motion, "--weights": self.weights}
-        used = [name for name, value in given.items() if value is not None]
-        if len(used) > 1:
+        recipes = {"--recipe": self.recipe, "--motion": self.motion, "--set": self.changed}
+        used = [name for name, value in recipes.items() if value]
+        if self.weights is not None and used:
             raise ConfigError(
-                f"{' and '.join(used)} were given together", fix="choose one of the three."
+                f"--weights is one set of weights, and {used[0]} is for recipes.",
+                fix=f"leave --weights or {used[0]} out.",
             )
         if self.motion is not None and not math.isfinite(self.motion):
             raise ConfigError(
@@ -255,39 +269,50 @@ class VideoFlags:
             raise ConfigError(
                 "--lora goes alone or with --motion.", fix="write the LoRA into a recipe instead."
             )
-        if self.base is not None and self.motion is None:
+        if self.base is not None and self.model == POCKET:
+            raise ConfigError(
+                "--base is not for the pocket model, which has its own.", fix="leave it out."
+            )
+        if self.base is not None and self.motion is None and self.recipe is None:
             raise ConfigError(
                 "--base is for --motion.", fix="say how much with --motion, e.g. 0.25."
+            )
+        if self.changed and self.recipe is None and (self.lora or self.model != POCKET):
+            raise ConfigError(
+                "--set changes a recipe's parameters, and there is no recipe.",
+                fix="name the --recipe, or use --motion.",
+            )
+        if self.base is not None and self.recipe is not None:
+            raise ConfigError(
+                "--base is not for recipes, which name their inputs.",
+                fix="use --input base=FOLDER_OR_FILE.",
             )
         if self.replaced and self.recipe is None:
             raise ConfigError("--input replaces a recipe's input.", fix="name the --recipe.")
         if self.boundary is not None and self.weights is not None:
             raise ConfigError("--boundary needs experts, not --weights", fix="leave it out.")
 
-    def _turned_knob(self, model: ModelChoice, motion: float) -> ExpertChoice:
-        """Extrapolate the pocket model's weights, or another's from what it was tuned from."""
+    def _parameters(self) -> dict[str, float]:
+        """Read the recipe's parameters from --set and --motion."""
+        return parse_parameters(self.changed, self.motion)
+
+    def _turned_knob(self, model: Path, motion: float) -> ExpertChoice:
+        """Extrapolate a model's weights away from what it was tuned from."""
         from motionmerge.merging.inputs.resolvers import split_name
-        from motionmerge.sampling.pipelines.pocket import knob_recipe
-        from motionmerge.sampling.request.experts import from_base, from_recipe
+        from motionmerge.sampling.request.experts import from_base
         from motionmerge.sampling.request.folder import find_pipeline
 
-        if model.path is None:
-            if self.base is not None:
-                raise ConfigError(
-                    "--base is not for the pocket model, which has its own.", fix="leave it out."
-                )
-            return from_recipe(knob_recipe(motion), boundary=self.boundary)
         if self.base is None:
             raise ConfigError(
                 "--motion extrapolates away from what a model was fine-tuned from, which is not "
                 "known.",
                 fix="add --base FOLDER_OR_FILE, or --lora FILE.",
             )
-        self._refuse_two_sets(model.path)
+        self._refuse_two_sets(model)
         own = path_of(self.base)
         is_input = exists(own) or split_name(str(self.base)) is not None
         found = self.base if is_input else find_pipeline(self.base).path
-        return from_base(found, model.path, motion=motion, boundary=self.boundary)
+        return from_base(found, model, motion=motion, boundary=self.boundary)
 
     def _refuse_two_sets(self, model: Path) -> None:
         """Refuse a variant beside plain weights, which are those that an input of a recipe is."""

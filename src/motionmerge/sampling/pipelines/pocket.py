@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from motionmerge.errors import ConfigError, ShapeError
 from motionmerge.merging.algebra.nodes import Checkpoint
-from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.models.pocket.components import (
     PocketModel,
     attention_kernel,
@@ -31,7 +30,6 @@ from motionmerge.sampling.pipelines.encoded import Conditions
 DEFAULT_STEPS = 12
 DEFAULT_GUIDANCE = 1.0
 DEFAULT_ETA = 0.0
-DEFAULT_BOUNDARY = 0.72  # noise level; lower ones cost obedience, see docs/pocket.md
 
 
 class PocketPipeline(DynamiCrafterPipeline):
@@ -143,26 +141,3 @@ def load_pocket(weights: str | Path = "base") -> PocketPipeline:
     else:
         load_denoiser(model, weights_path(str(weights)))
     return pipeline_from_model(model)
-
-
-def knob_recipe(motion: float, *, boundary: float = DEFAULT_BOUNDARY) -> Recipe:
-    """The motion knob on the pocket model, as a recipe.
-
-        dynamics    = base - motion * (tuned - base)     while it is noisy
-        consistency = tuned                              for the details
-
-    Args:
-        motion: More moves more; 0 is the base's motion, -1 the fine-tuned model's.
-        boundary: Noise level at which `consistency` takes over.
-    """
-    return Recipe.parse(
-        f"""
-        inputs: {{base: "pocket:base", tuned: "pocket:tuned"}}
-        experts:
-          dynamics: base + {-motion!r} * (tuned - base)
-          consistency: tuned
-        schedule:
-          - {{expert: dynamics, above: {boundary!r}}}
-          - {{expert: consistency}}
-        """
-    )
