@@ -118,7 +118,7 @@ class Ours:
         common = {"placement": self.row.placement, "boundary": BOUNDARY, "restore": False}
         if self.row.placement != "recompute":
             both = {"early": Checkpoint.load(early), "late": Checkpoint.load(late)}
-            return experts(self.pipeline, experts=both, **common)
+            return experts(self.pipeline, both, **common)
         inputs = {"one": early, "two": late}
         formulas = {"early": "one", "late": "one + 1.0 * (two - one)"}
         text = {"inputs": inputs, "experts": formulas}

@@ -13,7 +13,7 @@ base, tuned = Checkpoint.load("pocket:base"), Checkpoint.load("pocket:tuned")
 pipe = load_pocket()
 videos = {}
 for motion in (-1.0, 0.0, 0.5):
-    with experts(pipe, experts={"all": base - motion * (tuned - base)}):
+    with experts(pipe, {"all": base - motion * (tuned - base)}):
         videos[f"motion {motion:+}"] = pipe(
             load_photo("coffee"),
             "the camera pans left",

@@ -16,7 +16,7 @@ pair = {
     "consistency": tuned,
 }
 pipe = load_pocket()
-with experts(pipe, experts=pair, boundary=0.8) as bank:
+with experts(pipe, pair, boundary=0.8) as bank:
     print(bank.schedule.draw())
     video = pipe(
         load_photo("coffee"),

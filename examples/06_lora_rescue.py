@@ -8,7 +8,7 @@ New: the knob on a LoRA. No second model is loaded and no weight of the model is
 
 import sys
 
-from motionmerge import experts
+from motionmerge import Recipe, experts
 from motionmerge.io.video import contact_sheet, load_image
 from motionmerge.models.pocket.world import load_photo
 from motionmerge.sampling.request.folder import find_pipeline
@@ -31,7 +31,7 @@ else:
 
 videos = {}
 for motion in (-1.0, 0.25, 0.5):  # at -1 the LoRA has its full strength everywhere, as if loaded
-    with experts(pipe, lora=lora, motion=motion):
+    with experts(pipe, Recipe.knob(lora=lora, motion=motion)):
         videos[f"motion {motion:+}"] = make_video(
             pipe, image, settings.changed(prompt="a dancer turns around")
         )

@@ -47,6 +47,6 @@ consistency = {name: own[name] for name in shared}
 print(f"{len(shared)} of {len(own)} tensors are shared")
 
 pair = {"dynamics": dynamics, "consistency": consistency}
-with experts(pipe, experts=pair, boundary=0.9, module="transformer"):
+with experts(pipe, pair, boundary=0.9, module="transformer"):
     video = make_video(pipe, image, settings.changed(prompt="waves roll onto the beach"))
 write_video("07_parents_motion.mp4", video, fps=16)

@@ -1,6 +1,6 @@
 """The paper's method on Stable Video Diffusion, which has no prompts: a fine-tune and its base.
 
-New: `motion=` writes the recipe of the paper (two experts with DARE) from two sets of weights.
+New: `Recipe.edg` writes the recipe of the paper (two experts with DARE) for two sets of weights.
 
     python 08_svd.py FINE_TUNED_FOLDER stable-video-diffusion-img2vid photo.jpg
     python 08_svd.py --tiny
@@ -8,7 +8,7 @@ New: `motion=` writes the recipe of the paper (two experts with DARE) from two s
 
 import sys
 
-from motionmerge import experts
+from motionmerge import Recipe, experts
 from motionmerge.io.video import contact_sheet, load_image
 from motionmerge.models.pocket.world import load_photo
 from motionmerge.sampling.request.folder import find_pipeline
@@ -32,8 +32,9 @@ else:
     image, settings = load_image(photo), VideoSettings()
 
 videos = {"fine-tuned": make_video(pipe, image, settings)}
-for motion in (0.25, 0.5):
-    with experts(pipe, motion=motion, base=base, tuned=tuned, boundary=0.64):
-        videos[f"motion {motion}"] = make_video(pipe, image, settings)
+for alpha in (0.25, 0.5):
+    recipe = Recipe.edg(base="memory:base", tuned="memory:tuned", alpha=alpha)
+    with experts(pipe, recipe, inputs={"base": base, "tuned": tuned}):
+        videos[f"alpha {alpha}"] = make_video(pipe, image, settings)
 every = max(1, len(videos["fine-tuned"]) // 6)
 contact_sheet(list(videos.values()), labels=list(videos), every=every, path="08_svd.png")

@@ -113,3 +113,11 @@ def test_a_named_number_computes_as_its_value():
     assert number_text(-negative) == "motion"
     assert number_text(2 * number) == "2 * motion"
     assert torch.tensor(1.0) * number == 0.5
+
+
+def test_a_recipe_written_out_has_the_same_experts_without_names():
+    recipe = Recipe.parse(TEXT).with_parameters(motion=2.0)
+    plain = recipe.written_out()
+    assert plain.experts == recipe.experts and plain.schedule == recipe.schedule
+    assert not plain.parameters
+    assert "drop_rate=0.7, seed=3" in plain.print() and "above: 0.64" in plain.print()

@@ -89,7 +89,7 @@ def test_the_prompt_reaches_both_experts(
         name: {f"unet.{key}": value for key, value in tiny_pipeline(seed).unet.state_dict().items()}
         for name, seed in (("dynamics", 1), ("consistency", 2))
     }
-    with experts(pipeline, experts=weights, boundary=0.64) as bank:
+    with experts(pipeline, weights, boundary=0.64) as bank:
         calls = unet_inputs(pipeline, lambda: generate(pipeline, prompt))
         used = [bank.expert_for(timestep) for _, timestep, _ in calls]
     assert set(used) == {"dynamics", "consistency"}
@@ -319,7 +319,7 @@ def test_conditions_suit_every_expert_and_its_own_projector(
     }
     conditions = pipeline.encode(photo, "a cat", num_frames=NUM_FRAMES)
     own = {"image": None, "num_frames": None, "conditions": conditions}
-    with experts(pipeline, experts=weights, boundary=0.64):
+    with experts(pipeline, weights, boundary=0.64):
         expected = generate(pipeline)
         pipeline.free_encoders()
         assert torch.equal(generate(pipeline, None, **own), expected)

@@ -10,8 +10,9 @@ from torch import nn
 
 from motionmerge.errors import ConfigError
 from motionmerge.merging.merge import realise
+from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.schedule import ExpertSchedule, noise_level
-from motionmerge.switching.expert_bank import attached_bank, experts, paper_recipe
+from motionmerge.switching.expert_bank import attached_bank, experts
 
 from ..tiny.pipelines import (
     EVERY_FAMILY,
@@ -112,10 +113,10 @@ def calls_during(
 def test_one_expert_everywhere_equals_the_plain_pipeline(family: Family) -> None:
     pipeline = tiny(family)
     plain = generate(pipeline, family)
-    with experts(pipeline, experts={"same": weights_of(pipeline, family)}):
+    with experts(pipeline, {"same": weights_of(pipeline, family)}):
         assert torch.equal(generate(pipeline, family), plain)
     other = other_weights(pipeline, family, seed=1)
-    with experts(pipeline, experts={"other": other}):
+    with experts(pipeline, {"other": other}):
         switched = generate(pipeline, family)
     assert torch.equal(generate(pipeline, family), plain)
     load_weights(pipeline, family, other)
@@ -130,7 +131,7 @@ def test_two_experts_equal_two_pipelines_cut_at_the_boundary(family: Family, bat
         pytest.skip("makes one video a call")
     pipeline = tiny(family)
     both = two_experts(pipeline, family)
-    with experts(pipeline, experts=both, boundary=family.boundary):
+    with experts(pipeline, both, boundary=family.boundary):
         switched = generate(pipeline, family, batch=batch)
     assert torch.equal(switched, generate_cut(pipeline, family, both, batch=batch))
 
@@ -140,7 +141,7 @@ def test_many_videos_do_not_drift_and_the_weights_come_back(family: Family) -> N
     pipeline = tiny(family)
     before = weights_of(pipeline, family)
     both = two_experts(pipeline, family)
-    with experts(pipeline, experts=both, boundary=family.boundary):
+    with experts(pipeline, both, boundary=family.boundary):
         first = generate(pipeline, family)
         for _ in range(9 if family in FAMILIES else 2):  # fewer, for time
             assert torch.equal(generate(pipeline, family), first)
@@ -160,7 +161,7 @@ def test_the_weights_come_back_after_an_exception(family: Family) -> None:
     both = two_experts(pipeline, family)
     with (
         pytest.raises(KeyboardInterrupt),
-        experts(pipeline, experts=both, boundary=family.boundary),
+        experts(pipeline, both, boundary=family.boundary),
     ):
         generate(pipeline, family)
     assert same_bits(weights_of(pipeline, family), before)
@@ -174,7 +175,7 @@ def test_every_guidance_pass_of_a_batch_sees_the_right_expert(family: Family) ->
     pipeline = tiny(family)
     both = two_experts(pipeline, family)
     batch = 2 if family.has_batches else 1
-    with experts(pipeline, experts=both, boundary=family.boundary):
+    with experts(pipeline, both, boundary=family.boundary):
         calls = calls_during(pipeline, family, batch=batch, both=both)
     passes, rest = divmod(len(calls), len(family.due))
     assert passes >= 1 and rest == 0
@@ -213,7 +214,7 @@ def test_three_experts_follow_any_kind_of_schedule(
     three = {
         name: other_weights(pipeline, family, seed=seed) for seed, name in enumerate("abc", start=1)
     }
-    with experts(pipeline, experts=three, schedule=ExpertSchedule.from_list(schedule)):
+    with experts(pipeline, three, schedule=ExpertSchedule.from_list(schedule)):
         calls = calls_during(pipeline, family, batch=1, both=three)
     assert [name for (name,) in calls[::2]] == list(expected)
     assert calls[::2] == calls[1::2]  # both guidance passes
@@ -231,7 +232,7 @@ def test_each_of_two_denoisers_has_a_recipe_of_its_own() -> None:
             if name.startswith(f"{denoiser}.")
         }
         recipes[denoiser] = (
-            paper_recipe(0.25),
+            Recipe.edg(base="memory:base", tuned="memory:tuned"),
             {
                 "base": dict(getattr(pipeline, denoiser).state_dict()),
                 "tuned": own,
@@ -261,7 +262,7 @@ def test_a_timestep_rounded_to_bfloat16_means_the_same_step(name: str) -> None:
     both = two_experts(pipeline, family)
     for timestep in pipeline.scheduler.timesteps[:-1]:
         boundary = noise_level(pipeline.scheduler, timestep)  # strictly above is dynamics
-        with experts(pipeline, experts=both, boundary=boundary) as bank:
+        with experts(pipeline, both, boundary=boundary) as bank:
             assert bank.expert_for(timestep) == "consistency"
             assert bank.expert_for(timestep.bfloat16()) == "consistency"
             later = experts_later(bank, pipeline.scheduler.timesteps, timestep)
@@ -276,10 +277,10 @@ def test_compiled_blocks_are_not_compiled_again_at_a_switch() -> None:
     family = family_named("LTX")
     pipeline = tiny(family)
     both = two_experts(pipeline, family)
-    with experts(pipeline, experts=both, boundary=family.boundary):
+    with experts(pipeline, both, boundary=family.boundary):
         eager = generate(pipeline, family)
     pipeline.transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
-    with experts(pipeline, experts=both, boundary=family.boundary):
+    with experts(pipeline, both, boundary=family.boundary):
         assert torch.equal(generate(pipeline, family), eager)
         with torch.compiler.set_stance("fail_on_recompile"):
             for _ in range(3):

@@ -26,6 +26,7 @@ from motionmerge.sampling.videos.make_video import VideoSettings, make_video
 from motionmerge.switching.expert_bank import experts
 
 from ..switching.test_lora_bank import RESCUE, lora_for, with_lora
+from ..tiny.loras import with_weights
 from ..tiny.pipelines import NEWER, Family, generate, other_weights, photo, tiny, weights_of
 
 BY_NAME = {family.name: family for family in NEWER}
@@ -150,16 +151,16 @@ def test_a_denoiser_that_is_not_loaded_yet_is_named() -> None:
     weights = weights_of(full, family)
     pipeline = diffusers.Wan22Image2VideoModularPipeline()
     with pytest.raises(ConfigError, match=r"`transformer` of Wan22.* is not loaded yet") as caught:
-        experts(pipeline, experts={"same": weights})
+        experts(pipeline, {"same": weights})
     assert "load_components" in caught.value.fix
     pipeline.update_components(transformer=full.transformer)
     with pytest.raises(ConfigError, match=r"`transformer_2` of Wan22.* is not loaded yet"):
-        experts(pipeline, experts={"same": weights})
+        experts(pipeline, {"same": weights})
     own = {n.removeprefix("transformer."): w for n, w in weights.items() if "r_2." not in n}
-    with experts(pipeline, experts={"same": own}, module="transformer"):
+    with experts(pipeline, {"same": own}, module="transformer"):
         pass
     pipeline.update_components(transformer_2=full.transformer_2)
-    with experts(pipeline, experts={"same": weights}):
+    with experts(pipeline, {"same": weights}):
         pass
 
 
@@ -170,9 +171,9 @@ def test_a_denoiser_that_experts_do_not_reach_is_named() -> None:
     pipeline = diffusers.MiniMaxH3ModularPipeline()
     pipeline.update_components(transformer=made.transformer, transformer_ref=made.transformer)
     with pytest.raises(ConfigError, match="has `transformer_ref` loaded as well"):
-        experts(pipeline, experts={"same": weights})
+        experts(pipeline, {"same": weights})
     only = {name.removeprefix("transformer."): value for name, value in weights.items()}
-    with experts(pipeline, experts={"same": only}, module="transformer"):
+    with experts(pipeline, {"same": only}, module="transformer"):
         pass
 
 
@@ -216,11 +217,11 @@ def test_a_signed_lora_equals_dense_experts_in_a_modular_pipeline(name: str) -> 
     pipeline = tiny(family)
     plain, before = generate(pipeline, family), weights_of(pipeline, family)
     lora = lora_for(pipeline, family)
-    with experts(pipeline, lora=lora, weights=RESCUE, boundary=family.boundary):
+    with experts(pipeline, **with_weights(lora, RESCUE), boundary=family.boundary):
         signed = generate(pipeline, family)
     assert torch.equal(generate(pipeline, family), plain)
     dense = {name: with_lora(before, lora, weight) for name, weight in RESCUE.items()}
-    with experts(pipeline, experts=dense, boundary=family.boundary):
+    with experts(pipeline, dense, boundary=family.boundary):
         expected = generate(pipeline, family)
     torch.testing.assert_close(signed, expected, atol=2e-3, rtol=2e-3)
     assert (signed - plain).abs().max() > 20 * (signed - expected).abs().max()

@@ -35,7 +35,7 @@ def case(request, tmp_path):
 
 def test_a_weights_file_is_put_into_a_denoiser(case):
     module, base, tuned, paths = case
-    with experts(module, experts={"all": paths["first"]}):
+    with experts(module, {"all": paths["first"]}):
         assert_same(dict(module.state_dict()), tuned["first"])
     assert_same(dict(module.state_dict()), base)
 

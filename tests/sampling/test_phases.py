@@ -65,7 +65,7 @@ def test_videos_in_phases_equal_videos_one_by_one(schedule: list[dict[str, objec
     both = {"a": moved(pipeline, 1), "b": moved(pipeline, 2)}
     asked = [*requests(0, 1, 2), *requests(3, steps=7), *requests(4, size=32)]
     scheduler = pipeline.scheduler
-    with experts(pipeline, experts=both, schedule=ExpertSchedule.from_list(schedule)) as bank:
+    with experts(pipeline, both, schedule=ExpertSchedule.from_list(schedule)) as bank:
         alone = [make_video(pipeline, image, settings) for image, settings in asked]
         together = videos(list(make_videos(pipeline, asked, bank)))
         assert pipeline.scheduler is scheduler
@@ -79,7 +79,7 @@ def test_the_pocket_model_in_phases_equals_the_pocket_model() -> None:
     both = {"a": moved(pipeline, 1), "b": moved(pipeline, 2)}
     asked = VideoSettings(prompt="the camera pans left", height=64, width=64, num_inference_steps=3)
     several = [(load_photo("coffee"), asked.changed(seed=seed)) for seed in range(2)]
-    with experts(pipeline, experts=both, boundary=0.8) as bank:
+    with experts(pipeline, both, boundary=0.8) as bank:
         alone = [make_video(pipeline, image, settings) for image, settings in several]
         together = videos(list(make_videos(pipeline, several, bank)))
     assert all(torch.equal(left, right) for left, right in zip(alone, together, strict=True))
@@ -89,7 +89,7 @@ def test_a_late_start_is_late_in_phases_too() -> None:
     pipeline = tiny_pipeline()
     both = {"a": moved(pipeline, 1), "b": moved(pipeline, 2)}
     asked = [(image, one.changed(start_step=900)) for image, one in requests(0, 1)]
-    with experts(pipeline, experts=both, boundary=0.64) as bank:
+    with experts(pipeline, both, boundary=0.64) as bank:
         alone = [make_video(pipeline, image, settings) for image, settings in asked]
         together = videos(list(make_videos(pipeline, asked, bank)))
         early = make_video(pipeline, *requests(0)[0])
@@ -111,7 +111,7 @@ def calls_of(pipeline: object) -> list[float]:
 def test_experts_are_switched_once_for_all_videos() -> None:
     pipeline = tiny_pipeline()
     both = {"a": moved(pipeline, 1), "b": moved(pipeline, 2)}
-    with experts(pipeline, experts=both, boundary=0.64) as bank:
+    with experts(pipeline, both, boundary=0.64) as bank:
         seen = calls_of(pipeline)
         videos(list(make_videos(pipeline, requests(0, 1, 2), bank)))
     changes = sum(left != right for left, right in pairwise(seen))
@@ -124,7 +124,7 @@ def test_a_video_that_fails_does_not_stop_the_others() -> None:
     both = {"a": moved(pipeline, 1), "b": moved(pipeline, 2)}
     good = requests(0, 1)
     bad = [(good[0][0], good[0][1].changed(height=17))]
-    with experts(pipeline, experts=both, boundary=0.64) as bank:
+    with experts(pipeline, both, boundary=0.64) as bank:
         alone = [make_video(pipeline, image, settings) for image, settings in good]
         found = list(make_videos(pipeline, [good[0], *bad, good[1]], bank))
     failed = [outcome for outcome in found if outcome.error is not None]
@@ -138,7 +138,7 @@ def test_the_experts_are_gone_afterwards_even_if_nobody_takes_all_videos() -> No
     pipeline = tiny_pipeline()
     before = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
     both = {"a": moved(pipeline, 1), "b": moved(pipeline, 2)}
-    with experts(pipeline, experts=both, boundary=0.64) as bank:
+    with experts(pipeline, both, boundary=0.64) as bank:
         first = make_videos(pipeline, requests(0, 1), bank)
         next(first)
         first.close()
@@ -162,7 +162,7 @@ def encodings_of(pipeline: object) -> list[int]:
 def test_prompts_are_encoded_once_for_all_experts() -> None:
     pipeline = tiny_pipeline()
     both = {"a": moved(pipeline, 1), "b": moved(pipeline, 2)}
-    with experts(pipeline, experts=both, boundary=0.64) as bank:
+    with experts(pipeline, both, boundary=0.64) as bank:
         seen = encodings_of(pipeline)
         videos(list(make_videos(pipeline, requests(0, 1), bank)))
     assert seen == [1] * 2 * 2  # a prompt and its negative, for each of two videos

@@ -7,10 +7,11 @@ import torch
 
 from motionmerge import Checkpoint, experts, load_pocket
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
+from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.models.pocket.components import weights_path
 from motionmerge.models.pocket.world import load_photo
 from motionmerge.sampling.pipelines.inputs import prepare_image
-from motionmerge.sampling.pipelines.pocket import PocketPipeline, knob_recipe
+from motionmerge.sampling.pipelines.pocket import PocketPipeline
 
 PROMPT = "the camera pans left"
 
@@ -63,13 +64,15 @@ def test_the_prompt_decides_where_the_camera_goes(pipe: PocketPipeline):
 
 def test_one_expert_everywhere_equals_the_plain_pipeline(pipe: PocketPipeline):
     plain = run(pipe)
-    with experts(pipe, experts={"all": Checkpoint.load("pocket:base")}):
+    with experts(pipe, {"all": Checkpoint.load("pocket:base")}):
         assert torch.equal(run(pipe), plain)
     assert torch.equal(run(pipe), plain)
 
 
 def test_the_knob_at_minus_one_with_the_boundary_at_zero_is_the_tuned_model(pipe: PocketPipeline):
-    with experts(pipe, recipe=knob_recipe(-1.0), boundary=0.0):
+    with experts(
+        pipe, Recipe.knob(base="pocket:base", tuned="pocket:tuned", motion=-1.0), boundary=0.0
+    ):
         turned = run(pipe)
     tuned = load_pocket("tuned")
     tuned.set_progress_bar_config(disable=True)

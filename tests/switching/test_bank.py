@@ -21,6 +21,7 @@ from motionmerge.switching.expert_bank import ExpertBank, attached_bank, experts
 from ..tiny import builders as build
 from ..tiny.dynamicrafter import tiny_pipeline
 from ..tiny.folders import family_named
+from ..tiny.loras import with_motion
 from ..tiny.pipelines import Family, generate, other_weights, tiny, weights_of
 from .test_expert_bank import (
     Recorder,
@@ -112,7 +113,7 @@ def test_a_denoiser_that_is_told_no_timestep_gets_the_expert_of_the_schedulers_s
         )
         seen.append((float(kwargs["timestep"].max()), expert))
 
-    with experts(pipeline, experts=both, schedule=schedule):
+    with experts(pipeline, both, schedule=schedule):
         pipeline.transformer.register_forward_pre_hook(record, with_kwargs=True)
         for _ in range(2):
             pipeline(
@@ -199,7 +200,7 @@ def test_fused_projections_are_refused_as_no_switch_reaches_them(name: str) -> N
         with pytest.raises(ConfigError, match=r"fused projections(.|\n)*unfuse_qkv_projections"):
             experts(pipeline, **options)
     pipeline.transformer.unfuse_qkv_projections()
-    with experts(pipeline, experts=both, boundary=0.5):
+    with experts(pipeline, both, boundary=0.5):
         generate(pipeline, family)
 
 
@@ -212,7 +213,7 @@ def test_projections_fused_inside_the_block_are_named_and_fused_anew_from_the_ow
     plain, before = generate(pipeline, family), weights_of(pipeline, family)
     with (
         pytest.raises(ConfigError, match="fused projections"),
-        experts(pipeline, experts=two(pipeline, family), boundary=family.boundary),
+        experts(pipeline, two(pipeline, family), boundary=family.boundary),
     ):
         pipeline.transformer.fuse_qkv_projections()
         generate(pipeline, family)
@@ -227,7 +228,7 @@ def test_a_projector_alone_is_refused_as_it_would_never_be_switched() -> None:
     own = pipeline.image_projector.state_dict()
     both = {"one": own, "two": {name: tensor + 1 for name, tensor in own.items()}}
     with pytest.raises(ConfigError, match=r"no timestep(.|\n)*image_projector\.<name>"):
-        experts(pipeline, experts=both, boundary=0.5, module="image_projector")
+        experts(pipeline, both, boundary=0.5, module="image_projector")
     assert attached_bank(pipeline.image_projector) is None
 
 
@@ -238,14 +239,14 @@ def test_a_lora_loaded_inside_the_block_is_named_and_all_weights_come_back() -> 
     lora = {k: v for k, v in lora_for(pipeline, family).items() if "alpha" not in k}
     with (
         pytest.raises(CheckpointError, match="lost its tensor"),
-        experts(pipeline, experts=both, boundary=0.93),  # while the first transformer denoises
+        experts(pipeline, both, boundary=0.93),  # while the first transformer denoises
     ):
         generate(pipeline, family)
         pipeline.load_lora_weights(lora)
         generate(pipeline, family)
     pipeline.unload_lora_weights()
     assert same_weights(weights_of(pipeline, family), before)
-    with experts(pipeline, experts=both, boundary=family.boundary):
+    with experts(pipeline, both, boundary=family.boundary):
         generate(pipeline, family)
     assert same_weights(weights_of(pipeline, family), before)
 
@@ -256,7 +257,7 @@ def test_a_tensor_taken_out_inside_the_block_is_named_and_all_others_come_back()
     before = weights_of(pipeline, family)
     with (
         pytest.raises(CheckpointError, match=r"`transformer` lost its tensor `proj_out.bias`"),
-        experts(pipeline, experts=two(pipeline, family), boundary=family.boundary),
+        experts(pipeline, two(pipeline, family), boundary=family.boundary),
     ):
         pipeline.transformer.proj_out.bias = None
     after = weights_of(pipeline, family)
@@ -284,7 +285,7 @@ def test_ctrl_c_while_the_weights_are_given_back_waits_until_they_are(
     monkeypatch.setattr(switched_module, "_GROUP_BYTES", {})  # one tensor at a time
     with (
         pytest.raises(KeyboardInterrupt),
-        experts(pipeline, experts=two(pipeline, family), boundary=family.boundary),
+        experts(pipeline, two(pipeline, family), boundary=family.boundary),
     ):
         left = 30
     assert left < 0
@@ -299,7 +300,7 @@ def test_what_could_not_be_given_back_is_given_back_by_the_next_call(
     family = family_named("Wan 2.2-A14B")
     pipeline = tiny(family)
     before = weights_of(pipeline, family)
-    bank = experts(pipeline, experts=two(pipeline, family), boundary=family.boundary)
+    bank = experts(pipeline, two(pipeline, family), boundary=family.boundary)
 
     def fail(*_: Any) -> None:
         raise fault
@@ -319,14 +320,14 @@ def test_a_lora_works_beside_one_that_is_switched_off_and_leaves_it_off() -> Non
     pipeline = tiny(family)
     lora, own = (lora_for(pipeline, family, seed=seed) for seed in (0, 5))
     plain = generate(pipeline, family)
-    with experts(pipeline, lora=lora, motion=0.5, boundary=family.boundary):
+    with experts(pipeline, **with_motion(lora, 0.5), boundary=family.boundary):
         expected = generate(pipeline, family)
     assert not torch.equal(expected, plain)
     own = {name: value for name, value in own.items() if "alpha" not in name}
     pipeline.load_lora_weights(own, adapter_name="mine")
     used = generate(pipeline, family)
     pipeline.disable_lora()
-    with experts(pipeline, lora=lora, motion=0.5, boundary=family.boundary):
+    with experts(pipeline, **with_motion(lora, 0.5), boundary=family.boundary):
         assert torch.equal(generate(pipeline, family), expected)
     assert torch.equal(generate(pipeline, family), plain)
     pipeline.enable_lora()
@@ -340,7 +341,7 @@ def test_loras_unloaded_inside_the_block_are_named() -> None:
     lora = lora_for(pipeline, family)
     with (
         pytest.raises(CheckpointError, match="lost its LoRA"),
-        experts(pipeline, lora=lora, motion=0.5, boundary=family.boundary),
+        experts(pipeline, **with_motion(lora, 0.5), boundary=family.boundary),
     ):
         pipeline.unload_lora_weights()
         generate(pipeline, family)

@@ -21,7 +21,6 @@ from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.models.dynamicrafter.fast_layers import FastGEGLU, FastGroupNorm
 from motionmerge.models.pocket.world import load_photo
 from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
-from motionmerge.sampling.pipelines.pocket import knob_recipe
 from motionmerge.sampling.videos.make_video import VideoSettings, make_video
 from motionmerge.sampling.videos.phases import make_videos
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
@@ -123,7 +122,7 @@ def test_one_expert_everywhere_equals_the_plain_pipeline(
 ) -> None:
     plain = generate(on_gpu)
     assert plain.device == GPU
-    with experts(on_gpu, experts={"same": weights_of(on_gpu, "unet", "image_projector")}):
+    with experts(on_gpu, {"same": weights_of(on_gpu, "unet", "image_projector")}):
         assert torch.equal(generate(on_gpu), plain)
     assert torch.equal(generate(on_gpu), plain)
 
@@ -132,9 +131,9 @@ def test_a_video_is_that_of_the_cpu_but_for_rounding(
     pipeline: DynamiCrafterPipeline, generate: Generate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    with experts(pipeline, experts=two_experts(), boundary=BOUNDARY):
+    with experts(pipeline, two_experts(), boundary=BOUNDARY):
         expected = generate(pipeline)
-    with experts(pipeline.to(GPU), experts=two_experts(), boundary=BOUNDARY):
+    with experts(pipeline.to(GPU), two_experts(), boundary=BOUNDARY):
         torch.testing.assert_close(generate(pipeline).cpu(), expected, atol=2e-3, rtol=0)
 
 
@@ -152,7 +151,7 @@ def test_many_videos_in_phases_have_the_bits_of_single_ones(
         VideoSettings(prompt="a cat", seed=seed, num_frames=NUM_FRAMES, num_inference_steps=4)
         for seed in (1, 2)
     ]
-    with experts(on_gpu, experts=two_experts(), boundary=BOUNDARY) as bank:
+    with experts(on_gpu, two_experts(), boundary=BOUNDARY) as bank:
         single = [make_video(on_gpu, photo, one) for one in settings]
         for outcome in make_videos(on_gpu, [(photo, one) for one in settings], bank):
             assert outcome.error is None
@@ -163,11 +162,11 @@ def test_model_offload_changes_nothing(pipeline: DynamiCrafterPipeline, generate
     before = weights_of(pipeline, "unet", "image_projector")
     both = two_experts("unet", "image_projector")
     resident = copy.deepcopy(pipeline).to(GPU)
-    with experts(resident, experts=both, boundary=BOUNDARY):
+    with experts(resident, both, boundary=BOUNDARY):
         expected = generate(resident)
     pipeline.enable_model_cpu_offload(device=GPU)
     for placement in ("auto", "prefetch"):
-        with experts(pipeline, experts=both, boundary=BOUNDARY, placement=placement) as bank:
+        with experts(pipeline, both, boundary=BOUNDARY, placement=placement) as bank:
             assert "cuda:0" in bank.placement
             for _ in range(2):
                 assert torch.equal(generate(pipeline), expected)
@@ -235,7 +234,7 @@ def test_the_pocket_model_makes_the_cpus_video(monkeypatch: pytest.MonkeyPatch) 
     def run() -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
         options: dict[str, Any] = {"num_inference_steps": 4, "output_type": "pt"}
-        with experts(pipe, recipe=knob_recipe(0.5)):
+        with experts(pipe, Recipe.knob(base="pocket:base", tuned="pocket:tuned", motion=0.5)):
             prompt = "the camera pans left"
             return pipe(load_photo("coffee"), prompt, generator=generator, **options).frames
 
@@ -270,7 +269,7 @@ def test_a_compiled_dynamicrafter_is_not_compiled_again_at_a_switch(
     # Blocks share their code, which is compiled for each of their sizes, with and without keys.
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 64)
     pipeline.unet.compile_repeated_blocks(backend="eager")
-    with experts(pipeline, experts=two_experts(), boundary=BOUNDARY):
+    with experts(pipeline, two_experts(), boundary=BOUNDARY):
         first = generate(pipeline)
         with torch.compiler.set_stance("fail_on_recompile"):
             assert torch.equal(generate(pipeline), first)
@@ -315,7 +314,7 @@ def test_what_python_decides_in_a_call_is_not_captured(
 ) -> None:
     expected = generate(on_gpu)
     on_gpu.capture_steps()
-    with experts(on_gpu, experts={"same": weights_of(on_gpu, "unet")}):
+    with experts(on_gpu, {"same": weights_of(on_gpu, "unet")}):
         generate(on_gpu)
     assert on_gpu._captured is not None
     on_gpu.enable_model_cpu_offload(device=GPU)

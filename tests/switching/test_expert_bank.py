@@ -17,11 +17,12 @@ from torch import nn
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError, ShapeError
 from motionmerge.io.weights import save_weights
 from motionmerge.merging.algebra.nodes import Checkpoint
+from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
 from motionmerge.switching import switched_module
-from motionmerge.switching.expert_bank import ExpertBank, attached_bank, experts, paper_recipe
+from motionmerge.switching.expert_bank import ExpertBank, attached_bank, experts
 
 from ..tiny.dynamicrafter import NUM_TOKENS, tiny_pipeline
 
@@ -53,7 +54,7 @@ def two_experts(*modules: str) -> dict[str, Weights]:
 
 def stored_paper_recipe(folder: Path, base: Weights, tuned: Weights) -> Recipe:
     """Write two sets of weights to files, and the paper's experts of them as a recipe."""
-    text = paper_recipe(0.25).print()
+    text = Recipe.edg(base="memory:base", tuned="memory:tuned").print()
     for name, weights in (("base", base), ("tuned", tuned)):
         save_weights(folder / f"{name}.safetensors", weights)
         text = text.replace(f"memory:{name}", f"{name}.safetensors")
@@ -90,9 +91,9 @@ def test_one_expert_everywhere_equals_the_plain_pipeline(
     pipeline: DynamiCrafterPipeline, generate: Generate
 ) -> None:
     plain = generate(pipeline)
-    with experts(pipeline, experts={"same": weights_of(pipeline, "unet", "image_projector")}):
+    with experts(pipeline, {"same": weights_of(pipeline, "unet", "image_projector")}):
         assert torch.equal(generate(pipeline), plain)
-    with experts(pipeline, experts={"other": other_weights("unet", "image_projector")}):
+    with experts(pipeline, {"other": other_weights("unet", "image_projector")}):
         switched = generate(pipeline)
     assert torch.equal(generate(pipeline), plain)
     other = tiny_pipeline(1)
@@ -103,7 +104,7 @@ def test_one_expert_everywhere_equals_the_plain_pipeline(
 def test_two_experts_equal_two_models_cut_at_the_boundary(
     pipeline: DynamiCrafterPipeline, generate: Generate
 ) -> None:
-    with experts(pipeline, experts=two_experts(), boundary=BOUNDARY):
+    with experts(pipeline, two_experts(), boundary=BOUNDARY):
         switched = generate(pipeline, num_inference_steps=6)
 
     models = {"dynamics": tiny_pipeline(1).unet, "consistency": tiny_pipeline(2).unet}
@@ -125,7 +126,7 @@ def test_two_experts_equal_two_models_cut_at_the_boundary(
 def test_ten_videos_do_not_drift(pipeline: DynamiCrafterPipeline, generate: Generate) -> None:
     before = weights_of(pipeline, "unet", "image_projector")
     both = two_experts("unet", "image_projector")
-    with experts(pipeline, experts=both, boundary=BOUNDARY):
+    with experts(pipeline, both, boundary=BOUNDARY):
         first = generate(pipeline, num_inference_steps=2)
         for _ in range(9):
             assert torch.equal(generate(pipeline, num_inference_steps=2), first)
@@ -142,7 +143,7 @@ def test_the_model_is_restored_after_an_exception(
         raise KeyboardInterrupt
 
     both = two_experts("unet", "image_projector")
-    with pytest.raises(KeyboardInterrupt), experts(pipeline, experts=both, boundary=BOUNDARY):
+    with pytest.raises(KeyboardInterrupt), experts(pipeline, both, boundary=BOUNDARY):
         generate(pipeline, callback_on_step_end=fail)
     assert same_weights(weights_of(pipeline, "unet", "image_projector"), before)
     assert attached_bank(pipeline.unet) is None
@@ -160,7 +161,7 @@ def test_each_expert_sees_image_tokens_of_its_own_projector(
     }
     looks = []
     hook = pipeline.image_encoder.register_forward_pre_hook(lambda *_: looks.append(1))
-    with experts(pipeline, experts=both, boundary=BOUNDARY):
+    with experts(pipeline, both, boundary=BOUNDARY):
         seen = what_the_unet_sees(pipeline, generate)
     hook.remove()
     assert len(looks) == 2  # the image and a grey one, for both experts
@@ -192,7 +193,7 @@ def test_an_expert_can_be_a_projector_alone(
 ) -> None:
     plain = generate(pipeline)
     both = two_experts("image_projector")
-    with experts(pipeline, experts=both, boundary=BOUNDARY) as bank:
+    with experts(pipeline, both, boundary=BOUNDARY) as bank:
         assert bank.switches("image_projector")
         assert not bank.switches("unet")
         assert not torch.equal(generate(pipeline), plain)
@@ -203,7 +204,7 @@ def test_only_what_differs_between_experts_is_kept(pipeline: DynamiCrafterPipeli
     changed = {**base, "unet.conv_in.bias": base["unet.conv_in.bias"] + 1}
     common = {"unet.conv_out.bias": base["unet.conv_out.bias"] + 1}
     both = {"dynamics": {**changed, **common}, "consistency": {**base, **common}}
-    with experts(pipeline, experts=both, boundary=BOUNDARY) as bank:
+    with experts(pipeline, both, boundary=BOUNDARY) as bank:
         (part,) = (part for part in bank._parts if part.name == "unet")
         for expert, other in (bank.experts, bank.experts[::-1]):
             part.activate(expert)
@@ -287,7 +288,7 @@ def test_live_weights_of_the_model_can_be_an_expert(pipeline: DynamiCrafterPipel
     before = weights_of(pipeline, "unet")
     live = {f"unet.{name}": tensor for name, tensor in pipeline.unet.state_dict().items()}
     both = {"dynamics": other_weights("unet"), "consistency": live}
-    with experts(pipeline, experts=both, boundary=BOUNDARY) as bank:
+    with experts(pipeline, both, boundary=BOUNDARY) as bank:
         with bank.with_expert("dynamics"):
             assert same_weights(weights_of(pipeline, "unet"), both["dynamics"])
         assert same_weights(weights_of(pipeline, "unet"), before)
@@ -320,7 +321,7 @@ def test_any_diffusers_pipeline_is_switched_by_noise_level() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(8)
     model = SimpleNamespace(transformer=Recorder(), scheduler=scheduler)
-    with experts(model, experts=recorder_experts(), boundary=0.75):
+    with experts(model, recorder_experts(), boundary=0.75):
         for timestep in scheduler.timesteps:
             model.transformer(torch.zeros(1), timestep=timestep.expand(2))
     levels = scheduler.sigmas[:-1].tolist()
@@ -336,7 +337,7 @@ def test_two_denoisers_can_each_have_experts() -> None:
     weights = {
         "one": {"weight": torch.ones(2), "transformer_2.weight": torch.full((2,), 3.0)},
     }
-    with experts(model, experts=weights):
+    with experts(model, weights):
         assert model.transformer.weight[0] == 1
         assert model.transformer_2.weight[0] == 3
     assert model.transformer_2.weight[0] == 0
@@ -496,27 +497,31 @@ def test_a_recipe_and_paths_and_checkpoints_give_the_same_experts(
     base, tuned = weights_of(pipeline, "unet"), other_weights("unet")
     stored_paper_recipe(tmp_path, base, tuned)
     videos = []
-    for options in (
-        {"recipe": tmp_path / "recipe.yaml"},
-        {"recipe": paper_recipe(0.25), "inputs": {"base": base, "tuned": tuned}},
-        {"motion": 0.25, "base": base, "tuned": tmp_path / "tuned.safetensors"},
-        {"motion": 0.25, "base": Checkpoint.load(tmp_path / "base.safetensors"), "tuned": tuned},
+    in_memory = Recipe.edg(base="memory:base", tuned="memory:tuned")
+    checkpoint = Checkpoint.load(tmp_path / "base.safetensors")
+    for recipe, inputs in (
+        (tmp_path / "recipe.yaml", None),
+        (in_memory, {"base": base, "tuned": tuned}),
+        (in_memory, {"tuned": tmp_path / "tuned.safetensors"}),
+        (in_memory, {"base": checkpoint, "tuned": tuned}),
+        (BoundRecipe.of(in_memory, {"base": base, "tuned": tuned}), None),
     ):
-        with experts(pipeline, **options):
+        with experts(pipeline, recipe, inputs=inputs):
             videos.append(generate(pipeline))
     assert all(torch.equal(video, videos[0]) for video in videos)
-    with experts(pipeline, motion=-0.25, base=base, tuned=tuned):
+    other = Recipe.edg(base="memory:base", tuned="memory:tuned", alpha=-0.25)
+    with experts(pipeline, other, inputs={"base": base, "tuned": tuned}):
         assert not torch.equal(generate(pipeline), videos[0])
-    with experts(pipeline, experts={"tuned": tmp_path / "tuned.safetensors"}):
+    with experts(pipeline, {"tuned": tmp_path / "tuned.safetensors"}):
         assert same_weights(weights_of(pipeline, "unet"), tuned)
 
 
 def test_a_second_bank_on_the_same_model_is_refused(pipeline: DynamiCrafterPipeline) -> None:
     before = weights_of(pipeline, "unet")
     both = two_experts()
-    with experts(pipeline, experts=both, boundary=BOUNDARY):
+    with experts(pipeline, both, boundary=BOUNDARY):
         with pytest.raises(ConfigError, match="already has experts"):
-            experts(pipeline, experts=both, boundary=BOUNDARY)
+            experts(pipeline, both, boundary=BOUNDARY)
         assert attached_bank(pipeline.unet) is not None
     assert same_weights(weights_of(pipeline, "unet"), before)
 
@@ -545,7 +550,7 @@ def test_weights_that_do_not_fit_are_refused(
     before = weights_of(pipeline, "unet")
     good = other_weights("unet")
     with pytest.raises(error, match=words):
-        experts(pipeline, experts={"good": good, "bad": weights}, boundary=BOUNDARY)
+        experts(pipeline, {"good": good, "bad": weights}, boundary=BOUNDARY)
     assert same_weights(weights_of(pipeline, "unet"), before)
     assert attached_bank(pipeline.unet) is None
 
@@ -560,21 +565,18 @@ def test_packed_and_absent_weights_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("recipe", "options", "words"),
     [
-        ({"experts": {}, "weights": {}}, "weights, which goes with lora"),
-        ({"experts": {}, "inputs": {}}, "inputs, which goes with recipe"),
-        ({"recipe": "pocket", "tuned": {}}, "tuned, which goes with motion"),
-        ({"lora": {}, "inputs": {}}, "inputs, which goes with recipe"),
-        ({"lora": {}, "motion": 0.25, "base": {}}, "base, which goes with motion"),
-        ({"lora": {}, "motion": 0.25, "placement": "bogus"}, "no placement `bogus`"),
+        ({"one": {"x": torch.ones(1)}}, {"inputs": {}}, "those of a recipe"),
+        ({"conv.weight": torch.ones(1)}, {}, "`conv.weight` is a Tensor"),
+        ("pocket", {"placement": "bogus"}, "no placement `bogus`"),
     ],
 )
 def test_arguments_that_would_be_ignored_are_refused(
-    pipeline: DynamiCrafterPipeline, arguments: dict[str, Any], words: str
+    pipeline: DynamiCrafterPipeline, recipe: Any, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        experts(pipeline, **arguments)
+        experts(pipeline, recipe, **options)
 
 
 def test_an_input_that_a_recipe_of_loras_has_not_is_refused(
@@ -588,25 +590,24 @@ def test_an_input_that_a_recipe_of_loras_has_not_is_refused(
 
 def test_arguments_that_do_not_fit_together_are_refused(pipeline: DynamiCrafterPipeline) -> None:
     both = two_experts()
-    for options in (
-        {},
-        {"experts": both, "motion": 0.25},
-        {"experts": both},
-        {"experts": {"one": both["dynamics"]}, "boundary": 0.5},
-        {"experts": both, "boundary": 0.5, "schedule": TWO},
-        {"motion": 0.25, "base": both["dynamics"]},
+    one = {"one": both["dynamics"]}
+    for weights, options in (
+        ({}, {}),
+        (both, {}),
+        (one, {"boundary": 0.5}),
+        (both, {"boundary": 0.5, "schedule": TWO}),
     ):
         with pytest.raises(ConfigError, match="Fix:"):
-            experts(pipeline, **options)
+            experts(pipeline, weights, **options)
     with pytest.raises(RecipeError, match="`dynamics`"):
-        experts(pipeline, experts={"dynamic": both["dynamics"]}, schedule=TWO)
+        experts(pipeline, {"dynamic": both["dynamics"]}, schedule=TWO)
     with pytest.raises(ConfigError, match="no `unet`"):
-        experts(SimpleNamespace(), experts={"one": both["dynamics"]})
+        experts(SimpleNamespace(), {"one": both["dynamics"]})
     with pytest.raises(ConfigError, match="takes no `timestep`"):
-        experts(nn.Linear(2, 2), experts={"one": {"bias": torch.ones(2)}})
+        experts(nn.Linear(2, 2), {"one": {"bias": torch.ones(2)}})
     model = Recorder()
     with (
-        experts(model, experts=recorder_experts(), boundary=0.5),
+        experts(model, recorder_experts(), boundary=0.5),
         pytest.raises(ConfigError, match="needs a scheduler"),
     ):
         model(torch.zeros(1), 900)

@@ -19,6 +19,8 @@ from motionmerge.schedule import ExpertSchedule, ScheduleEntry
 from motionmerge.switching.expert_bank import attached_bank, experts
 from motionmerge.switching.lora_layers import read_lora
 
+from ..tiny.loras import with_weights
+
 Tensors = dict[str, torch.Tensor]
 SCHEDULE = ExpertSchedule((ScheduleEntry("away", timestep=500), ScheduleEntry("whole")))
 WEIGHTS = {"away": -0.5, "whole": 1.0}
@@ -70,7 +72,7 @@ def outputs(model: nn.Module, file: Tensors, **options: Any) -> torch.Tensor:
         return [model(sample, timestep=torch.tensor(step)).detach() for step in (900, 100)]
 
     plain = both()
-    with experts(model, lora=file, weights=WEIGHTS, schedule=SCHEDULE, **options):
+    with experts(model, **with_weights(file, WEIGHTS), schedule=SCHEDULE, **options):
         found = [*both(), *both()]
     after = both()
     assert all(torch.equal(one, other) for one, other in zip(plain, after, strict=True))
@@ -122,7 +124,7 @@ def test_original_hunyuan_video_loras_with_fused_names_are_attached_and_taken_of
     up, down = torch.randn(60, 2), torch.randn(2, 20)
     file = {f"{path}.lora_A.weight": down, f"{path}.lora_B.weight": up}
     before = dict(model.named_modules())
-    with experts(model, lora=file, weights=WEIGHTS, schedule=SCHEDULE):
+    with experts(model, **with_weights(file, WEIGHTS), schedule=SCHEDULE):
         for part, rows in zip("qkv", up.chunk(3), strict=True):
             layer = getattr(model.transformer_blocks[0].attn, f"to_{part}")
             (one,), (other,) = layer.lora_B.values(), layer.lora_A.values()
@@ -148,7 +150,7 @@ def test_what_needs_dense_weights_is_said_to_with_the_way_to_them(
     before = dict(model.named_modules())
     file = pair("blocks.1.to_q") | {key: torch.ones(shape) for key, shape in shapes.items()}
     with pytest.raises(CheckpointError, match=r"(?s)blocks\.0|table.*Fix: Use it in dense experts"):
-        experts(model, lora=file, weights=WEIGHTS, schedule=SCHEDULE)
+        experts(model, **with_weights(file, WEIGHTS), schedule=SCHEDULE)
     assert dict(model.named_modules()) == before
     assert attached_bank(model) is None
 
@@ -164,7 +166,7 @@ def test_layers_that_the_model_lacks_are_refused_or_left_out_with_a_warning() ->
     model = Model()
     with (
         pytest.warns(UserWarning),
-        experts(model, lora=more, weights=WEIGHTS, schedule=SCHEDULE, missing="keep") as bank,
+        experts(model, **with_weights(more, WEIGHTS), schedule=SCHEDULE, missing="keep") as bank,
     ):
         left_out: Any = getattr(bank, "left_out", None)
         assert list(left_out["lora"]) == ["blocks.7.to_q", "blocks.7.to_q.diff_b"]
@@ -198,7 +200,7 @@ def test_a_patch_embedding_is_the_same_with_its_kernel_flattened(flat: str) -> N
     base = Checkpoint.from_tensors({"patch_embedding.weight": weight}, name="base")
     model, merged = Patches(layer), copy.deepcopy(Patches(layer))
     merged.load_state_dict((base + lora(file, 1.0)).tensors())
-    with experts(model, lora=file, weights={"one": 1.0}):
+    with experts(model, **with_weights(file, {"one": 1.0})):
         found = model(sample, timestep=0)
     torch.testing.assert_close(found, merged(sample, timestep=0), atol=1e-5, rtol=1e-5)
 
@@ -207,14 +209,14 @@ def test_one_denoiser_of_a_file_for_two_can_be_used_alone() -> None:
     file = pair("transformer.blocks.0.to_q", seed=1) | pair("transformer_2.blocks.0.to_q", seed=2)
     pipeline = SimpleNamespace(transformer=Model(), transformer_2=Model())
     for number, name in enumerate(("transformer", "transformer_2"), start=1):
-        options: dict[str, Any] = {"weights": WEIGHTS, "schedule": SCHEDULE, "module": name}
-        with experts(pipeline, lora=file, **options):
+        chosen = with_weights(file, WEIGHTS)
+        with experts(pipeline, **chosen, schedule=SCHEDULE, module=name):
             layer = getattr(pipeline, name).blocks[0].to_q
             (up,) = layer.lora_B.values()
             assert torch.equal(up.weight, pair("x", seed=number)["x.lora_up.weight"])
     second = pair("transformer_2.blocks.0.to_v")
     with pytest.raises(CheckpointError, match=r"to_v.weight` \(not of `transformer`\)"):
-        experts(pipeline, lora=second, weights={"one": 1.0}, module="transformer")
+        experts(pipeline, **with_weights(second, {"one": 1.0}), module="transformer")
 
 
 def compiled(model: nn.Module) -> nn.Module:

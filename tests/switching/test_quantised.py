@@ -15,6 +15,7 @@ from torch import nn
 from motionmerge.errors import CheckpointError
 from motionmerge.switching.expert_bank import attached_bank, experts
 
+from ..tiny.loras import with_weights
 from ..tiny.pipelines import generate, tiny
 from .test_lora_bank import ALPHA, RANK, RESCUE, family_named, lora_for
 
@@ -111,16 +112,16 @@ def test_signed_loras_change_no_bit_of_a_quantised_model(pipeline: Any) -> None:
     modules = [(name, type(module)) for name, module in model.named_modules()]
 
     none = dict.fromkeys(RESCUE, 0.0)
-    with experts(pipeline, lora=lora, weights=none, boundary=FAMILY.boundary):
+    with experts(pipeline, **with_weights(lora, none), boundary=FAMILY.boundary):
         assert torch.equal(generate(pipeline, FAMILY), plain)
-    with experts(pipeline, lora=lora, weights=RESCUE, boundary=FAMILY.boundary):
+    with experts(pipeline, **with_weights(lora, RESCUE), boundary=FAMILY.boundary):
         signed = generate(pipeline, FAMILY)
     assert same_bits(bits(model), before)
     assert [(name, type(module)) for name, module in model.named_modules()] == modules
     assert torch.equal(generate(pipeline, FAMILY), plain)
 
     for weight in (-0.25, 1.0):
-        with experts(pipeline, lora=lora, weights={"all": weight}):
+        with experts(pipeline, **with_weights(lora, {"all": weight})):
             ours = generate(pipeline, FAMILY)
         hooks = add_by_hand(model, lora, weight)
         torch.testing.assert_close(ours, generate(pipeline, FAMILY), atol=1e-3, rtol=1e-3)
@@ -136,7 +137,7 @@ def test_dense_weights_of_a_quantised_layer_are_refused(pipeline: Any) -> None:
         for name, tensor in tiny(FAMILY).transformer.state_dict().items()
     }
     with pytest.raises(CheckpointError, match=r"quantised.*(?s:.)*Fix: Load the model in bf16"):
-        experts(pipeline, experts={"one": dense})
+        experts(pipeline, {"one": dense})
     assert same_bits(bits(pipeline.transformer), before)
     assert attached_bank(pipeline.transformer) is None
 
@@ -145,7 +146,7 @@ def test_dense_weights_of_layers_that_are_not_quantised_are_switched(pipeline: A
     model = pipeline.transformer
     plain, name = generate(pipeline, FAMILY), "proj_out.weight"
     weight = model.state_dict()[name] + 0.1
-    with experts(pipeline, experts={"one": {f"transformer.{name}": weight}}):
+    with experts(pipeline, {"one": {f"transformer.{name}": weight}}):
         assert torch.equal(model.proj_out.weight, weight)
         assert not torch.equal(generate(pipeline, FAMILY), plain)
     assert torch.equal(generate(pipeline, FAMILY), plain)

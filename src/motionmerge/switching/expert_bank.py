@@ -260,7 +260,17 @@ def chosen_schedule(
 
 
 def _as_tensors(experts: Mapping[str, AnyWeights], like: Shapes) -> dict[str, Weights]:
-    """Read the experts that are files."""
+    """Read the experts that are files.
+
+    Raises:
+        ConfigError: One is no set of weights, e.g. where a state dict stands for all of them.
+    """
+    for name, value in experts.items():
+        if not isinstance(value, (Mapping, Checkpoint, str, Path)):
+            raise ConfigError(
+                f"The expert `{name}` is a {type(value).__name__}, not weights by name.",
+                fix="Pass `{'NAME': WEIGHTS}`, with weights for each expert's name.",
+            )
     loaded = {name: _in_memory(value) for name, value in experts.items()}
     return {
         name: _stored(value, like) if isinstance(value, (str, Path)) else value

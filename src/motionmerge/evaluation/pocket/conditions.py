@@ -159,7 +159,7 @@ def best_condition() -> Condition | None:
     path = shipped_recipes().get(BEST_RECIPE)
     if path is None:
         return None
-    recipe = Recipe.load(path)
+    recipe = Recipe.load(path).written_out()
     entries = recipe.schedule.entries if recipe.schedule else ()
     if len(entries) != 2 or entries[0].above is None:
         raise ConfigError(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -318,6 +319,22 @@ class Recipe:
         changed = replace(self, parameters={**self.parameters, **values})
         return Recipe.parse(changed.print(), folder=self.folder)
 
+    def written_out(self) -> Recipe:
+        """Return the same recipe with numbers in place of its parameters."""
+        experts = {
+            name: _without_names(str(expert), self.parameters)
+            for name, expert in self.experts.items()
+        }
+        sections: dict[str, Any] = {"experts": experts}
+        sections["inputs"] = {
+            name: {"path": entry.path, **({"sha256": entry.sha256} if entry.sha256 else {})}
+            for name, entry in self.inputs.items()
+        }
+        if self.schedule is not None:
+            sections["schedule"] = self.schedule.to_list()
+        plain = Recipe.parse(json.dumps(sections, ensure_ascii=False), folder=self.folder)
+        return replace(plain, description=self.description)
+
     @property
     def seeds(self) -> dict[str, list[int]]:
         """The seeds of each expert's masks, in the order they are written."""
@@ -367,6 +384,15 @@ _WIDE = 10**9
 def _dump(section: Mapping[str, Any]) -> str:
     return yaml.safe_dump(
         dict(section), default_flow_style=False, sort_keys=False, allow_unicode=True, width=_WIDE
+    )
+
+
+def _without_names(expression: str, parameters: Mapping[str, float]) -> str:
+    """Put numbers in place of parameters' names, not inside quotes nor before an equals sign."""
+    return re.sub(
+        r'"(?:[^"\\]|\\.)*"|\b[A-Za-z_]\w*\b(?!=)',
+        lambda found: repr(parameters[found[0]]) if found[0] in parameters else found[0],
+        expression,
     )
 
 
