@@ -102,7 +102,7 @@ def test_an_unknown_parameter_is_refused_with_the_known_ones():
         Recipe.parse(TEXT).with_parameters(moton=1.0)
     assert "motion" in str(caught.value.fix)
     with pytest.raises(RecipeError, match="none"):
-        Recipe.load("calm").with_parameters(motion=1.0)
+        Recipe.load("wan22-lightning").with_parameters(motion=1.0)
 
 
 def test_a_named_number_computes_as_its_value():
