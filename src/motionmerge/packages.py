@@ -1,7 +1,7 @@
 """Which extra installs a package, and the error where one is missing.
 
-    pip install motionmerge             merge, show, compare and export bf16, fp16 and fp32 files
-    pip install 'motionmerge[videos]'   videos, LoRAs, fp8, and all else that needs torch
+pip install motionmerge             merge, show, compare and export bf16, fp16 and fp32 files
+pip install 'motionmerge[videos]'   videos, LoRAs, fp8, and all else that needs torch
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from .library import d
+from .library import d, of_its_time
 
 _WAN = {
     "num_attention_heads": 2,
@@ -60,7 +60,7 @@ _COSMOS = {
     "max_size": (4, 8, 8),
 }
 
-DENOISERS: dict[str, Callable[[], torch.nn.Module]] = {
+_BUILDERS: dict[str, Callable[[], torch.nn.Module]] = {
     "wan": lambda: d.WanTransformer3DModel(**_WAN, **_WAN_IMAGE),
     "wan text": lambda: d.WanTransformer3DModel(**_WAN),
     "skyreels-v2": lambda: d.SkyReelsV2Transformer3DModel(
@@ -167,6 +167,7 @@ DENOISERS: dict[str, Callable[[], torch.nn.Module]] = {
         rope_freq_dim=4,
     ),
 }
+DENOISERS = {kind: of_its_time(build) for kind, build in _BUILDERS.items()}
 
 
 def state_of(kind: str) -> dict[str, torch.Tensor]:

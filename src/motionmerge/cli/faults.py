@@ -22,6 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from motionmerge.errors import MotionMergeError
+from motionmerge.packages import missing_package
 
 PYTHON_TO_FLAG: Mapping[str, str] = {
     "missing='keep'": "--missing keep",
@@ -150,6 +151,8 @@ def _one_message(flags: Collection[str], *, debug: bool = False) -> Iterator[Non
             raise
         if debug:
             _tell(traceback.format_exc().rstrip())
+        if isinstance(error, ImportError):
+            error = missing_package(error) or error
         if isinstance(error, MotionMergeError):
             fix = "" if error.fix is None else f"\n  Fix: {in_flags(error.fix, flags)}"
             _tell(f"Error: {error.message}{fix}")
