@@ -176,8 +176,9 @@ def test_a_tensor_that_nothing_computes_with_is_listed_and_copied(tmp_path, dtyp
         found = bytearray(dtype.bits * 2)
         reader.read_into("odd", 0, memoryview(found))
     assert found == bytes([7]) * len(found)
-    with safe_open(tmp_path / "out/m.safetensors", "pt") as official:
-        assert set(official.keys()) == {"w", "odd"}
+    if Version(safetensors.__version__) >= Version("0.8"):  # older ones know fewer dtypes
+        with safe_open(tmp_path / "out/m.safetensors", "pt") as official:
+            assert set(official.keys()) == {"w", "odd"}
 
 
 @pytest.mark.parametrize("dtype", COPIED)

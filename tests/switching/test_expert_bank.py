@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from motionmerge.switching import switched_module
 from motionmerge.switching.expert_bank import ExpertBank, attached_bank, experts
 
 from ..tiny.dynamicrafter import NUM_TOKENS, tiny_pipeline
-from ..tiny.library import hooks
+from ..tiny.library import hooks, skip_older
 
 Generate = Callable[..., torch.Tensor]
 Weights = dict[str, torch.Tensor]
@@ -389,6 +390,9 @@ def run_both_experts(
         for step, timestep in enumerate((900, 100)):
             NOW.timestep = timestep
             place = {"step_index": step, "sigma": timestep / 1000, "num_inference_steps": 9}
+            known = inspect.signature(transformer.cache_context).parameters
+            if "step_index" not in known:  # an older diffusers, whose caches need none of it
+                place = {}
             with transformer.cache_context("cond", **place):
                 outputs.append(transformer(timestep=torch.tensor([timestep]), **inputs)[0])
     return outputs
@@ -471,7 +475,10 @@ def test_group_offload_changes_nothing_and_with_streams_is_refused() -> None:
     transformer, inputs = tiny_transformer()
     both = exact_experts(transformer)
     plain = run_both_experts(transformer, inputs, both)
-    transformer.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    try:
+        transformer.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    except AttributeError:
+        skip_older("it offloads groups only beside an accelerator")
     for offloaded, expected in zip(run_both_experts(transformer, inputs, both), plain, strict=True):
         assert torch.equal(offloaded, expected)
     hook = transformer.proj_in._diffusers_hook.get_hook("group_offloading")

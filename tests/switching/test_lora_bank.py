@@ -355,7 +355,10 @@ def test_group_offload_is_refused() -> None:
     family = family_named("LTX")
     pipeline = tiny(family)
     lora = lora_for(pipeline, family)
-    pipeline.transformer.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    try:
+        pipeline.transformer.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    except AttributeError:
+        skip_older("it offloads groups only beside an accelerator")
     with pytest.raises(ConfigError, match="inside"):
         experts(pipeline, **with_motion(lora, 0.25))
 

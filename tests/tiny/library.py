@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import diffusers
 import pytest
@@ -17,6 +17,13 @@ from packaging.version import Version
 
 _HAS_ALL = Version("0.42")
 """From this version on, a name that is not found is a fault."""
+
+
+def skip_older(reason: str) -> NoReturn:
+    """Skip a test for what an older diffusers cannot do; raises again what the newest raised."""
+    if Version(diffusers.__version__) >= _HAS_ALL:
+        raise
+    pytest.skip(f"diffusers {diffusers.__version__}: {reason}")
 
 
 class _Missing:

@@ -375,7 +375,9 @@ def reset_caches(module: nn.Module) -> None:
         for value in vars(hook).values()
         if isinstance(value, StateManager)
     }
-    before = [(manager, manager._context, _steps_counted(manager)) for manager in managers.values()]
+    before = [
+        (manager, _context(manager), _steps_counted(manager)) for manager in managers.values()
+    ]
     reset()
     for manager, context, steps in before:
         for name, step in steps.items():
@@ -386,6 +388,12 @@ def reset_caches(module: nn.Module) -> None:
     for hook in hooks:
         if isinstance(hook, FasterCacheBlockHook) and hook.is_guidance_distilled:
             hook.state.iteration = hook.block_skip_range
+
+
+def _context(manager: StateManager) -> Any:
+    """Return which call is under way; the attribute had another name in older versions of diffusers."""
+    held = vars(manager)
+    return held["_context"] if "_context" in held else held["_current_context"]
 
 
 def _steps_counted(manager: StateManager) -> dict[str, int]:
