@@ -14,6 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +29,6 @@ from torch.utils.data import DataLoader, Dataset
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.atomic import atomic_path
 from motionmerge.models.cuda_graphs import ReplayedCall
-from motionmerge.models.pocket.components import attention_kernel
 
 LossFunction = Callable[[nn.Module, Sequence[int]], torch.Tensor]
 """Takes the (possibly wrapped) module and sample indices; returns the mean loss."""
@@ -166,6 +166,7 @@ def fit(
     folder: Path,
     *,
     trainable: Iterable[nn.Parameter] | None = None,
+    kernels: Callable[[torch.device], AbstractContextManager[None]] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainingResult:
     """Train `module` in place and leave it with the averaged (EMA) weights, on the CPU.
@@ -180,6 +181,7 @@ def fit(
         settings: How to optimize.
         folder: Where state and log go; made when missing.
         trainable: The parameters to optimize; all by default.
+        kernels: Context in which the loss is computed, for models that choose their kernels.
         on_progress: Called after each logged step, on the main process.
 
     Raises:
@@ -211,8 +213,11 @@ def fit(
     for group in optimizer.param_groups:
         group.update(lr=rate, capturable=device.type == "cuda")
 
+    def chosen_kernels() -> AbstractContextManager[None]:
+        return nullcontext() if kernels is None else kernels(device)
+
     def train_step(*prepared: torch.Tensor) -> torch.Tensor:
-        with attention_kernel(device), _autocast(device, settings):
+        with chosen_kernels(), _autocast(device, settings):
             loss = objective.loss(wrapped, *prepared)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
