@@ -17,7 +17,6 @@ from motionmerge.cli.video_flags import (
     StepPlanner,
     VideoFlags,
     loaded,
-    versions,
     with_video_flags,
 )
 from motionmerge.errors import ConfigError
@@ -90,6 +89,7 @@ def batch(
         read_manifest,
         vbench_name,
     )
+    from motionmerge.sampling.videos.provenance import made_with
 
     rank, world_size = rank_and_world_size()
     _check_sharing(ray, workers, world_size)
@@ -105,11 +105,10 @@ def batch(
     for job in jobs:
         with job.named_errors():
             planner.add(job.settings)
-    made_of, made_by = chosen.fingerprint(), experts.fingerprint()
     all_planned = plan(
         jobs,
         output,
-        fingerprint={**made_of, **made_by},
+        fingerprint={**chosen.fingerprint(), **experts.fingerprint()},
         name_of=vbench_name if names is Names.VBENCH else configuration_name,
     )
     planned = shard(all_planned, rank, world_size)
@@ -136,7 +135,7 @@ def batch(
         return
     prepare_folder(output)
     options = BatchOptions(
-        {**versions(), "family": chosen.family.name, **made_of, **made_by},
+        made_with(chosen, experts),
         chosen.limits.frame_rate,
         videos_per_switch,
         retries,

@@ -14,7 +14,6 @@ from motionmerge.cli.video_flags import (
     StepPlanner,
     VideoFlags,
     loaded,
-    versions,
     with_video_flags,
 )
 from motionmerge.errors import ConfigError
@@ -22,8 +21,6 @@ from motionmerge.errors import ConfigError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from motionmerge.sampling.request.experts import ExpertChoice
-    from motionmerge.sampling.request.model import ModelChoice
     from motionmerge.sampling.videos.make_video import VideoSettings
 
 
@@ -80,11 +77,13 @@ def generate(
     from motionmerge.io.video import contact_sheet, eight_bit, load_image, write_video
     from motionmerge.sampling.batch.manifest import check_number
     from motionmerge.sampling.videos.make_video import encode_ahead, make_video
+    from motionmerge.sampling.videos.provenance import made_with, provenance
 
     image = load_image(photo)
     last = _last_image(photo, last_image, loop=loop)
     options = _start_options(analytic_init, flags.start_step)
-    files = {"last_image": photo if loop else last_image, "analytic_init": analytic_init}
+    given = {"last_image": photo if loop else last_image, "analytic_init": analytic_init}
+    files = {name: str(path) for name, path in given.items() if path is not None}
     chosen = flags.chosen_model()
     experts = flags.chosen_experts(chosen)
     common = flags.settings()
@@ -104,14 +103,21 @@ def generate(
     paths = _output_paths(output, wanted)
     read = [(last_image, "the last image"), (photo, "the photo")]
     folders = _check_files(paths, sheet, read, overwrite=overwrite)
+    resolved = [settings.resolved(chosen.family, chosen.limits) for _, settings in wanted]
     about = [
-        _description(chosen, experts, settings, weights=flags.weights, files=files)
-        for _, settings in wanted
+        {
+            "model": chosen.name,
+            **one.model_dump(exclude_none=True),
+            **files,
+            **experts.description(),
+        }
+        for one in resolved
     ]
     planner.show()
     if dry_run:
         _print_plan(paths, about, as_json, dropped=chosen.limits.dropped_frames)
         return
+    shared = made_with(chosen, experts)
     for folder in folders:
         prepare_folder(folder)
     made, rows, conditions = [], [], []
@@ -121,15 +127,16 @@ def generate(
         conditions.extend(encode_ahead(pipeline, image, each, last_image=last))
 
     with loaded(chosen, experts, encode=encode) as (pipeline, _):
-        for (_, settings), path, condition, own in zip(
-            wanted, paths, conditions, about, strict=True
+        for (_, settings), path, condition, made_from, own in zip(
+            wanted, paths, conditions, resolved, about, strict=True
         ):
             started = time.monotonic()
             video = make_video(
                 pipeline, image, settings, last_image=last, conditions=condition, **options
             )
             rate = settings.frame_rate or chosen.limits.frame_rate
-            write_video(path, video, fps=rate, metadata={**versions(), **own})
+            metadata = {**provenance(shared, made_from), **files}
+            write_video(path, video, fps=rate, metadata=metadata)
             seconds = round(time.monotonic() - started, 2)
             made.append({"output": str(path), "seconds": seconds, **own})
             if sheet is not None:
@@ -188,7 +195,7 @@ def _print_plan(
         asked = own.get("num_frames")
         frames = "frames" if asked is None else f"{asked - dropped} frames"
         size = f" of {own['width']} x {own['height']}" if own.get("width") else ""
-        steps = f", {own['steps']} steps" if own.get("steps") else ""
+        steps = f", {own['num_inference_steps']} steps" if own.get("num_inference_steps") else ""
         name = typer.format_filename(path)
         print(f"would write {name}: {frames}{size}{steps}, seed {own['seed']}")
 
@@ -242,30 +249,6 @@ def _check_files(
     for path, _ in files:
         check_new_file(path, overwrite=overwrite)
     return list(dict.fromkeys(path.parent for path, _ in files))
-
-
-def _description(
-    model: ModelChoice,
-    experts: ExpertChoice,
-    settings: VideoSettings,
-    *,
-    weights: str | None,
-    files: dict[str, Path | None],
-) -> dict[str, Any]:
-    """Say how a video is made."""
-    from motionmerge.sampling.request.model import FolderModel
-
-    own = settings.resolved(model.family, model.limits).model_dump()
-    about = {name: value for name, value in own.items() if value is not None}
-    about["steps"] = about.pop("num_inference_steps")
-    if own["height"] is not None and own["height"] == own["width"]:
-        about["size"] = own["height"]
-    if experts.recipe is None and weights is not None:
-        about["weights"] = weights
-    if isinstance(model, FolderModel):
-        about["dtype"] = str(model.weights_dtype)
-    about |= {name: str(path) for name, path in files.items() if path is not None}
-    return {"model": model.name, **about, **experts.description()}
 
 
 def _prompts(prompt: str | None, prompts: Path | None) -> list[str | None]:

@@ -461,17 +461,3 @@ def loaded(
         if bank is not None and bank.placement and model.path is not None:
             typer.echo(f"experts of {bank.placement}", err=True)
         yield pipeline, bank
-
-
-def versions() -> dict[str, str]:
-    """Versions that a video's bytes depend on."""
-    import diffusers
-    import torch
-
-    from motionmerge import __version__
-
-    return {
-        "motionmerge": __version__,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }

@@ -22,6 +22,7 @@ from motionmerge.io.atomic import atomic_path
 from motionmerge.io.video import read_video_metadata, write_video
 from motionmerge.sampling.batch.manifest import PlannedVideo, configuration_name
 from motionmerge.sampling.videos.phases import VIDEO_ERRORS, Outcome, make_videos
+from motionmerge.sampling.videos.provenance import provenance
 from motionmerge.switching.bank import Bank
 
 _TEXT: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
@@ -102,7 +103,7 @@ class BatchOptions:
             an error of the user's.
     """
 
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     frame_rate: float = 8
     videos_per_switch: int = 16
     retries: int = 1
@@ -327,11 +328,7 @@ def _make(
 
 def _write(video: PlannedVideo, outcome: Outcome, options: BatchOptions) -> BaseException | None:
     settings = video.job.settings
-    about = {
-        **options.metadata,
-        **settings.model_dump(exclude_none=True),
-        CONFIGURATION_KEY: video.configuration,
-    }
+    about = {**provenance(options.metadata, settings), CONFIGURATION_KEY: video.configuration}
     try:
         assert outcome.video is not None
         write_video(
