@@ -30,10 +30,10 @@ FILES = {
     "lora_flags.py": ["generate", "batch"],
     "show_lora.py": ["show"],
     "merge.py": ["merge", "extrapolate"],
+    "parameters.py": ["merge", "generate", "batch", "export comfyui"],
     "evaluate.py": ["evaluate pocket"],
     "train.py": ["train pocket-base"],
     "export.py": ["export two-experts", "export loras", "export original"],
-    "outputs.py": ["generate", "compare", "convert", "demo", "evaluate pocket", "export original"],
 }
 """Which verbs show the errors of a file of `cli/`; others are named as their verb."""
 

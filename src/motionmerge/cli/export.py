@@ -15,18 +15,16 @@ from motionmerge.cli.merge import (
     DryRunOption,
     JsonOption,
     MissingOption,
-    MotionOption,
     OutputOption,
     OverwriteOption,
-    SetOption,
     checked_missing,
-    load_recipe,
     parse_inputs,
     progress_bar,
 )
 from motionmerge.cli.merge import (
     DtypeOption as ScaledDtypeOption,
 )
+from motionmerge.cli.parameters import MotionOption, SetOption, load_recipe
 from motionmerge.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:

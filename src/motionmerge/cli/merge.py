@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from motionmerge.cli.parameters import MotionOption, SetOption, load_recipe
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,20 +37,6 @@ DryRunOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="NAME=NUMBER", help="Another value of a recipe's parameter; repeatable."
-    ),
-]
-MotionOption = Annotated[
-    float | None,
-    typer.Option(
-        help="The same as --set motion=NUMBER: how far to extrapolate away from the fine-tuned "
-        "weights. 0 is the base's motion, -1 that of the fine-tuned weights.",
-        show_default="the recipe's own",
-    ),
-]
 MissingOption = Annotated[
     str,
     typer.Option(
@@ -136,39 +122,6 @@ def carry_out(recipe: Recipe, output: Path, *, as_json: bool, **options: Any) ->
     with progress_bar("merge") as progress:
         report = run(recipe, output, progress=progress, **options)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report)
-
-
-def load_recipe(recipe: str, changed: Sequence[str] | None, motion: float | None) -> Recipe:
-    """Load a recipe with the parameters that --set and --motion give.
-
-    Raises:
-        RecipeError: There is no such recipe or parameter.
-        ConfigError: As `parse_parameters`.
-    """
-    from motionmerge.merging.recipes.recipe import Recipe
-
-    return Recipe.load(recipe).with_parameters(**parse_parameters(changed, motion))
-
-
-def parse_parameters(changed: Sequence[str] | None, motion: float | None) -> dict[str, float]:
-    """Read the `NAME=NUMBER` of --set, and --motion.
-
-    Raises:
-        ConfigError: One is no NAME=NUMBER, or a parameter is given twice.
-    """
-    parameters: dict[str, float] = {} if motion is None else {"motion": motion}
-    for pair in changed or ():
-        name, _, text = pair.partition("=")
-        try:
-            value = float(text)
-        except ValueError as error:
-            raise ConfigError(
-                f"--set {pair} is not NAME=NUMBER.", fix="Write e.g. `--set motion=0.5`."
-            ) from error
-        if name in parameters:
-            raise ConfigError(f"The parameter `{name}` is given twice.", fix="Give it once.")
-        parameters[name] = int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else value
-    return parameters
 
 
 def parse_inputs(pairs: Iterable[str], *, flag: str = "--input") -> dict[str, str]:

@@ -169,10 +169,11 @@ def _describe_weights(path: Path, *, groups: bool) -> tuple[dict[str, Any], Reci
         return found | _model_card(metadata), None
     recipe = Recipe.made(path)
     expert = metadata.get("motionmerge.expert", "")
+    written_out = recipe.written_out().experts
     found |= {
         "made_by": f"motionmerge {metadata.get('motionmerge.version', '?')}",
         "expert": expert,
-        "formula": str(recipe.experts[expert]) if expert in recipe.experts else None,
+        "formula": str(written_out[expert]) if expert in written_out else None,
         "schedule": recipe.schedule.draw() if recipe.schedule else None,
         "recipe": metadata[METADATA_KEY],
     }

@@ -20,11 +20,10 @@ import typer
 from motionmerge.cli.lora_flags import LORA_HELP, check_kind, describe_loras, weighted_loras
 from motionmerge.cli.merge import (
     MissingOption,
-    SetOption,
     checked_missing,
     parse_inputs,
-    parse_parameters,
 )
+from motionmerge.cli.parameters import SetOption, parse_parameters
 from motionmerge.errors import ConfigError
 from motionmerge.io.paths import exists, path_of
 

@@ -221,7 +221,7 @@ def export_loras(
     files = {
         file.stem: LoraExport(
             path=None if dry_run else str(paths[file]),
-            formula=str(recipe.experts[file.expert]),
+            formula=bound.formulas[file.expert],
             base=base,
             rank=rank,
             target=chosen.title,

@@ -116,6 +116,11 @@ class BoundRecipe:
             self.recipe.origin(lacking)  # raises
         return {name: expert.bind(self.origins) for name, expert in self.recipe.experts.items()}
 
+    @cached_property
+    def formulas(self) -> dict[str, str]:
+        """The experts' expressions with numbers in place of parameters, for reports."""
+        return {name: str(one) for name, one in self.recipe.written_out().experts.items()}
+
     def chosen(self, names: Iterable[str] | None) -> dict[str, Checkpoint]:
         """Return some of the experts; all for None.
 

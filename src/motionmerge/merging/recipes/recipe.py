@@ -271,7 +271,8 @@ class Recipe:
         experts = {}
         for expert, own in weights.items():
             each = own if isinstance(own, Mapping) else dict.fromkeys(names, own)
-            terms = (f"lora({name}, {float(weight)!r})" for name, weight in each.items())
+            numbers = {n: w if type(w) is int else float(w) for n, w in each.items()}
+            terms = (f"lora({name}, {weight!r})" for name, weight in numbers.items())
             experts[expert] = " + ".join(["base", *terms])
         sections: dict[str, Any] = {"inputs": inputs, "experts": experts}
         if len(experts) == 2:
@@ -321,6 +322,8 @@ class Recipe:
 
     def written_out(self) -> Recipe:
         """Return the same recipe with numbers in place of its parameters."""
+        if not self.parameters:
+            return self
         experts = {
             name: _without_names(str(expert), self.parameters)
             for name, expert in self.experts.items()
@@ -389,11 +392,12 @@ def _dump(section: Mapping[str, Any]) -> str:
 
 def _without_names(expression: str, parameters: Mapping[str, float]) -> str:
     """Put numbers in place of parameters' names, not inside quotes nor before an equals sign."""
-    return re.sub(
+    plain = re.sub(
         r'"(?:[^"\\]|\\.)*"|\b[A-Za-z_]\w*\b(?!=)',
         lambda found: repr(parameters[found[0]]) if found[0] in parameters else found[0],
         expression,
     )
+    return plain.replace("- -", "+ ")
 
 
 def _as_written(schedule: ExpertSchedule) -> list[dict[str, Any]]:
