@@ -169,7 +169,7 @@ def test_layers_that_the_model_lacks_are_refused_or_left_out_with_a_warning() ->
         experts(model, **with_weights(more, WEIGHTS), schedule=SCHEDULE, missing="keep") as bank,
     ):
         left_out: Any = getattr(bank, "left_out", None)
-        assert list(left_out["lora"]) == ["blocks.7.to_q", "blocks.7.to_q.diff_b"]
+        assert list(left_out["style"]) == ["blocks.7.to_q", "blocks.7.to_q.diff_b"]
     with pytest.raises(CheckpointError):
         outputs(Model(), pair("blocks.7.to_q"), missing="keep")
     with pytest.raises(ConfigError, match="`missing`"):

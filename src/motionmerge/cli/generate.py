@@ -76,6 +76,7 @@ def generate(
     from motionmerge.io.atomic import prepare_folder
     from motionmerge.io.video import contact_sheet, eight_bit, load_image, write_video
     from motionmerge.sampling.batch.manifest import check_number
+    from motionmerge.sampling.request.model import FolderModel
     from motionmerge.sampling.videos.make_video import encode_ahead, make_video
     from motionmerge.sampling.videos.provenance import made_with, provenance
 
@@ -104,15 +105,10 @@ def generate(
     read = [(last_image, "the last image"), (photo, "the photo")]
     folders = _check_files(paths, sheet, read, overwrite=overwrite)
     resolved = [settings.resolved(chosen.family, chosen.limits) for _, settings in wanted]
-    about = [
-        {
-            "model": chosen.name,
-            **one.model_dump(exclude_none=True),
-            **files,
-            **experts.description(),
-        }
-        for one in resolved
-    ]
+    of_all = {"model": chosen.name, **experts.description(), **files}
+    if isinstance(chosen, FolderModel):
+        of_all["dtype"] = str(chosen.weights_dtype)
+    about = [{**of_all, **one.model_dump(exclude_none=True)} for one in resolved]
     planner.show()
     if dry_run:
         _print_plan(paths, about, as_json, dropped=chosen.limits.dropped_frames)
