@@ -13,12 +13,12 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
-from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.merging.inputs.sources import MODULES
 from motionmerge.merging.names.wrappers import DENOISERS
+from motionmerge.models.diffusers_state import group_offload_hooks, is_fused
 from motionmerge.noise_levels import denoises_in_stages, noisiest
 from motionmerge.schedule import ExpertSchedule
 from motionmerge.switching.denoising_steps import (
@@ -364,23 +364,6 @@ def check_unfused(name: str, module: nn.Module) -> None:
             f"`{name}` computes with fused projections, which hold copies of its weights.",
             fix="call unfuse_qkv_projections() before attaching experts; fusing saves little.",
         )
-
-
-def is_fused(module: nn.Module) -> bool:
-    """Tell whether attention computes queries, keys and values by one product."""
-    fused = [child for child in module.modules() if getattr(child, "fused_projections", False)]
-    # The older kind of attention stays marked when it is unfused: its processor tells.
-    return any(
-        not isinstance(child, Attention) or "Fused" in type(child.processor).__name__
-        for child in fused
-    )
-
-
-def group_offload_hooks(module: nn.Module) -> list[Any]:
-    """List the hooks by which diffusers offloads parts of a module in groups."""
-    registries = (getattr(child, "_diffusers_hook", None) for child in module.modules())
-    hooks = (registry.get_hook("group_offloading") for registry in registries if registry)
-    return [hook for hook in hooks if hook is not None]
 
 
 def _no_scheduler() -> ConfigError:

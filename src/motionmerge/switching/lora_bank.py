@@ -20,17 +20,16 @@ from torch import nn
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError, ShapeError
 from motionmerge.merging.inputs.coverage import Missing
 from motionmerge.merging.names.wrappers import DENOISERS
+from motionmerge.models.diffusers_state import group_offload_hooks, reset_caches
 from motionmerge.schedule import ExpertSchedule
 from motionmerge.switching.bank import (
     BARE_MODULE,
     Bank,
     check_attachable,
     check_unfused,
-    group_offload_hooks,
     modules_of,
 )
 from motionmerge.switching.lora_layers import DENSE, LoraLayer, LoraSource, read_lora
-from motionmerge.switching.switched_module import reset_caches
 from motionmerge.text import fix_unknown_name
 
 LoraWeights = Mapping[str, Mapping[str, float]]

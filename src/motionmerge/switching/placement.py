@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
 
 from motionmerge.errors import ConfigError
 from motionmerge.memory import SHARE, free_memory, gigabytes
@@ -117,14 +115,3 @@ def choose_placement(
 def free_or_none(device: torch.device) -> int | None:
     """Give the free bytes of a device whose system tells; other accelerators do not."""
     return free_memory(device) if device.type in ("cpu", "cuda") else None
-
-
-def computing_device(module: nn.Module) -> torch.device:
-    """Find where a module computes, which with model offload is not where it is."""
-    hook = getattr(module, "_hf_hook", None)
-    for one in (hook, *getattr(hook, "hooks", ())):
-        device = getattr(one, "execution_device", None)
-        if device is not None:
-            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-    tensors: Any = (tensor for group in (module.parameters(), module.buffers()) for tensor in group)
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))

@@ -12,19 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers.hooks.faster_cache import FasterCacheBlockHook
-from diffusers.hooks.hooks import StateManager
 from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
 from motionmerge.memory import return_freed_memory
-from motionmerge.switching.bank import check_unfused, is_fused
+from motionmerge.models.diffusers_state import computing_device, is_fused, reset_caches
+from motionmerge.switching.bank import check_unfused
 from motionmerge.switching.on_disk import TensorsOnDisk
 from motionmerge.switching.placement import (
     Placement,
     Weights,
     choose_placement,
-    computing_device,
     free_or_none,
 )
 from motionmerge.switching.prefetch import Prefetcher, lane_to
@@ -352,43 +350,3 @@ def _check_writable(tensor: torch.Tensor, *, label: str) -> None:
             fix="load the model in bf16, fp16 or fp32, or merge to two checkpoints and use a "
             "pipeline with transformer and transformer_2.",
         )
-
-
-def reset_caches(module: nn.Module) -> None:
-    """Empty diffusers' caches, which hold results of the other expert; keep their context.
-
-    The reset forgets which call (conditional or not) is under way, and MagCache's count of the
-    steps, which says how much to expect of the next; these are put back. An empty
-    FasterCache of a guidance-distilled model is read all the same, unless it is due to be filled.
-    """
-    reset: Any = getattr(module, "_reset_stateful_cache", None)
-    if reset is None:
-        return
-    hooks = [
-        hook
-        for child in module.modules()
-        for hook in getattr(getattr(child, "_diffusers_hook", None), "hooks", {}).values()
-    ]
-    managers = {
-        id(value): value
-        for hook in hooks
-        for value in vars(hook).values()
-        if isinstance(value, StateManager)
-    }
-    before = [(manager, manager._context, _steps_counted(manager)) for manager in managers.values()]
-    reset()
-    for manager, context, steps in before:
-        for name, step in steps.items():
-            state = manager._state_cls(*manager._init_args, **manager._init_kwargs)
-            state.step_index = step
-            manager._state_cache[name] = state
-        manager.set_context(context)
-    for hook in hooks:
-        if isinstance(hook, FasterCacheBlockHook) and hook.is_guidance_distilled:
-            hook.state.iteration = hook.block_skip_range
-
-
-def _steps_counted(manager: StateManager) -> dict[str, int]:
-    """Give the step that each guidance pass is at, of a cache that counts them."""
-    steps = {name: getattr(one, "step_index", None) for name, one in manager._state_cache.items()}
-    return {name: step for name, step in steps.items() if isinstance(step, int)}
