@@ -135,10 +135,10 @@ def batch(
         return
     prepare_folder(output)
     options = BatchOptions(
-        made_with(chosen, experts),
-        chosen.limits.frame_rate,
-        videos_per_switch,
-        retries,
+        metadata=made_with(chosen, experts),
+        frame_rate=chosen.limits.frame_rate,
+        videos_per_switch=videos_per_switch,
+        retries=retries,
     )
     if ray:
         from motionmerge.sampling.batch.ray_batch import run_on_ray

@@ -197,11 +197,11 @@ class VideoFlags:
         if cluster_device is None:
             check_device(where)
         return FolderModel(
-            find_pipeline(self.model, variant=self.variant, legacy=self.legacy_weights),
-            None if self.dtype is None else dtype_named(self.dtype),
-            where,
-            self.variant,
-            self.legacy_weights,
+            folder=find_pipeline(self.model, variant=self.variant, legacy=self.legacy_weights),
+            dtype=None if self.dtype is None else dtype_named(self.dtype),
+            device=where,
+            variant=self.variant,
+            legacy=self.legacy_weights,
         )
 
     def chosen_experts(self, model: ModelChoice) -> ExpertChoice:

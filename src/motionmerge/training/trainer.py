@@ -119,7 +119,7 @@ class TrainerSettings:
     log_every: int = 25
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingResult:
     """What a run did.
 
@@ -252,12 +252,12 @@ def fit(
     objective.to(torch.device("cpu"))
     accelerator.wait_for_everyone()
     return TrainingResult(
-        settings.steps,
-        state.final_loss(),
-        time.monotonic() - started,
-        accelerator.num_processes,
-        accelerator.is_main_process,
-        torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        steps=settings.steps,
+        loss=state.final_loss(),
+        seconds=time.monotonic() - started,
+        num_processes=accelerator.num_processes,
+        is_main_process=accelerator.is_main_process,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )
 
 

@@ -90,7 +90,7 @@ class BatchReport:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BatchOptions:
     """How a batch goes about its videos.
 

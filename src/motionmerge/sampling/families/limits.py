@@ -18,7 +18,7 @@ Configs = Mapping[str, Mapping[str, Any]]
 MAX_FRAME_RATE = 120.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """What a pipeline can make.
 
@@ -107,7 +107,7 @@ class Modular:
     optional_parts: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VideoFamily:
     """How the pipelines of a family of models are called.
 
