@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from motionmerge.merging.in_memory import apply as apply
     from motionmerge.merging.lora.task_vector import lora as lora
     from motionmerge.merging.merge import merge as merge
+    from motionmerge.merging.recipes.functions import register_function as register_function
     from motionmerge.merging.recipes.recipe import Recipe as Recipe
     from motionmerge.models.dynamicrafter.scheduler import (
         DynamicRescaleDDIMScheduler as DynamicRescaleDDIMScheduler,
@@ -54,6 +55,7 @@ _HOMES = {
     "merge": "motionmerge.merging.merge",
     "low_rank": "motionmerge.merging.algebra.functions",
     "only": "motionmerge.merging.algebra.groups",
+    "register_function": "motionmerge.merging.recipes.functions",
     "ties": "motionmerge.merging.algebra.functions",
     "trim": "motionmerge.merging.algebra.functions",
 }
@@ -75,6 +77,7 @@ __all__ = [
     "low_rank",
     "merge",
     "only",
+    "register_function",
     "ties",
     "trim",
 ]

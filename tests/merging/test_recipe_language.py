@@ -12,7 +12,7 @@ import motionmerge
 from motionmerge.io.weights import save_weights
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.merge import realise
-from motionmerge.merging.recipes.parser import FUNCTIONS
+from motionmerge.merging.recipes.functions import FUNCTIONS
 from motionmerge.merging.recipes.recipe import Recipe
 
 from .conftest import make_state

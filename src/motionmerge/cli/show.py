@@ -23,30 +23,6 @@ _EDG = """@inproceedings{tian2025extrapolating,
   year      = {2025},
   eprint    = {2503.00948}
 }"""
-_DARE = """@inproceedings{yu2024language,
-  title     = {Language Models are Super Mario: Absorbing Abilities from Homologous Models
-               as a Free Lunch},
-  author    = {Yu, Le and Yu, Bowen and Yu, Haiyang and Huang, Fei and Li, Yongbin},
-  booktitle = {ICML},
-  year      = {2024},
-  eprint    = {2311.03099}
-}"""
-
-_TIES = """@inproceedings{yadav2023ties,
-  title     = {TIES-Merging: Resolving Interference When Merging Models},
-  author    = {Yadav, Prateek and Tam, Derek and Choshen, Leshem and Raffel, Colin and
-               Bansal, Mohit},
-  booktitle = {NeurIPS},
-  year      = {2023},
-  eprint    = {2306.01708}
-}"""
-_LORA = """@inproceedings{hu2022lora,
-  title     = {LoRA: Low-Rank Adaptation of Large Language Models},
-  author    = {Hu, Edward J. and others},
-  booktitle = {ICLR},
-  year      = {2022},
-  eprint    = {2106.09685}
-}"""
 
 
 def show(
@@ -96,17 +72,13 @@ def show(
 
 
 def _citations(recipe: Recipe) -> list[str]:
-    """Give the paper, and the sources of the functions that the recipe calls."""
-    from motionmerge.merging.algebra.functions import Ties, Trim
-    from motionmerge.merging.algebra.sparsify import Dare
-    from motionmerge.merging.lora.task_vector import Lora
+    """Return the paper, and the sources of the functions that the recipe calls."""
+    from motionmerge.merging.recipes.functions import FUNCTIONS
 
     nodes = [node for expert in recipe.experts.values() for node in expert.vectors_inside()]
-    sources = {_DARE: (Dare,), _TIES: (Ties, Trim), _LORA: (Lora,)}
-    cited = [
-        text for text, kinds in sources.items() if any(isinstance(node, kinds) for node in nodes)
-    ]
-    return [_EDG, *cited]
+    called = {node.function for node in nodes}
+    sources = [function.citation for name, function in FUNCTIONS.items() if name in called]
+    return [_EDG, *filter(None, dict.fromkeys(sources))]
 
 
 def _describe_recipe(recipe: Recipe, *, groups: bool) -> dict[str, Any]:

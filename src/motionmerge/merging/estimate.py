@@ -18,7 +18,6 @@ from motionmerge.io.hashing import cache_file
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.algebra.sparsify import Dare
 from motionmerge.merging.compute.kernel import CHUNK, STRETCH
-from motionmerge.merging.compute.program import is_blockwise
 from motionmerge.merging.compute.streaming import num_threads
 from motionmerge.merging.inputs.sources import OpenInputs
 from motionmerge.merging.report import peak_memory
@@ -107,7 +106,7 @@ def work_of(
     """
     vectors = {name: list(checkpoint.vectors_inside()) for name, checkpoint in bound.items()}
     counts = {name: sum(sizes.values()) for name, sizes in reached.items()}
-    whole = [name for name, inside in vectors.items() if not all(map(is_blockwise, inside))]
+    whole = [name for name, inside in vectors.items() if not all(v.is_blockwise for v in inside)]
     return Work(
         num_tensors=num_tensors,
         bytes_read=sum(

@@ -13,7 +13,7 @@ from motionmerge.errors import ConfigError, RecipeError
 from motionmerge.merging.algebra.named import NamedFloat, NamedInt, named, number_text
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.algebra.terms import is_number
-from motionmerge.merging.recipes.parser import FUNCTIONS
+from motionmerge.merging.recipes.functions import FUNCTIONS
 from motionmerge.text import fix_unknown_name, parse_yaml
 
 MAX_BYTES = 64 * 1024
