@@ -12,12 +12,18 @@ import yaml
 from motionmerge.errors import ConfigError
 
 
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that a mistyped one is closest to; None if none is close."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return near[0] if near else None
+
+
 def fix_unknown_name(name: str, known: Iterable[str]) -> str:
     """Phrase the `Fix:` line for an unknown name: the nearest known one, or all of them."""
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    if near:
-        return f"Write `{near[0]}` instead of `{name}`."
+    near = nearest_name(name, names)
+    if near is not None:
+        return f"Write `{near}` instead of `{name}`."
     return f"Remove `{name}`, or use one of: {', '.join(names)}."
 
 

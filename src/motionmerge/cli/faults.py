@@ -19,8 +19,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
+from motionmerge.cli.help import VerbGroup
+from motionmerge.cli.options import print_version
 from motionmerge.errors import MotionMergeError
 
 PYTHON_TO_FLAG: Mapping[str, str] = {
@@ -94,6 +95,11 @@ def in_flags(fix: str, flags: Collection[str]) -> str:
     return _INPUT.sub(r"--input \1=FILE", fix) if "--input" in flags else fix
 
 
+def _verb(ctx: Any) -> list[str]:
+    """Return the words that a group has set aside; click 8.1 had another name for them."""
+    return getattr(ctx, "_protected_args", None) or getattr(ctx, "protected_args", [])
+
+
 def _lacks_flag(way: str, flags: Collection[str]) -> bool:
     """Check whether an advice is for Python, and the verb has no flag that does the same."""
     return any(
@@ -112,12 +118,14 @@ def flags_of(group: Any, words: Iterable[str]) -> set[str]:
     return {spelled for parameter in command.params for spelled in parameter.opts}
 
 
-class Verbs(TyperGroup):
+class Verbs(VerbGroup):
     """The verbs, and one end for everything that can go wrong in them."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run a verb; see the top of the file for what becomes of errors."""
-        words = [*ctx._protected_args, *ctx.args]
+        words = [*_verb(ctx), *ctx.args]
+        if "--version" in words:  # no verb has such a flag, and many people type it behind one
+            print_version(wanted=True)
         with _one_message(flags_of(self, words), debug=ctx.params.get("debug", False)):
             result = super().invoke(ctx)
             sys.stdout.flush()  # a full disk shows only now if little was printed
@@ -146,7 +154,10 @@ def _one_message(flags: Collection[str], *, debug: bool = False) -> Iterator[Non
         _tell("Stopped.")
         raise typer.Exit(130) from error
     except Exception as error:
-        if type(error).__module__.partition(".")[0] == "typer":  # usage errors, Exit: its own ends
+        if type(error).__module__.partition(".")[0] in (
+            "typer",
+            "click",
+        ):  # usage errors, Exit: its own ends
             raise
         if debug:
             _tell(traceback.format_exc().rstrip())

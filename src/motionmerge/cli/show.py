@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from motionmerge.cli.options import JsonOption, recipe_names
 from motionmerge.cli.show_lora import check_base, described, names_in, print_note
-from motionmerge.errors import CheckpointError, MotionMergeError
+from motionmerge.errors import CheckpointError, MotionMergeError, RecipeError
+from motionmerge.text import nearest_name
 
 if TYPE_CHECKING:
     from motionmerge.merging.recipes.recipe import Recipe
+
+EXAMPLE = "Example: motionmerge show edg-official"
 
 _EDG = """@inproceedings{tian2025extrapolating,
   title     = {Extrapolating and Decoupling Image-to-Video Generation Models:
@@ -29,16 +33,21 @@ def show(
     subject: Annotated[
         str,
         typer.Argument(
-            help="Weights or a LoRA (also pocket:base), a recipe file, or a shipped recipe's name."
+            metavar="SUBJECT",
+            help="Weights or a LoRA (also pocket:base), a recipe file, or a shipped recipe's name.",
+            autocompletion=recipe_names,
         ),
     ],
     groups: Annotated[bool, typer.Option("--groups", help="Count parameters by group.")] = False,
     cite: Annotated[bool, typer.Option("--cite", help="Print BibTeX of what it uses.")] = False,
     base: Annotated[
         Path | None,
-        typer.Option(help="For a LoRA: the weights that it is for, to see what it does to them."),
+        typer.Option(
+            metavar="PATH",
+            help="For a LoRA: the weights that it is for, to see what it does to them.",
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Print a recipe's formulas, schedule, sizes and cost, or a file's contents and its recipe.
 
@@ -153,9 +162,23 @@ def _describe_weights(path: Path, *, groups: bool) -> tuple[dict[str, Any], Reci
 
 
 def _path(subject: str) -> Path:
+    """Find the weights that are to be shown.
+
+    Raises:
+        RecipeError: There are none, and it looks like the mistyped name of a shipped recipe.
+    """
+    from motionmerge.io.paths import exists
     from motionmerge.merging.inputs.resolvers import resolve, split_name
 
-    return resolve(subject) if split_name(subject) else Path(subject)
+    if split_name(subject):
+        return resolve(subject)
+    near = None if exists(Path(subject)) else nearest_name(subject, recipe_names())
+    if near is not None:
+        raise RecipeError(
+            f"There is neither a file nor a recipe `{subject}`.",
+            fix=f"Write `{near}` instead of `{subject}`.",
+        )
+    return Path(subject)
 
 
 def _model_card(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -13,17 +13,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
 from motionmerge.cli.lora_flags import LORA_HELP, check_kind, describe_loras, weighted_loras
-from motionmerge.cli.merge import (
+from motionmerge.cli.merge import parse_inputs, parse_parameters
+from motionmerge.cli.options import (
+    EXPERTS,
+    MODEL,
+    VIDEO,
+    InputOption,
     MissingOption,
-    checked_missing,
-    parse_inputs,
+    SetOption,
+    recipe_names,
 )
-from motionmerge.cli.parameters import SetOption, parse_parameters
 from motionmerge.errors import ConfigError
 from motionmerge.io.paths import exists, path_of
 
@@ -44,76 +48,157 @@ class VideoFlags:
     """What the command line says of a model, its experts and its videos; a field is a flag."""
 
     model: Annotated[
-        str, typer.Option(help="A diffusers folder, a hub id such as owner/name, or pocket.")
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="A diffusers folder, a hub id such as owner/name, or pocket.",
+            rich_help_panel=MODEL,
+        ),
     ] = POCKET
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which of the model's weight files to take, e.g. fp16.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+    legacy_weights: Annotated[
+        bool,
+        typer.Option(
+            "--legacy-weights",
+            help="Also read the model's .bin files, as tensors.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False
+    dtype: Annotated[
+        Literal["fp32", "fp16", "bf16"] | None,
+        typer.Option(
+            help="Number format that the model computes in.",
+            show_default="bf16 on a GPU, fp32 on a CPU",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE",
+            help="cpu, cuda, cuda:1 ..",
+            show_default="a GPU if there is one",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
     motion: Annotated[
         float | None,
         typer.Option(
+            metavar="NUMBER",
             help="The knob, which is the recipe's parameter motion: how far to extrapolate away "
             "from the fine-tuned weights while noisy. 0 is the base's motion, -1 that of the "
             "fine-tuned weights. Other models than pocket need --recipe, --base or --lora.",
             show_default="the recipe's own; for pocket 1",
+            rich_help_panel=EXPERTS,
         ),
-    ] = None
-    changed: SetOption = None
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="A recipe file or the name of a shipped one.",
-            show_default="for pocket: pocket",
-        ),
-    ] = None
-    replaced: Annotated[
-        list[str] | None,
-        typer.Option("--input", help="NAME=PATH, instead of the recipe's input; repeatable."),
     ] = None
     base: Annotated[
         Path | None,
         typer.Option(
-            help="What --model was fine-tuned from, for --motion: a folder or weights file."
+            metavar="PATH",
+            help="What --model was fine-tuned from, for --motion: a folder or weights file.",
+            rich_help_panel=EXPERTS,
         ),
     ] = None
     lora: Annotated[
         list[str] | None,
-        typer.Option(help=LORA_HELP),
+        typer.Option(metavar="FILE[=WEIGHT]", help=LORA_HELP, rich_help_panel=EXPERTS),
     ] = None
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="A recipe file, or the name of a shipped recipe; `motionmerge recipes` lists "
+            "them.",
+            show_default="for pocket: pocket",
+            autocompletion=recipe_names,
+            rich_help_panel=EXPERTS,
+        ),
+    ] = None
+    changed: SetOption = None
+    replaced: InputOption = None
     weights: Annotated[
         str | None,
         typer.Option(
-            help="One set of weights instead: base, tuned, naive, equal, or a merged file."
+            metavar="WEIGHTS",
+            help="One set of weights instead: base, tuned, naive, equal, or a merged file.",
+            rich_help_panel=EXPERTS,
         ),
     ] = None
     missing: MissingOption = "error"
     boundary: Annotated[
-        float | None, typer.Option(help="Noise level at which the expert changes, 0 to 1.")
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Noise level at which the expert changes, 0 to 1.",
+            show_default="that of the recipe's schedule",
+            rich_help_panel=EXPERTS,
+        ),
     ] = None
     seed: Annotated[
         int,
-        typer.Option(min=0, help="Same seed, same video. A manifest's lines can have their own."),
+        typer.Option(
+            min=0,
+            metavar="NUMBER",
+            help="Same seed, same video. A manifest's lines can have their own.",
+            rich_help_panel=VIDEO,
+        ),
     ] = 0
     num_videos: Annotated[
-        int, typer.Option(min=1, help="Videos of each prompt, with seeds from its own on.")
+        int,
+        typer.Option(
+            min=1,
+            metavar="NUMBER",
+            help="Videos of each prompt, with seeds from its own on.",
+            rich_help_panel=VIDEO,
+        ),
     ] = 1
     negative_prompt: Annotated[
         str | None,
-        typer.Option(help="What should not happen; needs guidance above 1."),
+        typer.Option(
+            metavar="TEXT",
+            help="What should not happen; needs guidance above 1.",
+            rich_help_panel=VIDEO,
+        ),
     ] = None
     steps: Annotated[
         int | None,
-        typer.Option(min=1, max=1000, help="Denoising steps.", show_default=_OWN),
+        typer.Option(
+            min=1,
+            max=1000,
+            metavar="NUMBER",
+            help="Denoising steps.",
+            show_default=_OWN,
+            rich_help_panel=VIDEO,
+        ),
     ] = None
     guidance: Annotated[
         float | None,
-        typer.Option(min=0, help="Strength of the prompt.", show_default=_OWN),
+        typer.Option(
+            min=0,
+            metavar="NUMBER",
+            help="Strength of the prompt.",
+            show_default=_OWN,
+            rich_help_panel=VIDEO,
+        ),
     ] = None
     guidance_2: Annotated[
         float | None,
         typer.Option(
             "--guidance-2",
             min=0,
+            metavar="NUMBER",
             help="The same at low noise, for the second transformer of Wan 2.2-A14B; 1 for "
             "distilled weights.",
             show_default="that of --guidance",
+            rich_help_panel=VIDEO,
         ),
     ] = None
     start_step: Annotated[
@@ -121,52 +206,58 @@ class VideoFlags:
         typer.Option(
             min=1,
             max=1000,
+            metavar="NUMBER",
             help="Begin at this timestep instead of 1000: from 900 on, leans less on the image "
             "and may move more; too low looks bad. Only DynamiCrafter and pocket.",
+            rich_help_panel=VIDEO,
         ),
     ] = None
     sigmas: Annotated[
         str | None,
         typer.Option(
-            help="A,B,C: the noise of each step, falling, without the 0 at the end; for pipelines "
-            "that take sigmas. The scheduler's shift is applied to them."
+            metavar="A,B,C",
+            help="The noise of each step, falling, without the 0 at the end; for pipelines "
+            "that take sigmas. The scheduler's shift is applied to them.",
+            rich_help_panel=VIDEO,
         ),
     ] = None
     shift: Annotated[
         float | None,
         typer.Option(
+            metavar="NUMBER",
             help="Shift of a flow model's timesteps, for this run: the larger, the more steps "
             "are made while it is noisy.",
             show_default="the scheduler's own",
+            rich_help_panel=VIDEO,
         ),
     ] = None
-    size: Annotated[int | None, typer.Option(help="Pixels a side, for a square video.")] = None
-    height: Annotated[int | None, typer.Option(help="Pixels.", show_default=_OWN)] = None
-    width: Annotated[int | None, typer.Option(help="Pixels.", show_default=_OWN)] = None
+    size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="NUMBER", help="Pixels a side, for a square video.", rich_help_panel=VIDEO
+        ),
+    ] = None
+    height: Annotated[
+        int | None,
+        typer.Option(metavar="NUMBER", help="Pixels.", show_default=_OWN, rich_help_panel=VIDEO),
+    ] = None
+    width: Annotated[
+        int | None,
+        typer.Option(metavar="NUMBER", help="Pixels.", show_default=_OWN, rich_help_panel=VIDEO),
+    ] = None
     num_frames: Annotated[
-        int | None, typer.Option("--num-frames", help="Frames.", show_default=_OWN)
+        int | None,
+        typer.Option(metavar="NUMBER", help="Frames.", show_default=_OWN, rich_help_panel=VIDEO),
     ] = None
     frame_rate: Annotated[
         float | None,
         typer.Option(
-            help="Frames per second of the mp4; models that know frame rates are told it."
+            metavar="NUMBER",
+            help="Frames per second of the mp4; models that know frame rates are told it.",
+            show_default=_OWN,
+            rich_help_panel=VIDEO,
         ),
     ] = None
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="fp32, fp16 or bf16.", show_default="bf16 on a GPU, fp32 on a CPU"),
-    ] = None
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1 ..", show_default="a GPU if there is one"),
-    ] = None
-    variant: Annotated[str | None, typer.Option(help="Files of the model to take, e.g. fp16.")] = (
-        None
-    )
-    legacy_weights: Annotated[
-        bool,
-        typer.Option("--legacy-weights", help="Also read the model's .bin files, as tensors."),
-    ] = False
 
     def chosen_model(self, *, cluster_device: str | None = None) -> ModelChoice:
         """Find the model that --model means; nothing is loaded yet.
@@ -235,7 +326,7 @@ class VideoFlags:
             )
         else:
             choice = expert_choice.ExpertChoice(boundary=boundary)
-        choice = replace(choice, missing=checked_missing(self.missing))
+        choice = replace(choice, missing=self.missing)
         self._check_kinds(choice)
         with warnings.catch_warnings(record=True) as caught:
             warnings.filterwarnings("always", _LEFT_OUT)

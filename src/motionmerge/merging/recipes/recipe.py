@@ -47,7 +47,7 @@ from motionmerge.merging.recipes.sections import (
     with_values,
 )
 from motionmerge.schedule import PAPER_BOUNDARY, ExpertSchedule, ScheduleEntry
-from motionmerge.text import fix_unknown_name
+from motionmerge.text import fix_unknown_name, nearest_name
 
 METADATA_KEY = "motionmerge.recipe"
 """Where a merged file's header keeps the recipe that made it."""
@@ -109,14 +109,18 @@ class Recipe:
         shipped = shipped_recipes()
         if not exists(path) and str(path) in shipped:
             path = shipped[str(path)]
+        names = f"Give a .yaml file, or one of: {', '.join(shipped)}."
+        if not exists(path):
+            near = nearest_name(str(path), shipped)
+            raise RecipeError(
+                f"There is no recipe `{path}`: no such file, and no shipped recipe of that name.",
+                fix=names if near is None else f"Write `{near}` instead of `{path}`.",
+            )
         try:
             with path.open("rb") as file:
                 text = file.read(MAX_BYTES + 1).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(
-                f"Cannot read the recipe {path}: {error}.",
-                fix=f"Give a .yaml file, or one of: {', '.join(shipped)}.",
-            ) from error
+            raise RecipeError(f"Cannot read the recipe {path}: {error}.", fix=names) from error
         return cls.parse(text, folder=folder_of(path))
 
     @classmethod

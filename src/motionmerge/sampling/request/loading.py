@@ -262,16 +262,21 @@ def _take_turns(pipeline: Any, device: torch.device) -> None:
 
 
 def show_progress(pipeline: Any, *, is_quiet: bool) -> None:
-    """Let a pipeline draw its progress bars, or not.
+    """Let a pipeline draw its progress bars, or not."""
+    for part in parts_with_bars(pipeline):
+        part.set_progress_bar_config(disable=is_quiet)
 
-    A modular one tells only its outermost blocks.
+
+def parts_with_bars(pipeline: Any) -> list[Any]:
+    """Return all that draws progress bars: a pipeline, and of a modular one its blocks as well.
+
+    A modular pipeline passes its settings on to its outermost blocks alone.
     """
-    pipeline.set_progress_bar_config(disable=is_quiet)
     blocks = list(getattr(getattr(pipeline, "_blocks", None), "sub_blocks", {}).values())
     for block in blocks:  # grows while it is walked
         blocks.extend(block.sub_blocks.values())
-        if hasattr(block, "set_progress_bar_config"):
-            block.set_progress_bar_config(disable=is_quiet)
+    drawing = [block for block in blocks if hasattr(block, "set_progress_bar_config")]
+    return [pipeline, *drawing]
 
 
 def check_memory(folder: PipelineFolder, dtype: torch.dtype, device: torch.device) -> None:
