@@ -18,7 +18,9 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
     root = typer.main.get_command(app)
     context = typer.Context(root, info_name="motionmerge")
-    sections = [_section(name, root.commands[name], context) for name in root.list_commands(context)]
+    sections = [
+        _section(name, root.commands[name], context) for name in root.list_commands(context)
+    ]
     return markdown.replace(PLACE, "\n\n".join(sections))
 
 
@@ -31,7 +33,7 @@ def _section(name: str, command: Any, parent: Any, *, level: int = 2) -> str:
     text = [f"{'#' * level} `{name}`", _prose(command.help or ""), f"```text\n{usage}\n```"]
     rows = [_row(one) for one in command.params if not getattr(one, "hidden", False)]
     if any(rows):
-        text.append("\n".join(["| | |", "|---|---|", *filter(None, rows)]))
+        text.append("\n".join(["| | what it does |", "|---|---|", *filter(None, rows)]))
     for inner in getattr(command, "commands", {}):
         text.append(_section(inner, command.commands[inner], context, level=level + 1))
     return "\n\n".join(text)
