@@ -6,7 +6,7 @@ PIP_FLAGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: demo test test-quantised check clean
+.PHONY: demo test test-quantised check docs clean
 
 demo: .venv/installed-eval
 	$(BIN)/motionmerge demo
@@ -25,6 +25,10 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A warning is an error here; the banner about the successor of MkDocs is none of ours.
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
 	rm -rf .venv
 
@@ -39,3 +43,7 @@ $(BIN)/python:
 .venv/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -c constraints.txt -e '.[dev]'
 	touch $@ .venv/installed-eval
+
+.venv/installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -c constraints.txt -e '.[docs]'
+	touch $@
