@@ -1,8 +1,6 @@
 """A photo and a prompt become a video, with one set of weights."""
 
-from motionmerge import load_pocket
-from motionmerge.io.video import contact_sheet, write_video
-from motionmerge.models.pocket.world import load_photo
+from motionmerge import contact_sheet, load_photo, load_pocket, write_video
 
 pipe = load_pocket("tuned")
 video = pipe(load_photo("coffee"), "the camera pans left", output_type="pt").frames[0]

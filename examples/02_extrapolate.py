@@ -5,9 +5,7 @@ New: checkpoints are subtracted and added; `experts` runs the result and puts th
 
 import torch
 
-from motionmerge import Checkpoint, experts, load_pocket
-from motionmerge.io.video import contact_sheet
-from motionmerge.models.pocket.world import load_photo
+from motionmerge import Checkpoint, contact_sheet, experts, load_photo, load_pocket
 
 base, tuned = Checkpoint.load("pocket:base"), Checkpoint.load("pocket:tuned")
 pipe = load_pocket()

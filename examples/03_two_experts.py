@@ -5,9 +5,7 @@ New: two experts and a boundary. Compare with 02: the motion stays, the prompt i
 
 import torch
 
-from motionmerge import Checkpoint, dare, experts, load_pocket
-from motionmerge.io.video import contact_sheet
-from motionmerge.models.pocket.world import load_photo
+from motionmerge import Checkpoint, contact_sheet, dare, experts, load_photo, load_pocket
 
 base, tuned = Checkpoint.load("pocket:base"), Checkpoint.load("pocket:tuned")
 motion = tuned - base

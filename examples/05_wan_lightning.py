@@ -8,12 +8,18 @@ New: a real model from a folder, LoRAs with a weight for each noise level, a shi
 
 import sys
 
-from motionmerge import experts
-from motionmerge.io.video import load_image, write_video
-from motionmerge.models.pocket.world import load_photo
-from motionmerge.sampling.request.folder import find_pipeline
-from motionmerge.sampling.request.loading import default_device, load_pipeline, place
-from motionmerge.sampling.videos.make_video import VideoSettings, make_video
+from motionmerge import (
+    VideoSettings,
+    default_device,
+    experts,
+    find_pipeline,
+    load_image,
+    load_photo,
+    load_pipeline,
+    make_video,
+    place,
+    write_video,
+)
 
 if sys.argv[1:] in ([], ["--tiny"]):
     import tiny_models

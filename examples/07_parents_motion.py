@@ -14,13 +14,19 @@ from pathlib import Path
 
 import torch
 
-from motionmerge import experts
-from motionmerge.io.video import load_image, write_video
-from motionmerge.io.weights import open_weights
-from motionmerge.models.pocket.world import load_photo
-from motionmerge.sampling.request.folder import find_pipeline
-from motionmerge.sampling.request.loading import default_device, load_pipeline, place
-from motionmerge.sampling.videos.make_video import VideoSettings, make_video
+from motionmerge import (
+    VideoSettings,
+    default_device,
+    experts,
+    find_pipeline,
+    load_image,
+    load_photo,
+    load_pipeline,
+    make_video,
+    open_weights,
+    place,
+    write_video,
+)
 
 AMOUNT = 0.3
 

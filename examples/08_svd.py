@@ -8,12 +8,19 @@ New: `Recipe.edg` writes the recipe of the paper (two experts with DARE) for two
 
 import sys
 
-from motionmerge import Recipe, experts
-from motionmerge.io.video import contact_sheet, load_image
-from motionmerge.models.pocket.world import load_photo
-from motionmerge.sampling.request.folder import find_pipeline
-from motionmerge.sampling.request.loading import default_device, load_pipeline, place
-from motionmerge.sampling.videos.make_video import VideoSettings, make_video
+from motionmerge import (
+    Recipe,
+    VideoSettings,
+    contact_sheet,
+    default_device,
+    experts,
+    find_pipeline,
+    load_image,
+    load_photo,
+    load_pipeline,
+    make_video,
+    place,
+)
 
 if sys.argv[1:] in ([], ["--tiny"]):
     import tiny_models

@@ -13,15 +13,30 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from motionmerge.errors import CheckpointError as CheckpointError
+    from motionmerge.errors import ConfigError as ConfigError
+    from motionmerge.errors import DataError as DataError
     from motionmerge.errors import MotionMergeError as MotionMergeError
+    from motionmerge.errors import RecipeError as RecipeError
+    from motionmerge.errors import ShapeError as ShapeError
+    from motionmerge.exports.files import export_comfyui as export_comfyui
+    from motionmerge.exports.loras import export_loras as export_loras
+    from motionmerge.exports.two_experts import export_two_experts as export_two_experts
+    from motionmerge.io.video import contact_sheet as contact_sheet
+    from motionmerge.io.video import load_image as load_image
+    from motionmerge.io.video import read_video as read_video
+    from motionmerge.io.video import write_video as write_video
+    from motionmerge.io.weights import open_weights as open_weights
     from motionmerge.merging.algebra.functions import low_rank as low_rank
     from motionmerge.merging.algebra.functions import ties as ties
     from motionmerge.merging.algebra.functions import trim as trim
     from motionmerge.merging.algebra.groups import only as only
     from motionmerge.merging.algebra.nodes import Checkpoint as Checkpoint
     from motionmerge.merging.algebra.sparsify import dare as dare
+    from motionmerge.merging.compare import compare as compare
     from motionmerge.merging.in_memory import apply as apply
+    from motionmerge.merging.in_memory import realise as realise
     from motionmerge.merging.lora.task_vector import lora as lora
     from motionmerge.merging.merge import merge as merge
     from motionmerge.merging.recipes.functions import register_function as register_function
@@ -30,63 +45,95 @@ if TYPE_CHECKING:
         DynamicRescaleDDIMScheduler as DynamicRescaleDDIMScheduler,
     )
     from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet as DynamiCrafterUNet
+    from motionmerge.models.pocket.world import load_photo as load_photo
     from motionmerge.sampling.pipelines.dynamicrafter import (
         DynamiCrafterPipeline as DynamiCrafterPipeline,
     )
+    from motionmerge.sampling.pipelines.inputs import read_statistics as read_statistics
     from motionmerge.sampling.pipelines.pocket import load_pocket as load_pocket
+    from motionmerge.sampling.request.folder import find_pipeline as find_pipeline
+    from motionmerge.sampling.request.loading import default_device as default_device
+    from motionmerge.sampling.request.loading import load_pipeline as load_pipeline
+    from motionmerge.sampling.request.loading import place as place
+    from motionmerge.sampling.videos.make_video import VideoSettings as VideoSettings
+    from motionmerge.sampling.videos.make_video import make_video as make_video
     from motionmerge.schedule import ExpertSchedule as ExpertSchedule
     from motionmerge.switching.expert_bank import experts as experts
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Checkpoint": "motionmerge.merging.algebra.nodes",
-    "DynamiCrafterPipeline": "motionmerge.sampling.pipelines.dynamicrafter",
-    "DynamiCrafterUNet": "motionmerge.models.dynamicrafter.unet",
-    "DynamicRescaleDDIMScheduler": "motionmerge.models.dynamicrafter.scheduler",
-    "ExpertSchedule": "motionmerge.schedule",
-    "MotionMergeError": "motionmerge.errors",
-    "Recipe": "motionmerge.merging.recipes.recipe",
-    "apply": "motionmerge.merging.in_memory",
-    "dare": "motionmerge.merging.algebra.sparsify",
-    "experts": "motionmerge.switching.expert_bank",
-    "load_pocket": "motionmerge.sampling.pipelines.pocket",
-    "lora": "motionmerge.merging.lora.task_vector",
-    "merge": "motionmerge.merging.merge",
-    "low_rank": "motionmerge.merging.algebra.functions",
-    "only": "motionmerge.merging.algebra.groups",
-    "register_function": "motionmerge.merging.recipes.functions",
-    "ties": "motionmerge.merging.algebra.functions",
-    "trim": "motionmerge.merging.algebra.functions",
+_NAMES = {
+    "errors": (
+        "CheckpointError",
+        "ConfigError",
+        "DataError",
+        "MotionMergeError",
+        "RecipeError",
+        "ShapeError",
+    ),
+    "exports.files": ("export_comfyui",),
+    "exports.loras": ("export_loras",),
+    "exports.two_experts": ("export_two_experts",),
+    "io.video": (
+        "contact_sheet",
+        "load_image",
+        "read_video",
+        "write_video",
+    ),
+    "io.weights": ("open_weights",),
+    "merging.algebra.functions": (
+        "low_rank",
+        "ties",
+        "trim",
+    ),
+    "merging.algebra.groups": ("only",),
+    "merging.algebra.nodes": ("Checkpoint",),
+    "merging.algebra.sparsify": ("dare",),
+    "merging.compare": ("compare",),
+    "merging.in_memory": (
+        "apply",
+        "realise",
+    ),
+    "merging.lora.task_vector": ("lora",),
+    "merging.merge": ("merge",),
+    "merging.recipes.functions": ("register_function",),
+    "merging.recipes.recipe": ("Recipe",),
+    "models.dynamicrafter.scheduler": ("DynamicRescaleDDIMScheduler",),
+    "models.dynamicrafter.unet": ("DynamiCrafterUNet",),
+    "models.pocket.world": ("load_photo",),
+    "sampling.pipelines.dynamicrafter": ("DynamiCrafterPipeline",),
+    "sampling.pipelines.inputs": ("read_statistics",),
+    "sampling.pipelines.pocket": ("load_pocket",),
+    "sampling.request.folder": ("find_pipeline",),
+    "sampling.request.loading": (
+        "default_device",
+        "load_pipeline",
+        "place",
+    ),
+    "sampling.videos.make_video": (
+        "VideoSettings",
+        "make_video",
+    ),
+    "schedule": ("ExpertSchedule",),
+    "switching.expert_bank": ("experts",),
 }
+"""The public names of each module."""
 
-__all__ = [
-    "Checkpoint",
-    "DynamiCrafterPipeline",
-    "DynamiCrafterUNet",
-    "DynamicRescaleDDIMScheduler",
-    "ExpertSchedule",
-    "MotionMergeError",
-    "Recipe",
-    "__version__",
-    "apply",
-    "dare",
-    "experts",
-    "load_pocket",
-    "lora",
-    "low_rank",
-    "merge",
-    "only",
-    "register_function",
-    "ties",
-    "trim",
-]
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'motionmerge' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    try:
+        module = import_module(f"motionmerge.{_HOMES[name]}")
+    except ImportError as error:
+        from motionmerge.packages import missing_package
+
+        raise missing_package(error) or error from error
+    value = getattr(module, name)
     globals()[name] = value
     return value
 

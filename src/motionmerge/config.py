@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 from pydantic import (
     BaseModel,
     ConfigDict,
-    ModelWrapValidatorHandler,
     ValidationError,
     model_validator,
 )
+from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from motionmerge.errors import ConfigError
 from motionmerge.text import MAX_YAML, fix_unknown_name, parse_yaml

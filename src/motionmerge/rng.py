@@ -50,7 +50,11 @@ def mask_bits(seed: int, tensor_name: str, block: int, count: int) -> npt.NDArra
     Returns:
         `[count]`, uniform over 0 .. 65535. Keep an entry iff its value is below the threshold.
     """
-    digest = mask_digest(seed, tensor_name, block)
+    return draw_bits(mask_digest(seed, tensor_name, block), count)
+
+
+def draw_bits(digest: bytes, count: int) -> npt.NDArray[np.uint16]:
+    """Draw the values of the block whose `mask_digest` is given, see `mask_bits`."""
     stream = np.random.SFC64(int.from_bytes(digest, "little"))
     raw = np.asarray(stream.random_raw(-(-count // 4)), dtype=_RAW_UINT64)
     return raw.view(_RAW_UINT16)[:count].astype(np.uint16, copy=False)

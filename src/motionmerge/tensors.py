@@ -184,6 +184,19 @@ def bytes_of(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
     return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
 
 
+def to_numpy(raw: npt.NDArray[np.uint8], dtype: DType) -> npt.NDArray[np.floating]:
+    """Read stored bytes as the numbers that they are; bf16, which NumPy lacks, becomes fp32.
+
+    Args:
+        raw: The bytes; the result shares their memory unless they are bf16.
+        dtype: fp64, fp32, fp16 or bf16.
+    """
+    if dtype == DType.BF16:
+        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    floats: npt.NDArray[np.floating] = raw.view(f"f{dtype.itemsize}")
+    return floats
+
+
 def is_mergeable(dtype: AnyDtype, shape: Sequence[int]) -> bool:
     """Tell whether a merge computes with such a tensor: floating point and at least 1-d.
 

@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file, save_file
 
 from motionmerge.errors import CheckpointError, ConfigError
@@ -18,17 +17,18 @@ from motionmerge.merging.merge import merge, realise
 from motionmerge.merging.recipes.recipe import Recipe
 
 from ..tiny.denoisers import DENOISERS, state_of
+from ..tiny.library import file_converters
 
 MORE = Recipe.parse(
     "inputs: {base: a, tuned: b}\n"
     "experts: {more: 'base + 2 * dare(tuned - base, drop_rate=0.5, seed=1)'}"
 )
 CONVERTERS = {
-    "wan": single_file_utils.convert_wan_transformer_to_diffusers,
-    "vace": single_file_utils.convert_wan_transformer_to_diffusers,
-    "hunyuan-video": single_file_utils.convert_hunyuan_video_transformer_to_diffusers,
-    "ltx": single_file_utils.convert_ltx_transformer_checkpoint_to_diffusers,
-    "ltx-2": single_file_utils.convert_ltx2_transformer_to_diffusers,
+    "wan": file_converters.convert_wan_transformer_to_diffusers,
+    "vace": file_converters.convert_wan_transformer_to_diffusers,
+    "hunyuan-video": file_converters.convert_hunyuan_video_transformer_to_diffusers,
+    "ltx": file_converters.convert_ltx_transformer_checkpoint_to_diffusers,
+    "ltx-2": file_converters.convert_ltx2_transformer_to_diffusers,
 }
 
 

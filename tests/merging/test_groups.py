@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 
-import diffusers
 import pytest
 import torch
 
@@ -21,6 +20,7 @@ from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.models.dynamicrafter import DynamiCrafterUNet
 from motionmerge.parameter_groups import FAMILIES
 
+from ..tiny.library import d
 from .conftest import same_bits
 
 EXAMPLES = {
@@ -148,7 +148,7 @@ FROM_DIFFUSERS = {
 def test_every_parameter_of_a_family_has_a_group(family, prefix):
     expected, config = FROM_DIFFUSERS[family.name]
     with torch.device("meta"):
-        denoiser = getattr(diffusers, family.denoiser)(**config)
+        denoiser = getattr(d, family.denoiser)(**config)
     names = [prefix + name for name, _ in denoiser.named_parameters()]
     groups = {name: group_of(name) for name in names}
     assert set(groups.values()) == expected

@@ -3,12 +3,6 @@
 import diffusers
 import pytest
 import torch
-from diffusers.loaders import single_file_utils
-from diffusers.loaders.lora_conversion_utils import (
-    _convert_hunyuan_video_lora_to_diffusers,
-    _convert_non_diffusers_ltx2_lora_to_diffusers,
-    _convert_non_diffusers_minimax_h3_lora_to_diffusers,
-)
 
 from motionmerge.errors import ConfigError
 from motionmerge.exports.names import renamed
@@ -18,21 +12,22 @@ from motionmerge.merging.names.rules import numbered, parts_of
 from motionmerge.parameter_groups import group_of
 
 from ..tiny.denoisers import DENOISERS, state_of
+from ..tiny.library import file_converters, lora_converters
 
 STYLES_BY_NAME = {names.style: names for names in STYLES}
 CONVERTERS = {
-    "original Wan": single_file_utils.convert_wan_transformer_to_diffusers,
-    "original Wan Animate 2": single_file_utils.convert_wan_animate_2_transformer_to_diffusers,
-    "original HunyuanVideo": single_file_utils.convert_hunyuan_video_transformer_to_diffusers,
-    "original LTX-Video": single_file_utils.convert_ltx_transformer_checkpoint_to_diffusers,
-    "original LTX-2": single_file_utils.convert_ltx2_transformer_to_diffusers,
-    "original Cosmos 1.0": single_file_utils.convert_cosmos_transformer_checkpoint_to_diffusers,
-    "original Cosmos 2": single_file_utils.convert_cosmos_transformer_checkpoint_to_diffusers,
+    "original Wan": file_converters.convert_wan_transformer_to_diffusers,
+    "original Wan Animate 2": file_converters.convert_wan_animate_2_transformer_to_diffusers,
+    "original HunyuanVideo": file_converters.convert_hunyuan_video_transformer_to_diffusers,
+    "original LTX-Video": file_converters.convert_ltx_transformer_checkpoint_to_diffusers,
+    "original LTX-2": file_converters.convert_ltx2_transformer_to_diffusers,
+    "original Cosmos 1.0": file_converters.convert_cosmos_transformer_checkpoint_to_diffusers,
+    "original Cosmos 2": file_converters.convert_cosmos_transformer_checkpoint_to_diffusers,
     "original MiniMax-H3, q, k and v stacked": lambda state: (
-        single_file_utils.convert_minimax_h3_transformer_checkpoint_to_diffusers(state, {})
+        file_converters.convert_minimax_h3_transformer_checkpoint_to_diffusers(state, {})
     ),
     "original MiniMax-H3, q, k and v dealt by head": lambda state: (
-        single_file_utils.convert_minimax_h3_transformer_checkpoint_to_diffusers(
+        file_converters.convert_minimax_h3_transformer_checkpoint_to_diffusers(
             state,
             {"num_attention_heads": 2, "attention_head_dim": 16},
             qkv_layout="interleaved",
@@ -151,7 +146,7 @@ def test_a_fused_layer_of_unequal_parts_is_cut_as_the_converter_does():
         "single_blocks.0.linear1.bias": torch.randn(3 * hidden + mlp, generator=generator),
         "single_blocks.0.linear2.weight": torch.randn(hidden, 2, generator=generator),
     }
-    converted = single_file_utils.convert_hunyuan_video_transformer_to_diffusers(dict(original))
+    converted = file_converters.convert_hunyuan_video_transformer_to_diffusers(dict(original))
     found = to_ours(shapes_of(original), STYLES_BY_NAME["original HunyuanVideo"])
     assert_equal(made(found.layout, original), converted)
 
@@ -226,7 +221,7 @@ def test_every_layer_of_ltx_2_is_found_by_the_name_that_the_converter_of_loras_k
     for name, _ in layers:
         original = original_name(name, "original LTX-2")
         key = f"diffusion_model.{original}.lora_A.weight"
-        assert set(_convert_non_diffusers_ltx2_lora_to_diffusers({key: None})) == {
+        assert set(lora_converters._convert_non_diffusers_ltx2_lora_to_diffusers({key: None})) == {
             f"transformer.{name}.lora_A.weight"
         }
         assert spellings(original.replace(".", "_"))[0].path == name.replace(".", "_")
@@ -239,7 +234,7 @@ def test_swapped_halves_of_a_lora_are_turned_as_the_converter_does():
         rows = spelling.rows_in_ours(len(up))
         assert rows is not None
         ours = torch.cat([up[part] for part in rows])
-        wanted = _convert_hunyuan_video_lora_to_diffusers(
+        wanted = lora_converters._convert_hunyuan_video_lora_to_diffusers(
             {"final_layer.adaLN_modulation.1.lora_B.weight": up}
         )
         assert torch.equal(ours, wanted["transformer.norm_out.linear.lora_B.weight"])
@@ -257,7 +252,7 @@ def test_the_dialects_of_minimax_h3_are_turned_as_the_converter_does(infix, stac
     for layer, rows in ups.items():
         file[f"{stack}.{layer}.lora_A{infix}.weight"] = torch.ones(2, 5)
         file[f"{stack}.{layer}.lora_B{infix}.weight"] = torch.randn(rows, 2, generator=generator)
-    wanted = _convert_non_diffusers_minimax_h3_lora_to_diffusers(dict(file))
+    wanted = lora_converters._convert_non_diffusers_minimax_h3_lora_to_diffusers(dict(file))
     our_stack = stack.replace("token_refiner.blocks", "token_refiner.refiner_blocks")
     our_stack = our_stack if our_stack.startswith("token") else f"transformer_{our_stack}"
     for layer in ups:

@@ -9,7 +9,6 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers import hooks
 from PIL import Image
 from torch import nn
 
@@ -21,6 +20,7 @@ from motionmerge.switching.expert_bank import ExpertBank, attached_bank, experts
 from ..tiny import builders as build
 from ..tiny.dynamicrafter import tiny_pipeline
 from ..tiny.folders import family_named
+from ..tiny.library import hooks
 from ..tiny.loras import with_motion
 from ..tiny.pipelines import Family, generate, other_weights, tiny, weights_of
 from .test_expert_bank import (

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload_with_hook
-from diffusers import FlowMatchEulerDiscreteScheduler, LTXVideoTransformer3DModel, hooks
+from diffusers import FlowMatchEulerDiscreteScheduler, LTXVideoTransformer3DModel
 from diffusers.hooks import FirstBlockCacheConfig
 from torch import nn
 
@@ -25,6 +25,7 @@ from motionmerge.switching import switched_module
 from motionmerge.switching.expert_bank import ExpertBank, attached_bank, experts
 
 from ..tiny.dynamicrafter import NUM_TOKENS, tiny_pipeline
+from ..tiny.library import hooks
 
 Generate = Callable[..., torch.Tensor]
 Weights = dict[str, torch.Tensor]
@@ -401,27 +402,27 @@ def exact_experts(transformer: nn.Module) -> dict[str, Weights]:
 NOW = SimpleNamespace(timestep=0)  # where denoising is, for caches that ask
 
 CACHES = {
-    "first block": FirstBlockCacheConfig(threshold=1e9),  # reuses whatever it holds
-    "MagCache": hooks.MagCacheConfig(
+    "first block": lambda: FirstBlockCacheConfig(threshold=1e9),  # reuses whatever it holds
+    "MagCache": lambda: hooks.MagCacheConfig(
         threshold=1e9,
         max_skip_steps=9,
         retention_ratio=0.0,
         num_inference_steps=10,
         mag_ratios=torch.ones(10),
     ),
-    "pyramid attention": hooks.PyramidAttentionBroadcastConfig(
+    "pyramid attention": lambda: hooks.PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=9,
         spatial_attention_timestep_skip_range=(-1, 1001),
         current_timestep_callback=lambda: 500,
     ),
-    "FasterCache": hooks.FasterCacheConfig(
+    "FasterCache": lambda: hooks.FasterCacheConfig(
         spatial_attention_block_skip_range=9,
         spatial_attention_timestep_skip_range=(-1, 681),
         attention_weight_callback=lambda _: 1.0,
         is_guidance_distilled=True,
         current_timestep_callback=lambda: NOW.timestep,
     ),
-    "SeaCache": hooks.SeaCacheConfig(
+    "SeaCache": lambda: hooks.SeaCacheConfig(
         threshold=1e9,
         retention_steps=0,
         raw_vision_callback=lambda module, args, kwargs: [
@@ -431,25 +432,25 @@ CACHES = {
 }
 
 
-@pytest.mark.parametrize("config", CACHES.values(), ids=list(CACHES))
+@pytest.mark.parametrize("cache", CACHES)
 def test_caches_would_be_wrong_without_being_emptied(
-    config: Any, monkeypatch: pytest.MonkeyPatch
+    cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transformer, inputs = tiny_transformer()
     both = exact_experts(transformer)
     plain = run_both_experts(transformer, inputs, both)
     monkeypatch.setattr(switched_module, "reset_caches", lambda module: None)
-    transformer.enable_cache(config)
+    transformer.enable_cache(CACHES[cache]())
     early, late = run_both_experts(transformer, inputs, both)
     assert torch.equal(early, plain[0]) and not torch.equal(late, plain[1])
 
 
-@pytest.mark.parametrize("config", CACHES.values(), ids=list(CACHES))
-def test_caches_are_emptied_at_a_switch_and_their_context_kept(config: Any) -> None:
+@pytest.mark.parametrize("cache", CACHES)
+def test_caches_are_emptied_at_a_switch_and_their_context_kept(cache: str) -> None:
     transformer, inputs = tiny_transformer()
     both = exact_experts(transformer)
     plain = run_both_experts(transformer, inputs, both)
-    transformer.enable_cache(config)
+    transformer.enable_cache(CACHES[cache]())
     for cached, expected in zip(run_both_experts(transformer, inputs, both), plain, strict=True):
         assert torch.equal(cached, expected)
 

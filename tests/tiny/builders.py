@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import diffusers as d
 from diffusers.guiders import ClassifierFreeGuidance
-from diffusers.pipelines.deprecated.i2vgen_xl import I2VGenXLPipeline
-from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -28,6 +25,8 @@ from transformers import (
     UMT5Config,
     UMT5EncoderModel,
 )
+
+from .library import d, ltx2
 
 WORDS = ["[PAD]", "[UNK]", "</s>", "the", "camera", "pans", "left", "a", "cat", "jumps"]
 TEXT_DIM = 16
@@ -112,7 +111,7 @@ def svd() -> Any:
 
 
 def i2vgen_xl() -> Any:
-    return I2VGenXLPipeline(
+    return d.I2VGenXLPipeline(
         unet=d.I2VGenXLUNet(
             block_out_channels=(4, 8),
             layers_per_block=1,
@@ -297,7 +296,7 @@ def ltx_2() -> Any:
             caption_channels=TEXT_DIM,
             rope_double_precision=False,
         ),
-        connectors=LTX2TextConnectors(
+        connectors=ltx2.LTX2TextConnectors(
             caption_channels=TEXT_DIM,
             text_proj_in_factor=2,
             connector_rope_base_seq_len=32,
@@ -328,7 +327,7 @@ def ltx_2() -> Any:
             latent_channels=2,
             mel_bins=8,
         ),
-        vocoder=LTX2Vocoder(
+        vocoder=ltx2.LTX2Vocoder(
             in_channels=16,
             hidden_channels=8,
             upsample_kernel_sizes=[4],

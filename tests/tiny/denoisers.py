@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import diffusers
 import torch
+
+from .library import d, of_its_time
 
 _WAN = {
     "num_attention_heads": 2,
@@ -59,19 +60,15 @@ _COSMOS = {
     "max_size": (4, 8, 8),
 }
 
-DENOISERS: dict[str, Callable[[], torch.nn.Module]] = {
-    "wan": lambda: diffusers.WanTransformer3DModel(**_WAN, **_WAN_IMAGE),
-    "wan text": lambda: diffusers.WanTransformer3DModel(**_WAN),
-    "skyreels-v2": lambda: diffusers.SkyReelsV2Transformer3DModel(
+_BUILDERS: dict[str, Callable[[], torch.nn.Module]] = {
+    "wan": lambda: d.WanTransformer3DModel(**_WAN, **_WAN_IMAGE),
+    "wan text": lambda: d.WanTransformer3DModel(**_WAN),
+    "skyreels-v2": lambda: d.SkyReelsV2Transformer3DModel(
         **_WAN, **_WAN_IMAGE, inject_sample_info=True
     ),
-    "chronoedit": lambda: diffusers.ChronoEditTransformer3DModel(
-        **_WAN, image_dim=8, added_kv_proj_dim=24
-    ),
-    "vace": lambda: diffusers.WanVACETransformer3DModel(
-        **_WAN, vace_layers=[0], vace_in_channels=4
-    ),
-    "animate": lambda: diffusers.WanAnimateTransformer3DModel(
+    "chronoedit": lambda: d.ChronoEditTransformer3DModel(**_WAN, image_dim=8, added_kv_proj_dim=24),
+    "vace": lambda: d.WanVACETransformer3DModel(**_WAN, vace_layers=[0], vace_in_channels=4),
+    "animate": lambda: d.WanAnimateTransformer3DModel(
         **{**_WAN, "in_channels": 12, "num_layers": 5},
         latent_channels=4,
         image_dim=8,
@@ -83,11 +80,11 @@ DENOISERS: dict[str, Callable[[], torch.nn.Module]] = {
         face_encoder_hidden_dim=16,
         face_encoder_num_heads=2,
     ),
-    "animate-2": lambda: diffusers.WanAnimate2Transformer3DModel(
+    "animate-2": lambda: d.WanAnimate2Transformer3DModel(
         in_dim=4, dim=24, ffn_dim=16, freq_dim=8, text_dim=8, out_dim=4, num_heads=2, num_layers=2
     ),
-    "hunyuan-video": lambda: diffusers.HunyuanVideoTransformer3DModel(**_HUNYUAN),
-    "hunyuan-video-1.5": lambda: diffusers.HunyuanVideo15Transformer3DModel(
+    "hunyuan-video": lambda: d.HunyuanVideoTransformer3DModel(**_HUNYUAN),
+    "hunyuan-video-1.5": lambda: d.HunyuanVideo15Transformer3DModel(
         in_channels=4,
         out_channels=4,
         num_attention_heads=2,
@@ -100,7 +97,7 @@ DENOISERS: dict[str, Callable[[], torch.nn.Module]] = {
         rope_axes_dim=(2, 2, 4),
         use_meanflow=True,
     ),
-    "ltx": lambda: diffusers.LTXVideoTransformer3DModel(
+    "ltx": lambda: d.LTXVideoTransformer3DModel(
         in_channels=4,
         out_channels=4,
         num_attention_heads=2,
@@ -109,8 +106,8 @@ DENOISERS: dict[str, Callable[[], torch.nn.Module]] = {
         num_layers=2,
         caption_channels=8,
     ),
-    "ltx-2": lambda: diffusers.LTX2VideoTransformer3DModel(**_LTX_2),
-    "ltx-2.3": lambda: diffusers.LTX2VideoTransformer3DModel(
+    "ltx-2": lambda: d.LTX2VideoTransformer3DModel(**_LTX_2),
+    "ltx-2.3": lambda: d.LTX2VideoTransformer3DModel(
         **_LTX_2,
         gated_attn=True,
         cross_attn_mod=True,
@@ -118,8 +115,8 @@ DENOISERS: dict[str, Callable[[], torch.nn.Module]] = {
         audio_cross_attn_mod=True,
         use_keyframes_abs_pos_embedding=True,
     ),
-    "cosmos": lambda: diffusers.CosmosTransformer3DModel(**_COSMOS),
-    "cosmos-2": lambda: diffusers.CosmosTransformer3DModel(
+    "cosmos": lambda: d.CosmosTransformer3DModel(**_COSMOS),
+    "cosmos-2": lambda: d.CosmosTransformer3DModel(
         **_COSMOS,
         extra_pos_embed_type=None,
         use_crossattn_projection=True,
@@ -127,7 +124,7 @@ DENOISERS: dict[str, Callable[[], torch.nn.Module]] = {
         encoder_hidden_states_channels=8,
         img_context_dim_in=8,
     ),
-    "cogvideox": lambda: diffusers.CogVideoXTransformer3DModel(
+    "cogvideox": lambda: d.CogVideoXTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=8,
         in_channels=4,
@@ -142,7 +139,7 @@ DENOISERS: dict[str, Callable[[], torch.nn.Module]] = {
         use_rotary_positional_embeddings=True,
         use_learned_positional_embeddings=True,
     ),
-    "kandinsky-5": lambda: diffusers.Kandinsky5Transformer3DModel(
+    "kandinsky-5": lambda: d.Kandinsky5Transformer3DModel(
         in_visual_dim=4,
         in_text_dim=8,
         in_text_dim2=8,
@@ -154,7 +151,7 @@ DENOISERS: dict[str, Callable[[], torch.nn.Module]] = {
         num_visual_blocks=2,
         axes_dims=(2, 2, 4),
     ),
-    "minimax-h3": lambda: diffusers.MiniMaxH3Transformer3DModel(
+    "minimax-h3": lambda: d.MiniMaxH3Transformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
         hidden_size=24,
@@ -170,6 +167,7 @@ DENOISERS: dict[str, Callable[[], torch.nn.Module]] = {
         rope_freq_dim=4,
     ),
 }
+DENOISERS = {kind: of_its_time(build) for kind, build in _BUILDERS.items()}
 
 
 def state_of(kind: str) -> dict[str, torch.Tensor]:
@@ -179,10 +177,10 @@ def state_of(kind: str) -> dict[str, torch.Tensor]:
     return {name: torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
 
 
-def tiny_image_wan(seed: int) -> diffusers.WanTransformer3DModel:
+def tiny_image_wan(seed: int) -> d.WanTransformer3DModel:
     """Build the denoiser of a Wan 2.2 image-to-video pipeline; `seed` draws its weights."""
     torch.manual_seed(seed)
-    return diffusers.WanTransformer3DModel(
+    return d.WanTransformer3DModel(
         num_attention_heads=2, attention_head_dim=12, in_channels=36, out_channels=16,
         text_dim=8, freq_dim=16, ffn_dim=16, num_layers=2,
     )  # fmt: skip

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import diffusers as d
 from transformers import Gemma3TextConfig, Gemma3TextModel
 
 from . import builders as build
 from . import newer as tiny_newer
 from .builders import TEXT_DIM, WORDS
+from .library import d
 
 
 def modular(kind: Any, **parts: Any) -> Any:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import diffusers as d
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
 from transformers import Gemma2Config, Gemma2Model, SiglipVisionConfig, SiglipVisionModel
 
 from . import builders as build
 from .builders import TEXT_DIM, WORDS
+from .library import d
 
 
 def anyflow() -> Any:

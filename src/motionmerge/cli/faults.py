@@ -23,6 +23,7 @@ import typer
 from motionmerge.cli.help import VerbGroup
 from motionmerge.cli.options import print_version
 from motionmerge.errors import MotionMergeError
+from motionmerge.packages import missing_package
 
 PYTHON_TO_FLAG: Mapping[str, str] = {
     "missing='keep'": "--missing keep",
@@ -161,6 +162,8 @@ def _one_message(flags: Collection[str], *, debug: bool = False) -> Iterator[Non
             raise
         if debug:
             _tell(traceback.format_exc().rstrip())
+        if isinstance(error, ImportError):
+            error = missing_package(error) or error
         if isinstance(error, MotionMergeError):
             fix = "" if error.fix is None else f"\n  Fix: {in_flags(error.fix, flags)}"
             _tell(f"Error: {error.message}{fix}")

@@ -10,6 +10,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -274,6 +275,8 @@ def _remove_or_put_back(path: Path) -> None:
 
 
 def _is_running(pid: int) -> bool:
+    if sys.platform == "win32":  # where a signal of 0 is no question, but Ctrl-C
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 from motionmerge.errors import CheckpointError, ShapeError
 from motionmerge.io.atomic import atomic_path
 from motionmerge.io.first_bytes import MAX_HEADER_BYTES
+from motionmerge.io.positioned import read_at, write_at
 from motionmerge.lazy_torch import torch
 from motionmerge.tensors import (
     AnyDtype,
@@ -96,7 +97,7 @@ class SafetensorsFile:
         position = self.tensors[name].begin + begin
         while target:
             try:
-                count = os.preadv(self._file.fileno(), [target], position)
+                count = read_at(self._file, target, position)
             except OSError as error:
                 raise CheckpointError(
                     f"Cannot read `{name}` of {self.path}: {error}", fix="Check the disk."
@@ -272,7 +273,7 @@ class SafetensorsWriter:
         position = self._positions[name] + begin
         with _disk_errors(self.path):
             while data:
-                count = os.pwrite(self._file.fileno(), data[:_WRITTEN_AT_ONCE], position)
+                count = write_at(self._file, data[:_WRITTEN_AT_ONCE], position)
                 data, position = data[count:], position + count
 
     def close(self) -> None:

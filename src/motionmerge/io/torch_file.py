@@ -23,6 +23,7 @@ from typing import Any
 
 from motionmerge.errors import CheckpointError, ShapeError
 from motionmerge.io.atomic import atomic_path
+from motionmerge.io.positioned import read_at, write_at
 from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.lazy_torch import torch
 from motionmerge.tensors import DType, bytes_of, dtype_name, num_bytes, storable
@@ -165,12 +166,13 @@ class TorchFileWriter:
         member, begin = placed
         for done in range(0, member.file_size, _READ_AT_ONCE):
             count = min(_READ_AT_ONCE, member.file_size - done)
-            data = os.pread(self._file.fileno(), count, begin + done)
-            member.CRC = zlib.crc32(data, member.CRC)
+            data = memoryview(bytearray(count))
+            read = read_at(self._file, data, begin + done)
+            member.CRC = zlib.crc32(data[:read], member.CRC)
 
     def _write(self, position: int, data: memoryview) -> None:
         while data:
-            count = os.pwrite(self._file.fileno(), data[:_WRITTEN_AT_ONCE], position)
+            count = write_at(self._file, data[:_WRITTEN_AT_ONCE], position)
             data, position = data[count:], position + count
 
 

@@ -13,6 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
 from motionmerge.io.quantised import looks_like_codes
 from motionmerge.lazy_torch import torch
@@ -21,10 +24,12 @@ from motionmerge.merging.inputs.coverage import check_checkpoints
 from motionmerge.merging.inputs.sources import MemoryTensors, OpenInputs, Source
 from motionmerge.merging.lora.detection import is_lora
 from motionmerge.merging.lora.task_vector import LoraTensors
+from motionmerge.packages import missing_package
 from motionmerge.parameter_groups import GROUPS, OTHER, group_of
-from motionmerge.tensors import DType, dtype_name, is_mergeable
+from motionmerge.tensors import dtype_name, is_mergeable
 
 Weights = str | Path | Checkpoint
+Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -221,9 +226,7 @@ def draw_comparison(comparison: Comparison, path: str | Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError(
-            "Drawing needs matplotlib.", fix="Run `pip install motionmerge[eval]`."
-        ) from error
+        raise missing_package(error) or error from error
     groups = comparison.groups
     figure = Figure(figsize=(10, 0.4 * len(groups) + 2), layout="constrained")
     bars, line = figure.subplots(1, 2, width_ratios=(1, 2))
@@ -323,15 +326,17 @@ def _refuse_codes(name: str, side: Checkpoint, inputs: OpenInputs) -> None:
         )
 
 
-def _values(side: Checkpoint, name: str, inputs: OpenInputs) -> torch.Tensor:
+def _values(side: Checkpoint, name: str, inputs: OpenInputs) -> Doubles:
     """Compute a tensor as it would be stored; codes and scales of a file give their own values."""
-    is_scaled = not side.vectors and inputs.scaled(side.anchor, name) is not None
-    return realised(side, name, inputs, dtype=DType.FP32 if is_scaled else None).double()
+    if not side.vectors:
+        return inputs.doubles(side.anchor, name)
+    found: Doubles = realised(side, name, inputs).detach().double().numpy()
+    return found
 
 
 def _start_of(
-    start: Checkpoint | None, name: str, like: torch.Tensor, inputs: OpenInputs
-) -> torch.Tensor | None:
+    start: Checkpoint | None, name: str, like: Doubles, inputs: OpenInputs
+) -> Doubles | None:
     if start is None or not inputs.has(start.anchor, name):
         return None
     tensor = _values(start, name, inputs)
@@ -343,18 +348,18 @@ def _start_of(
     return tensor
 
 
-def _difference(a: torch.Tensor, b: torch.Tensor, start: torch.Tensor | None) -> Change:
+def _difference(a: Doubles, b: Doubles, start: Doubles | None) -> Change:
     gap = a - b
     if start is not None:
         a, b = a - start, b - start
     return Change(
         tensors=1,
         changed=int(bool(gap.any())),
-        parameters=gap.numel(),
-        norm_first=float(a.norm()),
-        norm_second=float(b.norm()),
-        norm_difference=float(gap.norm()),
-        dot=float((a * b).sum()),
+        parameters=gap.size,
+        norm_first=float(np.linalg.norm(a.ravel())),
+        norm_second=float(np.linalg.norm(b.ravel())),
+        norm_difference=float(np.linalg.norm(gap.ravel())),
+        dot=float(np.vdot(a, b)),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import resource
 import sys
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -97,11 +96,15 @@ class Survival:
 
 
 def peak_memory() -> int:
-    """Give the most memory that this process has used so far, in bytes."""
+    """Return the most memory that this process has used so far, in bytes; 0 if nobody knows."""
     status = Path("/proc/self/status")  # what getrusage says on Linux includes the parent's peak
     found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
     if found:
         return 1024 * int(found[1])
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

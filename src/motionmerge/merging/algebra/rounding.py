@@ -114,13 +114,25 @@ def refuse_overflow(ideal: torch.Tensor, rounded: torch.Tensor, name: str) -> No
     dtype = storable(rounded.dtype)
     if ideal.numel() == 0 or (dtype != DType.FP8_E4M3FN and all_finite(bytes_of(rounded), dtype)):
         return
+    wide = ideal if ideal.dtype == torch.float64 else ideal.float()
+    refuse_lost(wide.detach().cpu().numpy(), rounded.float().cpu().numpy(), dtype, name)
+
+
+def refuse_lost(
+    ideal: npt.NDArray[np.floating], rounded: npt.NDArray[np.float32], dtype: DType, name: str
+) -> None:
+    """Check the same of values in fp32 or fp64, and of what they were rounded to, as fp32.
+
+    Raises:
+        CheckpointError: A finite value became infinite (or NaN).
+    """
     if dtype == DType.FP8_E4M3FN:
-        lost = ideal.abs() > _LARGEST_E4M3FN
+        lost = np.abs(ideal) > _LARGEST_E4M3FN
     else:
-        lost = torch.isfinite(ideal) & ~torch.isfinite(rounded.float())
-    if bool(lost.any()):
-        largest = float(ideal[lost].abs().max())
+        lost = np.isfinite(ideal) & ~np.isfinite(rounded)
+    if lost.any():
+        largest = float(np.abs(ideal[lost]).max())
         raise CheckpointError(
-            f"`{name}` reaches {largest:.3g}, which does not fit into {dtype_name(rounded.dtype)}.",
+            f"`{name}` reaches {largest:.3g}, which does not fit into {dtype_name(dtype)}.",
             fix="Write it with dtype bf16 or fp32.",
         )

@@ -26,10 +26,11 @@ from motionmerge.merging.algebra.steps import (
     Subtract,
 )
 from motionmerge.merging.compute.compiled import STREAMS, Bytes, Floats, Kernels, compiled_kernels
+from motionmerge.merging.compute.plain import plain_kernels
 from motionmerge.merging.compute.program import Along, Program
 from motionmerge.merging.inputs.sources import Source
 from motionmerge.rng import MASK_BLOCK, mask_bits, mask_digest
-from motionmerge.tensors import DType
+from motionmerge.tensors import DType, to_numpy
 
 BLOCK = MASK_BLOCK
 """Elements that share one draw of random numbers."""
@@ -64,12 +65,8 @@ class Values:
     @property
     def floats(self) -> Floats:
         """The entries in fp32; the same memory if they are stored so."""
-        if self.dtype == DType.FP32:
-            return self.raw.view(np.float32)
-        if self.dtype == DType.BF16:
-            return (self.raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-        if self.dtype == DType.FP16:
-            return self.raw.view(np.float16).astype(np.float32)
+        if self.dtype in (DType.FP32, *HALVES):
+            return to_numpy(self.raw, self.dtype).astype(np.float32, copy=False)
         floats: Floats = self.tensor.float().numpy()
         return floats
 
@@ -311,7 +308,8 @@ def rounded_to(dtype: DType, values: Floats) -> Floats:
     """Round fp32 to a dtype, to the nearest value; the same memory if it is fp32."""
     if dtype == DType.FP32:
         return values
-    if (kernels := compiled_kernels()) is not None and kernels.takes(dtype) and values.size:
+    kernels = compiled_kernels() or plain_kernels()
+    if kernels is not None and kernels.takes(dtype) and values.size:
         stored = Values(np.empty(values.size * dtype.itemsize, np.uint8), dtype)
         kernels.round(dtype, values, stored.raw)
         return stored.floats

@@ -18,11 +18,10 @@ import numpy as np
 
 from motionmerge import lazy_torch
 from motionmerge.errors import CheckpointError
-from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra.masks import MaskV1
 from motionmerge.merging.algebra.results import whole_value
 from motionmerge.merging.algebra.rounding import (
-    refuse_overflow,
+    refuse_lost,
     round_once,
     round_stochastically,
 )
@@ -42,6 +41,7 @@ from motionmerge.merging.compute.kernel import (
     round_into,
     torch_threads,
 )
+from motionmerge.merging.compute.plain import plain_kernels
 from motionmerge.merging.compute.plan import Chunk, Job, Planner, Run, TensorPlan, Write
 from motionmerge.merging.compute.program import Program
 from motionmerge.merging.compute.survey import (
@@ -136,7 +136,7 @@ class _Pass:
         self._inputs, self._seed, self._progress = inputs, seed, progress
         self._total = sum(job.num_bytes for job in jobs)
         self._done = 0
-        self._kernels = compiled_kernels()
+        self._kernels = compiled_kernels() or plain_kernels()
         if not lazy_torch.is_imported() and not self._does_without_torch(jobs):
             lazy_torch.load()  # before its threads are counted
         self._planner = Planner(jobs, inputs)
@@ -146,7 +146,7 @@ class _Pass:
         self._error: BaseException | None = None
 
     def _does_without_torch(self, jobs: Sequence[Job]) -> bool:
-        """Tell whether compiled kernels know all dtypes, and no tensor is computed as a whole."""
+        """Return whether the kernels know all dtypes, and no tensor is computed as a whole."""
         vectors = (vector for job in jobs for vector in job.checkpoint.vectors_inside())
         if self._kernels is None or not all(v.is_blockwise for v in vectors):
             return False
@@ -317,11 +317,9 @@ class _Pass:
         along, values = stretch.program.along, [result for _, result in stretch.results]
         if along is None:
             return False
-        if self._kernels is not None and follow_compiled(
-            self._kernels, along, stretch.held, stretch.masks, values
-        ):
-            return True
-        return follow(along, stretch.held, values)
+        if self._kernels is None:
+            return follow(along, stretch.held, values)
+        return follow_compiled(self._kernels, along, stretch.held, stretch.masks, values)
 
     def _look_at(self, found: Sampled) -> None:
         """Compute samples step by step, to count them."""
@@ -378,16 +376,15 @@ class _Pass:
         for block, part in parts_of(blocks):
             faulty = [result[part] for result in results]
             for place, result in zip(program.roots, faulty, strict=True):
-                refuse_overflow(torch.from_numpy(registers[place][part]), result.tensor, block.name)
+                refuse_lost(registers[place][part], result.floats, result.dtype, block.name)
             if self._inputs.allow_nonfinite or all(result.are_finite for result in faulty):
                 continue
             for source in program.reads:
-                values = torch.empty(
-                    block.count, dtype=self._inputs.dtype(source, block.name).torch
-                )
-                begin = block.start * values.element_size()
-                self._inputs.read_into(source, block.name, begin, bytes_of(values).data)
-                self._inputs.refuse_nonfinite(source, block.name, values)
+                dtype = self._inputs.dtype(source, block.name)
+                values = Values(np.empty(block.count * dtype.itemsize, np.uint8), dtype)
+                begin = block.start * dtype.itemsize
+                self._inputs.read_into(source, block.name, begin, values.raw.data)
+                self._inputs.refuse_nonfinite(source, block.name, values.floats)
             raise CheckpointError(
                 f"`{block.name}` overflows fp32 in the merge.",
                 fix="Look for huge factors in the recipe, or pass allow_nonfinite=True.",
@@ -398,7 +395,7 @@ class _Pass:
         values = stored[source]
         if not self._inputs.allow_nonfinite and not values.are_finite:
             for block, part in parts_of([block for _, block in chunk.blocks]):
-                self._inputs.refuse_nonfinite(source, block.name, values[part].tensor)
+                self._inputs.refuse_nonfinite(source, block.name, values[part].floats)
         return values
 
     def _write(self, write: Write, runs: Sequence[Run], values: Values) -> int:

@@ -17,7 +17,7 @@ from motionmerge.errors import CheckpointError
 from motionmerge.io.quantised import Quantisation, ScaledWeight, Stored, find_quantisation
 from motionmerge.lazy_torch import torch
 from motionmerge.merging.compute.compiled import Bytes, Floats, compiled_kernels
-from motionmerge.tensors import DType, num_bytes
+from motionmerge.tensors import DType, num_bytes, to_numpy
 
 _KEPT = 8
 """Weights whose scales are kept: a large one's, block by block, can take some megabytes."""
@@ -146,7 +146,7 @@ class DequantisedTensors:
         dtype = self._file.dtype(weight.scale)
         raw = np.empty(num_bytes(dtype, self._file.shape(weight.scale)), np.uint8)
         self._file.read_into(weight.scale, 0, raw.data)
-        scales = _floats(raw, dtype)
+        scales: Floats = to_numpy(raw, dtype).astype(np.float32)
         if weight.style == "SCB":
             scales = scales / np.float32(127)
         odd = scales[~(np.isfinite(scales) & (scales >= 0))]
@@ -156,13 +156,6 @@ class DequantisedTensors:
                 fix="Download the file again, or use another one.",
             )
         return scales.reshape(weight.grid.scales)
-
-
-def _floats(raw: Bytes, dtype: DType) -> Floats:
-    """Convert scales to fp32, in memory of their own."""
-    if dtype == DType.BF16:
-        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return raw.view(f"f{dtype.itemsize}").astype(np.float32)
 
 
 @lru_cache

@@ -14,6 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from motionmerge.errors import CheckpointError, RecipeError
 from motionmerge.io.quantised import UNQUANTISED, ScaledWeight
 from motionmerge.io.weights import WeightsReader, copy_bytes, hash_weights, open_weights
@@ -22,7 +25,7 @@ from motionmerge.merging.compute.compiled import Floats
 from motionmerge.merging.inputs.dequantised import HoldsCodes, dequantised
 from motionmerge.merging.inputs.renamed import in_one_name_space
 from motionmerge.merging.names.wrappers import DENOISERS
-from motionmerge.tensors import DType, num_bytes, storable
+from motionmerge.tensors import DType, num_bytes, storable, to_numpy
 
 MODULES = (*DENOISERS, "image_projector")
 """Subfolders of a pipeline folder that take part in a merge; their names prefix the tensors'."""
@@ -336,9 +339,29 @@ class OpenInputs:
             tensor = self._open[source].read(name)
             self.count_read(source, name)
             if tensor.is_floating_point() and not self._allow_nonfinite:
-                self.refuse_nonfinite(source, name, tensor)
+                self.refuse_nonfinite(source, name, _computable(tensor).detach().cpu().numpy())
             self._stored[source] = tensor
         return self._stored[source]
+
+    def doubles(self, source: Source, name: str) -> npt.NDArray[np.float64]:
+        """Read the values of a floating-point tensor in fp64, without torch where NumPy can.
+
+        Raises:
+            CheckpointError: It holds NaN or infinity and that was not allowed.
+        """
+        dtype, shape = self.dtype(source, name), self.shape(source, name)
+        has_bytes = self.is_checkpoint(source)  # a LoRA fitted to a model has values alone
+        if not has_bytes or dtype not in (DType.FP64, DType.FP32, DType.FP16, DType.BF16):
+            found: npt.NDArray[np.float64]
+            found = self.stored(source, name).detach().cpu().double().numpy()
+            return found
+        raw = np.empty(num_bytes(dtype, shape), np.uint8)
+        self.read_into(source, name, 0, raw.data)
+        self.count_read(source, name)
+        values = to_numpy(raw, dtype).reshape(shape)
+        if not self._allow_nonfinite:
+            self.refuse_nonfinite(source, name, values)
+        return values.astype(np.float64)
 
     def count_read(self, source: Source, name: str) -> None:
         """Add a tensor to `bytes_read`."""
@@ -370,18 +393,18 @@ class OpenInputs:
         """NaN and infinity are accepted in the inputs."""
         return self._allow_nonfinite
 
-    def refuse_nonfinite(self, source: Source, name: str, tensor: torch.Tensor) -> None:
-        """Check a floating-point tensor, or a part of it.
+    def refuse_nonfinite(self, source: Source, name: str, values: npt.NDArray[np.floating]) -> None:
+        """Check the values of a floating-point tensor, or of a part of it.
 
         Raises:
             CheckpointError: It holds NaN or infinity.
         """
-        finite = torch.isfinite(_computable(tensor))
-        if not bool(finite.all()):
+        finite = np.isfinite(values)
+        if not finite.all():
             bad = int((~finite).sum())
             raise CheckpointError(
                 f"`{name}` of `{source.name}` holds NaN or infinity in {bad} of "
-                f"{tensor.numel()} entries that were read together.",
+                f"{values.size} entries that were read together.",
                 fix="Use an undamaged checkpoint, or pass `allow_nonfinite=True`.",
             )
 

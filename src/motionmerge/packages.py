@@ -1,0 +1,47 @@
+"""Which extra installs a package, and the error where one is missing.
+
+pip install motionmerge             merge, show, compare and export bf16, fp16 and fp32 files
+pip install 'motionmerge[videos]'   videos, LoRAs, fp8, and all else that needs torch
+"""
+
+from __future__ import annotations
+
+from motionmerge.errors import ConfigError
+
+_EXTRAS = {
+    "videos": (
+        "torch",
+        "diffusers",
+        "transformers",
+        "accelerate",
+        "peft",
+        "av",
+        "PIL",
+        "ftfy",
+    ),
+    "eval": ("cv2", "scipy", "matplotlib", "jinja2"),
+    "ray": ("ray",),
+}
+_PROJECTS = {"PIL": "pillow", "cv2": "opencv-python-headless"}
+"""Names of packages on the index where they differ from those that are imported."""
+
+
+def missing_package(error: ImportError) -> ConfigError | None:
+    """Return the error that names the extra of a package which could not be imported.
+
+    Args:
+        error: What an import raised.
+
+    Returns:
+        None if the module belongs to no extra, or is there and failed by itself.
+    """
+    package = (error.name or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError):
+        return None
+    for extra, packages in _EXTRAS.items():
+        if package in packages:
+            return ConfigError(
+                f"This needs {_PROJECTS.get(package, package)}, which is not installed.",
+                fix=f"Run `pip install 'motionmerge[{extra}]'`.",
+            )
+    return None
