@@ -115,7 +115,7 @@ def test_a_contact_sheet_is_written_on_request(photo: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--motion", "1", "--recipe", "calm"], "Choose one of the three"),
+        (["--motion", "1", "--weights", "tuned"], "--weights is one set of weights"),
         (["--motion", "nan"], "--motion is nan, which is no number"),
         (["--loop"], "cannot end a video with an image"),
         (["--guidance-2", "1"], "no second denoiser"),
