@@ -101,6 +101,16 @@ def test_the_readme_and_the_changelog_stay_short():
     assert max(map(len, changelog)) <= 120
 
 
+def test_the_front_page_shows_the_code_of_the_readme():
+    front_page = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    assert readme_blocks("python")[0][1] in front_page
+
+
+def test_pictures_are_small():
+    for picture in (ROOT / "docs/images").iterdir():
+        assert picture.stat().st_size < 2_000_000, picture.name
+
+
 def test_every_symbol_of_the_paper_map_exists():
     page = (ROOT / "docs/explanation/method.md").read_text(encoding="utf-8")
     symbols = re.findall(r"\| `(motionmerge\.[\w.]+)` \|$", page, re.MULTILINE)
