@@ -20,7 +20,7 @@ from .conftest import make_state
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "reference" / "recipe-language.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+PYTHON = re.findall(r"```python\n(.*?)```", PAGE.split("## Functions of your own")[0], re.DOTALL)
 LAYER = "unet.down_stages.0.attention.transformer_blocks.0.attn1.to_q"
 
 

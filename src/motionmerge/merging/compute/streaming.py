@@ -386,8 +386,9 @@ class _Pass:
                 self._inputs.read_into(source, block.name, begin, values.raw.data)
                 self._inputs.refuse_nonfinite(source, block.name, values.floats)
             raise CheckpointError(
-                f"`{block.name}` overflows fp32 in the merge.",
-                fix="Look for huge factors in the recipe, or pass allow_nonfinite=True.",
+                f"`{block.name}` overflows fp32 in the merge: it becomes infinite or NaN.",
+                fix="Look for huge factors in the recipe, or for a function that gives such "
+                "numbers; or pass allow_nonfinite=True.",
             )
 
     def _checked(self, source: Source, chunk: Chunk, stored: Mapping[Source, Values]) -> Values:
