@@ -1,6 +1,6 @@
 """What a merge will take: seconds, disk and memory; the seconds by how long earlier merges took.
 
-The cost of each kind of work is that of docs/benchmarks.md. How much longer merges take on this
+The cost of each kind of work is that of docs/benchmarks/merging.md. How much longer merges take on this
 machine and its disk is remembered from one to the next.
 """
 
@@ -59,7 +59,7 @@ class Work:
 
     @property
     def reference_seconds(self) -> float:
-        """How long it takes on the machine of docs/benchmarks.md."""
+        """How long it takes on the machine of docs/benchmarks/merging.md."""
         return (
             _TENSOR * self.num_tensors
             + _READ * self.bytes_read

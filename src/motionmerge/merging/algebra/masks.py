@@ -1,4 +1,4 @@
-"""Which entries DARE keeps: masks of the format "mask v1", see docs/mask-format.md."""
+"""Which entries DARE keeps: masks of the format "mask v1", see docs/reference/mask-format.md."""
 
 from __future__ import annotations
 

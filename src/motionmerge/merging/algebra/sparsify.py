@@ -1,6 +1,6 @@
 """DARE: drop random entries of a task vector and rescale the rest. Masks are "mask v1".
 
-Source: Yu et al. 2024 (arXiv 2311.03099); docs/mask-format.md. Official: merge/sparsify.py.
+Source: Yu et al. 2024 (arXiv 2311.03099); docs/reference/mask-format.md. Official: merge/sparsify.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Runs a program on neighbouring blocks: buffers that are reused, one pass over registers a step.
 
-What each pass costs, and why a block is computed in one go: docs/benchmarks.md.
+What each pass costs, and why a block is computed in one go: docs/benchmarks/merging.md.
 """
 
 from __future__ import annotations
