@@ -53,14 +53,14 @@ def _check_tokens(text: str) -> None:
         is_merge = isinstance(token, yaml.ScalarToken) and token.plain and token.value == "<<"
         if is_merge or isinstance(token, (yaml.AnchorToken, yaml.AliasToken)):
             raise ConfigError(
-                f"it uses {'merge keys' if is_merge else 'anchors'} in line {line}.",
+                f"It uses {'merge keys' if is_merge else 'anchors'} in line {line}.",
                 fix="Write each value out.",
             )
         if isinstance(token, (yaml.TagToken, yaml.DirectiveToken)):
-            raise ConfigError(f"it uses tags in line {line}.", fix="Write plain values.")
+            raise ConfigError(f"It uses tags in line {line}.", fix="Write plain values.")
         if depth > _MAX_DEPTH:
             raise ConfigError(
-                f"it is nested more than {_MAX_DEPTH} levels deep in line {line}.",
+                f"It is nested more than {_MAX_DEPTH} levels deep in line {line}.",
                 fix="Write it flatter.",
             )
 

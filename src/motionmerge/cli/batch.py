@@ -196,10 +196,10 @@ def _check_sharing(ray: bool, workers: int | None, world_size: int) -> None:
     if ray and world_size > 1:
         raise ConfigError(
             f"--ray was given to one of {world_size} processes that share the videos already.",
-            fix="start one process, without torchrun or srun, or leave --ray out.",
+            fix="Start one process, without torchrun or srun, or leave --ray out.",
         )
     if workers is not None and not ray:
-        raise ConfigError("--workers is for --ray.", fix="add --ray, or leave it out.")
+        raise ConfigError("--workers is for --ray.", fix="Add --ray, or leave it out.")
 
 
 def _cluster_device() -> str:

@@ -70,14 +70,16 @@ def convert(
     if to_official:
         if output is None or dtype or add_adapter or tokenizer or dry_run:
             raise ConfigError(
-                "--to-official writes what the folder holds into one file",
-                fix="name the file with `-o` and leave out the other options.",
+                "--to-official writes what the folder holds into one file.",
+                fix="Name the file with `-o` and leave out the other options.",
             )
         check_new_file(output, overwrite=overwrite)
         _write_official(source, output, as_json=as_json)
         return
     if output is None and not dry_run:
-        raise ConfigError("nowhere to write to", fix="name the folder with `-o`, or use --dry-run.")
+        raise ConfigError(
+            "Nowhere to write to.", fix="Name the folder with `-o`, or use --dry-run."
+        )
 
     from motionmerge.models.dynamicrafter import checkpoint_folder
     from motionmerge.tensors import parse_dtype

@@ -64,14 +64,14 @@ SETTING_TO_FLAG: Mapping[str, str] = {
 _INPUT = re.compile(r"inputs=\{'(\w+)': FILE\}")
 
 _MACHINE_ERRORS = {
-    errno.ENOSPC: "make room on the disk.",
-    errno.EDQUOT: "make room on the disk.",
-    errno.EROFS: "choose a place that can be written.",
-    errno.EACCES: "check the rights of the file and its folder.",
-    errno.EPERM: "check the rights of the file and its folder.",
-    errno.EIO: "check the disk.",
-    errno.EPIPE: "let the reader of the output read all of it.",
-    errno.EMFILE: "allow more open files (ulimit -n).",
+    errno.ENOSPC: "Make room on the disk.",
+    errno.EDQUOT: "Make room on the disk.",
+    errno.EROFS: "Choose a place that can be written.",
+    errno.EACCES: "Check the rights of the file and its folder.",
+    errno.EPERM: "Check the rights of the file and its folder.",
+    errno.EIO: "Check the disk.",
+    errno.EPIPE: "Let the reader of the output read all of it.",
+    errno.EMFILE: "Allow more open files (ulimit -n).",
 }
 """What the machine refuses, whatever we do, and what helps."""
 
@@ -86,7 +86,8 @@ def in_flags(fix: str, flags: Collection[str]) -> str:
     """
     ways = fix.removesuffix(".").split(", or ")
     possible = [way for way in ways if not _lacks_flag(way, flags)] or ways
-    fix = MotionMergeError("", fix=", or ".join(possible)).fix or ""
+    fix = ", or ".join(possible)
+    fix = f"{fix[:1].upper()}{fix[1:]}."  # the first way may be one that was left out
     for python, flag in PYTHON_TO_FLAG.items():
         if flag.partition(" ")[0] in flags:
             fix = fix.replace(python, flag)
@@ -179,8 +180,7 @@ def _machine_error(error: Exception) -> str | None:
     if not isinstance(error, OSError) or error.errno not in _MACHINE_ERRORS:
         return None
     where = "" if error.filename is None else f": {error.filename}"
-    fix = MotionMergeError("", fix=_MACHINE_ERRORS[error.errno]).fix
-    return f"Error: {error.strerror}{where}\n  Fix: {fix}"
+    return f"Error: {error.strerror}{where}\n  Fix: {_MACHINE_ERRORS[error.errno]}"
 
 
 def _fault(error: Exception) -> str:

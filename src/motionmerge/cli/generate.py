@@ -191,7 +191,7 @@ def _last_image(photo: Path, last_image: Path | None, *, loop: bool) -> Image.Im
     from motionmerge.io.video import load_image
 
     if loop and last_image is not None:
-        raise ConfigError("--loop and --last-image were given together.", fix="choose one of them.")
+        raise ConfigError("--loop and --last-image were given together.", fix="Choose one of them.")
     path = photo if loop else last_image
     return None if path is None else load_image(path)
 
@@ -205,7 +205,7 @@ def _start_options(analytic_init: Path | None, start_step: int | None) -> dict[s
     if start_step is None:
         raise ConfigError(
             "--analytic-init changes a late start, and there is none.",
-            fix="say where to begin, e.g. --start-step 940.",
+            fix="Say where to begin, e.g. --start-step 940.",
         )
     return {"analytic_init": read_statistics(analytic_init)}
 
@@ -282,13 +282,13 @@ def _check_files(
         if other != what:
             raise ConfigError(
                 f"{path} would be {what}, and is {other} already.",
-                fix="give --output and --sheet names of their own.",
+                fix="Give --output and --sheet names of their own.",
             )
     for path in videos:
         if path.suffix.lower() != ".mp4":
             raise ConfigError(
                 f"{path} is no name of an mp4, and an mp4 is what would be written.",
-                fix=f"write e.g. --output {path.stem}.mp4.",
+                fix=f"Write e.g. --output {path.stem}.mp4.",
             )
     taken_names = [path for path, _ in files if path.exists()]
     if taken_names and not overwrite and may_ask:
@@ -318,5 +318,5 @@ def _prompts(prompt: str | None, prompts: Path | None) -> list[str | None]:
     if prompts is None:
         return [prompt]
     if prompt is not None:
-        raise ConfigError("--prompt and --prompts were given together", fix="choose one of them.")
+        raise ConfigError("--prompt and --prompts were given together.", fix="Choose one of them.")
     return list(read_prompts(read_list(prompts), source=str(prompts)))

@@ -277,14 +277,14 @@ class VideoFlags:
             given = {"--dtype": self.dtype, "--device": self.device, "--variant": self.variant}
             for flag, value in given.items():
                 if value is not None:
-                    raise ConfigError(f"{flag} is not for the pocket model.", fix="leave it out.")
+                    raise ConfigError(f"{flag} is not for the pocket model.", fix="Leave it out.")
             weights = self.weights or "base"
             return ShippedModel(str(resolve(weights)) if split_name(weights) else weights)
         device = self.device or cluster_device
         try:
             where = default_device() if device is None else torch.device(device)
         except RuntimeError as error:
-            raise ConfigError(f"There is no device `{device}`.", fix="use cpu or cuda.") from error
+            raise ConfigError(f"There is no device `{device}`.", fix="Use cpu or cuda.") from error
         if cluster_device is None:
             check_device(where)
         return FolderModel(
@@ -349,38 +349,38 @@ class VideoFlags:
         if self.weights is not None and used:
             raise ConfigError(
                 f"--weights is one set of weights, and {used[0]} is for recipes.",
-                fix=f"leave --weights or {used[0]} out.",
+                fix=f"Leave --weights or {used[0]} out.",
             )
         if self.motion is not None and not math.isfinite(self.motion):
             raise ConfigError(
-                f"--motion is {self.motion}, which is no number.", fix="write e.g. --motion 0.5."
+                f"--motion is {self.motion}, which is no number.", fix="Write e.g. --motion 0.5."
             )
         if self.lora and (self.recipe or self.weights or self.base):
             raise ConfigError(
-                "--lora goes alone or with --motion.", fix="write the LoRA into a recipe instead."
+                "--lora goes alone or with --motion.", fix="Write the LoRA into a recipe instead."
             )
         if self.base is not None and self.model == POCKET:
             raise ConfigError(
-                "--base is not for the pocket model, which has its own.", fix="leave it out."
+                "--base is not for the pocket model, which has its own.", fix="Leave it out."
             )
         if self.base is not None and self.motion is None and self.recipe is None:
             raise ConfigError(
-                "--base is for --motion.", fix="say how much with --motion, e.g. 0.25."
+                "--base is for --motion.", fix="Say how much with --motion, e.g. 0.25."
             )
         if self.changed and self.recipe is None and (self.lora or self.model != POCKET):
             raise ConfigError(
                 "--set changes a recipe's parameters, and there is no recipe.",
-                fix="name the --recipe, or use --motion.",
+                fix="Name the --recipe, or use --motion.",
             )
         if self.base is not None and self.recipe is not None:
             raise ConfigError(
                 "--base is not for recipes, which name their inputs.",
-                fix="use --input base=FOLDER_OR_FILE.",
+                fix="Use --input base=FOLDER_OR_FILE.",
             )
         if self.replaced and self.recipe is None:
-            raise ConfigError("--input replaces a recipe's input.", fix="name the --recipe.")
+            raise ConfigError("--input replaces a recipe's input.", fix="Name the --recipe.")
         if self.boundary is not None and self.weights is not None:
-            raise ConfigError("--boundary needs experts, not --weights", fix="leave it out.")
+            raise ConfigError("--boundary needs experts, not --weights.", fix="Leave it out.")
 
     def _parameters(self) -> dict[str, float]:
         """Read the recipe's parameters from --set and --motion."""
@@ -396,7 +396,7 @@ class VideoFlags:
             raise ConfigError(
                 "--motion extrapolates away from what a model was fine-tuned from, which is not "
                 "known.",
-                fix="add --base FOLDER_OR_FILE, or --lora FILE.",
+                fix="Add --base FOLDER_OR_FILE, or --lora FILE.",
             )
         self._refuse_two_sets(model)
         own = path_of(self.base)
@@ -415,7 +415,7 @@ class VideoFlags:
                 raise ConfigError(
                     f"{folder} has plain weights beside the variant {self.variant}, and --motion "
                     "with --base would extrapolate those.",
-                    fix=f"leave --variant out, or copy the model without {plain[0].name}.",
+                    fix=f"Leave --variant out, or copy the model without {plain[0].name}.",
                 )
 
     def settings(self) -> VideoSettings:
@@ -424,7 +424,7 @@ class VideoFlags:
 
         if self.size is not None and (self.height is not None or self.width is not None):
             raise ConfigError(
-                "--size was given with --height or --width.", fix="give --size, or the other two."
+                "--size was given with --height or --width.", fix="Give --size, or the other two."
             )
         return VideoSettings(
             seed=self.seed,
@@ -452,7 +452,7 @@ def parse_sigmas(text: str) -> tuple[float, ...]:
         return tuple(float(one) for one in text.split(","))
     except ValueError as error:
         raise ConfigError(
-            f"--sigmas {text} holds what is no number.", fix="write e.g. --sigmas 1,0.94,0.8,0.5."
+            f"--sigmas {text} holds what is no number.", fix="Write e.g. --sigmas 1,0.94,0.8,0.5."
         ) from error
 
 

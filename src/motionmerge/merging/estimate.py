@@ -1,7 +1,7 @@
 """What a merge will take: seconds, disk and memory; the seconds by how long earlier merges took.
 
-The cost of each kind of work is that of docs/benchmarks/merging.md. How much longer merges take on this
-machine and its disk is remembered from one to the next.
+The cost of each kind of work is that of docs/benchmarks/merging.md. How much longer merges take on
+this machine and its disk is remembered from one to the next.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def merge(
         )
     if wanted is not None and not wanted.is_floating_point:
         raise ConfigError(
-            f"dtype {dtype_name(wanted)} is not floating point.", fix="Use fp32, fp16 or bf16."
+            f"Dtype {dtype_name(wanted)} is not floating point.", fix="Use fp32, fp16 or bf16."
         )
     if layout not in ("weights", "pipeline"):
         raise ConfigError(f"`layout` is {layout!r}.", fix="Use `weights` or `pipeline`.")

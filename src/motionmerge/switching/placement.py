@@ -72,7 +72,7 @@ def should_recompute(placement: str, *, num_bytes: int, can_recompute: bool) -> 
     if placement == "recompute" and not can_recompute:
         raise ConfigError(
             "Experts can be recomputed only from files, not from weights in memory.",
-            fix="give every input of the recipe as a path, or use another placement.",
+            fix="Give every input of the recipe as a path, or use another placement.",
         )
     free = free_memory(torch.device("cpu"))
     fits = free is None or num_bytes <= SHARE * free
@@ -82,7 +82,7 @@ def should_recompute(placement: str, *, num_bytes: int, can_recompute: bool) -> 
         raise ConfigError(
             f"The experts take {gigabytes(num_bytes)}, and {gigabytes(free or 0)} of main memory "
             "are free.",
-            fix="give every input as a path and use placement='recompute', or use LoRAs.",
+            fix="Give every input as a path and use placement='recompute', or use LoRAs.",
         )
     return False
 

@@ -104,7 +104,7 @@ class SwitchedModule:
             if twin != name and own.numel():
                 raise CheckpointError(
                     f"`{label}` and `{self.name}.{twin}` are one tensor in the model.",
-                    fix="leave one of the two names out.",
+                    fix="Leave one of the two names out.",
                 )
             if self.keeps_own:
                 self.backup[name] = own.to("cpu", copy=True)
@@ -201,7 +201,7 @@ class SwitchedModule:
         if name not in live:
             raise CheckpointError(
                 f"`{self.name}` lost its tensor `{name}` while experts were attached.",
-                fix="load LoRA adapters and quantise before attaching experts.",
+                fix="Load LoRA adapters and quantise before attaching experts.",
             )
         return live[name]
 
@@ -316,7 +316,7 @@ def check_shape(shape: torch.Size, own: torch.Size, *, label: str, expert: str) 
         raise ShapeError(
             f"`{label}` of the expert `{expert}` has shape {list(shape)}; the model's has "
             f"{list(own)}.",
-            fix="use weights of the same architecture and configuration.",
+            fix="Use weights of the same architecture and configuration.",
         )
 
 
@@ -341,12 +341,12 @@ def _check_writable(tensor: torch.Tensor, *, label: str) -> None:
     if tensor.is_meta:
         raise ConfigError(
             f"`{label}` is on the meta device: its values are elsewhere.",
-            fix="use enable_model_cpu_offload() or group offload instead of sequential offload.",
+            fix="Use enable_model_cpu_offload() or group offload instead of sequential offload.",
         )
     if not _is_plain(tensor) or not tensor.is_floating_point():
         raise CheckpointError(
             f"`{label}` is a {type(tensor).__name__} of {tensor.dtype}: quantised, packed or "
             "sharded, so exact weights cannot be copied into it.",
-            fix="load the model in bf16, fp16 or fp32, or merge to two checkpoints and use a "
+            fix="Load the model in bf16, fp16 or fp32, or merge to two checkpoints and use a "
             "pipeline with transformer and transformer_2.",
         )

@@ -193,9 +193,9 @@ def fit(
     share, rest = divmod(settings.batch_size, accelerator.num_processes)
     if rest:
         raise ConfigError(
-            f"a batch of {settings.batch_size} does not divide by {accelerator.num_processes} "
-            "processes",
-            fix="choose a batch size that does.",
+            f"A batch of {settings.batch_size} does not divide by {accelerator.num_processes} "
+            "processes.",
+            fix="Choose a batch size that does.",
         )
     module.to(device)
     objective.to(device)
@@ -363,7 +363,7 @@ class _State:
             raise CheckpointError(
                 f"{self.path} was saved with other settings: {saved['settings']}, now "
                 f"{self.settings}",
-                fix="choose another run folder, or remove this one to start again.",
+                fix="Choose another run folder, or remove this one to start again.",
             )
         self.module.load_state_dict(saved["module"])
         self.optimizer.load_state_dict(saved["optimizer"])

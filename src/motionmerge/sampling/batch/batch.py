@@ -175,7 +175,7 @@ def shard(items: Sequence[Item], rank: int, world_size: int) -> list[Item]:
     if not 0 <= rank < world_size:
         raise ConfigError(
             f"Rank {rank} of {world_size} processes does not exist.",
-            fix="set RANK from 0 to WORLD_SIZE - 1.",
+            fix="Set RANK from 0 to WORLD_SIZE - 1.",
         )
     return list(items[rank::world_size])
 
@@ -198,7 +198,7 @@ def _whole_number(environment: Mapping[str, str], name: str) -> int:
     except ValueError as error:
         raise ConfigError(
             f"The environment variable {name} is {environment[name]!r}, which is no whole number.",
-            fix="set it as torchrun and srun do, or unset it for a single process.",
+            fix="Set it as torchrun and srun do, or unset it for a single process.",
         ) from error
 
 
@@ -238,7 +238,7 @@ def missing(planned: Sequence[PlannedVideo], *, overwrite: bool = False) -> list
             is_there = video.path.exists()
         except OSError as error:
             raise ConfigError(
-                f"Cannot look for {video.path}: {error}", fix="choose another folder."
+                f"Cannot look for {video.path}: {error}", fix="Choose another folder."
             ) from error
         if not is_there or not _is_made(video, overwrite=overwrite):
             todo.append(video)
@@ -255,12 +255,12 @@ def _is_made(video: PlannedVideo, *, overwrite: bool) -> bool:
         if overwrite:
             return False
         raise ConfigError(
-            error.message, fix="choose another folder, or pass `overwrite=True`."
+            error.message, fix="Choose another folder, or pass `overwrite=True`."
         ) from error
     if configuration != video.configuration and not overwrite:
         raise ConfigError(
             f"{video.path} was made with other settings.",
-            fix="choose another folder, or pass `overwrite=True`.",
+            fix="Choose another folder, or pass `overwrite=True`.",
         )
     return configuration == video.configuration
 
@@ -296,7 +296,7 @@ def run_batch(
                 elif isinstance(error, OSError) and error.errno in _DISK_ERRORS:
                     raise DataError(
                         f"The batch stops at {video.path}: {error}",
-                        fix="make room on the disk, or make it writable; the same command goes on.",
+                        fix="Make room on the disk, or make it writable; the same command goes on.",
                     ) from error
                 elif attempt <= options.retries and not isinstance(error, MotionMergeError):
                     again.append(video)
@@ -361,5 +361,5 @@ def _named_list_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(
             f"Cannot write the failure list {path}: {error}",
-            fix="check the folder and its free space; the same command goes on.",
+            fix="Check the folder and its free space; the same command goes on.",
         ) from error

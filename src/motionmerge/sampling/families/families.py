@@ -61,7 +61,7 @@ def _call_kandinsky_6(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any
     if is_distilled and arguments.setdefault("guidance_scale", 1.0) != 1:
         raise ConfigError(
             "This model of kandinsky-6 is distilled: its guidance scale is 1.",
-            fix="leave `guidance_scale` out.",
+            fix="Leave `guidance_scale` out.",
         )
     return {**arguments, "sample_audio": has_sound}
 
@@ -339,12 +339,12 @@ def family_of(pipeline_class: str) -> VideoFamily:
     if pipeline_class in REFUSED:
         raise ConfigError(
             f"`{pipeline_class}` cannot be called from here: {REFUSED[pipeline_class]}.",
-            fix="call it yourself, inside `with motionmerge.experts(pipeline, ...)` in Python.",
+            fix="Call it yourself, inside `with motionmerge.experts(pipeline, ...)` in Python.",
         )
     known = [family.pipelines[0] for family in VIDEO_FAMILIES if family.modular is None]
     raise ConfigError(
         f"`{pipeline_class}` is no image-to-video pipeline that can be called from here.",
-        fix=f"use a model of one of {', '.join(known)}, or `motionmerge.experts` in Python.",
+        fix=f"Use a model of one of {', '.join(known)}, or `motionmerge.experts` in Python.",
     )
 
 

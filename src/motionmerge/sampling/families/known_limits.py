@@ -321,7 +321,7 @@ def anyflow(configs: Configs) -> Limits:
         raise ConfigError(
             f"The first chunk of this AnyFlow has {chunks[0]} latent frames, of which a photo is "
             "one; the others would stay black.",
-            fix="use a checkpoint whose `chunk_partition` begins with 1.",
+            fix="Use a checkpoint whose `chunk_partition` begins with 1.",
         )
     spatial, temporal = _wan_vae(configs)
     coarse = model.get("compressed_patch_size", (1, 4, 4))[-1]

@@ -197,7 +197,7 @@ class DynamiCrafterPipeline(EncodingPipeline):
             callback_tensors=callback_on_step_end_tensor_inputs,
         )
         if latents is not None and analytic_init is not None:
-            raise ConfigError("Both latents and analytic_init were given.", fix="pass one of them.")
+            raise ConfigError("Both latents and analytic_init were given.", fix="Pass one of them.")
         given = {
             "image": image,
             "prompt": prompt,
@@ -217,7 +217,7 @@ class DynamiCrafterPipeline(EncodingPipeline):
         elif given:
             raise ConfigError(
                 f"{', '.join(given)} and conditions were both given.",
-                fix="leave out what `encode` was given already.",
+                fix="Leave out what `encode` was given already.",
             )
 
         each = num_videos_per_prompt
@@ -290,7 +290,7 @@ class DynamiCrafterPipeline(EncodingPipeline):
         if not options.keys() <= known.keys():
             raise ConfigError(
                 f"{type(self.scheduler).__name__} cannot start late.",
-                fix="use DynamicRescaleDDIMScheduler, or leave start_step out.",
+                fix="Use DynamicRescaleDDIMScheduler, or leave start_step out.",
             )
         if not isinstance(self.scheduler, DynamicRescaleDDIMScheduler):
             options["device"] = self._execution_device

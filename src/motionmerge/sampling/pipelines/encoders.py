@@ -70,8 +70,8 @@ class EncodingPipeline(DiffusionPipeline):
         own_frames = self.image_projector.config.num_frames
         if own_frames not in (1, num_frames):
             raise ShapeError(
-                f"num_frames is {num_frames}; the image projector has tokens for {own_frames}.",
-                fix=f"pass num_frames={own_frames}.",
+                f"Num_frames is {num_frames}; the image projector has tokens for {own_frames}.",
+                fix=f"Pass num_frames={own_frames}.",
             )
         pixels = preprocess_clip_image(image, size=self.image_encoder.config.image_size)
         return self.image_encoder(pixels.to(self.image_encoder.dtype)).last_hidden_state
@@ -187,7 +187,7 @@ class EncodingPipeline(DiffusionPipeline):
     def _encode(self, given: dict[str, Any], *, guided: bool) -> Conditions:
         if "image" not in given:
             raise ConfigError(
-                "There is no image to animate.", fix="pass one, or conditions of `encode`."
+                "There is no image to animate.", fix="Pass one, or conditions of `encode`."
             )
         return self.encode(**given, guided=guided)
 
@@ -195,7 +195,7 @@ class EncodingPipeline(DiffusionPipeline):
         if getattr(self, encoder) is None:
             raise ConfigError(
                 f"The pipeline has no {encoder} any more.",
-                fix=f"pass conditions that `encode` gave before, or {instead}; or load it again.",
+                fix=f"Pass conditions that `encode` gave before, or {instead}; or load it again.",
             )
 
     def _text_tokens(
@@ -207,7 +207,7 @@ class EncodingPipeline(DiffusionPipeline):
             prompt = prompt or ""
             return self.encode_prompt([prompt] if isinstance(prompt, str) else prompt)
         if prompt is not None:
-            raise ConfigError(f"Both {name} and {name}_embeds were given.", fix="pass one of them.")
+            raise ConfigError(f"Both {name} and {name}_embeds were given.", fix="Pass one of them.")
         shape = (self.unet.config.num_text_tokens, self.unet.config.cross_attention_dim)
         check_tokens(embeds, shape, name=f"{name}_embeds")
         return embeds.to(self._execution_device)
@@ -255,8 +255,8 @@ class EncodingPipeline(DiffusionPipeline):
             return self.encode_image_latents(pixels, num_frames).float()
         if num_frames < 2:
             raise ConfigError(
-                f"num_frames is {num_frames}; a video with a last image has at least 2.",
-                fix="ask for more frames, or leave last_image out.",
+                f"Num_frames is {num_frames}; a video with a last image has at least 2.",
+                fix="Ask for more frames, or leave last_image out.",
             )
         height, width = pixels.shape[-2:]
         last = prepare_image(

@@ -41,14 +41,14 @@ def start_latents(
     if isinstance(generator, list) and len(generator) != batch:
         raise ConfigError(
             f"There are {len(generator)} generators for {batch} videos.",
-            fix="pass one generator, or one for each video.",
+            fix="Pass one generator, or one for each video.",
         )
     if latents is None:
         latents = randn_tensor(shape, generator=generator, device=image_latents.device)
     elif tuple(latents.shape) != shape:
         raise ShapeError(
-            f"latents have shape {list(latents.shape)}; expected {list(shape)}.",
-            fix="draw them for this number of videos, frames and pixels.",
+            f"Latents have shape {list(latents.shape)}; expected {list(shape)}.",
+            fix="Draw them for this number of videos, frames and pixels.",
         )
     return latents.to(image_latents.device).float() * scheduler.init_noise_sigma
 
@@ -60,7 +60,7 @@ def at_start_step(
     if not isinstance(scheduler, DynamicRescaleDDIMScheduler):
         raise ConfigError(
             f"{type(scheduler).__name__} has no Analytic-Init.",
-            fix="use DynamicRescaleDDIMScheduler, or leave analytic_init out.",
+            fix="Use DynamicRescaleDDIMScheduler, or leave analytic_init out.",
         )
     expectation = statistics.expectation.to(noise)
     sizes = zip(expectation.shape[::-1], noise.shape[::-1], strict=False)
@@ -68,7 +68,7 @@ def at_start_step(
         raise ShapeError(
             f"The mean of the latents has shape {list(expectation.shape)}; expected "
             f"{[1, *noise.shape[1:]]}, as this video's.",
-            fix="use the statistics of videos of this size and length.",
+            fix="Use the statistics of videos of this size and length.",
         )
     last = scheduler.config.num_train_timesteps if start_step is None else start_step
     return scheduler.analytic_init(

@@ -166,7 +166,7 @@ def _load_part(
         raise CheckpointError(
             f"`{part}` of {folder.name} lacks {len(missing)} of its tensors, such as "
             f"`{missing[0]}`.",
-            fix="download the folder again; if it is whole, its names are those of another version "
+            fix="Download the folder again; if it is whole, its names are those of another version "
             "of diffusers or transformers.",
         )
     return network.eval()
@@ -216,7 +216,7 @@ def _named_faults(folder: PipelineFolder) -> Iterator[None]:
     except _FAULTS as error:
         raise CheckpointError(
             f"{folder.name} cannot be loaded: {first_line(error)}",
-            fix="check that the folder is whole, and that diffusers and transformers know it.",
+            fix="Check that the folder is whole, and that diffusers and transformers know it.",
         ) from error
 
 
@@ -310,7 +310,7 @@ def check_device(device: torch.device) -> None:
     if wanted not in there:
         raise ConfigError(
             f"There is no device {device} here, but {', '.join(there)}.",
-            fix="use one of these, or leave `device` out.",
+            fix="Use one of these, or leave `device` out.",
         )
 
 
@@ -332,6 +332,6 @@ def _too_large(
     return ConfigError(
         f"{name} does not fit: {gigabytes(needed)} for {what}, and {gigabytes(free)} of {where} "
         "are free.",
-        fix="load it in bf16 if it is not yet, `dtype`, close other programs, or use a smaller "
+        fix="Load it in bf16 if it is not yet, `dtype`, close other programs, or use a smaller "
         "model or machine with more memory.",
     )
