@@ -6,7 +6,7 @@ PIP_FLAGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: demo test test-quantised check docs clean
+.PHONY: demo test test-quantised test-oldest check docs dist clean
 
 demo: .venv/installed-eval
 	$(BIN)/motionmerge demo
@@ -20,6 +20,11 @@ test-quantised: .venv/installed-dev
 	$(INSTALL) -c constraints.txt -e '.[dev,quantised]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/switching/test_quantised.py
 
+# The core with the oldest versions that are supported, in an environment of its own.
+test-oldest: .venv-oldest/installed
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest tests/io tests/merging tests/exports \
+		tests/switching tests/test_without_torch.py
+
 check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,15 +34,22 @@ check: .venv/installed-dev
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+# What is uploaded at a release; kernels are compiled where it is installed. TAG=v1.2.3 checks that
+# this is the package's version.
+dist: .venv/installed-dev
+	rm -rf dist
+	$(BIN)/python -m build --sdist
+	test -z "$(TAG)" || test -f "dist/motionmerge-$(TAG:v%=%).tar.gz"
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-oldest dist
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 # The stamps are older than what they depend on exactly when an installation is due.
 .venv/installed-eval: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) -c constraints.txt -e '.[eval]'
+	$(INSTALL) -c constraints.txt -e '.[videos,eval]'
 	touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
@@ -46,4 +58,10 @@ $(BIN)/python:
 
 .venv/installed-docs: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -c constraints.txt -e '.[docs]'
+	touch $@
+
+.venv-oldest/installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
+		-c constraints-oldest.txt -e '.[videos]' matplotlib pytest hypothesis packaging tomli
 	touch $@

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from packaging.version import Version
 from typer.testing import CliRunner
 
 import motionmerge
@@ -34,6 +36,52 @@ def test_every_public_name_is_there_and_documented(name):
 def test_an_unknown_public_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'mergee'"):
         motionmerge.mergee  # noqa: B018 (the access is the test)
+
+
+def imported_for_types() -> dict[str, str]:
+    """The names in the `if TYPE_CHECKING` block of the package, with the modules they are from."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    return {alias.name: f"{node.module}" for node in block.body for alias in node.names}
+
+
+def test_type_checkers_see_the_public_names_that_python_sees():
+    homes = {
+        name: f"motionmerge.{module}"
+        for module, names in motionmerge._NAMES.items()
+        for name in names
+    }
+    assert imported_for_types() == homes
+
+
+ROOT = PACKAGE.parents[1]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_examples_use_public_names_alone(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("motionmerge"):
+            assert node.module == "motionmerge", f"{path.name}:{node.lineno}"
+
+
+def test_the_version_is_one():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {motionmerge.__version__}\n" in citation
+    assert re.search(r'^dynamic = \["version"\]', (ROOT / "pyproject.toml").read_text(), re.M)
+
+
+def pins(file: str, pattern: str) -> dict[str, str]:
+    found = re.findall(pattern, (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+    return dict(found)
+
+
+def test_the_floors_are_the_versions_that_the_oldest_tests_run_with():
+    oldest = pins("constraints-oldest.txt", r"^([\w-]+)==([\d.]+)$")
+    floors = pins("pyproject.toml", r'^    "([\w-]+)>=([\d.]+)",')
+    del oldest["torch"]  # the one whose oldest version is not tested
+    assert {name: Version(version) for name, version in oldest.items()} == {
+        name: Version(floors[name]) for name in oldest
+    }
 
 
 def test_merge_is_a_plain_function_with_its_options_spelled_out():

@@ -101,9 +101,13 @@ def verbs(light: Path, *lines: Sequence[object], source: Path = SOURCE) -> list[
     return printed
 
 
-@pytest.fixture(params=DTYPES)
-def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
-    """Two tiny checkpoints of Wan, whose entries have every size that the dtype holds."""
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    """A folder for each dtype, with two tiny checkpoints whose entries have every size."""
+    return {name: write_pair(tmp_path / name, dtype) for name, dtype in DTYPES.items()}
+
+
+def write_pair(folder: Path, dtype: torch.dtype) -> Path:
     generator = torch.Generator().manual_seed(0)
     shapes = {
         **{f"blocks.{i}.attn1.to_q.weight": (24, 24) for i in range(2)},
@@ -116,13 +120,13 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
     for name, shape in shapes.items():
         size = torch.randint(-24, 3, shape, generator=generator).float().exp2()
         value = torch.randn(shape, generator=generator) * size
-        base[name] = value.to(DTYPES[request.param])
+        base[name] = value.to(dtype)
         change = 0.05 * torch.randn(shape, generator=generator) * size
-        tuned[name] = (value + change).to(DTYPES[request.param])
-    paths = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
-    for path, tensors in zip(paths, (base, tuned), strict=True):
-        save_file(tensors, path)
-    return paths
+        tuned[name] = (value + change).to(dtype)
+    folder.mkdir()
+    save_file(base, folder / "base.safetensors")
+    save_file(tuned, folder / "tuned.safetensors")
+    return folder
 
 
 def write_recipe(folder: Path, **experts: str) -> Path:
@@ -150,53 +154,60 @@ def same(first: Path, second: Path) -> bool:
     )
 
 
-def test_a_merge_has_the_bits_of_one_with_torch(pair, light, source, tmp_path, monkeypatch):
+def test_a_merge_has_the_bits_of_one_with_torch(folders, light, source, monkeypatch):
     from motionmerge import merge
     from motionmerge.merging.compute import kernel, streaming
 
-    recipe = write_recipe(
-        tmp_path,
-        dared="base + 0.75 * dare(-0.25 * (tuned - base), drop_rate=0.7, seed=0)",
-        plain="base - 0.3 * only(tuned - base, 'joint')",
-        between="base + 0.4 * (tuned - base) + 0.1 * dare(tuned - base, drop_rate=0.5, seed=2)",
-        more="tuned + 1.7 * (tuned - base)",
-    )
-    flags = {"own": [], **{dtype: ["--dtype", dtype] for dtype in DTYPES}}
-    lines = [["merge", recipe, "-o", tmp_path / name, *chosen] for name, chosen in flags.items()]
+    lines, settings = [], []
+    for folder in folders.values():
+        recipe = write_recipe(
+            folder,
+            dared="base + 0.75 * dare(-0.25 * (tuned - base), drop_rate=0.7, seed=0)",
+            plain="base - 0.3 * only(tuned - base, 'joint')",
+            both="base + 0.4 * (tuned - base) + 0.1 * dare(tuned - base, drop_rate=0.5, seed=2)",
+            more="tuned + 1.7 * (tuned - base)",
+        )
+        for dtype in DTYPES:
+            output = folder / f"light {dtype}"
+            lines.append(["merge", recipe, "-o", output, "--dtype", dtype])
+            settings.append((recipe, output, dtype))
     verbs(light, *lines, source=source)
     for module in (kernel, streaming):
         monkeypatch.setattr(module, "compiled_kernels", lambda: None)
-    for name in flags:
-        written = merge(recipe, tmp_path / "torch" / name, dtype=None if name == "own" else name)
+    for recipe, output, dtype in settings:
+        written = merge(recipe, recipe.parent / f"torch {dtype}", dtype=dtype)
+        assert len(written.experts) == 4
         for expert in written.experts.values():
             path = Path(expert.path)
-            assert same(tmp_path / name / path.name, path)
+            assert same(output / path.name, path), (recipe, dtype, path.name)
 
 
-def test_extrapolate_show_compare_and_files_for_comfyui_need_no_torch(
-    pair, light, source, tmp_path
-):
+def test_extrapolate_show_compare_and_files_for_comfyui_need_no_torch(folders, light, source):
     from motionmerge import compare, export_comfyui
 
-    base, tuned = pair
-    made = tmp_path / "out" / "extrapolated.safetensors"
-    recipe = write_recipe(tmp_path, more="base + 0.4 * (tuned - base)")
-    _, shown, of_base, difference, from_tuned, _ = verbs(
-        light,
-        ["extrapolate", base, tuned, "-o", made.parent],
-        ["show", made, "--groups"],
-        ["show", base, "--json"],
-        ["compare", base, tuned, "--json"],
-        ["compare", base, made, "--base", tuned, "--json"],
-        ["export", "comfyui", recipe, "-o", tmp_path / "light"],
-        source=source,
-    )
-    assert "tuned - base" in shown
-    assert json.loads(of_base)["tensors"] == 6
-    assert json.loads(difference) == json.loads(json.dumps(compare(base, tuned).to_dict()))
-    assert json.loads(from_tuned)["total"]["cosine"] > 0.99
-    export_comfyui(recipe, tmp_path / "torch")
-    assert same(tmp_path / "light" / "more.safetensors", tmp_path / "torch" / "more.safetensors")
+    lines, num_verbs = [], 6
+    for folder in folders.values():
+        base, tuned = folder / "base.safetensors", folder / "tuned.safetensors"
+        made = folder / "out" / "extrapolated.safetensors"
+        recipe = write_recipe(folder, more="base + 0.4 * (tuned - base)")
+        lines += [
+            ["extrapolate", base, tuned, "-o", made.parent],
+            ["show", made, "--groups"],
+            ["show", base, "--json"],
+            ["compare", base, tuned, "--json"],
+            ["compare", base, made, "--base", tuned, "--json"],
+            ["export", "comfyui", recipe, "-o", folder / "light"],
+        ]
+    printed = verbs(light, *lines, source=source)
+    for number, folder in enumerate(folders.values()):
+        _, shown, of_base, difference, from_tuned, _ = printed[number * num_verbs :][:num_verbs]
+        assert "tuned - base" in shown
+        assert json.loads(of_base)["tensors"] == 6
+        found = compare(folder / "base.safetensors", folder / "tuned.safetensors")
+        assert json.loads(difference) == json.loads(json.dumps(found.to_dict()))
+        assert json.loads(from_tuned)["total"]["cosine"] > 0.99
+        export_comfyui(folder / "recipe.yaml", folder / "torch")
+        assert same(folder / "light" / "more.safetensors", folder / "torch" / "more.safetensors")
 
 
 def test_what_is_infinite_is_named_without_torch(light, source, tmp_path):

@@ -19,13 +19,14 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPTextModel, CLIPVisionModel
+from transformers import __version__ as TRANSFORMERS
 
 from motionmerge.dynamicrafter_names import (
     count_indices,
     unet_layout_of_official,
     unet_layout_of_ours,
 )
-from motionmerge.errors import CheckpointError
+from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.quantised import refuse_quantised
 from motionmerge.io.weights import open_weights
 
@@ -117,11 +118,11 @@ class Component:
 
 
 def _build_text_encoder(**config: Any) -> nn.Module:
-    return CLIPTextModel(text_encoder_config(**config))
+    return _unwrapped(CLIPTextModel(text_encoder_config(**config)))
 
 
 def _build_image_encoder(**config: Any) -> nn.Module:
-    return CLIPVisionModel(image_encoder_config(**config))
+    return _unwrapped(CLIPVisionModel(image_encoder_config(**config)))
 
 
 COMPONENTS = (
@@ -305,6 +306,20 @@ def unconvert_component(component: Component, tensors: LazyTensors) -> LazyTenso
     pairs, unknown = component.our_map(_shapes(tensors)).pair_ours(tensors)
     _refuse_unknown(component, unknown)
     return to_official(tensors, pairs)
+
+
+def _unwrapped(tower: nn.Module) -> nn.Module:
+    """Return a tower whose tensors have the names that we map official ones to.
+
+    Raises:
+        ConfigError: transformers is older than 5.6 and has other names.
+    """
+    if hasattr(tower, "text_model") or hasattr(tower, "vision_model"):
+        raise ConfigError(
+            f"DynamiCrafter's towers need transformers 5.6 or newer; this is {TRANSFORMERS}.",
+            fix="Run `pip install 'transformers>=5.6'`.",
+        )
+    return tower
 
 
 def from_original(

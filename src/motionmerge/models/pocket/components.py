@@ -184,12 +184,19 @@ def fill_parts(
         prefix = f"{part}."
         own = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
         try:
-            parts[part].load_state_dict(own)
+            _without_wrapper(parts[part]).load_state_dict(own)
         except RuntimeError as error:
             raise CheckpointError(
                 f"{path} does not fit the pocket model's {part}: {error}",
                 fix="Use a file made for this version of the pocket model.",
             ) from error
+
+
+def _without_wrapper(module: nn.Module) -> nn.Module:
+    """Return the tower itself, which transformers before 5.6 wraps in a module of another name."""
+    for name in ("text_model", "vision_model"):
+        module = getattr(module, name, module)
+    return module
 
 
 def denoiser_weights(model: PocketModel) -> dict[str, torch.Tensor]:
