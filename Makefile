@@ -6,7 +6,7 @@ PIP_FLAGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: demo test test-quantised test-oldest check dist clean
+.PHONY: demo test test-quantised test-oldest check docs dist clean
 
 demo: .venv/installed-eval
 	$(BIN)/motionmerge demo
@@ -30,6 +30,10 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A warning is an error here; the banner about the successor of MkDocs is none of ours.
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # What is uploaded at a release; kernels are compiled where it is installed. TAG=v1.2.3 checks that
 # this is the package's version.
 dist: .venv/installed-dev
@@ -51,6 +55,10 @@ $(BIN)/python:
 .venv/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -c constraints.txt -e '.[dev]'
 	touch $@ .venv/installed-eval
+
+.venv/installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -c constraints.txt -e '.[docs]'
+	touch $@
 
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest

@@ -44,7 +44,7 @@ COPIES = ("cat", "cat both")
 COPY_OF = {"both experts": "cat both"}
 """The copy that a row of ours is compared with, if not `cat`."""
 
-# The arithmetic of the official scripts: whole dicts, one per operator; see docs/differences.md.
+# The arithmetic of the official scripts: whole dicts, one per operator (docs/explanation).
 RUN_OFFICIAL = """
 import copy, json, sys, time, torch
 from safetensors.torch import load_file

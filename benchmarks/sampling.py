@@ -189,7 +189,7 @@ def load_and_encode(
             pipeline.free_encoders()
 
     model = FolderModel(
-        find_pipeline(folder / PIPELINE), dtype=row.dtype, device=torch.device("cpu")
+        folder=find_pipeline(folder / PIPELINE), dtype=row.dtype, device=torch.device("cpu")
     )
     pipeline, _ = model.load(encode_and_free)
     pipeline.set_progress_bar_config(disable=True)

@@ -1,4 +1,4 @@
-"""Every test that docs/differences.md names exists."""
+"""Every test that docs/explanation/differences.md names exists."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-DOCUMENT = TESTS.parent / "docs" / "differences.md"
+DOCUMENT = TESTS.parent / "docs" / "explanation" / "differences.md"
 
 
 def test_every_difference_is_shown_by_a_test_that_exists() -> None:

@@ -1,4 +1,4 @@
-"""What is written is true: README blocks run, recipes round-trip, ARCHITECTURE.md is complete.
+"""What is written is true: README blocks run, recipes round-trip, links lead somewhere.
 
 After files were added or renamed: `python tests/test_guardians_docs.py` redraws the tree.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
+import pkgutil
 import re
 import runpy
 import shlex
@@ -60,7 +61,7 @@ def test_the_bash_blocks_of_the_readme_run(workshop):
 
 
 def commands_in_documents() -> list[tuple[str, str]]:
-    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    documents = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     return [
         (path.name, line.split("#")[0].strip())
         for path in documents
@@ -84,6 +85,38 @@ def test_documented_commands_use_verbs_flags_and_targets_that_exist():
                 if re.fullmatch(r"--?[a-z][a-z-]*", flag):
                     known = rf"^{words[1]} .*(?<![\w-]){flag}(?![\w-])"
                     assert re.search(known, flags, re.MULTILINE), f"{document}: {line}"
+
+
+def test_links_between_documents_lead_to_files():
+    """The site checks its own links; README.md and the others are not on it."""
+    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
+        text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for target in re.findall(r"\]\((?!https?://|#)([^)#\s]+)", text):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_readme_and_the_changelog_stay_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
+    assert max(map(len, changelog)) <= 120
+
+
+def test_the_front_page_shows_the_code_of_the_readme():
+    front_page = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    assert readme_blocks("python")[0][1] in front_page
+
+
+def test_pictures_are_small():
+    for picture in (ROOT / "docs/images").iterdir():
+        assert picture.stat().st_size < 2_000_000, picture.name
+
+
+def test_every_symbol_of_the_paper_map_exists():
+    page = (ROOT / "docs/explanation/method.md").read_text(encoding="utf-8")
+    symbols = re.findall(r"\| `(motionmerge\.[\w.]+)` \|$", page, re.MULTILINE)
+    assert len(symbols) > 12
+    for symbol in symbols:
+        assert pkgutil.resolve_name(symbol) is not None
 
 
 # Recipes and examples

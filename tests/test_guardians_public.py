@@ -102,6 +102,36 @@ def test_every_public_function_and_class_has_a_docstring(path):
     assert not bare, f"{path}: {bare}"
 
 
+ERRORS = {name for name in motionmerge.__all__ if name.endswith("Error")}
+
+
+def texts_of_errors(path: Path) -> Iterator[tuple[int, str]]:
+    """The messages and fixes of errors as far as they are literal; `{}` stands for a value."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        is_error = isinstance(node.func, ast.Name) and node.func.id in ERRORS
+        values = [*node.args[:1]] if is_error else []
+        values += [keyword.value for keyword in node.keywords if keyword.arg == "fix"]
+        for value in values:
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield value.lineno, value.value
+            elif isinstance(value, ast.JoinedStr):
+                parts = (
+                    one.value if isinstance(one, ast.Constant) else "{}" for one in value.values
+                )
+                yield value.lineno, "".join(map(str, parts))
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_errors_and_fixes_are_sentences(path):
+    for line, text in texts_of_errors(path):
+        assert not text[:1].islower(), f"{path.name}:{line}: begins small: {text}"
+        assert text.rstrip().endswith((".", "!", "?", ":", "{}")), (
+            f"{path.name}:{line}: no end: {text}"
+        )
+
+
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "av", "matplotlib", "scipy", "cv2")
 
 

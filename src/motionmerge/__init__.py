@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from motionmerge.merging.in_memory import realise as realise
     from motionmerge.merging.lora.task_vector import lora as lora
     from motionmerge.merging.merge import merge as merge
+    from motionmerge.merging.recipes.functions import register_function as register_function
     from motionmerge.merging.recipes.recipe import Recipe as Recipe
     from motionmerge.models.dynamicrafter.scheduler import (
         DynamicRescaleDDIMScheduler as DynamicRescaleDDIMScheduler,
@@ -95,6 +96,7 @@ _NAMES = {
     ),
     "merging.lora.task_vector": ("lora",),
     "merging.merge": ("merge",),
+    "merging.recipes.functions": ("register_function",),
     "merging.recipes.recipe": ("Recipe",),
     "models.dynamicrafter.scheduler": ("DynamicRescaleDDIMScheduler",),
     "models.dynamicrafter.unet": ("DynamiCrafterUNet",),

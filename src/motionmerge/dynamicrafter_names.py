@@ -165,8 +165,8 @@ def unet_layout_of_official(names: Iterable[str]) -> dict[str, Any]:
     num_blocks = count_indices(names, r"input_blocks\.(\d+)\.")
     if not num_blocks or "init_attn.0.proj_in.weight" not in names:
         raise CheckpointError(
-            "these are not the tensors of a DynamiCrafter U-Net",
-            fix="pass an official checkpoint with `input_blocks.*` and `init_attn.*`, of the "
+            "These are not the tensors of a DynamiCrafter U-Net.",
+            fix="Pass an official checkpoint with `input_blocks.*` and `init_attn.*`, of the "
             "256, 512 or 1024 model.",
         )
     step = downsamplers[0] if downsamplers else num_blocks
@@ -188,8 +188,8 @@ def unet_layout_of_ours(names: Iterable[str]) -> dict[str, Any]:
     num_stages = count_indices(names, r"down_stages\.(\d+)\.")
     if not num_stages or num_stages % num_levels:
         raise CheckpointError(
-            "these are not the tensors of a DynamiCrafterUNet",
-            fix="pass `unet.state_dict()`, or weights saved by `save_pretrained`.",
+            "These are not the tensors of a DynamiCrafterUNet.",
+            fix="Pass `unet.state_dict()`, or weights saved by `save_pretrained`.",
         )
     layers = num_stages // num_levels
     return {

@@ -14,12 +14,12 @@ class MotionMergeError(Exception):
         message: What came, what was expected, and where.
         fix: One imperative sentence: what the user can do about it, in the words of Python
             (`missing='keep'`); the command line names its own flag instead (`cli/faults.py`).
-            It is shown with a capital letter and a full stop, whether it was written so or not.
+            Both begin with a capital letter or a name, and end with a full stop.
     """
 
     def __init__(self, message: str, *, fix: str | None = None) -> None:
         self.message = message
-        self.fix = None if fix is None else _sentence(fix)
+        self.fix = fix
         super().__init__(message if self.fix is None else f"{message}\n  Fix: {self.fix}")
 
 
@@ -41,9 +41,3 @@ class ShapeError(MotionMergeError):
 
 class DataError(MotionMergeError):
     """An image, a video or a dataset entry cannot be used."""
-
-
-def _sentence(text: str) -> str:
-    """Return a fix with a capital letter and a full stop; a name in backticks stays as it is."""
-    text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

@@ -111,7 +111,7 @@ def _grid(scheduler: Any) -> tuple[Array, Array]:
         raise ConfigError(
             f"The timesteps of this {type(scheduler).__name__} are not set, so that their noise "
             "levels are unknown.",
-            fix="call `scheduler.set_timesteps(n)` first.",
+            fix="Call `scheduler.set_timesteps(n)` first.",
         )
     grid = _numbers(timesteps)
     return grid, _numbers(sigmas)[: len(grid)]

@@ -96,7 +96,7 @@ class DType(Enum):
         dtype = getattr(torch, self.torch_name, None) if self.torch_name else None
         if dtype is None:
             raise CheckpointError(
-                f"torch {torch.__version__} has no dtype for {self.short_name} ({self.code}).",
+                f"Torch {torch.__version__} has no dtype for {self.short_name} ({self.code}).",
                 fix="Use weights in fp32, fp16 or bf16.",
             )
         found: torch.dtype = dtype

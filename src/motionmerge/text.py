@@ -12,12 +12,18 @@ import yaml
 from motionmerge.errors import ConfigError
 
 
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that a mistyped one is closest to; None if none is close."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return near[0] if near else None
+
+
 def fix_unknown_name(name: str, known: Iterable[str]) -> str:
     """Phrase the `Fix:` line for an unknown name: the nearest known one, or all of them."""
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    if near:
-        return f"Write `{near[0]}` instead of `{name}`."
+    near = nearest_name(name, names)
+    if near is not None:
+        return f"Write `{near}` instead of `{name}`."
     return f"Remove `{name}`, or use one of: {', '.join(names)}."
 
 
@@ -47,14 +53,14 @@ def _check_tokens(text: str) -> None:
         is_merge = isinstance(token, yaml.ScalarToken) and token.plain and token.value == "<<"
         if is_merge or isinstance(token, (yaml.AnchorToken, yaml.AliasToken)):
             raise ConfigError(
-                f"it uses {'merge keys' if is_merge else 'anchors'} in line {line}.",
+                f"It uses {'merge keys' if is_merge else 'anchors'} in line {line}.",
                 fix="Write each value out.",
             )
         if isinstance(token, (yaml.TagToken, yaml.DirectiveToken)):
-            raise ConfigError(f"it uses tags in line {line}.", fix="Write plain values.")
+            raise ConfigError(f"It uses tags in line {line}.", fix="Write plain values.")
         if depth > _MAX_DEPTH:
             raise ConfigError(
-                f"it is nested more than {_MAX_DEPTH} levels deep in line {line}.",
+                f"It is nested more than {_MAX_DEPTH} levels deep in line {line}.",
                 fix="Write it flatter.",
             )
 

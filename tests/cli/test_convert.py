@@ -52,9 +52,16 @@ def test_wrong_use_ends_with_a_fix_and_exit_code_two(original, tmp_path) -> None
     for words in (
         (original,),
         (original, "--to-official", "-o", tmp_path / "x.safetensors", "--dtype", "fp16"),
-        (original, "-o", tmp_path / "x", "--dtype", "fp17"),
         (original, "-o", tmp_path / "x", "--tokenizer", tmp_path),
     ):
         code, output = run(*words)
         assert code == 2
         assert "Fix:" in output
+
+
+def test_a_number_format_that_is_not_there_is_answered_with_those_that_are(original, tmp_path):
+    code, output = run(original, "-o", tmp_path / "x", "--dtype", "fp17")
+    assert code == 2
+    said = " ".join(output.replace("│", " ").split())
+    assert "'fp17' is not one of 'fp32', 'fp16', 'bf16'" in said
+    assert not (tmp_path / "x").exists()

@@ -29,9 +29,9 @@ FILES = {
     "video_flags.py": ["generate", "batch"],
     "lora_flags.py": ["generate", "batch"],
     "show_lora.py": ["show"],
-    "merge.py": ["merge", "extrapolate"],
+    "merge.py": ["merge", "generate", "batch", "export loras"],
     "evaluate.py": ["evaluate pocket"],
-    "train.py": ["train pocket-base"],
+    "train.py": ["train"],
     "export.py": ["export two-experts", "export loras", "export original"],
     "outputs.py": ["generate", "compare", "convert", "demo", "evaluate pocket", "export original"],
 }

@@ -115,7 +115,11 @@ def test_a_contact_sheet_is_written_on_request(photo: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--motion", "1", "--recipe", "calm"], "Choose one of the three"),
+        (["--motion", "1", "--weights", "tuned"], "--motion is for recipes"),
+        (["--set", "speed=1"], "no parameter `speed`"),
+        (["--set", "motion"], "--set motion is not NAME=NUMBER"),
+        (["--set", "motion=1", "--motion", "2"], "`motion` is given twice"),
+        (["--motion", "1", "--recipe", "wan22-lightning"], "no parameter `motion`"),
         (["--motion", "nan"], "--motion is nan, which is no number"),
         (["--loop"], "cannot end a video with an image"),
         (["--guidance-2", "1"], "no second denoiser"),

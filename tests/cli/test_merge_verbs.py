@@ -149,7 +149,8 @@ def test_extrapolate_prints_the_recipe_that_it_ran(weights, motion, formula):
     )
     assert result.exit_code == 0, result.output
     recipe = Recipe.parse(result.stdout[: result.stdout.index("\n\n")])
-    assert str(recipe.experts["extrapolated"]) == formula
+    assert recipe.parameters == {"motion": motion}
+    assert str(recipe.written_out().experts["extrapolated"]) == formula
     expected = realise(recipe)["extrapolated"]
     with open_weights("out/extrapolated.safetensors") as reader:
         assert all(torch.equal(reader.read(name), expected[name]) for name in expected)
@@ -169,7 +170,7 @@ def test_show_prints_the_recipe_that_made_a_file(weights):
 def test_show_draws_the_schedule_of_a_recipe(weights):
     result = call("show", "edg-official")
     assert "schedule: 1.0 |dynamics" in result.stdout
-    assert "consistency: tuned + 0.25 * dare(" in result.stdout
+    assert "consistency: tuned + gamma * dare(" in result.stdout
 
 
 def test_show_says_which_inputs_of_a_shipped_recipe_are_to_be_given(weights):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import get_args
 
 from typer.testing import CliRunner
 
 from motionmerge.cli import app
+from motionmerge.cli.train import PREFIX, Run
 from motionmerge.io.weights import open_weights
 from motionmerge.models.pocket.components import weights_path
+from motionmerge.training.pocket.runs import RUNS
 
 
 def train(*arguments: str):
@@ -33,7 +37,7 @@ def test_a_base_and_its_stage_one_are_trained_and_say_so_in_their_headers(tmp_pa
     spatial = "unet.down_stages.0.resnet.conv1.weight"
     temporal = "unet.temporal_in.proj_in.weight"
     for verb, name, trains, changed, kept in (
-        ("pocket-adapter", "tuned", "adapter and U-Net", [spatial, temporal], []),
+        ("pocket-tuned", "tuned", "adapter and U-Net", [spatial, temporal], []),
         ("pocket-equal", "equal", "adapter and U-Net", [spatial, temporal], []),
         ("pocket-temporal", "temporal", "adapter and temporal blocks", [temporal], [spatial]),
         ("pocket-temporal-naive", "temporal-naive", "temporal blocks", [temporal], [spatial]),
@@ -67,3 +71,17 @@ def test_the_shipped_weights_say_what_made_them():
         assert card["run"] == name
         assert card["licence"] == "Apache-2.0"
     assert sum(p.stat().st_size for p in path.parent.iterdir()) < 30e6
+
+
+def test_every_run_has_a_name_and_a_line_in_the_help():
+    runs = [f"{PREFIX}{name}" for name in RUNS]
+    assert list(get_args(Run)) == runs
+    shown = train("--help").stdout
+    for run in runs:
+        assert re.search(rf"^ {run}  +[A-Z].*\.\s*$", shown, re.MULTILINE), run
+
+
+def test_a_run_that_is_not_there_is_refused_with_the_names_of_all():
+    result = train("pocket-adapter", "--dry-run")
+    assert result.exit_code == 2
+    assert "'pocket-tuned'" in result.stderr

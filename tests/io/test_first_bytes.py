@@ -11,7 +11,9 @@ import tarfile
 import zipfile
 
 import pytest
+import safetensors
 import torch
+from packaging.version import Version
 from safetensors.torch import safe_open
 from safetensors.torch import save as to_safetensors
 

@@ -1,4 +1,4 @@
-"""A second implementation of mask v1, written from docs/mask-format.md, agrees with ours."""
+"""A second implementation of mask v1, written from its page in docs/, agrees with ours."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_the_second_block_starts_a_new_stream():
 
 
 def test_the_check_values_of_the_document_are_right():
-    page = (Path(__file__).parents[2] / "docs" / "mask-format.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "mask-format.md").read_text()
     values = re.search(r"first eight values:\s+([\d, ]+)", page)
     expected = reference_bits(0, "unet.conv_in.weight", 0, 8)
     assert values is not None and [int(v) for v in values[1].split(",")] == expected

@@ -1,4 +1,4 @@
-"""Every recipe in docs/recipes.md runs, and every function has one."""
+"""Every recipe in docs/reference/recipe-language.md runs, and every function has one."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import motionmerge
 from motionmerge.io.weights import save_weights
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.merge import realise
-from motionmerge.merging.recipes.parser import FUNCTIONS
+from motionmerge.merging.recipes.functions import FUNCTIONS
 from motionmerge.merging.recipes.recipe import Recipe
 
 from .conftest import make_state
 
-PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "reference" / "recipe-language.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+PYTHON = re.findall(r"```python\n(.*?)```", PAGE.split("## Functions of your own")[0], re.DOTALL)
 LAYER = "unet.down_stages.0.attention.transformer_blocks.0.attn1.to_q"
 
 

@@ -426,6 +426,7 @@ def test_vbench_finds_its_names_and_other_settings_are_refused(
     about = read_video_metadata(tmp_path / "a cat-2.mp4")
     assert (about["prompt"], about["seed"], about["num_inference_steps"]) == ("a cat", 2, 3)
     assert "sha256" in about["recipe"] and "1.safetensors" not in about["recipe"]
+    assert "sha256" in str(about["weights"])
     command = arguments(workplace, tmp_path, *options, "--steps", "4")
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2

@@ -1,4 +1,4 @@
-"""A run finds, hashes, pins and compares the inputs of its recipe once."""
+"""A run looks at its inputs once, and says the same of its videos whichever verb makes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 from motionmerge.cli import app
 from motionmerge.io.hashing import hash_file
 from motionmerge.io.safetensors_file import SafetensorsFile
+from motionmerge.io.video import read_video_metadata
 from motionmerge.merging.recipes import bound as bound_recipes
+from motionmerge.sampling.batch.batch import CONFIGURATION_KEY
 
 from ..tiny.folders import family_named, save_tiny
 from ..tiny.pipelines import other_weights, photo
@@ -66,7 +68,7 @@ def test_generate_looks_at_each_input_of_a_pinned_recipe_once(
 
     replace(bound_recipes, "hash_origin", hashed, lambda path: path.name)
     replace(bound_recipes, "check_coverage", checks, lambda *_: "coverage")
-    replace(bound_recipes.BoundRecipe, "_hash", checks, lambda *_: "pins")
+    replace(bound_recipes.BoundRecipe, "_compare_pins", checks, lambda *_: "pins")
     replace(SafetensorsFile, "__init__", opened, lambda _, path: Path(path).name)
 
     small = ["--steps", "2", "--height", "16", "--width", "16", "--num-frames", "5"]
@@ -79,3 +81,18 @@ def test_generate_looks_at_each_input_of_a_pinned_recipe_once(
     assert checks == {"coverage": 1, "pins": 1}
     inputs = {name: opened[name] for name in ("base.safetensors", "tuned.safetensors")}
     assert all(1 <= count <= 2 for count in inputs.values()), inputs
+
+
+def test_generate_and_batch_say_the_same_of_a_video(workplace: Path) -> None:
+    (workplace / "m.jsonl").write_text('{"image": "photo.png", "prompt": "a cat"}\n')
+    small = ["--steps", "2", "--height", "16", "--width", "16", "--num-frames", "5"]
+    shared = ["--model", str(workplace / "wan"), "--recipe", str(workplace / "pinned.yaml"), *small]
+    single = ["generate", str(workplace / "photo.png"), "--prompt", "a cat"]
+    several = ["batch", str(workplace / "m.jsonl")]
+    for command, output in ((single, workplace / "v.mp4"), (several, workplace / "videos")):
+        result = CliRunner().invoke(app, [*command, *shared, "-o", str(output)])
+        assert result.exit_code == 0, result.output
+    (made,) = (workplace / "videos").glob("*.mp4")
+    first, second = read_video_metadata(workplace / "v.mp4"), read_video_metadata(made)
+    assert second.pop(CONFIGURATION_KEY)
+    assert first == second

@@ -31,7 +31,7 @@ def add_variant(folder: Path, shift: float, *, keep_plain: bool = True) -> None:
 
 def fingerprint(folder: Path, variant: str | None) -> dict[str, object]:
     chosen = find_pipeline(folder, variant=variant)
-    return FolderModel(chosen, device=torch.device("cpu"), variant=variant).fingerprint()
+    return FolderModel(folder=chosen, device=torch.device("cpu"), variant=variant).fingerprint()
 
 
 def test_a_variant_is_hashed_with_its_own_files(own_wan: Path) -> None:

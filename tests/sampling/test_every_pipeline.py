@@ -1,4 +1,4 @@
-"""Experts on every image-to-video pipeline of diffusers that docs/models.md lists."""
+"""Experts on every image-to-video pipeline of diffusers that docs/reference/families.md lists."""
 
 from __future__ import annotations
 

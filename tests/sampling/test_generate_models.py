@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from motionmerge.cli import app
 from motionmerge.cli.video_flags import VideoFlags
 from motionmerge.io.video import read_video, read_video_metadata
+from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.sampling.request.experts import WeightedLora, from_base, from_loras, from_weights
 from motionmerge.sampling.request.folder import find_pipeline
 from motionmerge.sampling.request.loading import load_pipeline
@@ -24,6 +25,7 @@ from motionmerge.sampling.videos.make_video import VideoSettings, make_video
 from motionmerge.switching.expert_bank import experts
 
 from ..tiny.folders import family_named, save_dynamicrafter, save_lora, save_tiny
+from ..tiny.loras import with_motion, with_weights
 from ..tiny.pipelines import other_weights, photo
 
 LAYER = "proj_out"
@@ -82,7 +84,8 @@ def test_several_prompts_and_seeds_become_videos_that_say_how_they_were_made(
     assert all(video.shape == (5, 3, 16, 16) and fps == 12.5 for video, fps in videos)
     assert not torch.equal(videos[0][0], videos[1][0])
     about = read_video_metadata(tmp_path / names[3])
-    assert (about["prompt"], about["seed"], about["steps"]) == ("the camera pans left", 5, 2)
+    assert (about["prompt"], about["seed"]) == ("the camera pans left", 5)
+    assert about["num_inference_steps"] == 2
     assert (about["negative_prompt"], about["guidance_scale"]) == ("a dog", 2)
     assert "lora_1" in about["recipe"]
     assert {"motionmerge", "torch", "diffusers"} <= about.keys()
@@ -103,20 +106,23 @@ def choices(workplace: Path) -> dict[str, tuple[Any, Any]]:
     lora, wan = workplace / "lora.safetensors", workplace / "wan"
     base, bare = workplace / "base.safetensors", workplace / "bare.safetensors"
     return {
-        "lora": (from_loras([WeightedLora(lora)]), {"lora": lora, "weights": {"all": 1.0}}),
+        "lora": (from_loras([WeightedLora(lora)]), with_weights(lora, {"all": 1.0})),
         "lora and motion": (
             from_loras([WeightedLora(lora, -0.5)], boundary=0.9),
-            {"lora": lora, "motion": 0.5, "boundary": 0.9},
+            {**with_motion(lora, 0.5), "boundary": 0.9},
         ),
         "base and motion": (
             from_base(base, wan, motion=0.5, boundary=0.9),
-            {"base": base, "tuned": wan, "motion": 0.5, "boundary": 0.9},
+            {"recipe": Recipe.knob(base=base, tuned=wan, motion=0.5), "boundary": 0.9},
         ),
         "bare base": (
             from_base(bare, wan, motion=0.5, boundary=0.9),
-            {"base": bare, "tuned": wan / "transformer", "motion": 0.5, "boundary": 0.9},
+            {
+                "recipe": Recipe.knob(base=bare, tuned=wan / "transformer", motion=0.5),
+                "boundary": 0.9,
+            },
         ),
-        "weights": (from_weights(base), {"experts": {"all": base}}),
+        "weights": (from_weights(base), {"recipe": {"all": base}}),
     }
 
 

@@ -82,7 +82,7 @@ def test_dynamicrafter_encodes_and_frees_its_towers_before_its_unet_is_loaded(
         assert not isinstance(pipeline.unet, torch.nn.Module)
         found.extend(encode_ahead(pipeline, photo(), [asked]))
 
-    model = FolderModel(find_pipeline(tmp_path), device=CPU)
+    model = FolderModel(folder=find_pipeline(tmp_path), device=CPU)
     ahead, _ = model.load(encode)
     assert ahead.text_encoder is None and ahead.image_encoder is None
     assert isinstance(ahead.unet, DynamiCrafterUNet) and not ahead.unet.training
@@ -234,8 +234,8 @@ def test_dtypes_have_names() -> None:
 
 @pytest.mark.parametrize("changed", ["vae", "text_encoder", "tokenizer", "scheduler"])
 def test_a_change_to_any_part_changes_the_fingerprint(copy: Path, changed: str) -> None:
-    before = FolderModel(find_pipeline(copy)).fingerprint()
-    assert FolderModel(find_pipeline(copy)).fingerprint() == before
+    before = FolderModel(folder=find_pipeline(copy)).fingerprint()
+    assert FolderModel(folder=find_pipeline(copy)).fingerprint() == before
     files = [file for file in (copy / changed).iterdir() if file.name != "config.json"]
     content = bytearray(files[0].read_bytes())
     if files[0].suffix == ".json":  # which is read at once, to see whether it names code
@@ -243,7 +243,7 @@ def test_a_change_to_any_part_changes_the_fingerprint(copy: Path, changed: str) 
     else:
         content[-2] ^= 1
     files[0].write_bytes(content)
-    after = FolderModel(find_pipeline(copy)).fingerprint()
+    after = FolderModel(folder=find_pipeline(copy)).fingerprint()
     assert after != before and after["model"] == before["model"]
 
 
@@ -256,14 +256,14 @@ def test_a_vocabulary_beside_a_configuration_or_in_a_folder_of_its_own_counts_to
     (tokenizer / "more" / "words.txt").write_text("a b")
     seen = []
     for file in ("tokenizer.json", "more/words.txt"):
-        seen.append(FolderModel(find_pipeline(copy)).fingerprint()["parts"])
+        seen.append(FolderModel(folder=find_pipeline(copy)).fingerprint()["parts"])
         with (tokenizer / file).open("a") as stream:
             stream.write(" ")
-    seen.append(FolderModel(find_pipeline(copy)).fingerprint()["parts"])
+    seen.append(FolderModel(folder=find_pipeline(copy)).fingerprint()["parts"])
     assert len(set(seen)) == 3
     for name in (".DS_Store", "model.onnx", "README.md", "weights.index.json"):
         (tokenizer / name).write_text("nobody reads this")
-    assert FolderModel(find_pipeline(copy)).fingerprint()["parts"] == seen[-1]
+    assert FolderModel(folder=find_pipeline(copy)).fingerprint()["parts"] == seen[-1]
 
 
 # Folders of strangers

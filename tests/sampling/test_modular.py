@@ -113,7 +113,7 @@ def test_blocks_of_somebodys_own_are_refused(changed: Any, own_wan: Path) -> Non
 def test_settings_in_the_index_reach_the_pipeline(own_wan: Path) -> None:
     edit_index(own_wan, boundary_ratio=0.5)
     assert load_pipeline(find_pipeline(own_wan)).config.boundary_ratio == 0.5
-    assert FolderModel(find_pipeline(own_wan)).fingerprint()["configs"]
+    assert FolderModel(folder=find_pipeline(own_wan)).fingerprint()["configs"]
 
 
 def test_a_package_that_a_model_needs_is_named_before_it_is_loaded(tmp_path: Path) -> None:

@@ -200,7 +200,9 @@ def test_all_paths_of_a_folder_become_absolute(
 ) -> None:
     save_tiny("SVD", tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    model, _, _ = with_absolute_paths(FolderModel(find_pipeline("model")), ExpertChoice(), [])
+    model, _, _ = with_absolute_paths(
+        FolderModel(folder=find_pipeline("model")), ExpertChoice(), []
+    )
     assert isinstance(model, FolderModel)
     files = [file for own in model.folder.weights.values() for file in own]
     assert files and model.folder.others

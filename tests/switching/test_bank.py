@@ -196,7 +196,7 @@ def test_fused_projections_are_refused_as_no_switch_reaches_them(name: str) -> N
     pipeline = tiny(family)
     both, lora = two(pipeline, family), lora_for(pipeline, family)
     pipeline.transformer.fuse_qkv_projections()
-    for options in ({"experts": both, "boundary": 0.5}, {"lora": lora, "motion": 0.25}):
+    for options in ({"recipe": both, "boundary": 0.5}, with_motion(lora, 0.25)):
         with pytest.raises(ConfigError, match=r"fused projections(.|\n)*unfuse_qkv_projections"):
             experts(pipeline, **options)
     pipeline.transformer.unfuse_qkv_projections()

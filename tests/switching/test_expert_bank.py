@@ -510,7 +510,6 @@ def test_a_recipe_and_paths_and_checkpoints_give_the_same_experts(
     for recipe, inputs in (
         (tmp_path / "recipe.yaml", None),
         (in_memory, {"base": base, "tuned": tuned}),
-        (in_memory, {"tuned": tmp_path / "tuned.safetensors"}),
         (in_memory, {"base": checkpoint, "tuned": tuned}),
         (BoundRecipe.of(in_memory, {"base": base, "tuned": tuned}), None),
     ):

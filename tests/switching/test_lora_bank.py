@@ -16,6 +16,7 @@ from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
 from motionmerge.switching.expert_bank import attached_bank, experts
 
+from ..tiny.library import skip_older
 from ..tiny.loras import with_motion, with_weights
 from ..tiny.pipelines import FAMILIES, Family, generate, tiny, weights_of
 
@@ -121,8 +122,8 @@ def test_motion_with_a_lora_is_the_lora_rescue(tmp_path: Path) -> None:
     save_weights(tmp_path / "style.safetensors", lora)
     videos = []
     for options in (
-        {"lora": tmp_path / "style.safetensors", "motion": 0.25},
-        {"lora": {"style": lora}, "weights": RESCUE, "boundary": 0.64},
+        {"recipe": Recipe.knob(lora=tmp_path / "style.safetensors", motion=0.25)},
+        with_weights({"style": lora}, RESCUE),
         {"recipe": "lora-rescue", "inputs": {"style": tmp_path / "style.safetensors"}},
         {"recipe": "lora-rescue", "inputs": {"style": lora}},
     ):
@@ -315,7 +316,8 @@ def test_what_does_not_fit_is_refused(
     before = dict(model.named_modules())
     with pytest.raises(error, match=words):
         chosen = with_motion if "motion" in options else with_weights
-        experts(model, **chosen(lora or {"style": lora}, *options.values()))
+        chosen_for = {"style": lora} if chosen is with_weights else lora
+        experts(model, **chosen(chosen_for, *options.values()))
     assert dict(model.named_modules()) == before
     assert attached_bank(model) is None
 

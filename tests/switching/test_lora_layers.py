@@ -160,7 +160,7 @@ def test_layers_that_the_model_lacks_are_refused_or_left_out_with_a_warning() ->
     more = file | pair("blocks.7.to_q") | {"blocks.7.to_q.diff_b": torch.ones(6)}
     with pytest.raises(CheckpointError, match=r"`blocks\.7\.to_q`.*(?s:.*)missing='keep'"):
         outputs(Model(), more)
-    with pytest.warns(UserWarning, match=r"`lora` is used without blocks\.7\.to_q"):
+    with pytest.warns(UserWarning, match=r"`style` is used without blocks\.7\.to_q"):
         kept = outputs(Model(), more, missing="keep")
     assert torch.equal(kept, outputs(Model(), file))
     model = Model()
@@ -169,7 +169,7 @@ def test_layers_that_the_model_lacks_are_refused_or_left_out_with_a_warning() ->
         experts(model, **with_weights(more, WEIGHTS), schedule=SCHEDULE, missing="keep") as bank,
     ):
         left_out: Any = getattr(bank, "left_out", None)
-        assert list(left_out["lora"]) == ["blocks.7.to_q", "blocks.7.to_q.diff_b"]
+        assert list(left_out["style"]) == ["blocks.7.to_q", "blocks.7.to_q.diff_b"]
     with pytest.raises(CheckpointError):
         outputs(Model(), pair("blocks.7.to_q"), missing="keep")
     with pytest.raises(ConfigError, match="`missing`"):

@@ -19,12 +19,12 @@ from motionmerge.merging.in_memory import realise
 from motionmerge.merging.inputs.sources import OpenInputs
 from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import Recipe
+from motionmerge.models.diffusers_state import computing_device
 from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
 from motionmerge.switching import placement, prefetch, recompute
 from motionmerge.switching.expert_bank import experts
 from motionmerge.switching.placement import (
     choose_placement,
-    computing_device,
     should_recompute,
 )
 from motionmerge.switching.recompute import recomputed_experts

@@ -28,7 +28,7 @@ class Family:
     """One set-up of one pipeline.
 
     Attributes:
-        name: What it is called in docs/models.md.
+        name: What it is called in docs/reference/families.md.
         build: Makes the pipeline.
         inputs: The arguments that make a batch of so many videos in `steps` steps.
         boundary: The noise level at which the tests change experts.

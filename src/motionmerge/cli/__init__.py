@@ -17,36 +17,40 @@ from typing import Annotated
 import typer
 
 from motionmerge.cli.faults import Verbs
+from motionmerge.cli.help import Verb
+from motionmerge.cli.options import VersionOption
 
-VERBS = (
-    "generate",
-    "batch",
-    "demo",
-    "train",
-    "evaluate",
-    "merge",
-    "extrapolate",
-    "show",
-    "compare",
-    "export",
-    "convert",
-    "version",
-)
-"""In the order of `--help`."""
-
+VERBS = {
+    "generate": "Videos",
+    "batch": "Videos",
+    "demo": "Videos",
+    "recipes": "Weights",
+    "merge": "Weights",
+    "extrapolate": "Weights",
+    "show": "Weights",
+    "compare": "Weights",
+    "export": "Weights",
+    "convert": "Weights",
+    "train": "The pocket model",
+    "evaluate": "The pocket model",
+    "version": "Installation",
+}
+"""In the order of `--help`, and the panel that each is shown in."""
 
 app = typer.Typer(
     cls=Verbs,
     name="motionmerge",
     help="More motion, and motion that obeys the prompt, for image-to-video models.",
+    epilog='Example: motionmerge generate photo.jpg --prompt "the camera pans left"',
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
 @app.callback()
 def before_the_verb(
+    version: VersionOption = False,
     debug: Annotated[
         bool,
         typer.Option(
@@ -57,12 +61,13 @@ def before_the_verb(
     """Declare the flags that stand before a verb; `Verbs` acts on them."""
 
 
-for verb in VERBS:
+for verb, panel in VERBS.items():
     module = importlib.import_module(f"motionmerge.cli.{verb}")
     if hasattr(module, f"{verb}_app"):
-        app.add_typer(getattr(module, f"{verb}_app"), name=verb)
+        app.add_typer(getattr(module, f"{verb}_app"), name=verb, rich_help_panel=panel)
     else:
-        app.command(verb)(getattr(module, verb))
+        register = app.command(verb, cls=Verb, epilog=module.EXAMPLE, rich_help_panel=panel)
+        register(getattr(module, verb))
 
 
 def main() -> None:

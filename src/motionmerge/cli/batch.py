@@ -6,18 +6,16 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from motionmerge.cli.merge import OverwriteOption
+from motionmerge.cli.options import OUTPUT, JsonOption, OverwriteOption
 from motionmerge.cli.video_flags import (
     StepPlanner,
     VideoFlags,
     loaded,
-    versions,
     with_video_flags,
 )
 from motionmerge.errors import ConfigError
@@ -26,11 +24,8 @@ if TYPE_CHECKING:
     from motionmerge.sampling.batch.batch import Progress
 
 
-class Names(str, Enum):
-    """How videos are named."""
-
-    CONFIGURATION = "configuration"
-    VBENCH = "vbench"
+WORK = "Work"
+EXAMPLE = "Example: motionmerge batch videos.jsonl -o videos"
 
 
 @with_video_flags
@@ -38,39 +33,82 @@ def batch(
     manifest: Annotated[
         Path,
         typer.Argument(
-            help='One JSON mapping a line: {"image": .., "prompt": .., "seed": .., "id": ..} and '
-            "any of the settings below."
+            metavar="MANIFEST",
+            help='A file with one JSON mapping a line: {"image": .., "prompt": .., "seed": .., '
+            '"id": ..} and any of the settings below.',
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the videos.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Folder for the videos.",
+            rich_help_panel=OUTPUT,
+        ),
+    ],
     flags: VideoFlags = VideoFlags(),
-    names: Annotated[
-        Names,
-        typer.Option(help="configuration: ID-seedSEED-HASH.mp4; vbench: PROMPT-NUMBER.mp4."),
-    ] = Names.CONFIGURATION,
     videos_per_switch: Annotated[
-        int, typer.Option(min=1, help="Videos that share a switch of experts (pocket, ours).")
+        int,
+        typer.Option(
+            min=1,
+            metavar="NUMBER",
+            help="Videos that share a switch of experts (pocket, ours).",
+            rich_help_panel=WORK,
+        ),
     ] = 16,
-    retries: Annotated[int, typer.Option(min=0, help="More tries of a video that failed.")] = 1,
+    retries: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="NUMBER",
+            help="How often a video that failed is tried again.",
+            rich_help_panel=WORK,
+        ),
+    ] = 1,
     ray: Annotated[
-        bool, typer.Option("--ray", help="Share the videos between workers of a Ray cluster.")
+        bool,
+        typer.Option(
+            "--ray",
+            help="Share the videos between workers of a Ray cluster.",
+            rich_help_panel=WORK,
+        ),
     ] = False,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="How many, for --ray.", show_default="as many as it has GPUs"),
+        typer.Option(
+            min=1,
+            metavar="NUMBER",
+            help="How many workers, for --ray.",
+            show_default="as many as it has GPUs",
+            rich_help_panel=WORK,
+        ),
     ] = None,
+    names: Annotated[
+        Literal["configuration", "vbench"],
+        typer.Option(
+            help="configuration: ID-seedSEED-HASH.mp4; vbench: PROMPT-NUMBER.mp4.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "configuration",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and list what is missing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything and list the videos that are missing.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: JsonOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Make the videos of MANIFEST that DIR lacks, on one machine or many.
+    """Make the videos of MANIFEST that are not in OUTPUT yet, on one machine or many.
 
     Several processes share them by RANK and WORLD_SIZE, or the workers of a Ray cluster take the
-    next ones as they are ready. Failed videos are listed in DIR/failures.jsonl, and the exit code
-    is then 1; of several processes in DIR/failures-RANK.jsonl, and the exit code stays 0, as
-    torchrun would stop the others.
+    next ones as they are ready. Failed videos are listed in OUTPUT/failures.jsonl, and the exit
+    code is then 1. With several processes each lists its own in OUTPUT/failures-RANK.jsonl, and
+    the exit code stays 0, because torchrun would stop the others.
     """
     from motionmerge.io.atomic import check_folder, prepare_folder
     from motionmerge.io.video import load_image
@@ -90,6 +128,7 @@ def batch(
         read_manifest,
         vbench_name,
     )
+    from motionmerge.sampling.videos.provenance import made_with
 
     rank, world_size = rank_and_world_size()
     _check_sharing(ray, workers, world_size)
@@ -105,12 +144,11 @@ def batch(
     for job in jobs:
         with job.named_errors():
             planner.add(job.settings)
-    made_of, made_by = chosen.fingerprint(), experts.fingerprint()
     all_planned = plan(
         jobs,
         output,
-        fingerprint={**made_of, **made_by},
-        name_of=vbench_name if names is Names.VBENCH else configuration_name,
+        fingerprint={**chosen.fingerprint(), **experts.fingerprint()},
+        name_of=vbench_name if names == "vbench" else configuration_name,
     )
     planned = shard(all_planned, rank, world_size)
     todo = missing(planned, overwrite=overwrite)
@@ -136,10 +174,10 @@ def batch(
         return
     prepare_folder(output)
     options = BatchOptions(
-        {**versions(), "family": chosen.family.name, **made_of, **made_by},
-        chosen.limits.frame_rate,
-        videos_per_switch,
-        retries,
+        metadata=made_with(chosen, experts),
+        frame_rate=chosen.limits.frame_rate,
+        videos_per_switch=videos_per_switch,
+        retries=retries,
     )
     if ray:
         from motionmerge.sampling.batch.ray_batch import run_on_ray
@@ -158,10 +196,10 @@ def _check_sharing(ray: bool, workers: int | None, world_size: int) -> None:
     if ray and world_size > 1:
         raise ConfigError(
             f"--ray was given to one of {world_size} processes that share the videos already.",
-            fix="start one process, without torchrun or srun, or leave --ray out.",
+            fix="Start one process, without torchrun or srun, or leave --ray out.",
         )
     if workers is not None and not ray:
-        raise ConfigError("--workers is for --ray.", fix="add --ray, or leave it out.")
+        raise ConfigError("--workers is for --ray.", fix="Add --ray, or leave it out.")
 
 
 def _cluster_device() -> str:

@@ -8,18 +8,29 @@ from typing import Annotated
 
 import typer
 
-from motionmerge.cli.merge import JsonOption, NonfiniteOption, OverwriteOption
+from motionmerge.cli.options import OUTPUT, JsonOption, NonfiniteOption, OverwriteOption
 from motionmerge.errors import ConfigError
+
+EXAMPLE = "Example: motionmerge compare base.safetensors tuned.safetensors"
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(help="Weights: a file, or a folder.")],
-    second: Annotated[Path, typer.Argument(help="Weights of the same layout.")],
+    first: Annotated[Path, typer.Argument(metavar="FIRST", help="Weights: a file, or a folder.")],
+    second: Annotated[Path, typer.Argument(metavar="SECOND", help="Weights of the same layout.")],
     base: Annotated[
-        Path | None, typer.Option(help="Compare the task vectors from these weights.")
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Weights that both were fine-tuned from: compare how each differs from them.",
+        ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the changes: a .png or .svg to write.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw the changes: a .png or .svg to write.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     as_json: JsonOption = False,
     allow_nan: NonfiniteOption = False,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from motionmerge.cli.merge import OverwriteOption
+from motionmerge.cli.options import OUTPUT, JsonOption, OverwriteOption
 from motionmerge.errors import ConfigError
+
+EXAMPLE = "Example: motionmerge convert model.ckpt -o dynamicrafter --dtype fp16"
 
 if TYPE_CHECKING:
     from motionmerge.models.dynamicrafter.checkpoint_folder import ConversionReport
@@ -19,16 +21,31 @@ if TYPE_CHECKING:
 def convert(
     source: Annotated[
         Path,
-        typer.Argument(help="Official checkpoint (.ckpt, .safetensors); or a folder."),
+        typer.Argument(
+            metavar="SOURCE", help="Official checkpoint (.ckpt, .safetensors); or a folder."
+        ),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to write; or the file.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="Folder to write; with --to-official the file.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     to_official: Annotated[
-        bool, typer.Option("--to-official", help="Turn a diffusers folder into an official file.")
+        bool,
+        typer.Option("--to-official", help="Turn a diffusers folder into an official file."),
     ] = False,
     dtype: Annotated[
-        str | None, typer.Option(help="Weights as fp32, fp16 or bf16; by default as they are.")
+        Literal["fp32", "fp16", "bf16"] | None,
+        typer.Option(
+            help="Number format of the weights.",
+            show_default="that of the checkpoint",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     add_adapter: Annotated[
         bool,
@@ -36,12 +53,15 @@ def convert(
     ] = False,
     tokenizer: Annotated[
         Path | None,
-        typer.Option(help="CLIP's tokenizer: its folder, or open_clip's .txt.gz."),
+        typer.Option(metavar="PATH", help="CLIP's tokenizer: its folder, or open_clip's .txt.gz."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell what the checkpoint holds.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Only print what the checkpoint holds.", rich_help_panel=OUTPUT
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Convert a DynamiCrafter checkpoint (256, 512, 1024, a fine-tune) to a diffusers folder."""
@@ -50,14 +70,16 @@ def convert(
     if to_official:
         if output is None or dtype or add_adapter or tokenizer or dry_run:
             raise ConfigError(
-                "--to-official writes what the folder holds into one file",
-                fix="name the file with `-o` and leave out the other options.",
+                "--to-official writes what the folder holds into one file.",
+                fix="Name the file with `-o` and leave out the other options.",
             )
         check_new_file(output, overwrite=overwrite)
         _write_official(source, output, as_json=as_json)
         return
     if output is None and not dry_run:
-        raise ConfigError("nowhere to write to", fix="name the folder with `-o`, or use --dry-run.")
+        raise ConfigError(
+            "Nowhere to write to.", fix="Name the folder with `-o`, or use --dry-run."
+        )
 
     from motionmerge.models.dynamicrafter import checkpoint_folder
     from motionmerge.tensors import parse_dtype

@@ -9,17 +9,31 @@ from typing import Annotated
 
 import typer
 
-from motionmerge.cli.merge import OverwriteOption
+from motionmerge.cli.options import OUTPUT, OverwriteOption
+
+EXAMPLE = "Example: motionmerge demo --num-prompts 3 --open"
 
 
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the page and its videos.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Folder for the page and its videos.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = Path("motionmerge-demo"),
-    num_prompts: Annotated[int, typer.Option(help="How many photos, 1 to 9.")] = 6,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    num_prompts: Annotated[
+        int, typer.Option(metavar="NUMBER", help="How many photos, 1 to 9.")
+    ] = 6,
+    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of the noise.")] = 0,
     open_page: Annotated[
-        bool, typer.Option("--open/--no-open", help="Show the page in the browser.")
+        bool,
+        typer.Option(
+            "--open/--no-open", help="Show the page in the browser.", rich_help_panel=OUTPUT
+        ),
     ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:

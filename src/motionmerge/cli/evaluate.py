@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from motionmerge.cli.merge import MissingOption, OverwriteOption, checked_missing, parse_inputs
+from motionmerge.cli.help import Verb, VerbGroup
+from motionmerge.cli.merge import parse_inputs
+from motionmerge.cli.options import EXPERTS, OUTPUT, JsonOption, MissingOption, OverwriteOption
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.pocket.claims import Claim
@@ -21,7 +23,11 @@ if TYPE_CHECKING:
 
 SEARCH_FILE = "recipe.yaml"
 
-evaluate_app = typer.Typer(help="Measure a model.", no_args_is_help=True)
+EXAMPLE = "Example: motionmerge evaluate pocket --condition knob --num 24 -o results"
+
+evaluate_app = typer.Typer(
+    help="Measure a model.", epilog=EXAMPLE, cls=VerbGroup, no_args_is_help=True
+)
 
 
 @evaluate_app.callback()
@@ -29,45 +35,66 @@ def evaluate() -> None:
     """Measure a model."""
 
 
-@evaluate_app.command("pocket")
+@evaluate_app.command("pocket", cls=Verb, epilog=EXAMPLE)
 def pocket(
     split: Annotated[
-        str, typer.Option(help="`test` (held-out photos) or `validation`, for choosing settings.")
+        Literal["test", "validation"],
+        typer.Option(help="test: held-out photos; validation: photos for choosing settings."),
     ] = "test",
-    num: Annotated[int, typer.Option(min=6, max=100_000, help="Prompts per condition.")] = 200,
+    num: Annotated[
+        int,
+        typer.Option(min=6, max=100_000, metavar="NUMBER", help="Prompts per condition."),
+    ] = 200,
     condition: Annotated[
         list[str] | None,
         typer.Option(
-            help="A condition or a family such as `knob`; may be repeated. All by default."
+            metavar="NAME",
+            help="A condition, or a set of conditions such as knob; repeatable.",
+            show_default="all",
+            rich_help_panel=EXPERTS,
         ),
     ] = None,
     weights: Annotated[
         list[str] | None,
         typer.Option(
-            help="Weights to use in place of shipped ones, as `tuned=my.safetensors`; repeatable."
+            metavar="NAME=FILE",
+            help="Weights to use in place of shipped ones, e.g. tuned=my.safetensors; repeatable.",
+            rich_help_panel=EXPERTS,
         ),
     ] = None,
     missing: MissingOption = "error",
     search: Annotated[
         bool, typer.Option("--search", help="Find the best settings, on validation prompts.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of prompts and noise.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 12,
+    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of prompts and noise.")] = 0,
+    steps: Annotated[
+        int, typer.Option(min=1, max=1000, metavar="NUMBER", help="Denoising steps.")
+    ] = 12,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder; results already there are used.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Folder for the results; those already there are used.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = Path("evaluation-pocket"),
     write_docs: Annotated[
         bool,
-        typer.Option("--write-docs", help="Put numbers and pictures into ./docs and ./README.md."),
+        typer.Option(
+            "--write-docs",
+            help="Put numbers and pictures into ./docs and ./README.md.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Measure motion degree, obedience and fidelity on held-out prompts, and judge the claims."""
     from motionmerge.errors import ConfigError
     from motionmerge.evaluation.pocket.claims import judge
     from motionmerge.evaluation.pocket.conditions import paper_conditions, pick_conditions
-    from motionmerge.evaluation.pocket.prompts import SPLITS
     from motionmerge.evaluation.pocket.runs import Protocol, evaluate
     from motionmerge.evaluation.pocket.search import search as search_settings
     from motionmerge.evaluation.pocket.tables import check_docs
@@ -75,8 +102,6 @@ def pocket(
     from motionmerge.io.atomic import check_folder, check_new_file
     from motionmerge.sampling.pipelines.pocket import load_pocket
 
-    if split not in SPLITS:
-        raise ConfigError(f"There is no split `{split}`.", fix=f"Use one of: {', '.join(SPLITS)}.")
     if search and (condition or write_docs):
         raise ConfigError(
             "--search chooses its own conditions and writes no docs.",
@@ -105,7 +130,7 @@ def pocket(
                 folder=output,
                 inputs=inputs,
                 progress=tell,
-                missing=checked_missing(missing),
+                missing=missing,
             )
 
     if search:

@@ -5,27 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from motionmerge.cli.merge import (
+from motionmerge.cli.help import Verb, VerbGroup
+from motionmerge.cli.merge import load_recipe, parse_inputs, progress_bar
+from motionmerge.cli.options import (
+    EXPERTS,
+    OUTPUT,
     DryRunOption,
+    DtypeOption,
+    InputOption,
     JsonOption,
     MissingOption,
     MotionOption,
     OutputOption,
     OverwriteOption,
+    RecipeArgument,
+    ScaledDtypeOption,
     SetOption,
-    checked_missing,
-    load_recipe,
-    parse_inputs,
-    progress_bar,
-)
-from motionmerge.cli.merge import (
-    DtypeOption as ScaledDtypeOption,
 )
 from motionmerge.errors import CheckpointError, ConfigError
 
@@ -33,53 +33,29 @@ if TYPE_CHECKING:
     from motionmerge.exports.files import FileExports
     from motionmerge.exports.loras import LoraExports
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
-DtypeOption = Annotated[
-    str | None,
-    typer.Option(
-        help="fp32, fp16, bf16, fp8_e4m3fn or fp8_e5m2 (without scales); the inputs' own by "
-        "default."
-    ),
-]
-InputOption = Annotated[
-    list[str] | None,
-    typer.Option("--input", help="NAME=PATH, instead of the recipe's input; repeatable."),
-]
-
-
-class OfficialFormat(str, Enum):
-    """Endings of an official DynamiCrafter file."""
-
-    CKPT = "ckpt"
-    SAFETENSORS = "safetensors"
-
-
-class LoraKeys(str, Enum):
-    """Styles of the keys of a LoRA."""
-
-    DIFFUSERS = "diffusers"
-    ORIGINAL = "original"
-
-
-class LoraTool(str, Enum):
-    """Tools that load LoRAs."""
-
-    COMFYUI = "comfyui"
-    DIFFUSERS = "diffusers"
-    WAN2GP = "wan2gp"
-    MOTIONMERGE = "motionmerge"
-
-
 export_app = typer.Typer(
     help="Write a recipe's experts for other tools: LoRAs, single files, a two-expert folder.",
+    epilog="Example: motionmerge export loras wan.yaml --for comfyui -o loras",
+    cls=VerbGroup,
     no_args_is_help=True,
 )
 
 
-@export_app.command("two-experts")
+@export_app.command(
+    "two-experts",
+    cls=Verb,
+    epilog="Example: motionmerge export two-experts wan.yaml --pipeline wan22 -o merged",
+)
 def two_experts(
     recipe: RecipeArgument,
-    pipeline: Annotated[Path, typer.Option(help="A diffusers folder of the Wan pipeline.")],
+    pipeline: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            help="A diffusers folder of the Wan pipeline.",
+            rich_help_panel=EXPERTS,
+        ),
+    ],
     output: OutputOption,
     replaced: InputOption = None,
     changed: SetOption = None,
@@ -99,7 +75,7 @@ def two_experts(
             pipeline,
             output,
             inputs=parse_inputs(replaced or []),
-            missing=checked_missing(missing),
+            missing=missing,
             dtype=dtype,
             overwrite=overwrite,
             dry_run=dry_run,
@@ -121,30 +97,48 @@ def two_experts(
     _print_kept(written.unmatched)
 
 
-@export_app.command("loras")
+@export_app.command(
+    "loras",
+    cls=Verb,
+    epilog="Example: motionmerge export loras wan.yaml --for comfyui -o loras",
+)
 def loras(
     recipe: RecipeArgument,
     output: OutputOption,
-    rank: Annotated[int, typer.Option(help="Rank of every layer.")] = 64,
+    rank: Annotated[
+        int, typer.Option(metavar="NUMBER", help="Rank of every layer.", rich_help_panel=OUTPUT)
+    ] = 64,
     base: Annotated[
-        str | None, typer.Option(help="The recipe's input that the LoRAs are for.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The recipe's input that the LoRAs are for.",
+            rich_help_panel=EXPERTS,
+        ),
     ] = None,
     tool: Annotated[
-        LoraTool | None,
+        Literal["comfyui", "diffusers", "wan2gp", "motionmerge"] | None,
         typer.Option(
             "--for",
-            help="The tool that is to load them: names, a file for each denoiser of a pair, and "
-            "what to type there.",
+            help="The tool that will load the LoRAs. It decides their names, whether each denoiser "
+            "of a pair gets a file of its own, and the lines printed to type there.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     keys: Annotated[
-        LoraKeys | None,
-        typer.Option(help="Instead of --for: names of diffusers, or of the original code."),
+        Literal["diffusers", "original"] | None,
+        typer.Option(
+            help="Instead of --for: names of diffusers, or of the original code.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     replaced: InputOption = None,
     changed: SetOption = None,
     motion: MotionOption = None,
-    dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    dtype: Annotated[
+        Literal["fp32", "fp16", "bf16"],
+        typer.Option(help="Number format of the LoRAs.", rich_help_panel=OUTPUT),
+    ] = "fp32",
     missing: MissingOption = "error",
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
@@ -157,17 +151,17 @@ def loras(
 
     if tool is not None and keys is not None:
         raise ConfigError("--for and --keys both choose the names.", fix="Leave one of them out.")
-    original = keys is LoraKeys.ORIGINAL
+    original = keys == "original"
     with progress_bar("export") as progress:
         written = export_loras(
             load_recipe(recipe, changed, motion),
             output,
             rank=rank,
             base=base,
-            target=ORIGINAL if original else None if tool is None else tool.value,
+            target=ORIGINAL if original else tool,
             names=lora_names if original else None,
             inputs=parse_inputs(replaced or []),
-            missing=checked_missing(missing),
+            missing=missing,
             dtype=dtype,
             overwrite=overwrite,
             dry_run=dry_run,
@@ -176,7 +170,11 @@ def loras(
     _print_files(written, as_json=as_json)
 
 
-@export_app.command("comfyui")
+@export_app.command(
+    "comfyui",
+    cls=Verb,
+    epilog="Example: motionmerge export comfyui wan.yaml -o diffusion_models",
+)
 def comfyui(
     recipe: RecipeArgument,
     output: OutputOption,
@@ -197,7 +195,7 @@ def comfyui(
             load_recipe(recipe, changed, motion),
             output,
             inputs=parse_inputs(replaced or []),
-            missing=checked_missing(missing),
+            missing=missing,
             dtype=dtype,
             overwrite=overwrite,
             dry_run=dry_run,
@@ -206,14 +204,26 @@ def comfyui(
     _print_files(written, as_json=as_json)
 
 
-@export_app.command("original")
+@export_app.command(
+    "original",
+    cls=Verb,
+    epilog="Example: motionmerge export original edg-official --folder model -o merged",
+)
 def original(
     recipe: RecipeArgument,
-    folder: Annotated[Path, typer.Option(help="DynamiCrafter as `motionmerge convert` wrote it.")],
+    folder: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            help="DynamiCrafter as `motionmerge convert` wrote it.",
+            rich_help_panel=EXPERTS,
+        ),
+    ],
     output: OutputOption,
     file_format: Annotated[
-        OfficialFormat, typer.Option("--format", help="Kind of file.")
-    ] = OfficialFormat.CKPT,
+        Literal["ckpt", "safetensors"],
+        typer.Option("--format", help="Kind of file.", rich_help_panel=OUTPUT),
+    ] = "ckpt",
     replaced: InputOption = None,
     changed: SetOption = None,
     motion: MotionOption = None,
@@ -239,10 +249,10 @@ def original(
             loaded,
             output,
             names=official_names,
-            ending=f".{file_format.value}",
+            ending=f".{file_format}",
             opener=official_file(folder),
             inputs=own_model(loaded, folder, parse_inputs(replaced or [])),
-            missing=checked_missing(missing),
+            missing=missing,
             dtype=dtype,
             overwrite=overwrite,
             dry_run=dry_run,

@@ -8,28 +8,36 @@ from typing import Annotated
 
 import typer
 
-from motionmerge.cli.merge import (
+from motionmerge.cli.merge import carry_out
+from motionmerge.cli.options import (
+    EXPERTS,
     DryRunOption,
-    DtypeOption,
     JsonOption,
     MissingOption,
     NonfiniteOption,
     OutputOption,
     OverwriteOption,
+    ScaledDtypeOption,
     StochasticOption,
-    carry_out,
 )
 from motionmerge.errors import ConfigError
 
+EXAMPLE = "Example: motionmerge extrapolate base.safetensors tuned.safetensors -o experts"
+
 
 def extrapolate(
-    base: Annotated[str, typer.Argument(help="Weights before fine-tuning.")],
-    tuned: Annotated[str, typer.Argument(help="Weights after fine-tuning.")],
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Weights before fine-tuning.")],
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="Weights after fine-tuning.")],
     output: OutputOption,
     motion: Annotated[
-        float, typer.Option(help="How far to go away from TUNED; negative calms.")
+        float,
+        typer.Option(
+            metavar="NUMBER",
+            help="How far to go away from TUNED; a negative number goes towards it.",
+            rich_help_panel=EXPERTS,
+        ),
     ] = 0.25,
-    dtype: DtypeOption = None,
+    dtype: ScaledDtypeOption = None,
     missing: MissingOption = "error",
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,

@@ -19,8 +19,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
+from motionmerge.cli.help import VerbGroup
+from motionmerge.cli.options import print_version
 from motionmerge.errors import MotionMergeError
 from motionmerge.packages import missing_package
 
@@ -63,14 +64,14 @@ SETTING_TO_FLAG: Mapping[str, str] = {
 _INPUT = re.compile(r"inputs=\{'(\w+)': FILE\}")
 
 _MACHINE_ERRORS = {
-    errno.ENOSPC: "make room on the disk.",
-    errno.EDQUOT: "make room on the disk.",
-    errno.EROFS: "choose a place that can be written.",
-    errno.EACCES: "check the rights of the file and its folder.",
-    errno.EPERM: "check the rights of the file and its folder.",
-    errno.EIO: "check the disk.",
-    errno.EPIPE: "let the reader of the output read all of it.",
-    errno.EMFILE: "allow more open files (ulimit -n).",
+    errno.ENOSPC: "Make room on the disk.",
+    errno.EDQUOT: "Make room on the disk.",
+    errno.EROFS: "Choose a place that can be written.",
+    errno.EACCES: "Check the rights of the file and its folder.",
+    errno.EPERM: "Check the rights of the file and its folder.",
+    errno.EIO: "Check the disk.",
+    errno.EPIPE: "Let the reader of the output read all of it.",
+    errno.EMFILE: "Allow more open files (ulimit -n).",
 }
 """What the machine refuses, whatever we do, and what helps."""
 
@@ -85,7 +86,8 @@ def in_flags(fix: str, flags: Collection[str]) -> str:
     """
     ways = fix.removesuffix(".").split(", or ")
     possible = [way for way in ways if not _lacks_flag(way, flags)] or ways
-    fix = MotionMergeError("", fix=", or ".join(possible)).fix or ""
+    fix = ", or ".join(possible)
+    fix = f"{fix[:1].upper()}{fix[1:]}."  # the first way may be one that was left out
     for python, flag in PYTHON_TO_FLAG.items():
         if flag.partition(" ")[0] in flags:
             fix = fix.replace(python, flag)
@@ -93,6 +95,11 @@ def in_flags(fix: str, flags: Collection[str]) -> str:
         if flag in flags:
             fix = fix.replace(f"`{setting}`", f"`{setting}` ({flag})")
     return _INPUT.sub(r"--input \1=FILE", fix) if "--input" in flags else fix
+
+
+def _verb(ctx: Any) -> list[str]:
+    """Return the words that a group has set aside; click 8.1 had another name for them."""
+    return getattr(ctx, "_protected_args", None) or getattr(ctx, "protected_args", [])
 
 
 def _lacks_flag(way: str, flags: Collection[str]) -> bool:
@@ -113,12 +120,14 @@ def flags_of(group: Any, words: Iterable[str]) -> set[str]:
     return {spelled for parameter in command.params for spelled in parameter.opts}
 
 
-class Verbs(TyperGroup):
+class Verbs(VerbGroup):
     """The verbs, and one end for everything that can go wrong in them."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run a verb; see the top of the file for what becomes of errors."""
-        words = [*ctx._protected_args, *ctx.args]
+        words = [*_verb(ctx), *ctx.args]
+        if "--version" in words:  # no verb has such a flag, and many people type it behind one
+            print_version(wanted=True)
         with _one_message(flags_of(self, words), debug=ctx.params.get("debug", False)):
             result = super().invoke(ctx)
             sys.stdout.flush()  # a full disk shows only now if little was printed
@@ -147,7 +156,10 @@ def _one_message(flags: Collection[str], *, debug: bool = False) -> Iterator[Non
         _tell("Stopped.")
         raise typer.Exit(130) from error
     except Exception as error:
-        if type(error).__module__.partition(".")[0] == "typer":  # usage errors, Exit: its own ends
+        if type(error).__module__.partition(".")[0] in (
+            "typer",
+            "click",
+        ):  # usage errors, Exit: its own ends
             raise
         if debug:
             _tell(traceback.format_exc().rstrip())
@@ -168,8 +180,7 @@ def _machine_error(error: Exception) -> str | None:
     if not isinstance(error, OSError) or error.errno not in _MACHINE_ERRORS:
         return None
     where = "" if error.filename is None else f": {error.filename}"
-    fix = MotionMergeError("", fix=_MACHINE_ERRORS[error.errno]).fix
-    return f"Error: {error.strerror}{where}\n  Fix: {fix}"
+    return f"Error: {error.strerror}{where}\n  Fix: {_MACHINE_ERRORS[error.errno]}"
 
 
 def _fault(error: Exception) -> str:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.merge import OverwriteOption
+from motionmerge.cli.options import OUTPUT, VIDEO, JsonOption, OverwriteOption
+from motionmerge.cli.steps import show_steps
 from motionmerge.cli.video_flags import (
     StepPlanner,
     VideoFlags,
     loaded,
-    versions,
     with_video_flags,
 )
 from motionmerge.errors import ConfigError
@@ -22,69 +23,104 @@ from motionmerge.errors import ConfigError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from motionmerge.sampling.request.experts import ExpertChoice
-    from motionmerge.sampling.request.model import ModelChoice
     from motionmerge.sampling.videos.make_video import VideoSettings
+
+EXAMPLE = 'Example: motionmerge generate photo.jpg --prompt "the camera pans left"'
 
 
 @with_video_flags
 def generate(
-    photo: Annotated[Path, typer.Argument(help="The first frame: any image file.")],
+    photo: Annotated[
+        Path, typer.Argument(metavar="PHOTO", help="The first frame: any image file.")
+    ],
     prompt: Annotated[
         str | None,
         typer.Option(
-            help='What happens, e.g. "the camera pans left" or "the red ball moves up then left".'
+            metavar="TEXT",
+            help='What happens, e.g. "the camera pans left" or "the red ball moves up then left".',
+            rich_help_panel=VIDEO,
         ),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="A file of prompts, one a line: a video of each.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A file of prompts, one a line: a video of each.",
+            rich_help_panel=VIDEO,
+        ),
+    ] = None,
+    flags: VideoFlags = VideoFlags(),
+    last_image: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="An image that the video ends with: for DynamiCrafter's interpolation model, "
+            "Wan 2.2-A14B and Wan 2.1-FLF2V.",
+            rich_help_panel=VIDEO,
+        ),
+    ] = None,
+    loop: Annotated[
+        bool,
+        typer.Option(
+            "--loop",
+            help="End with PHOTO: the same as --last-image PHOTO.",
+            rich_help_panel=VIDEO,
+        ),
+    ] = False,
+    analytic_init: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="For --start-step: a file with mean and variance of videos' latents "
+            "(Expectation_X0, Tr_Cov_d), which the start then has.",
+            rich_help_panel=VIDEO,
+        ),
     ] = None,
     output: Annotated[
         Path,
         typer.Option(
             "--output",
             "-o",
+            metavar="FILE",
             help="The mp4 to write; of several, each has its prompt's number and seed in its name.",
+            rich_help_panel=OUTPUT,
         ),
     ] = Path("out.mp4"),
-    flags: VideoFlags = VideoFlags(),
-    last_image: Annotated[
-        Path | None,
-        typer.Option(
-            help="What the video ends with: for DynamiCrafter's interpolation model, Wan 2.2-A14B "
-            "and Wan 2.1-FLF2V."
-        ),
-    ] = None,
-    loop: Annotated[
-        bool, typer.Option("--loop", help="End with PHOTO: the same as --last-image PHOTO.")
-    ] = False,
-    analytic_init: Annotated[
-        Path | None,
-        typer.Option(
-            help="For --start-step: a file with mean and variance of videos' latents "
-            "(Expectation_X0, Tr_Cov_d), which the start then has."
-        ),
-    ] = None,
     sheet: Annotated[
-        Path | None, typer.Option(help="Also write the frames side by side to this PNG.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write the frames side by side to this PNG.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check all that needs no model; say what would be written."),
+        typer.Option(
+            "--dry-run",
+            help="Check all that needs no model, and print what would be written.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Animate PHOTO as the prompt says: the pocket model needs a CPU, others what they need."""
+    """Animate PHOTO as the prompt says, and write an mp4.
+
+    The pocket model ships with the package and takes seconds on a CPU; most others need a GPU.
+    """
     from motionmerge.io.atomic import prepare_folder
     from motionmerge.io.video import contact_sheet, eight_bit, load_image, write_video
     from motionmerge.sampling.batch.manifest import check_number
+    from motionmerge.sampling.request.model import FolderModel
     from motionmerge.sampling.videos.make_video import encode_ahead, make_video
+    from motionmerge.sampling.videos.provenance import made_with, provenance
 
     image = load_image(photo)
     last = _last_image(photo, last_image, loop=loop)
     options = _start_options(analytic_init, flags.start_step)
-    files = {"last_image": photo if loop else last_image, "analytic_init": analytic_init}
+    given = {"last_image": photo if loop else last_image, "analytic_init": analytic_init}
+    files = {name: str(path) for name, path in given.items() if path is not None}
     chosen = flags.chosen_model()
     experts = flags.chosen_experts(chosen)
     common = flags.settings()
@@ -103,33 +139,40 @@ def generate(
         planner.add(settings)
     paths = _output_paths(output, wanted)
     read = [(last_image, "the last image"), (photo, "the photo")]
-    folders = _check_files(paths, sheet, read, overwrite=overwrite)
-    about = [
-        _description(chosen, experts, settings, weights=flags.weights, files=files)
-        for _, settings in wanted
-    ]
+    may_ask = not (dry_run or as_json)
+    folders = _check_files(paths, sheet, read, overwrite=overwrite, may_ask=may_ask)
+    resolved = [settings.resolved(chosen.family, chosen.limits) for _, settings in wanted]
+    of_all = {"model": chosen.name, **experts.description(), **files}
+    if isinstance(chosen, FolderModel):
+        of_all["dtype"] = str(chosen.weights_dtype)
+    about = [{**of_all, **one.model_dump(exclude_none=True)} for one in resolved]
     planner.show()
     if dry_run:
         _print_plan(paths, about, as_json, dropped=chosen.limits.dropped_frames)
         return
+    shared = made_with(chosen, experts)
     for folder in folders:
         prepare_folder(folder)
-    made, rows, conditions = [], [], []
+    made: list[dict[str, Any]] = []
+    rows, conditions = [], []
 
     def encode(pipeline: Any) -> None:
         each = [settings for _, settings in wanted]
         conditions.extend(encode_ahead(pipeline, image, each, last_image=last))
 
     with loaded(chosen, experts, encode=encode) as (pipeline, _):
-        for (_, settings), path, condition, own in zip(
-            wanted, paths, conditions, about, strict=True
+        for (_, settings), path, condition, made_from, own in zip(
+            wanted, paths, conditions, resolved, about, strict=True
         ):
+            several = f"video {len(made) + 1} of {len(wanted)}"
+            show_steps(pipeline, label=several if len(wanted) > 1 else path.name)
             started = time.monotonic()
             video = make_video(
                 pipeline, image, settings, last_image=last, conditions=condition, **options
             )
             rate = settings.frame_rate or chosen.limits.frame_rate
-            write_video(path, video, fps=rate, metadata={**versions(), **own})
+            metadata = {**provenance(shared, made_from), **files}
+            write_video(path, video, fps=rate, metadata=metadata)
             seconds = round(time.monotonic() - started, 2)
             made.append({"output": str(path), "seconds": seconds, **own})
             if sheet is not None:
@@ -148,7 +191,7 @@ def _last_image(photo: Path, last_image: Path | None, *, loop: bool) -> Image.Im
     from motionmerge.io.video import load_image
 
     if loop and last_image is not None:
-        raise ConfigError("--loop and --last-image were given together.", fix="choose one of them.")
+        raise ConfigError("--loop and --last-image were given together.", fix="Choose one of them.")
     path = photo if loop else last_image
     return None if path is None else load_image(path)
 
@@ -162,7 +205,7 @@ def _start_options(analytic_init: Path | None, start_step: int | None) -> dict[s
     if start_step is None:
         raise ConfigError(
             "--analytic-init changes a late start, and there is none.",
-            fix="say where to begin, e.g. --start-step 940.",
+            fix="Say where to begin, e.g. --start-step 940.",
         )
     return {"analytic_init": read_statistics(analytic_init)}
 
@@ -188,7 +231,7 @@ def _print_plan(
         asked = own.get("num_frames")
         frames = "frames" if asked is None else f"{asked - dropped} frames"
         size = f" of {own['width']} x {own['height']}" if own.get("width") else ""
-        steps = f", {own['steps']} steps" if own.get("steps") else ""
+        steps = f", {own['num_inference_steps']} steps" if own.get("num_inference_steps") else ""
         name = typer.format_filename(path)
         print(f"would write {name}: {frames}{size}{steps}, seed {own['seed']}")
 
@@ -212,11 +255,19 @@ def _check_files(
     read: list[tuple[Path | None, str]],
     *,
     overwrite: bool,
+    may_ask: bool,
 ) -> list[Path]:
     """Refuse files that cannot be written, and those of which one would replace another.
 
+    Args:
+        videos: The mp4s to write.
+        sheet: The sheet to write, if one is wanted.
+        read: The files that are read, and what each is.
+        overwrite: Whether files that exist already may be replaced.
+        may_ask: Whether a person at a terminal may be asked that.
+
     Returns:
-        The folders that they are in.
+        The folders that the files are in.
     """
     from motionmerge.io.atomic import check_file, check_new_file
     from motionmerge.io.paths import behind_links
@@ -231,41 +282,33 @@ def _check_files(
         if other != what:
             raise ConfigError(
                 f"{path} would be {what}, and is {other} already.",
-                fix="give --output and --sheet names of their own.",
+                fix="Give --output and --sheet names of their own.",
             )
     for path in videos:
         if path.suffix.lower() != ".mp4":
             raise ConfigError(
                 f"{path} is no name of an mp4, and an mp4 is what would be written.",
-                fix=f"write e.g. --output {path.stem}.mp4.",
+                fix=f"Write e.g. --output {path.stem}.mp4.",
             )
+    taken_names = [path for path, _ in files if path.exists()]
+    if taken_names and not overwrite and may_ask:
+        overwrite = _may_replace(taken_names)
     for path, _ in files:
         check_new_file(path, overwrite=overwrite)
     return list(dict.fromkeys(path.parent for path, _ in files))
 
 
-def _description(
-    model: ModelChoice,
-    experts: ExpertChoice,
-    settings: VideoSettings,
-    *,
-    weights: str | None,
-    files: dict[str, Path | None],
-) -> dict[str, Any]:
-    """Say how a video is made."""
-    from motionmerge.sampling.request.model import FolderModel
-
-    own = settings.resolved(model.family, model.limits).model_dump()
-    about = {name: value for name, value in own.items() if value is not None}
-    about["steps"] = about.pop("num_inference_steps")
-    if own["height"] is not None and own["height"] == own["width"]:
-        about["size"] = own["height"]
-    if experts.recipe is None and weights is not None:
-        about["weights"] = weights
-    if isinstance(model, FolderModel):
-        about["dtype"] = str(model.weights_dtype)
-    about |= {name: str(path) for name, path in files.items() if path is not None}
-    return {"model": model.name, **about, **experts.description()}
+def _may_replace(files: list[Path]) -> bool:
+    """Ask a person at a terminal whether files may be replaced; elsewhere they may not."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    name = typer.format_filename(files[0])
+    question = (
+        f"{name} exists already. Replace it?"
+        if len(files) == 1
+        else f"{name} and {len(files) - 1} more exist already. Replace them?"
+    )
+    return typer.confirm(question, err=True)
 
 
 def _prompts(prompt: str | None, prompts: Path | None) -> list[str | None]:
@@ -275,5 +318,5 @@ def _prompts(prompt: str | None, prompts: Path | None) -> list[str | None]:
     if prompts is None:
         return [prompt]
     if prompt is not None:
-        raise ConfigError("--prompt and --prompts were given together", fix="choose one of them.")
+        raise ConfigError("--prompt and --prompts were given together.", fix="Choose one of them.")
     return list(read_prompts(read_list(prompts), source=str(prompts)))

@@ -8,99 +8,40 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from motionmerge.cli.options import (
+    DryRunOption,
+    InputOption,
+    JsonOption,
+    LayoutOption,
+    MissingOption,
+    MotionOption,
+    NonfiniteOption,
+    OutputOption,
+    OverwriteOption,
+    RecipeArgument,
+    ScaledDtypeOption,
+    SetOption,
+    ShardOption,
+    StochasticOption,
+)
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from motionmerge.merging.inputs.coverage import Missing
     from motionmerge.merging.merge import Progress
     from motionmerge.merging.recipes.recipe import Recipe
 
-OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
-DtypeOption = Annotated[
-    str | None,
-    typer.Option(
-        help="fp32, fp16, bf16, fp8_scaled (with a scale for each weight), fp8_e4m3fn or fp8_e5m2; "
-        "the inputs' own by default."
-    ),
-]
-DryRunOption = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run",
-        help="Check and report; write nothing. Of checkpoints only headers are read: NaN in them "
-        "is found without this flag.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="NAME=NUMBER", help="Another value of a recipe's parameter; repeatable."
-    ),
-]
-MotionOption = Annotated[
-    float | None,
-    typer.Option(
-        help="The same as --set motion=NUMBER: how far to extrapolate away from the fine-tuned "
-        "weights. 0 is the base's motion, -1 that of the fine-tuned weights.",
-        show_default="the recipe's own",
-    ),
-]
-MissingOption = Annotated[
-    str,
-    typer.Option(
-        help="What happens to layers or tensors that only some inputs have: error, or keep (go on "
-        "without them)."
-    ),
-]
-ShardOption = Annotated[
-    str | None,
-    typer.Option("--max-shard-size", help="E.g. 5GB: write OUTPUT/EXPERT/ in shards."),
-]
-LayoutOption = Annotated[
-    str,
-    typer.Option(
-        help="weights, or pipeline: whole diffusers folders OUTPUT/EXPERT/, in which the weights "
-        "of all other parts are hard links."
-    ),
-]
-StochasticOption = Annotated[
-    int | None,
-    typer.Option(
-        "--stochastic-rounding",
-        help="Seed: round up or down at random, so that small changes survive in 16 bits.",
-    ),
-]
-NonfiniteOption = Annotated[bool, typer.Option("--allow-nan", help="Accept NaN in the inputs.")]
-
-
-def checked_missing(missing: str) -> Missing:
-    """Read --missing.
-
-    Raises:
-        ConfigError: It is neither `error` nor `keep`.
-    """
-    from motionmerge.merging.inputs.coverage import check_missing
-
-    check_missing(missing)
-    return "keep" if missing == "keep" else "error"
+EXAMPLE = "Example: motionmerge merge edg-official -o experts"
 
 
 def merge(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
+    recipe: RecipeArgument,
     output: OutputOption,
-    replaced: Annotated[
-        list[str] | None,
-        typer.Option("--input", help="NAME=PATH, instead of the recipe's input; repeatable."),
-    ] = None,
+    replaced: InputOption = None,
     changed: SetOption = None,
     motion: MotionOption = None,
-    dtype: DtypeOption = None,
+    dtype: ScaledDtypeOption = None,
     missing: MissingOption = "error",
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,

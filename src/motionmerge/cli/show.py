@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from motionmerge.cli.options import JsonOption, recipe_names
 from motionmerge.cli.show_lora import check_base, described, names_in, print_note
-from motionmerge.errors import CheckpointError, MotionMergeError
+from motionmerge.errors import CheckpointError, MotionMergeError, RecipeError
+from motionmerge.text import nearest_name
 
 if TYPE_CHECKING:
     from motionmerge.merging.recipes.recipe import Recipe
+
+EXAMPLE = "Example: motionmerge show edg-official"
 
 _EDG = """@inproceedings{tian2025extrapolating,
   title     = {Extrapolating and Decoupling Image-to-Video Generation Models:
@@ -23,46 +27,27 @@ _EDG = """@inproceedings{tian2025extrapolating,
   year      = {2025},
   eprint    = {2503.00948}
 }"""
-_DARE = """@inproceedings{yu2024language,
-  title     = {Language Models are Super Mario: Absorbing Abilities from Homologous Models
-               as a Free Lunch},
-  author    = {Yu, Le and Yu, Bowen and Yu, Haiyang and Huang, Fei and Li, Yongbin},
-  booktitle = {ICML},
-  year      = {2024},
-  eprint    = {2311.03099}
-}"""
-
-_TIES = """@inproceedings{yadav2023ties,
-  title     = {TIES-Merging: Resolving Interference When Merging Models},
-  author    = {Yadav, Prateek and Tam, Derek and Choshen, Leshem and Raffel, Colin and
-               Bansal, Mohit},
-  booktitle = {NeurIPS},
-  year      = {2023},
-  eprint    = {2306.01708}
-}"""
-_LORA = """@inproceedings{hu2022lora,
-  title     = {LoRA: Low-Rank Adaptation of Large Language Models},
-  author    = {Hu, Edward J. and others},
-  booktitle = {ICLR},
-  year      = {2022},
-  eprint    = {2106.09685}
-}"""
 
 
 def show(
     subject: Annotated[
         str,
         typer.Argument(
-            help="Weights or a LoRA (also pocket:base), a recipe file, or a shipped recipe's name."
+            metavar="SUBJECT",
+            help="Weights or a LoRA (also pocket:base), a recipe file, or a shipped recipe's name.",
+            autocompletion=recipe_names,
         ),
     ],
     groups: Annotated[bool, typer.Option("--groups", help="Count parameters by group.")] = False,
     cite: Annotated[bool, typer.Option("--cite", help="Print BibTeX of what it uses.")] = False,
     base: Annotated[
         Path | None,
-        typer.Option(help="For a LoRA: the weights that it is for, to see what it does to them."),
+        typer.Option(
+            metavar="PATH",
+            help="For a LoRA: the weights that it is for, to see what it does to them.",
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Print a recipe's formulas, schedule, sizes and cost, or a file's contents and its recipe.
 
@@ -96,17 +81,13 @@ def show(
 
 
 def _citations(recipe: Recipe) -> list[str]:
-    """Give the paper, and the sources of the functions that the recipe calls."""
-    from motionmerge.merging.algebra.functions import Ties, Trim
-    from motionmerge.merging.algebra.sparsify import Dare
-    from motionmerge.merging.lora.task_vector import Lora
+    """Return the paper, and the sources of the functions that the recipe calls."""
+    from motionmerge.merging.recipes.functions import FUNCTIONS
 
     nodes = [node for expert in recipe.experts.values() for node in expert.vectors_inside()]
-    sources = {_DARE: (Dare,), _TIES: (Ties, Trim), _LORA: (Lora,)}
-    cited = [
-        text for text, kinds in sources.items() if any(isinstance(node, kinds) for node in nodes)
-    ]
-    return [_EDG, *cited]
+    called = {node.function for node in nodes}
+    sources = [function.citation for name, function in FUNCTIONS.items() if name in called]
+    return [_EDG, *filter(None, dict.fromkeys(sources))]
 
 
 def _describe_recipe(recipe: Recipe, *, groups: bool) -> dict[str, Any]:
@@ -169,10 +150,11 @@ def _describe_weights(path: Path, *, groups: bool) -> tuple[dict[str, Any], Reci
         return found | _model_card(metadata), None
     recipe = Recipe.made(path)
     expert = metadata.get("motionmerge.expert", "")
+    written_out = recipe.written_out().experts
     found |= {
         "made_by": f"motionmerge {metadata.get('motionmerge.version', '?')}",
         "expert": expert,
-        "formula": str(recipe.experts[expert]) if expert in recipe.experts else None,
+        "formula": str(written_out[expert]) if expert in written_out else None,
         "schedule": recipe.schedule.draw() if recipe.schedule else None,
         "recipe": metadata[METADATA_KEY],
     }
@@ -180,9 +162,23 @@ def _describe_weights(path: Path, *, groups: bool) -> tuple[dict[str, Any], Reci
 
 
 def _path(subject: str) -> Path:
+    """Find the weights that are to be shown.
+
+    Raises:
+        RecipeError: There are none, and it looks like the mistyped name of a shipped recipe.
+    """
+    from motionmerge.io.paths import exists
     from motionmerge.merging.inputs.resolvers import resolve, split_name
 
-    return resolve(subject) if split_name(subject) else Path(subject)
+    if split_name(subject):
+        return resolve(subject)
+    near = None if exists(Path(subject)) else nearest_name(subject, recipe_names())
+    if near is not None:
+        raise RecipeError(
+            f"There is neither a file nor a recipe `{subject}`.",
+            fix=f"Write `{near}` instead of `{subject}`.",
+        )
+    return Path(subject)
 
 
 def _model_card(metadata: Mapping[str, str]) -> dict[str, Any]:

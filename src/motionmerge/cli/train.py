@@ -8,75 +8,156 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from motionmerge.cli.merge import OverwriteOption
+from motionmerge.cli.options import MODEL, OUTPUT, JsonOption, OverwriteOption
 
-train_app = typer.Typer(
-    help="Train the pocket model: towers, decoder, base, stage 1 and its controls. A run that was "
-    "killed goes on where it stopped. The video runs use a GPU if there is one (base: 4 minutes "
-    "on an H200). On several cores: OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m "
-    "motionmerge.cli train pocket-base --precision no --batch-size 16",
-    no_args_is_help=True,
-)
+EXAMPLE = "Example: motionmerge train pocket-base --steps 2000 -o base.safetensors"
+TRAINING = "Training"
+PREFIX = "pocket-"
+_THAT_OF_THE_RUN = "that of the run"
 
-OutputOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--output", "-o", help="Weights file to write.", show_default="RUN-FOLDER.safetensors"
-    ),
+Run = Literal[
+    "pocket-towers",
+    "pocket-decoder",
+    "pocket-base",
+    "pocket-tuned",
+    "pocket-naive",
+    "pocket-equal",
+    "pocket-temporal",
+    "pocket-temporal-naive",
 ]
-FolderOption = Annotated[
-    Path | None,
-    typer.Option("--run-folder", help="State and log.", show_default="runs/pocket-NAME"),
-]
-StepsOption = Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")]
-BatchOption = Annotated[int | None, typer.Option(min=1, help="Samples a step.")]
-RateOption = Annotated[float | None, typer.Option(min=0, help="Highest learning rate.")]
-PrecisionOption = Annotated[
-    Literal["bf16", "no"] | None,
-    typer.Option(help="`no`: fp32, several times faster on processors that emulate bf16."),
-]
-SeedOption = Annotated[int | None, typer.Option(help="Seeds data, noise and weights.")]
-TowersOption = Annotated[Path | None, typer.Option(help="Towers, if not the shipped ones.")]
-BaseOption = Annotated[Path | None, typer.Option(help="Base weights, if not the shipped ones.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the settings; train nothing.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-def _add(verb: str, name: str, help_text: str) -> None:
-    def command(
-        output: OutputOption = None,
-        run_folder: FolderOption = None,
-        steps: StepsOption = None,
-        batch_size: BatchOption = None,
-        learning_rate: RateOption = None,
-        precision: PrecisionOption = None,
-        seed: SeedOption = None,
-        towers: TowersOption = None,
-        base: BaseOption = None,
-        dry_run: DryRunOption = False,
-        as_json: JsonOption = False,
-        overwrite: OverwriteOption = False,
-    ) -> None:
-        changes = {
-            "steps": steps,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "precision": precision,
-            "seed": seed,
-        }
-        folder = run_folder or Path("runs") / verb
-        _train(
-            name,
-            output or folder.with_suffix(".safetensors"),
-            folder,
-            changes={key: value for key, value in changes.items() if value is not None},
-            inputs={"towers": towers, "base": base},
-            dry_run=dry_run,
-            as_json=as_json,
-            overwrite=overwrite,
-        )
+def train(
+    run: Annotated[
+        Run,
+        typer.Argument(metavar="RUN", show_choices=False, help="The run: one of the names above."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Weights file to write.",
+            show_default="RUN-FOLDER.safetensors",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    run_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--run-folder",
+            metavar="FOLDER",
+            help="State and log. A run that was killed goes on from there.",
+            show_default="runs/RUN",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="NUMBER",
+            help="Optimizer steps.",
+            show_default=_THAT_OF_THE_RUN,
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="NUMBER",
+            help="Samples a step.",
+            show_default=_THAT_OF_THE_RUN,
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="NUMBER",
+            help="Highest learning rate.",
+            show_default=_THAT_OF_THE_RUN,
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    precision: Annotated[
+        Literal["bf16", "no"] | None,
+        typer.Option(
+            help="no: fp32, several times faster on processors that emulate bf16.",
+            show_default=_THAT_OF_THE_RUN,
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Seeds data, noise and weights.",
+            show_default=_THAT_OF_THE_RUN,
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    towers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Towers to start from.",
+            show_default="the shipped ones",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Base weights to start from.",
+            show_default="the shipped ones",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show the settings; train nothing.", rich_help_panel=OUTPUT),
+    ] = False,
+    as_json: JsonOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Train a part of the pocket model, from its towers to stage 1 and its controls.
 
-    train_app.command(verb, help=help_text)(command)
+    pocket-towers          Text and image tower, without video.
+    pocket-decoder         The autoencoder's decoder.
+    pocket-base            The base: rich motion, weakly coupled to the prompt.
+    pocket-tuned           Stage 1: adapter and U-Net, mostly slow clips.
+    pocket-naive           Control of tuned: the U-Net, without adapter.
+    pocket-equal           Control of tuned: clips as fast as those of the base.
+    pocket-temporal        Stage 1 for the adapter and the temporal blocks alone.
+    pocket-temporal-naive  Control of temporal: without adapter.
+
+    The video runs use a GPU if there is one (the base takes 4 minutes on an H200). On several
+    cores: OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m motionmerge.cli train pocket-base
+    --precision no --batch-size 16
+    """
+    changes = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "precision": precision,
+        "seed": seed,
+    }
+    folder = run_folder or Path("runs") / run
+    _train(
+        run.removeprefix(PREFIX),
+        output or folder.with_suffix(".safetensors"),
+        folder,
+        changes={key: value for key, value in changes.items() if value is not None},
+        inputs={"towers": towers, "base": base},
+        dry_run=dry_run,
+        as_json=as_json,
+        overwrite=overwrite,
+    )
 
 
 def _train(
@@ -128,13 +209,3 @@ def _train(
         print(
             f"wrote {output}: loss {result.loss:.4f}, {result.steps} steps, {result.seconds:.0f} s"
         )
-
-
-_add("pocket-towers", "towers", "Train text and image tower: read captions and pictures.")
-_add("pocket-decoder", "decoder", "Train the autoencoder's decoder: warp the photo.")
-_add("pocket-base", "base", "Train the base: rich motion, weakly coupled to the prompt.")
-_add("pocket-adapter", "tuned", "Stage 1: adapter and U-Net, right captions, mostly slow clips.")
-_add("pocket-naive", "naive", "Control: the U-Net on the same clips, without adapter.")
-_add("pocket-equal", "equal", "Control: stage 1 on clips as fast as the base's.")
-_add("pocket-temporal", "temporal", "Stage 1 on the temporal half alone: adapter, temporal blocks.")
-_add("pocket-temporal-naive", "temporal-naive", "Its control: temporal blocks without adapter.")

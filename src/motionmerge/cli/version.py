@@ -6,15 +6,16 @@ import json
 import platform
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
-from typing import Annotated
 
-import typer
+from motionmerge.cli.options import JsonOption
+
+EXAMPLE = "Example: motionmerge version --json"
 
 _LIBRARIES = ("motionmerge", "torch", "diffusers", "transformers", "numpy", "av")
 
 
 def version(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Print the versions of motionmerge and of what its results depend on."""
     found = {"python": platform.python_version()}

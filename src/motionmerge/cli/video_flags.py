@@ -13,17 +13,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
 from motionmerge.cli.lora_flags import LORA_HELP, check_kind, describe_loras, weighted_loras
-from motionmerge.cli.merge import (
+from motionmerge.cli.merge import parse_inputs, parse_parameters
+from motionmerge.cli.options import (
+    EXPERTS,
+    MODEL,
+    VIDEO,
+    InputOption,
     MissingOption,
     SetOption,
-    checked_missing,
-    parse_inputs,
-    parse_parameters,
+    recipe_names,
 )
 from motionmerge.errors import ConfigError
 from motionmerge.io.paths import exists, path_of
@@ -45,76 +48,157 @@ class VideoFlags:
     """What the command line says of a model, its experts and its videos; a field is a flag."""
 
     model: Annotated[
-        str, typer.Option(help="A diffusers folder, a hub id such as owner/name, or pocket.")
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="A diffusers folder, a hub id such as owner/name, or pocket.",
+            rich_help_panel=MODEL,
+        ),
     ] = POCKET
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which of the model's weight files to take, e.g. fp16.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+    legacy_weights: Annotated[
+        bool,
+        typer.Option(
+            "--legacy-weights",
+            help="Also read the model's .bin files, as tensors.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False
+    dtype: Annotated[
+        Literal["fp32", "fp16", "bf16"] | None,
+        typer.Option(
+            help="Number format that the model computes in.",
+            show_default="bf16 on a GPU, fp32 on a CPU",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE",
+            help="cpu, cuda, cuda:1 ..",
+            show_default="a GPU if there is one",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
     motion: Annotated[
         float | None,
         typer.Option(
+            metavar="NUMBER",
             help="The knob, which is the recipe's parameter motion: how far to extrapolate away "
             "from the fine-tuned weights while noisy. 0 is the base's motion, -1 that of the "
             "fine-tuned weights. Other models than pocket need --recipe, --base or --lora.",
             show_default="the recipe's own; for pocket 1",
+            rich_help_panel=EXPERTS,
         ),
-    ] = None
-    changed: SetOption = None
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="A recipe file or the name of a shipped one.",
-            show_default="for pocket: pocket",
-        ),
-    ] = None
-    replaced: Annotated[
-        list[str] | None,
-        typer.Option("--input", help="NAME=PATH, instead of the recipe's input; repeatable."),
     ] = None
     base: Annotated[
         Path | None,
         typer.Option(
-            help="What --model was fine-tuned from, for --motion: a folder or weights file."
+            metavar="PATH",
+            help="What --model was fine-tuned from, for --motion: a folder or weights file.",
+            rich_help_panel=EXPERTS,
         ),
     ] = None
     lora: Annotated[
         list[str] | None,
-        typer.Option(help=LORA_HELP),
+        typer.Option(metavar="FILE[=WEIGHT]", help=LORA_HELP, rich_help_panel=EXPERTS),
     ] = None
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="A recipe file, or the name of a shipped recipe; `motionmerge recipes` lists "
+            "them.",
+            show_default="for pocket: pocket",
+            autocompletion=recipe_names,
+            rich_help_panel=EXPERTS,
+        ),
+    ] = None
+    changed: SetOption = None
+    replaced: InputOption = None
     weights: Annotated[
         str | None,
         typer.Option(
-            help="One set of weights instead: base, tuned, naive, equal, or a merged file."
+            metavar="WEIGHTS",
+            help="One set of weights instead: base, tuned, naive, equal, or a merged file.",
+            rich_help_panel=EXPERTS,
         ),
     ] = None
     missing: MissingOption = "error"
     boundary: Annotated[
-        float | None, typer.Option(help="Noise level at which the expert changes, 0 to 1.")
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Noise level at which the expert changes, 0 to 1.",
+            show_default="that of the recipe's schedule",
+            rich_help_panel=EXPERTS,
+        ),
     ] = None
     seed: Annotated[
         int,
-        typer.Option(min=0, help="Same seed, same video. A manifest's lines can have their own."),
+        typer.Option(
+            min=0,
+            metavar="NUMBER",
+            help="Same seed, same video. A manifest's lines can have their own.",
+            rich_help_panel=VIDEO,
+        ),
     ] = 0
     num_videos: Annotated[
-        int, typer.Option(min=1, help="Videos of each prompt, with seeds from its own on.")
+        int,
+        typer.Option(
+            min=1,
+            metavar="NUMBER",
+            help="Videos of each prompt, with seeds from its own on.",
+            rich_help_panel=VIDEO,
+        ),
     ] = 1
     negative_prompt: Annotated[
         str | None,
-        typer.Option(help="What should not happen; needs guidance above 1."),
+        typer.Option(
+            metavar="TEXT",
+            help="What should not happen; needs guidance above 1.",
+            rich_help_panel=VIDEO,
+        ),
     ] = None
     steps: Annotated[
         int | None,
-        typer.Option(min=1, max=1000, help="Denoising steps.", show_default=_OWN),
+        typer.Option(
+            min=1,
+            max=1000,
+            metavar="NUMBER",
+            help="Denoising steps.",
+            show_default=_OWN,
+            rich_help_panel=VIDEO,
+        ),
     ] = None
     guidance: Annotated[
         float | None,
-        typer.Option(min=0, help="Strength of the prompt.", show_default=_OWN),
+        typer.Option(
+            min=0,
+            metavar="NUMBER",
+            help="Strength of the prompt.",
+            show_default=_OWN,
+            rich_help_panel=VIDEO,
+        ),
     ] = None
     guidance_2: Annotated[
         float | None,
         typer.Option(
             "--guidance-2",
             min=0,
+            metavar="NUMBER",
             help="The same at low noise, for the second transformer of Wan 2.2-A14B; 1 for "
             "distilled weights.",
             show_default="that of --guidance",
+            rich_help_panel=VIDEO,
         ),
     ] = None
     start_step: Annotated[
@@ -122,52 +206,58 @@ class VideoFlags:
         typer.Option(
             min=1,
             max=1000,
+            metavar="NUMBER",
             help="Begin at this timestep instead of 1000: from 900 on, leans less on the image "
             "and may move more; too low looks bad. Only DynamiCrafter and pocket.",
+            rich_help_panel=VIDEO,
         ),
     ] = None
     sigmas: Annotated[
         str | None,
         typer.Option(
-            help="A,B,C: the noise of each step, falling, without the 0 at the end; for pipelines "
-            "that take sigmas. The scheduler's shift is applied to them."
+            metavar="A,B,C",
+            help="The noise of each step, falling, without the 0 at the end; for pipelines "
+            "that take sigmas. The scheduler's shift is applied to them.",
+            rich_help_panel=VIDEO,
         ),
     ] = None
     shift: Annotated[
         float | None,
         typer.Option(
+            metavar="NUMBER",
             help="Shift of a flow model's timesteps, for this run: the larger, the more steps "
             "are made while it is noisy.",
             show_default="the scheduler's own",
+            rich_help_panel=VIDEO,
         ),
     ] = None
-    size: Annotated[int | None, typer.Option(help="Pixels a side, for a square video.")] = None
-    height: Annotated[int | None, typer.Option(help="Pixels.", show_default=_OWN)] = None
-    width: Annotated[int | None, typer.Option(help="Pixels.", show_default=_OWN)] = None
+    size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="NUMBER", help="Pixels a side, for a square video.", rich_help_panel=VIDEO
+        ),
+    ] = None
+    height: Annotated[
+        int | None,
+        typer.Option(metavar="NUMBER", help="Pixels.", show_default=_OWN, rich_help_panel=VIDEO),
+    ] = None
+    width: Annotated[
+        int | None,
+        typer.Option(metavar="NUMBER", help="Pixels.", show_default=_OWN, rich_help_panel=VIDEO),
+    ] = None
     num_frames: Annotated[
-        int | None, typer.Option("--num-frames", help="Frames.", show_default=_OWN)
+        int | None,
+        typer.Option(metavar="NUMBER", help="Frames.", show_default=_OWN, rich_help_panel=VIDEO),
     ] = None
     frame_rate: Annotated[
         float | None,
         typer.Option(
-            help="Frames per second of the mp4; models that know frame rates are told it."
+            metavar="NUMBER",
+            help="Frames per second of the mp4; models that know frame rates are told it.",
+            show_default=_OWN,
+            rich_help_panel=VIDEO,
         ),
     ] = None
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="fp32, fp16 or bf16.", show_default="bf16 on a GPU, fp32 on a CPU"),
-    ] = None
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1 ..", show_default="a GPU if there is one"),
-    ] = None
-    variant: Annotated[str | None, typer.Option(help="Files of the model to take, e.g. fp16.")] = (
-        None
-    )
-    legacy_weights: Annotated[
-        bool,
-        typer.Option("--legacy-weights", help="Also read the model's .bin files, as tensors."),
-    ] = False
 
     def chosen_model(self, *, cluster_device: str | None = None) -> ModelChoice:
         """Find the model that --model means; nothing is loaded yet.
@@ -187,22 +277,22 @@ class VideoFlags:
             given = {"--dtype": self.dtype, "--device": self.device, "--variant": self.variant}
             for flag, value in given.items():
                 if value is not None:
-                    raise ConfigError(f"{flag} is not for the pocket model.", fix="leave it out.")
+                    raise ConfigError(f"{flag} is not for the pocket model.", fix="Leave it out.")
             weights = self.weights or "base"
             return ShippedModel(str(resolve(weights)) if split_name(weights) else weights)
         device = self.device or cluster_device
         try:
             where = default_device() if device is None else torch.device(device)
         except RuntimeError as error:
-            raise ConfigError(f"There is no device `{device}`.", fix="use cpu or cuda.") from error
+            raise ConfigError(f"There is no device `{device}`.", fix="Use cpu or cuda.") from error
         if cluster_device is None:
             check_device(where)
         return FolderModel(
-            find_pipeline(self.model, variant=self.variant, legacy=self.legacy_weights),
-            None if self.dtype is None else dtype_named(self.dtype),
-            where,
-            self.variant,
-            self.legacy_weights,
+            folder=find_pipeline(self.model, variant=self.variant, legacy=self.legacy_weights),
+            dtype=None if self.dtype is None else dtype_named(self.dtype),
+            device=where,
+            variant=self.variant,
+            legacy=self.legacy_weights,
         )
 
     def chosen_experts(self, model: ModelChoice) -> ExpertChoice:
@@ -236,7 +326,7 @@ class VideoFlags:
             )
         else:
             choice = expert_choice.ExpertChoice(boundary=boundary)
-        choice = replace(choice, missing=checked_missing(self.missing))
+        choice = replace(choice, missing=self.missing)
         self._check_kinds(choice)
         with warnings.catch_warnings(record=True) as caught:
             warnings.filterwarnings("always", _LEFT_OUT)
@@ -259,38 +349,38 @@ class VideoFlags:
         if self.weights is not None and used:
             raise ConfigError(
                 f"--weights is one set of weights, and {used[0]} is for recipes.",
-                fix=f"leave --weights or {used[0]} out.",
+                fix=f"Leave --weights or {used[0]} out.",
             )
         if self.motion is not None and not math.isfinite(self.motion):
             raise ConfigError(
-                f"--motion is {self.motion}, which is no number.", fix="write e.g. --motion 0.5."
+                f"--motion is {self.motion}, which is no number.", fix="Write e.g. --motion 0.5."
             )
         if self.lora and (self.recipe or self.weights or self.base):
             raise ConfigError(
-                "--lora goes alone or with --motion.", fix="write the LoRA into a recipe instead."
+                "--lora goes alone or with --motion.", fix="Write the LoRA into a recipe instead."
             )
         if self.base is not None and self.model == POCKET:
             raise ConfigError(
-                "--base is not for the pocket model, which has its own.", fix="leave it out."
+                "--base is not for the pocket model, which has its own.", fix="Leave it out."
             )
         if self.base is not None and self.motion is None and self.recipe is None:
             raise ConfigError(
-                "--base is for --motion.", fix="say how much with --motion, e.g. 0.25."
+                "--base is for --motion.", fix="Say how much with --motion, e.g. 0.25."
             )
         if self.changed and self.recipe is None and (self.lora or self.model != POCKET):
             raise ConfigError(
                 "--set changes a recipe's parameters, and there is no recipe.",
-                fix="name the --recipe, or use --motion.",
+                fix="Name the --recipe, or use --motion.",
             )
         if self.base is not None and self.recipe is not None:
             raise ConfigError(
                 "--base is not for recipes, which name their inputs.",
-                fix="use --input base=FOLDER_OR_FILE.",
+                fix="Use --input base=FOLDER_OR_FILE.",
             )
         if self.replaced and self.recipe is None:
-            raise ConfigError("--input replaces a recipe's input.", fix="name the --recipe.")
+            raise ConfigError("--input replaces a recipe's input.", fix="Name the --recipe.")
         if self.boundary is not None and self.weights is not None:
-            raise ConfigError("--boundary needs experts, not --weights", fix="leave it out.")
+            raise ConfigError("--boundary needs experts, not --weights.", fix="Leave it out.")
 
     def _parameters(self) -> dict[str, float]:
         """Read the recipe's parameters from --set and --motion."""
@@ -306,7 +396,7 @@ class VideoFlags:
             raise ConfigError(
                 "--motion extrapolates away from what a model was fine-tuned from, which is not "
                 "known.",
-                fix="add --base FOLDER_OR_FILE, or --lora FILE.",
+                fix="Add --base FOLDER_OR_FILE, or --lora FILE.",
             )
         self._refuse_two_sets(model)
         own = path_of(self.base)
@@ -325,7 +415,7 @@ class VideoFlags:
                 raise ConfigError(
                     f"{folder} has plain weights beside the variant {self.variant}, and --motion "
                     "with --base would extrapolate those.",
-                    fix=f"leave --variant out, or copy the model without {plain[0].name}.",
+                    fix=f"Leave --variant out, or copy the model without {plain[0].name}.",
                 )
 
     def settings(self) -> VideoSettings:
@@ -334,7 +424,7 @@ class VideoFlags:
 
         if self.size is not None and (self.height is not None or self.width is not None):
             raise ConfigError(
-                "--size was given with --height or --width.", fix="give --size, or the other two."
+                "--size was given with --height or --width.", fix="Give --size, or the other two."
             )
         return VideoSettings(
             seed=self.seed,
@@ -362,7 +452,7 @@ def parse_sigmas(text: str) -> tuple[float, ...]:
         return tuple(float(one) for one in text.split(","))
     except ValueError as error:
         raise ConfigError(
-            f"--sigmas {text} holds what is no number.", fix="write e.g. --sigmas 1,0.94,0.8,0.5."
+            f"--sigmas {text} holds what is no number.", fix="Write e.g. --sigmas 1,0.94,0.8,0.5."
         ) from error
 
 
@@ -461,17 +551,3 @@ def loaded(
         if bank is not None and bank.placement and model.path is not None:
             typer.echo(f"experts of {bank.placement}", err=True)
         yield pipeline, bank
-
-
-def versions() -> dict[str, str]:
-    """Versions that a video's bytes depend on."""
-    import diffusers
-    import torch
-
-    from motionmerge import __version__
-
-    return {
-        "motionmerge": __version__,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }

@@ -22,7 +22,6 @@ from motionmerge.exports.names import (
     nothing,
     parts_of_model,
 )
-from motionmerge.exports.sinks import RenamingSink, renamed_specs
 from motionmerge.exports.targets import (
     ExportFile,
     ExportPlan,
@@ -37,6 +36,7 @@ from motionmerge.io.weights_writer import weights_file
 from motionmerge.merging.algebra.nodes import Checkpoint, result_specs
 from motionmerge.merging.algebra.results import ResultSpec
 from motionmerge.merging.compute.plan import Job, Sink
+from motionmerge.merging.compute.renaming import RenamingSink, renamed_specs
 from motionmerge.merging.compute.scaled_fp8 import (
     SCALED_FP8,
     ScaledFp8,
@@ -265,7 +265,7 @@ def export_files(
         files={
             file.stem: FileExport(
                 path=None if dry_run else str(paths[file]),
-                formula=str(bound.recipe.experts[file.expert]),
+                formula=bound.formulas[file.expert],
                 modules=file.modules,
                 tensors=len(content.targets),
                 num_bytes=sum(num_bytes(*spec) for spec in content.targets.values()),

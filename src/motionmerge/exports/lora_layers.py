@@ -15,11 +15,12 @@ from pathlib import Path
 from motionmerge.exports.lora_energy import Energies
 from motionmerge.exports.lora_factors import factors_of
 from motionmerge.exports.lora_file import LoraFile
-from motionmerge.exports.sinks import RenamingSink, WholeTensors
+from motionmerge.exports.sinks import WholeTensors
 from motionmerge.exports.targets import Target
 from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra.results import ResultSpec
 from motionmerge.merging.algebra.rounding import round_once
+from motionmerge.merging.compute.renaming import RenamingSink
 from motionmerge.merging.inputs.pieces import Layout
 from motionmerge.tensors import DType
 

@@ -183,7 +183,7 @@ def export_loras(
     output, wanted = Path(output), parse_dtype(dtype)
     base = _checked_base(recipe, base)
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise RecipeError(f"rank={rank!r} is not a positive integer.", fix="Use e.g. `rank=64`.")
+        raise RecipeError(f"Rank={rank!r} is not a positive integer.", fix="Use e.g. `rank=64`.")
     check_folder(output)
     changed = _changed(bound, base)
     start = Source(base, bound.origins[base])
@@ -221,7 +221,7 @@ def export_loras(
     files = {
         file.stem: LoraExport(
             path=None if dry_run else str(paths[file]),
-            formula=str(recipe.experts[file.expert]),
+            formula=bound.formulas[file.expert],
             base=base,
             rank=rank,
             target=chosen.title,

@@ -14,7 +14,6 @@ from typing import Any
 from motionmerge import __version__
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.exports.names import parts_of_model, renamed
-from motionmerge.exports.sinks import RenamingSink, renamed_specs
 from motionmerge.exports.targets import own_model
 from motionmerge.io.atomic import check_new_folder, folder_of_results
 from motionmerge.io.json_file import read_json
@@ -23,6 +22,7 @@ from motionmerge.io.weights_writer import pipeline_folder
 from motionmerge.merging.algebra.nodes import Checkpoint, result_specs
 from motionmerge.merging.algebra.results import ResultSpec
 from motionmerge.merging.compute.plan import Job
+from motionmerge.merging.compute.renaming import RenamingSink, renamed_specs
 from motionmerge.merging.compute.streaming import Progress, stream
 from motionmerge.merging.inputs.coverage import Missing
 from motionmerge.merging.inputs.pieces import Layout

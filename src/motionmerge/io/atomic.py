@@ -116,7 +116,7 @@ def check_new_folder(
         if read.is_relative_to(written) or written.is_relative_to(read):
             raise ConfigError(
                 f"The result {path} and its source {one} must not lie in each other.",
-                fix="choose another folder.",
+                fix="Choose another folder.",
             )
     check_folder(target)
     if not target.is_dir() or not any(target.iterdir()):
@@ -124,12 +124,12 @@ def check_new_folder(
     if not overwrite:
         raise ConfigError(
             f"{path} exists already.",
-            fix="choose another folder, or pass `overwrite=True`.",
+            fix="Choose another folder, or pass `overwrite=True`.",
         )
     if not (target / marker).is_file():
         raise ConfigError(
             f"{path} holds other things than an earlier result: it has no {marker}.",
-            fix="choose another folder, or remove this one yourself.",
+            fix="Choose another folder, or remove this one yourself.",
         )
 
 
@@ -144,7 +144,7 @@ def check_new_file(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise ConfigError(
             f"{path} exists already.",
-            fix="choose another name, or pass `overwrite=True`.",
+            fix="Choose another name, or pass `overwrite=True`.",
         )
 
 
@@ -186,7 +186,7 @@ def check_folder(path: str | Path) -> None:
 def _no_folder(path: str | Path, reason: object) -> ConfigError:
     return ConfigError(
         f"Cannot write to the folder {path}: {reason}",
-        fix="choose another one, or check its rights and free space.",
+        fix="Choose another one, or check its rights and free space.",
     )
 
 
@@ -204,10 +204,10 @@ def check_file(path: str | Path) -> None:
     except NotADirectoryError as error:
         raise _no_folder(target.parent, "it is none.") from error
     except OSError as error:
-        raise ConfigError(f"Cannot write {path}: {error}", fix="choose another name.") from error
+        raise ConfigError(f"Cannot write {path}: {error}", fix="Choose another name.") from error
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "no file"
-        raise ConfigError(f"Cannot write {path}: it is {kind}.", fix="give the name of a file.")
+        raise ConfigError(f"Cannot write {path}: it is {kind}.", fix="Give the name of a file.")
 
 
 def _temporary_name(target: Path) -> Path:

@@ -39,7 +39,7 @@ def path_of_weights(name: str | Path, *, folder: Path | None = None) -> Path:
     except OSError as error:
         raise CheckpointError(
             f"There are no weights at {str(name)[:60]}..: {error.strerror}.",
-            fix="check the path.",
+            fix="Check the path.",
         ) from error
     return folder_of(path) / path.name
 

@@ -1,7 +1,7 @@
 """What a merge will take: seconds, disk and memory; the seconds by how long earlier merges took.
 
-The cost of each kind of work is that of docs/benchmarks.md. How much longer merges take on this
-machine and its disk is remembered from one to the next.
+The cost of each kind of work is that of docs/benchmarks/merging.md. How much longer merges take on
+this machine and its disk is remembered from one to the next.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from motionmerge.io.hashing import cache_file
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.algebra.sparsify import Dare
 from motionmerge.merging.compute.kernel import CHUNK, STRETCH
-from motionmerge.merging.compute.program import is_blockwise
 from motionmerge.merging.compute.streaming import num_threads
 from motionmerge.merging.inputs.sources import OpenInputs
 from motionmerge.merging.report import peak_memory
@@ -60,7 +59,7 @@ class Work:
 
     @property
     def reference_seconds(self) -> float:
-        """How long it takes on the machine of docs/benchmarks.md."""
+        """How long it takes on the machine of docs/benchmarks/merging.md."""
         return (
             _TENSOR * self.num_tensors
             + _READ * self.bytes_read
@@ -107,7 +106,7 @@ def work_of(
     """
     vectors = {name: list(checkpoint.vectors_inside()) for name, checkpoint in bound.items()}
     counts = {name: sum(sizes.values()) for name, sizes in reached.items()}
-    whole = [name for name, inside in vectors.items() if not all(map(is_blockwise, inside))]
+    whole = [name for name, inside in vectors.items() if not all(v.is_blockwise for v in inside)]
     return Work(
         num_tensors=num_tensors,
         bytes_read=sum(

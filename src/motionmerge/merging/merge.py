@@ -117,7 +117,7 @@ def merge(
         )
     if wanted is not None and not wanted.is_floating_point:
         raise ConfigError(
-            f"dtype {dtype_name(wanted)} is not floating point.", fix="Use fp32, fp16 or bf16."
+            f"Dtype {dtype_name(wanted)} is not floating point.", fix="Use fp32, fp16 or bf16."
         )
     if layout not in ("weights", "pipeline"):
         raise ConfigError(f"`layout` is {layout!r}.", fix="Use `weights` or `pipeline`.")
@@ -147,7 +147,8 @@ def merge(
             bound.check_pins()
             unchanged = 0
             reports = {
-                name: _expected(c, specs[name], reached[name]) for name, c in experts.items()
+                name: _expected(bound.formulas[name], specs[name], reached[name])
+                for name in experts
             }
         else:
             _refuse_full_disk(folder, needed, free)
@@ -176,7 +177,8 @@ def merge(
             with atomic_path(folder / "recipe.yaml") as path:
                 path.write_text(pinned.relocated(folder).print(), encoding="utf-8")
             reports = {
-                name: _done(job, targets[name].path, specs[name]) for name, job in jobs.items()
+                name: _done(bound.formulas[name], job, targets[name].path, specs[name])
+                for name, job in jobs.items()
             }
             remember(work, seconds=time.perf_counter() - hashed)
         for name, checkpoint in experts.items():
@@ -291,11 +293,11 @@ def _work(
 
 
 def _expected(
-    checkpoint: Checkpoint, specs: Mapping[str, TensorSpec], reached: Mapping[str, int]
+    formula: str, specs: Mapping[str, TensorSpec], reached: Mapping[str, int]
 ) -> ExpertReport:
     """Say what would happen to one expert."""
     return ExpertReport(
-        formula=str(checkpoint),
+        formula=formula,
         path=None,
         num_tensors=len(specs),
         num_parameters=sum(math.prod(shape) for _, shape in specs.values()),
@@ -308,10 +310,10 @@ def _expected(
     )
 
 
-def _done(job: Job, path: Path, specs: Mapping[str, TensorSpec]) -> ExpertReport:
+def _done(formula: str, job: Job, path: Path, specs: Mapping[str, TensorSpec]) -> ExpertReport:
     """Say what happened to one expert."""
     return ExpertReport(
-        formula=str(job.checkpoint),
+        formula=formula,
         path=str(path),
         num_tensors=len(specs),
         num_parameters=sum(math.prod(shape) for _, shape in specs.values()),

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from motionmerge.models.diffusers_state import is_hooked
+
 
 class ReplayedCall:
     """A function of tensors that is captured as a CUDA graph once, and then replayed.
@@ -116,12 +118,7 @@ def can_capture(unet: nn.Module) -> bool:
     Not without a GPU, and not where Python decides in a call: offloading, diffusers' caches and
     casts by layer, LoRA layers, whose strengths are numbers that a graph would keep.
     """
-    return (
-        _device(unet).type == "cuda"
-        and not hasattr(unet, "_hf_hook")
-        and not hasattr(unet, "peft_config")
-        and not any(hasattr(module, "_diffusers_hook") for module in unet.modules())
-    )
+    return _device(unet).type == "cuda" and not is_hooked(unet) and not hasattr(unet, "peft_config")
 
 
 def _device(unet: nn.Module) -> torch.device:

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
-from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.merging.inputs.sources import MODULES
 from motionmerge.merging.names.wrappers import DENOISERS
+from motionmerge.models.diffusers_state import group_offload_hooks, is_fused
 from motionmerge.noise_levels import denoises_in_stages, noisiest
 from motionmerge.schedule import ExpertSchedule
 from motionmerge.switching.denoising_steps import (
@@ -223,7 +223,7 @@ class Bank:
         if not self._parts:
             raise ConfigError(
                 "These experts are not attached any more.",
-                fix="use them inside their `with experts(...)` block.",
+                fix="Use them inside their `with experts(...)` block.",
             )
         parts = [part for part in self._parts if modules is None or part.name in set(modules)]
         before = [part.active or self.schedule.experts[-1] for part in parts]
@@ -246,7 +246,7 @@ class Bank:
         if name is None:
             raise ConfigError(
                 f"{type(original).__name__}.forward takes no `timestep`.",
-                fix="attach experts to the denoiser of a diffusers pipeline.",
+                fix="Attach experts to the denoiser of a diffusers pipeline.",
             )
 
         def before_denoising(called: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
@@ -287,14 +287,14 @@ def modules_of(target: Any, *, only: str | None = None) -> list[tuple[str, nn.Mo
     if not any(name in DENOISERS for name, _ in modules):
         raise ConfigError(
             f"{type(target).__name__} has no `unet` or `transformer`.",
-            fix="pass a loaded diffusers video pipeline, or the denoiser itself.",
+            fix="Pass a loaded diffusers video pipeline, or the denoiser itself.",
         )
     if only is None:
         return modules
     if only not in DENOISERS and only in dict(modules):
         raise ConfigError(
             f"`{only}` alone cannot be switched: it sees no timestep.",
-            fix=f"leave `module` out and name its tensors `{only}.<name>`.",
+            fix=f"Leave `module` out and name its tensors `{only}.<name>`.",
         )
     if only not in dict(modules):
         raise ConfigError(
@@ -319,7 +319,7 @@ def _check_loaded(pipeline: Any, only: str | None) -> None:
     if absent:
         raise ConfigError(
             f"`{absent[0]}` of {kind} is not loaded yet, so no expert can be put in its place.",
-            fix="call load_components() or update_components(...) of the pipeline before.",
+            fix="Call load_components() or update_components(...) of the pipeline before.",
         )
     others = [
         name
@@ -329,7 +329,7 @@ def _check_loaded(pipeline: Any, only: str | None) -> None:
     if others and only is None:
         raise ConfigError(
             f"{kind} has `{others[0]}` loaded as well, which experts do not reach.",
-            fix="choose the denoiser to switch, e.g. module='transformer', or make the pipeline "
+            fix="Choose the denoiser to switch, e.g. module='transformer', or make the pipeline "
             "with the one workflow that you use (workflow=...).",
         )
 
@@ -344,12 +344,12 @@ def check_attachable(name: str, module: nn.Module) -> None:
     if attached_bank(module) is not None:
         raise ConfigError(
             f"`{name}` already has experts attached.",
-            fix="leave the other `with experts(...)` block first.",
+            fix="Leave the other `with experts(...)` block first.",
         )
     if any(hook.group.stream is not None for hook in group_offload_hooks(module)):
         raise ConfigError(
             f"`{name}` is offloaded with streams, which drop what is written to it.",
-            fix="call enable_group_offload(..., use_stream=False).",
+            fix="Call enable_group_offload(..., use_stream=False).",
         )
 
 
@@ -362,29 +362,12 @@ def check_unfused(name: str, module: nn.Module) -> None:
     if is_fused(module):
         raise ConfigError(
             f"`{name}` computes with fused projections, which hold copies of its weights.",
-            fix="call unfuse_qkv_projections() before attaching experts; fusing saves little.",
+            fix="Call unfuse_qkv_projections() before attaching experts; fusing saves little.",
         )
-
-
-def is_fused(module: nn.Module) -> bool:
-    """Tell whether attention computes queries, keys and values by one product."""
-    fused = [child for child in module.modules() if getattr(child, "fused_projections", False)]
-    # The older kind of attention stays marked when it is unfused: its processor tells.
-    return any(
-        not isinstance(child, Attention) or "Fused" in type(child.processor).__name__
-        for child in fused
-    )
-
-
-def group_offload_hooks(module: nn.Module) -> list[Any]:
-    """List the hooks by which diffusers offloads parts of a module in groups."""
-    registries = (getattr(child, "_diffusers_hook", None) for child in module.modules())
-    hooks = (registry.get_hook("group_offloading") for registry in registries if registry)
-    return [hook for hook in hooks if hook is not None]
 
 
 def _no_scheduler() -> ConfigError:
     return ConfigError(
         "The schedule needs the noise level of a timestep, which needs a scheduler.",
-        fix="pass scheduler=..., or write the schedule with `timestep:` conditions.",
+        fix="Pass scheduler=..., or write the schedule with `timestep:` conditions.",
     )

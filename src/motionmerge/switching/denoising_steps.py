@@ -57,13 +57,13 @@ def check_conditions(schedule: ExpertSchedule, scheduler: Any) -> None:
         raise ConfigError(
             f"The schedule has `timestep` conditions, which are for timesteps that fall, and those "
             f"of {name} rise from noise to clean.",
-            fix="write noise levels instead, e.g. `{expert: NAME, above: 0.64}`.",
+            fix="Write noise levels instead, e.g. `{expert: NAME, above: 0.64}`.",
         )
     if "step_fraction" in conditions and denoises_in_stages(scheduler):
         raise ConfigError(
             f"The schedule has `step_fraction` conditions, and {name} counts its steps anew at "
             "each of its resolutions.",
-            fix="write noise levels instead, e.g. `{expert: NAME, above: 0.64}`.",
+            fix="Write noise levels instead, e.g. `{expert: NAME, above: 0.64}`.",
         )
 
 
@@ -218,7 +218,7 @@ class StepFinder:
         raise ConfigError(
             f"The denoiser is told {value:.4g}, and the timesteps of {type(scheduler).__name__} "
             f"are {float(grid[0]):.4g} to {float(grid[-1]):.4g}: its step is unknown.",
-            fix="attach the experts to the pipeline whose scheduler takes the steps, or tell the "
+            fix="Attach the experts to the pipeline whose scheduler takes the steps, or tell the "
             "denoiser timesteps of `scheduler.timesteps`.",
         )
 

@@ -245,7 +245,7 @@ def chosen_schedule(
 ) -> ExpertSchedule:
     """Pick the schedule that was given, the one that a boundary means, or the recipe's own."""
     if schedule is not None and boundary is not None:
-        raise ConfigError("Both schedule and boundary were given.", fix="pass one of the two.")
+        raise ConfigError("Both schedule and boundary were given.", fix="Pass one of the two.")
     if boundary is not None and len(names) == 2:
         return ExpertSchedule.two(*names, boundary=boundary)
     if boundary is None and len(names) == 1:
@@ -254,7 +254,7 @@ def chosen_schedule(
     if chosen is None or boundary is not None:
         raise ConfigError(
             f"{len(names)} experts with boundary {boundary} make no schedule.",
-            fix="pass two experts with a boundary such as 0.64, one without, or a schedule.",
+            fix="Pass two experts with a boundary such as 0.64, one without, or a schedule.",
         )
     return chosen
 
@@ -307,7 +307,7 @@ def by_module(expert: str, weights: Weights, live: Mapping[str, Weights]) -> dic
     """Split an expert's tensors by module; refuse empty experts, unknown names, wrong shapes."""
     if not weights:
         raise CheckpointError(
-            f"The expert `{expert}` has no tensors.", fix="check the file or folder it comes from."
+            f"The expert `{expert}` has no tensors.", fix="Check the file or folder it comes from."
         )
     denoiser = next(iter(live))
     names: dict[str, dict[str, str]] = {}
@@ -336,9 +336,9 @@ def _refuse_unknown(
     listed = ", ".join(f"`{name}`" for name in unknown[:5])
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
     if any("temporal_adapter" in name or ".fusion." in name for name in unknown):
-        fix = "call unet.add_temporal_adapter() before attaching these experts."
+        fix = "Call unet.add_temporal_adapter() before attaching these experts."
     elif not matched:
-        fix = "use weights in diffusers' names; official files need `motionmerge convert` first."
+        fix = "Use weights in diffusers' names; official files need `motionmerge convert` first."
     else:
         prefix = unknown[0].partition(".")[0]
         prefix = f"{prefix}." if prefix in live else ""

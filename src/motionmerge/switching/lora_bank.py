@@ -20,17 +20,16 @@ from torch import nn
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError, ShapeError
 from motionmerge.merging.inputs.coverage import Missing
 from motionmerge.merging.names.wrappers import DENOISERS
+from motionmerge.models.diffusers_state import group_offload_hooks, reset_caches
 from motionmerge.schedule import ExpertSchedule
 from motionmerge.switching.bank import (
     BARE_MODULE,
     Bank,
     check_attachable,
     check_unfused,
-    group_offload_hooks,
     modules_of,
 )
 from motionmerge.switching.lora_layers import DENSE, LoraLayer, LoraSource, read_lora
-from motionmerge.switching.switched_module import reset_caches
 from motionmerge.text import fix_unknown_name
 
 LoraWeights = Mapping[str, Mapping[str, float]]
@@ -201,7 +200,7 @@ class AdaptedModule:
             if not isinstance(layer, BaseTunerLayer):
                 raise CheckpointError(
                     f"`{self.name}.{name}` lost its LoRA while experts were attached.",
-                    fix="unload LoRAs and fuse them before attaching experts.",
+                    fix="Unload LoRAs and fuse them before attaching experts.",
                 )
             used = [lora for lora, own in self.loras.items() if name in own and weights[lora] != 0]
             for lora in used:
@@ -265,7 +264,7 @@ class AdaptedModule:
                 raise ShapeError(
                     f"`{self.name}.{name}` of the LoRA `{lora}` has shape {list(value.shape)}; the "
                     f"model's layer needs {list(own.shape)}.",
-                    fix="use a LoRA that was trained on this model.",
+                    fix="Use a LoRA that was trained on this model.",
                 )
             own.copy_(value.reshape(own.shape))
 
@@ -304,7 +303,7 @@ def _check_adaptable(name: str, module: nn.Module) -> None:
     if group_offload_hooks(module):
         raise ConfigError(
             f"`{name}` is offloaded in groups, which would leave new layers behind.",
-            fix="call enable_group_offload() inside the `with experts(...)` block.",
+            fix="Call enable_group_offload() inside the `with experts(...)` block.",
         )
 
 
@@ -327,7 +326,7 @@ def _check_weights(loras: Mapping[str, LoraSource], weights: LoraWeights) -> Non
             if not number or not math.isfinite(weight):
                 raise RecipeError(
                     f"The weight of `{lora}` in the expert `{expert}` is {weight!r}.",
-                    fix="give a finite number; negative ones take the LoRA's effect away.",
+                    fix="Give a finite number; negative ones take the LoRA's effect away.",
                 )
 
 

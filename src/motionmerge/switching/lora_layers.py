@@ -193,7 +193,7 @@ class _Model:
             raise ConfigError(
                 f"`{layer.removesuffix('._orig_mod')}` is compiled by itself, which would leave "
                 f"the layers of the LoRA `{lora}` out.",
-                fix="compile the whole denoiser or its blocks, not single layers.",
+                fix="Compile the whole denoiser or its blocks, not single layers.",
             )
         child = self._denoisers[denoiser].get_submodule(layer)
         is_linear = hasattr(child, "in_features") and hasattr(child, "out_features")
@@ -237,7 +237,7 @@ def _check_pair(module: LoraModule, file: TensorSource, *, name: str) -> None:
         raise ShapeError(
             f"`{module.path}` of the LoRA `{name}` has the shapes {down} and {up}; expected "
             "[rank, inputs] and [outputs, rank], with a rank of 1 or more.",
-            fix="download the file again.",
+            fix="Download the file again.",
         )
 
 
@@ -316,7 +316,7 @@ def _strangers(strangers: Mapping[str, str], name: str, *, any_left: bool) -> Ch
     listed = "\n".join(lines[:10] + ([f"  ... {len(lines) - 10} more"] if lines[10:] else []))
     return CheckpointError(
         f"{len(lines)} of the layers or keys of the LoRA `{name}` cannot be used:\n{listed}",
-        fix="use a LoRA for this model and these denoisers"
+        fix="Use a LoRA for this model and these denoisers"
         + (", or go on without these layers: `missing='keep'`." * any_left or "."),
     )
 

@@ -39,7 +39,7 @@ class TensorsOnDisk(Mapping[str, torch.Tensor]):
             raise ConfigError(
                 f"There is no room in {tempfile.gettempdir()} for the model's own weights: "
                 f"{gigabytes(begin)} were written ({error.strerror}).",
-                fix="set TMPDIR to a folder on a larger disk, or use another placement.",
+                fix="Set TMPDIR to a folder on a larger disk, or use another placement.",
             ) from error
         self._places[name] = (begin, tensor.dtype, tensor.shape)
         self._end = self._file.tell()

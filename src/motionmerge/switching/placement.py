@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
 
 from motionmerge.errors import ConfigError
 from motionmerge.memory import SHARE, free_memory, gigabytes
@@ -74,7 +72,7 @@ def should_recompute(placement: str, *, num_bytes: int, can_recompute: bool) -> 
     if placement == "recompute" and not can_recompute:
         raise ConfigError(
             "Experts can be recomputed only from files, not from weights in memory.",
-            fix="give every input of the recipe as a path, or use another placement.",
+            fix="Give every input of the recipe as a path, or use another placement.",
         )
     free = free_memory(torch.device("cpu"))
     fits = free is None or num_bytes <= SHARE * free
@@ -84,7 +82,7 @@ def should_recompute(placement: str, *, num_bytes: int, can_recompute: bool) -> 
         raise ConfigError(
             f"The experts take {gigabytes(num_bytes)}, and {gigabytes(free or 0)} of main memory "
             "are free.",
-            fix="give every input as a path and use placement='recompute', or use LoRAs.",
+            fix="Give every input as a path and use placement='recompute', or use LoRAs.",
         )
     return False
 
@@ -117,14 +115,3 @@ def choose_placement(
 def free_or_none(device: torch.device) -> int | None:
     """Give the free bytes of a device whose system tells; other accelerators do not."""
     return free_memory(device) if device.type in ("cpu", "cuda") else None
-
-
-def computing_device(module: nn.Module) -> torch.device:
-    """Find where a module computes, which with model offload is not where it is."""
-    hook = getattr(module, "_hf_hook", None)
-    for one in (hook, *getattr(hook, "hooks", ())):
-        device = getattr(one, "execution_device", None)
-        if device is not None:
-            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-    tensors: Any = (tensor for group in (module.parameters(), module.buffers()) for tensor in group)
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))

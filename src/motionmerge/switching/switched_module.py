@@ -12,19 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers.hooks.faster_cache import FasterCacheBlockHook
-from diffusers.hooks.hooks import StateManager
 from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
 from motionmerge.memory import return_freed_memory
-from motionmerge.switching.bank import check_unfused, is_fused
+from motionmerge.models.diffusers_state import computing_device, is_fused, reset_caches
+from motionmerge.switching.bank import check_unfused
 from motionmerge.switching.on_disk import TensorsOnDisk
 from motionmerge.switching.placement import (
     Placement,
     Weights,
     choose_placement,
-    computing_device,
     free_or_none,
 )
 from motionmerge.switching.prefetch import Prefetcher, lane_to
@@ -106,7 +104,7 @@ class SwitchedModule:
             if twin != name and own.numel():
                 raise CheckpointError(
                     f"`{label}` and `{self.name}.{twin}` are one tensor in the model.",
-                    fix="leave one of the two names out.",
+                    fix="Leave one of the two names out.",
                 )
             if self.keeps_own:
                 self.backup[name] = own.to("cpu", copy=True)
@@ -203,7 +201,7 @@ class SwitchedModule:
         if name not in live:
             raise CheckpointError(
                 f"`{self.name}` lost its tensor `{name}` while experts were attached.",
-                fix="load LoRA adapters and quantise before attaching experts.",
+                fix="Load LoRA adapters and quantise before attaching experts.",
             )
         return live[name]
 
@@ -318,7 +316,7 @@ def check_shape(shape: torch.Size, own: torch.Size, *, label: str, expert: str) 
         raise ShapeError(
             f"`{label}` of the expert `{expert}` has shape {list(shape)}; the model's has "
             f"{list(own)}.",
-            fix="use weights of the same architecture and configuration.",
+            fix="Use weights of the same architecture and configuration.",
         )
 
 
@@ -343,60 +341,12 @@ def _check_writable(tensor: torch.Tensor, *, label: str) -> None:
     if tensor.is_meta:
         raise ConfigError(
             f"`{label}` is on the meta device: its values are elsewhere.",
-            fix="use enable_model_cpu_offload() or group offload instead of sequential offload.",
+            fix="Use enable_model_cpu_offload() or group offload instead of sequential offload.",
         )
     if not _is_plain(tensor) or not tensor.is_floating_point():
         raise CheckpointError(
             f"`{label}` is a {type(tensor).__name__} of {tensor.dtype}: quantised, packed or "
             "sharded, so exact weights cannot be copied into it.",
-            fix="load the model in bf16, fp16 or fp32, or merge to two checkpoints and use a "
+            fix="Load the model in bf16, fp16 or fp32, or merge to two checkpoints and use a "
             "pipeline with transformer and transformer_2.",
         )
-
-
-def reset_caches(module: nn.Module) -> None:
-    """Empty diffusers' caches, which hold results of the other expert; keep their context.
-
-    The reset forgets which call (conditional or not) is under way, and MagCache's count of the
-    steps, which says how much to expect of the next; these are put back. An empty
-    FasterCache of a guidance-distilled model is read all the same, unless it is due to be filled.
-    """
-    reset: Any = getattr(module, "_reset_stateful_cache", None)
-    if reset is None:
-        return
-    hooks = [
-        hook
-        for child in module.modules()
-        for hook in getattr(getattr(child, "_diffusers_hook", None), "hooks", {}).values()
-    ]
-    managers = {
-        id(value): value
-        for hook in hooks
-        for value in vars(hook).values()
-        if isinstance(value, StateManager)
-    }
-    before = [
-        (manager, _context(manager), _steps_counted(manager)) for manager in managers.values()
-    ]
-    reset()
-    for manager, context, steps in before:
-        for name, step in steps.items():
-            state = manager._state_cls(*manager._init_args, **manager._init_kwargs)
-            state.step_index = step
-            manager._state_cache[name] = state
-        manager.set_context(context)
-    for hook in hooks:
-        if isinstance(hook, FasterCacheBlockHook) and hook.is_guidance_distilled:
-            hook.state.iteration = hook.block_skip_range
-
-
-def _context(manager: StateManager) -> Any:
-    """Return which call is under way; the attribute had another name in older versions of diffusers."""
-    held = vars(manager)
-    return held["_context"] if "_context" in held else held["_current_context"]
-
-
-def _steps_counted(manager: StateManager) -> dict[str, int]:
-    """Give the step that each guidance pass is at, of a cache that counts them."""
-    steps = {name: getattr(one, "step_index", None) for name, one in manager._state_cache.items()}
-    return {name: step for name, step in steps.items() if isinstance(step, int)}

@@ -14,6 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +29,6 @@ from torch.utils.data import DataLoader, Dataset
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.atomic import atomic_path
 from motionmerge.models.cuda_graphs import ReplayedCall
-from motionmerge.models.pocket.components import attention_kernel
 
 LossFunction = Callable[[nn.Module, Sequence[int]], torch.Tensor]
 """Takes the (possibly wrapped) module and sample indices; returns the mean loss."""
@@ -119,7 +119,7 @@ class TrainerSettings:
     log_every: int = 25
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingResult:
     """What a run did.
 
@@ -166,6 +166,7 @@ def fit(
     folder: Path,
     *,
     trainable: Iterable[nn.Parameter] | None = None,
+    kernels: Callable[[torch.device], AbstractContextManager[None]] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainingResult:
     """Train `module` in place and leave it with the averaged (EMA) weights, on the CPU.
@@ -180,6 +181,7 @@ def fit(
         settings: How to optimize.
         folder: Where state and log go; made when missing.
         trainable: The parameters to optimize; all by default.
+        kernels: Context in which the loss is computed, for models that choose their kernels.
         on_progress: Called after each logged step, on the main process.
 
     Raises:
@@ -191,9 +193,9 @@ def fit(
     share, rest = divmod(settings.batch_size, accelerator.num_processes)
     if rest:
         raise ConfigError(
-            f"a batch of {settings.batch_size} does not divide by {accelerator.num_processes} "
-            "processes",
-            fix="choose a batch size that does.",
+            f"A batch of {settings.batch_size} does not divide by {accelerator.num_processes} "
+            "processes.",
+            fix="Choose a batch size that does.",
         )
     module.to(device)
     objective.to(device)
@@ -211,8 +213,11 @@ def fit(
     for group in optimizer.param_groups:
         group.update(lr=rate, capturable=device.type == "cuda")
 
+    def chosen_kernels() -> AbstractContextManager[None]:
+        return nullcontext() if kernels is None else kernels(device)
+
     def train_step(*prepared: torch.Tensor) -> torch.Tensor:
-        with attention_kernel(device), _autocast(device, settings):
+        with chosen_kernels(), _autocast(device, settings):
             loss = objective.loss(wrapped, *prepared)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
@@ -247,12 +252,12 @@ def fit(
     objective.to(torch.device("cpu"))
     accelerator.wait_for_everyone()
     return TrainingResult(
-        settings.steps,
-        state.final_loss(),
-        time.monotonic() - started,
-        accelerator.num_processes,
-        accelerator.is_main_process,
-        torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        steps=settings.steps,
+        loss=state.final_loss(),
+        seconds=time.monotonic() - started,
+        num_processes=accelerator.num_processes,
+        is_main_process=accelerator.is_main_process,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )
 
 
@@ -358,7 +363,7 @@ class _State:
             raise CheckpointError(
                 f"{self.path} was saved with other settings: {saved['settings']}, now "
                 f"{self.settings}",
-                fix="choose another run folder, or remove this one to start again.",
+                fix="Choose another run folder, or remove this one to start again.",
             )
         self.module.load_state_dict(saved["module"])
         self.optimizer.load_state_dict(saved["optimizer"])

@@ -105,10 +105,15 @@ def test_a_family_can_be_picked_by_name_and_a_wrong_name_is_refused():
 
 
 def test_the_fingerprint_sees_experts_boundary_and_context():
-    one = Condition("a", "base", "tuned", 0.5)
-    assert one.fingerprint(seed=0) == Condition("b", "base", "tuned", 0.5).fingerprint(seed=0)
+    one = Condition(name="a", early="base", late="tuned", boundary=0.5)
+    assert one.fingerprint(seed=0) == Condition(
+        name="b", early="base", late="tuned", boundary=0.5
+    ).fingerprint(seed=0)
     assert one.fingerprint(seed=0) != one.fingerprint(seed=1)
-    assert one.fingerprint() != Condition("a", "base", "tuned", 0.6).fingerprint()
+    assert (
+        one.fingerprint()
+        != Condition(name="a", early="base", late="tuned", boundary=0.6).fingerprint()
+    )
 
 
 def test_what_moves_the_whole_picture_is_decided_at_higher_noise(random_pocket):

@@ -30,7 +30,7 @@ BEST, BEST_REVERSED = "best", "best-reversed"
 _VECTOR = "(tuned - base)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Condition:
     """One set of weights for the whole denoising, or two with a boundary.
 
@@ -111,20 +111,37 @@ def method(
     late = "tuned"
     if gamma:
         late += f" + {gamma:g} * dare(tuned - base, drop_rate={drop_rate:g}, seed=1)"
-    return Condition(f"{family}-{boundary:g}", early, late, boundary, family, boundary)
+    return Condition(
+        name=f"{family}-{boundary:g}",
+        early=early,
+        late=late,
+        boundary=boundary,
+        family=family,
+        setting=boundary,
+    )
 
 
 def knob(alpha: float) -> Condition:
     """One set of weights on the line through base (alpha 0) and tuned (alpha -1)."""
     sign = "-" if alpha > 0 else "+"
     return Condition(
-        f"{KNOB}{alpha:+g}", f"base {sign} {abs(alpha):g} * {_VECTOR}", family=KNOB, setting=alpha
+        name=f"{KNOB}{alpha:+g}",
+        early=f"base {sign} {abs(alpha):g} * {_VECTOR}",
+        family=KNOB,
+        setting=alpha,
     )
 
 
 def handover(boundary: float) -> Condition:
     """Base while it is noisy, tuned for the details: switching without extrapolation."""
-    return Condition(f"{HANDOVER}-{boundary:g}", "base", "tuned", boundary, HANDOVER, boundary)
+    return Condition(
+        name=f"{HANDOVER}-{boundary:g}",
+        early="base",
+        late="tuned",
+        boundary=boundary,
+        family=HANDOVER,
+        setting=boundary,
+    )
 
 
 def paper_conditions() -> list[Condition]:
@@ -136,8 +153,8 @@ def _all() -> Iterator[Condition]:
     for variant in VARIANTS:
         setting = {"base": 0.0, "tuned": -1.0}
         yield Condition(
-            variant,
-            variant,
+            name=variant,
+            early=variant,
             family=KNOB if variant in setting else variant,
             setting=setting.get(variant, 0.0),
         )
@@ -168,7 +185,14 @@ def best_condition() -> Condition | None:
         )
     early, late = (str(recipe.experts[entry.expert]) for entry in entries)
     boundary = entries[0].above
-    return Condition(f"{BEST}-{boundary:g}", early, late, boundary, BEST, boundary)
+    return Condition(
+        name=f"{BEST}-{boundary:g}",
+        early=early,
+        late=late,
+        boundary=boundary,
+        family=BEST,
+        setting=boundary,
+    )
 
 
 def pick_conditions(names: Iterable[str]) -> list[Condition]:

@@ -171,7 +171,7 @@ def measure_clip(
     if tuple(video.shape) != (NUM_FRAMES, 3, SIZE, SIZE):
         raise ShapeError(
             f"A clip of shape {list(video.shape)} cannot be measured.",
-            fix=f"pass [{NUM_FRAMES}, 3, {SIZE}, {SIZE}], the size of the pocket world.",
+            fix=f"Pass [{NUM_FRAMES}, 3, {SIZE}, {SIZE}], the size of the pocket world.",
         )
     frames = np.ascontiguousarray(video.float().permute(0, 2, 3, 1).numpy())
     grays = to_gray(frames)

@@ -28,6 +28,7 @@ HEADINGS = (
     "intact (%)",
     "first frame (dB)",
 )
+README_HEADINGS = (*HEADINGS[:3], "camera right (%)", "intact (%)")
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,11 @@ def _share(values: Sequence[bool]) -> Estimate:
     return wilson_interval(sum(values), len(values)).scaled(100)
 
 
-def markdown_table(rows: Iterable[Row]) -> str:
-    """A Markdown table of conditions."""
-    lines = [" | ".join(HEADINGS), " | ".join("---" for _ in HEADINGS)]
-    lines += [" | ".join(row.cells()) for row in rows]
+def markdown_table(rows: Iterable[Row], *, headings: Sequence[str] = HEADINGS) -> str:
+    """A Markdown table of conditions, with some of the columns."""
+    columns = [HEADINGS.index(heading) for heading in headings]
+    lines = [" | ".join(headings), " | ".join("---" for _ in headings)]
+    lines += [" | ".join(row.cells()[column] for column in columns) for row in rows]
     return "".join(f"| {line} |\n" for line in lines)
 
 
@@ -239,12 +241,14 @@ def _readme_block(
     full = full_methods()[-1]
     reverse = full.rpartition("-")
     names = ("base", "naive", "tuned", "knob+0.5", full, f"{reverse[0]}-reversed-{reverse[2]}")
-    verdicts = "\n".join(f"* ({one.number}) {one.text}: **{one.verdict}**" for one in claims)
+    table = markdown_table(
+        (table_row(results[name]) for name in names if name in results), headings=README_HEADINGS
+    )
+    failed = [f"({one.number}) {one.text}." for one in claims if one.verdict != "holds"]
+    verdict = f"{len(claims) - len(failed)} of {len(claims)} claims hold."
     return f"""\
 {_protocol_line(protocol)} All of it: [docs/pocket.md](docs/pocket.md).
 
-{markdown_table(table_row(results[name]) for name in names if name in results)}
-{verdicts}
-
-![Motion degree and obedience along the knob](docs/images/pocket-knob.png)
+{table}
+{verdict}{" **Does not hold:** " if failed else ""}{" ".join(failed)}
 """

@@ -6,16 +6,15 @@ Each works tensor by tensor; 1-d tensors (biases, norms) are kept whole, as `dar
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from motionmerge.errors import RecipeError
 from motionmerge.lazy_torch import torch
-from motionmerge.merging.algebra.applied import Applied, expect_vector
-from motionmerge.merging.algebra.named import number_text
+from motionmerge.merging.algebra.applied import expect_vector
+from motionmerge.merging.algebra.computed import ByTensor
 from motionmerge.merging.algebra.nodes import TaskVector
-from motionmerge.merging.algebra.terms import ATOM, is_number
-from motionmerge.merging.inputs.sources import OpenInputs, Origin, Source
+from motionmerge.merging.algebra.terms import is_number
 
 
 def keep_largest(tensor: torch.Tensor, *, keep: float) -> torch.Tensor:
@@ -99,75 +98,6 @@ def factorise(matrix: torch.Tensor, *, rank: int) -> LowRank:
     return LowRank(up.to(matrix.dtype), down.to(matrix.dtype), energies)
 
 
-@dataclass(frozen=True)
-class Trim(Applied):
-    """A task vector without its small entries; build it with `trim`."""
-
-    keep: float
-
-    def formula(self) -> str:
-        """Print e.g. `trim(tuned - base, keep=0.2)`."""
-        return f"trim({self.vector}, keep={number_text(self.keep)})"
-
-    def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
-        """Compute one tensor."""
-        return _trimmed(self.vector.value(name, inputs), self.keep)
-
-
-@dataclass(frozen=True)
-class Ties(TaskVector):
-    """Several task vectors merged without their conflicts; build it with `ties`."""
-
-    vectors: tuple[TaskVector, ...]
-    keep: float
-
-    @property
-    def precedence(self) -> int:
-        """ATOM."""
-        return ATOM
-
-    @property
-    def children(self) -> tuple[TaskVector, ...]:
-        """The vectors."""
-        return self.vectors
-
-    def formula(self) -> str:
-        """Print e.g. `ties(first - base, second - base, keep=0.2)`."""
-        return f"ties({', '.join(map(str, self.vectors))}, keep={number_text(self.keep)})"
-
-    def bind(self, origins: Mapping[str, Origin], anchor: Source) -> Ties:
-        """Give the names in a formula their weights."""
-        return Ties(tuple(vector.bind(origins, anchor) for vector in self.vectors), self.keep)
-
-    def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
-        """Compute one tensor; a vector that does not reach it has no say."""
-        values = [_trimmed(vector.value(name, inputs), self.keep) for vector in self.vectors]
-        present = [value for value in values if value is not None]
-        return elect_and_average(present) if present else None
-
-
-@dataclass(frozen=True)
-class Truncated(Applied):
-    """A task vector whose matrices have a low rank; build it with `low_rank`."""
-
-    rank: int
-
-    def formula(self) -> str:
-        """Print e.g. `low_rank(tuned - base, rank=32)`."""
-        return f"low_rank({self.vector}, rank={number_text(self.rank)})"
-
-    def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
-        """Compute one tensor; a convolution is the matrix of its output channels and the rest."""
-        value = self.vector.value(name, inputs)
-        if value is None or value.ndim <= 1:
-            return value
-        matrix = value.flatten(1)
-        if self.rank >= min(matrix.shape):
-            return value
-        factors = factorise(matrix, rank=self.rank)
-        return (factors.up @ factors.down).view_as(value)
-
-
 def trim(vector: TaskVector, *, keep: float) -> TaskVector:
     """Keep the largest entries of a task vector and drop the rest, without rescaling.
 
@@ -181,7 +111,7 @@ def trim(vector: TaskVector, *, keep: float) -> TaskVector:
     Source: TIES, Yadav et al. 2023 (arXiv 2306.01708), step 1.
     """
     expect_vector(vector, "trim", example="trim(tuned - base, keep=0.2)")
-    return Trim(vector, _share(keep))
+    return ByTensor("trim", (vector,), (("keep", _share(keep)),), _trimmed)
 
 
 def ties(*vectors: TaskVector, keep: float) -> TaskVector:
@@ -206,9 +136,9 @@ def ties(*vectors: TaskVector, keep: float) -> TaskVector:
         expect_vector(vector, "ties", example=example)
     if len(vectors) < 2:
         raise RecipeError(
-            f"ties() got {len(vectors)} task vector(s).", fix=f"Give it two or more: `{example}`."
+            f"Ties() got {len(vectors)} task vector(s).", fix=f"Give it two or more: `{example}`."
         )
-    return Ties(vectors, _share(keep))
+    return ByTensor("ties", vectors, (("keep", _share(keep)),), _without_conflicts)
 
 
 def low_rank(vector: TaskVector, *, rank: int) -> TaskVector:
@@ -225,20 +155,31 @@ def low_rank(vector: TaskVector, *, rank: int) -> TaskVector:
     """
     expect_vector(vector, "low_rank", example="low_rank(tuned - base, rank=32)")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise RecipeError(f"rank={rank!r} is not a positive integer.", fix="Use e.g. `rank=32`.")
-    return Truncated(vector, rank)
+        raise RecipeError(f"Rank={rank!r} is not a positive integer.", fix="Use e.g. `rank=32`.")
+    return ByTensor("low_rank", (vector,), (("rank", rank),), _truncated)
 
 
 def _share(keep: float) -> float:
     if not is_number(keep) or not 0 < keep <= 1:
         raise RecipeError(
-            f"keep={keep!r} is not a number in (0, 1].",
+            f"Keep={keep!r} is not a number in (0, 1].",
             fix="Use the share that stays, e.g. `keep=0.2`.",
         )
     return keep
 
 
-def _trimmed(value: torch.Tensor | None, keep: float) -> torch.Tensor | None:
-    if value is None or value.ndim <= 1:
+def _trimmed(value: torch.Tensor, *, name: str, keep: float) -> torch.Tensor:
+    return value if value.ndim <= 1 else keep_largest(value, keep=keep)
+
+
+def _without_conflicts(*values: torch.Tensor, name: str, keep: float) -> torch.Tensor:
+    return elect_and_average([_trimmed(value, name=name, keep=keep) for value in values])
+
+
+def _truncated(value: torch.Tensor, *, name: str, rank: int) -> torch.Tensor:
+    """Truncate a matrix; a convolution is the matrix of its output channels and the rest."""
+    matrix = value.flatten(1) if value.ndim > 1 else None
+    if matrix is None or rank >= min(matrix.shape):
         return value
-    return keep_largest(value, keep=keep)
+    factors = factorise(matrix, rank=rank)
+    return (factors.up @ factors.down).view_as(value)

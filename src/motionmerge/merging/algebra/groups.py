@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from motionmerge.errors import ConfigError, RecipeError
-from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra.applied import Applied, expect_vector
 from motionmerge.merging.algebra.nodes import TaskVector
+from motionmerge.merging.algebra.steps import Lowering
 from motionmerge.merging.algebra.terms import quote
-from motionmerge.merging.inputs.sources import OpenInputs, Source
+from motionmerge.merging.inputs.sources import Source
 from motionmerge.parameter_groups import GROUPS, OTHER, group_of
 from motionmerge.patterns import compile_pattern
 from motionmerge.text import fix_unknown_name
@@ -76,18 +76,27 @@ class Only(Applied):
 
     group: str
 
+    @property
+    def function(self) -> str:
+        """`only`."""
+        return "only"
+
     def formula(self) -> str:
         """Print e.g. `only(tuned - base, "temporal")`."""
         return f"only({self.vector}, {quote(self.group)})"
 
+    def reaches(self, name: str) -> bool:
+        """Check whether a tensor is selected."""
+        return selects(self.group)(name)
+
     def sources(self, name: str | None = None) -> Iterator[Source]:
         """Give the vector's sources, unless the tensor is not selected."""
-        if name is None or selects(self.group)(name):
+        if name is None or self.reaches(name):
             yield from self.vector.sources(name)
 
-    def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
-        """Compute one tensor; None where it is not selected."""
-        return self.vector.value(name, inputs) if selects(self.group)(name) else None
+    def lower(self, lowering: Lowering) -> int | None:
+        """Take the vector's steps; None where the tensor is not selected."""
+        return self.vector.lower(lowering) if self.reaches(lowering.name) else None
 
     def verify(self, names: Sequence[str]) -> None:
         """Check that something is selected.
@@ -121,7 +130,7 @@ def only(vector: TaskVector, group_or_pattern: str) -> TaskVector:
     expect_vector(vector, "only", example='only(tuned - base, "temporal")')
     if not isinstance(group_or_pattern, str):
         raise RecipeError(
-            f"only() got the group {group_or_pattern!r}, not a string.",
+            f"Only() got the group {group_or_pattern!r}, not a string.",
             fix='Quote it: `only(tuned - base, "temporal")`.',
         )
     selects(group_or_pattern)

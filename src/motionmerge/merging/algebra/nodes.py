@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import ClassVar, NoReturn, overload
 
 from motionmerge.errors import RecipeError
-from motionmerge.io.weights import write_weights
 from motionmerge.lazy_torch import torch
+from motionmerge.merging.algebra import results
 from motionmerge.merging.algebra.named import NamedFloat, NamedInt, number_text
 from motionmerge.merging.algebra.results import realised, result_specs
+from motionmerge.merging.algebra.steps import Add, Lowering, Read, Subtract
 from motionmerge.merging.algebra.terms import (
     ATOM,
     CHECKPOINT,
@@ -34,10 +35,9 @@ from motionmerge.merging.algebra.terms import (
     negation_refusal,
     refusal,
 )
-from motionmerge.merging.inputs.coverage import check_coverage
 from motionmerge.merging.inputs.resolvers import resolve
-from motionmerge.merging.inputs.sources import MemoryTensors, OpenInputs, Origin, Source
-from motionmerge.tensors import AnyDtype, parse_dtype
+from motionmerge.merging.inputs.sources import MemoryTensors, Origin, Source
+from motionmerge.tensors import AnyDtype
 
 __all__ = [
     "Checkpoint",
@@ -143,13 +143,14 @@ class Checkpoint(Expression):
     def __neg__(self) -> NoReturn:
         raise negation_refusal(self)
 
-    def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
-        """Compute one tensor in fp32, unrounded; None if no task vector changes it."""
-        total: torch.Tensor | None = None
+    def lower(self, lowering: Lowering) -> int | None:
+        """Add the steps that compute one tensor; None if no task vector changes it."""
+        total: int | None = None
         for vector in self.vectors:
-            term = vector.value(name, inputs)
+            term = vector.lower(lowering)
             if term is not None:
-                total = (inputs.value(self.anchor, name) if total is None else total) + term
+                anchor = lowering.add(Read(self.anchor)) if total is None else total
+                total = lowering.add(Add(anchor, term))
         return total
 
     def evaluate(self, name: str) -> torch.Tensor:
@@ -159,10 +160,7 @@ class Checkpoint(Expression):
             CheckpointError: An input lacks the tensor, cannot be read, or holds NaN.
             ShapeError: Two inputs disagree about its shape.
         """
-        bound = self.bind({})
-        with OpenInputs(bound.sources()) as inputs:
-            check_coverage([bound], inputs, names=[name])
-            return realised(bound, name, inputs)
+        return next(iter(results.tensors(self.bind({}), [name]).values()))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Compute every tensor, in the anchor's order.
@@ -171,10 +169,7 @@ class Checkpoint(Expression):
             CheckpointError: A tensor is missing on one side, cannot be read, or holds NaN.
             ShapeError: Two inputs disagree about a shape.
         """
-        bound = self.bind({})
-        with OpenInputs(bound.sources()) as inputs:
-            check_coverage([bound], inputs)
-            return {name: realised(bound, name, inputs) for name in inputs.names(bound.anchor)}
+        return results.tensors(self.bind({}))
 
     def save(self, path: str | Path, *, dtype: str | AnyDtype | None = None) -> None:
         """Compute every tensor and write one .safetensors file, its formula in the header.
@@ -187,17 +182,7 @@ class Checkpoint(Expression):
             CheckpointError: A tensor is missing on one side, cannot be read, or holds NaN.
             ShapeError: Two inputs disagree about a shape.
         """
-        wanted = None if dtype is None else parse_dtype(dtype)
-        bound = self.bind({})
-        with OpenInputs(bound.sources()) as inputs:
-            check_coverage([bound], inputs)
-            names = inputs.names(bound.anchor)
-            write_weights(
-                Path(path),
-                ((name, realised(bound, name, inputs, dtype=wanted)) for name in names),
-                specs=result_specs(bound, inputs, dtype=wanted),
-                metadata={"format": "pt", "motionmerge.formula": str(self)},
-            )
+        results.save(self.bind({}), Path(path), formula=str(self), dtype=dtype)
 
 
 class TaskVector(Expression):
@@ -210,9 +195,31 @@ class TaskVector(Expression):
         """The task vectors that this one is made of."""
         return ()
 
+    @property
+    def function(self) -> str:
+        """The function of the recipe language that it is a call of; empty if it is none."""
+        return ""
+
+    @property
+    def is_blockwise(self) -> bool:
+        """Whether it is computed block by block, its task vectors aside; else tensor by tensor."""
+        return True
+
+    def reaches(self, name: str) -> bool:
+        """Check whether a tensor can be changed, by its name alone.
+
+        Where `lower` asks for the name, this must too: tensors of equal dtypes that all task
+        vectors of a merge reach, or do not reach, alike are computed in the same steps.
+        """
+        return True
+
     @abstractmethod
-    def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
-        """Compute one tensor in fp32; None if it is zero by construction."""
+    def lower(self, lowering: Lowering) -> int | None:
+        """Add the steps that compute one tensor.
+
+        Returns:
+            The number of the last step; None if the task vector is zero there by construction.
+        """
 
     @abstractmethod
     def bind(self, origins: Mapping[str, Origin], anchor: Source) -> TaskVector:
@@ -296,17 +303,16 @@ class Difference(TaskVector):
         yield from self.minuend.vectors_inside()
         yield from self.subtrahend.vectors_inside()
 
-    def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
-        """Compute one tensor; None if a source lacks it (see `check_coverage`)."""
+    def lower(self, lowering: Lowering) -> int | None:
+        """Subtract; None if a source lacks the tensor (see `check_coverage`)."""
+        name, inputs = lowering.name, lowering.inputs
         if not all(inputs.has(source, name) for source in self.sources(name)):
             return None
         first, second = (
-            inputs.value(side.anchor, name)
-            if (moved := side.value(name, inputs)) is None
-            else moved
+            lowering.add(Read(side.anchor)) if (moved := side.lower(lowering)) is None else moved
             for side in (self.minuend, self.subtrahend)
         )
-        return first - second
+        return lowering.add(Subtract(first, second))
 
 
 @dataclass(frozen=True)
@@ -349,10 +355,10 @@ class Scaled(TaskVector):
         """Give the names in a parsed formula their weights."""
         return Scaled(self.factor, self.vector.bind(origins, anchor))
 
-    def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
-        """Compute one tensor."""
-        value = self.vector.value(name, inputs)
-        return None if value is None else value * self.factor
+    def lower(self, lowering: Lowering) -> int | None:
+        """Scale the vector's steps."""
+        value = self.vector.lower(lowering)
+        return None if value is None else lowering.scale(value, self.factor.real)
 
 
 @dataclass(frozen=True)
@@ -380,12 +386,12 @@ class Sum(TaskVector):
         """Give the names in a parsed formula their weights."""
         return Sum(self.left.bind(origins, anchor), self.right.bind(origins, anchor))
 
-    def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
-        """Compute one tensor."""
-        left, right = self.left.value(name, inputs), self.right.value(name, inputs)
+    def lower(self, lowering: Lowering) -> int | None:
+        """Add both sides, or take the one that reaches the tensor."""
+        left, right = self.left.lower(lowering), self.right.lower(lowering)
         if left is None or right is None:
             return right if left is None else left
-        return left + right
+        return lowering.add(Add(left, right))
 
 
 def _signed(vector: TaskVector) -> str:

@@ -1,24 +1,27 @@
-"""What a checkpoint expression comes to: the dtype, shape and bits of its tensors."""
+"""The results of a checkpoint expression: dtype, shape and bits of its tensors, and its file."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
+from motionmerge.io.weights import write_weights
 from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra.rounding import round_once
-from motionmerge.merging.inputs.sources import OpenInputs, Source
-from motionmerge.tensors import DType, is_mergeable
+from motionmerge.merging.algebra.steps import Lowering
+from motionmerge.merging.inputs.coverage import Mergeable, check_coverage
+from motionmerge.merging.inputs.sources import OpenInputs
+from motionmerge.tensors import AnyDtype, DType, is_mergeable, parse_dtype
 
 ResultSpec = tuple[DType, tuple[int, ...]]
 """Dtype and shape of one tensor."""
 
 
-class Computable(Protocol):
+class Computable(Mergeable, Protocol):
     """A checkpoint expression, as far as its results go."""
 
-    @property
-    def anchor(self) -> Source: ...
-    def value(self, name: str, inputs: OpenInputs, /) -> torch.Tensor | None: ...
+    def lower(self, lowering: Lowering, /) -> int | None: ...
 
 
 def result_dtype(
@@ -55,5 +58,34 @@ def realised(
     stored = inputs.stored(checkpoint.anchor, name)
     target = result_dtype(checkpoint, name, inputs, dtype=dtype)
     mergeable = is_mergeable(stored.dtype, stored.shape)
-    value = checkpoint.value(name, inputs) if mergeable else None
+    value = whole_value(checkpoint, name, inputs) if mergeable else None
     return round_once(stored if value is None else value, target, name)
+
+
+def whole_value(checkpoint: Computable, name: str, inputs: OpenInputs) -> torch.Tensor | None:
+    """Compute one tensor as a whole, unrounded; None if no task vector changes it."""
+    lowering = Lowering(name, len(inputs.shape(checkpoint.anchor, name)), inputs)
+    last = checkpoint.lower(lowering)
+    return None if last is None else lowering.value(last)
+
+
+def tensors(checkpoint: Computable, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+    """Compute tensors of a checkpoint, all by default; see `Checkpoint.tensors`."""
+    with OpenInputs(checkpoint.sources()) as inputs:
+        check_coverage([checkpoint], inputs, names=names)
+        names = inputs.names(checkpoint.anchor) if names is None else names
+        return {name: realised(checkpoint, name, inputs) for name in names}
+
+
+def save(checkpoint: Computable, path: Path, *, formula: str, dtype: str | AnyDtype | None) -> None:
+    """Compute a checkpoint tensor by tensor into one file; see `Checkpoint.save`."""
+    wanted = None if dtype is None else parse_dtype(dtype)
+    with OpenInputs(checkpoint.sources()) as inputs:
+        check_coverage([checkpoint], inputs)
+        names = inputs.names(checkpoint.anchor)
+        write_weights(
+            path,
+            ((name, realised(checkpoint, name, inputs, dtype=wanted)) for name in names),
+            specs=result_specs(checkpoint, inputs, dtype=wanted),
+            metadata={"format": "pt", "motionmerge.formula": formula},
+        )

@@ -1,102 +1,22 @@
 """DARE: drop random entries of a task vector and rescale the rest. Masks are "mask v1".
 
-Source: Yu et al. 2024 (arXiv 2311.03099); docs/mask-format.md. Official: merge/sparsify.py.
+Source: Yu et al. 2024 (arXiv 2311.03099); docs/reference/mask-format.md.
+Official: merge/sparsify.py.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
-
-import numpy as np
+from dataclasses import dataclass
 
 from motionmerge.errors import RecipeError
-from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra.applied import Applied, expect_vector
+from motionmerge.merging.algebra.masks import MaskV1
 from motionmerge.merging.algebra.named import number_text
 from motionmerge.merging.algebra.nodes import TaskVector
+from motionmerge.merging.algebra.steps import Drop, Lowering, Scale
 from motionmerge.merging.algebra.terms import is_number
-from motionmerge.merging.inputs.sources import OpenInputs
-from motionmerge.rng import MASK_BLOCK, mask_bits
 
-
-class MaskSource(Protocol):
-    """Says which entries of each tensor are kept, and by how much those grow."""
-
-    @property
-    def rescale(self) -> float: ...
-    def keep(self, tensor_name: str, shape: Sequence[int], /) -> torch.Tensor: ...
-
-
-@dataclass(frozen=True)
-class MaskV1:
-    """Mask v1: keep an entry iff its 16-bit random value is below a threshold.
-
-        threshold = round(65536 * (1 - drop_rate)),   rescale = 65536 / threshold
-
-    A kept entry grows by the inverse of the exact probability of being kept, so the expected value
-    is exact; the drop rate itself is met to within 1 / 131072.
-
-    Attributes:
-        seed: Seed of the mask.
-        drop_rate: Fraction set to zero, in [0, 1).
-    """
-
-    seed: int
-    drop_rate: float
-
-    @property
-    def threshold(self) -> int:
-        """Values below it are kept; 65536 keeps all."""
-        return round(65536 * (1 - self.drop_rate))
-
-    @property
-    def rescale(self) -> float:
-        """Factor of the kept entries."""
-        return 65536 / self.threshold
-
-    def keep(self, tensor_name: str, shape: Sequence[int], /) -> torch.Tensor:
-        """Draw the mask of one tensor: a boolean tensor of its shape."""
-        count = math.prod(shape)
-        kept = np.empty(count, dtype=np.bool_)
-        for block, start in enumerate(range(0, count, MASK_BLOCK)):
-            part = kept[start : start + MASK_BLOCK]
-            np.less(mask_bits(self.seed, tensor_name, block, len(part)), self.threshold, out=part)
-        return torch.from_numpy(kept).reshape(tuple(shape))
-
-
-@dataclass(frozen=True)
-class GivenMasks:
-    """Masks that were drawn elsewhere, to repeat someone else's merge exactly.
-
-    Attributes:
-        masks: Nonzero where an entry is kept, by tensor name.
-        rescale: Factor of the kept entries.
-    """
-
-    masks: Mapping[str, torch.Tensor]
-    rescale: float
-
-    def keep(self, tensor_name: str, shape: Sequence[int], /) -> torch.Tensor:
-        """Give the mask of one tensor, in its shape."""
-        return self.masks[tensor_name].reshape(tuple(shape)).bool()
-
-
-def drop_and_rescale(tensor: torch.Tensor, *, keep: torch.Tensor, rescale: float) -> torch.Tensor:
-    """Zero the entries that are not kept and scale the rest, so that the expected value stays.
-
-    out = keep * tensor * rescale,   rescale = 1 / P(keep)
-
-    Args:
-        tensor: One tensor of a task vector, any shape.
-        keep: Boolean, of the same shape.
-        rescale: Factor of the kept entries.
-
-    Source: DARE, Yu et al. 2024 (arXiv 2311.03099).
-    """
-    return (tensor * keep).mul_(rescale)
+__all__ = ["Dare", "MaskV1", "dare"]
 
 
 @dataclass(frozen=True)
@@ -105,20 +25,24 @@ class Dare(Applied):
 
     drop_rate: float
     seed: int
-    masks: MaskSource = field(compare=False, repr=False)
+
+    @property
+    def function(self) -> str:
+        """`dare`."""
+        return "dare"
 
     def formula(self) -> str:
         """Print e.g. `dare(tuned - base, drop_rate=0.7, seed=0)`."""
         drop_rate, seed = number_text(self.drop_rate), number_text(self.seed)
         return f"dare({self.vector}, drop_rate={drop_rate}, seed={seed})"
 
-    def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
-        """Compute one tensor; 1-d ones are kept whole and not rescaled."""
-        value = self.vector.value(name, inputs)
-        if value is None or value.ndim <= 1:
+    def lower(self, lowering: Lowering) -> int | None:
+        """Drop entries and scale the rest; 1-d tensors are kept whole and not rescaled."""
+        value = self.vector.lower(lowering)
+        if value is None or lowering.ndim <= 1:
             return value
-        keep = self.masks.keep(name, value.shape)
-        return drop_and_rescale(value, keep=keep, rescale=self.masks.rescale)
+        mask = MaskV1(self.seed.real, self.drop_rate.real)
+        return lowering.add(Scale(lowering.add(Drop(value, mask)), mask.rescale))
 
 
 def dare(vector: TaskVector, *, drop_rate: float, seed: int) -> TaskVector:
@@ -143,9 +67,9 @@ def dare(vector: TaskVector, *, drop_rate: float, seed: int) -> TaskVector:
     expect_vector(vector, "dare", example="dare(tuned - base, drop_rate=0.7, seed=0)")
     if not is_number(drop_rate) or not 0 <= drop_rate < 1 or MaskV1(0, drop_rate).threshold == 0:
         raise RecipeError(
-            f"drop_rate={drop_rate!r} is not a number in [0, 1).",
+            f"Drop_rate={drop_rate!r} is not a number in [0, 1).",
             fix="Use the fraction that is set to zero, e.g. `drop_rate=0.7`.",
         )
     if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) >= 1 << 63:
-        raise RecipeError(f"seed={seed!r} is not a 64-bit integer.", fix="Use e.g. `seed=0`.")
-    return Dare(vector, drop_rate, seed, MaskV1(seed, drop_rate))
+        raise RecipeError(f"Seed={seed!r} is not a 64-bit integer.", fix="Use e.g. `seed=0`.")
+    return Dare(vector, drop_rate, seed)

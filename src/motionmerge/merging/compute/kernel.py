@@ -1,6 +1,6 @@
 """Runs a program on neighbouring blocks: buffers that are reused, one pass over registers a step.
 
-What each pass costs, and why a block is computed in one go: docs/benchmarks.md.
+What each pass costs, and why a block is computed in one go: docs/benchmarks/merging.md.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import numpy.typing as npt
 
 from motionmerge import lazy_torch
 from motionmerge.lazy_torch import torch
+from motionmerge.merging.algebra.masks import MaskV1
 from motionmerge.merging.algebra.rounding import all_finite, fits, rounding_bits, scatter_
-from motionmerge.merging.algebra.sparsify import MaskV1
-from motionmerge.merging.compute.compiled import STREAMS, Bytes, Floats, Kernels, compiled_kernels
-from motionmerge.merging.compute.plain import plain_kernels
-from motionmerge.merging.compute.program import (
+from motionmerge.merging.algebra.steps import (
     Add,
     AddDropped,
-    Along,
+    Apply,
+    Block,
     Drop,
-    Program,
     Scale,
     Subtract,
 )
+from motionmerge.merging.compute.compiled import STREAMS, Bytes, Floats, Kernels, compiled_kernels
+from motionmerge.merging.compute.plain import plain_kernels
+from motionmerge.merging.compute.program import Along, Program
 from motionmerge.merging.inputs.sources import Source
 from motionmerge.rng import MASK_BLOCK, mask_bits, mask_digest
 from motionmerge.tensors import DType, to_numpy
@@ -106,20 +107,6 @@ class RegisterFile:
         return [register[:size] for register in self._registers[:count]]
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Where a block lies in its tensor: entries `start` to `start + count`."""
-
-    name: str
-    index: int
-    count: int
-
-    @property
-    def start(self) -> int:
-        """Its first entry in the flattened tensor."""
-        return self.index * BLOCK
-
-
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Let torch use so many threads in each operation; the number before comes back.
@@ -175,29 +162,37 @@ def load(
 
 def execute(
     program: Program,
+    blocks: Sequence[Block],
     registers: Sequence[Floats],
     *,
     masks: Mapping[MaskV1, Bytes],
     kernels: Kernels | None,
 ) -> None:
-    """Carry out the steps of a program on its registers; `masks` are those that it needs."""
+    """Carry out the steps of a program on its registers.
+
+    Args:
+        program: The steps.
+        blocks: The blocks that the registers hold, one behind the other.
+        registers: After `load`.
+        masks: Those that the program needs.
+        kernels: To do it with; torch does it without.
+    """
     scratch = registers[-1]
     for instruction in program.instructions:
-        step, first = instruction.step, registers[instruction.first]
-        target = registers[instruction.target]
+        step, operands = instruction.step, [registers[place] for place in instruction.operands]
+        first, second, target = operands[0], operands[-1], registers[instruction.target]
         if isinstance(step, Subtract):
-            np.subtract(first, registers[instruction.second], out=target)
+            np.subtract(first, second, out=target)
         elif isinstance(step, Add):
-            np.add(first, registers[instruction.second], out=target)
+            np.add(first, second, out=target)
         elif isinstance(step, Scale):
             np.multiply(first, np.float32(step.factor), out=target)
         elif isinstance(step, Drop):
             np.multiply(first, masks[step.mask], out=target)
         elif isinstance(step, AddDropped) and kernels is not None:
-            second = registers[instruction.second]
             kernels.add_dropped(first, second, step.factor, masks[step.mask], target)
         elif isinstance(step, AddDropped):
-            keep, second = torch.from_numpy(scratch), registers[instruction.second]
+            keep = torch.from_numpy(scratch)
             keep.copy_(torch.from_numpy(masks[step.mask]))
             # (factor * second) * keep: the second product is exact, so it may be fused with the sum
             torch.addcmul(
@@ -207,6 +202,17 @@ def execute(
                 value=step.factor,
                 out=torch.from_numpy(target),
             )
+        elif isinstance(step, Apply):
+            for block, part in parts_of(blocks):
+                target[part] = step.function([entries[part] for entries in operands], block)
+
+
+def parts_of(blocks: Sequence[Block]) -> Iterator[tuple[Block, slice]]:
+    """Give neighbouring blocks and where each lies among their entries."""
+    start = 0
+    for block in blocks:
+        yield block, slice(start, start + block.count)
+        start += block.count
 
 
 def follow(

@@ -63,7 +63,7 @@ static inline uint32_t rounded(float value) {
         c = ((c << 24) | (c >> 40)) + out; \
     } while (0)
 
-/* The state of SFC64 at the start of a block whose 16-byte digest is given; docs/mask-format.md. */
+/* The state of SFC64 at the start of a block whose 16-byte digest is given; docs/reference/mask-format.md. */
 static inline uint32_t scramble(uint32_t value, uint32_t *constant, uint32_t factor) {
     value ^= *constant;
     *constant *= factor;

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from motionmerge import lazy_torch
 from motionmerge.lazy_torch import torch
-from motionmerge.merging.algebra.groups import Only, selects
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.algebra.results import ResultSpec
+from motionmerge.merging.algebra.steps import Block, Lowering, Read, blocks_of
 from motionmerge.merging.compute.compiled import Floats
-from motionmerge.merging.compute.kernel import BLOCK, CHUNK, HALVES, Block, torch_threads
-from motionmerge.merging.compute.program import Lowering, Program, Read, is_blockwise
+from motionmerge.merging.compute.kernel import CHUNK, HALVES, torch_threads
+from motionmerge.merging.compute.program import Program
 from motionmerge.merging.compute.shortcuts import along_of, shortened
 from motionmerge.merging.inputs.sources import OpenInputs, Place, Source
 from motionmerge.merging.report import Survival
@@ -142,11 +142,6 @@ class TensorPlan:
     places: Sequence[Place | None]
     may_be_equal: bool
 
-    def blocks(self) -> Iterator[Block]:
-        """Cut the tensor into blocks."""
-        for index, start in enumerate(range(0, self.num_elements, BLOCK)):
-            yield Block(self.name, index, min(BLOCK, self.num_elements - start))
-
 
 @dataclass(slots=True)
 class Run:
@@ -230,10 +225,9 @@ class Planner:
             source: {name: inputs.dtype(source, name) for name in inputs.names(source)}
             for source in inputs.sources
         }
-        vectors = [v for job in jobs for v in job.checkpoint.vectors_inside()]
-        groups = dict.fromkeys(v.group for v in vectors if isinstance(v, Only))
-        self._selectors = [selects(group) for group in groups]
-        self._blockwise = all(map(is_blockwise, vectors))
+        vectors = dict.fromkeys(v for job in jobs for v in job.checkpoint.vectors_inside())
+        self._vectors = tuple(vectors)
+        self._blockwise = all(vector.is_blockwise for vector in vectors)
         self._threads = torch.get_num_threads() if lazy_torch.is_imported() else 1
         self._kinds: dict[object, _Kind] = {}
         self._layouts: dict[Layout, Layout] = {}
@@ -258,7 +252,7 @@ class Planner:
             tensor = self._plan(name, compute_whole)
             if tensor is None:
                 continue
-            for block in tensor.blocks():
+            for block in blocks_of(name, tensor.num_elements):
                 if chunk is None or not chunk.takes(tensor, block):
                     if chunk is not None:
                         yield chunk
@@ -303,9 +297,9 @@ class Planner:
         if not self._blockwise:
             with torch_threads(self._threads):
                 return self._new_kind(name, jobs, shape)
-        selected = tuple(selector(name) for selector in self._selectors)
+        reached = tuple(vector.reaches(name) for vector in self._vectors)
         results = tuple((job, job.specs[name][0]) for job in jobs)
-        key = (min(len(shape), 2), dtypes, selected, results)
+        key = (min(len(shape), 2), dtypes, reached, results)
         if key not in self._kinds:
             self._kinds[key] = self._new_kind(name, jobs, shape)
         return self._kinds[key]
@@ -316,7 +310,7 @@ class Planner:
         for job in jobs:
             anchor, (dtype, _) = job.checkpoint.anchor, job.specs[name]
             stored = self._dtypes[anchor][name]
-            root = lowering.checkpoint(job.checkpoint) if is_mergeable(stored, shape) else None
+            root = job.checkpoint.lower(lowering) if is_mergeable(stored, shape) else None
             if root is None and dtype == stored:
                 writes.append(Write(job, dtype, anchor))
                 continue
@@ -335,7 +329,7 @@ class Planner:
 
     def _program(self, name: str, lowering: Lowering, roots: Sequence[int]) -> Program:
         """Give the program of some steps; equal steps without given tensors share one."""
-        steps = list(lowering.steps)
+        steps = lowering.steps
         sources = {step.source for step in steps if isinstance(step, Read)}
         halves = frozenset(s for s in sources if self._dtypes[s][name] in HALVES)
         key = (tuple(steps), tuple(roots), halves)

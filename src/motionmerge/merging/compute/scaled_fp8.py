@@ -21,13 +21,13 @@ from typing import TypeVar
 import numpy as np
 
 from motionmerge.errors import CheckpointError, ConfigError
-from motionmerge.exports.sinks import RenamingSink, renamed_specs
 from motionmerge.io.quantised import CONFIG, MARKER, ScaledWeight
 from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.algebra.results import ResultSpec
 from motionmerge.merging.compute.compiled import Bytes, Floats, compiled_kernels
 from motionmerge.merging.compute.plan import Job, Sink
+from motionmerge.merging.compute.renaming import RenamingSink, renamed_specs
 from motionmerge.merging.compute.streaming import Progress, stream
 from motionmerge.merging.inputs.dequantised import values_of_codes
 from motionmerge.merging.inputs.pieces import Layout, Piece, Pieced, whole

@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-from motionmerge.merging.compute.program import (
+from motionmerge.merging.algebra.steps import (
     Add,
     AddDropped,
-    Along,
+    Apply,
     Drop,
     Read,
     Scale,
     Step,
     Subtract,
 )
+from motionmerge.merging.compute.program import Along
 from motionmerge.merging.inputs.sources import Source
 
 _SMALLEST = 2.0**-16
@@ -100,6 +101,8 @@ class _Shorter:
             return self._repeat(Scale(self.step(old.first), old.factor))
         if isinstance(old, Drop):
             return self._repeat(Drop(self.step(old.first), old.mask))
+        if isinstance(old, Apply):
+            return self._repeat(Apply(old.function, tuple(map(self.step, old.operands))))
         return self._repeat(old)
 
     def _repeat(self, step: Step) -> int:

@@ -18,16 +18,17 @@ import numpy as np
 
 from motionmerge import lazy_torch
 from motionmerge.errors import CheckpointError
+from motionmerge.merging.algebra.masks import MaskV1
+from motionmerge.merging.algebra.results import whole_value
 from motionmerge.merging.algebra.rounding import (
     refuse_lost,
     round_once,
     round_stochastically,
 )
-from motionmerge.merging.algebra.sparsify import MaskV1
+from motionmerge.merging.algebra.steps import Block
 from motionmerge.merging.compute.compiled import Bytes, Floats, compiled_kernels
 from motionmerge.merging.compute.kernel import (
     STRETCH,
-    Block,
     RegisterFile,
     Values,
     Workspace,
@@ -36,12 +37,13 @@ from motionmerge.merging.compute.kernel import (
     follow,
     follow_compiled,
     load,
+    parts_of,
     round_into,
     torch_threads,
 )
 from motionmerge.merging.compute.plain import plain_kernels
 from motionmerge.merging.compute.plan import Chunk, Job, Planner, Run, TensorPlan, Write
-from motionmerge.merging.compute.program import Program, is_blockwise
+from motionmerge.merging.compute.program import Program
 from motionmerge.merging.compute.survey import (
     Blocks,
     Sampled,
@@ -146,7 +148,7 @@ class _Pass:
     def _does_without_torch(self, jobs: Sequence[Job]) -> bool:
         """Return whether the kernels know all dtypes, and no tensor is computed as a whole."""
         vectors = (vector for job in jobs for vector in job.checkpoint.vectors_inside())
-        if self._kernels is None or not all(map(is_blockwise, vectors)):
+        if self._kernels is None or not all(v.is_blockwise for v in vectors):
             return False
         dtypes = {
             self._inputs.dtype(source, name)
@@ -210,10 +212,9 @@ class _Pass:
             job.sink.write_at(name, 0, memoryview(data))
             self._advance(len(data))
             return
-        stored = self._inputs.stored(job.checkpoint.anchor, name)
-        value = (
-            job.checkpoint.value(name, self._inputs) if is_mergeable(stored.dtype, shape) else None
-        )
+        stored, value = self._inputs.stored(job.checkpoint.anchor, name), None
+        if is_mergeable(stored.dtype, shape):
+            value = whole_value(job.checkpoint, name, self._inputs)
         if value is None:
             rounded = round_once(stored, dtype, name)
         else:
@@ -324,7 +325,13 @@ class _Pass:
         """Compute samples step by step, to count them."""
         with self._registers() as file:
             registers = load(found.program, found.blocks, found.held, file, kernels=self._kernels)
-            execute(found.program, registers, masks=found.masks, kernels=self._kernels)
+            execute(
+                found.program,
+                found.blocks,
+                registers,
+                masks=found.masks,
+                kernels=self._kernels,
+            )
             found.observe(registers)
 
     def _draw_masks(self, chunk: Chunk, workspace: Workspace) -> dict[MaskV1, Bytes]:
@@ -348,7 +355,7 @@ class _Pass:
         values = [result for _, result in stretch.results]
         for way in (program,) if program.shorter is None else (program.shorter, program):
             registers = load(way, blocks, held, file, kernels=kernels)
-            execute(way, registers, masks=stretch.masks, kernels=kernels)
+            execute(way, blocks, registers, masks=stretch.masks, kernels=kernels)
             if round_into(values, way, blocks, registers, seed=self._seed, kernels=kernels):
                 break
         else:
@@ -366,7 +373,7 @@ class _Pass:
         results: Sequence[Values],
     ) -> None:
         """Say why a result is infinite or NaN, unless that is allowed."""
-        for block, part in _parts(blocks):
+        for block, part in parts_of(blocks):
             faulty = [result[part] for result in results]
             for place, result in zip(program.roots, faulty, strict=True):
                 refuse_lost(registers[place][part], result.floats, result.dtype, block.name)
@@ -379,15 +386,16 @@ class _Pass:
                 self._inputs.read_into(source, block.name, begin, values.raw.data)
                 self._inputs.refuse_nonfinite(source, block.name, values.floats)
             raise CheckpointError(
-                f"`{block.name}` overflows fp32 in the merge.",
-                fix="Look for huge factors in the recipe, or pass allow_nonfinite=True.",
+                f"`{block.name}` overflows fp32 in the merge: it becomes infinite or NaN.",
+                fix="Look for huge factors in the recipe, or for a function that gives such "
+                "numbers; or pass allow_nonfinite=True.",
             )
 
     def _checked(self, source: Source, chunk: Chunk, stored: Mapping[Source, Values]) -> Values:
         """Give what a source holds; refuse NaN and infinity in it, unless they are allowed."""
         values = stored[source]
         if not self._inputs.allow_nonfinite and not values.are_finite:
-            for block, part in _parts([block for _, block in chunk.blocks]):
+            for block, part in parts_of([block for _, block in chunk.blocks]):
                 self._inputs.refuse_nonfinite(source, block.name, values[part].floats)
         return values
 
@@ -402,14 +410,6 @@ class _Pass:
         self._done += written
         if self._progress is not None:
             self._progress(self._done, self._total)
-
-
-def _parts(blocks: Sequence[Block]) -> Iterator[tuple[Block, slice]]:
-    """Give neighbouring blocks and where each lies among their entries."""
-    start = 0
-    for block in blocks:
-        yield block, slice(start, start + block.count)
-        start += block.count
 
 
 def _by_program(planned: Blocks) -> Iterator[tuple[Program | None, Blocks]]:

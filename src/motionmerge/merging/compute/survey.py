@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from motionmerge.merging.algebra.sparsify import MaskV1
+from motionmerge.merging.algebra.masks import MaskV1
+from motionmerge.merging.algebra.steps import Block
 from motionmerge.merging.compute.compiled import Bytes, Floats
-from motionmerge.merging.compute.kernel import BLOCK, STRETCH, Block, Values, rounded_to
+from motionmerge.merging.compute.kernel import BLOCK, STRETCH, Values, rounded_to
 from motionmerge.merging.compute.plan import TensorPlan, Write
 from motionmerge.merging.compute.program import Program
 from motionmerge.merging.inputs.sources import Source

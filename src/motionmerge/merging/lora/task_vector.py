@@ -18,6 +18,7 @@ from motionmerge.io.weights import open_weights
 from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra.named import number_text
 from motionmerge.merging.algebra.nodes import Checkpoint, TaskVector
+from motionmerge.merging.algebra.steps import Lowering
 from motionmerge.merging.algebra.terms import ATOM, is_number
 from motionmerge.merging.inputs.renamed import is_alike
 from motionmerge.merging.inputs.sources import (
@@ -188,6 +189,16 @@ class Lora(TaskVector):
     scale: float
 
     @property
+    def function(self) -> str:
+        """`lora`."""
+        return "lora"
+
+    @property
+    def is_blockwise(self) -> bool:
+        """False: a difference is computed as a whole."""
+        return False
+
+    @property
     def precedence(self) -> int:
         """ATOM."""
         return ATOM
@@ -210,11 +221,13 @@ class Lora(TaskVector):
         if name is None or not isinstance(origin, LoraTensors) or origin.has(name):
             yield self.source
 
-    def value(self, name: str, inputs: OpenInputs) -> torch.Tensor | None:
-        """Compute one tensor."""
+    def lower(self, lowering: Lowering) -> int | None:
+        """Scale the file's difference, which is computed as a whole."""
+        name, inputs = lowering.name, lowering.inputs
         if not inputs.has(self.source, name):
             return None
-        return inputs.value(self.source, name) * self.scale
+        given = lowering.give(self.source, lambda: inputs.value(self.source, name))
+        return lowering.scale(given, self.scale.real)
 
 
 def lora(file: str | Path | Checkpoint | Mapping[str, torch.Tensor], scale: float) -> Lora:
@@ -237,7 +250,7 @@ def lora(file: str | Path | Checkpoint | Mapping[str, torch.Tensor], scale: floa
     """
     if not is_number(scale) or not math.isfinite(scale):
         raise RecipeError(
-            f"lora() got the scale {scale!r}, not a number.", fix="Write e.g. `lora(file, 0.8)`."
+            f"Lora() got the scale {scale!r}, not a number.", fix="Write e.g. `lora(file, 0.8)`."
         )
     if isinstance(file, Checkpoint) and not file.vectors:
         return Lora(file.anchor, scale)
@@ -245,7 +258,7 @@ def lora(file: str | Path | Checkpoint | Mapping[str, torch.Tensor], scale: floa
         return Lora(Source("lora_tensors", MemoryTensors(file)), scale)
     if not isinstance(file, (str, Path)):
         raise RecipeError(
-            f"lora() got a {type(file).__name__}, not a file.",
+            f"Lora() got a {type(file).__name__}, not a file.",
             fix='Name an input, or give a path in quotes: `lora("lightning.safetensors", 1.0)`.',
         )
     return lora(Checkpoint.load(file), scale)

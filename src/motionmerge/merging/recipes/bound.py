@@ -116,6 +116,11 @@ class BoundRecipe:
             self.recipe.origin(lacking)  # raises
         return {name: expert.bind(self.origins) for name, expert in self.recipe.experts.items()}
 
+    @cached_property
+    def formulas(self) -> dict[str, str]:
+        """The experts' expressions with numbers in place of parameters, for reports."""
+        return {name: str(one) for name, one in self.recipe.written_out().experts.items()}
+
     def chosen(self, names: Iterable[str] | None) -> dict[str, Checkpoint]:
         """Return some of the experts; all for None.
 
@@ -187,7 +192,7 @@ class BoundRecipe:
             CheckpointError: A file does not have its pinned hash.
         """
         if not self._pins_hold:
-            self._hash([name for name in self.origins if self._pin_of(name) is not None])
+            self._compare_pins()
             self._pins_hold = True
 
     @cached_property
@@ -197,8 +202,8 @@ class BoundRecipe:
         Raises:
             CheckpointError: A file does not have its pinned hash.
         """
-        self._hash(list(self.origins))
-        self._pins_hold = True
+        self._hash(self.origins)  # all at once, those that are pinned too
+        self.check_pins()
         filled = dict(self.recipe.inputs)
         for name, origin in self.origins.items():
             if isinstance(origin, MemoryTensors):
@@ -215,15 +220,21 @@ class BoundRecipe:
         return None if name in self._replaced else self.recipe.inputs[name].sha256
 
     def _hash(self, names: Iterable[str]) -> None:
-        """Hash inputs that are files, several at once, and compare them with their pins."""
-        origins = {n: o for n in names if isinstance(o := self.origins[n], Path)}
-        paths = [path for path in dict.fromkeys(origins.values()) if path not in self._digests]
+        """Hash inputs that are files, several at once, unless that was done."""
+        origins = (self.origins[name] for name in names)
+        files = dict.fromkeys(origin for origin in origins if isinstance(origin, Path))
+        paths = [path for path in files if path not in self._digests]
         with ThreadPoolExecutor(max_workers=max(1, len(paths))) as pool:
             for path, digest in zip(paths, pool.map(hash_origin, paths), strict=True):
                 self._digests[path] = digest.removeprefix("sha256:")
-        for name, origin in origins.items():
-            pin, digest = self._pin_of(name), self._digests[origin]
-            if pin is not None and digest != pin:
+
+    def _compare_pins(self) -> None:
+        pins = {name: pin for name in self.origins if (pin := self._pin_of(name)) is not None}
+        self._hash(pins)
+        for name, pin in pins.items():
+            origin = self.origins[name]
+            digest = self._digests[origin] if isinstance(origin, Path) else pin
+            if digest != pin:
                 raise CheckpointError(
                     f"`{name}` ({origin}) has sha256 {digest[:16]}..., but the recipe pins "
                     f"{pin[:16]}...",

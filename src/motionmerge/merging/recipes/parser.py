@@ -13,20 +13,16 @@ import operator
 import re
 import warnings
 from collections.abc import Callable, Collection, Mapping, MutableMapping
-from dataclasses import dataclass
 from keyword import kwlist
 from pathlib import PurePath
 from typing import Any
 
 from motionmerge.errors import RecipeError
-from motionmerge.merging.algebra.functions import low_rank, ties, trim
-from motionmerge.merging.algebra.groups import only
 from motionmerge.merging.algebra.named import named
 from motionmerge.merging.algebra.nodes import Checkpoint, TaskVector
-from motionmerge.merging.algebra.sparsify import dare
 from motionmerge.merging.algebra.terms import is_number
 from motionmerge.merging.inputs.sources import Source
-from motionmerge.merging.lora.task_vector import lora
+from motionmerge.merging.recipes.functions import FUNCTIONS
 from motionmerge.text import fix_unknown_name
 
 MAX_LENGTH = 2000
@@ -36,40 +32,6 @@ MAX_DEPTH = 40
 
 _SHOWN = 96
 
-
-@dataclass(frozen=True)
-class Function:
-    """A function that expressions may call.
-
-    Attributes:
-        build: Makes the task vector; every argument after the positional ones is keyword-only.
-        positional: Names of the positional arguments. In place of a `file` stands an input's name
-            or a path in quotes.
-        keywords: Names of the keyword arguments; all are required.
-        repeats: Whether more arguments like the last positional one may follow.
-    """
-
-    build: Callable[..., TaskVector]
-    positional: tuple[str, ...]
-    keywords: tuple[str, ...] = ()
-    repeats: bool = False
-
-    @property
-    def signature(self) -> str:
-        """Print the arguments, e.g. `vector, drop_rate=..., seed=...`."""
-        more = ["..."] if self.repeats else []
-        return ", ".join([*self.positional, *more, *(f"{name}=..." for name in self.keywords)])
-
-
-FUNCTIONS: dict[str, Function] = {
-    "dare": Function(dare, ("vector",), ("drop_rate", "seed")),
-    "lora": Function(lora, ("file", "scale")),
-    "low_rank": Function(low_rank, ("vector",), ("rank",)),
-    "only": Function(only, ("vector", "group_or_pattern")),
-    "ties": Function(ties, ("vector", "vector"), ("keep",), repeats=True),
-    "trim": Function(trim, ("vector",), ("keep",)),
-}
-"""Everything that an expression may call."""
 
 _BINARY: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
     ast.Add: ("+", operator.add),
@@ -228,12 +190,12 @@ class _Parser:
             )
         keywords: dict[str, Any] = {}
         for keyword in node.keywords:
-            if keyword.arg not in function.keywords or keyword.arg in keywords:
+            if keyword.arg not in function.settings or keyword.arg in keywords:
                 raise self._fault(
                     keyword.value, f"{name}() has no setting `{keyword.arg}`.", fix=usage
                 )
             keywords[keyword.arg] = self._visit(keyword.value, depth + 1)
-        for required in function.keywords:
+        for required in function.settings:
             if required not in keywords:
                 raise self._fault(node, f"{name}() needs `{required}`.", fix=usage)
         kinds = [*function.positional, *[function.positional[-1]] * (count - least)]

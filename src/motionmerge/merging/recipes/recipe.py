@@ -47,7 +47,7 @@ from motionmerge.merging.recipes.sections import (
     with_values,
 )
 from motionmerge.schedule import PAPER_BOUNDARY, ExpertSchedule, ScheduleEntry
-from motionmerge.text import fix_unknown_name
+from motionmerge.text import fix_unknown_name, nearest_name
 
 METADATA_KEY = "motionmerge.recipe"
 """Where a merged file's header keeps the recipe that made it."""
@@ -109,14 +109,18 @@ class Recipe:
         shipped = shipped_recipes()
         if not exists(path) and str(path) in shipped:
             path = shipped[str(path)]
+        names = f"Give a .yaml file, or one of: {', '.join(shipped)}."
+        if not exists(path):
+            near = nearest_name(str(path), shipped)
+            raise RecipeError(
+                f"There is no recipe `{path}`: no such file, and no shipped recipe of that name.",
+                fix=names if near is None else f"Write `{near}` instead of `{path}`.",
+            )
         try:
             with path.open("rb") as file:
                 text = file.read(MAX_BYTES + 1).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(
-                f"Cannot read the recipe {path}: {error}.",
-                fix=f"Give a .yaml file, or one of: {', '.join(shipped)}.",
-            ) from error
+            raise RecipeError(f"Cannot read the recipe {path}: {error}.", fix=names) from error
         return cls.parse(text, folder=folder_of(path))
 
     @classmethod
@@ -271,7 +275,8 @@ class Recipe:
         experts = {}
         for expert, own in weights.items():
             each = own if isinstance(own, Mapping) else dict.fromkeys(names, own)
-            terms = (f"lora({name}, {float(weight)!r})" for name, weight in each.items())
+            numbers = {n: w if type(w) is int else float(w) for n, w in each.items()}
+            terms = (f"lora({name}, {weight!r})" for name, weight in numbers.items())
             experts[expert] = " + ".join(["base", *terms])
         sections: dict[str, Any] = {"inputs": inputs, "experts": experts}
         if len(experts) == 2:
@@ -321,6 +326,8 @@ class Recipe:
 
     def written_out(self) -> Recipe:
         """Return the same recipe with numbers in place of its parameters."""
+        if not self.parameters:
+            return self
         experts = {
             name: _without_names(str(expert), self.parameters)
             for name, expert in self.experts.items()
@@ -389,11 +396,12 @@ def _dump(section: Mapping[str, Any]) -> str:
 
 def _without_names(expression: str, parameters: Mapping[str, float]) -> str:
     """Put numbers in place of parameters' names, not inside quotes nor before an equals sign."""
-    return re.sub(
+    plain = re.sub(
         r'"(?:[^"\\]|\\.)*"|\b[A-Za-z_]\w*\b(?!=)',
         lambda found: repr(parameters[found[0]]) if found[0] in parameters else found[0],
         expression,
     )
+    return plain.replace("- -", "+ ")
 
 
 def _as_written(schedule: ExpertSchedule) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from motionmerge.errors import ConfigError, RecipeError
 from motionmerge.merging.algebra.named import NamedFloat, NamedInt, named, number_text
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.algebra.terms import is_number
-from motionmerge.merging.recipes.parser import FUNCTIONS
+from motionmerge.merging.recipes.functions import FUNCTIONS
 from motionmerge.text import fix_unknown_name, parse_yaml
 
 MAX_BYTES = 64 * 1024
@@ -84,7 +84,7 @@ def read_parameters(sections: Mapping[Any, Any]) -> dict[str, float]:
     for name, value in mapping_of(sections, "parameters").items():
         if not is_number(value) or not math.isfinite(value) or abs(value) >= 1 << 63:
             raise RecipeError(
-                f"parameters.{name} is {value!r}, not a number.", fix=f"Write e.g. `{name}: 0.25`."
+                f"Parameters.{name} is {value!r}, not a number.", fix=f"Write e.g. `{name}: 0.25`."
             )
         found[name] = value
     return found

@@ -64,9 +64,9 @@ class TextToTemporalAdapter(nn.Module):
         """
         if text.shape[-1] != self.to_k.in_features:
             raise ShapeError(
-                f"the text tokens are {text.shape[-1]} wide, the temporal adapter reads "
+                f"The text tokens are {text.shape[-1]} wide, the temporal adapter reads "
                 f"{self.to_k.in_features}",
-                fix="pass the tokens of the text encoder the adapter was made for, or compute "
+                fix="Pass the tokens of the text encoder the adapter was made for, or compute "
                 "`temporal_context` yourself.",
             )
         queries: torch.Tensor = self.queries

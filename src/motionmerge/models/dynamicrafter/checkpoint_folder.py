@@ -159,7 +159,7 @@ def to_official(folder: str | Path, path: str | Path) -> int:
     folder, path = Path(folder), Path(path)
     if path.suffix not in {".safetensors", *_PICKLES}:
         raise ConfigError(
-            f"cannot write `{path.name}`", fix="let the name end with .safetensors or .ckpt."
+            f"Cannot write `{path.name}`.", fix="Let the name end with .safetensors or .ckpt."
         )
     with official_tensors(folder) as tensors:
         if path.suffix in _PICKLES:
@@ -184,8 +184,8 @@ def official_tensors(folder: str | Path) -> Iterator[LazyTensors]:
     present = [component for component in COMPONENTS if (folder / component.name).is_dir()]
     if not present:
         raise CheckpointError(
-            f"{folder} holds no component of DynamiCrafter",
-            fix="name a folder that `motionmerge convert` or `save_pretrained` wrote.",
+            f"{folder} holds no component of DynamiCrafter.",
+            fix="Name a folder that `motionmerge convert` or `save_pretrained` wrote.",
         )
     with ExitStack() as stack:
         tensors: LazyTensors = {}
@@ -203,8 +203,8 @@ def _add_adapter(checkpoint: OfficialCheckpoint) -> None:
     """Add the tensors of a fresh temporal adapter to the U-Net, the only ones in memory."""
     if "unet" not in checkpoint.components:
         raise CheckpointError(
-            "this checkpoint has no U-Net to add an adapter to",
-            fix="leave out `add_adapter=True`, or convert a whole checkpoint.",
+            "This checkpoint has no U-Net to add an adapter to.",
+            fix="Leave out `add_adapter=True`, or convert a whole checkpoint.",
         )
     converted = checkpoint.components["unet"]
     unet = converted.component.empty_module(checkpoint.configs["unet"])

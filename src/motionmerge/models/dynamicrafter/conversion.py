@@ -254,9 +254,9 @@ class OfficialCheckpoint:
                 self.unused[component.long_name(short)] = tensor
         if not self.components:
             raise CheckpointError(
-                "none of the tensors belongs to a DynamiCrafter checkpoint"
+                "None of the tensors belongs to a DynamiCrafter checkpoint"
                 + (f"; the first is `{next(iter(tensors))}`" if tensors else ""),
-                fix="convert an official checkpoint of the 256, 512 or 1024 family.",
+                fix="Convert an official checkpoint of the 256, 512 or 1024 family.",
             )
 
     def scheduler_config(self) -> dict[str, Any]:
@@ -348,8 +348,8 @@ def from_original(
         names = list(checkpoint.components) if subset == "all" else [subset]
         if not set(names) <= set(checkpoint.components):
             raise CheckpointError(
-                f"{path} holds {', '.join(checkpoint.components)}, but no U-Net",
-                fix="load a checkpoint with `model.diffusion_model.*`.",
+                f"{path} holds {', '.join(checkpoint.components)}, but no U-Net.",
+                fix="Load a checkpoint with `model.diffusion_model.*`.",
             )
         loaded: dict[str, Any] = {
             name: checkpoint.components[name].load(checkpoint.configs[name]) for name in names
@@ -412,8 +412,8 @@ def _fold_learned_image_scales(tensors: LazyTensors, scales: Sequence[str]) -> L
 def _refuse_unknown(component: Component, names: Sequence[str]) -> None:
     if names:
         raise CheckpointError(
-            f"{len(names)} tensors of the {component.name} have no known place, e.g. `{names[0]}`",
-            fix="convert weights of the DynamiCrafter 256, 512 or 1024 family, unchanged in their "
+            f"{len(names)} tensors of the {component.name} have no known place, e.g. `{names[0]}`.",
+            fix="Convert weights of the DynamiCrafter 256, 512 or 1024 family, unchanged in their "
             "structure.",
         )
 
@@ -434,6 +434,6 @@ def _check_fit(converted: ConvertedComponent, config: Mapping[str, Any]) -> None
         raise CheckpointError(
             f"{len(wrong)} tensors of the {converted.component.name} do not fit "
             f"{type(module).__name__}: {'; '.join(wrong[:3])}",
-            fix="check that the file is whole; give `overrides` for settings that shapes do not "
+            fix="Check that the file is whole; give `overrides` for settings that shapes do not "
             "tell.",
         )

@@ -119,8 +119,8 @@ def preprocess_clip_image(image: torch.Tensor, *, size: int = 224) -> torch.Tens
     """
     if image.ndim != 4 or image.shape[1] != 3:
         raise ShapeError(
-            f"the image has shape {list(image.shape)}, expected [batch, 3, height, width]",
-            fix="stack RGB images into one batch with values in [-1, 1].",
+            f"The image has shape {list(image.shape)}, expected [batch, 3, height, width].",
+            fix="Stack RGB images into one batch with values in [-1, 1].",
         )
     for axis in (-1, -2):
         image = _blur_for_shrinking(image, axis=axis, factor=image.shape[axis] / size)
@@ -164,7 +164,7 @@ def load_tokenizer(path: str | Path) -> CLIPTokenizer:
         vocabulary, merges = _read_vocabulary(Path(path))
     except (OSError, EOFError, ValueError, KeyError) as error:
         raise DataError(
-            f"the CLIP tokenizer in {path} cannot be read: {error}", fix=_TOKENIZER_FIX
+            f"The CLIP tokenizer in {path} cannot be read: {error}", fix=_TOKENIZER_FIX
         ) from error
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
 

@@ -70,22 +70,22 @@ def unet_config_from_official(params: Mapping[str, Any]) -> dict[str, Any]:
     missing = [name for name in _REQUIRED if name not in params]
     if missing:
         raise ConfigError(
-            f"the official U-Net parameters lack {', '.join(missing)}",
-            fix="pass `model.params.unet_config.params` of the official YAML file.",
+            f"The official U-Net parameters lack {', '.join(missing)}",
+            fix="Pass `model.params.unet_config.params` of the official YAML file.",
         )
     known = [*_REQUIRED, *_OPTIONAL, *_FIXED, *_WITHOUT_EFFECT]
     for name, value in params.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise ConfigError(
-                f"unknown official U-Net parameter `{name}`",
-                fix=f"did you mean `{near[0]}`?" if near else "remove it if it has no effect.",
+                f"Unknown official U-Net parameter `{name}`.",
+                fix=f"Did you mean `{near[0]}`?" if near else "Remove it if it has no effect.",
             )
         if name in _FIXED and value != _FIXED[name]:
             raise ConfigError(
-                f"the official U-Net parameter `{name}` is {value!r}; only {_FIXED[name]!r} is "
-                "supported, as in all released models",
-                fix="use a checkpoint of the DynamiCrafter 256, 512 or 1024 family.",
+                f"The official U-Net parameter `{name}` is {value!r}; only {_FIXED[name]!r} is "
+                "supported, as in all released models.",
+                fix="Use a checkpoint of the DynamiCrafter 256, 512 or 1024 family.",
             )
     multipliers = list(params["channel_mult"])
     config = {

@@ -68,13 +68,13 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
     ) -> None:
         if base_scale is not None and not 0 < base_scale <= 1:
             raise ConfigError(
-                f"base_scale is {base_scale}; it must lie in (0, 1].",
-                fix="use 0.7 (512 model), 0.3 (1024 model), or None for no rescale.",
+                f"Base_scale is {base_scale}; it must lie in (0, 1].",
+                fix="Use 0.7 (512 model), 0.3 (1024 model), or None for no rescale.",
             )
         if not 1 <= rescale_steps <= num_train_timesteps:
             raise ConfigError(
-                f"rescale_steps is {rescale_steps}; there are {num_train_timesteps} timesteps.",
-                fix=f"use a value from 1 to {num_train_timesteps}.",
+                f"Rescale_steps is {rescale_steps}; there are {num_train_timesteps} timesteps.",
+                fix=f"Use a value from 1 to {num_train_timesteps}.",
             )
         super().__init__(
             num_train_timesteps=num_train_timesteps,
@@ -150,13 +150,13 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
         last = num_train if start_step is None else start_step
         if not 1 <= last <= num_train:
             raise ConfigError(
-                f"start_step is {last}; the model was trained on {num_train} timesteps.",
-                fix=f"use a value from 1 to {num_train}.",
+                f"Start_step is {last}; the model was trained on {num_train} timesteps.",
+                fix=f"Use a value from 1 to {num_train}.",
             )
         if not 1 <= num_inference_steps <= last:
             raise ConfigError(
-                f"num_inference_steps is {num_inference_steps}; {last} timesteps are available.",
-                fix=f"use a value from 1 to {last}.",
+                f"Num_inference_steps is {num_inference_steps}; {last} timesteps are available.",
+                fix=f"Use a value from 1 to {last}.",
             )
         if self.config.timestep_spacing == "trailing":
             # arange may give an entry too many, which would be timestep -1.
@@ -168,13 +168,13 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
             super().set_timesteps(num_inference_steps, device)
         else:
             raise ConfigError(
-                f"start_step needs trailing timesteps, not {self.config.timestep_spacing!r}.",
-                fix='build the scheduler with timestep_spacing="trailing".',
+                f"Start_step needs trailing timesteps, not {self.config.timestep_spacing!r}.",
+                fix='Build the scheduler with timestep_spacing="trailing".',
             )
         if self.config.prediction_type == "epsilon" and not self._alpha(int(self.timesteps[0])):
             raise ConfigError(
-                "epsilon prediction cannot start at a timestep without any signal.",
-                fix="pass rescale_betas_zero_snr=False or a start_step below "
+                "Epsilon prediction cannot start at a timestep without any signal.",
+                fix="Pass rescale_betas_zero_snr=False or a start_step below "
                 f"{num_train}, or use v_prediction.",
             )
 
@@ -195,8 +195,8 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
         if kind == "sample":
             return model_output, (sample - signal * model_output) / noise
         raise ConfigError(
-            f"prediction_type {kind!r} is unknown.",
-            fix='use "v_prediction", "epsilon" or "sample".',
+            f"Prediction_type {kind!r} is unknown.",
+            fix='Use "v_prediction", "epsilon" or "sample".',
         )
 
     def step(
@@ -235,12 +235,12 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
         current = int(timestep)
         if self.num_inference_steps is None or current not in timesteps:
             raise ConfigError(
-                f"timestep {current} is not among the {len(timesteps)} timesteps of this run.",
-                fix="call set_timesteps first and pass the entries of scheduler.timesteps.",
+                f"Timestep {current} is not among the {len(timesteps)} timesteps of this run.",
+                fix="Call set_timesteps first and pass the entries of scheduler.timesteps.",
             )
         if generator is not None and variance_noise is not None:
             raise ConfigError(
-                "both generator and variance_noise were given.", fix="pass one of the two."
+                "Both generator and variance_noise were given.", fix="Pass one of the two."
             )
         following = timesteps[timesteps.index(current) + 1 :][:1]
         alpha = self._alpha(current)
@@ -309,8 +309,8 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
         """
         if not 1 <= start_step <= self.config.num_train_timesteps or variance < 0:
             raise ConfigError(
-                f"start_step is {start_step}, variance is {variance}.",
-                fix=f"use 1 <= start_step <= {self.config.num_train_timesteps}, variance >= 0.",
+                f"Start_step is {start_step}, variance is {variance}.",
+                fix=f"Use 1 <= start_step <= {self.config.num_train_timesteps}, variance >= 0.",
             )
         alpha = self._alpha(start_step - 1)
         scale = math.sqrt(1 - alpha + alpha * variance)

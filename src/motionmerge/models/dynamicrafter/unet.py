@@ -193,9 +193,9 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixi
         super().__init__()
         if len(block_out_channels) != len(attention_levels):
             raise ConfigError(
-                f"block_out_channels has {len(block_out_channels)} levels, attention_levels "
+                f"Block_out_channels has {len(block_out_channels)} levels, attention_levels "
                 f"{len(attention_levels)}",
-                fix="give one entry a level in both.",
+                fix="Give one entry a level in both.",
             )
         width = block_out_channels[0]
         time_embed_dim = 4 * width
@@ -288,8 +288,8 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixi
         """
         if self.temporal_adapter is not None:
             raise ConfigError(
-                "this U-Net has a temporal adapter already",
-                fix="train or replace the one it has (`unet.temporal_adapter`).",
+                "This U-Net has a temporal adapter already.",
+                fix="Train or replace the one it has (`unet.temporal_adapter`).",
             )
         text_dim = text_dim or self.config.cross_attention_dim
         self.register_to_config(
@@ -397,10 +397,10 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixi
             image = image.unflatten(1, (frames, per_frame)).flatten(0, 1)
         elif image.shape[1] != per_frame:
             raise ShapeError(
-                f"encoder_hidden_states has {tokens.shape[1]} tokens: {num_text} of text leave "
+                f"Encoder_hidden_states has {tokens.shape[1]} tokens: {num_text} of text leave "
                 f"{image.shape[1]} of the image; for {frames} frames the model takes "
-                f"{per_frame * frames} ({per_frame} a frame) or {per_frame} (shared)",
-                fix="run the image projector with the same number of frames as the sample.",
+                f"{per_frame * frames} ({per_frame} a frame) or {per_frame} (shared).",
+                fix="Run the image projector with the same number of frames as the sample.",
             )
         return CrossContext(text, image, cache)
 
@@ -420,10 +420,10 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixi
         )
         if not fits:
             raise ShapeError(
-                f"the sample has shape {list(sample.shape)}; expected [batch, "
+                f"The sample has shape {list(sample.shape)}; expected [batch, "
                 f"{self.config.in_channels}, frames, height, width] with height and width "
                 f"divisible by {multiple}",
-                fix="concatenate noisy and image latents on dim 1 and choose an image size that "
+                fix="Concatenate noisy and image latents on dim 1 and choose an image size that "
                 "divides.",
             )
 
@@ -435,12 +435,12 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixi
         dim = self.config.temporal_context_dim
         if dim is None:
             raise ShapeError(
-                "temporal_context was given, but this U-Net has no temporal adapter",
-                fix="call `unet.add_temporal_adapter()` first, or leave it out.",
+                "Temporal_context was given, but this U-Net has no temporal adapter.",
+                fix="Call `unet.add_temporal_adapter()` first, or leave it out.",
             )
         if list(context.shape) != [batch, frames, dim]:
             raise ShapeError(
-                f"temporal_context has shape {list(context.shape)}, expected "
+                f"Temporal_context has shape {list(context.shape)}, expected "
                 f"{[batch, frames, dim]}",
-                fix="make it with `unet.temporal_adapter(text, num_frames)`.",
+                fix="Make it with `unet.temporal_adapter(text, num_frames)`.",
             )

@@ -149,9 +149,9 @@ class PocketAutoencoder(ModelMixin, ConfigMixin):
         size = self.config.size
         if image.ndim != 4 or image.shape[1] != 3 or image.shape[-1] % size:
             raise ShapeError(
-                f"the image has shape {list(image.shape)}; expected [batch, 3, height, width] with "
+                f"The image has shape {list(image.shape)}; expected [batch, 3, height, width] with "
                 f"height = width a multiple of {size}",
-                fix="crop the photo to a square and resize it (motionmerge.io.video.fit_image).",
+                fix="Crop the photo to a square and resize it (motionmerge.io.video.fit_image).",
             )
 
     def coarse(self, frames: torch.Tensor) -> torch.Tensor:
@@ -242,9 +242,9 @@ class PocketAutoencoder(ModelMixin, ConfigMixin):
         self._check_image(image)
         if latents.ndim != 5 or latents.shape[1] != LATENT_CHANNELS or latents.shape[2] < 2:
             raise ShapeError(
-                f"latents have shape {list(latents.shape)}, expected [batch, {LATENT_CHANNELS}, "
-                "keyframes (2 or more), 8, 8]",
-                fix="pass the latents that the pocket U-Net denoised.",
+                f"Latents have shape {list(latents.shape)}, expected [batch, {LATENT_CHANNELS}, "
+                "keyframes (2 or more), 8, 8].",
+                fix="Pass the latents that the pocket U-Net denoised.",
             )
         latents = torch.cat([torch.zeros_like(latents[:, :, :1]), latents[:, :, 1:]], 2)
         # Full-size fields, interpolated instead of these, would smear the edges of what moves.

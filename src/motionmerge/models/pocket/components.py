@@ -131,8 +131,8 @@ def weights_path(name: str) -> Path:
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "nothing"
         raise CheckpointError(
-            f"the pocket model has no weights named {name!r}; shipped are: {there}",
-            fix="choose one of these, or train it: `motionmerge train --help`.",
+            f"The pocket model has no weights named {name!r}; shipped are: {there}",
+            fix="Choose one of these, or train it: `motionmerge train --help`.",
         )
     return path
 
@@ -178,7 +178,7 @@ def fill_parts(
     if not found <= set(parts):
         raise CheckpointError(
             f"{path} holds parts {sorted(found)}, expected some of {sorted(parts)}",
-            fix="use a file written by `motionmerge train` or `motionmerge merge`.",
+            fix="Use a file written by `motionmerge train` or `motionmerge merge`.",
         )
     for part in found:
         prefix = f"{part}."
@@ -188,7 +188,7 @@ def fill_parts(
         except RuntimeError as error:
             raise CheckpointError(
                 f"{path} does not fit the pocket model's {part}: {error}",
-                fix="use a file made for this version of the pocket model.",
+                fix="Use a file made for this version of the pocket model.",
             ) from error
 
 

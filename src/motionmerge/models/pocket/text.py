@@ -64,7 +64,7 @@ class PocketTokenizer:
                 near = difflib.get_close_matches(word, list(_INDEX)[3:], n=1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
                 raise DataError(
-                    f"the pocket model does not know the word {word!r} in {prompt!r}.{hint}",
+                    f"The pocket model does not know the word {word!r} in {prompt!r}.{hint}",
                     fix="use only these words: " + " ".join(WORDS[3:]) + '. Example: "the red ball '
                     'moves up then left and the camera pans left".',
                 )
@@ -72,7 +72,7 @@ class PocketTokenizer:
         tokens.append(_END)
         if len(tokens) > MAX_TOKENS:
             raise DataError(
-                f"the prompt has {len(tokens) - 2} words; the pocket model reads {MAX_TOKENS - 2}",
-                fix="describe at most two objects and the camera.",
+                f"The prompt has {len(tokens) - 2} words; the pocket model reads {MAX_TOKENS - 2}",
+                fix="Describe at most two objects and the camera.",
             )
         return tokens + [_PAD] * (MAX_TOKENS - len(tokens))

@@ -22,6 +22,7 @@ from motionmerge.io.atomic import atomic_path
 from motionmerge.io.video import read_video_metadata, write_video
 from motionmerge.sampling.batch.manifest import PlannedVideo, configuration_name
 from motionmerge.sampling.videos.phases import VIDEO_ERRORS, Outcome, make_videos
+from motionmerge.sampling.videos.provenance import provenance
 from motionmerge.switching.bank import Bank
 
 _TEXT: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
@@ -89,7 +90,7 @@ class BatchReport:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BatchOptions:
     """How a batch goes about its videos.
 
@@ -102,7 +103,7 @@ class BatchOptions:
             an error of the user's.
     """
 
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     frame_rate: float = 8
     videos_per_switch: int = 16
     retries: int = 1
@@ -174,7 +175,7 @@ def shard(items: Sequence[Item], rank: int, world_size: int) -> list[Item]:
     if not 0 <= rank < world_size:
         raise ConfigError(
             f"Rank {rank} of {world_size} processes does not exist.",
-            fix="set RANK from 0 to WORLD_SIZE - 1.",
+            fix="Set RANK from 0 to WORLD_SIZE - 1.",
         )
     return list(items[rank::world_size])
 
@@ -197,7 +198,7 @@ def _whole_number(environment: Mapping[str, str], name: str) -> int:
     except ValueError as error:
         raise ConfigError(
             f"The environment variable {name} is {environment[name]!r}, which is no whole number.",
-            fix="set it as torchrun and srun do, or unset it for a single process.",
+            fix="Set it as torchrun and srun do, or unset it for a single process.",
         ) from error
 
 
@@ -237,7 +238,7 @@ def missing(planned: Sequence[PlannedVideo], *, overwrite: bool = False) -> list
             is_there = video.path.exists()
         except OSError as error:
             raise ConfigError(
-                f"Cannot look for {video.path}: {error}", fix="choose another folder."
+                f"Cannot look for {video.path}: {error}", fix="Choose another folder."
             ) from error
         if not is_there or not _is_made(video, overwrite=overwrite):
             todo.append(video)
@@ -254,12 +255,12 @@ def _is_made(video: PlannedVideo, *, overwrite: bool) -> bool:
         if overwrite:
             return False
         raise ConfigError(
-            error.message, fix="choose another folder, or pass `overwrite=True`."
+            error.message, fix="Choose another folder, or pass `overwrite=True`."
         ) from error
     if configuration != video.configuration and not overwrite:
         raise ConfigError(
             f"{video.path} was made with other settings.",
-            fix="choose another folder, or pass `overwrite=True`.",
+            fix="Choose another folder, or pass `overwrite=True`.",
         )
     return configuration == video.configuration
 
@@ -295,7 +296,7 @@ def run_batch(
                 elif isinstance(error, OSError) and error.errno in _DISK_ERRORS:
                     raise DataError(
                         f"The batch stops at {video.path}: {error}",
-                        fix="make room on the disk, or make it writable; the same command goes on.",
+                        fix="Make room on the disk, or make it writable; the same command goes on.",
                     ) from error
                 elif attempt <= options.retries and not isinstance(error, MotionMergeError):
                     again.append(video)
@@ -327,11 +328,7 @@ def _make(
 
 def _write(video: PlannedVideo, outcome: Outcome, options: BatchOptions) -> BaseException | None:
     settings = video.job.settings
-    about = {
-        **options.metadata,
-        **settings.model_dump(exclude_none=True),
-        CONFIGURATION_KEY: video.configuration,
-    }
+    about = {**provenance(options.metadata, settings), CONFIGURATION_KEY: video.configuration}
     try:
         assert outcome.video is not None
         write_video(
@@ -364,5 +361,5 @@ def _named_list_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(
             f"Cannot write the failure list {path}: {error}",
-            fix="check the folder and its free space; the same command goes on.",
+            fix="Check the folder and its free space; the same command goes on.",
         ) from error

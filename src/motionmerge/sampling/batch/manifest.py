@@ -142,7 +142,7 @@ def read_manifest(
         row = _row(line, where=where)
         image = path.parent / path_of(row.image)
         if not (exists(image) and image.is_file()):
-            raise DataError(f"{where}: there is no {image}.", fix="check `image`.")
+            raise DataError(f"{where}: there is no {image}.", fix="Check `image`.")
         settings = row.settings(defaults or VideoSettings())
         name = _checked_id(row.id or image.stem, where=where, own=row.id)
         for own in _seeded(settings, num_videos, where=where):
@@ -150,12 +150,14 @@ def read_manifest(
             if twin != number:
                 raise DataError(
                     f"{path}: lines {twin} and {number} are the same video.",
-                    fix="remove one, or give them different seeds.",
+                    fix="Remove one, or give them different seeds.",
                 )
             order = counts[own.prompt] = counts.get(own.prompt, -1) + 1
             jobs.append(Job(number, name, order, image, own))
     if not jobs:
-        raise DataError(f"{path} is empty.", fix='write lines such as {"image": ..., "prompt": ..}')
+        raise DataError(
+            f"{path} is empty.", fix='Write lines such as {"image": ..., "prompt": ..}.'
+        )
     return jobs
 
 
@@ -189,7 +191,7 @@ def plan(
         if name in planned:
             raise DataError(
                 f"Lines {planned[name].job.line} and {job.line} would both become {name}.",
-                fix="give each line an id of its own.",
+                fix="Give each line an id of its own.",
             )
         planned[name] = PlannedVideo(job, folder / name, configuration)
     return list(planned.values())
@@ -211,7 +213,7 @@ def vbench_name(job: Job, configuration: str) -> str:
     if not is_possible or len(name.encode()) > _MAX_NAME_BYTES:
         raise DataError(
             f"Line {job.line}: the prompt {job.settings.prompt!r} cannot be a file's name.",
-            fix="use the prompts of VBench-I2V, or leave VBench's names out.",
+            fix="Use the prompts of VBench-I2V, or leave VBench's names out.",
         )
     return name
 
@@ -225,7 +227,7 @@ def check_number(num_videos: int, *, source: str) -> None:
     if num_videos > MOST_VIDEOS:
         raise DataError(
             f"{source} asks for {num_videos:,} videos; one call makes {MOST_VIDEOS:,} at most.",
-            fix="make fewer videos of each prompt, or share the prompts between several calls.",
+            fix="Make fewer videos of each prompt, or share the prompts between several calls.",
         )
 
 
@@ -239,18 +241,18 @@ def read_list(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MOST_LIST_BYTES + 1)
     except OSError as error:
-        raise DataError(f"Cannot read {path}: {error}", fix="check the path.") from error
+        raise DataError(f"Cannot read {path}: {error}", fix="Check the path.") from error
     if len(data) > MOST_LIST_BYTES:
         raise DataError(
             f"{path} is larger than the {MOST_LIST_BYTES >> 20} MiB that a list of videos may "
             "have.",
-            fix="check that it is the right file, or share its lines between several.",
+            fix="Check that it is the right file, or share its lines between several.",
         )
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, line {line}: {error}", fix="save it as UTF-8.") from error
+        raise DataError(f"{path}, line {line}: {error}", fix="Save it as UTF-8.") from error
 
 
 def _hash_image(path: Path) -> str:
@@ -274,10 +276,10 @@ def _row(line: str, *, where: str) -> ManifestRow:
     try:
         values = json.loads(line, object_pairs_hook=_refuse_twice)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: {error}", fix="write one JSON mapping a line.") from error
+        raise DataError(f"{where}: {error}", fix="Write one JSON mapping a line.") from error
     if not isinstance(values, dict):
         raise DataError(
-            f"{where} is a {type(values).__name__}.", fix="write one JSON mapping a line."
+            f"{where} is a {type(values).__name__}.", fix="Write one JSON mapping a line."
         )
     try:
         return ManifestRow.model_validate(values)
@@ -301,6 +303,6 @@ def _checked_id(name: str, *, where: str, own: str | None) -> str:
     if own is not None and allowed != own:
         raise DataError(
             f"{where}: `{own[:80]}` is no id.",
-            fix="use up to 100 letters, digits, `.`, `_` and `-`.",
+            fix="Use up to 100 letters, digits, `.`, `_` and `-`.",
         )
     return allowed or "video"

@@ -309,7 +309,7 @@ class _Driver:
         if self._deaths_at_start > self.retries + self.num_workers:
             raise ConfigError(
                 f"Workers die before the model is loaded; the last one: {error[:300]}",
-                fix="see that the model fits into their memory, or lower `num_workers`.",
+                fix="See that the model fits into their memory, or lower `num_workers`.",
             )
 
     def _count_idle_death(self, error: str) -> None:
@@ -317,7 +317,7 @@ class _Driver:
         if self._idle_deaths > _MOST_IDLE_DEATHS * self.num_workers:
             raise ConfigError(
                 f"Workers die before they begin a video; the last one: {error[:300]}",
-                fix="look for what ends them in Ray's logs; the same command goes on.",
+                fix="Look for what ends them in Ray's logs; the same command goes on.",
             )
 
     def _take_back(self, videos: Sequence[PlannedVideo], error: str) -> None:

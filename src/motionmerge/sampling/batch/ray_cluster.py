@@ -64,9 +64,9 @@ def num_places(ray: Any, needs: Mapping[str, int]) -> int:
         raise ConfigError(
             f"No machine of the Ray cluster has room for a worker, which takes {words(needs)}; "
             f"the most that one has: {words(largest)}.",
-            fix="compute on the CPU, `device='cpu'`, or add machines with GPUs."
+            fix="Compute on the CPU, `device='cpu'`, or add machines with GPUs."
             if "GPU" in needs
-            else f"set OMP_NUM_THREADS={max(1, int(largest['CPU']))}, or add larger machines.",
+            else f"Set OMP_NUM_THREADS={max(1, int(largest['CPU']))}, or add larger machines.",
         )
     return places
 
@@ -83,7 +83,7 @@ def _imported() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError("Ray is not installed.", fix="pip install 'motionmerge[ray]'.") from error
+        raise ConfigError("Ray is not installed.", fix="Pip install 'motionmerge[ray]'.") from error
     finally:
         if own is None:
             del os.environ[_NUM_TRIES]  # it is not for the processes of a cluster that we start
@@ -106,7 +106,7 @@ def _joins(ray: Any, address: str, quiet: Mapping[str, Any]) -> bool:
         where = "that runs here" if address == "auto" else f"of RAY_ADDRESS={address}"
         raise ConfigError(
             f"The Ray cluster {where} cannot be joined: {error}",
-            fix="see that it is up; set RAY_AUTH_MODE=token if it wants a token; set "
+            fix="See that it is up; set RAY_AUTH_MODE=token if it wants a token; set "
             "RAY_ADDRESS=local for a cluster that is started here.",
         ) from error
     return True

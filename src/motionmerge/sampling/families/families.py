@@ -61,7 +61,7 @@ def _call_kandinsky_6(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any
     if is_distilled and arguments.setdefault("guidance_scale", 1.0) != 1:
         raise ConfigError(
             "This model of kandinsky-6 is distilled: its guidance scale is 1.",
-            fix="leave `guidance_scale` out.",
+            fix="Leave `guidance_scale` out.",
         )
     return {**arguments, "sample_audio": has_sound}
 
@@ -73,9 +73,9 @@ def _call_sana(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 POCKET = VideoFamily(
-    "pocket",
-    ("PocketPipeline",),
-    family_limits.pocket,
+    name="pocket",
+    pipelines=("PocketPipeline",),
+    limits=family_limits.pocket,
     num_inference_steps=12,
     guidance_scale=1.0,
     takes_start_step=True,
@@ -83,27 +83,27 @@ POCKET = VideoFamily(
 
 MODULAR_FAMILIES: tuple[VideoFamily, ...] = (
     VideoFamily(
-        "wan",
-        ("WanImage2VideoModularPipeline",),
-        family_limits.wan,
+        name="wan",
+        pipelines=("WanImage2VideoModularPipeline",),
+        limits=family_limits.wan,
         guidance_argument=None,
         is_guided=_all_but_one,
         takes_sigmas=True,
         modular=Modular(optional_parts=("image_encoder", "image_processor")),
     ),
     VideoFamily(
-        "wan",
-        ("Wan22Image2VideoModularPipeline",),
-        family_limits.wan_2_2_modular,
+        name="wan",
+        pipelines=("Wan22Image2VideoModularPipeline",),
+        limits=family_limits.wan_2_2_modular,
         guidance_argument=None,
         is_guided=_all_but_one,
         takes_sigmas=True,
         modular=Modular(),
     ),
     VideoFamily(
-        "ltx",
-        ("LTXModularPipeline",),
-        family_limits.ltx,
+        name="ltx",
+        pipelines=("LTXModularPipeline",),
+        limits=family_limits.ltx,
         frame_rate_argument="frame_rate",
         has_whole_frame_rate=True,
         guidance_argument=None,
@@ -113,9 +113,9 @@ MODULAR_FAMILIES: tuple[VideoFamily, ...] = (
     ),
     *(
         VideoFamily(
-            "ltx-2",
-            (pipeline,),
-            limits,
+            name="ltx-2",
+            pipelines=(pipeline,),
+            limits=limits,
             num_inference_steps=30,
             frame_rate_argument="frame_rate",
             guidance_argument=None,
@@ -130,27 +130,27 @@ MODULAR_FAMILIES: tuple[VideoFamily, ...] = (
         )
     ),
     VideoFamily(
-        "hunyuan-video-1.5",
-        ("HunyuanVideo15ModularPipeline",),
-        family_limits.hunyuan_video_15,
+        name="hunyuan-video-1.5",
+        pipelines=("HunyuanVideo15ModularPipeline",),
+        limits=family_limits.hunyuan_video_15,
         guidance_argument=None,
         is_guided=_all_but_one,
         takes_sigmas=True,
         modular=Modular(),
     ),
     VideoFamily(
-        "helios",
-        ("HeliosModularPipeline",),
-        family_limits.helios,
+        name="helios",
+        pipelines=("HeliosModularPipeline",),
+        limits=family_limits.helios,
         guidance_argument=None,
         is_guided=_all_but_one,
         takes_sigmas=True,
         modular=Modular(),
     ),
     VideoFamily(
-        "minimax-h3",
-        ("MiniMaxH3ModularPipeline",),
-        family_limits.minimax_h3,
+        name="minimax-h3",
+        pipelines=("MiniMaxH3ModularPipeline",),
+        limits=family_limits.minimax_h3,
         guidance_argument=None,
         is_guided=_never,
         modular=Modular(workflow="fl2va"),
@@ -184,9 +184,9 @@ REFUSED = {
 
 VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
     VideoFamily(
-        "svd",
-        ("StableVideoDiffusionPipeline",),
-        family_limits.svd,
+        name="svd",
+        pipelines=("StableVideoDiffusionPipeline",),
+        limits=family_limits.svd,
         num_inference_steps=25,
         frame_rate_argument="fps",
         has_whole_frame_rate=True,
@@ -195,26 +195,36 @@ VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
         takes_sigmas=True,
     ),
     VideoFamily(
-        "i2vgen-xl",
-        ("I2VGenXLPipeline",),
-        family_limits.i2vgen_xl,
+        name="i2vgen-xl",
+        pipelines=("I2VGenXLPipeline",),
+        limits=family_limits.i2vgen_xl,
         frame_rate_argument="target_fps",
         has_whole_frame_rate=True,
     ),
-    VideoFamily("cogvideox", ("CogVideoXImageToVideoPipeline",), family_limits.cogvideox),
-    VideoFamily("wan", ("WanImageToVideoPipeline", "WanPipeline"), family_limits.wan),
-    VideoFamily("skyreels-v2", ("SkyReelsV2ImageToVideoPipeline",), family_limits.skyreels_v2),
     VideoFamily(
-        "ltx",
-        ("LTXImageToVideoPipeline", "LTXPipeline", "LTXConditionPipeline"),
-        family_limits.ltx,
+        name="cogvideox",
+        pipelines=("CogVideoXImageToVideoPipeline",),
+        limits=family_limits.cogvideox,
+    ),
+    VideoFamily(
+        name="wan", pipelines=("WanImageToVideoPipeline", "WanPipeline"), limits=family_limits.wan
+    ),
+    VideoFamily(
+        name="skyreels-v2",
+        pipelines=("SkyReelsV2ImageToVideoPipeline",),
+        limits=family_limits.skyreels_v2,
+    ),
+    VideoFamily(
+        name="ltx",
+        pipelines=("LTXImageToVideoPipeline", "LTXPipeline", "LTXConditionPipeline"),
+        limits=family_limits.ltx,
         frame_rate_argument="frame_rate",
         has_whole_frame_rate=True,
     ),
     VideoFamily(
-        "ltx-2",
-        ("LTX2ImageToVideoPipeline", "LTX2Pipeline"),
-        family_limits.ltx_2,
+        name="ltx-2",
+        pipelines=("LTX2ImageToVideoPipeline", "LTX2Pipeline"),
+        limits=family_limits.ltx_2,
         num_inference_steps=30,
         frame_rate_argument="frame_rate",
         is_guided=_always,  # the sound has a scale of its own, and reaches the frames
@@ -222,86 +232,93 @@ VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
         takes_sigmas=True,
     ),
     VideoFamily(
-        "hunyuan-video",
-        ("HunyuanVideoImageToVideoPipeline",),
-        family_limits.hunyuan_video,
+        name="hunyuan-video",
+        pipelines=("HunyuanVideoImageToVideoPipeline",),
+        limits=family_limits.hunyuan_video,
         is_guided=_only_if_told,
         takes_sigmas=True,
     ),
     VideoFamily(
-        "hunyuan-video-1.5",
-        ("HunyuanVideo15ImageToVideoPipeline",),
-        family_limits.hunyuan_video_15,
+        name="hunyuan-video-1.5",
+        pipelines=("HunyuanVideo15ImageToVideoPipeline",),
+        limits=family_limits.hunyuan_video_15,
         guidance_argument=None,
         is_guided=_all_but_one,
         takes_sigmas=True,
     ),
-    VideoFamily("kandinsky-5", ("Kandinsky5I2VPipeline",), family_limits.kandinsky_5),
     VideoFamily(
-        "kandinsky-6",
-        ("Kandinsky6TI2VAPipeline",),
-        family_limits.kandinsky_6,
+        name="kandinsky-5", pipelines=("Kandinsky5I2VPipeline",), limits=family_limits.kandinsky_5
+    ),
+    VideoFamily(
+        name="kandinsky-6",
+        pipelines=("Kandinsky6TI2VAPipeline",),
+        limits=family_limits.kandinsky_6,
         frame_rate_argument="frame_rate",
         call=_call_kandinsky_6,
         takes_sigmas=True,
         makes_sound=True,
     ),
     VideoFamily(
-        "skyreels-v2",
-        (
+        name="skyreels-v2",
+        pipelines=(
             "SkyReelsV2DiffusionForcingImageToVideoPipeline",
             "SkyReelsV2DiffusionForcingPipeline",
         ),
-        family_limits.skyreels_v2_forcing,
+        limits=family_limits.skyreels_v2_forcing,
     ),
     VideoFamily(
-        "anyflow",
-        ("AnyFlowFARPipeline",),
-        family_limits.anyflow,
+        name="anyflow",
+        pipelines=("AnyFlowFARPipeline",),
+        limits=family_limits.anyflow,
         is_guided=_only_if_told,
         call=_call_anyflow,
         takes_sigmas=True,
     ),
     VideoFamily(
-        "chronoedit", ("ChronoEditPipeline",), family_limits.chronoedit, call=_call_chronoedit
+        name="chronoedit",
+        pipelines=("ChronoEditPipeline",),
+        limits=family_limits.chronoedit,
+        call=_call_chronoedit,
     ),
     VideoFamily(
-        "cosmos-2",
-        ("Cosmos2VideoToWorldPipeline",),
-        family_limits.cosmos_2,
+        name="cosmos-2",
+        pipelines=("Cosmos2VideoToWorldPipeline",),
+        limits=family_limits.cosmos_2,
         num_inference_steps=35,
         frame_rate_argument="fps",
         has_whole_frame_rate=True,
         packages=("cosmos_guardrail",),
     ),
-    VideoFamily("helios", ("HeliosPipeline",), family_limits.helios, takes_sigmas=True),
     VideoFamily(
-        "framepack",
-        ("HunyuanVideoFramepackPipeline",),
-        family_limits.framepack,
+        name="helios", pipelines=("HeliosPipeline",), limits=family_limits.helios, takes_sigmas=True
+    ),
+    VideoFamily(
+        name="framepack",
+        pipelines=("HunyuanVideoFramepackPipeline",),
+        limits=family_limits.framepack,
         is_guided=_only_if_told,
         call=_call_framepack,
         takes_sigmas=True,
     ),
     VideoFamily(
-        "motif",
-        ("MotifVideoImage2VideoPipeline",),
-        family_limits.motif,
+        name="motif",
+        pipelines=("MotifVideoImage2VideoPipeline",),
+        limits=family_limits.motif,
         guidance_argument=None,
         is_guided=_all_but_one,
     ),
     VideoFamily(
-        "sana-video",
-        ("SanaImageToVideoPipeline", "SanaVideoPipeline"),
-        family_limits.sana_video,
+        name="sana-video",
+        pipelines=("SanaImageToVideoPipeline", "SanaVideoPipeline"),
+        limits=family_limits.sana_video,
         call=_call_sana,
         takes_sigmas=True,
     ),
     *MODULAR_FAMILIES,
     VideoFamily(
-        "dynamicrafter",
-        ("DynamiCrafterPipeline",),
-        family_limits.dynamicrafter,
+        name="dynamicrafter",
+        pipelines=("DynamiCrafterPipeline",),
+        limits=family_limits.dynamicrafter,
         frame_rate_argument="frame_rate",
         takes_start_step=True,
     ),
@@ -322,12 +339,12 @@ def family_of(pipeline_class: str) -> VideoFamily:
     if pipeline_class in REFUSED:
         raise ConfigError(
             f"`{pipeline_class}` cannot be called from here: {REFUSED[pipeline_class]}.",
-            fix="call it yourself, inside `with motionmerge.experts(pipeline, ...)` in Python.",
+            fix="Call it yourself, inside `with motionmerge.experts(pipeline, ...)` in Python.",
         )
     known = [family.pipelines[0] for family in VIDEO_FAMILIES if family.modular is None]
     raise ConfigError(
         f"`{pipeline_class}` is no image-to-video pipeline that can be called from here.",
-        fix=f"use a model of one of {', '.join(known)}, or `motionmerge.experts` in Python.",
+        fix=f"Use a model of one of {', '.join(known)}, or `motionmerge.experts` in Python.",
     )
 
 

@@ -43,12 +43,26 @@ def svd(configs: Configs) -> Limits:
     """Return the limits of SVD."""
     frames = _part(configs, "unet").get("num_frames", 25)
     multiple = math.lcm(8, _unet_multiple(configs))
-    return Limits(576, 1024, multiple, frames, 7, min_frames=2)  # guidance rises over the frames
+    return Limits(
+        height=576,
+        width=1024,
+        size_multiple=multiple,
+        num_frames=frames,
+        frame_rate=7,
+        min_frames=2,
+    )  # guidance rises over the frames
 
 
 def i2vgen_xl(configs: Configs) -> Limits:
     """Return the limits of I2VGen-XL."""
-    return Limits(704, 1280, math.lcm(8, _unet_multiple(configs)), 16, 16, min_frames=2)
+    return Limits(
+        height=704,
+        width=1280,
+        size_multiple=math.lcm(8, _unet_multiple(configs)),
+        num_frames=16,
+        frame_rate=16,
+        min_frames=2,
+    )
 
 
 def cogvideox(configs: Configs) -> Limits:
@@ -59,14 +73,21 @@ def cogvideox(configs: Configs) -> Limits:
     # paired, as the 2 of 5 frames, nobody knows that the first stands for one frame: it makes 8.
     temporal = 2 * int(vae.get("temporal_compression_ratio", 4))
     if model.get("patch_size_t") is not None:  # CogVideoX 1.5
-        return Limits(768, 1360, scale * _patch(configs, 2), 81, 16, temporal)
+        return Limits(
+            height=768,
+            width=1360,
+            size_multiple=scale * _patch(configs, 2),
+            num_frames=81,
+            frame_rate=16,
+            frame_multiple=temporal,
+        )
     return Limits(
-        model.get("sample_height", 60) * scale,
-        model.get("sample_width", 90) * scale,
-        scale * _patch(configs, 2),
-        model.get("sample_frames", 49),
-        8,
-        temporal,
+        height=model.get("sample_height", 60) * scale,
+        width=model.get("sample_width", 90) * scale,
+        size_multiple=scale * _patch(configs, 2),
+        num_frames=model.get("sample_frames", 49),
+        frame_rate=8,
+        frame_multiple=temporal,
         is_fixed_size=bool(model.get("use_learned_positional_embeddings")),
     )
 
@@ -97,15 +118,39 @@ def wan(configs: Configs) -> Limits:
         **_of_last_image(configs),
     }
     if own.get("expand_timesteps"):  # Wan 2.2-5B
-        return Limits(704, 1280, multiple, 121, 24, temporal, **more)
-    return Limits(480, 832, multiple, 81, 16, temporal, **more)
+        return Limits(
+            height=704,
+            width=1280,
+            size_multiple=multiple,
+            num_frames=121,
+            frame_rate=24,
+            frame_multiple=temporal,
+            **more,
+        )
+    return Limits(
+        height=480,
+        width=832,
+        size_multiple=multiple,
+        num_frames=81,
+        frame_rate=16,
+        frame_multiple=temporal,
+        **more,
+    )
 
 
 def skyreels_v2(configs: Configs) -> Limits:
     """Return the limits of SkyReels-V2."""
     down = _part(configs, "vae").get("temperal_downsample", (False, True, True))
     multiple = math.lcm(16, 2 ** len(down) * _patch(configs, 2))
-    return Limits(544, 960, multiple, 97, 24, 2 ** sum(down), **_of_last_image(configs))
+    return Limits(
+        height=544,
+        width=960,
+        size_multiple=multiple,
+        num_frames=97,
+        frame_rate=24,
+        frame_multiple=2 ** sum(down),
+        **_of_last_image(configs),
+    )
 
 
 def _ltx_temporal(configs: Configs) -> int:
@@ -125,12 +170,26 @@ def video_compression(configs: Configs) -> tuple[int, int]:
 
 def ltx(configs: Configs) -> Limits:
     """Return the limits of LTX."""
-    return Limits(512, 704, 32, 161, 25, _ltx_temporal(configs))
+    return Limits(
+        height=512,
+        width=704,
+        size_multiple=32,
+        num_frames=161,
+        frame_rate=25,
+        frame_multiple=_ltx_temporal(configs),
+    )
 
 
 def ltx_2(configs: Configs) -> Limits:
     """Return the limits of LTX-2."""
-    return Limits(512, 768, 32, 121, 24, _ltx_temporal(configs))
+    return Limits(
+        height=512,
+        width=768,
+        size_multiple=32,
+        num_frames=121,
+        frame_rate=24,
+        frame_multiple=_ltx_temporal(configs),
+    )
 
 
 def ltx_2_5(configs: Configs) -> Limits:
@@ -154,12 +213,12 @@ def hunyuan_video(configs: Configs) -> Limits:
     # With the image beside the first latent, the pipeline cuts the frames of that latent off.
     dropped = 4 if model.get("image_condition_type") == "latent_concat" else 0
     return Limits(
-        720,
-        1280,
-        math.lcm(16, vae.get("spatial_compression_ratio", 8) * _patch(configs, 2)),
-        129,
-        24,
-        temporal,
+        height=720,
+        width=1280,
+        size_multiple=math.lcm(16, vae.get("spatial_compression_ratio", 8) * _patch(configs, 2)),
+        num_frames=129,
+        frame_rate=24,
+        frame_multiple=temporal,
         min_frames=1 + math.ceil(dropped / temporal) * temporal,
         dropped_frames=dropped,
         is_distilled=bool(model.get("guidance_embeds", True)),
@@ -170,7 +229,14 @@ def hunyuan_video_15(configs: Configs) -> Limits:
     """Return the limits of HunyuanVideo 1.5."""
     vae = _part(configs, "vae")
     multiple = vae.get("spatial_compression_ratio", 16)
-    return Limits(None, None, multiple, 121, 24, vae.get("temporal_compression_ratio", 4))
+    return Limits(
+        height=None,
+        width=None,
+        size_multiple=multiple,
+        num_frames=121,
+        frame_rate=24,
+        frame_multiple=vae.get("temporal_compression_ratio", 4),
+    )
 
 
 def kandinsky_5(configs: Configs) -> Limits:
@@ -181,7 +247,15 @@ def kandinsky_5(configs: Configs) -> Limits:
         multiple *= 8  # its attention looks at squares of 8 patches
     temporal = vae.get("temporal_compression_ratio", 4)
     # The first 4 latent frames get mean and deviation of those that follow, so there must be some.
-    return Limits(512, 768, multiple, 121, 24, temporal, min_frames=4 * temporal + 1)
+    return Limits(
+        height=512,
+        width=768,
+        size_multiple=multiple,
+        num_frames=121,
+        frame_rate=24,
+        frame_multiple=temporal,
+        min_frames=4 * temporal + 1,
+    )
 
 
 def kandinsky_6(configs: Configs) -> Limits:
@@ -190,7 +264,15 @@ def kandinsky_6(configs: Configs) -> Limits:
     multiple = vae.get("spatial_compression_ratio", 8) * _patch(configs, 2)
     temporal = vae.get("temporal_compression_ratio", 4)
     is_distilled = _scheduler_class(configs) == "PiflowScheduler"
-    return Limits(512, 768, multiple, 121, 24, temporal, is_distilled=is_distilled)
+    return Limits(
+        height=512,
+        width=768,
+        size_multiple=multiple,
+        num_frames=121,
+        frame_rate=24,
+        frame_multiple=temporal,
+        is_distilled=is_distilled,
+    )
 
 
 def _scheduler_class(configs: Configs) -> str | None:
@@ -216,11 +298,11 @@ def skyreels_v2_forcing(configs: Configs) -> Limits:
     block = _part(configs, "transformer").get("num_frame_per_block", 1)
     longest = (97 - 1) // temporal + 1  # longer ones are made in overlapping pieces
     return Limits(
-        544,
-        960,
-        math.lcm(16, spatial * _patch(configs, 2)),
-        97,
-        24,
+        height=544,
+        width=960,
+        size_multiple=math.lcm(16, spatial * _patch(configs, 2)),
+        num_frames=97,
+        frame_rate=24,
         # In whole blocks, and more than the latent of the photo.
         lengths=tuple((n - 1) * temporal + 1 for n in range(block, longest + 1, block) if n > 1),
         takes_last_image=True,
@@ -239,25 +321,47 @@ def anyflow(configs: Configs) -> Limits:
         raise ConfigError(
             f"The first chunk of this AnyFlow has {chunks[0]} latent frames, of which a photo is "
             "one; the others would stay black.",
-            fix="use a checkpoint whose `chunk_partition` begins with 1.",
+            fix="Use a checkpoint whose `chunk_partition` begins with 1.",
         )
     spatial, temporal = _wan_vae(configs)
     coarse = model.get("compressed_patch_size", (1, 4, 4))[-1]
     frames = (sum(chunks) - 1) * temporal + 1
-    return Limits(480, 832, math.lcm(16, spatial * coarse), frames, 16, lengths=(frames,))
+    return Limits(
+        height=480,
+        width=832,
+        size_multiple=math.lcm(16, spatial * coarse),
+        num_frames=frames,
+        frame_rate=16,
+        lengths=(frames,),
+    )
 
 
 def chronoedit(configs: Configs) -> Limits:
     """Return the limits of ChronoEdit."""
     spatial, temporal = _wan_vae(configs)
     multiple = math.lcm(16, spatial * _patch(configs, 2))
-    return Limits(480, 832, multiple, 29, 16, temporal, min_frames=temporal + 1)
+    return Limits(
+        height=480,
+        width=832,
+        size_multiple=multiple,
+        num_frames=29,
+        frame_rate=16,
+        frame_multiple=temporal,
+        min_frames=temporal + 1,
+    )
 
 
 def cosmos_2(configs: Configs) -> Limits:
     """Return the limits of Cosmos 2."""
     spatial, temporal = _wan_vae(configs)
-    return Limits(704, 1280, math.lcm(16, spatial * _patch(configs, 2)), 93, 16, temporal)
+    return Limits(
+        height=704,
+        width=1280,
+        size_multiple=math.lcm(16, spatial * _patch(configs, 2)),
+        num_frames=93,
+        frame_rate=16,
+        frame_multiple=temporal,
+    )
 
 
 CHUNK = 9
@@ -271,7 +375,14 @@ def helios(configs: Configs) -> Limits:
     # Chunks are decoded alone; of their frames it leaves out what is over a multiple, plus one.
     lengths = tuple((n * window - 1) // temporal * temporal + 1 for n in range(1, 65))
     multiple = math.lcm(16, spatial * _patch(configs, 2))
-    return Limits(384, 640, multiple, lengths[3], 24, lengths=lengths)
+    return Limits(
+        height=384,
+        width=640,
+        size_multiple=multiple,
+        num_frames=lengths[3],
+        frame_rate=24,
+        lengths=lengths,
+    )
 
 
 def framepack(configs: Configs) -> Limits:
@@ -279,12 +390,12 @@ def framepack(configs: Configs) -> Limits:
     vae, model = _part(configs, "vae"), _part(configs, "transformer")
     section = CHUNK * vae.get("temporal_compression_ratio", 4)
     return Limits(
-        720,
-        1280,
-        math.lcm(16, vae.get("spatial_compression_ratio", 8) * _patch(configs, 2)),
-        4 * section + 1,
-        30,
-        section,
+        height=720,
+        width=1280,
+        size_multiple=math.lcm(16, vae.get("spatial_compression_ratio", 8) * _patch(configs, 2)),
+        num_frames=4 * section + 1,
+        frame_rate=30,
+        frame_multiple=section,
         min_frames=section + 1,
         is_distilled=bool(model.get("guidance_embeds", True)),
         takes_last_image=True,
@@ -296,7 +407,15 @@ def motif(configs: Configs) -> Limits:
     vae = _part(configs, "vae")
     multiple = math.lcm(16, vae.get("scale_factor_spatial", 8) * _patch(configs, 2))
     temporal = vae.get("scale_factor_temporal", 4)
-    return Limits(736, 1280, multiple, 121, 24, temporal, min_frames=temporal + 1)  # 1: no photo
+    return Limits(
+        height=736,
+        width=1280,
+        size_multiple=multiple,
+        num_frames=121,
+        frame_rate=24,
+        frame_multiple=temporal,
+        min_frames=temporal + 1,
+    )  # 1: no photo
 
 
 def sana_video(configs: Configs) -> Limits:
@@ -305,7 +424,15 @@ def sana_video(configs: Configs) -> Limits:
     spatial = vae.get("spatial_compression_ratio") or vae.get("scale_factor_spatial", 8)
     temporal = vae.get("temporal_compression_ratio") or vae.get("scale_factor_temporal", 4)
     multiple = math.lcm(32, spatial * _patch(configs, 2))
-    return Limits(480, 832, multiple, 81, 16, temporal, min_frames=temporal + 1)
+    return Limits(
+        height=480,
+        width=832,
+        size_multiple=multiple,
+        num_frames=81,
+        frame_rate=16,
+        frame_multiple=temporal,
+        min_frames=temporal + 1,
+    )
 
 
 def minimax_h3(configs: Configs) -> Limits:
@@ -317,11 +444,11 @@ def minimax_h3(configs: Configs) -> Limits:
     shortest, longest = 5 * 24, 15 * 24  # it makes 5 to 15 seconds
     lengths = tuple(n for n in range(shortest, longest + 1) if n % clip == rest)
     return Limits(
-        768,
-        1344,
-        spatial * _patch(configs, 2),
-        lengths[0],
-        24,
+        height=768,
+        width=1344,
+        size_multiple=spatial * _patch(configs, 2),
+        num_frames=lengths[0],
+        frame_rate=24,
         lengths=lengths,
         is_distilled=True,
         has_guidance=False,
@@ -333,11 +460,11 @@ def dynamicrafter(configs: Configs) -> Limits:
     """Return the limits of dynamicrafter."""
     own, frames = configs.get("", {}), _part(configs, "image_projector").get("num_frames", 16)
     return Limits(
-        own.get("height", 320),
-        own.get("width", 512),
-        _unet_multiple(configs),
-        16 if frames == 1 else frames,
-        8,
+        height=own.get("height", 320),
+        width=own.get("width", 512),
+        size_multiple=_unet_multiple(configs),
+        num_frames=16 if frames == 1 else frames,
+        frame_rate=8,
         min_frames=frames,
         max_frames=MAX_FRAMES if frames == 1 else frames,
         takes_last_image=True,
@@ -347,11 +474,11 @@ def dynamicrafter(configs: Configs) -> Limits:
 def pocket(configs: Configs) -> Limits:
     """Return the limits of pocket."""
     return Limits(
-        256,
-        256,
-        SIZE,
-        NUM_FRAMES,
-        FRAME_RATE,
+        height=256,
+        width=256,
+        size_multiple=SIZE,
+        num_frames=NUM_FRAMES,
+        frame_rate=FRAME_RATE,
         min_frames=NUM_FRAMES,
         max_frames=NUM_FRAMES,
         is_square=True,

@@ -18,7 +18,7 @@ Configs = Mapping[str, Mapping[str, Any]]
 MAX_FRAME_RATE = 120.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """What a pipeline can make.
 
@@ -107,7 +107,7 @@ class Modular:
     optional_parts: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VideoFamily:
     """How the pipelines of a family of models are called.
 
@@ -180,14 +180,14 @@ class VideoFamily:
         if not self.takes_text and (prompt or negative_prompt):
             raise ConfigError(
                 f"{self.name} makes videos from the image alone; it has no prompts.",
-                fix="leave `prompt` and `negative_prompt` out.",
+                fix="Leave `prompt` and `negative_prompt` out.",
             )
         if self.takes_text and prompt is None:
-            raise ConfigError(f"{self.name} needs a prompt.", fix="say what happens: `prompt`.")
+            raise ConfigError(f"{self.name} needs a prompt.", fix="Say what happens: `prompt`.")
         if guidance_scale is not None and not limits.has_guidance:
             raise ConfigError(
                 f"This model of {self.name} has guidance built in, and no guidance scale.",
-                fix="leave `guidance_scale` out.",
+                fix="Leave `guidance_scale` out.",
             )
         if negative_prompt:
             self._check_guidance(limits, guidance_scale)
@@ -202,7 +202,7 @@ class VideoFamily:
         if num_frames is not None and limits.nearest_num_frames(num_frames) != num_frames:
             raise ConfigError(
                 f"{num_frames} frames were asked of {self.name}; it makes {_lengths(limits)}.",
-                fix=f"use {limits.nearest_num_frames(num_frames)} frames.",
+                fix=f"Use {limits.nearest_num_frames(num_frames)} frames.",
             )
         if frame_rate is not None:
             near = self._nearest_frame_rate(frame_rate, limits)
@@ -211,7 +211,7 @@ class VideoFamily:
                 raise ConfigError(
                     f"The frame rate {frame_rate:g} was asked of {self.name}; it takes {kind} from "
                     f"1 to {MAX_FRAME_RATE:g}.",
-                    fix=f"use {near:g} frames per second.",
+                    fix=f"Use {near:g} frames per second.",
                 )
 
     def _check_guidance(self, limits: Limits, guidance_scale: float | None) -> None:
@@ -219,14 +219,14 @@ class VideoFamily:
         if limits.is_distilled:
             raise ConfigError(
                 f"This model of {self.name} has guidance built in; a negative prompt does nothing.",
-                fix="leave `negative_prompt` out.",
+                fix="Leave `negative_prompt` out.",
             )
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         if not self.is_guided(scale):
             what = "its own guidance" if scale is None else f"a guidance_scale of {scale:g}"
             raise ConfigError(
                 f"With {what}, {self.name} ignores a negative prompt.",
-                fix="raise `guidance_scale` above 1, or leave `negative_prompt` out.",
+                fix="Raise `guidance_scale` above 1, or leave `negative_prompt` out.",
             )
 
     def _check_second_guidance(
@@ -237,13 +237,13 @@ class VideoFamily:
             raise ConfigError(
                 f"This model of {self.name} has no second denoiser with a guidance of its own, as "
                 "Wan 2.2-A14B has.",
-                fix="leave `guidance_scale_2` out.",
+                fix="Leave `guidance_scale_2` out.",
             )
         if guidance_scale_2 > 1 and guidance_scale is not None and guidance_scale <= 1:
             raise ConfigError(
                 f"With a guidance_scale of {guidance_scale:g}, {self.name} has no guidance at any "
                 f"noise level, and ignores a guidance_scale_2 of {guidance_scale_2:g}.",
-                fix="raise `guidance_scale` above 1, or leave `guidance_scale_2` out.",
+                fix="Raise `guidance_scale` above 1, or leave `guidance_scale_2` out.",
             )
 
     def _check_start_step(self, start_step: int, num_inference_steps: int) -> None:
@@ -251,13 +251,13 @@ class VideoFamily:
         if not self.takes_start_step:
             raise ConfigError(
                 f"{self.name} always begins with pure noise; it has no start_step.",
-                fix="leave `start_step` out, or use a DynamiCrafter.",
+                fix="Leave `start_step` out, or use a DynamiCrafter.",
             )
         if start_step < num_inference_steps:
             raise ConfigError(
                 f"From start_step {start_step} on there are not {num_inference_steps} steps to "
                 "take.",
-                fix="begin earlier, with a larger start_step (e.g. 940), or ask for fewer steps.",
+                fix="Begin earlier, with a larger start_step (e.g. 940), or ask for fewer steps.",
             )
 
     def _check_sigmas(self, sigmas: Sequence[float], num_inference_steps: int | None) -> None:
@@ -265,14 +265,14 @@ class VideoFamily:
         if not self.takes_sigmas:
             raise ConfigError(
                 f"The pipeline of {self.name} takes no sigmas.",
-                fix="leave `sigmas` out; `num_inference_steps` and, of flow "
+                fix="Leave `sigmas` out; `num_inference_steps` and, of flow "
                 "models, `shift` change them.",
             )
         if num_inference_steps not in (None, len(sigmas)):
             raise ConfigError(
                 f"{num_inference_steps} steps and {len(sigmas)} sigmas were asked for, and each "
                 "step has one.",
-                fix=f"ask for {len(sigmas)} steps, or leave `num_inference_steps` out.",
+                fix=f"Ask for {len(sigmas)} steps, or leave `num_inference_steps` out.",
             )
 
     def _check_last_image(
@@ -282,17 +282,17 @@ class VideoFamily:
         if has_last_image and not limits.takes_last_image:
             raise ConfigError(
                 f"This model of {self.name} cannot end a video with an image of your choice.",
-                fix="leave `last_image` out, or use a model for it, such as DynamiCrafter's "
+                fix="Leave `last_image` out, or use a model for it, such as DynamiCrafter's "
                 "for interpolation, Wan2.1-FLF2V or Wan2.2-I2V-A14B.",
             )
         if limits.needs_last_image and not has_last_image:
             raise ConfigError(
                 f"This model of {self.name} makes what is between two images; there is one.",
-                fix="give it with `last_image` (`batch` cannot), or use an image-to-video model.",
+                fix="Give it with `last_image` (`batch` cannot), or use an image-to-video model.",
             )
         if has_last_image and num_frames == 1:
             raise ConfigError(
-                "A video of 1 frame cannot begin and end with an image.", fix="ask for more frames."
+                "A video of 1 frame cannot begin and end with an image.", fix="Ask for more frames."
             )
 
     def _nearest_frame_rate(self, frame_rate: float, limits: Limits) -> float:
@@ -307,7 +307,7 @@ class VideoFamily:
         if limits.height is None or limits.width is None:
             raise ConfigError(
                 f"{self.name} takes the video's size from the image.",
-                fix="leave height and width out; crop the image to change the shape.",
+                fix="Leave height and width out; crop the image to change the shape.",
             )
         asked = (
             limits.height if height is None else height,
@@ -325,7 +325,7 @@ class VideoFamily:
             rule = f"it makes squares of a multiple of {limits.size_multiple}"
         raise ConfigError(
             f"{asked[0]} x {asked[1]} pixels were asked of {self.name}; {rule}.",
-            fix=f"use height {near[0]} and width {near[1]}.",
+            fix=f"Use height {near[0]} and width {near[1]}.",
         )
 
 

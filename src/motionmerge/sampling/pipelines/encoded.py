@@ -46,6 +46,6 @@ class Conditions:
         if self.negative_texts is None:
             raise ConfigError(
                 "These conditions were encoded for videos without guidance.",
-                fix="encode them with guided=True, or pass guidance_scale=1.",
+                fix="Encode them with guided=True, or pass guidance_scale=1.",
             )
         return torch.stack([self.negative_texts.to(self.texts), self.texts], dim=1)

@@ -54,12 +54,12 @@ def read_statistics(path: str | Path) -> LatentStatistics:
         raise ShapeError(
             f"{path} holds a mean of dtype {expectation.dtype} and a variance of shape "
             f"{list(variance.shape)}; expected finite floats, and one variance.",
-            fix="use a file of latent statistics as the authors of Analytic-Init offer them.",
+            fix="Use a file of latent statistics as the authors of Analytic-Init offer them.",
         )
     if variance.item() < 0:
         raise ShapeError(
             f"{path} holds the variance {variance.item():g}; expected 0 or more.",
-            fix="use the trace of a covariance divided by its dimension.",
+            fix="Use the trace of a covariance divided by its dimension.",
         )
     return LatentStatistics(expectation.float(), float(variance))
 
@@ -100,14 +100,14 @@ def prepare_image(
         near = [max(1, round(size / multiple)) * multiple for size in asked]
         raise ShapeError(
             f"The video is to be {height} x {width} pixels; both must divide by {multiple}.",
-            fix=f"use e.g. height={near[0]}, width={near[1]}.",
+            fix=f"Use e.g. height={near[0]}, width={near[1]}.",
         )
     if isinstance(image, torch.Tensor):
         if image.shape[1:] != (3, height, width):
             raise ShapeError(
                 f"The image tensor has shape {list(image.shape)}; expected "
                 f"[batch, 3, {height}, {width}].",
-                fix="resize it, leave height and width out, or pass a PIL image.",
+                fix="Resize it, leave height and width out, or pass a PIL image.",
             )
         _check_pixels(image)
         return image.float() * 2 - 1
@@ -123,7 +123,7 @@ def _check_pixels(image: torch.Tensor) -> None:
     if not image.is_floating_point():
         raise ShapeError(
             f"The image tensor has dtype {image.dtype}; expected floats in [0, 1].",
-            fix="pass image / 255 if its pixels are 0 to 255, or a PIL image.",
+            fix="Pass image / 255 if its pixels are 0 to 255, or a PIL image.",
         )
     if not len(image):
         raise _no_image()
@@ -131,12 +131,12 @@ def _check_pixels(image: torch.Tensor) -> None:
     if not -0.5 <= low <= high <= 1.5:
         raise ShapeError(
             f"The image tensor has values from {low:g} to {high:g}; expected [0, 1].",
-            fix="pass image / 255, or (image + 1) / 2, or a PIL image.",
+            fix="Pass image / 255, or (image + 1) / 2, or a PIL image.",
         )
 
 
 def _no_image() -> DataError:
-    return DataError("The list of images is empty.", fix="pass at least one image.")
+    return DataError("The list of images is empty.", fix="Pass at least one image.")
 
 
 def check_num_frames(num_frames: int) -> None:
@@ -146,7 +146,7 @@ def check_num_frames(num_frames: int) -> None:
         ConfigError: It is.
     """
     if not (_is_whole(num_frames) and num_frames <= MAX_FRAMES):
-        raise ConfigError(f"num_frames is {num_frames!r}.", fix=f"use 1 to {MAX_FRAMES}.")
+        raise ConfigError(f"Num_frames is {num_frames!r}.", fix=f"Use 1 to {MAX_FRAMES}.")
 
 
 def _is_whole(value: object) -> bool:
@@ -193,7 +193,7 @@ def check_settings(
     ]
     for name, value, is_fine, expected in rules:
         if not is_fine:
-            raise ConfigError(f"{name} is {value!r}.", fix=f"use {expected}.")
+            raise ConfigError(f"{name} is {value!r}.", fix=f"Use {expected}.")
 
 
 def check_tokens(embeds: torch.Tensor, shape: tuple[int, ...], *, name: str) -> None:
@@ -205,7 +205,7 @@ def check_tokens(embeds: torch.Tensor, shape: tuple[int, ...], *, name: str) -> 
     if embeds.ndim != 3 or tuple(embeds.shape[1:]) != shape:
         raise ShapeError(
             f"{name} has shape {list(embeds.shape)}; expected [batch, {shape[0]}, {shape[1]}].",
-            fix="make it with this pipeline's encode_prompt or encode_image_tokens.",
+            fix="Make it with this pipeline's encode_prompt or encode_image_tokens.",
         )
 
 
@@ -219,7 +219,7 @@ def repeated(tensor: torch.Tensor, batch: int, *, name: str) -> torch.Tensor:
         return tensor.expand(batch, *tensor.shape[1:])
     raise ShapeError(
         f"There are {len(tensor)} of {name} for {batch} of the others.",
-        fix="pass as many images as prompts, or one of either.",
+        fix="Pass as many images as prompts, or one of either.",
     )
 
 

@@ -54,8 +54,8 @@ class PocketPipeline(DynamiCrafterPipeline):
         """
         if options.get("last_image") is not None:
             raise ConfigError(
-                "the pocket model cannot end with an image of your choice",
-                fix="leave last_image out, or use DynamiCrafter's interpolation model.",
+                "The pocket model cannot end with an image of your choice.",
+                fix="Leave last_image out, or use DynamiCrafter's interpolation model.",
             )
         with attention_kernel(self._execution_device):
             return super().encode(image, prompt, **options)
@@ -89,9 +89,9 @@ class PocketPipeline(DynamiCrafterPipeline):
         self._check_frames(num_frames)
         if image.shape[-2] != image.shape[-1]:
             raise ShapeError(
-                f"the video is to be {image.shape[-2]} x {image.shape[-1]} pixels; the pocket "
-                "model makes square ones",
-                fix="leave height and width out, or make them equal.",
+                f"The video is to be {image.shape[-2]} x {image.shape[-1]} pixels; the pocket "
+                "model makes square ones.",
+                fix="Leave height and width out, or make them equal.",
             )
         latents = self.vae.encode_image(image / 2 + 0.5)
         return latents.unsqueeze(2).expand(-1, -1, self.vae.config.num_keyframes, -1, -1)
@@ -103,8 +103,8 @@ class PocketPipeline(DynamiCrafterPipeline):
         own = self.vae.config.num_frames
         if num_frames != own:
             raise ConfigError(
-                f"num_frames is {num_frames}; the pocket model makes clips of {own} frames",
-                fix=f"leave num_frames out, or pass {own}.",
+                f"Num_frames is {num_frames}; the pocket model makes clips of {own} frames.",
+                fix=f"Leave num_frames out, or pass {own}.",
             )
 
 

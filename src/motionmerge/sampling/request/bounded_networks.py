@@ -40,7 +40,7 @@ def bounded_layers(name: str) -> Iterator[None]:
         if count > MAX_MODULES:
             raise CheckpointError(
                 f"The configuration of {name} asks for more than {MAX_MODULES:,} layers.",
-                fix="download it again, or get it from a source that you trust.",
+                fix="Download it again, or get it from a source that you trust.",
             )
 
     hook = register_module_module_registration_hook(registered)
@@ -71,6 +71,6 @@ def empty_network(made_by: Any, config: dict[str, Any], *, name: str, num_stored
         raise CheckpointError(
             f"The configuration of {name} describes {wanted:,} parameters, its weights hold "
             f"{num_stored:,}.",
-            fix="download both again.",
+            fix="Download both again.",
         )
     return network

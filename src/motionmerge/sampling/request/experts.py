@@ -48,12 +48,12 @@ class ExpertChoice:
     def __post_init__(self) -> None:
         if self.recipe is None:
             if self.boundary is not None:
-                raise ConfigError("A boundary needs experts.", fix="leave `boundary` out.")
+                raise ConfigError("A boundary needs experts.", fix="Leave `boundary` out.")
             return
         if self.boundary is not None and not 0 <= self.boundary <= 1:
             raise ConfigError(
                 f"The boundary {self.boundary:g} is no noise level.",
-                fix="use a value from 0 to 1, e.g. 0.64.",
+                fix="Use a value from 0 to 1, e.g. 0.64.",
             )
         chosen_schedule(list(self.recipe.experts), None, self.boundary, self.recipe.schedule)
 
@@ -222,7 +222,7 @@ def from_loras(loras: Sequence[WeightedLora], *, boundary: float | None = None) 
     if boundary is not None:
         raise ConfigError(
             f"The boundary {boundary:g} changes nothing: every LoRA has one weight.",
-            fix="leave `boundary` out, or give a LoRA two weights.",
+            fix="Leave `boundary` out, or give a LoRA two weights.",
         )
     return ExpertChoice(Recipe.of_loras({"styled": details}, files))
 

@@ -126,7 +126,7 @@ def find_pipeline(
         if files and files[0].suffix != ".safetensors" and not legacy:
             raise CheckpointError(
                 f"The weights of `{part}` in {path} are pickles ({files[0].name}).",
-                fix="use a safetensors version (`variant` may name one), or pass `legacy=True` to "
+                fix="Use a safetensors version (`variant` may name one), or pass `legacy=True` to "
                 "read their tensors.",
             )
         for file in files:
@@ -176,7 +176,7 @@ def _check_weights(folder: Path, files: Sequence[Path]) -> None:
     Raises:
         CheckpointError: There are none, or fewer shards than their names promise.
     """
-    fix = "download it again, or name a variant that is there with `variant`."
+    fix = "Download it again, or name a variant that is there with `variant`."
     if not files:
         raise CheckpointError(f"{folder} holds no weights.", fix=fix)
     shards = [int(found[1]) for file in files if (found := _SHARD.search(file.name))]
@@ -223,7 +223,7 @@ def _refuse_codes(folder: Path, files: Sequence[Path]) -> None:
         raise CheckpointError(
             f"The weights in {folder} are quantised ({found}), and its config.json has no "
             "`quantization_config`: the codes would be taken for the weights.",
-            fix="use the unquantised model. Scaled fp8 and int8 become plain weights by "
+            fix="Use the unquantised model. Scaled fp8 and int8 become plain weights by "
             "`motionmerge merge`: a recipe with that folder as the input `base`, and the expert "
             "`all: base`.",
         )
@@ -251,14 +251,14 @@ def _refuse_foreign_code(part: str, files: Sequence[Path]) -> None:
             if "auto_map" in settings:
                 raise CheckpointError(
                     f"`{part}` needs code of its own: {file} has an `auto_map`. It is not run.",
-                    fix="use a version of the model whose parts are classes of diffusers or "
+                    fix="Use a version of the model whose parts are classes of diffusers or "
                     "transformers.",
                 )
             steps = settings.get("num_train_timesteps", 0)
             if isinstance(steps, (int, float)) and steps > _MAX_TIMESTEPS:
                 raise CheckpointError(
                     f"{file} asks for {steps:,} timesteps, more than {_MAX_TIMESTEPS:,}.",
-                    fix="download it again.",
+                    fix="Download it again.",
                 )
 
 
@@ -307,7 +307,7 @@ def _download(name: str, *, variant: str | None, legacy: bool) -> Path:
     if not _HUB_ID.fullmatch(name):
         raise CheckpointError(
             f"There is no folder {name}.",
-            fix="give a diffusers folder, a hub id such as `owner/name`, or `pocket`.",
+            fix="Give a diffusers folder, a hub id such as `owner/name`, or `pocket`.",
         )
     import huggingface_hub
 
@@ -327,7 +327,7 @@ def _download(name: str, *, variant: str | None, legacy: bool) -> Path:
             raise not_fetched(name) from error
         raise CheckpointError(
             f"{name} is no folder here and could not be had from the hub: {first_line(error)}",
-            fix="check the name and the connection, log in with `hf auth login` if it is gated, or "
+            fix="Check the name and the connection, log in with `hf auth login` if it is gated, or "
             "give the folder of a downloaded copy.",
         ) from error
 
@@ -352,7 +352,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     if not (path / INDEX_FILE).is_file():
         raise CheckpointError(
             f"{path} is no diffusers pipeline: it has no {INDEX_FILE}.",
-            fix="give a folder that `save_pretrained` or `motionmerge convert` wrote.",
+            fix="Give a folder that `save_pretrained` or `motionmerge convert` wrote.",
         )
     return read_json(path / INDEX_FILE)
 
@@ -372,7 +372,7 @@ def _parts(index: Mapping[str, Any], path: Path) -> dict[str, tuple[str | None, 
         if not name.isidentifier():
             raise CheckpointError(
                 f"{path} has a part called `{name[:80]}`, which is no name of a folder in it.",
-                fix="do not use this model; get it from a source that you trust.",
+                fix="Do not use this model; get it from a source that you trust.",
             )
         known = library in (None, "diffusers", "transformers") or (
             isinstance(library, str)
@@ -381,7 +381,7 @@ def _parts(index: Mapping[str, Any], path: Path) -> dict[str, tuple[str | None, 
         if not known or list((path / name).glob("*.py")):
             raise CheckpointError(
                 f"`{name}` of {path} needs code of its own (`{library}`), which is not run.",
-                fix="use a version of the model whose parts are classes of diffusers or "
+                fix="Use a version of the model whose parts are classes of diffusers or "
                 "transformers.",
             )
     return parts
@@ -392,21 +392,21 @@ def _family(index: Mapping[str, Any], path: Path) -> VideoFamily:
     if not isinstance(name, str):
         raise CheckpointError(
             f"{path} names no pipeline class of diffusers, but {name!r}.",
-            fix="use a model without code of its own.",
+            fix="Use a model without code of its own.",
         )
     if name == "WanPipeline" and not index.get("expand_timesteps"):
         raise ConfigError(
             f"{path} makes videos from text alone.",
-            fix="use the image-to-video model of the same family, e.g. Wan2.1-I2V.",
+            fix="Use the image-to-video model of the same family, e.g. Wan2.1-I2V.",
         )
     family = family_of(name)
     if family is POCKET:
-        raise ConfigError(f"{path} is the pocket model.", fix="use `load_pocket()`.")
+        raise ConfigError(f"{path} is the pocket model.", fix="Use `load_pocket()`.")
     missing = [name for name in family.packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
             f"{family.name} needs the package {missing[0]}, which is not installed.",
-            fix=f"install it, e.g. `pip install {missing[0]}`.",
+            fix=f"Install it, e.g. `pip install {missing[0]}`.",
         )
     return family
 

@@ -166,7 +166,7 @@ def _load_part(
         raise CheckpointError(
             f"`{part}` of {folder.name} lacks {len(missing)} of its tensors, such as "
             f"`{missing[0]}`.",
-            fix="download the folder again; if it is whole, its names are those of another version "
+            fix="Download the folder again; if it is whole, its names are those of another version "
             "of diffusers or transformers.",
         )
     return network.eval()
@@ -216,7 +216,7 @@ def _named_faults(folder: PipelineFolder) -> Iterator[None]:
     except _FAULTS as error:
         raise CheckpointError(
             f"{folder.name} cannot be loaded: {first_line(error)}",
-            fix="check that the folder is whole, and that diffusers and transformers know it.",
+            fix="Check that the folder is whole, and that diffusers and transformers know it.",
         ) from error
 
 
@@ -262,16 +262,21 @@ def _take_turns(pipeline: Any, device: torch.device) -> None:
 
 
 def show_progress(pipeline: Any, *, is_quiet: bool) -> None:
-    """Let a pipeline draw its progress bars, or not.
+    """Let a pipeline draw its progress bars, or not."""
+    for part in parts_with_bars(pipeline):
+        part.set_progress_bar_config(disable=is_quiet)
 
-    A modular one tells only its outermost blocks.
+
+def parts_with_bars(pipeline: Any) -> list[Any]:
+    """Return all that draws progress bars: a pipeline, and of a modular one its blocks as well.
+
+    A modular pipeline passes its settings on to its outermost blocks alone.
     """
-    pipeline.set_progress_bar_config(disable=is_quiet)
     blocks = list(getattr(getattr(pipeline, "_blocks", None), "sub_blocks", {}).values())
     for block in blocks:  # grows while it is walked
         blocks.extend(block.sub_blocks.values())
-        if hasattr(block, "set_progress_bar_config"):
-            block.set_progress_bar_config(disable=is_quiet)
+    drawing = [block for block in blocks if hasattr(block, "set_progress_bar_config")]
+    return [pipeline, *drawing]
 
 
 def check_memory(folder: PipelineFolder, dtype: torch.dtype, device: torch.device) -> None:
@@ -305,7 +310,7 @@ def check_device(device: torch.device) -> None:
     if wanted not in there:
         raise ConfigError(
             f"There is no device {device} here, but {', '.join(there)}.",
-            fix="use one of these, or leave `device` out.",
+            fix="Use one of these, or leave `device` out.",
         )
 
 
@@ -327,6 +332,6 @@ def _too_large(
     return ConfigError(
         f"{name} does not fit: {gigabytes(needed)} for {what}, and {gigabytes(free)} of {where} "
         "are free.",
-        fix="load it in bf16 if it is not yet, `dtype`, close other programs, or use a smaller "
+        fix="Load it in bf16 if it is not yet, `dtype`, close other programs, or use a smaller "
         "model or machine with more memory.",
     )

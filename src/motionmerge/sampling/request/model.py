@@ -129,7 +129,7 @@ class ShippedModel:
         return pipeline, "the pocket model, on the CPU"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FolderModel:
     """A diffusers pipeline.
 

@@ -58,7 +58,7 @@ def parts_of_folder(path: Path, index: Mapping[str, Any], family: VideoFamily) -
         what = "files with code" if has_code else f"`{blocks}` in place of `{own}`"
         raise CheckpointError(
             f"{path} has blocks of its own ({what}), which are not run.",
-            fix=f"use a {family.pipelines[0]} of the blocks that diffusers ships.",
+            fix=f"Use a {family.pipelines[0]} of the blocks that diffusers ships.",
         )
     pipeline = empty_pipeline(family)
     parts: dict[str, Any] = {}
@@ -69,7 +69,7 @@ def parts_of_folder(path: Path, index: Mapping[str, Any], family: VideoFamily) -
             raise CheckpointError(
                 f"{path} has no folder `{name}`, which {family.pipelines[0]} needs; what its index "
                 "names elsewhere is not fetched.",
-                fix=f"download that part into the folder, as {path / name}.",
+                fix=f"Download that part into the folder, as {path / name}.",
             )
     return parts
 
@@ -79,5 +79,5 @@ def not_fetched(name: str) -> CheckpointError:
     return CheckpointError(
         f"{name} is a modular pipeline, whose parts may come from several repositories; they are "
         "not fetched from here.",
-        fix=f"download it with `hf download {name} --local-dir FOLDER`, and give that folder.",
+        fix=f"Download it with `hf download {name} --local-dir FOLDER`, and give that folder.",
     )

@@ -80,15 +80,15 @@ def shift_setting(scheduler: Any) -> str:
             return "flow_shift"
         raise ConfigError(
             f"The {name} of this model has a flow_shift for flow models alone, which it is not.",
-            fix="leave `shift` out.",
+            fix="Leave `shift` out.",
         )
     if "shift" not in known:
-        raise ConfigError(f"The {name} of this model has no shift.", fix="leave `shift` out.")
+        raise ConfigError(f"The {name} of this model has no shift.", fix="Leave `shift` out.")
     if config.get("use_dynamic_shifting", False):
         raise ConfigError(
             f"The {name} of this model takes its shift from the size of the video "
             "(use_dynamic_shifting).",
-            fix="leave `shift` out, or set use_dynamic_shifting to false in the "
+            fix="Leave `shift` out, or set use_dynamic_shifting to false in the "
             "model's scheduler_config.json.",
         )
     return "shift"
@@ -141,12 +141,12 @@ def sigmas_argument(scheduler: Any, sigmas: tuple[float, ...]) -> Sigmas:
     known = inspect.signature(scheduler.set_timesteps).parameters
     if "sigmas" not in known or made is not None or denoises_in_stages(scheduler):
         why = f"makes sigmas of its own ({made})" if made is not None else "takes no sigmas"
-        raise ConfigError(f"The {name} of this model {why}.", fix="leave `sigmas` out.")
+        raise ConfigError(f"The {name} of this model {why}.", fix="Leave `sigmas` out.")
     if is_flow(scheduler) and sigmas[0] > 1:
         raise ConfigError(
             f"The sigmas begin at {sigmas[0]:g}, and those of a {name} are noise levels from 1 to "
             "0.",
-            fix="write values from 1 on down, e.g. 1,0.94,0.8,0.5.",
+            fix="Write values from 1 on down, e.g. 1,0.94,0.8,0.5.",
         )
     more: dict[str, Any] = {"mu": 1.0} if config.get("use_dynamic_shifting") else {}
     if known["num_inference_steps"].default is inspect.Parameter.empty:
@@ -162,7 +162,7 @@ def sigmas_argument(scheduler: Any, sigmas: tuple[float, ...]) -> Sigmas:
             return written
     raise ConfigError(
         f"The {name} of this model cannot take these {len(sigmas)} sigmas.",
-        fix="leave `sigmas` out, and choose the number of steps instead.",
+        fix="Leave `sigmas` out, and choose the number of steps instead.",
     )
 
 
@@ -175,7 +175,7 @@ def check_steps(scheduler: Any, steps: Steps) -> None:
     if scheduler is None and (steps.shift, steps.sigmas) != (None, None):
         raise ConfigError(
             "The model has no scheduler whose sigmas or shift could be chosen.",
-            fix="leave `sigmas` and `shift` out.",
+            fix="Leave `sigmas` and `shift` out.",
         )
     if steps.sigmas is not None:
         sigmas_argument(with_shift(scheduler, steps.shift), steps.sigmas)

@@ -114,7 +114,7 @@ class VideoSettings(Settings):
     def _refuse_booleans(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool):
             raise ConfigError(
-                f"{info.field_name} is {value}, which is no number.", fix="write a number."
+                f"{info.field_name} is {value}, which is no number.", fix="Write a number."
             )
         return value
 
@@ -126,7 +126,7 @@ class VideoSettings(Settings):
             several = "; the seeds of several videos count up from the first"
             raise ConfigError(
                 f"{info.field_name} is {value}; expected {least} to {most}.",
-                fix=f"use a value in between{several if info.field_name == 'seed' else ''}.",
+                fix=f"Use a value in between{several if info.field_name == 'seed' else ''}.",
             )
         return value
 
@@ -140,21 +140,21 @@ class VideoSettings(Settings):
         most = _RANGES["num_inference_steps"][1]
         if not 1 <= len(sigmas) <= most:
             raise ConfigError(
-                f"sigmas has {len(sigmas)} values; expected 1 to {most:g}.",
-                fix="write one for each step, e.g. 1,0.94,0.8,0.5.",
+                f"Sigmas has {len(sigmas)} values; expected 1 to {most:g}.",
+                fix="Write one for each step, e.g. 1,0.94,0.8,0.5.",
             )
         if len(sigmas) > 1 and sigmas[-1] == 0:
             raise ConfigError(
-                "sigmas ends with 0, which is after the last step and added by itself.",
-                fix="leave the 0 at the end out.",
+                "Sigmas ends with 0, which is after the last step and added by itself.",
+                fix="Leave the 0 at the end out.",
             )
         for before, here in zip((math.inf, *sigmas), sigmas, strict=False):
             if not (math.isfinite(here) and 0 < here < before):
                 raise ConfigError(
-                    f"sigmas has {here:g} after {before:g}: they must fall, and stay above 0."
+                    f"Sigmas has {here:g} after {before:g}: they must fall, and stay above 0."
                     if math.isfinite(before)
-                    else f"sigmas begins with {here:g}: they must be finite and above 0.",
-                    fix="write falling values such as 1,0.94,0.8,0.5.",
+                    else f"Sigmas begins with {here:g}: they must be finite and above 0.",
+                    fix="Write falling values such as 1,0.94,0.8,0.5.",
                 )
         return sigmas
 
@@ -167,7 +167,7 @@ class VideoSettings(Settings):
         except UnicodeEncodeError as error:
             raise ConfigError(
                 f"{info.field_name} has a broken character at position {error.start}: {value!r}.",
-                fix="write the text in UTF-8, without lone surrogates.",
+                fix="Write the text in UTF-8, without lone surrogates.",
             ) from error
         return value
 
@@ -476,7 +476,7 @@ def _out_of_memory(error: BaseException, limits: Limits) -> ConfigError:
     frames = limits.nearest_num_frames(limits.num_frames // 2)
     return ConfigError(
         f"Memory ran out while the video was made: {first_line[:200]}",
-        fix=f"ask for fewer frames ({frames}: `num_frames`) or {smaller}, or load the model in "
+        fix=f"Ask for fewer frames ({frames}: `num_frames`) or {smaller}, or load the model in "
         "bf16 (`dtype`).",
     )
 
@@ -489,5 +489,5 @@ def read_prompts(text: str, *, source: str) -> list[str]:
     """
     prompts = [line.strip() for line in lines_of(text) if line.strip()]
     if not prompts:
-        raise DataError(f"{source} holds no prompt.", fix="write one prompt a line.")
+        raise DataError(f"{source} holds no prompt.", fix="Write one prompt a line.")
     return prompts

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from motionmerge.models.pocket.autoencoder import COARSE, LATENT_CHANNELS, PocketAutoencoder
+from motionmerge.models.pocket.components import attention_kernel
 from motionmerge.models.pocket.world import (
     SIZE,
     TRAINING_PHOTOS,
@@ -122,6 +123,7 @@ def train_decoder(
         ),
         settings,
         folder,
+        kernels=attention_kernel,
         on_progress=on_progress,
     )
     return {f"autoencoder.{k}": v for k, v in autoencoder.state_dict().items()}, result

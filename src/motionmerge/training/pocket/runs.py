@@ -124,7 +124,7 @@ def run(
         ConfigError: the run is unknown, or the output cannot be written.
     """
     if name not in RUNS:
-        raise ConfigError(f"there is no run {name!r}", fix=f"choose one of {', '.join(RUNS)}.")
+        raise ConfigError(f"There is no run {name!r}", fix=f"Choose one of {', '.join(RUNS)}.")
     recipe = RUNS[name]
     check_file(output)
     prepare_folder(output.parent)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from motionmerge.models.pocket.components import attention_kernel
 from motionmerge.models.pocket.language import (
     CAMERA_MOVES,
     COLORS,
@@ -149,6 +150,7 @@ def train_towers(
         CpuObjective(lambda m, i: text_loss(m, i, seed=seed)),
         text_settings,
         folder / "text",
+        kernels=attention_kernel,
         on_progress=on_progress,
     )
     image = Reader(build_image_encoder(), actor_outputs=3 + 2, camera_outputs=1)
@@ -158,6 +160,7 @@ def train_towers(
         CpuObjective(lambda m, i: image_loss(m, i, seed=seed, canvases=canvases)),
         image_settings,
         folder / "image",
+        kernels=attention_kernel,
         on_progress=on_progress,
     )
     weights = {f"text_encoder.{k}": v for k, v in text.tower.state_dict().items()}

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
 from motionmerge.models.pocket.autoencoder import LATENT_CHANNELS
-from motionmerge.models.pocket.components import PocketModel
+from motionmerge.models.pocket.components import PocketModel, attention_kernel
 from motionmerge.models.pocket.language import Program, corrupt_program
 from motionmerge.models.pocket.text import PocketTokenizer
 from motionmerge.models.pocket.towers import normalize_image
@@ -35,6 +35,7 @@ from motionmerge.models.pocket.world import (
     sample_scene,
     stage,
 )
+from motionmerge.parameter_groups import group_of
 from motionmerge.training.trainer import Progress, TrainerSettings, TrainingResult, fit
 
 
@@ -273,7 +274,14 @@ def train_base(
 ) -> TrainingResult:
     """Train U-Net and image projector from scratch; `model` is left with the averaged weights."""
     objective = VideoObjective(model, BASE_DATA, seed=settings.seed)
-    return fit(Denoiser(model), objective, settings, folder, on_progress=on_progress)
+    return fit(
+        Denoiser(model),
+        objective,
+        settings,
+        folder,
+        kernels=attention_kernel,
+        on_progress=on_progress,
+    )
 
 
 def fine_tune(
@@ -305,6 +313,7 @@ def fine_tune(
             settings,
             folder,
             trainable=trainable,
+            kernels=attention_kernel,
             on_progress=on_progress,
         )
 
@@ -336,5 +345,5 @@ def trained_parameters(model: PocketModel, trains: Trains) -> list[str]:
     if "temporal blocks" in trains:
         names = [name for name in names if "tempo" in name]
     if "adapter" not in trains:
-        names = [n for n in names if "fusion" not in n and "temporal_adapter" not in n]
+        names = [name for name in names if group_of(name) != "adapter"]
     return names

@@ -1,0 +1,150 @@
+"""Options that several verbs share, and the panels that `--help` shows them in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+import motionmerge
+
+MODEL = "Model"
+EXPERTS = "Experts"
+VIDEO = "Video"
+OUTPUT = "Output"
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the shipped recipes, for shell completion; imports nothing slow."""
+    folder = Path(motionmerge.__file__).parent / "recipes"
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and end, if that is wanted."""
+    if wanted:
+        print(f"motionmerge {motionmerge.__version__}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True),
+]
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe file, or the name of a shipped recipe; `motionmerge recipes` lists them.",
+        autocompletion=recipe_names,
+    ),
+]
+InputOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=PATH",
+        help="Use these weights as the recipe's input NAME; repeatable.",
+        rich_help_panel=EXPERTS,
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=NUMBER",
+        help="Another value of a recipe's parameter; repeatable.",
+        rich_help_panel=EXPERTS,
+    ),
+]
+MotionOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="NUMBER",
+        help="The same as --set motion=NUMBER: how far to extrapolate away from the fine-tuned "
+        "weights. 0 is the base's motion, -1 that of the fine-tuned weights.",
+        show_default="the recipe's own",
+        rich_help_panel=EXPERTS,
+    ),
+]
+MissingOption = Annotated[
+    Literal["error", "keep"],
+    typer.Option(
+        help="What happens to layers or tensors that only some inputs have: error stops, keep goes "
+        "on without them.",
+        rich_help_panel=EXPERTS,
+    ),
+]
+NonfiniteOption = Annotated[
+    bool,
+    typer.Option("--allow-nan", help="Accept NaN in the inputs.", rich_help_panel=EXPERTS),
+]
+
+OutputOption = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="FOLDER", help="Folder to write to.", rich_help_panel=OUTPUT
+    ),
+]
+Dtype = Literal["fp32", "fp16", "bf16", "fp8_e4m3fn", "fp8_e5m2"]
+ScaledDtype = Literal["fp32", "fp16", "bf16", "fp8_scaled", "fp8_e4m3fn", "fp8_e5m2"]
+_THAT_OF_THE_INPUTS = "that of the inputs"
+DtypeOption = Annotated[
+    Dtype | None,
+    typer.Option(
+        help="Number format of the weights. Neither fp8 has scales here.",
+        show_default=_THAT_OF_THE_INPUTS,
+        rich_help_panel=OUTPUT,
+    ),
+]
+ScaledDtypeOption = Annotated[
+    ScaledDtype | None,
+    typer.Option(
+        help="Number format of the weights. fp8_scaled writes a scale for each weight; the other "
+        "two fp8 have none.",
+        show_default=_THAT_OF_THE_INPUTS,
+        rich_help_panel=OUTPUT,
+    ),
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Check and report; write nothing. Of checkpoints only headers are read: NaN in them "
+        "is found without this flag.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace existing files.", rich_help_panel=OUTPUT)
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="E.g. 5GB: write OUTPUT/EXPERT/ in shards.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+LayoutOption = Annotated[
+    Literal["weights", "pipeline"],
+    typer.Option(
+        help="weights: a file for each expert. pipeline: whole diffusers folders OUTPUT/EXPERT/, "
+        "in which the weights of all other parts are hard links.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+StochasticOption = Annotated[
+    int | None,
+    typer.Option(
+        "--stochastic-rounding",
+        metavar="SEED",
+        help="Round up or down at random, so that small changes survive in 16 bits.",
+        rich_help_panel=OUTPUT,
+    ),
+]

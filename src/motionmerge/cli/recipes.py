@@ -1,0 +1,59 @@
+"""`motionmerge recipes`: the recipes that ship with the package."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from motionmerge.cli.options import JsonOption
+
+EXAMPLE = "Example: motionmerge recipes --json"
+
+if TYPE_CHECKING:
+    from motionmerge.merging.recipes.recipe import Recipe
+
+
+def recipes(as_json: JsonOption = False) -> None:
+    """List the shipped recipes: what each is for, its inputs and its parameters.
+
+    `motionmerge show NAME` prints formulas, schedule and cost of one.
+    """
+    from motionmerge.merging.recipes.recipe import Recipe, shipped_recipes
+
+    found = {name: _described(Recipe.load(path)) for name, path in shipped_recipes().items()}
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, recipe in found.items():
+        print(name)
+        print(f"    {recipe['summary']}")
+        print("    inputs: " + ", ".join(map(_input, recipe["inputs"].items())))
+        if recipe["parameters"]:
+            pairs = recipe["parameters"].items()
+            print("    parameters: " + ", ".join(f"{one} = {value:g}" for one, value in pairs))
+        print()
+    print("`motionmerge show NAME` prints a recipe; --input NAME=PATH gives an input of yours.")
+
+
+def _described(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "summary": _first_sentence(recipe.description or ""),
+        "inputs": {name: entry.path for name, entry in recipe.inputs.items()},
+        "parameters": dict(recipe.parameters),
+        "experts": list(recipe.experts),
+    }
+
+
+def _first_sentence(text: str) -> str:
+    """Return a text up to the first full stop that a capital letter or the end follows."""
+    line = " ".join(text.split())
+    return re.split(r"(?<=\.) (?=[A-Z`])", line, maxsplit=1)[0]
+
+
+def _input(item: tuple[str, str]) -> str:
+    """Return an input's name and where its weights come from."""
+    name, path = item
+    if path == "memory:base":
+        return f"{name} (the model that makes the video)"
+    return f"{name} (yours)" if path.startswith("memory:") else f"{name} = {path}"

@@ -1,0 +1,47 @@
+"""What made a video, as its metadata say it: the same keys for one video and for thousands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import torch
+
+from motionmerge import __version__
+from motionmerge.sampling.request.experts import ExpertChoice
+from motionmerge.sampling.request.model import ModelChoice
+from motionmerge.sampling.videos.make_video import VideoSettings
+
+
+def made_with(model: ModelChoice, experts: ExpertChoice) -> dict[str, Any]:
+    """Return what the videos of a run have in common, with the hashes of all files.
+
+    Args:
+        model: Hashed now; large files are remembered.
+        experts: Their recipe names its inputs, whose hashes stand in place of their paths.
+
+    Returns:
+        Versions, `model` (what the user called it), `family`, `weights` (hashes), what else decides
+        the model's videos, `recipe`, `boundary`.
+    """
+    files = dict(model.fingerprint())
+    return {
+        "motionmerge": __version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "model": model.name,
+        "family": model.family.name,
+        "weights": files.pop("model"),
+        **files,
+        **experts.fingerprint(),
+    }
+
+
+def provenance(common: dict[str, Any], settings: VideoSettings) -> dict[str, Any]:
+    """Return the metadata of one video.
+
+    Args:
+        common: What `made_with` returned.
+        settings: Those of the video, with the model's own values filled in.
+    """
+    return {**common, **settings.model_dump(exclude_none=True)}
