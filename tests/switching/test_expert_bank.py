@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +25,7 @@ from motionmerge.switching import switched_module
 from motionmerge.switching.expert_bank import ExpertBank, attached_bank, experts
 
 from ..tiny.dynamicrafter import NUM_TOKENS, tiny_pipeline
-from ..tiny.library import hooks, skip_older
+from ..tiny.library import IS_OLDER, hooks, skip_older
 
 Generate = Callable[..., torch.Tensor]
 Weights = dict[str, torch.Tensor]
@@ -390,8 +389,7 @@ def run_both_experts(
         for step, timestep in enumerate((900, 100)):
             NOW.timestep = timestep
             place = {"step_index": step, "sigma": timestep / 1000, "num_inference_steps": 9}
-            known = inspect.signature(transformer.cache_context).parameters
-            if "step_index" not in known:  # an older diffusers, whose caches need none of it
+            if IS_OLDER:  # whose caches need none of it
                 place = {}
             with transformer.cache_context("cond", **place):
                 outputs.append(transformer(timestep=torch.tensor([timestep]), **inputs)[0])

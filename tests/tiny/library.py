@@ -15,13 +15,13 @@ from diffusers import hooks as diffusers_hooks
 from diffusers.loaders import lora_conversion_utils, single_file_utils
 from packaging.version import Version
 
-_HAS_ALL = Version("0.42")
+IS_OLDER = Version(diffusers.__version__) < Version("0.42")
 """From this version on, a name that is not found is a fault."""
 
 
 def skip_older(reason: str) -> NoReturn:
     """Skip a test for what an older diffusers cannot do; raises again what the newest raised."""
-    if Version(diffusers.__version__) >= _HAS_ALL:
+    if not IS_OLDER:
         raise
     pytest.skip(f"diffusers {diffusers.__version__}: {reason}")
 
@@ -44,7 +44,7 @@ class _Library:
         self._module = module
 
     def __getattr__(self, name: str) -> Any:
-        if hasattr(self._module, name) or Version(diffusers.__version__) >= _HAS_ALL:
+        if hasattr(self._module, name) or not IS_OLDER:
             return getattr(self._module, name)
         return _Missing(name)
 
@@ -56,7 +56,7 @@ def of_its_time(build: Callable[[], Any]) -> Callable[[], Any]:
         try:
             return build()
         except TypeError as error:
-            if Version(diffusers.__version__) >= _HAS_ALL:
+            if not IS_OLDER:
                 raise
             pytest.skip(f"diffusers {diffusers.__version__}: {error}")
 
