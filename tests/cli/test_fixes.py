@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 import motionmerge
 from motionmerge.cli import app
 from motionmerge.cli.faults import PYTHON_TO_FLAG, SETTING_TO_FLAG, flags_of, in_flags
-from motionmerge.errors import ConfigError, MotionMergeError
 from motionmerge.models.pocket.components import weights_path
 from motionmerge.models.pocket.world import load_photo
 
@@ -116,20 +115,6 @@ def test_a_fix_in_python_names_the_flag_of_a_verb_that_has_it():
     assert in_flags("Pass its weights: `inputs={'a': FILE}`.", {"--input"}) == (
         "Pass its weights: `--input a=FILE`."
     )
-
-
-@pytest.mark.parametrize(
-    ("written", "shown"),
-    [
-        ("use another file", "Use another file."),
-        ("Use another file.", "Use another file."),
-        ("`x` is to be renamed", "`x` is to be renamed."),
-        ("do you mean `a`?", "Do you mean `a`?"),
-    ],
-)
-def test_a_fix_begins_with_a_capital_letter_and_ends_with_a_full_stop(written: str, shown: str):
-    assert MotionMergeError("m", fix=written).fix == shown
-    assert str(ConfigError("m", fix=written)) == f"m\n  Fix: {shown}"
 
 
 # Errors as a user meets them: what each `Fix:` names is there.

@@ -348,7 +348,7 @@ def test_a_broken_lora_is_refused(wan, parts, error, message):
 
 @pytest.mark.parametrize(("file", "scale"), [(3, 1.0), ("x.safetensors", "1"), ("x", float("nan"))])
 def test_a_lora_that_means_nothing_is_refused_at_once(file, scale):
-    with pytest.raises(RecipeError, match=r"lora\(\) got"):
+    with pytest.raises(RecipeError, match=r"`lora\(\)` got"):
         lora(file, scale)
 
 

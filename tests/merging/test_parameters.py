@@ -84,7 +84,7 @@ def test_other_values_are_printed_and_reach_the_schedule():
         (TEXT.replace("  motion: 0.25\n", "  motion: 0.25\n  extra: 1\n"), "used nowhere"),
         (TEXT.replace("  base: memory", "  motion: memory:x\n  base: memory"), "both"),
         (TEXT.replace("motion", "dare"), "not a name"),
-        (TEXT.replace("drop_rate: 0.7", "drop_rate: 1.5"), r"drop_rate=1.5 is not .*\n.*\n +\^"),
+        (TEXT.replace("drop_rate: 0.7", "drop_rate: 1.5"), r"`drop_rate=1.5` is not .*\n.*\n +\^"),
         (TEXT.replace("boundary: 0.64", "boundary: 64"), "outside"),
         (TEXT.replace("seed: 3", "seed: 3.5"), "64-bit integer"),
         (TEXT.replace("above: boundary", "above: boundry"), "Write a number|is 'boundry'"),

@@ -22,7 +22,7 @@ from motionmerge.rng import MASK_BLOCK
 
 from .conftest import make_pair, same_bits
 
-PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/reference/recipe-language.md").read_text(encoding="utf-8")
 CITATION = "@article{clip2026,\n  title = {Clipping}\n}"
 INPUTS = "inputs: {base: memory:base, tuned: memory:tuned}\n"
 

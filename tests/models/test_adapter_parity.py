@@ -120,5 +120,5 @@ def test_a_context_is_refused_by_a_unet_without_adapter() -> None:
 def test_a_context_of_the_wrong_length_is_refused() -> None:
     unet = small_unet()
     unet.add_temporal_adapter()
-    with pytest.raises(ShapeError, match="temporal_context has shape"):
+    with pytest.raises(ShapeError, match="`temporal_context` has shape"):
         unet(**random_inputs(frames=4), temporal_context=torch.zeros(2, 16, 64))

@@ -158,7 +158,7 @@ def test_shapes_and_yaml_give_the_same_configuration(reference: str) -> None:
     ("change", "message"),
     [
         ({"use_relative_position": True}, "use_relative_position"),
-        ({"num_res_block": 1}, "unknown official U-Net parameter"),
+        ({"num_res_block": 1}, "Unknown official U-Net parameter"),
         ({"context_dim": None}, None),
     ],
 )
@@ -209,7 +209,7 @@ def test_a_checkpoint_with_missing_tensors_is_refused(original) -> None:
 
 
 def test_a_checkpoint_of_something_else_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="none of the tensors belongs"):
+    with pytest.raises(CheckpointError, match="None of the tensors belongs"):
         OfficialCheckpoint({"weight": LazyTensor.of(torch.zeros(1))})
 
 

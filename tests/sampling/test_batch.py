@@ -237,7 +237,7 @@ def test_a_dry_run_finds_what_a_run_would_not_write_or_read(tmp_path: Path) -> N
         return result.output
 
     assert "1 of 1 videos are missing" in planned("the camera pans left", "new/videos")
-    assert "Line 1: the pocket model does not know" in planned("the dragon flies", "new/videos")
+    assert "Line 1: The pocket model does not know" in planned("the dragon flies", "new/videos")
     for output in ("file", "file/below", "x" * 300):
         assert "Cannot " in planned("the camera pans left", output)
     assert {path.name for path in tmp_path.iterdir()} == {"photo.png", "file", "manifest.jsonl"}

@@ -261,7 +261,7 @@ def test_what_is_no_image_in_0_to_1_is_refused(
 def test_a_setting_that_is_no_such_number_is_named(
     pipeline: DynamiCrafterPipeline, generate: Generate, setting: str, value: Any
 ) -> None:
-    with pytest.raises(ConfigError, match=f"{setting} is {value}") as caught:
+    with pytest.raises(ConfigError, match=f"`?{setting}`? is {value}") as caught:
         generate(pipeline, **{setting: value})
     assert caught.value.fix
 
@@ -501,7 +501,7 @@ def test_guidance_rescale_keeps_the_deviation_of_the_conditional_prediction() ->
             "6, 16",
         ),
         ({"num_frames": 4}, "num_frames=3"),
-        ({"latents": torch.zeros(1, 4, 3, 4, 4)}, "latents have shape"),
+        ({"latents": torch.zeros(1, 4, 3, 4, 4)}, "Latents have shape"),
         ({"image_embeds": torch.zeros(2, 6, WIDTH)}, "2 of image_embeds"),
         ({"image_embeds": torch.zeros(1, 5, WIDTH)}, "6, 16"),
     ],

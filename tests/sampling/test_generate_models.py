@@ -257,7 +257,6 @@ def test_a_video_says_which_dtype_its_model_had(workplace: Path, tmp_path: Path)
         (["--prompt", "x", "--boundary", "0.5"], "needs experts"),
         (["--prompt", "x", "--size", "64"], "--size was given with"),
         (["--prompt", "x", "--num-frames", "6"], "Use 5 frames"),
-        (["--prompt", "x", "--dtype", "int8"], "dtype"),
         (["--prompt", "x", "--device", "toaster"], "no device"),
         (["--prompt", "x", "--prompts", "p"], "Choose one"),
         (["--prompts", "nowhere.txt"], "nowhere.txt"),
@@ -285,3 +284,11 @@ def test_flags_for_other_models_are_refused_for_the_pocket_model(
         result = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "out.mp4")])
         assert result.exit_code == 2
         assert "pocket model" in result.output
+
+
+def test_a_dtype_of_no_video_model_is_refused_with_the_choices(
+    workplace: Path, tmp_path: Path
+) -> None:
+    result = generate(workplace, "--prompt", "x", "--dtype", "int8", "-o", str(tmp_path / "x.mp4"))
+    assert result.exit_code == 2
+    assert "--dtype" in result.output and "bf16" in result.output

@@ -183,7 +183,7 @@ def export_loras(
     output, wanted = Path(output), parse_dtype(dtype)
     base = _checked_base(recipe, base)
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise RecipeError(f"Rank={rank!r} is not a positive integer.", fix="Use e.g. `rank=64`.")
+        raise RecipeError(f"`rank={rank!r}` is not a positive integer.", fix="Use e.g. `rank=64`.")
     check_folder(output)
     changed = _changed(bound, base)
     start = Source(base, bound.origins[base])

@@ -87,7 +87,7 @@ def test_a_clip_can_be_decoded_at_the_resolution_of_the_photo(autoencoder: Pocke
 def test_images_and_latents_of_the_wrong_shape_are_refused(autoencoder: PocketAutoencoder):
     with pytest.raises(ShapeError, match=r"\[1, 3, 60, 60\].*multiple of 64"):
         autoencoder.encode_image(torch.zeros(1, 3, 60, 60))
-    with pytest.raises(ShapeError, match="latents have shape"):
+    with pytest.raises(ShapeError, match="Latents have shape"):
         autoencoder.decode(torch.zeros(1, 4, 8, 8, 8), torch.zeros(1, 3, 64, 64))
 
 

@@ -145,7 +145,7 @@ def run_demo(
     """
     if not 1 <= num_prompts <= len(PROMPTS):
         raise ConfigError(
-            f"Num_prompts is {num_prompts}.", fix=f"Choose 1 to {len(PROMPTS)} prompts."
+            f"`num_prompts` is {num_prompts}.", fix=f"Choose 1 to {len(PROMPTS)} prompts."
         )
     _check_outputs(folder)
     tell = progress or (lambda _: None)

@@ -136,7 +136,7 @@ def ties(*vectors: TaskVector, keep: float) -> TaskVector:
         expect_vector(vector, "ties", example=example)
     if len(vectors) < 2:
         raise RecipeError(
-            f"Ties() got {len(vectors)} task vector(s).", fix=f"Give it two or more: `{example}`."
+            f"`ties()` got {len(vectors)} task vector(s).", fix=f"Give it two or more: `{example}`."
         )
     return ByTensor("ties", vectors, (("keep", _share(keep)),), _without_conflicts)
 
@@ -155,14 +155,14 @@ def low_rank(vector: TaskVector, *, rank: int) -> TaskVector:
     """
     expect_vector(vector, "low_rank", example="low_rank(tuned - base, rank=32)")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise RecipeError(f"Rank={rank!r} is not a positive integer.", fix="Use e.g. `rank=32`.")
+        raise RecipeError(f"`rank={rank!r}` is not a positive integer.", fix="Use e.g. `rank=32`.")
     return ByTensor("low_rank", (vector,), (("rank", rank),), _truncated)
 
 
 def _share(keep: float) -> float:
     if not is_number(keep) or not 0 < keep <= 1:
         raise RecipeError(
-            f"Keep={keep!r} is not a number in (0, 1].",
+            f"`keep={keep!r}` is not a number in (0, 1].",
             fix="Use the share that stays, e.g. `keep=0.2`.",
         )
     return keep

@@ -130,7 +130,7 @@ def only(vector: TaskVector, group_or_pattern: str) -> TaskVector:
     expect_vector(vector, "only", example='only(tuned - base, "temporal")')
     if not isinstance(group_or_pattern, str):
         raise RecipeError(
-            f"Only() got the group {group_or_pattern!r}, not a string.",
+            f"`only()` got the group {group_or_pattern!r}, not a string.",
             fix='Quote it: `only(tuned - base, "temporal")`.',
         )
     selects(group_or_pattern)

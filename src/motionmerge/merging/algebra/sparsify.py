@@ -67,9 +67,9 @@ def dare(vector: TaskVector, *, drop_rate: float, seed: int) -> TaskVector:
     expect_vector(vector, "dare", example="dare(tuned - base, drop_rate=0.7, seed=0)")
     if not is_number(drop_rate) or not 0 <= drop_rate < 1 or MaskV1(0, drop_rate).threshold == 0:
         raise RecipeError(
-            f"Drop_rate={drop_rate!r} is not a number in [0, 1).",
+            f"`drop_rate={drop_rate!r}` is not a number in [0, 1).",
             fix="Use the fraction that is set to zero, e.g. `drop_rate=0.7`.",
         )
     if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) >= 1 << 63:
-        raise RecipeError(f"Seed={seed!r} is not a 64-bit integer.", fix="Use e.g. `seed=0`.")
+        raise RecipeError(f"`seed={seed!r}` is not a 64-bit integer.", fix="Use e.g. `seed=0`.")
     return Dare(vector, drop_rate, seed)

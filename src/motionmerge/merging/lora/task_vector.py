@@ -250,7 +250,7 @@ def lora(file: str | Path | Checkpoint | Mapping[str, torch.Tensor], scale: floa
     """
     if not is_number(scale) or not math.isfinite(scale):
         raise RecipeError(
-            f"Lora() got the scale {scale!r}, not a number.", fix="Write e.g. `lora(file, 0.8)`."
+            f"`lora()` got the scale {scale!r}, not a number.", fix="Write e.g. `lora(file, 0.8)`."
         )
     if isinstance(file, Checkpoint) and not file.vectors:
         return Lora(file.anchor, scale)
@@ -258,7 +258,7 @@ def lora(file: str | Path | Checkpoint | Mapping[str, torch.Tensor], scale: floa
         return Lora(Source("lora_tensors", MemoryTensors(file)), scale)
     if not isinstance(file, (str, Path)):
         raise RecipeError(
-            f"Lora() got a {type(file).__name__}, not a file.",
+            f"`lora()` got a {type(file).__name__}, not a file.",
             fix='Name an input, or give a path in quotes: `lora("lightning.safetensors", 1.0)`.',
         )
     return lora(Checkpoint.load(file), scale)

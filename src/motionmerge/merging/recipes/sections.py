@@ -84,7 +84,8 @@ def read_parameters(sections: Mapping[Any, Any]) -> dict[str, float]:
     for name, value in mapping_of(sections, "parameters").items():
         if not is_number(value) or not math.isfinite(value) or abs(value) >= 1 << 63:
             raise RecipeError(
-                f"Parameters.{name} is {value!r}, not a number.", fix=f"Write e.g. `{name}: 0.25`."
+                f"`parameters.{name}` is {value!r}, not a number.",
+                fix=f"Write e.g. `{name}: 0.25`.",
             )
         found[name] = value
     return found

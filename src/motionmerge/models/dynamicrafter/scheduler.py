@@ -68,12 +68,12 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
     ) -> None:
         if base_scale is not None and not 0 < base_scale <= 1:
             raise ConfigError(
-                f"Base_scale is {base_scale}; it must lie in (0, 1].",
+                f"`base_scale` is {base_scale}; it must lie in (0, 1].",
                 fix="Use 0.7 (512 model), 0.3 (1024 model), or None for no rescale.",
             )
         if not 1 <= rescale_steps <= num_train_timesteps:
             raise ConfigError(
-                f"Rescale_steps is {rescale_steps}; there are {num_train_timesteps} timesteps.",
+                f"`rescale_steps` is {rescale_steps}; there are {num_train_timesteps} timesteps.",
                 fix=f"Use a value from 1 to {num_train_timesteps}.",
             )
         super().__init__(
@@ -150,12 +150,12 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
         last = num_train if start_step is None else start_step
         if not 1 <= last <= num_train:
             raise ConfigError(
-                f"Start_step is {last}; the model was trained on {num_train} timesteps.",
+                f"`start_step` is {last}; the model was trained on {num_train} timesteps.",
                 fix=f"Use a value from 1 to {num_train}.",
             )
         if not 1 <= num_inference_steps <= last:
             raise ConfigError(
-                f"Num_inference_steps is {num_inference_steps}; {last} timesteps are available.",
+                f"`num_inference_steps` is {num_inference_steps}; {last} timesteps are available.",
                 fix=f"Use a value from 1 to {last}.",
             )
         if self.config.timestep_spacing == "trailing":
@@ -168,7 +168,7 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
             super().set_timesteps(num_inference_steps, device)
         else:
             raise ConfigError(
-                f"Start_step needs trailing timesteps, not {self.config.timestep_spacing!r}.",
+                f"`start_step` needs trailing timesteps, not {self.config.timestep_spacing!r}.",
                 fix='Build the scheduler with timestep_spacing="trailing".',
             )
         if self.config.prediction_type == "epsilon" and not self._alpha(int(self.timesteps[0])):
@@ -195,7 +195,7 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
         if kind == "sample":
             return model_output, (sample - signal * model_output) / noise
         raise ConfigError(
-            f"Prediction_type {kind!r} is unknown.",
+            f"`prediction_type` {kind!r} is unknown.",
             fix='Use "v_prediction", "epsilon" or "sample".',
         )
 
@@ -309,7 +309,7 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
         """
         if not 1 <= start_step <= self.config.num_train_timesteps or variance < 0:
             raise ConfigError(
-                f"Start_step is {start_step}, variance is {variance}.",
+                f"`start_step` is {start_step}, variance is {variance}.",
                 fix=f"Use 1 <= start_step <= {self.config.num_train_timesteps}, variance >= 0.",
             )
         alpha = self._alpha(start_step - 1)

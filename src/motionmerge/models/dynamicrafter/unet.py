@@ -193,7 +193,7 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixi
         super().__init__()
         if len(block_out_channels) != len(attention_levels):
             raise ConfigError(
-                f"Block_out_channels has {len(block_out_channels)} levels, attention_levels "
+                f"`block_out_channels` has {len(block_out_channels)} levels, attention_levels "
                 f"{len(attention_levels)}",
                 fix="Give one entry a level in both.",
             )
@@ -397,7 +397,7 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixi
             image = image.unflatten(1, (frames, per_frame)).flatten(0, 1)
         elif image.shape[1] != per_frame:
             raise ShapeError(
-                f"Encoder_hidden_states has {tokens.shape[1]} tokens: {num_text} of text leave "
+                f"`encoder_hidden_states` has {tokens.shape[1]} tokens: {num_text} of text leave "
                 f"{image.shape[1]} of the image; for {frames} frames the model takes "
                 f"{per_frame * frames} ({per_frame} a frame) or {per_frame} (shared).",
                 fix="Run the image projector with the same number of frames as the sample.",
@@ -435,12 +435,12 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixi
         dim = self.config.temporal_context_dim
         if dim is None:
             raise ShapeError(
-                "Temporal_context was given, but this U-Net has no temporal adapter.",
+                "`temporal_context` was given, but this U-Net has no temporal adapter.",
                 fix="Call `unet.add_temporal_adapter()` first, or leave it out.",
             )
         if list(context.shape) != [batch, frames, dim]:
             raise ShapeError(
-                f"Temporal_context has shape {list(context.shape)}, expected "
+                f"`temporal_context` has shape {list(context.shape)}, expected "
                 f"{[batch, frames, dim]}",
                 fix="Make it with `unet.temporal_adapter(text, num_frames)`.",
             )

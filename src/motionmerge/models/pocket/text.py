@@ -65,7 +65,7 @@ class PocketTokenizer:
                 hint = f" Did you mean {near[0]!r}?" if near else ""
                 raise DataError(
                     f"The pocket model does not know the word {word!r} in {prompt!r}.{hint}",
-                    fix="use only these words: " + " ".join(WORDS[3:]) + '. Example: "the red ball '
+                    fix="Use only these words: " + " ".join(WORDS[3:]) + '. Example: "the red ball '
                     'moves up then left and the camera pans left".',
                 )
             tokens.append(_INDEX[known])

@@ -70,7 +70,7 @@ class EncodingPipeline(DiffusionPipeline):
         own_frames = self.image_projector.config.num_frames
         if own_frames not in (1, num_frames):
             raise ShapeError(
-                f"Num_frames is {num_frames}; the image projector has tokens for {own_frames}.",
+                f"`num_frames` is {num_frames}; the image projector has tokens for {own_frames}.",
                 fix=f"Pass num_frames={own_frames}.",
             )
         pixels = preprocess_clip_image(image, size=self.image_encoder.config.image_size)
@@ -255,7 +255,7 @@ class EncodingPipeline(DiffusionPipeline):
             return self.encode_image_latents(pixels, num_frames).float()
         if num_frames < 2:
             raise ConfigError(
-                f"Num_frames is {num_frames}; a video with a last image has at least 2.",
+                f"`num_frames` is {num_frames}; a video with a last image has at least 2.",
                 fix="Ask for more frames, or leave last_image out.",
             )
         height, width = pixels.shape[-2:]

@@ -146,7 +146,7 @@ def check_num_frames(num_frames: int) -> None:
         ConfigError: It is.
     """
     if not (_is_whole(num_frames) and num_frames <= MAX_FRAMES):
-        raise ConfigError(f"Num_frames is {num_frames!r}.", fix=f"Use 1 to {MAX_FRAMES}.")
+        raise ConfigError(f"`num_frames` is {num_frames!r}.", fix=f"Use 1 to {MAX_FRAMES}.")
 
 
 def _is_whole(value: object) -> bool:

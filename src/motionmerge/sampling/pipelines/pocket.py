@@ -103,7 +103,7 @@ class PocketPipeline(DynamiCrafterPipeline):
         own = self.vae.config.num_frames
         if num_frames != own:
             raise ConfigError(
-                f"Num_frames is {num_frames}; the pocket model makes clips of {own} frames.",
+                f"`num_frames` is {num_frames}; the pocket model makes clips of {own} frames.",
                 fix=f"Leave num_frames out, or pass {own}.",
             )
 

@@ -21,15 +21,15 @@ def made_with(model: ModelChoice, experts: ExpertChoice) -> dict[str, Any]:
         experts: Their recipe names its inputs, whose hashes stand in place of their paths.
 
     Returns:
-        Versions, `model` (what the user called it), `family`, `weights` (hashes), what else decides
-        the model's videos, `recipe`, `boundary`.
+        Versions, `family`, `weights` (hashes), what else decides the model's videos, `recipe`,
+        `boundary`. No names of the user's: a model from the hub and its copy in a folder make the
+        same bytes.
     """
     files = dict(model.fingerprint())
     return {
         "motionmerge": __version__,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
-        "model": model.name,
         "family": model.family.name,
         "weights": files.pop("model"),
         **files,
