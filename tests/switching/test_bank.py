@@ -20,7 +20,7 @@ from motionmerge.switching.expert_bank import ExpertBank, attached_bank, experts
 from ..tiny import builders as build
 from ..tiny.dynamicrafter import tiny_pipeline
 from ..tiny.folders import family_named
-from ..tiny.library import hooks
+from ..tiny.library import IS_OLDER, hooks
 from ..tiny.loras import with_motion
 from ..tiny.pipelines import Family, generate, other_weights, tiny, weights_of
 from .test_expert_bank import (
@@ -232,6 +232,7 @@ def test_a_projector_alone_is_refused_as_it_would_never_be_switched() -> None:
     assert attached_bank(pipeline.image_projector) is None
 
 
+@pytest.mark.skipif(IS_OLDER, reason="its UniPC is at timestep 899, below the boundary, not 900")
 def test_a_lora_loaded_inside_the_block_is_named_and_all_weights_come_back() -> None:
     family = family_named("Wan 2.2-A14B")
     pipeline = tiny(family)

@@ -16,7 +16,7 @@ from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
 from motionmerge.switching.expert_bank import attached_bank, experts
 
-from ..tiny.library import skip_older
+from ..tiny.library import IS_OLDER, skip_older
 from ..tiny.loras import with_motion, with_weights
 from ..tiny.pipelines import FAMILIES, Family, generate, tiny, weights_of
 
@@ -153,6 +153,7 @@ def test_a_recipe_with_the_base_as_a_file_is_dense_and_the_same(tmp_path: Path) 
         )
 
 
+@pytest.mark.skipif(IS_OLDER, reason="its UniPC is at timestep 899, below the boundary, not 900")
 def test_the_lightning_recipe_gives_each_phase_its_lora() -> None:
     family = family_named("Wan 2.2-A14B")
     pipeline = tiny(family)
