@@ -60,6 +60,27 @@ _COSMOS = {
     "max_size": (4, 8, 8),
 }
 
+
+def _hunyuan_video_15() -> torch.nn.Module:
+    """Build HunyuanVideo 1.5, whose glyph projection is 2048 wide whatever the configuration."""
+    model = d.HunyuanVideo15Transformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        num_refiner_layers=1,
+        text_embed_dim=8,
+        text_embed_2_dim=8,
+        image_embed_dim=8,
+        rope_axes_dim=(2, 2, 4),
+        use_meanflow=True,
+    )
+    for layer, (inner, outer) in {"1": (8, 12), "2": (12, 12), "3": (12, 16)}.items():
+        setattr(model.context_embedder_2, f"linear_{layer}", torch.nn.Linear(inner, outer))
+    return model
+
+
 _BUILDERS: dict[str, Callable[[], torch.nn.Module]] = {
     "wan": lambda: d.WanTransformer3DModel(**_WAN, **_WAN_IMAGE),
     "wan text": lambda: d.WanTransformer3DModel(**_WAN),
@@ -84,19 +105,7 @@ _BUILDERS: dict[str, Callable[[], torch.nn.Module]] = {
         in_dim=4, dim=24, ffn_dim=16, freq_dim=8, text_dim=8, out_dim=4, num_heads=2, num_layers=2
     ),
     "hunyuan-video": lambda: d.HunyuanVideoTransformer3DModel(**_HUNYUAN),
-    "hunyuan-video-1.5": lambda: d.HunyuanVideo15Transformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=2,
-        num_refiner_layers=1,
-        text_embed_dim=8,
-        text_embed_2_dim=8,
-        image_embed_dim=8,
-        rope_axes_dim=(2, 2, 4),
-        use_meanflow=True,
-    ),
+    "hunyuan-video-1.5": lambda: _hunyuan_video_15(),
     "ltx": lambda: d.LTXVideoTransformer3DModel(
         in_channels=4,
         out_channels=4,
