@@ -94,7 +94,8 @@ class VideoFlags:
             metavar="NUMBER",
             help="The knob, which is the recipe's parameter motion: how far to extrapolate away "
             "from the fine-tuned weights while noisy. 0 is the base's motion, -1 that of the "
-            "fine-tuned weights. Other models than pocket need --recipe, --base or --lora.",
+            "fine-tuned weights. On pocket it stops at 1: more moves less there. Other models need "
+            "--recipe, --base or --lora.",
             show_default="the recipe's own; for pocket 1",
             rich_help_panel=EXPERTS,
         ),
