@@ -121,3 +121,12 @@ def test_a_recipe_written_out_has_the_same_experts_without_names():
     assert plain.experts == recipe.experts and plain.schedule == recipe.schedule
     assert not plain.parameters
     assert "drop_rate=0.7, seed=3" in plain.print() and "above: 0.64" in plain.print()
+
+
+def test_writing_out_leaves_what_stands_in_quotes():
+    selected = 'only(details * (tuned - base), "re:motion- -")'
+    text = TEXT.replace("details * (tuned - base)", selected)
+    recipe = Recipe.parse(text).with_parameters(motion=-2.0)
+    plain = recipe.written_out()
+    assert plain.experts["consistency"] == recipe.experts["consistency"]
+    assert '"re:motion- -"' in plain.print()

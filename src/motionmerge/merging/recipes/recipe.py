@@ -395,13 +395,17 @@ def _dump(section: Mapping[str, Any]) -> str:
 
 
 def _without_names(expression: str, parameters: Mapping[str, float]) -> str:
-    """Put numbers in place of parameters' names, not inside quotes nor before an equals sign."""
-    plain = re.sub(
-        r'"(?:[^"\\]|\\.)*"|\b[A-Za-z_]\w*\b(?!=)',
-        lambda found: repr(parameters[found[0]]) if found[0] in parameters else found[0],
-        expression,
+    """Put numbers in place of parameters' names, and a plus where two minus signs then meet."""
+    numbers = {name: repr(value) for name, value in parameters.items()}
+    plain = _replaced(r"\b[A-Za-z_]\w*\b(?!=)", numbers, expression)  # no name of a setting
+    return _replaced("- -", {"- -": "+ "}, plain)
+
+
+def _replaced(pattern: str, texts: Mapping[str, str], expression: str) -> str:
+    """Replace what a pattern finds outside quotes by what `texts` has for it."""
+    return re.sub(
+        rf'"(?:[^"\\]|\\.)*"|{pattern}', lambda found: texts.get(found[0], found[0]), expression
     )
-    return plain.replace("- -", "+ ")
 
 
 def _as_written(schedule: ExpertSchedule) -> list[dict[str, Any]]:
