@@ -144,10 +144,11 @@ def batch(
     for job in jobs:
         with job.named_errors():
             planner.add(job.settings)
+    made_of, made_by = chosen.fingerprint(), experts.fingerprint()
     all_planned = plan(
         jobs,
         output,
-        fingerprint={**chosen.fingerprint(), **experts.fingerprint()},
+        fingerprint={**made_of, **made_by},
         name_of=vbench_name if names == "vbench" else configuration_name,
     )
     planned = shard(all_planned, rank, world_size)
@@ -174,7 +175,7 @@ def batch(
         return
     prepare_folder(output)
     options = BatchOptions(
-        metadata=made_with(chosen, experts),
+        metadata=made_with(chosen.family.name, made_of, made_by),
         frame_rate=chosen.limits.frame_rate,
         videos_per_switch=videos_per_switch,
         retries=retries,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,7 +46,6 @@ def extrapolate(
     """Write BASE - MOTION * (TUNED - BASE), which moves more than BASE."""
     from motionmerge.io.atomic import check_folder
     from motionmerge.merging.recipes.recipe import Recipe
-    from motionmerge.merging.recipes.sections import RecipeInput
 
     if output.suffix == ".safetensors":
         raise ConfigError(
@@ -56,12 +53,8 @@ def extrapolate(
             fix=f"Use `-o {output.with_suffix('')}`.",
         )
     check_folder(output)  # before the recipe is printed
-    recipe = replace(
-        Recipe.load("motion-only"),
-        inputs={"base": RecipeInput(base), "tuned": RecipeInput(tuned)},
-        description=None,
-        folder=Path.cwd(),
-    ).with_parameters(motion=motion)
+    inputs = {"base": base, "tuned": tuned}
+    recipe = Recipe.shipped_for("motion-only", inputs, motion=motion)
     if not as_json:
         print(recipe.print())
     carry_out(

@@ -150,7 +150,7 @@ def generate(
     if dry_run:
         _print_plan(paths, about, as_json, dropped=chosen.limits.dropped_frames)
         return
-    shared = made_with(chosen, experts)
+    shared = made_with(chosen.family.name, chosen.fingerprint(), experts.fingerprint())
     for folder in folders:
         prepare_folder(folder)
     made: list[dict[str, Any]] = []

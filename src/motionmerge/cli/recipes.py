@@ -53,7 +53,9 @@ def _first_sentence(text: str) -> str:
 
 def _input(item: tuple[str, str]) -> str:
     """Return an input's name and where its weights come from."""
+    from motionmerge.merging.recipes.recipe import OWN_MODEL
+
     name, path = item
-    if path == "memory:base":
+    if path == OWN_MODEL:
         return f"{name} (the model that makes the video)"
     return f"{name} (yours)" if path.startswith("memory:") else f"{name} = {path}"

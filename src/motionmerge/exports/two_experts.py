@@ -28,7 +28,7 @@ from motionmerge.merging.inputs.coverage import Missing
 from motionmerge.merging.inputs.pieces import Layout
 from motionmerge.merging.inputs.sources import OpenInputs, Source
 from motionmerge.merging.recipes.bound import BoundRecipe
-from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe
+from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe, as_recipe
 from motionmerge.tensors import AnyDtype, DType, parse_dtype
 
 INDEX_FILE = "model_index.json"
@@ -95,7 +95,7 @@ def export_two_experts(
         ConfigError: `pipeline` is no Wan folder, or `output` exists or cannot be written.
         CheckpointError, ShapeError: As `merge`; or an expert does not fit the pipeline.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    recipe = as_recipe(recipe)
     pipeline, output = Path(pipeline), Path(output)
     check_new_folder(output, overwrite=overwrite or dry_run, marker=INDEX_FILE, keep=[pipeline])
     wanted = None if dtype is None else parse_dtype(dtype)

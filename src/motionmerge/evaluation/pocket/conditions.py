@@ -12,8 +12,6 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-import yaml
-
 from motionmerge.errors import ConfigError
 from motionmerge.merging.recipes.recipe import Recipe, shipped_recipes
 from motionmerge.models.pocket.components import VARIANTS
@@ -62,7 +60,7 @@ class Condition:
             "experts": experts,
             "schedule": schedule,
         }
-        return Recipe.parse(yaml.safe_dump(sections, sort_keys=False, width=10_000))
+        return Recipe.from_sections(sections)
 
     def at_boundary(self, boundary: float) -> Condition:
         """The same experts with another boundary, as a member of its family."""

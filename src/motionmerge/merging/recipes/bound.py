@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,13 @@ from motionmerge.merging.inputs.coverage import Coverage, Missing, check_coverag
 from motionmerge.merging.inputs.pieces import Shapes
 from motionmerge.merging.inputs.resolvers import split_name
 from motionmerge.merging.inputs.sources import MemoryTensors, OpenInputs, Origin, hash_origin
-from motionmerge.merging.recipes.recipe import OWN_MODEL, InputValue, Recipe, relative_path
+from motionmerge.merging.recipes.recipe import (
+    OWN_MODEL,
+    InputValue,
+    Recipe,
+    as_recipe,
+    relative_path,
+)
 from motionmerge.merging.recipes.sections import RecipeInput
 from motionmerge.text import fix_unknown_name
 
@@ -81,7 +88,7 @@ class BoundRecipe:
         """
         if isinstance(recipe, BoundRecipe):
             return recipe.with_inputs(inputs) if inputs else recipe
-        recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+        recipe = as_recipe(recipe)
         inputs = inputs or {}
         recipe.check_names(inputs)
         origins = {
@@ -173,17 +180,12 @@ class BoundRecipe:
         names = tuple(self.recipe.experts if experts is None else experts)
         key = (names, missing, None if like is None else tuple(like.items()))
         if key not in self._fits:
-            if opened is None:
-                with self.open(names, like=like) as opened:
-                    self._fits[key] = self._side_by_side(names, opened, missing)
-            else:
-                self._fits[key] = self._side_by_side(names, opened, missing)
+            chosen = self.chosen(names)
+            with self.open(names, like=like) if opened is None else nullcontext(opened) as held:
+                coverage = check_coverage(list(chosen.values()), held, missing=missing)
+                specs = {name: result_specs(one, held) for name, one in chosen.items()}
+            self._fits[key] = Fit(coverage, specs)
         return self._fits[key]
-
-    def _side_by_side(self, names: Sequence[str], opened: OpenInputs, missing: Missing) -> Fit:
-        chosen = self.chosen(names)
-        coverage = check_coverage(list(chosen.values()), opened, missing=missing)
-        return Fit(coverage, {name: result_specs(one, opened) for name, one in chosen.items()})
 
     def check_pins(self) -> None:
         """Check the hashes that the recipe pins, and read no other file.
@@ -202,7 +204,7 @@ class BoundRecipe:
         Raises:
             CheckpointError: A file does not have its pinned hash.
         """
-        self._hash(self.origins)  # all at once, those that are pinned too
+        self._hash(self.origins)  # before the pins, so that all files are hashed in parallel
         self.check_pins()
         filled = dict(self.recipe.inputs)
         for name, origin in self.origins.items():
@@ -229,12 +231,15 @@ class BoundRecipe:
                 self._digests[path] = digest.removeprefix("sha256:")
 
     def _compare_pins(self) -> None:
-        pins = {name: pin for name in self.origins if (pin := self._pin_of(name)) is not None}
-        self._hash(pins)
-        for name, pin in pins.items():
-            origin = self.origins[name]
-            digest = self._digests[origin] if isinstance(origin, Path) else pin
-            if digest != pin:
+        pinned = {
+            name: origin
+            for name, origin in self.origins.items()
+            if isinstance(origin, Path) and self._pin_of(name) is not None
+        }
+        self._hash(pinned)
+        for name, origin in pinned.items():
+            digest, pin = self._digests[origin], self._pin_of(name)
+            if pin is not None and digest != pin:
                 raise CheckpointError(
                     f"`{name}` ({origin}) has sha256 {digest[:16]}..., but the recipe pins "
                     f"{pin[:16]}...",

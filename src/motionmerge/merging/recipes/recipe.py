@@ -183,6 +183,37 @@ class Recipe:
         )
 
     @classmethod
+    def from_sections(cls, sections: Mapping[str, Any], *, folder: Path | None = None) -> Recipe:
+        """Read the sections of a recipe that is written in Python, as `parse` reads its text.
+
+        Raises:
+            RecipeError: As `parse`.
+        """
+        return cls.parse(json.dumps(sections, ensure_ascii=False), folder=folder)  # JSON is YAML
+
+    @classmethod
+    def shipped_for(
+        cls, name: str, inputs: Mapping[str, str | Path], **parameters: float
+    ) -> Recipe:
+        """Return a recipe that ships with the package for weights of the caller's.
+
+        Args:
+            name: The recipe's.
+            inputs: The path of every input, or a name such as `memory:base`.
+            parameters: Other values of the recipe's parameters.
+
+        Raises:
+            RecipeError: There is no such recipe or parameter.
+        """
+        recipe = replace(
+            cls.load(name),
+            inputs={key: RecipeInput(str(path)) for key, path in inputs.items()},
+            description=None,
+            folder=None,
+        )
+        return recipe.with_parameters(**parameters)
+
+    @classmethod
     def knob(
         cls,
         *,
@@ -215,14 +246,12 @@ class Recipe:
                 "The knob extrapolates away from fine-tuned weights or from a LoRA.",
                 fix="Pass `tuned` or `lora`, or `base` if the pipeline has the fine-tuned weights.",
             )
-        recipe = cls.load("knob" if lora is None else "lora-rescue")
-        given = {"base": base, "tuned": tuned, "style": lora}
-        inputs = {
-            name: RecipeInput(OWN_MODEL if given[name] is None else str(given[name]))
-            for name in recipe.inputs
-        }
-        recipe = replace(recipe, inputs=inputs, description=None, folder=None)
-        return recipe if motion is None else recipe.with_parameters(motion=motion)
+        parameters = {} if motion is None else {"motion": motion}
+        base = OWN_MODEL if base is None else base
+        if lora is not None:
+            return cls.shipped_for("lora-rescue", {"base": base, "style": lora}, **parameters)
+        tuned = OWN_MODEL if tuned is None else tuned
+        return cls.shipped_for("knob", {"base": base, "tuned": tuned}, **parameters)
 
     @classmethod
     def edg(cls, *, base: str | Path, tuned: str | Path, **parameters: float) -> Recipe:
@@ -241,9 +270,7 @@ class Recipe:
 
         Source: Tian et al. 2025 (arXiv 2503.00948), stage 3.
         """
-        inputs = {"base": RecipeInput(str(base)), "tuned": RecipeInput(str(tuned))}
-        recipe = replace(cls.load("edg-official"), inputs=inputs, description=None, folder=None)
-        return recipe.with_parameters(**parameters)
+        return cls.shipped_for("edg-official", {"base": base, "tuned": tuned}, **parameters)
 
     @classmethod
     def of_loras(
@@ -281,20 +308,14 @@ class Recipe:
         sections: dict[str, Any] = {"inputs": inputs, "experts": experts}
         if len(experts) == 2:
             sections["schedule"] = ExpertSchedule.two(*experts, boundary=boundary).to_list()
-        return cls.parse(json.dumps(sections, ensure_ascii=False))  # JSON is YAML as well
+        return cls.from_sections(sections)
 
     def print(self) -> str:
         """Write the canonical text: `Recipe.parse(recipe.print()) == recipe`."""
         text = "" if self.description is None else _dump({"description": self.description})
         if self.parameters:
             text += _dump({"parameters": dict(self.parameters)})
-        inputs = {
-            name: entry.path
-            if entry.sha256 is None
-            else {"path": entry.path, "sha256": entry.sha256}
-            for name, entry in self.inputs.items()
-        }
-        text += _dump({"inputs": inputs})
+        text += _dump({"inputs": self._inputs_as_written()})
         text += _dump({"experts": {name: str(expert) for name, expert in self.experts.items()}})
         if self.schedule is not None:
             lines = (
@@ -332,15 +353,19 @@ class Recipe:
             name: _without_names(str(expert), self.parameters)
             for name, expert in self.experts.items()
         }
-        sections: dict[str, Any] = {"experts": experts}
-        sections["inputs"] = {
-            name: {"path": entry.path, **({"sha256": entry.sha256} if entry.sha256 else {})}
-            for name, entry in self.inputs.items()
-        }
+        sections: dict[str, Any] = {"inputs": self._inputs_as_written(), "experts": experts}
         if self.schedule is not None:
             sections["schedule"] = self.schedule.to_list()
-        plain = Recipe.parse(json.dumps(sections, ensure_ascii=False), folder=self.folder)
+        plain = Recipe.from_sections(sections, folder=self.folder)
         return replace(plain, description=self.description)
+
+    def _inputs_as_written(self) -> dict[str, str | dict[str, str]]:
+        return {
+            name: entry.path
+            if entry.sha256 is None
+            else {"path": entry.path, "sha256": entry.sha256}
+            for name, entry in self.inputs.items()
+        }
 
     @property
     def seeds(self) -> dict[str, list[int]]:
@@ -417,6 +442,11 @@ def _as_written(schedule: ExpertSchedule) -> list[dict[str, Any]]:
         }
         for entry in schedule.to_list()
     ]
+
+
+def as_recipe(recipe: Recipe | str | Path) -> Recipe:
+    """Load a recipe unless it is one."""
+    return recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
 
 
 def relative_path(path: Path, folder: Path | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from motionmerge.merging.inputs.sources import MODULES, Origin, module_folders
 from motionmerge.merging.lora.scaling import LoraScaling
 from motionmerge.merging.names.wrappers import DENOISERS
 from motionmerge.merging.recipes.bound import BoundRecipe
-from motionmerge.merging.recipes.recipe import Recipe
+from motionmerge.merging.recipes.recipe import Recipe, as_recipe
 from motionmerge.merging.recipes.sections import RecipeInput
 from motionmerge.sampling.request.model import ModelChoice
 from motionmerge.sampling.request.step_plan import StepPlan, Steps, plan_steps
@@ -174,7 +173,7 @@ def from_recipe(
     Raises:
         RecipeError: There is no such recipe, input or parameter.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    recipe = as_recipe(recipe)
     given = inputs or {}
     recipe.check_names(given)
     replaced = {name: RecipeInput(_input_path(path)) for name, path in given.items()}
@@ -248,7 +247,7 @@ def from_base(
 def from_weights(weights: str | Path) -> ExpertChoice:
     """Choose one weights file for the whole denoising."""
     sections = {"inputs": {"merged": _input_path(weights)}, "experts": {"all": "merged"}}
-    return ExpertChoice(Recipe.parse(json.dumps(sections, ensure_ascii=False)))  # JSON is YAML
+    return ExpertChoice(Recipe.from_sections(sections))
 
 
 def _input_path(name: str | Path) -> str:

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
 import torch
 
 from motionmerge import __version__
-from motionmerge.sampling.request.experts import ExpertChoice
-from motionmerge.sampling.request.model import ModelChoice
 from motionmerge.sampling.videos.make_video import VideoSettings
 
 
-def made_with(model: ModelChoice, experts: ExpertChoice) -> dict[str, Any]:
+def made_with(family: str, model: Mapping[str, Any], experts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the videos of a run have in common, with the hashes of all files.
 
     Args:
-        model: Hashed now; large files are remembered.
-        experts: Their recipe names its inputs, whose hashes stand in place of their paths.
+        family: The model's family.
+        model: The model's `fingerprint()`.
+        experts: The experts' `fingerprint()`: their recipe, with hashes in place of paths.
 
     Returns:
         Versions, `family`, `weights` (hashes), what else decides the model's videos, `recipe`,
         `boundary`. No names of the user's: a model from the hub and its copy in a folder make the
         same bytes.
     """
-    files = dict(model.fingerprint())
     return {
         "motionmerge": __version__,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
-        "family": model.family.name,
-        "weights": files.pop("model"),
-        **files,
-        **experts.fingerprint(),
+        "family": family,
+        **{"weights" if key == "model" else key: value for key, value in model.items()},
+        **experts,
     }
 
 
