@@ -30,8 +30,9 @@ from motionmerge.cli.options import (
 from motionmerge.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from motionmerge.exports.files import FileExports
-    from motionmerge.exports.loras import LoraExports
+    from motionmerge.exports.files import FileExport
+    from motionmerge.exports.loras import LoraExport
+    from motionmerge.exports.written import Exports
 
 export_app = typer.Typer(
     help="Write a recipe's experts for other tools: LoRAs, single files, a two-expert folder.",
@@ -272,7 +273,7 @@ def original(
     _print_kept(written.unmatched)
 
 
-def _print_files(written: LoraExports | FileExports, *, as_json: bool) -> None:
+def _print_files(written: Exports[LoraExport] | Exports[FileExport], *, as_json: bool) -> None:
     """Print what was written and which tools load it, or one JSON object of the files."""
     if as_json:
         print(json.dumps({name: found.to_dict() for name, found in written.items()}, indent=2))

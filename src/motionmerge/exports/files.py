@@ -5,7 +5,7 @@ ComfyUI, Wan2GP and `from_single_file` of diffusers recognise a model by such na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -29,6 +29,7 @@ from motionmerge.exports.targets import (
     plan_files,
     plan_whole_files,
 )
+from motionmerge.exports.written import Exports
 from motionmerge.io.atomic import check_folder, check_new_file, folder_of_results
 from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.io.weights import open_weights
@@ -51,6 +52,7 @@ from motionmerge.merging.inputs.pieces import Layout, Pieced
 from motionmerge.merging.inputs.sources import MemoryTensors, OpenInputs, Origin, Source
 from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe
+from motionmerge.merging.report import survival_line
 from motionmerge.tensors import AnyDtype, DType, num_bytes, parse_dtype
 
 _KEPT = "config"
@@ -98,40 +100,12 @@ class FileExport:
         if self.note:
             lines.append(f"  {self.note}")
         if self.survived is not None:
-            lines.append(
-                f"  survives rounding: {self.survived:.1%} of the entries, cosine "
-                f"{self.cosine or 0:.4f}"
-            )
+            lines.append(survival_line(self.survived, self.cosine))
         if self.left_out:
             lines.append(
                 f"  {self.left_out:,} tensors of the checkpoint are no denoiser's: left out"
             )
         return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class FileExports(Mapping[str, FileExport]):
-    """All files of an export, by name without ending.
-
-    Attributes:
-        files: The files.
-        usage: Which tools load them and what to type there, line by line.
-        unmatched: Tensors that keep what the checkpoint at the front has, as some inputs lack them,
-            with those inputs.
-    """
-
-    files: Mapping[str, FileExport]
-    usage: tuple[str, ...]
-    unmatched: Mapping[str, tuple[str, ...]]
-
-    def __getitem__(self, name: str) -> FileExport:
-        return self.files[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.files)
-
-    def __len__(self) -> int:
-        return len(self.files)
 
 
 Planner = Callable[[Recipe, Sequence[Part], Origin], ExportPlan]
@@ -151,7 +125,7 @@ def export_comfyui(
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
-) -> FileExports:
+) -> Exports[FileExport]:
     """Write experts as single files with original names and no prefix, for `diffusion_models`.
 
     Of a pair of denoisers each gets files of its own, `<expert>_high_noise.safetensors` and
@@ -202,7 +176,7 @@ def export_files(
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
-) -> FileExports:
+) -> Exports[FileExport]:
     """Write experts as files under other names; see `export_comfyui`.
 
     Args:
@@ -261,7 +235,7 @@ def export_files(
                 }
                 chosen = {file: experts[file.expert] for file in contents}
                 jobs = _write(chosen, contents, sinks, opened, progress)
-    return FileExports(
+    return Exports(
         files={
             file.stem: FileExport(
                 path=None if dry_run else str(paths[file]),

@@ -9,7 +9,7 @@ much that is. Changes come out of the streaming engine, one at a time in each of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from motionmerge.exports.targets import (
     plan_files,
     plan_whole_files,
 )
+from motionmerge.exports.written import Exports
 from motionmerge.io.atomic import (
     check_folder,
     check_new_file,
@@ -110,30 +111,6 @@ class LoraExport:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class LoraExports(Mapping[str, LoraExport]):
-    """All files of an export, by name without ending.
-
-    Attributes:
-        files: The files.
-        usage: Which tools load them and what to type there, line by line.
-        unmatched: Tensors that do not change, as some inputs lack them, with those inputs.
-    """
-
-    files: Mapping[str, LoraExport]
-    usage: tuple[str, ...]
-    unmatched: Mapping[str, tuple[str, ...]]
-
-    def __getitem__(self, name: str) -> LoraExport:
-        return self.files[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.files)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-
 def export_loras(
     recipe: Recipe | str | Path,
     output: str | Path,
@@ -148,7 +125,7 @@ def export_loras(
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
-) -> LoraExports:
+) -> Exports[LoraExport]:
     """Write each expert of a recipe as LoRA files, `output/<expert>.safetensors`.
 
     There are no keys of alpha: scale 1 gives the expert. Every layer has the same rank, filled up
@@ -234,7 +211,7 @@ def export_loras(
         for file, held in layers.items()
     }
     usage = how_to_load(chosen, plan, output, family_of_parts(parts))
-    return LoraExports(files, tuple(usage), coverage.unmatched)
+    return Exports(files, tuple(usage), coverage.unmatched)
 
 
 def _checked_base(recipe: Recipe, base: str | None) -> str:

@@ -234,10 +234,7 @@ class MergeReport:
                 counts = (f"{group} {count:,}" for group, count in expert.touched.items())
                 lines.append(f"  touched: {', '.join(counts)}")
             if expert.survived is not None:
-                lines.append(
-                    f"  survives rounding: {expert.survived:.1%} of the entries, cosine "
-                    f"{expert.cosine or 0:.4f}"
-                )
+                lines.append(survival_line(expert.survived, expert.cosine))
             if expert.path:
                 lines.append(f"  -> {expert.path}")
         if self.dry_run:
@@ -254,6 +251,11 @@ class MergeReport:
             )
         lines += [f"Warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
+
+
+def survival_line(survived: float, cosine: float | None) -> str:
+    """Write how much of a change survives rounding, as a line of a report."""
+    return f"  survives rounding: {survived:.1%} of the entries, cosine {cosine or 0:.4f}"
 
 
 def _unused(count: int) -> str:
