@@ -35,7 +35,7 @@ class Applied(TaskVector):
         return (self.vector,)
 
     def bind(self: AppliedVector, origins: Mapping[str, Origin], anchor: Source) -> AppliedVector:
-        """Give the names in a parsed formula their weights."""
+        """Return the same expression with weights behind its names."""
         return replace(self, vector=self.vector.bind(origins, anchor))
 
 

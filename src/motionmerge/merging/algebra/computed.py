@@ -62,7 +62,7 @@ class Computed(TaskVector):
         return f"{self.name}({', '.join([*map(str, self.vectors), *settings])})"
 
     def bind(self: ComputedVector, origins: Mapping[str, Origin], anchor: Source) -> ComputedVector:
-        """Give the names in a parsed formula their weights."""
+        """Return the same expression with weights behind its names."""
         return replace(self, vectors=tuple(one.bind(origins, anchor) for one in self.vectors))
 
 

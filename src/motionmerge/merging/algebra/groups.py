@@ -95,7 +95,7 @@ class Only(Applied):
             yield from self.vector.sources(name)
 
     def lower(self, lowering: Lowering) -> int | None:
-        """Take the vector's steps; None where the tensor is not selected."""
+        """Lower the task vector where the tensor is selected; return None elsewhere."""
         return self.vector.lower(lowering) if self.reaches(lowering.name) else None
 
     def verify(self, names: Sequence[str]) -> None:

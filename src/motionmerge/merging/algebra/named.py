@@ -61,7 +61,7 @@ def _plain(number: Any) -> Any:
 
 
 def named(value: float, text: str) -> NamedFloat | NamedInt:
-    """Give a number a name.
+    """Return a number that prints as a name.
 
     Args:
         value: The number; an integer stays one.

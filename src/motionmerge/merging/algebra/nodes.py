@@ -289,7 +289,7 @@ class Difference(TaskVector):
         return f"{self.minuend.formula()} - {self.subtrahend.text(at_least=PRODUCT)}"
 
     def bind(self, origins: Mapping[str, Origin], anchor: Source) -> Difference:
-        """Give the names in a parsed formula their weights."""
+        """Return the same expression with weights behind its names."""
         return Difference(self.minuend.bind(origins), self.subtrahend.bind(origins))
 
     def sources(self, name: str | None = None) -> Iterator[Source]:
@@ -352,7 +352,7 @@ class Scaled(TaskVector):
         return f"-{inner}" if self.is_minus else f"{number_text(self.factor)} * {inner}"
 
     def bind(self, origins: Mapping[str, Origin], anchor: Source) -> Scaled:
-        """Give the names in a parsed formula their weights."""
+        """Return the same expression with weights behind its names."""
         return Scaled(self.factor, self.vector.bind(origins, anchor))
 
     def lower(self, lowering: Lowering) -> int | None:
@@ -383,7 +383,7 @@ class Sum(TaskVector):
         return self.left.formula() + _signed(self.right)
 
     def bind(self, origins: Mapping[str, Origin], anchor: Source) -> Sum:
-        """Give the names in a parsed formula their weights."""
+        """Return the same expression with weights behind its names."""
         return Sum(self.left.bind(origins, anchor), self.right.bind(origins, anchor))
 
     def lower(self, lowering: Lowering) -> int | None:

@@ -40,7 +40,7 @@ def result_dtype(
 def result_specs(
     checkpoint: Computable, inputs: OpenInputs, *, dtype: DType | None = None
 ) -> dict[str, ResultSpec]:
-    """Give dtype and shape of every tensor of the result, in its order, without reading any."""
+    """Return dtype and shape of every tensor of the result, in order; no tensor is read."""
     anchor = checkpoint.anchor
     return {
         name: (

@@ -208,7 +208,7 @@ def execute(
 
 
 def parts_of(blocks: Sequence[Block]) -> Iterator[tuple[Block, slice]]:
-    """Give neighbouring blocks and where each lies among their entries."""
+    """Yield neighbouring blocks, each with its slice of their joint entries."""
     start = 0
     for block in blocks:
         yield block, slice(start, start + block.count)

@@ -37,7 +37,7 @@ class Along:
     Every operation is rounded to fp32. Without a mask all is kept.
 
     Attributes:
-        factors: f1, f2 and f3; those that are not needed are 1, which changes nothing.
+        factors: f1, f2 and f3. A factor that the step does not use is 1, which changes nothing.
         is_line: It is anchor + f3 * (minuend - anchor) with a product that is exact in fp32 for
             sources in bf16 or fp16, whose differences have bits to spare at the small end. Then it
             does not matter whether product and sum are fused.

@@ -278,7 +278,7 @@ def _place(
 
 
 def _scatter(found: Scattered, piece: Piece, places: _Places, file: TensorSource) -> None:
-    """Deal the rows of a module over those that they are in a tensor of the model."""
+    """Move the rows of a module to their places in a tensor of the model."""
     if (rows := num_rows(file, piece)) != found.num_rows:
         raise ShapeError(
             f"`{piece.module.path}` of the LoRA has {rows} rows; `{found.layer}`, which is a part "
