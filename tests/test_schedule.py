@@ -147,8 +147,10 @@ def test_a_list_is_read_and_given_back():
     [
         ([], "empty"),
         ("dynamics", "not a list"),
-        (["dynamics"], "without an `expert`"),
-        ([{"above": 0.5}], "without an `expert`"),
+        (["dynamics"], "schedule entry 1 is 'dynamics', not a mapping"),
+        ([{"expert": "a", "above": 0.5}, {"above": 0.3}], "schedule entry 2 has no `expert`"),
+        ([{"expert": "a", 5: 0.5}], "schedule entry 1 has no setting `5`"),
+        ([{"expert": "a", "above": 10**400}, {"expert": "b"}], "Write a number"),
         ([{"expert": "a", "abov": 0.5}, {"expert": "b"}], "`above`"),
         ([{"expert": "", "above": 0.5}, {"expert": "b"}], "names the expert"),
         ([{"expert": "a", "above": 500}, {"expert": "b"}], "outside"),

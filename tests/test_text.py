@@ -6,7 +6,6 @@ import time
 
 import pytest
 
-from motionmerge.config import Settings, load_yaml
 from motionmerge.errors import ConfigError
 from motionmerge.text import MAX_YAML, parse_yaml
 
@@ -46,14 +45,3 @@ def test_what_could_grow_is_refused_while_it_is_scanned(text, what):
 
 def test_a_quoted_key_of_two_angles_is_a_plain_key():
     assert parse_yaml('{"<<": 1, b: [1, {c: 2}]}', source="x") == {"<<": 1, "b": [1, {"c": 2}]}
-
-
-def test_a_settings_file_without_end_is_read_no_further_than_its_bound(tmp_path):
-    class Nothing(Settings):
-        a: int = 0
-
-    path = tmp_path / "x.yaml"
-    with path.open("wb") as file:
-        file.truncate(2**40)
-    with pytest.raises(ConfigError, match="characters"):
-        load_yaml(path, Nothing)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from motionmerge.errors import ConfigError
-from motionmerge.text import MAX_YAML, fix_unknown_name, parse_yaml
+from motionmerge.text import fix_unknown_name
+
+Place: TypeAlias = "tuple[int | str, ...]"
+"""The keys and positions that lead to a value, from the outermost on."""
+
+_UNKNOWN_NAME = ("extra_forbidden", "unexpected_keyword_argument", "invalid_key")
+_KINDS = {
+    "string_type": "text",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "dataclass_type": "a mapping",
+    "list_type": "a list",
+    "too_short": "a mapping with at least one entry",
+}
+_LONGEST = 100
+"""Characters of a stranger's name or value that a message repeats."""
 
 
 class Settings(BaseModel):
@@ -31,42 +41,61 @@ class Settings(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _name_the_fault(cls, data: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
-        if isinstance(data, dict):
-            for key in data:
-                if key not in cls.model_fields:
-                    raise ConfigError(
-                        f"{cls.__name__} has no setting `{key}`.",
-                        fix=fix_unknown_name(str(key), cls.model_fields),
-                    )
         try:
             return handler(data)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join([cls.__name__, *map(str, first["loc"])])
-            raise ConfigError(
-                f"{where}: {first['msg']} (got {first['input']!r}).",
-                fix=f"Correct `{where}`.",
-            ) from error
+            names = cls.model_fields
+            raise explained(error, below=(cls.__name__,), names=lambda _: names) from error
 
 
-SettingsType = TypeVar("SettingsType", bound=Settings)
+def explained(
+    error: ValidationError,
+    *,
+    names: Callable[[Place], Iterable[str]],
+    below: Place = (),
+    whole: str = "",
+    fix: Callable[[Place], str | None] = lambda place: None,
+) -> ConfigError:
+    """Return the error for the first thing that is wrong; unknown names come before all else.
 
+    A validator raises `ValueError("a number")` for what is not one.
 
-def load_yaml(path: str | Path, model: type[SettingsType]) -> SettingsType:
-    """Read a YAML file into a settings class.
-
-    Raises:
-        ConfigError: The file is missing, is not YAML, or does not fit `model`.
+    Args:
+        error: What pydantic found.
+        names: Gives the names that are known where an unknown one stands.
+        below: Where that stands which was read.
+        whole: What was read, if it stands nowhere, e.g. `The recipe`.
+        fix: Gives what helps at a place; None to say that it must be corrected.
     """
+    faults = error.errors(include_url=False)
+    first = min(faults, key=lambda fault: fault["type"] not in _UNKNOWN_NAME)
+    place, value = (*below, *first["loc"]), first["input"]
+    above, where = _written(place[:-1]) or whole, _written(place) or whole
+    if first["type"] in _UNKNOWN_NAME:
+        name = str(place[-1])[:_LONGEST]
+        nearest = fix_unknown_name(name, names(place))
+        return ConfigError(f"{above} has no setting `{name}`.", fix=nearest)
+    if first["type"] == "missing":
+        message = f"{above} has no `{place[-1]}`."
+    elif first["type"] == "value_error":  # raised by a validator of ours
+        message = f"{where} is {shown(value)}, not {first['ctx']['error']}."
+    elif first["type"] in _KINDS:
+        message = f"{where} is {shown(value)}, not {_KINDS[first['type']]}."
+    else:
+        message = f"{where}: {first['msg']} (got {shown(value)})."
+    return ConfigError(message, fix=fix(place) or f"Correct `{where}`.")
+
+
+def _written(place: Place) -> str:
+    """Write a place as `schedule entry 2.above`; positions in lists count from 1."""
+    keys = (f" entry {key + 1}" if isinstance(key, int) else f".{key}" for key in place)
+    return "".join(keys).lstrip(".")
+
+
+def shown(value: object) -> str:
+    """Write a stranger's value for a message, cut where it is long."""
     try:
-        with Path(path).open("rb") as file:
-            text = file.read(MAX_YAML + 1).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read {path}: {error}", fix="Check the path.") from error
-    values = parse_yaml(text, source=str(path))
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{path} holds a {type(values).__name__}, not a mapping of settings.",
-            fix=f"Write `name: value` lines; the names are {', '.join(model.model_fields)}.",
-        )
-    return model.model_validate(values)
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return f"a {type(value).__name__} of very many digits"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}.."

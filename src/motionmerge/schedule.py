@@ -5,14 +5,16 @@ Paper: Tian et al. 2025, stage 3 (T = 500 of 1000 is noise level 0.640 on Dynami
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeGuard
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic.dataclasses import dataclass as validated_dataclass
+
+from motionmerge.config import explained, shown
 from motionmerge.errors import RecipeError
 from motionmerge.noise_levels import noise_level
-from motionmerge.text import fix_unknown_name
 
 __all__ = ["ExpertSchedule", "ScheduleEntry", "noise_level"]
 
@@ -21,7 +23,17 @@ PAPER_BOUNDARY = 0.64
 """Noise level of the paper's boundary: timestep 500 of DynamiCrafter's schedule."""
 
 
-@dataclass(frozen=True)
+def is_finite_number(value: object) -> TypeGuard[float]:
+    """Check whether a value is a number that 64 bits hold."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) < 1 << 63  # NaN is not
+
+
+SCHEDULE_EXAMPLE = "Write one `- {expert: NAME, above: 0.64}` line per expert."
+
+
+@validated_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ScheduleEntry:
     """One line of a schedule: an expert and the condition under which it denoises.
 
@@ -42,34 +54,42 @@ class ScheduleEntry:
     timestep: float | None = None
     step_fraction: float | None = None
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.expert, str) or not self.expert.strip():
+    @field_validator("expert", mode="plain")
+    @classmethod
+    def _check_expert(cls, expert: Any) -> str:
+        if not isinstance(expert, str) or not expert.strip():
             raise RecipeError(
-                f"A schedule entry names the expert {self.expert!r}.",
+                f"A schedule entry names the expert {shown(expert)}.",
                 fix="Give the name of one of the recipe's experts.",
             )
-        given = {name: getattr(self, name) for name in _CONDITIONS}
-        given = {name: value for name, value in given.items() if value is not None}
+        return expert
+
+    @field_validator("above", "timestep", "step_fraction", mode="plain")
+    @classmethod
+    def _check_threshold(cls, value: Any, info: ValidationInfo) -> float | None:
+        """Accept a number as it is: one with a name keeps it."""
+        name, expert = info.field_name, info.data.get("expert")
+        if value is not None and not is_finite_number(value):
+            raise RecipeError(
+                f"`{name}` of the schedule entry of `{expert}` is {shown(value)}.",
+                fix="Write a number, or the name of one of the recipe's parameters.",
+            )
+        if value is not None and name != "timestep" and not 0 <= value <= 1:
+            raise RecipeError(
+                f"`{name}` of the schedule entry of `{expert}` is {value}, outside [0, 1].",
+                fix="Write a timestep such as 500 as `timestep: 500`, or a noise level as "
+                "`above: 0.64`.",
+            )
+        return value
+
+    def __post_init__(self) -> None:
+        given = [name for name in _CONDITIONS if getattr(self, name) is not None]
         if len(given) > 1:
             raise RecipeError(
                 f"The schedule entry of `{self.expert}` has {len(given)} conditions: "
                 f"{', '.join(given)}.",
                 fix="Keep one of them.",
             )
-        for name, value in given.items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not math.isfinite(value):
-                raise RecipeError(
-                    f"`{name}` of the schedule entry of `{self.expert}` is {value!r}.",
-                    fix="Write a number, or the name of one of the recipe's parameters.",
-                )
-            if name != "timestep" and not 0 <= value <= 1:
-                raise RecipeError(
-                    f"`{name}` of the schedule entry of `{self.expert}` is {value}, outside "
-                    "[0, 1].",
-                    fix="Write a timestep such as 500 as `timestep: 500`, or a noise level as "
-                    "`above: 0.64`.",
-                )
 
     @property
     def condition(self) -> tuple[str, float] | None:
@@ -150,27 +170,17 @@ class ExpertSchedule:
         Raises:
             RecipeError: It is not a list of mappings with the fields of `ScheduleEntry`.
         """
-        known = [field.name for field in fields(ScheduleEntry)]
-        if not isinstance(entries, Sequence) or isinstance(entries, str):
-            raise RecipeError(
-                f"The schedule is a {type(entries).__name__}, not a list.",
-                fix="Write one `- {expert: NAME, above: 0.64}` line per expert.",
+        try:
+            return cls(tuple(TypeAdapter(list[ScheduleEntry]).validate_python(entries)))
+        except ValidationError as error:
+            names = [field.name for field in fields(ScheduleEntry)]
+            fault = explained(
+                error,
+                names=lambda _: names,
+                below=("schedule",),
+                fix=lambda _: SCHEDULE_EXAMPLE,
             )
-        parsed = []
-        for index, entry in enumerate(entries):
-            if not isinstance(entry, Mapping) or "expert" not in entry:
-                raise RecipeError(
-                    f"Schedule entry {index + 1} is {entry!r}, without an `expert`.",
-                    fix="Write it as `- {expert: NAME, above: 0.64}`.",
-                )
-            for key in entry:
-                if key not in known:
-                    raise RecipeError(
-                        f"Schedule entry {index + 1} has an unknown field `{key}`.",
-                        fix=fix_unknown_name(str(key), known),
-                    )
-            parsed.append(ScheduleEntry(**entry))
-        return cls(tuple(parsed))
+            raise RecipeError(fault.message, fix=fault.fix) from error
 
     def to_list(self) -> list[dict[str, str | float]]:
         """Give the entries as plain mappings, the inverse of `from_list`."""

@@ -220,11 +220,33 @@ def test_a_single_expert_needs_no_schedule():
         ("a: " + "[" * 1000, "YAML"),
         ("x: " + "y" * 70_000, "KiB"),
         ("a: \x07", "YAML"),
+        (RECIPE.replace("above: 0.64", "abov: 0.64"), r"schedule entry 1 has no .*\n.*`above`"),
+        (
+            RECIPE.replace("base: base.safetensors", "base: {sha256: x}"),
+            "inputs.base has no `path`",
+        ),
+        (RECIPE.replace("schedule:", "schedule: {a: 1}\nnothing:"), "no setting `nothing`"),
+        (RECIPE.replace("base: base.safetensors", "base: {5: x, path: y}"), "no setting `5`"),
+        (RECIPE.partition("schedule")[0] + "schedule: x", "schedule is 'x', not a list"),
+        (RECIPE + "description: [x]", "description is .*, not text"),
+        (RECIPE + "parameters: {}", "Write `NAME: NUMBER` lines"),
+        (RECIPE + f"parameters: {{much: 1{'0' * 400}}}", "parameters.much is 10*.., not a number"),
+        (RECIPE + f"parameters: {{much: 0x{'f' * 9000}}}", "of very many digits, not a number"),
+        (RECIPE.replace("0.64", f"1{'0' * 400}"), "`above` of .*`dynamics`"),
+        (RECIPE.replace("0.64", f"0x{'f' * 9000}"), "`above` of .*`dynamics`"),
     ],
 )
 def test_a_wrong_recipe_is_refused_with_the_nearest_name_or_the_reason(text, hint):
     with pytest.raises(RecipeError, match=hint):
         Recipe.parse(text)
+
+
+def test_a_recipe_file_without_end_is_read_no_further_than_its_bound(tmp_path):
+    path = tmp_path / "x.yaml"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(RecipeError, match="KiB"):
+        Recipe.load(path)
 
 
 @settings(max_examples=200, deadline=None)

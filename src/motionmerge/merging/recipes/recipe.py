@@ -35,17 +35,7 @@ from motionmerge.merging.algebra.sparsify import Dare
 from motionmerge.merging.inputs.resolvers import PACKAGE, resolve, split_name
 from motionmerge.merging.inputs.sources import MemoryTensors, Origin
 from motionmerge.merging.recipes.parser import parse_expression
-from motionmerge.merging.recipes.sections import (
-    MAX_BYTES,
-    RecipeInput,
-    check_use,
-    mapping_of,
-    read_input,
-    read_parameters,
-    read_sections,
-    text_of,
-    with_values,
-)
+from motionmerge.merging.recipes.sections import MAX_BYTES, RecipeInput, check_use, read_sections
 from motionmerge.schedule import PAPER_BOUNDARY, ExpertSchedule, ScheduleEntry
 from motionmerge.text import fix_unknown_name, nearest_name
 
@@ -150,34 +140,26 @@ class Recipe:
             RecipeError: It is no YAML, has unknown or missing parts, or an expression is wrong.
         """
         sections = read_sections(text)
-        parameters = read_parameters(sections)
-        inputs = {
-            name: read_input(name, value) for name, value in mapping_of(sections, "inputs").items()
-        }
+        parameters, inputs = sections.parameters, sections.inputs
         for name in parameters:
             if name in inputs:
                 raise RecipeError(
                     f"`{name}` is both an input and a parameter.", fix="Rename one of them."
                 )
         files: dict[str, str] = {}
-        experts = {}
-        for name, value in mapping_of(sections, "experts").items():
-            where = f"experts.{name}"
-            experts[name] = parse_expression(
-                text_of(value, where), inputs, where=where, files=files, parameters=parameters
+        experts = {
+            name: parse_expression(
+                value, inputs, where=f"experts.{name}", files=files, parameters=parameters
             )
-        inputs |= {name: RecipeInput(path) for name, path in files.items()}
-        entries = with_values(sections.get("schedule"), parameters)
-        schedule = None if entries is None else ExpertSchedule.from_list(entries)
-        check_use(parameters, experts, entries)
-        description = sections.get("description")
-        if description is not None:
-            description = text_of(description, "description").strip()
+            for name, value in sections.experts.items()
+        }
+        entries, description = sections.schedule, sections.description
+        check_use(parameters, experts, entries or ())
         return cls(
-            inputs=inputs,
+            inputs=inputs | {name: RecipeInput(path) for name, path in files.items()},
             experts=experts,
-            schedule=schedule,
-            description=description,
+            schedule=None if entries is None else ExpertSchedule(tuple(entries)),
+            description=None if description is None else description.strip(),
             parameters=parameters,
             folder=folder,
         )
