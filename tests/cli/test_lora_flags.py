@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from motionmerge.cli.lora_flags import describe_loras, parse_lora, weighted_loras
+from motionmerge.cli.lora_flags import describe_loras, parse_lora
+from motionmerge.cli.video_flags import VideoFlags
 from motionmerge.errors import ConfigError
 from motionmerge.sampling.request.experts import WeightedLora, from_loras
+
+
+def weighted_loras(texts, *, motion):
+    return VideoFlags(model="wan", lora=texts, motion=motion).request.weighted_loras()
 
 
 @pytest.mark.parametrize(
@@ -71,8 +76,8 @@ def test_the_knob_turns_the_loras_without_a_weight_alone():
 @pytest.mark.parametrize(
     ("texts", "motion", "message"),
     [
-        (["style=0.8"], 0.25, "--motion turns LoRAs without a weight"),
-        (["style=0.8", "two=0,1"], 0.25, "--motion turns LoRAs without a weight"),
+        (["style=0.8"], 0.25, "`motion=` turns LoRAs without a weight"),
+        (["style=0.8", "two=0,1"], 0.25, "`motion=` turns LoRAs without a weight"),
         (["style=0.8", "./style=0.5"], None, "twice"),
     ],
 )

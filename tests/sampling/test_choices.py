@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +16,9 @@ from motionmerge.io.weights import open_weights, save_weights
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.sampling.request.experts import ExpertChoice, WeightedLora, from_loras
 from motionmerge.sampling.request.folder import find_pipeline
-from motionmerge.sampling.request.loading import check_device
+from motionmerge.sampling.request.loading import check_device, empty_modules
 from motionmerge.sampling.request.model import FolderModel
+from motionmerge.sampling.request.request import VideoRequest
 
 from ..tiny.folders import save_lora
 
@@ -49,9 +52,9 @@ def test_a_variant_beside_plain_weights_is_not_extrapolated(
     flags = VideoFlags(model=str(own_wan), variant="ema", base=stored_wan, motion=0.5, device="cpu")
     add_variant(own_wan, 0.1)
     with pytest.raises(ConfigError, match=r"plain weights beside the variant ema"):
-        flags.chosen_experts(flags.chosen_model())
+        flags.chosen_experts(flags.request.open_model())
     add_variant(own_wan, 0.1, keep_plain=False)
-    assert flags.chosen_experts(flags.chosen_model()).recipe is not None
+    assert flags.chosen_experts(flags.request.open_model()).recipe is not None
 
 
 def test_settings_beside_a_lora_are_hashed(tmp_path: Path) -> None:
@@ -105,4 +108,44 @@ def test_a_name_that_no_file_can_have_is_an_error_with_a_fix(
         long["base"] = Path(str(long["base"]))
     asked = VideoFlags(model=str(stored_wan), device="cpu", **long)  # type: ignore[arg-type]
     with pytest.raises(MotionMergeError, match=r"(?s)xxx|nobody-here.*Fix: "):
-        asked.chosen_experts(asked.chosen_model())
+        asked.chosen_experts(asked.request.open_model())
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"weights": "tuned", "motion": 1.0}, "`weights=` is one set .* `motion=` is for recipes"),
+        ({"weights": "tuned", "recipe": "calm"}, "`recipe=` is for recipes"),
+        ({"weights": "tuned", "loras": ["a"]}, "`loras=` is for recipes"),
+        ({"weights": "tuned", "boundary": 0.5}, "`boundary=` needs experts"),
+        ({"motion": float("nan")}, "`motion=` is nan"),
+        ({"motion": 1.0, "parameters": {"motion": 2.0}}, "`motion` is given twice"),
+        ({"loras": ["a"], "recipe": "calm"}, "`loras=` goes alone"),
+        ({"loras": ["a"], "parameters": {"motion": 1.0}}, "there is no recipe"),
+        ({"base": "b", "motion": 1.0}, "`base=` is not for the pocket model"),
+        ({"model": "wan", "base": "b"}, "`base=` is for `motion=`"),
+        ({"model": "wan", "base": "b", "recipe": "calm"}, "`base=` is not for recipes"),
+        ({"model": "wan", "parameters": {"motion": 1.0}}, "there is no recipe"),
+        ({"inputs": {"base": "b"}}, "`inputs=` replaces"),
+        ({"device": "cpu"}, "`device=` is not for the pocket model"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together_is_refused_in_words_of_python_before_files_are_looked_for(
+    asked: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        VideoRequest(**asked).open_model()
+    assert caught.value.fix
+
+
+def test_a_request_in_python_chooses_as_the_flags_do(stored_wan: Path, tmp_path: Path) -> None:
+    lora = tmp_path / "style.safetensors"
+    denoiser = empty_modules(find_pipeline(stored_wan))["transformer"]
+    save_lora(lora, denoiser, "blocks.0.attn1.to_q")
+    asked = VideoRequest(model=str(stored_wan), device="cpu", loras=[lora], motion=0.25)
+    assert asked.weighted_loras() == [WeightedLora(lora, -0.25, 1.0)]
+    flags = VideoFlags(model=str(stored_wan), device="cpu", lora=[str(lora)], motion=0.25)
+    assert flags.request == replace(asked, loras=[str(lora)])
+    chosen = asked.open_experts(asked.open_model())
+    assert chosen == flags.chosen_experts(flags.request.open_model())

@@ -135,7 +135,7 @@ def test_loras_have_weights_of_their_own_or_are_turned_by_the_knob(workplace: Pa
     flags = [f"{lora}=0.5", f"{others[0]}=-0.25,1", f"{others[1]}=2;0", *map(str, others[2:])]
     for motion, last in ((None, "1.0"), (2.0, "-2.0")):
         chosen = VideoFlags(model=str(workplace / "wan"), lora=flags, motion=motion)
-        recipe = chosen.chosen_experts(chosen.chosen_model()).recipe
+        recipe = chosen.chosen_experts(chosen.request.open_model()).recipe
         assert recipe is not None
         noisy, details = (str(recipe.experts[name]) for name in ("dynamics", "consistency"))
         above, below = ("0.5", "-0.25", "2.0", last, last), ("0.5", "1.0", "0.0", "1.0", "1.0")

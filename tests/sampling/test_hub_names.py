@@ -47,7 +47,7 @@ def cache(tmp_path: Path, stored_wan: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def chosen(model: Path, **flags: object) -> Recipe:
     flags_ = VideoFlags(model=str(model), device="cpu", **flags)  # type: ignore[arg-type]
-    choice = flags_.chosen_experts(flags_.chosen_model())
+    choice = flags_.chosen_experts(flags_.request.open_model())
     assert choice.recipe is not None
     assert "sha256" in str(choice.fingerprint())
     return choice.recipe

@@ -62,7 +62,7 @@ def own_and_lora(lora: Path) -> ExpertChoice:
 
 
 def check(choice: ExpertChoice, folder: Path) -> dict[str, Any]:
-    modules = VideoFlags(model=str(folder)).chosen_model().empty_modules()
+    modules = VideoFlags(model=str(folder)).request.open_model().empty_modules()
     choice.check(modules)
     return modules
 

@@ -132,7 +132,7 @@ def batch(
 
     rank, world_size = rank_and_world_size()
     _check_sharing(ray, workers, world_size)
-    chosen = flags.chosen_model(cluster_device=_cluster_device() if ray else None)
+    chosen = flags.request.open_model(cluster_device=_cluster_device() if ray else None)
     experts = flags.chosen_experts(chosen)
     jobs = read_manifest(manifest, defaults=flags.settings(), num_videos=flags.num_videos)
     for job in jobs:

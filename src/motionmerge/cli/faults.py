@@ -61,6 +61,15 @@ SETTING_TO_FLAG: Mapping[str, str] = {
 }
 """Settings that errors name in backticks, as a manifest does; their flag is added."""
 
+ARGUMENT_TO_FLAG: Mapping[str, str] = {
+    "legacy": "--legacy-weights",
+    "loras": "--lora",
+    "parameters": "--set",
+    "inputs": "--input",
+}
+"""Arguments that errors write as `name=`, and whose flag has another name."""
+
+_ARGUMENT = re.compile(r"`(\w+)=`")
 _INPUT = re.compile(r"inputs=\{'(\w+)': FILE\}")
 
 _MACHINE_ERRORS = {
@@ -94,7 +103,18 @@ def in_flags(fix: str, flags: Collection[str]) -> str:
     for setting, flag in SETTING_TO_FLAG.items():
         if flag in flags:
             fix = fix.replace(f"`{setting}`", f"`{setting}` ({flag})")
-    return _INPUT.sub(r"--input \1=FILE", fix) if "--input" in flags else fix
+    fix = _INPUT.sub(r"--input \1=FILE", fix) if "--input" in flags else fix
+    return name_flags(fix, flags)
+
+
+def name_flags(text: str, flags: Collection[str]) -> str:
+    """Write the flags of a verb in place of Python's arguments: --motion for `motion=`."""
+
+    def flag(found: re.Match[str]) -> str:
+        name = ARGUMENT_TO_FLAG.get(found[1], f"--{found[1].replace('_', '-')}")
+        return name if name in flags else found[0]
+
+    return _ARGUMENT.sub(flag, text)
 
 
 def _verb(ctx: Any) -> list[str]:
@@ -167,7 +187,7 @@ def _one_message(flags: Collection[str], *, debug: bool = False) -> Iterator[Non
             error = missing_package(error) or error
         if isinstance(error, MotionMergeError):
             fix = "" if error.fix is None else f"\n  Fix: {in_flags(error.fix, flags)}"
-            _tell(f"Error: {error.message}{fix}")
+            _tell(f"Error: {name_flags(error.message, flags)}{fix}")
             raise typer.Exit(2) from error
         _tell(_unwritable_output() or _machine_error(error) or _fault(error))
         raise typer.Exit(1) from error

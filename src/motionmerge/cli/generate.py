@@ -121,7 +121,7 @@ def generate(
     options = _start_options(analytic_init, flags.start_step)
     given = {"last_image": photo if loop else last_image, "analytic_init": analytic_init}
     files = {name: str(path) for name, path in given.items() if path is not None}
-    chosen = flags.chosen_model()
+    chosen = flags.request.open_model()
     experts = flags.chosen_experts(chosen)
     common = flags.settings()
     texts = _prompts(prompt, prompts)

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from motionmerge.cli.show_lora import names_in
-from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.errors import ConfigError
 from motionmerge.io.paths import exists, path_of
 
 if TYPE_CHECKING:
@@ -32,35 +31,6 @@ _NUMBER = r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*"
 _WEIGHTS = re.compile(rf"{_NUMBER}(?:[,;]{_NUMBER})*")
 _FIX = "Write --lora FILE=0.8, or --lora FILE=NOISY,DETAILS with a weight for each side of the "
 _FIX += "boundary, e.g. FILE=-0.25,1."
-
-
-def weighted_loras(texts: Sequence[str], *, motion: float | None) -> list[WeightedLora]:
-    """Read all --lora flags.
-
-    Raises:
-        ConfigError: One cannot be read, or --motion is given and has none to turn.
-    """
-    from motionmerge.sampling.request.experts import WeightedLora
-
-    read = [parse_lora(text) for text in texts]
-    if motion is not None and all(weights for _, weights in read):
-        raise ConfigError(
-            "--motion turns LoRAs without a weight of their own, and every --lora has one.",
-            fix="Leave --motion out, or write --lora FILE, which is then -motion while noisy and "
-            "1 for the details.",
-        )
-    knob = (1.0,) if motion is None else (0.0 - motion, 1.0)
-    found: dict[str, WeightedLora] = {}
-    for file, weights in read:
-        noisy, details = (weights or knob)[0], (weights or knob)[-1]
-        key = file if file.startswith("hub:") else str(path_of(file).absolute())
-        if key in found:
-            raise ConfigError(
-                f"--lora was given {file} twice.",
-                fix="Give it once, with the weight that you want.",
-            )
-        found[key] = WeightedLora(file, noisy, details)
-    return list(found.values())
 
 
 def parse_lora(text: str) -> tuple[str, tuple[float, ...]]:
@@ -106,27 +76,3 @@ def describe_loras(loras: Sequence[WeightedLora], *, boundary: float | None) -> 
             weights += f" above noise level {level:g}, then {lora.details:g}"
         lines.append(f"LoRA {Path(lora.file).name}: {weights}")
     return lines
-
-
-def check_kind(path: Path, *, expects_lora: bool) -> None:
-    """Refuse a LoRA where whole weights belong, and whole weights where a LoRA does.
-
-    Raises:
-        CheckpointError: Says which flag the file is for.
-    """
-    from motionmerge.merging.lora.detection import is_lora, lora_matrices
-
-    names = names_in(path)
-    looks_like_one = is_lora(names)
-    if expects_lora and not looks_like_one:
-        example = f"; it has e.g. `{names[0]}`" if names else ""
-        raise CheckpointError(
-            f"{path} is no LoRA: no tensor of it is a matrix of one, or a difference{example}.",
-            fix="Give whole weights as --weights FILE, or as --base FILE with --motion.",
-        )
-    if looks_like_one and not expects_lora:
-        example = (lora_matrices(names) or names)[0]
-        raise CheckpointError(
-            f"{path} is a LoRA, not the weights of a model: it has e.g. `{example}`.",
-            fix="Give it as --lora FILE.",
-        )

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import re
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from motionmerge.cli.lora_flags import LORA_HELP, check_kind, describe_loras, weighted_loras
+from motionmerge.cli.lora_flags import LORA_HELP, describe_loras, parse_lora
 from motionmerge.cli.merge import parse_inputs, parse_parameters
 from motionmerge.cli.options import (
     EXPERTS,
@@ -29,15 +28,14 @@ from motionmerge.cli.options import (
     recipe_names,
 )
 from motionmerge.errors import ConfigError
-from motionmerge.io.paths import exists, path_of
 
 if TYPE_CHECKING:
     from motionmerge.sampling.request.experts import ExpertChoice
     from motionmerge.sampling.request.model import ModelChoice
+    from motionmerge.sampling.request.request import VideoRequest
     from motionmerge.sampling.request.step_plan import StepPlan
     from motionmerge.sampling.videos.make_video import VideoSettings
 
-DEFAULT_RECIPE = "pocket"
 POCKET = "pocket"
 _LEFT_OUT = ".*not in the model|.*one side lacks"  # warnings of what --missing keep leaves out
 _OWN = "model's own"  # as a default in the help
@@ -260,164 +258,42 @@ class VideoFlags:
         ),
     ] = None
 
-    def chosen_model(self, *, cluster_device: str | None = None) -> ModelChoice:
-        """Find the model that --model means; nothing is loaded yet.
+    @functools.cached_property
+    def request(self) -> VideoRequest:
+        """What the flags ask for in Python's words."""
+        from motionmerge.sampling.request.experts import WeightedLora
+        from motionmerge.sampling.request.request import VideoRequest
 
-        Args:
-            cluster_device: What the machines of a cluster compute on, if --device does not say;
-                None means that the model runs on this machine.
-        """
-        import torch
-
-        from motionmerge.merging.inputs.resolvers import resolve, split_name
-        from motionmerge.sampling.request.folder import find_pipeline
-        from motionmerge.sampling.request.loading import check_device, default_device, dtype_named
-        from motionmerge.sampling.request.model import FolderModel, ShippedModel
-
-        if self.model == POCKET:
-            given = {"--dtype": self.dtype, "--device": self.device, "--variant": self.variant}
-            for flag, value in given.items():
-                if value is not None:
-                    raise ConfigError(f"{flag} is not for the pocket model.", fix="Leave it out.")
-            weights = self.weights or "base"
-            return ShippedModel(str(resolve(weights)) if split_name(weights) else weights)
-        device = self.device or cluster_device
-        try:
-            where = default_device() if device is None else torch.device(device)
-        except RuntimeError as error:
-            raise ConfigError(f"There is no device `{device}`.", fix="Use cpu or cuda.") from error
-        if cluster_device is None:
-            check_device(where)
-        return FolderModel(
-            folder=find_pipeline(self.model, variant=self.variant, legacy=self.legacy_weights),
-            dtype=None if self.dtype is None else dtype_named(self.dtype),
-            device=where,
+        loras = map(parse_lora, self.lora or ())
+        return VideoRequest(
+            model=self.model,
             variant=self.variant,
             legacy=self.legacy_weights,
+            dtype=self.dtype,
+            device=self.device,
+            recipe=self.recipe,
+            parameters=parse_parameters(self.changed, None),
+            inputs=parse_inputs(self.replaced or []),
+            loras=[WeightedLora(file, own[0], own[-1]) if own else file for file, own in loras],
+            base=self.base,
+            motion=self.motion,
+            weights=self.weights,
+            boundary=self.boundary,
+            missing=self.missing,
         )
 
     def chosen_experts(self, model: ModelChoice) -> ExpertChoice:
-        """Turn the flags that say which weights denoise into one choice, and look for its files."""
-        from motionmerge.sampling.request import experts as expert_choice
-        from motionmerge.sampling.request.model import ShippedModel
-
-        self._check_expert_flags()
-        boundary = self.boundary
-        if self.recipe is not None:
-            inputs = parse_inputs(self.replaced or [])
-            choice = expert_choice.from_recipe(
-                self.recipe, inputs=inputs, parameters=self._parameters(), boundary=boundary
-            )
-        elif self.lora:
-            loras = weighted_loras(self.lora, motion=self.motion)
-            choice = expert_choice.from_loras(loras, boundary=boundary)
-            for line in describe_loras(loras, boundary=boundary):
-                typer.echo(line, err=True)
-        elif self.motion is not None and model.path is not None:
-            choice = self._turned_knob(model.path, self.motion)
-        elif self.weights is not None and model.path is not None:
-            choice = expert_choice.from_weights(self.weights)
-        elif isinstance(model, ShippedModel) and self.weights is not None:
-            choice = expert_choice.ExpertChoice(boundary=boundary)
-            self._check_kinds(own := expert_choice.from_weights(model.weights_file))
-            own.check(model.empty_modules())
-        elif self.weights is None and model.path is None:
-            choice = expert_choice.from_recipe(
-                DEFAULT_RECIPE, parameters=self._parameters(), boundary=boundary
-            )
-        else:
-            choice = expert_choice.ExpertChoice(boundary=boundary)
-        choice = replace(choice, missing=self.missing)
-        self._check_kinds(choice)
+        """Find the weights that denoise; print each LoRA's, and warn of what is left out."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.filterwarnings("always", _LEFT_OUT)
-            choice.check({} if choice.recipe is None else model.empty_modules())
+            choice = self.request.open_experts(model)
+        loras = self.request.weighted_loras()
+        for line in describe_loras(loras, boundary=self.boundary):
+            typer.echo(line, err=True)
         for warning in caught:
             if re.match(_LEFT_OUT, str(warning.message)):
                 typer.echo(f"Warning: {warning.message}", err=True)
         return choice
-
-    def _check_kinds(self, choice: ExpertChoice) -> None:
-        """Refuse a LoRA that was given as whole weights, and the reverse."""
-        if self.recipe is None:
-            for name, origin in choice.origins.items():
-                if isinstance(origin, Path):
-                    check_kind(origin, expects_lora=name.startswith("lora_"))
-
-    def _check_expert_flags(self) -> None:
-        recipes = {"--recipe": self.recipe, "--motion": self.motion, "--set": self.changed}
-        used = [name for name, value in recipes.items() if value]
-        if self.weights is not None and used:
-            raise ConfigError(
-                f"--weights is one set of weights, and {used[0]} is for recipes.",
-                fix=f"Leave --weights or {used[0]} out.",
-            )
-        if self.motion is not None and not math.isfinite(self.motion):
-            raise ConfigError(
-                f"--motion is {self.motion}, which is no number.", fix="Write e.g. --motion 0.5."
-            )
-        if self.lora and (self.recipe or self.weights or self.base):
-            raise ConfigError(
-                "--lora goes alone or with --motion.", fix="Write the LoRA into a recipe instead."
-            )
-        if self.base is not None and self.model == POCKET:
-            raise ConfigError(
-                "--base is not for the pocket model, which has its own.", fix="Leave it out."
-            )
-        if self.base is not None and self.motion is None and self.recipe is None:
-            raise ConfigError(
-                "--base is for --motion.", fix="Say how much with --motion, e.g. 0.25."
-            )
-        if self.changed and self.recipe is None and (self.lora or self.model != POCKET):
-            raise ConfigError(
-                "--set changes a recipe's parameters, and there is no recipe.",
-                fix="Name the --recipe, or use --motion.",
-            )
-        if self.base is not None and self.recipe is not None:
-            raise ConfigError(
-                "--base is not for recipes, which name their inputs.",
-                fix="Use --input base=FOLDER_OR_FILE.",
-            )
-        if self.replaced and self.recipe is None:
-            raise ConfigError("--input replaces a recipe's input.", fix="Name the --recipe.")
-        if self.boundary is not None and self.weights is not None:
-            raise ConfigError("--boundary needs experts, not --weights.", fix="Leave it out.")
-
-    def _parameters(self) -> dict[str, float]:
-        """Read the recipe's parameters from --set and --motion."""
-        return parse_parameters(self.changed, self.motion)
-
-    def _turned_knob(self, model: Path, motion: float) -> ExpertChoice:
-        """Extrapolate a model's weights away from what it was tuned from."""
-        from motionmerge.merging.inputs.resolvers import split_name
-        from motionmerge.sampling.request.experts import from_base
-        from motionmerge.sampling.request.folder import find_pipeline
-
-        if self.base is None:
-            raise ConfigError(
-                "--motion extrapolates away from what a model was fine-tuned from, which is not "
-                "known.",
-                fix="Add --base FOLDER_OR_FILE, or --lora FILE.",
-            )
-        self._refuse_two_sets(model)
-        own = path_of(self.base)
-        is_input = exists(own) or split_name(str(self.base)) is not None
-        found = self.base if is_input else find_pipeline(self.base).path
-        return from_base(found, model, motion=motion, boundary=self.boundary)
-
-    def _refuse_two_sets(self, model: Path) -> None:
-        """Refuse a variant beside plain weights, which are those that an input of a recipe is."""
-        from motionmerge.merging.inputs.sources import module_folders
-        from motionmerge.sampling.request.folder import weight_files
-
-        for folder in module_folders(model) if self.variant else ():
-            plain = weight_files(folder)
-            if plain and plain != weight_files(folder, variant=self.variant):
-                raise ConfigError(
-                    f"{folder} has plain weights beside the variant {self.variant}, and --motion "
-                    "with --base would extrapolate those.",
-                    fix=f"Leave --variant out, or copy the model without {plain[0].name}.",
-                )
 
     def settings(self) -> VideoSettings:
         """Gather what the flags say of every video."""
