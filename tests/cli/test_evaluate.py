@@ -26,15 +26,15 @@ def measure(folder: Path, *arguments: str) -> dict[str, object]:
 
 def test_weights_of_ones_own_take_the_place_of_shipped_ones(tmp_path: Path):
     shipped = measure(tmp_path)
-    own = measure(tmp_path, "--weights", f"tuned={weights_path('base')}")
-    again = measure(tmp_path, "--weights", f"tuned={weights_path('tuned')}")
+    own = measure(tmp_path, "--input", f"tuned={weights_path('base')}")
+    again = measure(tmp_path, "--input", f"tuned={weights_path('tuned')}")
     assert again == shipped
     assert own != shipped
 
 
 @pytest.mark.parametrize("pair", ["tuned", "other=x", "tuned=nowhere.safetensors"])
 def test_weights_that_are_no_pair_of_name_and_file_are_refused(tmp_path: Path, pair: str):
-    result = evaluate("--weights", pair, "-o", str(tmp_path / "out"))
+    result = evaluate("--input", pair, "-o", str(tmp_path / "out"))
     assert result.exit_code != 0
     assert isinstance(result.exception, ConfigError) or pair in result.stderr
     assert not (tmp_path / "out").exists()
@@ -42,6 +42,6 @@ def test_weights_that_are_no_pair_of_name_and_file_are_refused(tmp_path: Path, p
 
 def test_docs_are_not_written_from_weights_that_are_not_shipped(tmp_path: Path):
     own = f"tuned={weights_path('base')}"
-    result = evaluate("--weights", own, "--write-docs", "-o", str(tmp_path / "out"))
+    result = evaluate("--input", own, "--write-docs", "-o", str(tmp_path / "out"))
     assert result.exit_code != 0
     assert not (tmp_path / "out").exists()

@@ -52,7 +52,7 @@ def work(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("ending", ["ckpt", "safetensors"])
 def test_an_expert_becomes_an_official_file_again(work, ending):
-    words = ("export", "original", "recipe.yaml", "--folder", "folder", "-o", "out")
+    words = ("export", "original", "recipe.yaml", "--model", "folder", "-o", "out")
     code, output, error = call(*words, "--format", ending, "--json")
     assert code == 0, error
     path = f"out/dynamics.{ending}"
@@ -69,7 +69,7 @@ def test_an_expert_becomes_an_official_file_again(work, ending):
 
 
 def test_a_place_for_official_files_that_cannot_be_written_is_refused(work):
-    words = ("export", "original", "recipe.yaml", "--folder", "folder", "--overwrite", "-o")
+    words = ("export", "original", "recipe.yaml", "--model", "folder", "--overwrite", "-o")
     (work / "out" / "dynamics.ckpt").mkdir(parents=True)
     for output in ("recipe.yaml", "/dev/null/out", "out"):
         code, _, error = call(*words, output)
@@ -96,7 +96,7 @@ def test_a_lora_in_official_keys_fits_the_official_file(work):
     words = ("export", "loras", "recipe.yaml", "--keys", "original", "--rank", 200, "-o", "out")
     code, _, error = call(*words)
     assert code == 0, error
-    assert call("export", "original", "recipe.yaml", "--folder", "folder", "-o", "whole")[0] == 0
+    assert call("export", "original", "recipe.yaml", "--model", "folder", "-o", "whole")[0] == 0
     unet = {
         name: value
         for name, value in load_file("official.safetensors").items()
@@ -115,7 +115,7 @@ def test_a_lora_in_official_keys_fits_the_official_file(work):
 
 
 def test_a_dry_run_of_an_export_writes_nothing(work):
-    for words in (("loras",), ("original", "--folder", "folder")):
+    for words in (("loras",), ("original", "--model", "folder")):
         code, output, error = call("export", *words, "recipe.yaml", "-o", "out", "--dry-run")
         assert code == 0, error
         assert "dry run" in output and not (work / "out").exists()
@@ -127,7 +127,7 @@ def test_an_official_file_may_lack_no_tensor_of_the_folder(work):
         part = {f"unet.{name}": reader.read(name) for name in names if "fps" not in name}
     save_file(part, "part.safetensors")
     save_file({name: 2 * value for name, value in part.items()}, "tuned.safetensors")
-    words = ("export", "original", "recipe.yaml", "--folder", "folder", "-o", "out")
+    words = ("export", "original", "recipe.yaml", "--model", "folder", "-o", "out")
     code, _, error = call(*words, "--input", "base=part.safetensors")
     assert code == 2 and "does not give the tensors of" in error and "Fix:" in error
     assert not list((work / "out").iterdir()) if (work / "out").exists() else True
@@ -184,7 +184,7 @@ def test_an_export_lists_what_it_keeps_as_merge_does(work):
 
 
 def test_two_experts_of_a_model_that_has_no_place_for_them_are_refused(work):
-    words = ("export", "two-experts", "recipe.yaml", "--pipeline", "folder", "-o", "out")
+    words = ("export", "two-experts", "recipe.yaml", "--model", "folder", "-o", "out")
     code, _, error = call(*words)
     assert code == 2
     assert "no Wan pipeline" in error and "Fix:" in error

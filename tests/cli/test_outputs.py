@@ -53,8 +53,8 @@ VERBS = {
     "extrapolate": ("extrapolate", "w.safetensors", "w.safetensors", "-o", "{}"),
     "compare": ("compare", "w.safetensors", "w.safetensors", "--plot", "{}/p.svg"),
     "export loras": ("export", "loras", "r.yaml", "-o", "{}"),
-    "export original": ("export", "original", "r.yaml", "--folder", "folder", "-o", "{}"),
-    "export two-experts": ("export", "two-experts", "r.yaml", "--pipeline", "folder", "-o", "{}/o"),
+    "export original": ("export", "original", "r.yaml", "--model", "folder", "-o", "{}"),
+    "export two-experts": ("export", "two-experts", "r.yaml", "--model", "folder", "-o", "{}/o"),
     "convert": ("convert", "w.safetensors", "-o", "{}"),
     "convert, back": ("convert", "folder", "--to-official", "-o", "{}/o.ckpt"),
 }

@@ -37,7 +37,7 @@ def refused_in_every_verb(folder, name):
         "merge --dry-run": [str(recipe), "-o", out],
         "export loras": [str(recipe), "-o", out],
         "export comfyui": [str(recipe), "-o", out],
-        "export two-experts": [str(recipe), "-o", out, "--pipeline", there],
+        "export two-experts": [str(recipe), "-o", out, "--model", there],
         "convert": [there, "-o", out],
     }
     said = {}

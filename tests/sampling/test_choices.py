@@ -19,6 +19,7 @@ from motionmerge.sampling.request.folder import find_pipeline
 from motionmerge.sampling.request.loading import check_device, empty_modules
 from motionmerge.sampling.request.model import FolderModel
 from motionmerge.sampling.request.request import VideoRequest
+from motionmerge.sampling.videos.make_video import VideoSettings
 
 from ..tiny.folders import save_lora
 
@@ -149,3 +150,22 @@ def test_a_request_in_python_chooses_as_the_flags_do(stored_wan: Path, tmp_path:
     assert flags.request == replace(asked, loras=[str(lora)])
     chosen = asked.open_experts(asked.open_model())
     assert chosen == flags.chosen_experts(flags.request.open_model())
+
+
+def test_every_setting_of_a_video_is_a_flag_of_the_same_name_in_python() -> None:
+    given: dict[str, Any] = {
+        "seed": 3,
+        "negative_prompt": "blur",
+        "height": 64,
+        "width": 96,
+        "num_frames": 8,
+        "frame_rate": 8.0,
+        "num_inference_steps": 5,
+        "guidance_scale": 2.0,
+        "guidance_scale_2": 1.0,
+        "start_step": 900,
+        "shift": 3.0,
+    }
+    assert given.keys() | {"prompt", "sigmas"} == VideoSettings.model_fields.keys()
+    flags = VideoFlags(**given, sigmas="1,0.5")
+    assert flags.settings() == VideoSettings(**given, sigmas=(1.0, 0.5))

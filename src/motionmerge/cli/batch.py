@@ -35,7 +35,8 @@ def batch(
         typer.Argument(
             metavar="MANIFEST",
             help='A file with one JSON mapping a line: {"image": .., "prompt": .., "seed": .., '
-            '"id": ..} and any of the settings below.',
+            '"id": ..} and any of the settings below, by their names in Python: '
+            "num_inference_steps, guidance_scale.",
         ),
     ],
     output: Annotated[

@@ -54,9 +54,10 @@ def pocket(
             rich_help_panel=EXPERTS,
         ),
     ] = None,
-    weights: Annotated[
+    replaced: Annotated[
         list[str] | None,
         typer.Option(
+            "--input",
             metavar="NAME=FILE",
             help="Weights to use in place of shipped ones, e.g. tuned=my.safetensors; repeatable.",
             rich_help_panel=EXPERTS,
@@ -107,10 +108,10 @@ def pocket(
             "--search chooses its own conditions and writes no docs.",
             fix="Run it alone, put its recipe into the package, and evaluate then.",
         )
-    inputs = _own_weights(weights or ())
+    inputs = _own_weights(replaced or ())
     if inputs and write_docs:
         raise ConfigError(
-            "--write-docs is about the shipped weights, and --weights gives others.",
+            "--write-docs is about the shipped weights, and --input gives others.",
             fix="Leave one of them out.",
         )
     check_folder(output)
@@ -157,11 +158,11 @@ def _own_weights(pairs: Iterable[str]) -> dict[str, Path]:
     from motionmerge.errors import ConfigError
     from motionmerge.models.pocket.components import VARIANTS
 
-    found = {name: Path(file) for name, file in parse_inputs(pairs, flag="--weights").items()}
+    found = {name: Path(file) for name, file in parse_inputs(pairs).items()}
     for name, file in found.items():
         if name not in VARIANTS or not file.is_file():
             raise ConfigError(
-                f"--weights {name}={file} gives none of the pocket model's weights a file.",
+                f"--input {name}={file} gives none of the pocket model's weights a file.",
                 fix=f"Use NAME=FILE with a file that exists; names: {', '.join(VARIANTS)}.",
             )
     return found

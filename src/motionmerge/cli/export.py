@@ -14,6 +14,7 @@ from motionmerge.cli.help import Verb, VerbGroup
 from motionmerge.cli.merge import load_recipe, parse_inputs, progress_bar
 from motionmerge.cli.options import (
     EXPERTS,
+    MODEL,
     OUTPUT,
     DryRunOption,
     DtypeOption,
@@ -45,16 +46,16 @@ export_app = typer.Typer(
 @export_app.command(
     "two-experts",
     cls=Verb,
-    epilog="Example: motionmerge export two-experts wan.yaml --pipeline wan22 -o merged",
+    epilog="Example: motionmerge export two-experts wan.yaml --model wan22 -o merged",
 )
 def two_experts(
     recipe: RecipeArgument,
-    pipeline: Annotated[
+    model: Annotated[
         Path,
         typer.Option(
             metavar="FOLDER",
             help="A diffusers folder of the Wan pipeline.",
-            rich_help_panel=EXPERTS,
+            rich_help_panel=MODEL,
         ),
     ],
     output: OutputOption,
@@ -73,7 +74,7 @@ def two_experts(
     with progress_bar("export") as progress:
         written = export_two_experts(
             load_recipe(recipe, changed, motion),
-            pipeline,
+            model,
             output,
             inputs=parse_inputs(replaced or []),
             missing=missing,
@@ -208,16 +209,16 @@ def comfyui(
 @export_app.command(
     "original",
     cls=Verb,
-    epilog="Example: motionmerge export original edg-official --folder model -o merged",
+    epilog="Example: motionmerge export original edg-official --model dynamicrafter -o merged",
 )
 def original(
     recipe: RecipeArgument,
-    folder: Annotated[
+    model: Annotated[
         Path,
         typer.Option(
             metavar="FOLDER",
             help="DynamiCrafter as `motionmerge convert` wrote it.",
-            rich_help_panel=EXPERTS,
+            rich_help_panel=MODEL,
         ),
     ],
     output: OutputOption,
@@ -241,9 +242,9 @@ def original(
     from motionmerge.models.dynamicrafter.checkpoint_folder import official_tensors
 
     loaded = load_recipe(recipe, changed, motion)
-    if not (folder / "unet").is_dir():
+    if not (model / "unet").is_dir():
         raise CheckpointError(
-            f"{folder} has no `unet`.", fix="Give the folder that `motionmerge convert` wrote."
+            f"{model} has no `unet`.", fix="Give the folder that `motionmerge convert` wrote."
         )
     with progress_bar("export") as progress:
         written = export_files(
@@ -251,15 +252,15 @@ def original(
             output,
             names=official_names,
             ending=f".{file_format}",
-            opener=official_file(folder),
-            inputs=own_model(loaded, folder, parse_inputs(replaced or [])),
+            opener=official_file(model),
+            inputs=own_model(loaded, model, parse_inputs(replaced or [])),
             missing=missing,
             dtype=dtype,
             overwrite=overwrite,
             dry_run=dry_run,
             progress=progress,
         )
-    with official_tensors(folder) as tensors:
+    with official_tensors(model) as tensors:
         counts = {str(found.path or name): len(tensors) for name, found in written.items()}
     if as_json:
         print(json.dumps(counts, indent=2))

@@ -167,35 +167,37 @@ class VideoFlags:
             rich_help_panel=VIDEO,
         ),
     ] = None
-    steps: Annotated[
+    num_inference_steps: Annotated[
         int | None,
         typer.Option(
+            "--steps",
             min=1,
             max=1000,
             metavar="NUMBER",
-            help="Denoising steps.",
+            help="Denoising steps: num_inference_steps in a manifest and in Python.",
             show_default=_OWN,
             rich_help_panel=VIDEO,
         ),
     ] = None
-    guidance: Annotated[
+    guidance_scale: Annotated[
         float | None,
         typer.Option(
+            "--guidance",
             min=0,
             metavar="NUMBER",
-            help="Strength of the prompt.",
+            help="Strength of the prompt: guidance_scale in a manifest and in Python.",
             show_default=_OWN,
             rich_help_panel=VIDEO,
         ),
     ] = None
-    guidance_2: Annotated[
+    guidance_scale_2: Annotated[
         float | None,
         typer.Option(
             "--guidance-2",
             min=0,
             metavar="NUMBER",
             help="The same at low noise, for the second transformer of Wan 2.2-A14B; 1 for "
-            "distilled weights.",
+            "distilled weights: guidance_scale_2.",
             show_default="that of --guidance",
             rich_help_panel=VIDEO,
         ),
@@ -303,20 +305,13 @@ class VideoFlags:
             raise ConfigError(
                 "--size was given with --height or --width.", fix="Give --size, or the other two."
             )
-        return VideoSettings(
-            seed=self.seed,
-            negative_prompt=self.negative_prompt,
-            height=self.height if self.size is None else self.size,
-            width=self.width if self.size is None else self.size,
-            num_frames=self.num_frames,
-            frame_rate=self.frame_rate,
-            num_inference_steps=self.steps,
-            guidance_scale=self.guidance,
-            guidance_scale_2=self.guidance_2,
-            start_step=self.start_step,
-            sigmas=None if self.sigmas is None else parse_sigmas(self.sigmas),
-            shift=self.shift,
-        )
+        own = {field.name for field in fields(self)} & VideoSettings.model_fields.keys()
+        given = {name: getattr(self, name) for name in own}
+        if self.size is not None:
+            given |= {"height": self.size, "width": self.size}
+        if self.sigmas is not None:
+            given |= {"sigmas": parse_sigmas(self.sigmas)}
+        return VideoSettings(**given)
 
 
 def parse_sigmas(text: str) -> tuple[float, ...]:

@@ -60,7 +60,7 @@ class FolderExport:
 
 def export_two_experts(
     recipe: Recipe | str | Path,
-    pipeline: str | Path,
+    model: str | Path,
     output: str | Path,
     *,
     inputs: Mapping[str, InputValue] | None = None,
@@ -80,7 +80,7 @@ def export_two_experts(
     Args:
         recipe: A recipe with two experts, the first `above` a noise level or a `timestep`. An input
             `memory:base` at the front, as recipes of LoRAs have it, is the pipeline's own model.
-        pipeline: A diffusers folder of a Wan pipeline, for all that is not a denoiser; its weights
+        model: A diffusers folder of a Wan pipeline, for all that is not a denoiser; its weights
             are linked where the disk allows, else copied.
         output: The folder to write.
         inputs: Paths or state dicts that replace the recipe's inputs, by name.
@@ -92,22 +92,22 @@ def export_two_experts(
 
     Raises:
         RecipeError: The recipe has not two experts, or a boundary that the folder cannot express.
-        ConfigError: `pipeline` is no Wan folder, or `output` exists or cannot be written.
+        ConfigError: `model` is no Wan folder, or `output` exists or cannot be written.
         CheckpointError, ShapeError: As `merge`; or an expert does not fit the pipeline.
     """
     recipe = as_recipe(recipe)
-    pipeline, output = Path(pipeline), Path(output)
-    check_new_folder(output, overwrite=overwrite or dry_run, marker=INDEX_FILE, keep=[pipeline])
+    model, output = Path(model), Path(output)
+    check_new_folder(output, overwrite=overwrite or dry_run, marker=INDEX_FILE, keep=[model])
     wanted = None if dtype is None else parse_dtype(dtype)
-    index = _index_of_wan(pipeline)
-    first, second, boundary = _two_experts(recipe, pipeline)
+    index = _index_of_wan(model)
+    first, second, boundary = _two_experts(recipe, model)
     modules = {"transformer": first, "transformer_2": second}
-    bound = BoundRecipe.of(recipe, own_model(recipe, pipeline, inputs))
+    bound = BoundRecipe.of(recipe, own_model(recipe, model, inputs))
     experts = {module: bound.experts[name] for module, name in modules.items()}
     with bound.open([first, second]) as opened:
         coverage = bound.fit(opened, experts=[first, second], missing=missing).coverage
         contents = {
-            module: _content(module, checkpoint, opened, pipeline, wanted)
+            module: _content(module, checkpoint, opened, model, wanted)
             for module, checkpoint in experts.items()
         }
         survived: dict[str, float | None] = {}
@@ -120,7 +120,7 @@ def export_two_experts(
             }
             files = {
                 INDEX_FILE: json.dumps(index, indent=2) + "\n",
-                "transformer_2/config.json": _config_of_second(pipeline),
+                "transformer_2/config.json": _config_of_second(model),
             }
             specs = {n: spec for held in contents.values() for n, spec in held.targets.items()}
             with (
@@ -128,7 +128,7 @@ def export_two_experts(
                 pipeline_folder(
                     output,
                     specs,
-                    template=pipeline,
+                    template=model,
                     metadata=metadata,
                     metadata_of={
                         m: {"motionmerge.expert": expert} for m, expert in modules.items()

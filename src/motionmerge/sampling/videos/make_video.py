@@ -14,6 +14,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
     model_serializer,
+    model_validator,
 )
 
 from motionmerge.config import Settings
@@ -56,6 +57,16 @@ _FAILING_UNGUIDED = (
     "Wan22Image2VideoModularPipeline",
     "WanImage2VideoModularPipeline",
 )
+
+_SHORT_NAMES = {
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "guidance_2": "guidance_scale_2",
+    "negative": "negative_prompt",
+    "fps": "frame_rate",
+    "frames": "num_frames",
+}
+"""Names that the command line and other tools have for settings; these are not accepted here."""
 
 _SAME_NAME = ("guidance_scale_2", "start_step")
 """Settings that are arguments of pipelines under their own names."""
@@ -102,6 +113,16 @@ class VideoSettings(Settings):
     start_step: int | None = None
     sigmas: tuple[float, ...] | None = None
     shift: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_short_names(cls, data: Any) -> Any:
+        for short in data.keys() & _SHORT_NAMES.keys() if isinstance(data, dict) else ():
+            raise ConfigError(
+                f"{cls.__name__} has no setting `{short}`.",
+                fix=f"Write `{_SHORT_NAMES[short]}` instead of `{short}`.",
+            )
+        return data
 
     @model_serializer(mode="wrap")
     def _leave_newer_settings_out(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
