@@ -18,6 +18,7 @@ from motionmerge.errors import CheckpointError, ConfigError, RecipeError, ShapeE
 from motionmerge.io.weights import save_weights
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.recipes.bound import BoundRecipe
+from motionmerge.merging.recipes.functions import FUNCTIONS, register_function
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
@@ -616,3 +617,22 @@ def test_arguments_that_do_not_fit_together_are_refused(pipeline: DynamiCrafterP
         pytest.raises(ConfigError, match="needs a scheduler"),
     ):
         model(torch.zeros(1), 900)
+
+
+def test_an_expert_may_call_a_registered_function(pipeline: DynamiCrafterPipeline) -> None:
+    base, tuned = other_weights("unet", seed=1), other_weights("unet", seed=2)
+    before = dict(FUNCTIONS)
+    try:
+        halved = lambda vector, *, block, share: share * vector  # noqa: E731
+        register_function("halved", settings={"share": float}, blocks=halved)
+        recipe = Recipe.parse(
+            "inputs: {base: 'memory:base', tuned: 'memory:tuned'}\n"
+            "experts: {merged: 'base + halved(tuned - base, share=0.5)'}\n"
+        )
+        with experts(pipeline, recipe, inputs={"base": base, "tuned": tuned}):
+            attached = weights_of(pipeline, "unet")
+    finally:
+        FUNCTIONS.clear()
+        FUNCTIONS.update(before)
+    wanted = {name: base[name] + 0.5 * (tuned[name] - base[name]) for name in base}
+    assert same_weights(attached, wanted)

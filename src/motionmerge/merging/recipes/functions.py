@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import keyword
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from motionmerge.merging.algebra.computed import ByBlock, ByTensor, Computed
 from motionmerge.merging.algebra.functions import low_rank, ties, trim
 from motionmerge.merging.algebra.groups import only
 from motionmerge.merging.algebra.named import NamedFloat, NamedInt
-from motionmerge.merging.algebra.nodes import TaskVector
+from motionmerge.merging.algebra.nodes import Checkpoint, TaskVector
 from motionmerge.merging.algebra.sparsify import dare
 from motionmerge.merging.algebra.terms import is_number
 from motionmerge.merging.lora.task_vector import lora
@@ -36,12 +37,14 @@ class Function:
             or a path in quotes. The last may be `MORE`.
         settings: Names of the keyword arguments; all are required.
         citation: BibTeX of its source; empty if it has none.
+        registered: What `register_function` got for it, to do it again in another process.
     """
 
     build: Callable[..., TaskVector]
     arguments: tuple[str, ...]
     settings: tuple[str, ...]
     citation: str
+    registered: Mapping[str, Any]
 
     @property
     def positional(self) -> tuple[str, ...]:
@@ -130,13 +133,29 @@ def register_function(
         raise ConfigError(
             f"`{name}` has the arguments {arguments!r}.", fix='Pass e.g. `arguments=("vector",)`.'
         )
+    ways = {"blocks": blocks, "tensors": tensors, "build": build}
+    registered = {"arguments": tuple(arguments), "settings": kinds, **ways, "citation": citation}
     if blocks is not None:
         build = _builder(name, ByBlock, blocks, kinds)
     elif tensors is not None:
         build = _builder(name, ByTensor, tensors, kinds)
     assert build is not None  # for the type checker: one of the three is given
-    FUNCTIONS[name] = Function(build, tuple(arguments), tuple(kinds), citation)
+    FUNCTIONS[name] = Function(build, tuple(arguments), tuple(kinds), citation, registered)
     return build
+
+
+def called_functions(experts: Iterable[Checkpoint]) -> dict[str, Mapping[str, Any]]:
+    """Return the functions of users that expressions call, for `register_missing`."""
+    text = " ".join(map(str, experts))
+    called = FUNCTIONS.keys() & set(re.findall(r"([A-Za-z_]\w*)\(", text)) - _OURS
+    return {name: FUNCTIONS[name].registered for name in sorted(called)}
+
+
+def register_missing(functions: Mapping[str, Mapping[str, Any]]) -> None:
+    """Register functions of another process that this one does not know."""
+    for name, registered in functions.items():
+        if name not in FUNCTIONS:
+            register_function(name, **registered)
 
 
 def _builder(
@@ -209,3 +228,5 @@ register_function(
     citation=_TIES,
 )
 register_function("trim", settings={"keep": float}, build=trim, citation=_TIES)
+
+_OURS = frozenset(FUNCTIONS)

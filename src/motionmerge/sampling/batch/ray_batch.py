@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import warnings
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 from motionmerge.errors import ConfigError, MotionMergeError
+from motionmerge.merging.recipes.functions import called_functions, register_missing
 from motionmerge.sampling.batch.batch import (
     BatchOptions,
     BatchReport,
@@ -49,11 +51,18 @@ class Worker:
     Args:
         model, experts, options: How the videos are made.
         num_threads: Of torch, on which the last bit of a sum can depend.
+        functions: Functions of the recipe language that users registered in the driver.
     """
 
     def __init__(
-        self, model: ModelChoice, experts: ExpertChoice, options: BatchOptions, num_threads: int
+        self,
+        model: ModelChoice,
+        experts: ExpertChoice,
+        options: BatchOptions,
+        num_threads: int,
+        functions: Mapping[str, Mapping[str, Any]],
     ) -> None:
+        register_missing(functions)
         self._model, self._experts, self._options = model, experts, options
         self._num_threads = num_threads
         self._attached = ExitStack()
@@ -102,10 +111,12 @@ def run_on_ray(
 
     Raises:
         ConfigError: Ray is not installed, the cluster cannot be joined or has no machine for a
-            worker, or workers die before they have loaded the model.
+            worker, workers die before they have loaded the model, or a function that a user
+            registered cannot be sent to them.
         MotionMergeError: As loading the model and attaching the experts.
     """
     ray = joined_cluster()
+    functions = sent_functions(experts)
     model, experts, videos = with_absolute_paths(model, experts, videos)
     threads = torch.get_num_threads()
     needs = {"GPU": 1, "CPU": 1} if model.device.type == "cuda" else {"CPU": threads}
@@ -114,7 +125,7 @@ def run_on_ray(
     actor_class = ray.remote(**options_of_ray)(Worker)
     driver = _Driver(
         ray,
-        lambda: actor_class.remote(model, experts, options, threads),
+        lambda: actor_class.remote(model, experts, options, threads, functions),
         needs,
         {name: ray.available_resources().get(name, 0) for name in needs},
         deque(videos),
@@ -123,6 +134,28 @@ def run_on_ray(
         num_workers=min(places if num_workers is None else num_workers, len(videos)),
     )
     return driver.run()
+
+
+def sent_functions(experts: ExpertChoice) -> dict[str, Mapping[str, Any]]:
+    """Return the functions of users that a recipe calls, for the processes of workers.
+
+    Raises:
+        ConfigError: Names one that cannot be sent to another process.
+    """
+    from ray import cloudpickle
+
+    functions = {} if experts.recipe is None else called_functions(experts.recipe.experts.values())
+    for name, registered in functions.items():
+        try:
+            cloudpickle.dumps(registered)
+        except (TypeError, ValueError, pickle.PicklingError) as error:
+            raise ConfigError(
+                f"The registered function `{name}` cannot be sent to the workers of a cluster: "
+                f"{error}.",
+                fix="Let it use plain values alone, no open files or locks; or merge the experts "
+                "first with `motionmerge.merge`, and give the workers the merged files.",
+            ) from error
+    return functions
 
 
 def with_absolute_paths(

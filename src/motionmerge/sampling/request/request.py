@@ -223,7 +223,7 @@ class VideoRequest:
             raise ConfigError(
                 "`motion=` extrapolates away from what a model was fine-tuned from, which is not "
                 "known.",
-                fix="Pass `base=`, a folder or a file, or a LoRA with `loras=`.",
+                fix="Add `base=`, a folder or a file, or a LoRA with `loras=`.",
             )
         self._refuse_two_sets(model)
         is_input = exists(path_of(self.base)) or split_name(str(self.base)) is not None
