@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer.main
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import motionmerge
@@ -230,3 +230,19 @@ def test_weights_of_the_pocket_model_are_looked_at_in_a_dry_run(work, monkeypatc
     for weights in ("tuned", str(weights_path("tuned"))):
         result = CliRunner().invoke(app, [*GENERATE, "--weights", weights])
         assert result.exit_code == 0, result.output
+
+
+def test_weights_with_few_of_the_models_tensors_are_refused_unless_the_rest_is_to_stay(
+    work, monkeypatch
+):
+    monkeypatch.chdir(work)
+    whole = load_file(weights_path("tuned"))
+    name = next(name for name in whole if name.startswith("unet."))
+    save_file({name: whole[name]}, work / "one.safetensors")
+    refused = CliRunner().invoke(app, [*GENERATE, "--weights", "one.safetensors"])
+    assert refused.exit_code == 2, refused.output
+    assert re.search(r"has 1 of the \d+ tensors of `unet`", refused.stderr)
+    assert "`--missing keep`" in refused.stderr
+    kept = CliRunner().invoke(app, [*GENERATE, "--weights", "one.safetensors", "--missing", "keep"])
+    assert kept.exit_code == 0, kept.output
+    assert "the model's own stays there" in kept.stderr

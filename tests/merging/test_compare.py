@@ -66,6 +66,21 @@ def test_nothing_in_common_is_an_error(pair):
         compare(pair[0], Checkpoint.from_tensors({"x": torch.ones(2)}, name="other"))
 
 
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        ({"a.weight": torch.ones(3, 2)}, r"`a.weight` is \[2, 3\] and \[3, 2\]"),
+        ({"steps": torch.tensor(1)}, r"others are no weights"),
+    ],
+)
+def test_tensors_of_which_none_can_be_compared_are_an_error(second, words):
+    first = {"a.weight": torch.ones(2, 3), "steps": torch.tensor(1)}
+    sides = [Checkpoint.from_tensors(one, name="x") for one in (first, second)]
+    with pytest.raises(CheckpointError, match=words) as caught:
+        compare(*sides)
+    assert caught.value.fix
+
+
 def test_a_comparison_is_plain_json_even_from_zero(states):
     base, _ = states
     zero = {name: torch.zeros_like(value) for name, value in base.items()}

@@ -17,6 +17,7 @@ from motionmerge.merging.algebra.groups import (
     selects,
 )
 from motionmerge.merging.algebra.nodes import Checkpoint
+from motionmerge.merging.lora.task_vector import lora
 from motionmerge.models.dynamicrafter import DynamiCrafterUNet
 from motionmerge.parameter_groups import FAMILIES
 
@@ -183,6 +184,19 @@ def test_a_tensor_outside_the_group_may_be_missing_on_one_side(pair, states):
 def test_a_group_that_matches_nothing_is_refused_with_the_groups_that_exist(pair):
     with pytest.raises(RecipeError, match=r"matches none(.|\n)*spatial, temporal"):
         (pair[0] + only(pair[1] - pair[0], "adapter")).tensors()
+
+
+def test_a_group_of_which_a_lora_changes_nothing_is_refused_with_the_groups_of_the_lora():
+    names = ("transformer_blocks.0.attn1.to_q.weight", "temporal_transformer_blocks.0.to_q.weight")
+    base = Checkpoint.from_tensors({name: torch.ones(4, 4) for name in names}, name="base")
+    layer = "transformer_blocks.0.attn1.to_q"
+    style = {f"{layer}.lora_{side}.weight": torch.ones(4, 4) for side in "AB"}
+    selected = group_of(names[0])
+    with pytest.raises(RecipeError, match=rf"is nothing.*changes 1 tensors(.|\n)*{selected}"):
+        (base + only(lora(style, 1.0), "temporal_*")).tensors()
+    assert not torch.equal(
+        (base + only(lora(style, 1.0), selected)).tensors()[names[0]], torch.ones(4, 4)
+    )
 
 
 @pytest.mark.parametrize(

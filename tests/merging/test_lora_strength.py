@@ -332,6 +332,22 @@ def test_damaged_settings_are_a_named_error(tmp_path: Path, text: str, where: st
     assert caught.value.fix
 
 
+@pytest.mark.parametrize("kind", ["LOHA", "LOKR"])
+def test_a_kind_that_is_not_that_of_the_matrices_is_refused(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"`peft_type` is {kind} (.|\n)*is part of a LORA"):
+        factor(tmp_path, {"r": 2, "lora_alpha": 2, "peft_type": kind}, where="file")
+
+
+@pytest.mark.parametrize("where", ["file", "header"])
+@pytest.mark.parametrize("name", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_is_none_is_refused_where_no_strength_depends_on_it(
+    tmp_path: Path, name: str, where: str
+) -> None:
+    own = {**pair("to_q"), "to_q.alpha": torch.tensor(2.0)}
+    with pytest.raises(CheckpointError, match=r"The pattern 'to_k\['"):
+        factor(tmp_path, {"r": 2, "lora_alpha": 2, name: {"to_k[": 3}}, where=where, tensors=own)
+
+
 def test_settings_that_are_no_text_are_a_named_error(tmp_path: Path) -> None:
     save_weights(tmp_path / "adapter_model.safetensors", pair())
     (tmp_path / "adapter_config.json").write_bytes(b"\xff\xfe{}")

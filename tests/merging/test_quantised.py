@@ -424,3 +424,12 @@ def test_tensors_of_torchao_in_memory_are_refused():
 
     with pytest.raises(CheckpointError, match="Flattened"):
         MemoryTensors({"a.weight": torch.ones(2).as_subclass(Flattened)})
+
+
+def test_codes_without_a_scale_behind_comfyuis_marker_are_their_own_values(tmp_path):
+    weight = torch.tensor([[0.5, -2.0], [448.0, 1.0]]).to(torch.float8_e4m3fn)
+    marker = {"scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}
+    save_weights(tmp_path / "fp8.safetensors", {"a.weight": weight, **marker})
+    read = Checkpoint.load(tmp_path / "fp8.safetensors").tensors()
+    assert list(read) == ["a.weight"]
+    assert torch.equal(read["a.weight"].float(), weight.float())

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from motionmerge.sampling.videos.make_video import VideoSettings
 
 POCKET = "pocket"
-_LEFT_OUT = ".*not in the model|.*one side lacks"  # warnings of what --missing keep leaves out
+_LEFT_OUT = ".*not in the model|.*one side lacks|.*own stays there"  # what --missing keep warns of
 _OWN = "model's own"  # as a default in the help
 
 

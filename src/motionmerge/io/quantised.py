@@ -242,6 +242,8 @@ class _Reader:
         for key in self._keys:
             layer, _, last = key.rpartition(".")
             if last in (MARKER, CONFIG):
+                # Weights without a scale behind the marker are their own values: scaled_fp8_ops in
+                # comfy/ops.py of ComfyUI leaves the `scale_weight` of such a layer at 1.
                 self._hidden.add(key)
             elif last in _SCALES:
                 if layer in scales:

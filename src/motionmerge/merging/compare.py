@@ -169,7 +169,8 @@ def compare(
         allow_nonfinite: Accept NaN and infinity.
 
     Raises:
-        CheckpointError: Weights cannot be read, hold NaN, or have no tensor in common.
+        CheckpointError: Weights cannot be read, hold NaN, or have no tensor in common that can be
+            compared.
         ShapeError: `base` differs in a shape from both.
     """
     sides = [_checkpoint(first, "first"), _checkpoint(second, "second")]
@@ -199,6 +200,8 @@ def compare(
                 )
             else:
                 _refuse_codes(name, sides[0], inputs)
+        if not tensors:
+            raise _nothing_comparable(sides, shared, other_shape, inputs)
     return Comparison(
         first=str(sides[0]),
         second=str(sides[1]),
@@ -276,6 +279,25 @@ def _nothing_in_common(
     return CheckpointError(
         f"The checkpoints have no tensor name in common: {listed}.",
         fix="Compare weights of one layout (`motionmerge convert` changes DynamiCrafter's).",
+    )
+
+
+def _nothing_comparable(
+    sides: Sequence[Checkpoint],
+    shared: Sequence[str],
+    other_shape: Sequence[str],
+    inputs: OpenInputs,
+) -> CheckpointError:
+    """Make the error for checkpoints whose common tensors all differ in shape or are no weights."""
+    name = next(iter((*other_shape, *shared)))
+    first, second = (list(inputs.shape(side.anchor, name)) for side in sides)
+    kind = dtype_name(inputs.dtype(sides[0].anchor, name))
+    why = f"{first} and {second}" if other_shape else f"{kind} {first}"
+    return CheckpointError(
+        f"None of the {len(shared)} tensors that both checkpoints have can be compared: "
+        f"{len(other_shape)} differ in shape, and the others are no weights. E.g. `{name}` is "
+        f"{why}.",
+        fix="Compare weights of one model.",
     )
 
 

@@ -51,3 +51,27 @@ def check_fit(
                 check_shape(
                     shape, live[name][tensor].shape, label=f"{name}.{tensor}", expert=expert
                 )
+
+
+def lacking_tensors(
+    recipe: BoundRecipe, modules: Mapping[str, nn.Module]
+) -> dict[str, tuple[str, ...]]:
+    """List the tensors of a model's modules that experts would leave as they are.
+
+    Args:
+        recipe: What the experts are; no LoRAs.
+        modules: See `check_fit`.
+
+    Returns:
+        By the name of each module that an expert has anything of; empty if it has all.
+    """
+    live = {name: SwitchedModule(name, module).tensors() for name, module in modules.items()}
+    like = names_of_denoiser(live)
+    prepared = recomputed_experts(recipe, missing="keep", like=like)
+    lacking: dict[str, tuple[str, ...]] = {}
+    for expert, tensors in prepared.items():
+        for name, part in by_module(expert, tensors, live).items():
+            assert isinstance(part, RecomputedExpert)
+            wanted = modules[name].state_dict().keys()
+            lacking[name] = tuple(one for one in wanted if one not in part.shapes())
+    return lacking

@@ -102,9 +102,21 @@ class Only(Applied):
         """Check that something is selected.
 
         Raises:
-            RecipeError: No name is; the groups that the names do have are listed.
+            RecipeError: No name is; the groups that the names do have are listed. Or none that is
+                selected is changed by the task vector, e.g. by a LoRA of other layers.
         """
-        if not any(map(selects(self.group), names)):
+        chosen = list(filter(selects(self.group), names))
+        if chosen and not any(any(True for _ in self.vector.sources(name)) for name in chosen):
+            touched = [name for name in names if any(True for _ in self.vector.sources(name))]
+            present = sorted({group_of(name) for name in touched})
+            raise RecipeError(
+                f"`{self.formula()}` is nothing: `{self.vector}` changes {len(touched)} tensors, "
+                f"none of which is selected; their groups are: {', '.join(present) or 'none'}.",
+                fix=f"Use one of these groups, or a pattern for names like `{touched[0]}`."
+                if touched
+                else f"Leave `{self.vector}` out.",
+            )
+        if not chosen:
             present = sorted({group_of(name) for name in names})
             raise RecipeError(
                 f"`only(..., {quote(self.group)})` matches none of the {len(names)} tensors; "

@@ -7,7 +7,7 @@ writes into the header, plain keys of the header, `adapter_config.json`. If none
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,28 @@ class LoraScaling:
         header = settings_of_header(metadata, where=str(path))
         modules = modules_of_header(metadata, where=str(path))
         raw, own = settings_of_file(path)
-        return cls(raw, [*header, own] if own else header, modules)
+        known = [*header, own] if own else header
+        for settings in known:
+            for one in settings.values():
+                _check_patterns(one)
+        return cls(raw, known, modules)
+
+    def check_kind(self, keys: Iterable[str], *, name: str) -> None:
+        """Refuse matrices of another kind than `adapter_config.json` says, as peft does.
+
+        Raises:
+            CheckpointError: E.g. `peft_type` is LOHA beside `lora_A`.
+        """
+        kind = self.settings.get("peft_type")
+        marks = {"LORA": "lora_", "LOHA": "hada_", "LOKR": "lokr_"}
+        for key in keys if kind in marks else ():
+            found = next((other for other, mark in marks.items() if f".{mark}" in key), kind)
+            if found != kind:
+                raise CheckpointError(
+                    f"`peft_type` is {kind} in the `adapter_config.json` of `{name}`, but "
+                    f"`{key[:200]}` is part of a {found}.",
+                    fix="Put the file's own `adapter_config.json` beside it.",
+                )
 
     def strength(self, path: str, *, layer: str, rank: int | None, alpha: float | None) -> Strength:
         """Give alpha / rank of a module; 1 if alpha or the rank is unknown.
@@ -117,6 +138,19 @@ def _of_component(settings: ByComponent, component: str, path: str) -> LoraSetti
             fix="Save the LoRA with the part's name in front of its keys (`transformer.`).",
         )
     return several[0] if several else None
+
+
+def _check_patterns(settings: LoraSettings) -> None:
+    """Refuse a pattern that is none, as peft does, also where no layer's strength depends on it."""
+    for pattern in (*settings.alpha_pattern, *settings.rank_pattern):
+        try:
+            compile_pattern(as_peft(pattern))
+        except ConfigError as error:
+            raise CheckpointError(
+                f"The pattern {pattern[:100]!r} of {settings.origin} cannot be used: "
+                f"{error.message}",
+                fix="Write the layers' names in `alpha_pattern` and `rank_pattern`.",
+            ) from error
 
 
 def _special(

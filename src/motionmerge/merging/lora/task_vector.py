@@ -66,6 +66,7 @@ class LoraTensors(MemoryTensors):
         self._file, self._scaling, self._model_shapes = file, scaling, shapes
         self._name, self._is_checked = name, False
         self._lora_keys = group_keys(file.keys())
+        scaling.check_kind(file.keys(), name=name)
         self._placement = place(file, shapes, keys=self._lora_keys, modules=scaling.modules)
         self._home = self._placement.home
 

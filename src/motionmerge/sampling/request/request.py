@@ -6,11 +6,13 @@ The command line, pages and nodes fill one in, and this file decides what it mea
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.paths import exists, path_of
@@ -31,6 +33,7 @@ from motionmerge.sampling.request.experts import (
 from motionmerge.sampling.request.folder import find_pipeline, weight_files
 from motionmerge.sampling.request.loading import check_device, default_device, dtype_named
 from motionmerge.sampling.request.model import FolderModel, ModelChoice, ShippedModel
+from motionmerge.switching.rehearsal import lacking_tensors
 
 POCKET = "pocket"
 """The name of the model that ships with the package, and of the recipe that it has by default."""
@@ -164,11 +167,34 @@ class VideoRequest:
         choice = replace(self._choice(model), missing=self.missing)
         if self.recipe is None:
             _check_kinds(choice)
+        own = choice
         if isinstance(model, ShippedModel) and self.weights is not None:
             _check_kinds(own := from_weights(model.weights_file))
             own.check(model.empty_modules())
         choice.check({} if choice.recipe is None else model.empty_modules())
+        if self.weights is not None and own.bound is not None:
+            self._check_whole(lacking_tensors(own.bound, modules := model.empty_modules()), modules)
         return choice
+
+    def _check_whole(
+        self, lacking: Mapping[str, Sequence[str]], modules: Mapping[str, nn.Module]
+    ) -> None:
+        """Refuse weights that have only some tensors of a module, or warn of them."""
+        for name, absent in lacking.items():
+            if not absent:
+                continue
+            total = len(modules[name].state_dict())
+            message = (
+                f"{self.weights} has {total - len(absent)} of the {total} tensors of `{name}`; "
+                f"e.g. `{absent[0]}` is not in it"
+            )
+            if self.missing == "error":
+                raise CheckpointError(
+                    f"{message}.",
+                    fix="Give the whole weights, or pass `missing='keep'`, which leaves the "
+                    "model's own tensors there.",
+                )
+            warnings.warn(f"{message}: the model's own stays there.", stacklevel=2)
 
     def _choice(self, model: ModelChoice) -> ExpertChoice:
         boundary = self.boundary
