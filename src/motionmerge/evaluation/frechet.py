@@ -26,6 +26,10 @@ Covariance = Literal["sample", "population"]
 ENOUGH_CLIPS = 2048
 """Clips of published FVDs; with fewer the bias decides (34 at 512 where the true distance is 1)."""
 
+FEWEST_TO_EXTRAPOLATE = 32
+FEWEST_FOR_KERNEL = 3
+"""Clips in each set."""
+
 _LARGEST_FEATURES = 8 * 1024**3
 """Bytes of a feature file."""
 
@@ -165,9 +169,10 @@ def frechet_distance_at_infinity(
 
     one, two = _checked_pair(first, second)
     most = min(len(one), len(two))
-    if most < 32:
+    if most < FEWEST_TO_EXTRAPOLATE:
         raise DataError(
-            f"With {most} clips there is nothing to extrapolate from.", fix="Use at least 32 clips."
+            f"With {most} clips there is nothing to extrapolate from.",
+            fix=f"Use at least {FEWEST_TO_EXTRAPOLATE} clips.",
         )
     random = np.random.default_rng(seed)
     sizes = np.linspace(most / 2, most, num_sizes).round().astype(int)
@@ -206,7 +211,7 @@ def kernel_distance(
 
     Source: Binkowski et al. 2018 (KID); Unterthiner et al. 2018; Efron and Stein 1981.
     """
-    one, two = _checked_pair(first, second, fewest=3)
+    one, two = _checked_pair(first, second, fewest=FEWEST_FOR_KERNEL)
     factor = 1 / one.shape[1] if gamma is None else gamma
     within = [_without_diagonal((factor * (rows @ rows.T) + 1) ** 3) for rows in (one, two)]
     across = (factor * (one @ two.T) + 1) ** 3
