@@ -80,7 +80,8 @@ def fvd(
     if preset not in PRESETS:
         raise ConfigError(f"There is no preset {preset!r}.", fix=fix_unknown_name(preset, PRESETS))
     loaded: VideoNetwork | None = None
-    sets, failures = [], {}
+    sets: list[frechet.Features] = []
+    failures: dict[Path, str] = {}
     for path in (real, generated):
         if path.suffix in _FEATURE_FILES:
             sets.append(frechet.read_features(path))

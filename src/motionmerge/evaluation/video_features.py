@@ -98,7 +98,7 @@ class VideoNetwork:
             found = self.compute(video)
         if found.ndim != 2 or len(found) != 1 or not bool(torch.isfinite(found).all()):
             raise DataError(
-                f"The network gives {list(found.shape)} for one clip, or values that are not finite.",
+                f"The network gives {list(found.shape)} for one clip, or NaN.",
                 fix="Use the weights of I3D trained on Kinetics 400.",
             )
         return found[0].double().numpy()
