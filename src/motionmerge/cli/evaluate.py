@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from motionmerge.cli.evaluate_fvd import FVD_EXAMPLE, fvd
 from motionmerge.cli.help import Verb, VerbGroup
 from motionmerge.cli.merge import parse_inputs
 from motionmerge.cli.options import EXPERTS, OUTPUT, JsonOption, MissingOption, OverwriteOption
@@ -28,6 +29,9 @@ EXAMPLE = "Example: motionmerge evaluate pocket --condition knob --num 24 -o res
 evaluate_app = typer.Typer(
     help="Measure a model.", epilog=EXAMPLE, cls=VerbGroup, no_args_is_help=True
 )
+
+
+evaluate_app.command("fvd", cls=Verb, epilog=FVD_EXAMPLE)(fvd)
 
 
 @evaluate_app.callback()

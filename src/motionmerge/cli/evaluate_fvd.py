@@ -1,0 +1,170 @@
+"""`motionmerge evaluate fvd`: how far generated videos are from real ones, as sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from motionmerge.cli.options import OUTPUT, JsonOption
+
+if TYPE_CHECKING:
+    from motionmerge.evaluation.video_features import VideoNetwork
+
+FVD_EXAMPLE = (
+    "Example: motionmerge evaluate fvd real generated --network i3d_pretrained_400.pt -o features"
+)
+
+_FEATURE_FILES = (".npy", ".safetensors")
+
+
+def fvd(
+    real: Annotated[
+        Path, typer.Argument(metavar="REAL", help="Folder of real videos, or a feature file.")
+    ],
+    generated: Annotated[
+        Path,
+        typer.Argument(metavar="GENERATED", help="Folder of generated videos, or a feature file."),
+    ],
+    network: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="I3D: i3d_pretrained_400.pt, or a TorchScript file from somebody you trust. Not "
+            "needed for feature files.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Whose resizing and covariance: styleganv, cd-fvd, common-metrics or videogpt.",
+        ),
+    ] = "styleganv",
+    frames: Annotated[
+        int, typer.Option(min=9, max=1024, metavar="NUMBER", help="First frames of each video.")
+    ] = 16,
+    gamma: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER", help="Of the kernel distance.", show_default="1 / dim, as KID"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Of the subsets.")] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Keeps each video's features; a second run goes on from them.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute Frechet's video distance (FVD), its value at infinity, and the kernel distance.
+
+    Numbers of different presets, networks, frames or numbers of videos are not comparable.
+    """
+    from motionmerge.errors import ConfigError
+    from motionmerge.evaluation import frechet
+    from motionmerge.evaluation.video_features import PRESETS, clip_features, load_i3d
+    from motionmerge.text import fix_unknown_name
+
+    if preset not in PRESETS:
+        raise ConfigError(f"There is no preset {preset!r}.", fix=fix_unknown_name(preset, PRESETS))
+    loaded: VideoNetwork | None = None
+    sets: list[frechet.Features] = []
+    failures: dict[Path, str] = {}
+    for path in (real, generated):
+        if path.suffix in _FEATURE_FILES:
+            sets.append(frechet.read_features(path))
+            continue
+        videos = _videos(path)
+        if network is None:
+            raise ConfigError(
+                f"{path} holds videos, and no network is given for their features.",
+                fix="Pass --network i3d_pretrained_400.pt, or feature files.",
+            )
+        loaded = loaded or load_i3d(network)
+        with _progress(len(videos), path.name) as on_clip:
+            found, failed = clip_features(
+                videos, loaded, preset, num_frames=frames, folder=output, on_clip=on_clip
+            )
+        sets.append(found)
+        failures |= failed
+    num = min(map(len, sets))
+    frechet.warn_of_few_clips(num)
+    covariance, real_clips, generated_clips = PRESETS[preset].covariance, *sets
+    distance = frechet.frechet_distance(real_clips, generated_clips, covariance=covariance)
+    at_infinity = kernel = None
+    if num >= frechet.FEWEST_TO_EXTRAPOLATE:
+        at_infinity = frechet.frechet_distance_at_infinity(
+            real_clips, generated_clips, covariance=covariance, seed=seed
+        )
+    if num >= frechet.FEWEST_FOR_KERNEL:
+        kernel = frechet.kernel_distance(real_clips, generated_clips, gamma=gamma)
+    used_gamma = 1 / real_clips.shape[1] if gamma is None else gamma
+    if as_json:
+        result = {
+            "fvd": distance,
+            "fvd_at_infinity": asdict(at_infinity) if at_infinity else None,
+            "kvd": asdict(kernel) if kernel else None,
+            "num_real": len(real_clips),
+            "num_generated": len(generated_clips),
+            "failed": {str(path): reason for path, reason in failures.items()},
+            "preset": preset,
+            "covariance": covariance,
+            "frames": frames if loaded else None,
+            "network": loaded.fingerprint if loaded else None,
+            "gamma": used_gamma,
+            "seed": seed,
+        }
+        print(json.dumps(result))
+        return
+    for path, reason in failures.items():
+        typer.echo(f"left out: {path}: {reason}", err=True)
+    print(
+        f"FVD {distance:.2f}, {len(real_clips)} real and {len(generated_clips)} generated videos, "
+        f"preset {preset} ({PRESETS[preset].source})"
+    )
+    if at_infinity:
+        print(f"FVD at infinity {at_infinity.text(2)}")
+    if kernel:
+        print(f"KVD {kernel.text(4)}, gamma {used_gamma:g}")
+    if loaded:
+        print(f"network {loaded.fingerprint}")
+
+
+def _videos(folder: Path) -> list[Path]:
+    from motionmerge.errors import DataError
+    from motionmerge.evaluation.clips import SUFFIXES
+
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is no folder and no feature file.",
+            fix="Give a folder of videos, or a .npy or .safetensors file.",
+        )
+    found = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
+    if not found:
+        raise DataError(f"{folder} holds no video.", fix="Give a folder of videos such as mp4.")
+    return found
+
+
+@contextmanager
+def _progress(total: int, name: str) -> Iterator[Callable[[], None]]:
+    """Show a bar on stderr."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda: bar.update(task, advance=1)

@@ -1,0 +1,356 @@
+"""How the camera moves: one similarity transform fitted to optical flow or to matched features.
+
+A `Move` says where the picture goes; the camera goes the other way: if all that is seen moves to
+the right, the camera pans left. Any frame size; the centre of a frame is ((width - 1) / 2,
+(height - 1) / 2), as pixels are counted from their centres.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from motionmerge.evaluation.flow import FloatArray, Mask, Picture, lands_inside
+
+STATIC, UNCLEAR = "static", "unclear"
+LABELS = (
+    *("pan_left", "pan_right", "tilt_up", "tilt_down", "zoom_in", "zoom_out"),
+    *("roll_clockwise", "roll_counterclockwise"),
+    *(STATIC, UNCLEAR),
+)
+
+STILL_SHARE = 0.01
+"""Of the shorter side: a camera that moves the border less in a whole clip is static."""
+
+MIN_FOLLOWING = 0.3
+"""Of the textured pixels: if fewer follow one move, no camera move is named."""
+
+VBENCH_STILL_SHARE = 0.005
+"""Of the shorter side: VBench's threshold for a point that counts as moved."""
+
+_MIN_POINTS = 60
+_MIN_MATCHES = 20
+_GRID = 10
+
+Matrix = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Move:
+    """Where the picture has gone: screen = centre + zoom * rotation(picture - centre) + shift.
+
+    Args:
+        height, width: Of the frame, in pixels.
+        shift: (x, y) in pixels.
+        zoom: Above 1 the picture grows.
+        angle: Radians; positive angles turn the picture clockwise.
+    """
+
+    height: int
+    width: int
+    shift: tuple[float, float] = (0.0, 0.0)
+    zoom: float = 1.0
+    angle: float = 0.0
+
+    @property
+    def matrix(self) -> Matrix:
+        """The transform of pixel coordinates (x, y, 1), `[3, 3]`."""
+        matrix = np.eye(3)
+        a, b = self.zoom * math.cos(self.angle), self.zoom * math.sin(self.angle)
+        matrix[:2, :2] = [[a, -b], [b, a]]
+        centre = self._centre
+        matrix[:2, 2] = centre + self.shift - matrix[:2, :2] @ centre
+        return matrix
+
+    @classmethod
+    def from_matrix(cls, matrix: Matrix, *, height: int, width: int) -> Move:
+        """Undo `matrix`."""
+        centre = cls(height, width)._centre
+        x, y = matrix[:2, :2] @ centre + matrix[:2, 2] - centre
+        zoom = max(math.hypot(matrix[0, 0], matrix[1, 0]), 1e-6)
+        angle = math.atan2(matrix[1, 0], matrix[0, 0])
+        return cls(height, width, (float(x), float(y)), zoom, angle)
+
+    @property
+    def _centre(self) -> npt.NDArray[np.float64]:
+        return np.array([(self.width - 1) / 2, (self.height - 1) / 2])
+
+    def flow(self) -> FloatArray:
+        """Return where every pixel goes, `[height, width, 2]` as (x, y) in pixels."""
+        matrix = self.matrix - np.eye(3)
+        x = np.arange(self.width, dtype=np.float64)
+        y = np.arange(self.height, dtype=np.float64)[:, None]
+        return np.stack(
+            [
+                matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2],
+                matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2],
+            ],
+            axis=-1,
+        ).astype(np.float32)
+
+    def amounts(self) -> dict[str, float]:
+        """Return how far each kind of move carries the picture, in pixels, by the camera's label.
+
+        |x|, |y|, |zoom - 1| * m / 2 (zooming out counts like its inverse), |angle| * m / 2,
+        m = the shorter side
+        """
+        x, y = self.shift
+        half = min(self.height, self.width) / 2
+        grown = (max(self.zoom, 1 / self.zoom) - 1) * half
+        return {
+            "pan_left" if x > 0 else "pan_right": abs(x),
+            "tilt_up" if y > 0 else "tilt_down": abs(y),
+            "zoom_in" if self.zoom > 1 else "zoom_out": grown,
+            # A picture that turns clockwise is seen by a camera that turns the other way.
+            "roll_counterclockwise" if self.angle > 0 else "roll_clockwise": abs(self.angle) * half,
+        }
+
+    @property
+    def label(self) -> str:
+        """The one of `LABELS` that dominates; `static` if none reaches `STILL_SHARE`."""
+        amounts = self.amounts()
+        label = max(amounts, key=lambda name: amounts[name])
+        still = STILL_SHARE * min(self.height, self.width)
+        return STATIC if amounts[label] < still else label
+
+    @property
+    def amplitude(self) -> float:
+        """How far the dominant kind of move carries the picture, as a share of the width."""
+        return max(self.amounts().values()) / self.width
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A move and how much of the picture follows it.
+
+    Args:
+        move: Where the picture goes.
+        following: Share of the pixels looked at that go where the move says, within the larger of
+            one pixel and a twentieth of their way.
+    """
+
+    move: Move
+    following: float
+
+
+def fit_move(flow: FloatArray, *, where: Mask) -> Fit:
+    """Fit one move to a flow field; what moves otherwise loses its weight.
+
+    minimise  sum_i w_i |T(p_i) - p_i - flow_i|^2,   w = 1 / (1 + r^2 / s^2)^2,   s^2 = 2 median r^2
+
+    The start is found by RANSAC, so that a large object does not pull the fit.
+
+    Args:
+        flow: `[height, width, 2]` as (x, y) in pixels.
+        where: Pixels to look at, `[height, width]`. With fewer than 60 of a grid's points the
+            camera is called at rest, followed by nothing.
+    """
+    height, width = flow.shape[:2]
+    stride = max(1, round(min(height, width) / 64))
+    rows, columns = np.nonzero(where[::stride, ::stride])
+    if len(rows) < _MIN_POINTS:
+        return Fit(Move(height, width), 0.0)
+    rows, columns = rows * stride, columns * stride
+    points = np.stack([columns, rows], -1).astype(np.float64)
+    moved = flow[rows, columns].astype(np.float64)
+    matrix = _start(points, points + moved)
+    for _ in range(8):
+        squared = np.square(_apply(matrix, points) - points - moved).sum(-1)
+        weights = 1 / (1 + squared / (2 * max(float(np.median(squared)), 0.01))) ** 2
+        matrix = _weighted_fit(points, points + moved, weights)
+    apart = np.linalg.norm(_apply(matrix, points) - points - moved, axis=-1)
+    near = np.maximum(1.0, 0.05 * np.linalg.norm(moved, axis=-1))
+    return Fit(Move.from_matrix(matrix, height=height, width=width), float((apart < near).mean()))
+
+
+def _start(points: npt.NDArray[np.float64], targets: npt.NDArray[np.float64]) -> Matrix:
+    found, _ = cv2.estimateAffinePartial2D(
+        points.astype(np.float32),
+        targets.astype(np.float32),
+        method=cv2.RANSAC,
+        ransacReprojThreshold=1.0,
+        refineIters=0,
+    )
+    matrix = np.eye(3)
+    if found is not None:
+        matrix[:2] = found
+    return matrix
+
+
+def _apply(matrix: Matrix, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return points @ matrix[:2, :2].T + matrix[:2, 2]
+
+
+def _weighted_fit(
+    points: npt.NDArray[np.float64],
+    targets: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float64],
+) -> Matrix:
+    """Return the similarity of least weighted squares in closed form (Umeyama 1991)."""
+    total = weights.sum()
+    mean = (weights @ points) / total
+    mean_target = (weights @ targets) / total
+    p, q = points - mean, targets - mean_target
+    size = float(weights @ np.square(p).sum(-1))
+    a = float(weights @ (p * q).sum(-1)) / size
+    b = float(weights @ (p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0])) / size
+    matrix = np.array([[a, -b, 0.0], [b, a, 0.0], [0.0, 0.0, 1.0]])
+    matrix[:2, 2] = mean_target - matrix[:2, :2] @ mean
+    return matrix
+
+
+def textured(gray: Picture) -> Mask:
+    """Return where a picture has structure in two directions, as flow needs; all if hardly any."""
+    strength = cv2.cornerMinEigenVal(gray, 7, ksize=3)
+    mask = strength > 1e-5
+    return mask if mask.mean() > 0.02 else np.ones_like(mask)
+
+
+def match_move(first: Picture, second: Picture) -> Move | None:
+    """Find a move too large for optical flow by matching features (SIFT, ratio test, RANSAC).
+
+    Args:
+        first, second: Gray frames `[height, width]`.
+
+    Returns:
+        None where fewer than 20 matches agree on one move.
+
+    Source: Lowe 2004, "Distinctive image features from scale-invariant keypoints".
+    """
+    finder = cv2.SIFT.create(nfeatures=1000)
+    key_points, features = zip(
+        *(finder.detectAndCompute(picture, None) for picture in (first, second)), strict=True
+    )
+    if any(one is None or len(one) < _MIN_MATCHES for one in features):
+        return None
+    candidates = cv2.BFMatcher(cv2.NORM_L2).knnMatch(features[0], features[1], k=2)
+    good = [pair[0] for pair in candidates if pair[0].distance < 0.75 * pair[1].distance]
+    if len(good) < _MIN_MATCHES:
+        return None
+    found, inliers = cv2.estimateAffinePartial2D(
+        np.array([key_points[0][match.queryIdx].pt for match in good], dtype=np.float32),
+        np.array([key_points[1][match.trainIdx].pt for match in good], dtype=np.float32),
+        method=cv2.RANSAC,
+        ransacReprojThreshold=2.0,
+    )
+    if found is None or int(inliers.sum()) < _MIN_MATCHES:
+        return None
+    height, width = first.shape
+    return Move.from_matrix(np.vstack([found, [0, 0, 1]]), height=height, width=width)
+
+
+def bring_back(
+    picture: npt.NDArray[np.uint8], matrix: Matrix
+) -> tuple[npt.NDArray[np.uint8], Mask]:
+    """Undo a move on a picture; also return which pixels of the result were on the screen."""
+    height, width = picture.shape[:2]
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    size = (width, height)
+    back = cv2.warpAffine(picture, matrix[:2], size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    inside = cv2.warpAffine(np.full((height, width), 255, np.uint8), matrix[:2], size, flags=flags)
+    return np.asarray(back, dtype=np.uint8), np.asarray(inside) == 255
+
+
+class Tracks:
+    """The 10 x 10 points whose way VBench's camera rule looks at, carried along by flow.
+
+    Where CoTracker follows points through the whole clip, these are moved by the flow from sample
+    to sample; points that have left the frame move as the camera does.
+
+    Args:
+        height, width: Of the frame, in pixels.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        margin = width / 64
+        x = np.linspace(margin, width - margin, _GRID)
+        y = np.linspace(margin, height - margin, _GRID)
+        self.start: npt.NDArray[np.float64] = np.stack(np.meshgrid(x, y), axis=-1)
+        self.now = self.start.copy()
+
+    def advance(self, flow: FloatArray, move: Move) -> None:
+        """Move the points on by one flow field."""
+        height, width = flow.shape[:2]
+        x, y = (self.now[..., axis].astype(np.float32) for axis in (0, 1))
+        seen = cv2.remap(flow, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        is_inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+        moved = _apply(move.matrix, self.now.reshape(-1, 2)).reshape(self.now.shape)
+        self.now = np.where(is_inside[..., None], self.now + seen, moved)
+
+
+_SIDES = {  # of the two opposite edges' labels: what the camera does
+    ("left", "left"): "pan_right",
+    ("right", "right"): "pan_left",
+    ("down", "down"): "tilt_up",
+    ("up", "up"): "tilt_down",
+    ("static", "static"): STATIC,
+}
+_TOP_AND_DOWN = _SIDES | {("up", "down"): "zoom_in", ("down", "up"): "zoom_out"}
+_LEFT_AND_RIGHT = _SIDES | {("left", "right"): "zoom_in", ("right", "left"): "zoom_out"}
+
+
+def vbench_labels(
+    start: npt.NDArray[np.float64], end: npt.NDArray[np.float64], *, height: int, width: int
+) -> frozenset[str]:
+    """Name camera moves by VBench's rule, with its quirks: a zoom may also be called a pan.
+
+    Args:
+        start, end: `[10, 10, 2]` as (x, y) in pixels, rows from the top.
+        height, width: Of the frame.
+
+    Returns:
+        Some of the first six of `LABELS`, or `static`; empty where no rule fits.
+
+    Source: VBench, vbench2_beta_i2v/camera_motion.py.
+    """
+    middle = _GRID // 2
+    still = VBENCH_STILL_SHARE * min(height, width)
+    # VBench cuts coordinates off at the point.
+    ways = np.trunc(end) - np.trunc(start)
+
+    def directions(row: int, column: int) -> list[str]:
+        x, y = ways[row, column]
+        found = ["right"] * bool(x > still) + ["left"] * bool(x < -still)
+        found += ["down"] * bool(y > still) + ["up"] * bool(y < -still)
+        return found or ["static"]
+
+    def pairs(rule: dict[tuple[str, str], str], one: list[str], other: list[str]) -> set[str]:
+        return {rule[pair] for a in one for b in other if (pair := (a, b)) in rule}
+
+    found = pairs(_TOP_AND_DOWN, directions(0, middle), directions(-1, middle))
+    found |= pairs(_LEFT_AND_RIGHT, directions(middle, 0), directions(middle, -1))
+    return frozenset(found - {STATIC} or found)
+
+
+_WORDS = (
+    (r"pan(s|ning|ned)?( slowly| gently)?( to)?( the)? left(wards?)?", "pan_left"),
+    (r"pan(s|ning|ned)?( slowly| gently)?( to)?( the)? right(wards?)?", "pan_right"),
+    (r"tilt(s|ing|ed)?( slowly| gently)? up(wards?)?", "tilt_up"),
+    (r"tilt(s|ing|ed)?( slowly| gently)? down(wards?)?", "tilt_down"),
+    (r"zoom(s|ing|ed)?( slowly| gently)? in", "zoom_in"),
+    (r"zoom(s|ing|ed)?( slowly| gently)? out", "zoom_out"),
+    (r"camera( is| stays| remains|,)? (static|still|fixed|rests)|static camera", STATIC),
+)
+
+
+def named_move(prompt: str) -> str | None:
+    """Return the camera move that a prompt names in VBench's or the pocket model's words.
+
+    None where it names none, or more than one.
+    """
+    text = prompt.lower()
+    found = {label for pattern, label in _WORDS if re.search(rf"\b({pattern})\b", text)}
+    return found.pop() if len(found) == 1 else None
+
+
+def fit_pair(flow: FloatArray, *, gray: Picture, valid: Mask) -> Fit:
+    """Fit a move to the flow of two frames, where the first has texture and the flow can be so."""
+    where = textured(gray) & valid
+    if where.mean() < 0.05:
+        where = lands_inside(flow)
+    return fit_move(flow, where=where)

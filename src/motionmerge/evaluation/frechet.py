@@ -1,0 +1,364 @@
+"""Distances between sets of videos, from features of a network: FVD, FVD at infinity, KVD, and IS.
+
+All take features, `[clips, dim]`, one row a clip. Numbers of different presets (network, geometry,
+covariance) or of different numbers of clips are not comparable: Frechet's distance is biased
+upwards by about 1 / n.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from motionmerge.errors import ConfigError, DataError
+from motionmerge.evaluation.statistics import Estimate
+
+Covariance = Literal["sample", "population"]
+"""Divide by n - 1 (videogpt, common_metrics) or by n (StyleGAN-V, cd-fvd)."""
+
+ENOUGH_CLIPS = 2048
+"""Clips of published FVDs; with fewer the bias decides (34 at 512 where the true distance is 1)."""
+
+FEWEST_TO_EXTRAPOLATE = 32
+FEWEST_FOR_KERNEL = 3
+"""Clips in each set."""
+
+_LARGEST_FEATURES = 8 * 1024**3
+"""Bytes of a feature file."""
+
+Features = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """What a shard of features must keep for Frechet's distance: sums, which add up exactly.
+
+    Attributes:
+        num: Clips.
+        sums: Of the features minus `shift`, `[dim]`.
+        products: Sum of their outer products, `[dim, dim]`.
+        shift: A fixed vector near the mean, the same for all shards; it keeps digits.
+    """
+
+    num: int
+    sums: Features
+    products: Features
+    shift: Features
+
+    @classmethod
+    def of(cls, features: npt.ArrayLike, *, shift: npt.ArrayLike = 0.0) -> Moments:
+        """Compute the moments of some features `[clips, dim]` about `shift`, `[dim]` or a number.
+
+        Raises:
+            DataError: The features are no finite matrix.
+        """
+        rows = checked_features(features)
+        about = np.broadcast_to(np.asarray(shift, np.float64), rows.shape[1:]).copy()
+        moved = rows - about
+        return cls(num=len(rows), sums=moved.sum(0), products=moved.T @ moved, shift=about)
+
+    def __add__(self, other: Moments) -> Moments:
+        """Join two shards.
+
+        Raises:
+            DataError: They have other dimensions or were taken about other vectors.
+        """
+        if self.shift.shape != other.shift.shape or not np.array_equal(self.shift, other.shift):
+            raise DataError(
+                "Two shards have moments of other dimensions, or about other vectors.",
+                fix="Compute the moments of all shards with the same network and `shift`.",
+            )
+        return Moments(
+            num=self.num + other.num,
+            sums=self.sums + other.sums,
+            products=self.products + other.products,
+            shift=self.shift,
+        )
+
+    def mean(self) -> Features:
+        """Return the mean, `[dim]`."""
+        return self.shift + self.sums / self.num
+
+    def covariance(self, kind: Covariance) -> Features:
+        """Return the covariance, `[dim, dim]`."""
+        centered = self.products - np.outer(self.sums, self.sums) / self.num
+        return centered / _divisor(self.num, kind)
+
+
+def frechet_distance(
+    first: npt.ArrayLike, second: npt.ArrayLike, *, covariance: Covariance
+) -> float:
+    """Compute Frechet's distance of two sets of features, `[clips, dim]`, as of two Gaussians.
+
+        |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2)
+
+    The last trace is the nuclear norm of A B^T, where A and B are the centered rows over the square
+    root of the divisor. No matrix square root is needed: the result is 0 for equal sets, never
+    below 0 by more than rounding, and right where there are fewer clips than dimensions.
+
+    Raises:
+        DataError: The features are no finite matrices of equal width, or there are fewer than 2.
+
+    Source: Frechet 1957; Heusel et al. 2017 (FID); Unterthiner et al. 2018 (FVD).
+    """
+    one, two = _checked_pair(first, second)
+    roots = []
+    for rows in (one, two):
+        root: Features = (rows - rows.mean(0)) / math.sqrt(_divisor(len(rows), covariance))
+        if len(root) > root.shape[1]:
+            root = np.linalg.qr(root).R  # the same products, from fewer rows
+        roots.append(root)
+    shared = np.linalg.norm(roots[0] @ roots[1].T, ord="nuc")
+    traces = sum(float((root**2).sum()) for root in roots)
+    moved = float(((one.mean(0) - two.mean(0)) ** 2).sum())
+    return max(0.0, moved + traces - 2 * float(shared))
+
+
+def frechet_distance_of_moments(
+    first: Moments, second: Moments, *, covariance: Covariance
+) -> float:
+    """Compute Frechet's distance of two sets of which only the moments are known.
+
+    Agrees with `frechet_distance` to about 1e-6 of the traces where there are fewer clips than
+    dimensions, and to rounding elsewhere.
+
+    Raises:
+        DataError: The dimensions differ, or there are fewer than 2 clips.
+    """
+    if first.shift.shape != second.shift.shape:
+        raise DataError(
+            f"Features of {len(first.shift)} and {len(second.shift)} dimensions have no distance.",
+            fix="Compute both with the same network.",
+        )
+    one, two = first.covariance(covariance), second.covariance(covariance)
+    values, vectors = np.linalg.eigh(one)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    shared = np.sqrt(np.linalg.eigvalsh(root @ two @ root).clip(0)).sum()
+    moved = float(((first.mean() - second.mean()) ** 2).sum())
+    return max(0.0, moved + float(np.trace(one) + np.trace(two) - 2 * shared))
+
+
+def frechet_distance_at_infinity(
+    first: npt.ArrayLike,
+    second: npt.ArrayLike,
+    *,
+    covariance: Covariance,
+    num_sizes: int = 15,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Estimate:
+    """Extrapolate Frechet's distance to infinitely many clips.
+
+    The distances of random subsets of n clips, n from half of all to all, lie on a line in 1 / n;
+    where the line meets 0 the bias is gone. The interval is that of the line's intercept; subsets
+    overlap, so it is a little too narrow.
+
+    Raises:
+        DataError: As `frechet_distance`, or there are fewer than 32 clips in a set.
+
+    Source: Chong and Forsyth 2020 (FID at infinity).
+    """
+    from scipy import stats
+
+    one, two = _checked_pair(first, second)
+    most = min(len(one), len(two))
+    if most < FEWEST_TO_EXTRAPOLATE:
+        raise DataError(
+            f"With {most} clips there is nothing to extrapolate from.",
+            fix=f"Use at least {FEWEST_TO_EXTRAPOLATE} clips.",
+        )
+    random = np.random.default_rng(seed)
+    sizes = np.linspace(most / 2, most, num_sizes).round().astype(int)
+    distances = [
+        frechet_distance(
+            one[random.choice(len(one), size, replace=False)],
+            two[random.choice(len(two), size, replace=False)],
+            covariance=covariance,
+        )
+        for size in sizes
+    ]
+    line = stats.linregress(1 / sizes, distances)
+    spread = float(stats.t.ppf((1 + level) / 2, num_sizes - 2) * line.intercept_stderr)
+    value = float(line.intercept)
+    return Estimate(value, value - spread, value + spread, most)
+
+
+def kernel_distance(
+    first: npt.ArrayLike,
+    second: npt.ArrayLike,
+    *,
+    gamma: float | None = None,
+    level: float = 0.95,
+) -> Estimate:
+    """Compute the kernel distance (KVD, as KID): the unbiased squared MMD of (gamma <a, b> + 1)^3.
+
+    The interval is a jackknife's: from the distances without each clip in turn.
+
+    Args:
+        first, second: Features, `[clips, dim]`.
+        gamma: 1 / dim if None, as KID has it; the FVD paper has 1, which gives other numbers.
+        level: Of the interval.
+
+    Raises:
+        DataError: As `frechet_distance`, or there are fewer than 3 clips in a set.
+
+    Source: Binkowski et al. 2018 (KID); Unterthiner et al. 2018; Efron and Stein 1981.
+    """
+    one, two = _checked_pair(first, second, fewest=FEWEST_FOR_KERNEL)
+    factor = 1 / one.shape[1] if gamma is None else gamma
+    within = [_without_diagonal((factor * (rows @ rows.T) + 1) ** 3) for rows in (one, two)]
+    across = (factor * (one @ two.T) + 1) ** 3
+    value = within[0].mean + within[1].mean - 2 * float(across.mean())
+    variance = 0.0
+    for own, rows in zip(within, (across, across.T), strict=True):
+        # Without clip i: the pairs within lose its row and column, those across lose its row.
+        n = len(rows)
+        pairs_within = (own.mean * n * (n - 1) - 2 * own.row_sums) / ((n - 1) * (n - 2))
+        pairs_across = (rows.sum() - rows.sum(1)) / ((n - 1) * rows.shape[1])
+        left_out = pairs_within - 2 * pairs_across
+        variance += (n - 1) / n * float(((left_out - left_out.mean()) ** 2).sum())
+    spread = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(variance)
+    return Estimate(value, value - spread, value + spread, min(len(one), len(two)))
+
+
+def inception_score(
+    probabilities: npt.ArrayLike, *, num_splits: int = 10, shuffle_seed: int | None = None
+) -> tuple[float, float]:
+    """Compute the inception score of class probabilities: its mean and deviation over splits.
+
+        exp(mean over clips of KL(p(y | clip) || p(y)))
+
+    Args:
+        probabilities: `[clips, classes]`; rows add up to 1.
+        num_splits: Into how many parts the clips are cut.
+        shuffle_seed: Of `numpy.random.RandomState`: 42 as StyleGAN-V, None for no shuffling as in
+            TGAN2.
+
+    Raises:
+        DataError: Rows are no probabilities, or there are fewer clips than splits.
+
+    Source: Salimans et al. 2016; Saito et al. 2020 (TGAN2, for videos).
+    """
+    rows = checked_features(probabilities)
+    if (rows < 0).any() or not np.allclose(rows.sum(1), 1, atol=1e-3) or len(rows) < num_splits:
+        raise DataError(
+            f"An array of shape {list(rows.shape)} has no inception score in {num_splits} splits.",
+            fix="Pass class probabilities (after the softmax) of at least one clip per split.",
+        )
+    if shuffle_seed is not None:
+        rows = rows[np.random.RandomState(shuffle_seed).permutation(len(rows))]
+    tiny = np.finfo(np.float64).tiny
+    scores = []
+    for part in np.array_split(rows, num_splits):
+        log_ratio = np.log(part.clip(tiny)) - np.log(part.mean(0).clip(tiny))
+        scores.append(math.exp(float((part * log_ratio).sum(1).mean())))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def read_features(path: Path) -> Features:
+    """Read features `[clips, dim]` from a `.npy` file or the one tensor of a safetensors file.
+
+    Raises:
+        DataError: The file is missing, too large, or holds no finite matrix.
+        ConfigError: It is of another kind.
+    """
+    if path.suffix not in (".npy", ".safetensors"):
+        raise ConfigError(
+            f"{path} is no feature file.", fix="Save the features as .npy or .safetensors."
+        )
+    try:
+        size = path.stat().st_size
+        if size > _LARGEST_FEATURES:
+            raise DataError(
+                f"{path} has {size / 1e9:.0f} GB; features of at most "
+                f"{_LARGEST_FEATURES / 1e9:.0f} GB are read.",
+                fix="Give the features after the network's pooling, one row a clip.",
+            )
+        if path.suffix == ".npy":
+            return checked_features(np.load(path, allow_pickle=False), where=str(path))
+        from safetensors.numpy import load_file
+
+        tensors = load_file(path)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{path} cannot be read: {error}", fix="Save the features again, without pickling."
+        ) from error
+    if len(tensors) != 1:
+        raise DataError(
+            f"{path} holds {len(tensors)} tensors; which of them are the features?",
+            fix="Save the features alone, as one tensor.",
+        )
+    return checked_features(next(iter(tensors.values())), where=str(path))
+
+
+def checked_features(features: npt.ArrayLike, *, where: str = "The features") -> Features:
+    """Return features as fp64, `[clips, dim]`.
+
+    Raises:
+        DataError: They are no finite matrix with at least one row and column.
+    """
+    array = np.asarray(features)
+    is_number = array.dtype.kind in "fiu"
+    if not is_number or array.ndim != 2 or 0 in array.shape or not np.isfinite(array).all():
+        raise DataError(
+            f"{where}: an array of {array.dtype} and shape {list(array.shape)}, or with values "
+            "that are not finite.",
+            fix="Give a matrix of finite numbers, one row a clip.",
+        )
+    return array.astype(np.float64)
+
+
+def warn_of_few_clips(num: int) -> None:
+    """Warn where the bias of Frechet's distance hides what is measured."""
+    if num < ENOUGH_CLIPS:
+        warnings.warn(
+            f"{num} clips: with fewer than {ENOUGH_CLIPS} Frechet's distance says more about the "
+            "number of clips than about the videos. Compare only equal numbers, and look at the "
+            "distance at infinity and at the kernel distance.",
+            stacklevel=2,
+        )
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The mean over pairs of unlike clips, and each clip's sum over the others."""
+
+    mean: float
+    row_sums: Features
+
+
+def _without_diagonal(kernel: Features) -> _Pairs:
+    sums = kernel.sum(1) - np.diagonal(kernel)
+    n = len(kernel)
+    return _Pairs(float(sums.sum()) / (n * (n - 1)), sums)
+
+
+def _divisor(num: int, kind: Covariance) -> int:
+    if kind not in get_args(Covariance):
+        raise ConfigError(
+            f"There is no covariance {kind!r}.", fix=f"Choose {' or '.join(get_args(Covariance))}."
+        )
+    if num < 2:
+        raise DataError(f"{num} clip has no covariance.", fix="Use at least 2 clips.")
+    return num if kind == "population" else num - 1
+
+
+def _checked_pair(
+    first: npt.ArrayLike, second: npt.ArrayLike, *, fewest: int = 2
+) -> tuple[Features, Features]:
+    one, two = checked_features(first), checked_features(second)
+    if one.shape[1] != two.shape[1] or min(len(one), len(two)) < fewest:
+        raise DataError(
+            f"Features of shapes {list(one.shape)} and {list(two.shape)} have no distance.",
+            fix=f"Compute both with the same network, for at least {fewest} clips each.",
+        )
+    return one, two

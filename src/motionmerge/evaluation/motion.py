@@ -1,0 +1,376 @@
+"""How much moves in a clip, what of it is the camera, and how evenly: one pass over its samples.
+
+Lengths are counted in pixels of a frame that is `REFERENCE_WIDTH` wide, and per second, so that
+sizes and frame rates can be compared. docs/reference/metrics.md defines every number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from motionmerge.evaluation.camera import (
+    MIN_FOLLOWING,
+    UNCLEAR,
+    Fit,
+    Move,
+    Tracks,
+    bring_back,
+    fit_pair,
+    match_move,
+    textured,
+    vbench_labels,
+)
+from motionmerge.evaluation.clips import Clip
+from motionmerge.evaluation.flow import (
+    FloatArray,
+    FlowPair,
+    Mask,
+    Picture,
+    dense_flow,
+    lengths,
+    to_gray,
+    warped,
+)
+from motionmerge.evaluation.similarity import color_histogram, color_overlap, ssim_map
+
+REFERENCE_WIDTH = 512
+"""Pixels: the width of the frame in which lengths are stated."""
+
+FROZEN_SHARE = 1e-4
+"""Of the width, from sample to sample: less than this is no motion (0.05 px of 512)."""
+
+FROZEN_PIXELS = 0.02
+"""Of the file's frames, if they are small: what codecs make of still pictures."""
+
+DYNAMIC_SIDE, DYNAMIC_LENGTH = 256, 6.0
+"""VBench: a pair is dynamic above 6 px if the shorter side has 256."""
+
+DYNAMIC_TOP = 0.05
+"""VBench: the length of a pair is the mean of the longest twentieth of its vectors."""
+
+DRIFT_DISTANCES = (1, 2, 4, 8, 16)
+"""Samples between two frames that are compared, an eighth of a second each."""
+
+LOOP_GAP = 3
+"""Samples: a frame that looks like one before is no loop unless it is that much later."""
+
+_LOST = 0.6  # share of valid flow below which features are tried
+_TRUSTED = 0.3  # share of valid flow that motion apart from the camera needs
+_BLOCK, _SLOW = 4, 1.25  # pairs that are measured at once if they are slower, in the file's pixels
+_DRIFT_PAIRS = 8  # compared at each distance
+_DRIFT_SIDE = 256
+_MIN_OVERLAP = 0.3
+_THUMBNAIL = 32
+_LOOP_LEVELS = 2.0  # of 255: what changes less is no motion that could come back
+_JERK_LENGTH = 0.05  # pixels
+
+
+@dataclass(frozen=True)
+class _Path:
+    """What happens between two samples; lengths are means over the frame, in its pixels.
+
+    Args:
+        length: How far things go.
+        camera: How far the camera's move carries them.
+        object: How far they go apart from it; None where the flow cannot be trusted at all.
+    """
+
+    length: float
+    camera: float
+    object: float | None
+
+
+@dataclass
+class _Sums:
+    """What is gathered from pair to pair of samples; lengths in pixels of the measured frame."""
+
+    paths: list[_Path] = field(default_factory=list)
+    top: list[float] = field(default_factory=list)
+    warp: list[float] = field(default_factory=list)
+    valid: list[float] = field(default_factory=list)
+    following: list[float] = field(default_factory=list)
+    jerk: list[float] = field(default_factory=list)
+    steps: list[npt.NDArray[np.float64]] = field(default_factory=list)
+
+
+def measure_motion(clip: Clip) -> dict[str, float | str | None]:
+    """Measure a clip by optical flow between its samples.
+
+    Returns:
+        Every metric of `metrics.MOTION` by name; None where the clip does not have it, such as
+        what is counted per second without a frame rate.
+    """
+    grays = to_gray(clip.samples)
+    height, width = grays.shape[1:]
+    scale = max(1.0, width / clip.size[1])
+    sums, tracks = _Sums(), Tracks(height, width)
+    before: FloatArray | None = None
+    for index, (now, later) in enumerate(pairwise(grays)):
+        pair, fit = _flow_and_fit(now, later)
+        sums.paths.append(_path(pair, fit, now, later))
+        _add_pair(sums, pair, fit, colors=clip.samples[index : index + 2])
+        if before is not None:
+            sums.jerk.append(_mean_length(pair.forward - before, where=textured(now)))
+        before = pair.forward
+        tracks.advance(pair.forward, fit.move)
+    whole = _whole_move(sums.steps, grays)
+    result: dict[str, float | str | None] = {}
+    result |= _per_second(_slow_parts_again(sums.paths, grays, scale), clip.seconds, width)
+    result |= _camera(whole, float(np.mean(sums.following)))
+    labels = vbench_labels(tracks.start, tracks.now, height=height, width=width)
+    result["camera_labels_dis"] = "+".join(sorted(labels)) or "none"
+    result |= _dynamic(sums.top, height, width, num_samples=len(grays))
+    result |= _steadiness(sums, max(FROZEN_SHARE * width, FROZEN_PIXELS * scale))
+    result["looping_share"] = looping_share(grays)
+    result |= _drift(clip.samples, sums.steps)
+    return result
+
+
+def _mean_length(vectors: FloatArray, *, where: Mask) -> float:
+    return float(lengths(vectors)[where].mean())
+
+
+def _path(pair: FlowPair, fit: Fit, first: Picture, second: Picture) -> _Path:
+    camera = fit.move.flow()
+    own = None
+    if pair.valid.mean() >= _TRUSTED:
+        own = float(own_motion(pair, camera, first, second)[pair.valid].mean())
+    return _Path(float(lengths(pair.forward).mean()), float(lengths(camera).mean()), own)
+
+
+def own_motion(
+    pair: FlowPair, camera: FloatArray, first: Picture, second: Picture
+) -> npt.NDArray[np.float32]:
+    """Return how far each pixel goes apart from the camera, in pixels, `[height, width]`.
+
+    |flow - camera| near places where the flow explains the second frame better than the camera's
+    move does, by two levels of 255 and a fifth; 0 elsewhere. So a flat sky, in which flow is
+    arbitrary, has no motion of its own.
+    """
+    now = first.astype(np.float32)
+    after = second.astype(np.float32)
+    with_flow, with_camera = (
+        cv2.blur(np.abs(warped(after, flow) - now), (5, 5)) for flow in (pair.forward, camera)
+    )
+    seen = (with_camera > 1.2 * with_flow + 2).astype(np.uint8)
+    reach = 2 * (first.shape[1] // 48) + 1
+    near = cv2.dilate(seen, np.ones((reach, reach), np.uint8)) > 0
+    return lengths(pair.forward - camera) * near
+
+
+def _slow_parts_again(paths: Sequence[_Path], grays: Picture, scale: float) -> list[_Path]:
+    """Measure slow parts over longer distances, because flow below half a pixel is biased.
+
+    Blocks of `_BLOCK` pairs that hardly move are measured from end to end as well, and the longer
+    way counts: the pairs' if things went to and fro.
+    """
+    result: list[_Path] = []
+    for start in range(0, len(paths), _BLOCK):
+        block = paths[start : start + _BLOCK]
+        total = sum(path.length for path in block)
+        if len(block) > 1 and total < _SLOW * scale * len(block):
+            first, last = grays[start], grays[start + len(block)]
+            whole = _path(*_flow_and_fit(first, last), first, last)
+            if whole.length > total and whole.object is not None:
+                result.append(whole)
+                continue
+        result.extend(block)
+    return result
+
+
+def _flow_and_fit(first: Picture, second: Picture) -> tuple[FlowPair, Fit]:
+    """Return the flow between two frames and the camera's move.
+
+    Where most of the flow cannot be trusted, the move may be too large for it. Then features are
+    matched, and flow is computed again for what is left.
+    """
+    pair = FlowPair.between(first, second)
+    fit = fit_pair(pair.forward, gray=first, valid=pair.valid)
+    if pair.valid.mean() >= _LOST:
+        return pair, fit
+    move = match_move(first, second)
+    if move is None:
+        return pair, fit
+    back, seen = bring_back(second, move.matrix)
+    undone = move.flow()
+    forward = undone + _scaled_by(dense_flow(first, back), move)
+    again, its_seen = bring_back(first, np.linalg.inv(move.matrix))
+    returned = Move.from_matrix(np.linalg.inv(move.matrix), height=move.height, width=move.width)
+    backward = returned.flow() + _scaled_by(dense_flow(second, again), returned)
+    better = FlowPair(forward.astype(np.float32), backward.astype(np.float32))
+    if better.valid[seen].sum() <= pair.valid.sum() or not its_seen.any():
+        return pair, fit
+    return better, fit_pair(better.forward, gray=first, valid=better.valid)
+
+
+def _scaled_by(rest: FloatArray, move: Move) -> FloatArray:
+    """Turn flow that is left after a move was undone into flow on the screen."""
+    turn = move.matrix[:2, :2].astype(np.float32)
+    return np.asarray(rest @ turn.T, dtype=np.float32)
+
+
+def _add_pair(sums: _Sums, pair: FlowPair, fit: Fit, *, colors: Picture) -> None:
+    valid = pair.valid
+    sums.valid.append(float(valid.mean()))
+    sums.top.append(_mean_of_longest(lengths(pair.forward)))
+    if valid.any():
+        now, later = (one.astype(np.float32) for one in colors)
+        apart = np.abs(warped(later, pair.forward) - now)
+        sums.warp.append(float(apart[valid].mean()) / 255)
+    sums.following.append(fit.following)
+    sums.steps.append(fit.move.matrix)
+
+
+def _mean_of_longest(far: FloatArray) -> float:
+    flat = far.ravel()
+    count = max(1, int(DYNAMIC_TOP * flat.size))
+    return float(np.partition(flat, flat.size - count)[-count:].mean())
+
+
+def _whole_move(steps: Sequence[npt.NDArray[np.float64]], grays: Picture) -> Move:
+    """Chain the moves from sample to sample; take their drift out where the ends overlap."""
+    height, width = grays.shape[1:]
+    matrix = np.eye(3)
+    for step in steps:
+        matrix = step @ matrix
+    back, seen = bring_back(grays[-1], matrix)
+    if seen.mean() >= _MIN_OVERLAP:
+        rest = FlowPair.between(grays[0], back)
+        where = rest.valid & seen
+        if where.mean() >= _MIN_OVERLAP / 2:
+            fit = fit_pair(rest.forward, gray=grays[0], valid=where)
+            left = max(fit.move.amounts().values())
+            if fit.following >= MIN_FOLLOWING and left < 0.05 * min(height, width):
+                matrix = matrix @ fit.move.matrix
+    return Move.from_matrix(matrix, height=height, width=width)
+
+
+def _per_second(
+    paths: Sequence[_Path], seconds: float | None, width: int
+) -> dict[str, float | str | None]:
+    names = ("motion_degree", "motion_share", "camera_degree", "object_motion")
+    if not seconds:
+        return dict.fromkeys(names)
+    unit = REFERENCE_WIDTH / width / seconds
+    degree = sum(path.length for path in paths) * unit
+    own = [path.object for path in paths if path.object is not None]
+    return {
+        "motion_degree": degree,
+        "motion_share": degree / REFERENCE_WIDTH,
+        "camera_degree": sum(path.camera for path in paths) * unit,
+        # A number that some pairs do not have would be too small.
+        "object_motion": sum(own) * unit if len(own) == len(paths) else None,
+    }
+
+
+def _camera(whole: Move, following: float) -> dict[str, float | str | None]:
+    x, y = whole.shift
+    return {
+        "camera_label": whole.label if following >= MIN_FOLLOWING else UNCLEAR,
+        "camera_amplitude": whole.amplitude,
+        "camera_pan": -x / whole.width,
+        "camera_tilt": y / whole.height,
+        "camera_zoom": whole.zoom,
+        "camera_roll": -math.degrees(whole.angle),
+        "camera_following": following,
+    }
+
+
+def _dynamic(
+    top: Sequence[float], height: int, width: int, *, num_samples: int
+) -> dict[str, float | str | None]:
+    """Apply VBench's rule of dynamic degree: enough pairs above a length.
+
+    The largest length for which the rule says yes is kept, so that any threshold can be asked for.
+    """
+    need = max(1, round(4 * num_samples / 16))
+    scale = DYNAMIC_SIDE / min(height, width)
+    ranked = sorted(top, reverse=True)
+    threshold = ranked[need - 1] * scale if len(ranked) >= need else 0.0
+    return {
+        "dynamic_threshold_dis": threshold,
+        "dynamic_degree_dis": float(threshold > DYNAMIC_LENGTH),
+    }
+
+
+def _steadiness(sums: _Sums, still: float) -> dict[str, float | str | None]:
+    far = np.array([path.length for path in sums.paths])
+    frozen, middle = far < still, float(far.mean())
+    moves = middle > _JERK_LENGTH and sums.jerk
+    return {
+        "warp_error": float(np.mean(sums.warp)) if sums.warp else None,
+        "warp_valid": float(np.mean(sums.valid)),
+        "jerk": float(np.mean(sums.jerk)) / middle if moves else None,
+        "frozen_share": float(frozen.mean()),
+    }
+
+
+def looping_share(grays: Picture) -> float:
+    """Return the share of frames that look like one from before, after the picture had changed.
+
+    Frame j returns to frame i if it is at least `LOOP_GAP` samples later, and closer to it than a
+    quarter of how far the picture had gone from it in between. Distances are mean differences of
+    32 x 32 thumbnails; what goes less than 2 of 255 levels is no motion.
+
+    Args:
+        grays: `[samples, height, width]`.
+    """
+    size = (_THUMBNAIL, _THUMBNAIL)
+    small = np.stack([cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in grays])
+    flat = small.reshape(len(small), -1).astype(np.float32)
+    returned = 0
+    for j in range(LOOP_GAP, len(flat)):
+        apart = np.abs(flat[: j + 1] - flat[j]).mean(axis=1)  # to every frame up to this one
+        # How far frames after i were from j, which i is close to.
+        gone = np.maximum.accumulate(apart[::-1])[::-1]
+        earlier = np.arange(j - LOOP_GAP + 1)
+        far = gone[earlier + 1]
+        returned += bool(((far > _LOOP_LEVELS) & (apart[earlier] < 0.25 * far)).any())
+    return returned / len(flat)
+
+
+def _drift(
+    samples: Picture, steps: Sequence[npt.NDArray[np.float64]]
+) -> dict[str, float | str | None]:
+    """Compare frames at growing distances: their structure with the camera taken out, their colors.
+
+    At each distance up to `_DRIFT_PAIRS` pairs are taken evenly from the clip.
+    """
+    height, width = samples.shape[1:3]
+    scale = min(1.0, _DRIFT_SIDE / max(height, width))
+    size = (round(width * scale), round(height * scale))
+    small = np.stack([cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in samples])
+    to_small = _scaling(size[0] / width, size[1] / height)
+    chains = [np.eye(3)]
+    for step in steps:
+        chains.append(step @ chains[-1])
+    colors = [color_histogram(one) for one in small]
+    result: dict[str, float | str | None] = {}
+    for distance in DRIFT_DISTANCES:
+        structure, color = [], []
+        last = len(small) - 1 - distance
+        for i in sorted({round(place) for place in np.linspace(0, last, _DRIFT_PAIRS)}):
+            if last < 0:
+                break
+            between = chains[i + distance] @ np.linalg.inv(chains[i])
+            matrix = to_small @ between @ np.linalg.inv(to_small)
+            back, seen = bring_back(small[i + distance], matrix)
+            color.append(color_overlap(colors[i], colors[i + distance]))
+            if seen.mean() >= _MIN_OVERLAP:
+                alike = ssim_map(to_gray(back), to_gray(small[i]))
+                structure.append(float(alike[seen].mean()))
+        result[f"drift_ssim_{distance}"] = float(np.mean(structure)) if structure else None
+        result[f"drift_color_{distance}"] = float(np.mean(color)) if color else None
+    return result
+
+
+def _scaling(x: float, y: float) -> npt.NDArray[np.float64]:
+    """Scale pixel coordinates, which are counted from pixels' centres."""
+    return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
