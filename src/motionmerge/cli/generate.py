@@ -122,7 +122,6 @@ def generate(
     given = {"last_image": photo if loop else last_image, "analytic_init": analytic_init}
     files = {name: str(path) for name, path in given.items() if path is not None}
     chosen = flags.request.open_model()
-    experts = flags.chosen_experts(chosen)
     common = flags.settings()
     texts = _prompts(prompt, prompts)
     check_number(len(texts) * flags.num_videos, source="--num-videos")
@@ -134,13 +133,14 @@ def generate(
     for _, settings in wanted:
         settings.check(chosen.family, chosen.limits, has_last_image=last is not None)
         chosen.check_prompt(settings.prompt or "")
-    planner = StepPlanner(chosen, experts)
-    for _, settings in wanted:
-        planner.add(settings)
     paths = _output_paths(output, wanted)
     read = [(last_image, "the last image"), (photo, "the photo")]
     may_ask = not (dry_run or as_json)
     folders = _check_files(paths, sheet, read, overwrite=overwrite, may_ask=may_ask)
+    experts = flags.chosen_experts(chosen)
+    planner = StepPlanner(chosen, experts)
+    for _, settings in wanted:
+        planner.add(settings)
     resolved = [settings.resolved(chosen.family, chosen.limits) for _, settings in wanted]
     of_all = {"model": chosen.name, **experts.description(), **files}
     if isinstance(chosen, FolderModel):

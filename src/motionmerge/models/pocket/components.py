@@ -71,34 +71,44 @@ def pocket_scheduler() -> DynamicRescaleDDIMScheduler:
     return DynamicRescaleDDIMScheduler(base_scale=1.0)
 
 
+NUM_KEYFRAMES = 8
+"""Frames that have latents."""
+
+
+def build_denoiser() -> tuple[DynamiCrafterUNet, ImageProjector]:
+    """Build what experts switch, with random weights: the U-Net and the image projector."""
+    unet = DynamiCrafterUNet(
+        in_channels=LATENT_CHANNELS + IMAGE_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(48, 64),
+        attention_levels=(True, True),
+        layers_per_block=1,
+        attention_head_dim=16,
+        cross_attention_dim=WIDTH,
+        num_text_tokens=MAX_TOKENS,
+        num_image_tokens=IMAGE_TOKENS,
+        dropout=0.0,
+        norm_num_groups=8,
+    )
+    projector = ImageProjector(
+        embed_dims=WIDTH,
+        output_dims=WIDTH,
+        hidden_dims=WIDTH,
+        depth=1,
+        dim_head=16,
+        heads=4,
+        num_queries=IMAGE_TOKENS,
+        num_frames=NUM_KEYFRAMES,
+    )
+    return unet, projector
+
+
 def build_pocket_model(*, with_adapter: bool = True, seed: int = 0) -> PocketModel:
-    """The pocket model with random weights drawn from `seed`."""
+    """Build the pocket model with random weights drawn from `seed`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        autoencoder = PocketAutoencoder()
-        unet = DynamiCrafterUNet(
-            in_channels=LATENT_CHANNELS + IMAGE_CHANNELS,
-            out_channels=LATENT_CHANNELS,
-            block_out_channels=(48, 64),
-            attention_levels=(True, True),
-            layers_per_block=1,
-            attention_head_dim=16,
-            cross_attention_dim=WIDTH,
-            num_text_tokens=MAX_TOKENS,
-            num_image_tokens=IMAGE_TOKENS,
-            dropout=0.0,
-            norm_num_groups=8,
-        )
-        projector = ImageProjector(
-            embed_dims=WIDTH,
-            output_dims=WIDTH,
-            hidden_dims=WIDTH,
-            depth=1,
-            dim_head=16,
-            heads=4,
-            num_queries=IMAGE_TOKENS,
-            num_frames=autoencoder.config.num_keyframes,
-        )
+        autoencoder = PocketAutoencoder(num_keyframes=NUM_KEYFRAMES)
+        unet, projector = build_denoiser()
         model = PocketModel(
             unet=unet,
             image_projector=projector,
@@ -117,7 +127,7 @@ def build_pocket_model(*, with_adapter: bool = True, seed: int = 0) -> PocketMod
 
 def add_pocket_adapter(unet: DynamiCrafterUNet) -> None:
     """Add the temporal adapter in the pocket model's size, as the identity."""
-    unet.add_temporal_adapter(num_frames=8, num_heads=4, head_dim=16)
+    unet.add_temporal_adapter(num_frames=NUM_KEYFRAMES, num_heads=4, head_dim=16)
 
 
 def weights_path(name: str) -> Path:

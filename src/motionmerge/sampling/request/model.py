@@ -16,7 +16,8 @@ from torch import nn
 from motionmerge.io.hashing import hash_file
 from motionmerge.merging.inputs.sources import MODULES, hash_origin
 from motionmerge.models.pocket.components import (
-    build_pocket_model,
+    add_pocket_adapter,
+    build_denoiser,
     pocket_scheduler,
     weights_path,
 )
@@ -114,8 +115,9 @@ class ShippedModel:
     def empty_modules(self) -> dict[str, nn.Module]:
         """Build what experts can switch, without memory for its weights."""
         with init_empty_weights():
-            model = build_pocket_model()
-        return {"unet": model.unet, "image_projector": model.image_projector}
+            unet, projector = build_denoiser()
+            add_pocket_adapter(unet)
+        return {"unet": unet, "image_projector": projector}
 
     def load(self, encode: Callable[[Any], None] | None = None) -> tuple[Any, str]:
         """Load it; give the pipeline, and where it is in words.
