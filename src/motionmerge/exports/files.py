@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from motionmerge import __version__
 from motionmerge.errors import CheckpointError
 from motionmerge.exports.names import (
     Naming,
@@ -54,6 +53,7 @@ from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.merging.report import survival_line
 from motionmerge.tensors import AnyDtype, DType, num_bytes, parse_dtype
+from motionmerge.version import __version__
 
 _KEPT = "config"
 """What a single file of LTX says about itself in its header, which ComfyUI and diffusers read."""

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from motionmerge import __version__
 from motionmerge.errors import CheckpointError, RecipeError
 from motionmerge.exports.lora_energy import Energy
 from motionmerge.exports.lora_layers import LoraLayers
@@ -49,6 +48,7 @@ from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.tensors import AnyDtype, DType, is_mergeable, parse_dtype
 from motionmerge.text import fix_unknown_name
+from motionmerge.version import __version__
 
 
 @dataclass(frozen=True)

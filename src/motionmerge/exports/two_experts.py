@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from motionmerge import __version__
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.exports.names import parts_of_model, renamed
 from motionmerge.exports.targets import own_model
@@ -30,6 +29,7 @@ from motionmerge.merging.inputs.sources import OpenInputs, Source
 from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe, as_recipe
 from motionmerge.tensors import AnyDtype, DType, parse_dtype
+from motionmerge.version import __version__
 
 INDEX_FILE = "model_index.json"
 TWO_EXPERT_DENOISER = "WanTransformer3DModel"

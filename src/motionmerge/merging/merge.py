@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from motionmerge import __version__
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.atomic import atomic_path, folder_of_results
 from motionmerge.io.json_file import read_json
@@ -49,6 +48,7 @@ from motionmerge.merging.recipes.bound import AnyRecipe, BoundRecipe
 from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.merging.report import ExpertReport, MergeReport, peak_memory
 from motionmerge.tensors import AnyDtype, dtype_name, is_mergeable, num_bytes, parse_dtype
+from motionmerge.version import __version__
 
 __all__ = ["MergeReport", "Progress", "apply", "merge", "realise"]
 

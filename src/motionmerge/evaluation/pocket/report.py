@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from motionmerge import __version__
 from motionmerge.evaluation.pocket.tables import HEADINGS, Row
 from motionmerge.io.atomic import atomic_path
+from motionmerge.version import __version__
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 import diffusers
 import torch
 
-from motionmerge import __version__
 from motionmerge.sampling.videos.make_video import VideoSettings
+from motionmerge.version import __version__
 
 
 def made_with(family: str, model: Mapping[str, Any], experts: Mapping[str, Any]) -> dict[str, Any]:
