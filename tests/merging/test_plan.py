@@ -51,7 +51,7 @@ def plan(folder, expression):
     with OpenInputs(checkpoint.sources()) as opened:
         specs = result_specs(checkpoint, opened)
         tensors = {name: torch.empty(shape, dtype=d.torch) for name, (d, shape) in specs.items()}
-        job = Job(checkpoint, specs, TensorSink(tensors))
+        job = Job(checkpoint=checkpoint, specs=specs, sink=TensorSink(tensors))
         return list(Planner([job], opened).chunks(lambda job, name: None))
 
 

@@ -59,7 +59,7 @@ _KEPT = "config"
 """What a single file of LTX says about itself in its header, which ComfyUI and diffusers read."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FileExport:
     """One file.
 
@@ -271,7 +271,7 @@ def _write(
             jobs[file] = scaled_job(experts[file], plans[file], sinks[file], scales[file])
         else:
             renaming = RenamingSink(sinks[file], content.layout, content.specs)
-            jobs[file] = Job(experts[file], content.specs, renaming)
+            jobs[file] = Job(checkpoint=experts[file], specs=content.specs, sink=renaming)
     stream(list(jobs.values()), opened, progress=progress)
     for file, plan in plans.items():
         write_the_rest(plan, sinks[file], scales[file], opened)

@@ -51,7 +51,7 @@ from motionmerge.text import fix_unknown_name
 from motionmerge.version import __version__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoraExport:
     """One LoRA file.
 
@@ -261,7 +261,13 @@ def _stream(
     for file, held in layers.items():
         names = held.names()
         specs = {name: (DType.FP32, shape) for name, shape in shapes.items() if name in names}
-        jobs.append(Job(Checkpoint(zeros, experts[file].vectors), specs, held.sink(specs)))
+        jobs.append(
+            Job(
+                checkpoint=Checkpoint(zeros, experts[file].vectors),
+                specs=specs,
+                sink=held.sink(specs),
+            )
+        )
     sources = [source for job in jobs for source in job.checkpoint.sources()]
     torch.linalg.eigvalsh(torch.eye(1))  # loads LAPACK before threads do
     with OpenInputs(sources) as opened:

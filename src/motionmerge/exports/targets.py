@@ -30,7 +30,7 @@ _TRAINING_STEPS = 1000
 _SHIFTS = (5.0, 8.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """A tool that loads LoRA files.
 
@@ -55,14 +55,55 @@ class Target:
     drops: tuple[str, ...] = ()
 
 
-DIFFUSERS = Target("diffusers", "diffusers", "diffusers", either_denoiser, True, False, 5)
+DIFFUSERS = Target(
+    name="diffusers",
+    title="diffusers",
+    style="diffusers",
+    front=either_denoiser,
+    each_denoiser=True,
+    plain_differences=False,
+    most_dimensions=5,
+)
 # ComfyUI reads factors of 5-d kernels, but diffusers, which reads the other keys, refuses the file.
-COMFYUI = Target("comfyui", "ComfyUI", "comfyui", diffusion_model, True, True, 4)
-ORIGINAL = Target("original", "ComfyUI", "comfyui", diffusion_model, True, True, 5)
+COMFYUI = Target(
+    name="comfyui",
+    title="ComfyUI",
+    style="comfyui",
+    front=diffusion_model,
+    each_denoiser=True,
+    plain_differences=True,
+    most_dimensions=4,
+)
+ORIGINAL = Target(
+    name="original",
+    title="ComfyUI",
+    style="comfyui",
+    front=diffusion_model,
+    each_denoiser=True,
+    plain_differences=True,
+    most_dimensions=5,
+)
 """The original code's names with the contents of a file for motionmerge."""
 # Wan2GP multiplies factors of linear layers only, and drops the changes of modulations.
-WAN2GP = Target("wan2gp", "Wan2GP", "original", diffusion_model, True, True, 2, ("modulation",))
-MOTIONMERGE = Target("motionmerge", "motionmerge", "diffusers", module_in_diffusers, False, True, 5)
+WAN2GP = Target(
+    name="wan2gp",
+    title="Wan2GP",
+    style="original",
+    front=diffusion_model,
+    each_denoiser=True,
+    plain_differences=True,
+    most_dimensions=2,
+    drops=("modulation",),
+)
+MOTIONMERGE = Target(
+    name="motionmerge",
+    title="motionmerge",
+    style="diffusers",
+    front=module_in_diffusers,
+    each_denoiser=False,
+    plain_differences=True,
+    most_dimensions=5,
+)
 
 TARGETS: Mapping[str, Target] = {
     target.name: target for target in (COMFYUI, DIFFUSERS, WAN2GP, MOTIONMERGE)

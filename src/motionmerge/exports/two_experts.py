@@ -35,7 +35,7 @@ INDEX_FILE = "model_index.json"
 TWO_EXPERT_DENOISER = "WanTransformer3DModel"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FolderExport:
     """A two-expert folder that was written, or would be in a dry run.
 
@@ -137,7 +137,11 @@ def export_two_experts(
                 ) as writer,
             ):
                 jobs = {
-                    m: Job(experts[m], held.specs, RenamingSink(writer, held.layout, held.specs))
+                    m: Job(
+                        checkpoint=experts[m],
+                        specs=held.specs,
+                        sink=RenamingSink(writer, held.layout, held.specs),
+                    )
                     for m, held in contents.items()
                 }
                 stream(list(jobs.values()), opened, progress=progress)

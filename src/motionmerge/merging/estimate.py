@@ -33,7 +33,7 @@ _SHORTEST = 0.1
 _REMEMBERED = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """How much a merge has to do.
 

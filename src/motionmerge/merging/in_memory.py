@@ -59,7 +59,7 @@ def realise(
         for name, checkpoint in chosen.items():
             specs = fit.specs[name]
             computed[name] = {key: torch.empty(s, dtype=d.torch) for key, (d, s) in specs.items()}
-            jobs.append(Job(checkpoint, specs, TensorSink(computed[name])))
+            jobs.append(Job(checkpoint=checkpoint, specs=specs, sink=TensorSink(computed[name])))
         stream(jobs, opened, seed=stochastic_rounding, threads=threads)
     return computed
 
@@ -113,7 +113,7 @@ def apply(
         _check_module(specs, held)
         specs = {name: (storable(held[name].dtype), shape) for name, (_, shape) in specs.items()}
         stream(
-            [Job(checkpoint, specs, TensorSink(held))],
+            [Job(checkpoint=checkpoint, specs=specs, sink=TensorSink(held))],
             opened,
             seed=stochastic_rounding,
             threads=threads,

@@ -123,7 +123,13 @@ def merge(
         raise ConfigError(f"`layout` is {layout!r}.", fix="Use `weights` or `pipeline`.")
     shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
     targets = {
-        name: _Target(folder, name, checkpoint, layout, shard_bytes)
+        name: _Target(
+            folder=folder,
+            expert=name,
+            checkpoint=checkpoint,
+            layout=layout,
+            shard_bytes=shard_bytes,
+        )
         for name, checkpoint in bound.experts.items()
     }
     _refuse_inputs([folder, *(target.path for target in targets.values())], bound.origins)
@@ -163,7 +169,7 @@ def merge(
                     jobs[name] = (
                         scaled_job(experts[name], plans[name], files[name], scales[name])
                         if scaled
-                        else Job(experts[name], specs[name], files[name])
+                        else Job(checkpoint=experts[name], specs=specs[name], sink=files[name])
                     )
                 unchanged = stream(
                     list(jobs.values()),
@@ -220,7 +226,7 @@ def preview(recipe: AnyRecipe, *, inputs: Mapping[str, InputValue] | None = None
         return estimate(work)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Target:
     """Where one expert goes."""
 

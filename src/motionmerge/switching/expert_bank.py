@@ -96,7 +96,9 @@ class ExpertBank(Bank):
     ) -> list[SwitchedModule]:
         """Split the experts' tensors by module and fit them; nothing is written yet."""
         found = modules_of(self._target, only=module)
-        parts = [SwitchedModule(name, module, keeps_own=restore) for name, module in found]
+        parts = [
+            SwitchedModule(name=name, module=module, keeps_own=restore) for name, module in found
+        ]
         live = {part.name: part.tensors() for part in parts}
         split = {name: by_module(name, weights, live) for name, weights in experts.items()}
         named = {parts[0].name}.union(*split.values())
@@ -233,7 +235,7 @@ def own_weights(pipeline: Any, module: str | None) -> Weights:
     return {
         key if bare else f"{name}.{key}": tensor
         for name, own in modules_of(pipeline, only=module)
-        for key, tensor in SwitchedModule(name, own).tensors().items()
+        for key, tensor in SwitchedModule(name=name, module=own).tensors().items()
     }
 
 
@@ -290,7 +292,9 @@ def _stored(path: str | Path, like: Shapes) -> Weights:
 
 def _like(pipeline: Any, module: str | None) -> Shapes:
     found = modules_of(pipeline, only=module)
-    return names_of_denoiser({name: SwitchedModule(name, own).tensors() for name, own in found[:1]})
+    return names_of_denoiser(
+        {name: SwitchedModule(name=name, module=own).tensors() for name, own in found[:1]}
+    )
 
 
 def names_of_denoiser(live: Mapping[str, Weights]) -> Shapes:

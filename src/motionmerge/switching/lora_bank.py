@@ -98,11 +98,11 @@ class LoraBank(Bank):
             if own:
                 check_attachable(name, denoiser)
                 _check_adaptable(name, denoiser)
-                parts.append(AdaptedModule(name, denoiser, own, weights))
+                parts.append(AdaptedModule(name=name, module=denoiser, loras=own, weights=weights))
         self._attach(parts)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class AdaptedModule:
     """One denoiser with LoRA layers.
 

@@ -113,7 +113,10 @@ class RecomputedExpert(Mapping[str, torch.Tensor]):
                 like = {name: shape for name, (_, shape) in self._specs.items()}
                 self._opened = OpenInputs(self._checkpoint.sources(), like=like).__enter__()
             closing.callback(self._close)
-            stream([Job(self._checkpoint, specs, TensorSink(computed))], self._opened)
+            stream(
+                [Job(checkpoint=self._checkpoint, specs=specs, sink=TensorSink(computed))],
+                self._opened,
+            )
             if names[-1] != next(reversed(self._names)):
                 closing.pop_all()  # the inputs stay open until the last tensor
         return {originals[original]: tensor for original, tensor in computed.items()}

@@ -41,7 +41,9 @@ def check_fit(
         with init_empty_weights():  # the LoRAs' layers need none either
             LoraBank(pipeline, *found, schedule=schedule, missing=missing).detach()
         return
-    live = {name: SwitchedModule(name, module).tensors() for name, module in modules.items()}
+    live = {
+        name: SwitchedModule(name=name, module=module).tensors() for name, module in modules.items()
+    }
     like = names_of_denoiser(live)
     prepared = recomputed_experts(with_own_weights(recipe, pipeline), missing=missing, like=like)
     for expert, tensors in prepared.items():

@@ -35,7 +35,7 @@ _COPIED_TOGETHER = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """Dtypes of which one call copies many tensors; not every version of torch takes fp8."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SwitchedModule:
     """One module of a bank.
 

@@ -89,7 +89,7 @@ class CpuObjective:
         return self._loss_function(module, prepared[0].tolist())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
     """How to optimize.
 
@@ -140,7 +140,7 @@ class TrainingResult:
     device: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """One line of the log: `step` of `steps` done in `seconds`."""
 
@@ -241,7 +241,13 @@ def fit(
             if done % settings.log_every == 0 or done == settings.steps:
                 mean = float(torch.stack(recent).mean())
                 seconds = time.monotonic() - started
-                progress = Progress(done, settings.steps, mean, learning_rate, round(seconds, 1))
+                progress = Progress(
+                    step=done,
+                    steps=settings.steps,
+                    loss=mean,
+                    learning_rate=learning_rate,
+                    seconds=round(seconds, 1),
+                )
                 state.log(progress)
                 if on_progress is not None:
                     on_progress(progress)

@@ -13,7 +13,7 @@ from motionmerge.io.atomic import atomic_path
 from motionmerge.version import __version__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """One column of the page: a name, a note, and the recipe behind it."""
 
@@ -24,7 +24,7 @@ class Method:
     schedule: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Clip:
     """One video with what was measured on it.
 
@@ -53,7 +53,7 @@ class Shot:
     clips: tuple[Clip, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Page:
     """All that the page shows.
 

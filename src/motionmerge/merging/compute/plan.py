@@ -36,7 +36,7 @@ class Sink(Protocol):
     def write_at(self, name: str, begin: int, data: memoryview, /) -> None: ...
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Job:
     """One expert on its way.
 
@@ -122,7 +122,7 @@ class Layout:
         ]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class TensorPlan:
     """What happens to one tensor.
 
@@ -143,7 +143,7 @@ class TensorPlan:
     may_be_equal: bool
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Run:
     """A stretch of a chunk that lies in one piece in a file.
 
@@ -195,7 +195,9 @@ class Chunk:
             if last and last.file is not None and (last.file, last.end) == (file, offset + begin):
                 last.stop, last.end = stop, end
             else:
-                runs.append(Run(tensor.name, begin, start, stop, file, end))
+                runs.append(
+                    Run(name=tensor.name, begin=begin, start=start, stop=stop, file=file, end=end)
+                )
         self.blocks.append((tensor, block))
         self.count = stop
 
@@ -281,7 +283,14 @@ class Planner:
             job.computed += 1
         for source, _ in kind.layout.reads:
             self._inputs.count_read(source, name)
-        tensor = TensorPlan(name, num_elements, kind.layout, kind.program, places, kind.comparable)
+        tensor = TensorPlan(
+            name=name,
+            num_elements=num_elements,
+            layout=kind.layout,
+            program=kind.program,
+            places=places,
+            may_be_equal=kind.comparable,
+        )
         if kind.comparable:
             self._compared.append(tensor)
         return tensor

@@ -30,7 +30,7 @@ class Instruction:
     target: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Along:
     """anchor + f3 * (f2 * (f1 * (minuend - subtrahend))), the product zero where the mask drops it.
 

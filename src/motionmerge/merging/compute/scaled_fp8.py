@@ -51,7 +51,7 @@ _PRECISE = re.compile(r"norm|embed|modulation|adaln|^mod$|_mod$|^emb")
 """Parts of names of layers that keep their dtype where the checkpoint itself does not say which."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ScaledFp8:
     """The contents of one file.
 
@@ -326,7 +326,13 @@ def measure_scales(
     jobs = []
     for key, plan in plans.items():
         specs = plan.needed(plan.computed)
-        jobs.append(Job(bound[key], specs, RenamingSink(sinks[key], plan.computed, specs)))
+        jobs.append(
+            Job(
+                checkpoint=bound[key],
+                specs=specs,
+                sink=RenamingSink(sinks[key], plan.computed, specs),
+            )
+        )
     if any(job.specs for job in jobs):
         stream(jobs, opened, threads=threads, progress=progress)
     return {key: sinks[key].scales(plan.computed) for key, plan in plans.items()}
@@ -346,7 +352,7 @@ def scaled_job(
         return values_of_codes(DType.FP8_E4M3FN)[quantise(values, scale)] * scale
 
     sink = RenamingSink(ScaledSink(file, scales), plan.streamed, specs)
-    return Job(checkpoint, specs, sink, as_stored=as_stored)
+    return Job(checkpoint=checkpoint, specs=specs, sink=sink, as_stored=as_stored)
 
 
 def write_the_rest(

@@ -89,7 +89,7 @@ def stream(
     return _Pass(jobs, inputs, seed, progress).run(threads)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stretch:
     """Neighbouring blocks with the same program: what they hold, their masks and results."""
 
@@ -106,22 +106,22 @@ class Stretch:
             part = slice(start, start + _count(planned))
             start = part.stop
             yield Stretch(
-                self.program,
-                planned,
-                {source: values[part] for source, values in self.held.items()},
-                {mask: keep[part] for mask, keep in self.masks.items()},
-                [(write, result[part]) for write, result in self.results],
+                program=self.program,
+                planned=planned,
+                held={source: values[part] for source, values in self.held.items()},
+                masks={mask: keep[part] for mask, keep in self.masks.items()},
+                results=[(write, result[part]) for write, result in self.results],
             )
 
     def sampled(self, samples: Samples) -> Sampled:
         """Copy what is looked at."""
         return Sampled(
-            self.program,
-            samples.blocks,
-            samples.represents,
-            {source: samples.of_values(values) for source, values in self.held.items()},
-            {mask: samples.of(keep) for mask, keep in self.masks.items()},
-            [(write, samples.of_values(result)) for write, result in self.results],
+            program=self.program,
+            blocks=samples.blocks,
+            represents=samples.represents,
+            held={source: samples.of_values(values) for source, values in self.held.items()},
+            masks={mask: samples.of(keep) for mask, keep in self.masks.items()},
+            results=[(write, samples.of_values(result)) for write, result in self.results],
         )
 
 
@@ -282,11 +282,11 @@ class _Pass:
             if program is None:
                 continue
             stretch = Stretch(
-                program,
-                planned,
-                {source: stored[source][part] for source in program.reads},
-                {mask: masks[mask][part] for mask in program.masks},
-                [(write, result[part]) for write, result in results],
+                program=program,
+                planned=planned,
+                held={source: stored[source][part] for source in program.reads},
+                masks={mask: masks[mask][part] for mask in program.masks},
+                results=[(write, result[part]) for write, result in results],
             )
             compare(planned, stretch.held)
             if not self._follow(stretch):
@@ -362,7 +362,14 @@ class _Pass:
             self._find_fault(program, blocks, registers, values)
         if samples := samples_of(stretch.planned):
             seen = [(write, samples.of_values(result)) for write, result in stretch.results]
-            found = Sampled(way, samples.blocks, samples.represents, {}, {}, seen)
+            found = Sampled(
+                program=way,
+                blocks=samples.blocks,
+                represents=samples.represents,
+                held={},
+                masks={},
+                results=seen,
+            )
             found.observe([samples.of(register) for register in registers])
 
     def _find_fault(

@@ -55,7 +55,7 @@ class Samples:
         return Values(raw.reshape(-1), values.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampled:
     """What was found at the sampled entries of blocks that have the same program.
 
@@ -137,12 +137,12 @@ def _joined(found: Sequence[Sampled]) -> Sampled:
         return Values(np.concatenate([part.raw for part in values]), values[0].dtype)
 
     return Sampled(
-        first.program,
-        [block for one in found for block in one.blocks],
-        [number for one in found for number in one.represents],
-        {source: entries(one.held[source] for one in found) for source in first.held},
-        {mask: np.concatenate([one.masks[mask] for one in found]) for mask in first.masks},
-        [
+        program=first.program,
+        blocks=[block for one in found for block in one.blocks],
+        represents=[number for one in found for number in one.represents],
+        held={source: entries(one.held[source] for one in found) for source in first.held},
+        masks={mask: np.concatenate([one.masks[mask] for one in found]) for mask in first.masks},
+        results=[
             (write, entries(one.results[number][1] for one in found))
             for number, (write, _) in enumerate(first.results)
         ],

@@ -35,7 +35,7 @@ _MODULATIONS = ("modulation", "scale_shift_table")
 """What models call the bare parameter of a block whose difference is `diff_m`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Piece:
     """Rows of what a module of the file adds, and the rows of a tensor they go to; None: all.
 
@@ -253,7 +253,7 @@ def _place(
         paths = [f"{module.path}.{leaf}" for leaf in _MODULATIONS]
     for path in paths:
         if found := model.names.find(path, of_bias=of_bias):
-            piece = Piece(module, keys, found.path)
+            piece = Piece(module=module, keys=keys, path=found.path)
             if model.is_dealt_by_head(found.path):
                 raise _dealt_unknown(module.path)
             piece = replace(piece, rows=_order(found.spelling, piece, file))
@@ -261,7 +261,7 @@ def _place(
                 places.add(name, piece)
             return True
     if dealt := model.names.find_parts(module.path, of_bias=of_bias):
-        piece = Piece(module, keys, dealt.path)
+        piece = Piece(module=module, keys=keys, path=dealt.path)
         for parts in dealt.denoisers:
             rows = _order(dealt.spelling, piece, file, head_dim=model.head_dim(dealt, parts))
             for name, part in zip(parts, model.deal(dealt, piece, parts, file), strict=True):
@@ -269,11 +269,13 @@ def _place(
         return True
     if fused := model.names.find_whole(module.path, of_bias=of_bias):
         for name in fused.names:
-            places.gather(name, fused.fusion, fused.number, Piece(module, keys, fused.path))
+            places.gather(
+                name, fused.fusion, fused.number, Piece(module=module, keys=keys, path=fused.path)
+            )
         return True
     apart = model.reordered.find(module.path, of_bias=of_bias)
     for found_apart in apart:
-        _scatter(found_apart, Piece(module, keys, found_apart.path), places, file)
+        _scatter(found_apart, Piece(module=module, keys=keys, path=found_apart.path), places, file)
     return bool(apart)
 
 

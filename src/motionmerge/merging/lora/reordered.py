@@ -18,7 +18,7 @@ from motionmerge.merging.lora.names import ModelNames
 from motionmerge.merging.names.original import Spelling
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scattered:
     """Where the rows of a layer of diffusers lie in a tensor of the model.
 
@@ -97,4 +97,11 @@ def _scattered(layer: str, found: set[Pieced], path: str, spelling: Spelling) ->
         place = slice(piece.begin // size, piece.end // size)
         blocks.append((slice(begin, end), place))
         begin = end
-    return Scattered(layer, tensor.pieces[0].name, path, spelling, rows, tuple(blocks))
+    return Scattered(
+        layer=layer,
+        name=tensor.pieces[0].name,
+        path=path,
+        spelling=spelling,
+        num_rows=rows,
+        blocks=tuple(blocks),
+    )

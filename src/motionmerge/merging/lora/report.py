@@ -25,7 +25,7 @@ HIGH_RANK = 32
 ReadTensor = Callable[[str], torch.Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoraGroup:
     """A LoRA's modules of one parameter group.
 
@@ -47,7 +47,7 @@ class LoraGroup:
     change: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoraDescription:
     """A description of a LoRA file.
 
@@ -96,7 +96,7 @@ def describe_lora(
         return _describe(reader, model_shapes, read_base)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Layers:
     """Gathers what is known of the modules of a group."""
 
@@ -133,7 +133,7 @@ def _describe(
         if not is_other_component(module.path):
             path = places.get(module.path, (bare_path(module.path), ()))[0]
             group = layers.setdefault(_group(path, places.get(module.path)), _Layers())
-            _add(group, module, Piece(module, module.keys, path), reader, scaling)
+            _add(group, module, Piece(module=module, keys=module.keys, path=path), reader, scaling)
     if fitted is not None and read_base is not None:
         for name in fitted.keys():  # noqa: SIM118
             group = layers.setdefault(group_of(name), _Layers())

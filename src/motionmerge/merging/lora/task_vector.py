@@ -107,7 +107,7 @@ class LoraTensors(MemoryTensors):
         """Return names and shapes of a model's tensors that would be just the file's layers."""
         return {
             f"{module.path}.{target}": piece_shape(
-                self._file, Piece(module, module.parts(target), module.path)
+                self._file, Piece(module=module, keys=module.parts(target), path=module.path)
             )
             for module in self._lora_keys.modules
             for target in module.targets()

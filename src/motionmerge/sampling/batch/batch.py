@@ -39,7 +39,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 """Full or read-only: no other video could be written either."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Failure:
     """A video that could not be made, as a line of `failures.jsonl`."""
 
@@ -54,10 +54,17 @@ class Failure:
     def of(cls, video: PlannedVideo, error: str, *, attempts: int) -> Failure:
         """Say why a video was given up, at some length."""
         job, text = video.job, error[:_LONGEST_ERROR]
-        return cls(job.id, job.line, job.settings.seed, video.path.name, attempts, text)
+        return cls(
+            id=job.id,
+            line=job.line,
+            seed=job.settings.seed,
+            output=video.path.name,
+            attempts=attempts,
+            error=text,
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """How far a batch is.
 
@@ -161,9 +168,14 @@ class Tally:
 
     def _report(self, name: str) -> None:
         if self._on_progress is not None:
-            seconds = time.monotonic() - self._started
-            counts = (self._total, len(self._done), len(self._failures))
-            self._on_progress(Progress(*counts, name, seconds))
+            progress = Progress(
+                total=self._total,
+                done=len(self._done),
+                failed=len(self._failures),
+                last=name,
+                seconds=time.monotonic() - self._started,
+            )
+            self._on_progress(progress)
 
 
 def shard(items: Sequence[Item], rank: int, world_size: int) -> list[Item]:

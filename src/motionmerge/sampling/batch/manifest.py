@@ -53,7 +53,7 @@ class ManifestRow(VideoSettings):
         return defaults.changed(**given)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One video to make.
 
@@ -153,7 +153,7 @@ def read_manifest(
                     fix="Remove one, or give them different seeds.",
                 )
             order = counts[own.prompt] = counts.get(own.prompt, -1) + 1
-            jobs.append(Job(number, name, order, image, own))
+            jobs.append(Job(line=number, id=name, number=order, image=image, settings=own))
     if not jobs:
         raise DataError(
             f"{path} is empty.", fix='Write lines such as {"image": ..., "prompt": ..}.'

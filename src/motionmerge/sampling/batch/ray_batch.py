@@ -113,11 +113,11 @@ def run_on_ray(
     options_of_ray = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0), "max_restarts": 0}
     actor_class = ray.remote(**options_of_ray)(Worker)
     driver = _Driver(
-        ray,
-        lambda: actor_class.remote(model, experts, options, threads),
-        needs,
-        {name: ray.available_resources().get(name, 0) for name in needs},
-        deque(videos),
+        ray=ray,
+        new_worker=lambda: actor_class.remote(model, experts, options, threads),
+        needs=needs,
+        free={name: ray.available_resources().get(name, 0) for name in needs},
+        waiting=deque(videos),
         retries=options.retries,
         tally=tally or Tally(len(videos)),
         num_workers=min(places if num_workers is None else num_workers, len(videos)),
@@ -167,7 +167,7 @@ class _Call:
     videos: Sequence[PlannedVideo] = ()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Driver:
     """Hands out videos, and takes back those of dead workers.
 

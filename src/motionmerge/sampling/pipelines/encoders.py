@@ -164,13 +164,13 @@ class EncodingPipeline(DiffusionPipeline):
         if image_embeds is not None:
             image_embeds = image_embeds.to(pixels.device)
         return Conditions(
-            pixels,
-            image_latents,
-            repeated(texts, pairs, name="prompts"),
-            negatives,
-            states,
-            grey,
-            image_embeds,
+            pixels=pixels,
+            image_latents=image_latents,
+            texts=repeated(texts, pairs, name="prompts"),
+            negative_texts=negatives,
+            image_states=states,
+            grey_states=grey,
+            image_tokens=image_embeds,
         )
 
     def free_encoders(self) -> None:

@@ -46,7 +46,7 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _VOCABULARIES = (".json", ".txt", ".model", ".spm", ".vocab", ".bpe", ".tiktoken", ".jinja")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PipelineFolder:
     """A diffusers pipeline on disk, looked at but not loaded.
 
@@ -144,7 +144,14 @@ def find_pipeline(
             if family.name == "dynamicrafter"
             else "Download the whole folder again; its `tokenizer` is needed.",
         )
-    return PipelineFolder(path, str(name), family, configs, weights, tuple(others))
+    return PipelineFolder(
+        path=path,
+        name=str(name),
+        family=family,
+        configs=configs,
+        weights=weights,
+        others=tuple(others),
+    )
 
 
 def pipeline_class(family: VideoFamily) -> Any:

@@ -30,7 +30,7 @@ _REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError
 """Errors with which schedulers refuse timesteps."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Steps:
     """The settings that decide the timesteps of a video.
 

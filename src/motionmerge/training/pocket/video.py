@@ -135,7 +135,7 @@ class DrawnClips(NamedTuple):
     timesteps: torch.Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClipDraw:
     """Draw clips by their indices; every one from (seed, index) alone.
 
@@ -215,11 +215,11 @@ class VideoObjective:
         rng = np.random.default_rng((seed, 6))
         self.canvases = Canvases(num_canvases, photos=TRAINING_PHOTOS, rng=rng)
         self.draw = ClipDraw(
-            data,
-            seed,
-            num_canvases,
-            model.autoencoder.keyframe_times().numpy(),
-            self.scheduler.config.num_train_timesteps,
+            data=data,
+            seed=seed,
+            num_canvases=num_canvases,
+            times=model.autoencoder.keyframe_times().numpy(),
+            num_timesteps=self.scheduler.config.num_train_timesteps,
         )
 
     def to(self, device: torch.device) -> None:
