@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 SOURCES = Path(__file__).parents[1] / "src" / "motionmerge"
 WIDE = 5
@@ -30,3 +33,21 @@ def test_dataclasses_with_many_fields_are_built_by_keyword() -> None:
         ]
         if decorator and len(fields) >= WIDE:
             assert "kw_only=True" in decorator, f"{file}: {node.name} has {len(fields)} fields"
+
+
+@pytest.mark.parametrize("room", ["sampling", "switching"])
+def test_few_things_are_of_any_type(room: str) -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (SOURCES / room).rglob("*.py")]
+    names = [node for text in texts for node in ast.walk(ast.parse(text))]
+    found = sum(isinstance(node, ast.Name) and node.id == "Any" for node in names)
+    lines = sum(len(text.splitlines()) for text in texts)
+    assert found < 6 * lines / 1000, f"{found} times Any in {lines} lines"
+
+
+@pytest.mark.parametrize("room", ["sampling", "switching", "models/video_pipeline.py"])
+def test_what_mypy_ignores_has_a_code_and_a_reason(room: str) -> None:
+    place = SOURCES / room
+    for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if "type: ignore" in line:
+                assert re.search(r"# type: ignore\[[a-z-]+\]  # \w", line), f"{path}: {line}"

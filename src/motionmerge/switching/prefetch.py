@@ -81,7 +81,7 @@ class StreamLane:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
         """Give pinned memory, from which copies need not be waited for."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
 
 from accelerate import init_empty_weights
 from torch import nn
@@ -32,7 +31,7 @@ def check_fit(
     Raises:
         RecipeError, CheckpointError, ShapeError: As `experts`.
     """
-    pipeline: Any = SimpleNamespace(**modules)
+    pipeline = SimpleNamespace(**modules)
     found = loras_of_recipe(recipe)
     if found is not None:
         from motionmerge.switching.lora_bank import LoraBank  # PEFT takes seconds to import

@@ -293,7 +293,8 @@ def _some(
     own = {name: kept[name] for name in names if name in kept}
     if not isinstance(tensors, RecomputedExpert):
         return own
-    return ChainMap(own, tensors.only(name for name in names if name not in own))  # type: ignore[arg-type]
+    computed = tensors.only(name for name in names if name not in own)
+    return ChainMap(own, computed)  # type: ignore[arg-type]  # it writes to its first map alone
 
 
 def _fitted(value: torch.Tensor, own: torch.Tensor, *, label: str, expert: str) -> torch.Tensor:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from motionmerge.errors import ConfigError, DataError, MotionMergeError
 from motionmerge.io.atomic import atomic_path
 from motionmerge.io.video import read_video_metadata, write_video
+from motionmerge.models.video_pipeline import VideoPipeline
 from motionmerge.sampling.batch.manifest import PlannedVideo, configuration_name
 from motionmerge.sampling.videos.phases import VIDEO_ERRORS, Outcome, make_videos
 from motionmerge.sampling.videos.provenance import provenance
@@ -110,7 +111,7 @@ class BatchOptions:
             an error of the user's.
     """
 
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, object] = field(default_factory=dict)
     frame_rate: float = 8
     videos_per_switch: int = 16
     retries: int = 1
@@ -278,7 +279,7 @@ def _is_made(video: PlannedVideo, *, overwrite: bool) -> bool:
 
 
 def run_batch(
-    pipeline: Any,
+    pipeline: VideoPipeline,
     videos: Sequence[PlannedVideo],
     options: BatchOptions | None = None,
     *,
@@ -320,7 +321,7 @@ def run_batch(
 
 
 def _make(
-    pipeline: Any,
+    pipeline: VideoPipeline,
     videos: Sequence[PlannedVideo],
     bank: Bank | None,
     options: BatchOptions,

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -133,7 +132,7 @@ def read_manifest(
     lines = lines_of(read_list(path))
     check_number(sum(bool(line.strip()) for line in lines) * num_videos, source=str(path))
     jobs: list[Job] = []
-    seen: dict[tuple[Any, ...], int] = {}
+    seen: dict[tuple[str, Path, VideoSettings], int] = {}
     counts: dict[str | None, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -165,7 +164,7 @@ def plan(
     jobs: Sequence[Job],
     folder: Path,
     *,
-    fingerprint: Mapping[str, Any],
+    fingerprint: Mapping[str, object],
     name_of: Callable[[Job, str], str] | None = None,
 ) -> list[PlannedVideo]:
     """Name the file of every job; images are hashed, each once.
@@ -263,7 +262,7 @@ def _hash_image(path: Path) -> str:
         return f"unreadable: {error.strerror}"
 
 
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
