@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,14 @@ def test_dataclasses_with_many_fields_are_built_by_keyword() -> None:
         ]
         if decorator and len(fields) >= WIDE:
             assert "kw_only=True" in decorator, f"{file}: {node.name} has {len(fields)} fields"
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    files = defaultdict(list)
+    for file, node in classes():
+        if not node.name.startswith("_"):
+            files[node.name].append(file)
+    assert not {name: where for name, where in files.items() if len(where) > 1}
 
 
 @pytest.mark.parametrize("room", ["sampling", "switching"])

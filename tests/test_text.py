@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from motionmerge.config import Settings, load_yaml
+from motionmerge.config import FrozenModel, load_yaml
 from motionmerge.errors import ConfigError
 from motionmerge.text import MAX_YAML, parse_yaml
 
@@ -49,7 +49,7 @@ def test_a_quoted_key_of_two_angles_is_a_plain_key():
 
 
 def test_a_settings_file_without_end_is_read_no_further_than_its_bound(tmp_path):
-    class Nothing(Settings):
+    class Nothing(FrozenModel):
         a: int = 0
 
     path = tmp_path / "x.yaml"

@@ -17,7 +17,7 @@ from motionmerge.errors import ConfigError
 from motionmerge.text import MAX_YAML, fix_unknown_name, parse_yaml
 
 
-class Settings(BaseModel):
+class FrozenModel(BaseModel):
     """Base of every group of settings that comes from a file or a flag.
 
     Subclasses declare typed fields. Instances are frozen; unknown names and bad values are refused.
@@ -49,7 +49,7 @@ class Settings(BaseModel):
             ) from error
 
 
-SettingsType = TypeVar("SettingsType", bound=Settings)
+SettingsType = TypeVar("SettingsType", bound=FrozenModel)
 
 
 def load_yaml(path: str | Path, model: type[SettingsType]) -> SettingsType:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.exports.names import (
-    Part,
+    ModelPart,
     Style,
     diffusion_model,
     either_denoiser,
@@ -48,7 +48,7 @@ class Target:
     name: str
     title: str
     style: Style
-    front: Callable[[Part], str]
+    front: Callable[[ModelPart], str]
     each_denoiser: bool
     plain_differences: bool
     most_dimensions: int
@@ -171,7 +171,7 @@ class ExportPlan:
         return ";".join("1" if phase.file == file else "0" for phase in self.phases)
 
 
-def plan_files(recipe: Recipe, parts: Sequence[Part], base: Origin) -> ExportPlan:
+def plan_files(recipe: Recipe, parts: Sequence[ModelPart], base: Origin) -> ExportPlan:
     """Work out the files for tools that want one for each denoiser.
 
     Of a pair, an expert gets only files for the denoisers that run while it is in force, if the
@@ -199,7 +199,7 @@ def plan_files(recipe: Recipe, parts: Sequence[Part], base: Origin) -> ExportPla
     return ExportPlan(tuple(dict.fromkeys(held)), tuple(phases))
 
 
-def plan_whole_files(recipe: Recipe, parts: Sequence[Part], base: Origin) -> ExportPlan:
+def plan_whole_files(recipe: Recipe, parts: Sequence[ModelPart], base: Origin) -> ExportPlan:
     """Work out the files where each holds all modules of an expert."""
     modules = [part.module for part in parts]
     files = {expert: _file(expert, modules) for expert in recipe.experts}

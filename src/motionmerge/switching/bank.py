@@ -39,7 +39,7 @@ _TIMESTEPS = ("timestep", "vision_timesteps")
 """Names of the denoisers' timesteps; Cosmos 3 has one set for each modality."""
 
 
-class Part(Protocol):
+class SwitchedPart(Protocol):
     """One module of a bank; `SwitchedModule` copies whole tensors, `AdaptedModule` scales LoRAs."""
 
     name: str
@@ -82,7 +82,7 @@ class Bank:
         self._finder = StepFinder()
         self._grid: torch.Tensor | None = None
         self._pinned: str | None = None
-        self._parts: list[Part] = []
+        self._parts: list[SwitchedPart] = []
         self._hooks: list[RemovableHandle] = []
         for name in schedule.experts:
             if name not in self.experts:
@@ -91,7 +91,7 @@ class Bank:
                     fix=fix_unknown_name(name, self.experts),
                 )
 
-    def _attach(self, parts: Iterable[Part]) -> None:
+    def _attach(self, parts: Iterable[SwitchedPart]) -> None:
         """Write to the modules and start switching; nothing stays behind if that fails."""
         self._parts = list(parts)
         try:
@@ -128,7 +128,7 @@ class Bank:
             hook.remove()
         self._hooks = []
         faults: list[BaseException] = []
-        kept: list[Part] = []
+        kept: list[SwitchedPart] = []
         try:
             while self._parts:
                 part = self._parts[0]
@@ -142,7 +142,7 @@ class Bank:
         if faults:
             raise faults[0]
 
-    def _give_back(self, part: Part, faults: list[BaseException]) -> bool:
+    def _give_back(self, part: SwitchedPart, faults: list[BaseException]) -> bool:
         """Restore one module; tell whether it is done, or could be tried again."""
         try:
             try:

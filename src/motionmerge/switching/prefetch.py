@@ -23,7 +23,7 @@ _ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
-class Piece:
+class TransferBuffer:
     """Tensors one behind the other.
 
     Attributes:
@@ -171,7 +171,7 @@ class Prefetcher:
 
 def pack(
     tensors: MutableMapping[str, torch.Tensor], lane: Lane, *, piece_bytes: int
-) -> Iterator[Piece]:
+) -> Iterator[TransferBuffer]:
     """Put tensors into pieces, in their order.
 
     Args:
@@ -188,7 +188,7 @@ def pack(
                 break
             places[name] = begin, tensor.dtype, tensor.shape
             end = begin + tensor.nbytes
-        piece = Piece(lane.allocate(end), places)
+        piece = TransferBuffer(lane.allocate(end), places)
         for name, place in piece.tensors().items():
             place.copy_(tensors.pop(name))
         yield piece

@@ -13,7 +13,7 @@ import torch
 
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.algebra.results import ResultSpec
-from motionmerge.merging.compute.plan import Job
+from motionmerge.merging.compute.plan import MergeJob
 from motionmerge.merging.compute.streaming import stream
 from motionmerge.merging.in_memory import TensorSink
 from motionmerge.merging.inputs.coverage import Missing
@@ -114,7 +114,7 @@ class RecomputedExpert(Mapping[str, torch.Tensor]):
                 self._opened = OpenInputs(self._checkpoint.sources(), like=like).__enter__()
             closing.callback(self._close)
             stream(
-                [Job(checkpoint=self._checkpoint, specs=specs, sink=TensorSink(computed))],
+                [MergeJob(checkpoint=self._checkpoint, specs=specs, sink=TensorSink(computed))],
                 self._opened,
             )
             if names[-1] != next(reversed(self._names)):

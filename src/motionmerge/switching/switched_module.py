@@ -20,7 +20,7 @@ from motionmerge.models.diffusers_state import computing_device, is_fused, reset
 from motionmerge.switching.bank import check_unfused
 from motionmerge.switching.on_disk import TensorsOnDisk
 from motionmerge.switching.placement import (
-    Placement,
+    ExpertPlacement,
     Weights,
     choose_placement,
     free_or_none,
@@ -60,7 +60,7 @@ class SwitchedModule:
     shared: Weights = field(default_factory=dict)
     backup: dict[str, torch.Tensor] | TensorsOnDisk = field(default_factory=dict)
     active: str | None = None
-    placement: Placement | None = None
+    placement: ExpertPlacement | None = None
     differs: bool = False
     _in_place: dict[str, str] = field(default_factory=dict)
     _prefetcher: Prefetcher | None = None
@@ -137,7 +137,7 @@ class SwitchedModule:
         device = computing_device(self.module)
         if recomputed:
             reason = f"{len(self.values)} experts, computed at every switch"
-            self.placement = Placement("recompute", device, reason=reason)
+            self.placement = ExpertPlacement("recompute", device, reason=reason)
             return
         sizes = {e: sum(v.nbytes for v in own.values()) for e, own in self.values.items()}
         self.placement = choose_placement(

@@ -42,20 +42,20 @@ from motionmerge.merging.compute.kernel import (
     torch_threads,
 )
 from motionmerge.merging.compute.plain import plain_kernels
-from motionmerge.merging.compute.plan import Chunk, Job, Planner, Run, TensorPlan, Write
-from motionmerge.merging.compute.program import Program
+from motionmerge.merging.compute.plan import Chunk, MergeJob, Planner, Run, TensorPlan, Write
+from motionmerge.merging.compute.program import BlockProgram
 from motionmerge.merging.compute.survey import (
     Blocks,
     Sampled,
+    SamplePlan,
     SamplePool,
-    Samples,
     compare,
     samples_of,
 )
 from motionmerge.merging.inputs.sources import OpenInputs, Source
 from motionmerge.tensors import bytes_of, is_mergeable, num_bytes
 
-Progress = Callable[[int, int], None]
+ReportProgress = Callable[[int, int], None]
 """Called with bytes written so far and in all."""
 
 _MAX_THREADS = 8
@@ -63,12 +63,12 @@ _BYTES_PER_THREAD = 8 << 20
 
 
 def stream(
-    jobs: Sequence[Job],
+    jobs: Sequence[MergeJob],
     inputs: OpenInputs,
     *,
     seed: int | None = None,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> int:
     """Compute every tensor of every job.
 
@@ -93,7 +93,7 @@ def stream(
 class Stretch:
     """Neighbouring blocks with the same program: what they hold, their masks and results."""
 
-    program: Program
+    program: BlockProgram
     planned: Blocks
     held: Mapping[Source, Values]
     masks: Mapping[MaskV1, Bytes]
@@ -113,7 +113,7 @@ class Stretch:
                 results=[(write, result[part]) for write, result in self.results],
             )
 
-    def sampled(self, samples: Samples) -> Sampled:
+    def sampled(self, samples: SamplePlan) -> Sampled:
         """Copy what is looked at."""
         return Sampled(
             program=self.program,
@@ -128,10 +128,10 @@ class Stretch:
 class _Pass:
     def __init__(
         self,
-        jobs: Sequence[Job],
+        jobs: Sequence[MergeJob],
         inputs: OpenInputs,
         seed: int | None,
-        progress: Progress | None,
+        progress: ReportProgress | None,
     ) -> None:
         self._inputs, self._seed, self._progress = inputs, seed, progress
         self._total = sum(job.num_bytes for job in jobs)
@@ -145,7 +145,7 @@ class _Pass:
         self._files: SimpleQueue[RegisterFile] = SimpleQueue()
         self._error: BaseException | None = None
 
-    def _does_without_torch(self, jobs: Sequence[Job]) -> bool:
+    def _does_without_torch(self, jobs: Sequence[MergeJob]) -> bool:
         """Return whether the kernels know all dtypes, and no tensor is computed as a whole."""
         vectors = (vector for job in jobs for vector in job.checkpoint.vectors_inside())
         if self._kernels is None or not all(v.is_blockwise for v in vectors):
@@ -200,7 +200,7 @@ class _Pass:
         with self._lock:
             return None if self._error is not None else next(self._chunks, None)
 
-    def _compute_whole(self, job: Job, name: str) -> None:
+    def _compute_whole(self, job: MergeJob, name: str) -> None:
         """Compute a tensor that is stored in fp64, which registers do not hold.
 
         Or copy one whose entries are less than a byte.
@@ -374,7 +374,7 @@ class _Pass:
 
     def _find_fault(
         self,
-        program: Program,
+        program: BlockProgram,
         blocks: Sequence[Block],
         registers: Sequence[Floats],
         results: Sequence[Values],
@@ -419,7 +419,7 @@ class _Pass:
             self._progress(self._done, self._total)
 
 
-def _by_program(planned: Blocks) -> Iterator[tuple[Program | None, Blocks]]:
+def _by_program(planned: Blocks) -> Iterator[tuple[BlockProgram | None, Blocks]]:
     """Cut a chunk where the program changes."""
     for program, group in groupby(planned, key=lambda planned: planned[0].program):
         yield program, list(group)

@@ -18,7 +18,7 @@ from motionmerge.merging.algebra.steps import Block
 from motionmerge.merging.compute.compiled import Bytes, Floats
 from motionmerge.merging.compute.kernel import BLOCK, STRETCH, Values, rounded_to
 from motionmerge.merging.compute.plan import TensorPlan, Write
-from motionmerge.merging.compute.program import Program
+from motionmerge.merging.compute.program import BlockProgram
 from motionmerge.merging.inputs.sources import Source
 
 SAMPLE_EVERY, SAMPLE = 16, 2048
@@ -31,7 +31,7 @@ Blocks = Sequence[tuple[TensorPlan, Block]]
 
 
 @dataclass(frozen=True)
-class Samples:
+class SamplePlan:
     """Which entries of some neighbouring blocks are looked at.
 
     Attributes:
@@ -68,7 +68,7 @@ class Sampled:
         results: What was computed there, as it is stored.
     """
 
-    program: Program
+    program: BlockProgram
     blocks: Sequence[Block]
     represents: Sequence[int]
     held: Mapping[Source, Values]
@@ -149,7 +149,7 @@ def _joined(found: Sequence[Sampled]) -> Sampled:
     )
 
 
-def samples_of(planned: Blocks) -> Samples | None:
+def samples_of(planned: Blocks) -> SamplePlan | None:
     """Choose what to look at; None if it is nothing."""
     blocks: list[Block] = []
     pieces: list[slice] = []
@@ -165,7 +165,7 @@ def samples_of(planned: Blocks) -> Samples | None:
             else:
                 pieces.append(slice(start, start + count))
         start += block.count
-    return Samples(blocks, pieces, represents) if blocks else None
+    return SamplePlan(blocks, pieces, represents) if blocks else None
 
 
 def compare(planned: Blocks, held: Mapping[Source, Values]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from motionmerge.errors import CheckpointError
-from motionmerge.merging.inputs.pieces import Layout, Pieced, Shapes
+from motionmerge.merging.inputs.pieces import Pieced, PieceLayout, Shapes
 from motionmerge.merging.inputs.renamed import readings
 from motionmerge.merging.lora.names import ModelNames
 from motionmerge.merging.names.original import Spelling
@@ -66,7 +66,7 @@ class ReorderedNames:
     @cached_property
     def _layout(self) -> Mapping[str, set[Pieced]]:
         """The tensors of diffusers that lie in several pieces, by every way of naming that fits."""
-        layouts: list[Layout] = [read.layout for read in readings(self._shapes) if read.names]
+        layouts: list[PieceLayout] = [read.layout for read in readings(self._shapes) if read.names]
         names = {
             name
             for layout in layouts

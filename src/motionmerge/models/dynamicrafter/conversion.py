@@ -35,7 +35,7 @@ from .encoders import image_encoder_config, text_encoder_config
 from .image_projector import ImageProjector
 from .key_maps import KeyMap
 from .lazy_tensors import LazyTensor, LazyTensors, lazy_tensors, to_official, to_ours
-from .official_config import Shapes, unet_config_from_official
+from .official_config import OfficialShapes, unet_config_from_official
 from .scheduler import DynamicRescaleDDIMScheduler
 from .unet import DynamiCrafterUNet
 
@@ -87,9 +87,9 @@ class Component:
 
     name: str
     prefix: str
-    official_map: Callable[[Shapes], KeyMap]
-    our_map: Callable[[Shapes], KeyMap]
-    config: Callable[[Shapes], dict[str, Any]]
+    official_map: Callable[[OfficialShapes], KeyMap]
+    our_map: Callable[[OfficialShapes], KeyMap]
+    config: Callable[[OfficialShapes], dict[str, Any]]
     build: Callable[..., nn.Module]
     saved_prefix: str = ""
     file: str = "diffusion_pytorch_model.safetensors"
@@ -384,7 +384,7 @@ def _is_outside_components(name: str) -> bool:
     return all(component.short_name(name) is None for component in COMPONENTS)
 
 
-def _shapes(tensors: LazyTensors) -> Shapes:
+def _shapes(tensors: LazyTensors) -> OfficialShapes:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 

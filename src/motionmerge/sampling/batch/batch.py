@@ -66,7 +66,7 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class BatchProgress:
     """How far a batch is.
 
     Attributes:
@@ -131,7 +131,7 @@ class Tally:
         total: int,
         *,
         failure_list: Path | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: Callable[[BatchProgress], None] | None = None,
     ) -> None:
         self._started = time.monotonic()
         self._total, self._path, self._on_progress = total, failure_list, on_progress
@@ -169,7 +169,7 @@ class Tally:
 
     def _report(self, name: str) -> None:
         if self._on_progress is not None:
-            progress = Progress(
+            progress = BatchProgress(
                 total=self._total,
                 done=len(self._done),
                 failed=len(self._failures),

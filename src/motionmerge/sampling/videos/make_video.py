@@ -16,7 +16,7 @@ from pydantic import (
     model_serializer,
 )
 
-from motionmerge.config import Settings
+from motionmerge.config import FrozenModel
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.video import fit_image, rgb_image
 from motionmerge.models.video_pipeline import VideoPipeline
@@ -65,7 +65,7 @@ _NEWER = (*_SAME_NAME, "sigmas", "shift")
 """Settings that came later; they are not written where they are None."""
 
 
-class VideoSettings(Settings):
+class VideoSettings(FrozenModel):
     """What happens in a video and how it is made; None leaves a setting to the model.
 
     Attributes:
