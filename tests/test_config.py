@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 from pydantic import Field, ValidationError
 
-from motionmerge.config import Settings
+from motionmerge.config import FrozenModel
 from motionmerge.errors import ConfigError
 from motionmerge.text import parse_yaml
 
 
-class Optimizer(Settings):
+class Optimizer(FrozenModel):
     learning_rate: float = Field(1e-5, gt=0)
 
 
-class Training(Settings):
+class Training(FrozenModel):
     num_steps: int
     optimizer: Optimizer = Optimizer()
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from motionmerge.version import __version__ as __version__
+
 if TYPE_CHECKING:  # the same names, for type checkers and editors
     from motionmerge.errors import CheckpointError as CheckpointError
     from motionmerge.errors import ConfigError as ConfigError
@@ -59,8 +61,6 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from motionmerge.sampling.videos.make_video import make_video as make_video
     from motionmerge.schedule import ExpertSchedule as ExpertSchedule
     from motionmerge.switching.expert_bank import experts as experts
-
-__version__ = "0.1.0"
 
 _NAMES = {
     "errors": (

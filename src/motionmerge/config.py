@@ -27,7 +27,7 @@ _LONGEST = 100
 """Characters of a stranger's name or value that a message repeats."""
 
 
-class Settings(BaseModel):
+class FrozenModel(BaseModel):
     """Base of every group of settings that comes from a file or a flag.
 
     Subclasses declare typed fields. Instances are frozen; unknown names and bad values are refused.

@@ -267,8 +267,8 @@ def test_a_value_that_does_not_fit_into_the_result_is_refused(tmp_path, dtype):
     huge = 3.4e38 if dtype == "bf16" else 7e4
     state = {"weight": torch.full((2, 2), huge)}
     recipe = Recipe(
-        {"base": RecipeInput("memory:base")},
-        {"merged": Checkpoint.from_tensors(state, name="base")},
+        inputs={"base": RecipeInput("memory:base")},
+        experts={"merged": Checkpoint.from_tensors(state, name="base")},
     )
     with pytest.raises(CheckpointError, match="does not fit into " + dtype):
         merge(recipe, tmp_path / "out", inputs={"base": state}, dtype=dtype)

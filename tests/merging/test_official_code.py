@@ -57,7 +57,9 @@ def masked(vector, masks, run):
 
 
 def carry_out(experts, inputs):
-    recipe = Recipe({name: RecipeInput(f"memory:{name}") for name in inputs}, experts)
+    recipe = Recipe(
+        inputs={name: RecipeInput(f"memory:{name}") for name in inputs}, experts=experts
+    )
     return realise(recipe, inputs=inputs, missing="keep")
 
 

@@ -11,7 +11,7 @@ from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.algebra.results import result_specs
 from motionmerge.merging.algebra.sparsify import dare
 from motionmerge.merging.compute.kernel import BLOCK, CHUNK
-from motionmerge.merging.compute.plan import Job, Planner
+from motionmerge.merging.compute.plan import MergeJob, Planner
 from motionmerge.merging.in_memory import TensorSink
 from motionmerge.merging.inputs.sources import OpenInputs
 from motionmerge.merging.merge import merge, realise
@@ -51,7 +51,7 @@ def plan(folder, expression):
     with OpenInputs(checkpoint.sources()) as opened:
         specs = result_specs(checkpoint, opened)
         tensors = {name: torch.empty(shape, dtype=d.torch) for name, (d, shape) in specs.items()}
-        job = Job(checkpoint, specs, TensorSink(tensors))
+        job = MergeJob(checkpoint=checkpoint, specs=specs, sink=TensorSink(tensors))
         return list(Planner([job], opened).chunks(lambda job, name: None))
 
 

@@ -46,7 +46,7 @@ def variants(family: Family, scheduler: Any) -> list[dict[str, Any]]:
 def asked(family: Family, number: int, **more: Any) -> Steps:
     inputs = family.inputs(1)
     size = {key: inputs.get(key) for key in ("num_frames", "height", "width")}
-    return Steps(number, **size, **more)
+    return Steps(number=number, **size, **more)
 
 
 def assert_planned(family: Family, pipeline: Any, steps: Steps, **run: Any) -> None:

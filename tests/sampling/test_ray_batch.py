@@ -24,7 +24,7 @@ from motionmerge.cli import app
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.models.pocket.components import weights_path
 from motionmerge.sampling.batch import ray_batch
-from motionmerge.sampling.batch.batch import BatchOptions, Progress, Tally, missing, run_batch
+from motionmerge.sampling.batch.batch import BatchOptions, BatchProgress, Tally, missing, run_batch
 from motionmerge.sampling.batch.manifest import PlannedVideo, plan, read_manifest
 from motionmerge.sampling.batch.ray_batch import run_on_ray, with_absolute_paths
 from motionmerge.sampling.request.experts import ExpertChoice, from_recipe
@@ -109,7 +109,7 @@ def test_nothing_is_lost_or_made_twice_when_workers_are_killed(
         (tmp_path / "bombs").mkdir()
         model = model_that_kills(tmp_path / "bombs", seeds=[5, 5])
         videos = planned(tmp_path, tmp_path / "shared", range(8))
-        seen: list[Progress] = []
+        seen: list[BatchProgress] = []
         tally = Tally(8, failure_list=tmp_path / "failures.jsonl", on_progress=seen.append)
         options = BatchOptions(videos_per_switch=2, retries=0)
         report = run_on_ray(model, EXPERTS, videos, options, num_workers=2, tally=tally)

@@ -97,7 +97,7 @@ def test_the_steps_that_are_announced_are_those_that_are_taken(family: Family) -
             plan = plan_steps(
                 family_of(type(pipeline).__name__).name,
                 type(scheduler).from_config(scheduler.config),
-                Steps(number, **size),
+                Steps(number=number, **size),
                 schedule=HALF,
                 configs=configs_of(pipeline),
             )
@@ -126,15 +126,15 @@ def test_steps_are_one_line() -> None:
 
 def test_what_is_not_known_before_is_said_and_not_guessed() -> None:
     scheduler = FLOW(use_dynamic_shifting=True)
-    plan = plan_steps("wan", scheduler, Steps(4), schedule=HALF, configs={})
+    plan = plan_steps("wan", scheduler, Steps(number=4), schedule=HALF, configs={})
     assert plan is not None and "not known before" in plan.line
-    plan = plan_steps("a-new-family", FLOW(), Steps(4), schedule=HALF, configs={})
+    plan = plan_steps("a-new-family", FLOW(), Steps(number=4), schedule=HALF, configs={})
     assert plan is not None
     assert "not known before" in plan.line and "a-new-family" in plan.line
 
 
 def test_what_a_shift_makes_of_given_sigmas_is_said() -> None:
-    steps = Steps(2, sigmas=(1.0, 0.5))
+    steps = Steps(number=2, sigmas=(1.0, 0.5))
     for schedule in (HALF, None):
         plan = plan_steps("hunyuan-video", FLOW(shift=3.0), steps, schedule=schedule, configs={})
         assert plan is not None and plan.sigmas is not None and "1, 0.75" in plan.sigmas

@@ -21,7 +21,7 @@ from motionmerge.cli.video_flags import (
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from motionmerge.sampling.batch.batch import Progress
+    from motionmerge.sampling.batch.batch import BatchProgress
 
 
 WORK = "Work"
@@ -210,12 +210,12 @@ def _cluster_device() -> str:
     return cluster_device()
 
 
-def _progress_printer(rank: int, world_size: int, found: int) -> Callable[[Progress], None]:
+def _progress_printer(rank: int, world_size: int, found: int) -> Callable[[BatchProgress], None]:
     """Show a line on stderr: redrawn on a terminal, one a video elsewhere."""
     is_terminal = sys.stderr.isatty()
     who = f"[{rank}/{world_size}] " if world_size > 1 else ""
 
-    def show(now: Progress) -> None:
+    def show(now: BatchProgress) -> None:
         finished = now.done + now.failed
         left = now.seconds / max(1, finished) * (now.total - finished)
         line = f"{who}{found + finished}/{found + now.total}, {now.failed} failed, "

@@ -29,7 +29,7 @@ from motionmerge.cli.options import (
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from motionmerge.merging.merge import Progress
+    from motionmerge.merging.merge import ReportProgress
     from motionmerge.merging.recipes.recipe import Recipe
 
 EXAMPLE = "Example: motionmerge merge edg-official -o experts"
@@ -130,7 +130,7 @@ def parse_inputs(pairs: Iterable[str]) -> dict[str, str]:
 
 
 @contextmanager
-def progress_bar(task_name: str) -> Iterator[Progress | None]:
+def progress_bar(task_name: str) -> Iterator[ReportProgress | None]:
     """Show bytes, rate and time left; nothing where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None

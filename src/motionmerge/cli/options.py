@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-import motionmerge
+from motionmerge.version import __version__
 
 MODEL = "Model"
 EXPERTS = "Experts"
@@ -17,14 +17,14 @@ OUTPUT = "Output"
 
 def recipe_names() -> list[str]:
     """Return the names of the shipped recipes, for shell completion; imports nothing slow."""
-    folder = Path(motionmerge.__file__).parent / "recipes"
+    folder = Path(__file__).parents[1] / "recipes"
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def print_version(wanted: bool) -> None:
     """Print the version and end, if that is wanted."""
     if wanted:
-        print(f"motionmerge {motionmerge.__version__}")
+        print(f"motionmerge {__version__}")
         raise typer.Exit
 
 

@@ -175,7 +175,7 @@ def _train(
 
     from motionmerge.io.atomic import check_folder, check_new_file
     from motionmerge.training.pocket.runs import RUNS, RunInputs, run
-    from motionmerge.training.trainer import Progress
+    from motionmerge.training.trainer import TrainingProgress
 
     check_new_file(output, overwrite=overwrite)
     check_folder(folder)
@@ -185,7 +185,7 @@ def _train(
         print(json.dumps(plan, indent=None if as_json else 2))
         return
 
-    def report(progress: Progress) -> None:
+    def report(progress: TrainingProgress) -> None:
         left = progress.seconds / progress.step * (progress.steps - progress.step)
         typer.echo(
             f"step {progress.step}/{progress.steps}  loss {progress.loss:.4f}  "

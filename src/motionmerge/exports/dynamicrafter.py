@@ -9,13 +9,13 @@ from pathlib import Path
 
 from motionmerge.errors import CheckpointError
 from motionmerge.exports.files import Opener
-from motionmerge.exports.names import Part, diffusion_model, naming
+from motionmerge.exports.names import ModelPart, diffusion_model, naming
 from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.io.torch_file import torch_file
 from motionmerge.io.weights import open_weights
 from motionmerge.io.weights_writer import weights_file
 from motionmerge.merging.compute.plan import Sink
-from motionmerge.merging.inputs.pieces import Layout, Piece, Pieced, whole
+from motionmerge.merging.inputs.pieces import Piece, Pieced, PieceLayout, whole
 from motionmerge.models.dynamicrafter.checkpoint_folder import UNUSED_FILE, official_tensors
 from motionmerge.models.dynamicrafter.conversion import COMPONENTS
 from motionmerge.tensors import bytes_of
@@ -23,14 +23,14 @@ from motionmerge.tensors import bytes_of
 _BY_NAME = {component.name: component for component in COMPONENTS}
 
 
-def lora_names(part: Part) -> Layout:
+def lora_names(part: ModelPart) -> PieceLayout:
     """Return the names of a LoRA: official ones of DynamiCrafter, else those of ComfyUI."""
     if not _is_dynamicrafter(part):
         return naming("comfyui", diffusion_model)(part)
     return {name.removeprefix("model."): tensor for name, tensor in official_names(part).items()}
 
 
-def official_names(part: Part) -> Layout:
+def official_names(part: ModelPart) -> PieceLayout:
     """Return a module's tensors under their names in an official checkpoint.
 
     Raises:
@@ -89,7 +89,7 @@ def official_file(folder: Path) -> Opener:
     return opened
 
 
-def _is_dynamicrafter(part: Part) -> bool:
+def _is_dynamicrafter(part: ModelPart) -> bool:
     return part.module == "image_projector" or not part.is_in_diffusers
 
 

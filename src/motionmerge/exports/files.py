@@ -12,11 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from motionmerge import __version__
 from motionmerge.errors import CheckpointError
 from motionmerge.exports.names import (
+    ModelPart,
     Naming,
-    Part,
     family_of_parts,
     naming,
     nothing,
@@ -36,7 +35,7 @@ from motionmerge.io.weights import open_weights
 from motionmerge.io.weights_writer import weights_file
 from motionmerge.merging.algebra.nodes import Checkpoint, result_specs
 from motionmerge.merging.algebra.results import ResultSpec
-from motionmerge.merging.compute.plan import Job, Sink
+from motionmerge.merging.compute.plan import MergeJob, Sink
 from motionmerge.merging.compute.renaming import RenamingSink, renamed_specs
 from motionmerge.merging.compute.scaled_fp8 import (
     SCALED_FP8,
@@ -46,20 +45,21 @@ from motionmerge.merging.compute.scaled_fp8 import (
     scaled_job,
     write_the_rest,
 )
-from motionmerge.merging.compute.streaming import Progress, stream
+from motionmerge.merging.compute.streaming import ReportProgress, stream
 from motionmerge.merging.inputs.coverage import Missing
-from motionmerge.merging.inputs.pieces import Layout, Pieced
+from motionmerge.merging.inputs.pieces import Pieced, PieceLayout
 from motionmerge.merging.inputs.sources import MemoryTensors, OpenInputs, Origin, Source
 from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.merging.report import survival_line
 from motionmerge.tensors import AnyDtype, DType, num_bytes, parse_dtype
+from motionmerge.version import __version__
 
 _KEPT = "config"
 """What a single file of LTX says about itself in its header, which ComfyUI and diffusers read."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FileExport:
     """One file.
 
@@ -108,7 +108,7 @@ class FileExport:
         return "\n".join(lines)
 
 
-Planner = Callable[[Recipe, Sequence[Part], Origin], ExportPlan]
+Planner = Callable[[Recipe, Sequence[ModelPart], Origin], ExportPlan]
 """Works out the files of an export: `plan_files` or `plan_whole_files`."""
 
 Opener = Callable[[Path, Mapping[str, TensorSpec], Mapping[str, str]], AbstractContextManager[Sink]]
@@ -124,7 +124,7 @@ def export_comfyui(
     dtype: str | AnyDtype | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> Exports[FileExport]:
     """Write experts as single files with original names and no prefix, for `diffusion_models`.
 
@@ -175,7 +175,7 @@ def export_files(
     dtype: str | AnyDtype | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> Exports[FileExport]:
     """Write experts as files under other names; see `export_comfyui`.
 
@@ -220,7 +220,7 @@ def export_files(
             if scaled:
                 content = content.as_codes(expert.anchor, opened, reached=reached[file.expert])
             contents[file] = content
-        jobs: dict[ExportFile, Job] = {}
+        jobs: dict[ExportFile, MergeJob] = {}
         if not dry_run:
             with folder_of_results(output), ExitStack() as stack:
                 sinks = {
@@ -260,8 +260,8 @@ def _write(
     contents: Mapping[ExportFile, _Content],
     sinks: Mapping[ExportFile, Sink],
     opened: OpenInputs,
-    progress: Progress | None,
-) -> dict[ExportFile, Job]:
+    progress: ReportProgress | None,
+) -> dict[ExportFile, MergeJob]:
     """Compute all files in one pass over the inputs, or in two where scales are measured first."""
     plans = {file: content.codes for file, content in contents.items() if content.codes}
     scales = measure_scales(experts, plans, opened, threads=None, progress=progress)
@@ -271,7 +271,7 @@ def _write(
             jobs[file] = scaled_job(experts[file], plans[file], sinks[file], scales[file])
         else:
             renaming = RenamingSink(sinks[file], content.layout, content.specs)
-            jobs[file] = Job(experts[file], content.specs, renaming)
+            jobs[file] = MergeJob(checkpoint=experts[file], specs=content.specs, sink=renaming)
     stream(list(jobs.values()), opened, progress=progress)
     for file, plan in plans.items():
         write_the_rest(plan, sinks[file], scales[file], opened)
@@ -306,7 +306,7 @@ class _Content:
         codes: Which weights become codes and scales; None if none do.
     """
 
-    layout: Layout
+    layout: PieceLayout
     specs: Mapping[str, ResultSpec]
     left_out: int
     codes: ScaledFp8 | None = None
@@ -325,7 +325,7 @@ class _Content:
 def _content(
     file: ExportFile,
     expert: Checkpoint,
-    parts: Iterable[Part],
+    parts: Iterable[ModelPart],
     names: Naming,
     opened: OpenInputs,
     dtype: DType | None,
@@ -354,7 +354,7 @@ def _content(
     )
 
 
-def _parts(opened: OpenInputs, anchor: Source) -> list[Part]:
+def _parts(opened: OpenInputs, anchor: Source) -> list[ModelPart]:
     return parts_of_model({name: opened.shape(anchor, name) for name in opened.names(anchor)})
 
 

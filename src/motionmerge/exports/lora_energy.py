@@ -11,7 +11,7 @@ from motionmerge.lazy_torch import torch
 from motionmerge.parameter_groups import GROUPS, OTHER, group_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Energy:
     """The share of a group's change that a LoRA holds.
 
@@ -39,7 +39,7 @@ class Energy:
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Group:
     layers: int = 0
     matrices: float = 0.0

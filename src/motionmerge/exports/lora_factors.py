@@ -26,7 +26,7 @@ _MORE = 16
 """The subspace has twice the wanted rank and so many dimensions more."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Factors:
     """A matrix as two factors.
 
@@ -76,7 +76,13 @@ def factors_of(matrix: torch.Tensor, *, rank: int, name: str) -> Factors:
     if rank >= smaller:
         up, down = _with_identity(matrix)
         held = total
-    return Factors(_filled(down, rank, 0), _filled(up, rank, 1), energies, total, held)
+    return Factors(
+        down=_filled(down, rank, 0),
+        up=_filled(up, rank, 1),
+        energies=energies,
+        total=total,
+        held=held,
+    )
 
 
 def _range_of(matrix: torch.Tensor, *, dimensions: int, rank: int, name: str) -> torch.Tensor:

@@ -21,7 +21,7 @@ from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra.results import ResultSpec
 from motionmerge.merging.algebra.rounding import round_once
 from motionmerge.merging.compute.renaming import RenamingSink
-from motionmerge.merging.inputs.pieces import Layout
+from motionmerge.merging.inputs.pieces import PieceLayout
 from motionmerge.tensors import DType
 
 _DOWN, _UP, _UP_BIAS = "lora_A.weight", "lora_B.weight", "lora_B.bias"
@@ -42,7 +42,7 @@ class LoraLayers:
         dtype: Dtype of what is written.
     """
 
-    def __init__(self, layout: Layout, target: Target, *, rank: int, dtype: DType) -> None:
+    def __init__(self, layout: PieceLayout, target: Target, *, rank: int, dtype: DType) -> None:
         self.energies = Energies()
         self.differences = 0
         self.left_out: list[str] = []

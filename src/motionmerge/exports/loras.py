@@ -15,11 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from motionmerge import __version__
 from motionmerge.errors import CheckpointError, RecipeError
 from motionmerge.exports.lora_energy import Energy
 from motionmerge.exports.lora_layers import LoraLayers
-from motionmerge.exports.names import Naming, Part, family_of_parts, naming, parts_of_model
+from motionmerge.exports.names import ModelPart, Naming, family_of_parts, naming, parts_of_model
 from motionmerge.exports.sinks import Zeros
 from motionmerge.exports.targets import (
     DIFFUSERS,
@@ -40,8 +39,8 @@ from motionmerge.io.atomic import (
 )
 from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra.nodes import Checkpoint, Difference
-from motionmerge.merging.compute.plan import Job
-from motionmerge.merging.compute.streaming import Progress, stream
+from motionmerge.merging.compute.plan import MergeJob
+from motionmerge.merging.compute.streaming import ReportProgress, stream
 from motionmerge.merging.inputs.coverage import Missing, check_coverage
 from motionmerge.merging.inputs.sources import OpenInputs, Source
 from motionmerge.merging.lora.settings import MODULES_KEY
@@ -49,9 +48,10 @@ from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.tensors import AnyDtype, DType, is_mergeable, parse_dtype
 from motionmerge.text import fix_unknown_name
+from motionmerge.version import __version__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoraExport:
     """One LoRA file.
 
@@ -124,7 +124,7 @@ def export_loras(
     dtype: str | AnyDtype = "fp32",
     overwrite: bool = False,
     dry_run: bool = False,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> Exports[LoraExport]:
     """Write each expert of a recipe as LoRA files, `output/<expert>.safetensors`.
 
@@ -223,7 +223,7 @@ def _checked_base(recipe: Recipe, base: str | None) -> str:
     return base
 
 
-def _target(target: str | Target | None, parts: Sequence[Part]) -> Target:
+def _target(target: str | Target | None, parts: Sequence[ModelPart]) -> Target:
     if target is None:
         return DIFFUSERS if len(parts) == 1 and parts[0].is_in_diffusers else MOTIONMERGE
     return target if isinstance(target, Target) else parse_target(target)
@@ -250,7 +250,7 @@ def _stream(
     experts: Mapping[ExportFile, Checkpoint],
     layers: Mapping[ExportFile, LoraLayers],
     shapes: Mapping[str, tuple[int, ...]],
-    progress: Progress | None,
+    progress: ReportProgress | None,
 ) -> None:
     """Compute what each expert adds to the base, and put it into its files.
 
@@ -261,7 +261,13 @@ def _stream(
     for file, held in layers.items():
         names = held.names()
         specs = {name: (DType.FP32, shape) for name, shape in shapes.items() if name in names}
-        jobs.append(Job(Checkpoint(zeros, experts[file].vectors), specs, held.sink(specs)))
+        jobs.append(
+            MergeJob(
+                checkpoint=Checkpoint(zeros, experts[file].vectors),
+                specs=specs,
+                sink=held.sink(specs),
+            )
+        )
     sources = [source for job in jobs for source in job.checkpoint.sources()]
     torch.linalg.eigvalsh(torch.eye(1))  # loads LAPACK before threads do
     with OpenInputs(sources) as opened:

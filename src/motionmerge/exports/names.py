@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from motionmerge.errors import ConfigError
-from motionmerge.merging.inputs.pieces import Layout, Shapes, composed, whole
+from motionmerge.merging.inputs.pieces import PieceLayout, Shapes, composed, whole
 from motionmerge.merging.names.hunyuan import HUNYUAN_15_FUSED_STYLE
 from motionmerge.merging.names.layout import to_ours, to_theirs
 from motionmerge.merging.names.original import STYLES, family_of_names
@@ -30,7 +30,7 @@ _UNET_STARTS = ("down_", "mid_", "up_", "conv_in", "input_blocks", "temporal_in"
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """A module of a model, e.g. one of its denoisers.
 
     Attributes:
@@ -53,16 +53,16 @@ class Part:
         """A class of diffusers has such tensors; DynamiCrafter's are a class of ours."""
         return not any(name.startswith(_DYNAMICRAFTER_STARTS) for name in self.shapes)
 
-    def of_model(self, layout: Layout) -> Layout:
+    def of_model(self, layout: PieceLayout) -> PieceLayout:
         """Return a layout of its own tensors as one of the model's."""
         return composed(layout, {n: whole(self.names[n], s) for n, s in self.shapes.items()})
 
 
-Naming = Callable[[Part], Layout]
+Naming = Callable[[ModelPart], PieceLayout]
 """Lists a module's tensors under other names, as pieces of those of the model."""
 
 
-def parts_of_model(shapes: Shapes) -> list[Part]:
+def parts_of_model(shapes: Shapes) -> list[ModelPart]:
     """Split a model into the modules of its pipeline folder; of a file, take the denoiser.
 
     Args:
@@ -72,12 +72,12 @@ def parts_of_model(shapes: Shapes) -> list[Part]:
     for name, (module, bare) in bare_names(denoiser_alone(shapes)).items():
         modules.setdefault(module, {})[bare] = name
     return [
-        Part(module, names, {bare: tuple(shapes[name]) for bare, name in names.items()})
+        ModelPart(module, names, {bare: tuple(shapes[name]) for bare, name in names.items()})
         for module, names in modules.items()
     ]
 
 
-def naming(style: Style, front: Callable[[Part], str]) -> Naming:
+def naming(style: Style, front: Callable[[ModelPart], str]) -> Naming:
     """Return how tensors are called in a style; original names must be known of the family.
 
     Args:
@@ -85,30 +85,30 @@ def naming(style: Style, front: Callable[[Part], str]) -> Naming:
         front: What stands in front of the names of a module.
     """
 
-    def layout(part: Part) -> Layout:
+    def layout(part: ModelPart) -> PieceLayout:
         named = part.of_model(renamed(part.shapes, style))
         return {front(part) + name: tensor for name, tensor in named.items()}
 
     return layout
 
 
-def module_in_diffusers(part: Part) -> str:
+def module_in_diffusers(part: ModelPart) -> str:
     """Return what a pipeline of diffusers calls a module, and a dot."""
     is_unet = any(name.startswith(_UNET_STARTS) for name in part.shapes)
     return f"{part.module or ('unet' if is_unet else 'transformer')}."
 
 
-def either_denoiser(part: Part) -> str:
+def either_denoiser(part: ModelPart) -> str:
     """Return what a LoRA of diffusers calls either of two denoisers, and a dot."""
     return module_in_diffusers(part).replace("transformer_2.", "transformer.")
 
 
-def nothing(part: Part) -> str:
+def nothing(part: ModelPart) -> str:
     """Return no prefix, as in files of one denoiser."""
     return ""
 
 
-def diffusion_model(part: Part) -> str:
+def diffusion_model(part: ModelPart) -> str:
     """Return what ComfyUI calls any denoiser, and a dot."""
     return "diffusion_model."
 
@@ -119,13 +119,13 @@ def family_of(shapes: Shapes) -> str | None:
     return family_of_names(shapes) if theirs is None else theirs.family
 
 
-def family_of_parts(parts: Sequence[Part]) -> str | None:
+def family_of_parts(parts: Sequence[ModelPart]) -> str | None:
     """Return the family of a model's first denoiser; None if none is known."""
     denoiser = next((part for part in parts if part.is_denoiser), None)
     return None if denoiser is None else family_of(denoiser.shapes)
 
 
-def renamed(shapes: Shapes, style: Style) -> Layout:
+def renamed(shapes: Shapes, style: Style) -> PieceLayout:
     """Return the layout of a denoiser under the names of another style.
 
     Raises:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.exports.names import (
-    Part,
+    ModelPart,
     Style,
     diffusion_model,
     either_denoiser,
@@ -30,7 +30,7 @@ _TRAINING_STEPS = 1000
 _SHIFTS = (5.0, 8.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """A tool that loads LoRA files.
 
@@ -48,21 +48,62 @@ class Target:
     name: str
     title: str
     style: Style
-    front: Callable[[Part], str]
+    front: Callable[[ModelPart], str]
     each_denoiser: bool
     plain_differences: bool
     most_dimensions: int
     drops: tuple[str, ...] = ()
 
 
-DIFFUSERS = Target("diffusers", "diffusers", "diffusers", either_denoiser, True, False, 5)
+DIFFUSERS = Target(
+    name="diffusers",
+    title="diffusers",
+    style="diffusers",
+    front=either_denoiser,
+    each_denoiser=True,
+    plain_differences=False,
+    most_dimensions=5,
+)
 # ComfyUI reads factors of 5-d kernels, but diffusers, which reads the other keys, refuses the file.
-COMFYUI = Target("comfyui", "ComfyUI", "comfyui", diffusion_model, True, True, 4)
-ORIGINAL = Target("original", "ComfyUI", "comfyui", diffusion_model, True, True, 5)
+COMFYUI = Target(
+    name="comfyui",
+    title="ComfyUI",
+    style="comfyui",
+    front=diffusion_model,
+    each_denoiser=True,
+    plain_differences=True,
+    most_dimensions=4,
+)
+ORIGINAL = Target(
+    name="original",
+    title="ComfyUI",
+    style="comfyui",
+    front=diffusion_model,
+    each_denoiser=True,
+    plain_differences=True,
+    most_dimensions=5,
+)
 """The original code's names with the contents of a file for motionmerge."""
 # Wan2GP multiplies factors of linear layers only, and drops the changes of modulations.
-WAN2GP = Target("wan2gp", "Wan2GP", "original", diffusion_model, True, True, 2, ("modulation",))
-MOTIONMERGE = Target("motionmerge", "motionmerge", "diffusers", module_in_diffusers, False, True, 5)
+WAN2GP = Target(
+    name="wan2gp",
+    title="Wan2GP",
+    style="original",
+    front=diffusion_model,
+    each_denoiser=True,
+    plain_differences=True,
+    most_dimensions=2,
+    drops=("modulation",),
+)
+MOTIONMERGE = Target(
+    name="motionmerge",
+    title="motionmerge",
+    style="diffusers",
+    front=module_in_diffusers,
+    each_denoiser=False,
+    plain_differences=True,
+    most_dimensions=5,
+)
 
 TARGETS: Mapping[str, Target] = {
     target.name: target for target in (COMFYUI, DIFFUSERS, WAN2GP, MOTIONMERGE)
@@ -130,7 +171,7 @@ class ExportPlan:
         return ";".join("1" if phase.file == file else "0" for phase in self.phases)
 
 
-def plan_files(recipe: Recipe, parts: Sequence[Part], base: Origin) -> ExportPlan:
+def plan_files(recipe: Recipe, parts: Sequence[ModelPart], base: Origin) -> ExportPlan:
     """Work out the files for tools that want one for each denoiser.
 
     Of a pair, an expert gets only files for the denoisers that run while it is in force, if the
@@ -158,7 +199,7 @@ def plan_files(recipe: Recipe, parts: Sequence[Part], base: Origin) -> ExportPla
     return ExportPlan(tuple(dict.fromkeys(held)), tuple(phases))
 
 
-def plan_whole_files(recipe: Recipe, parts: Sequence[Part], base: Origin) -> ExportPlan:
+def plan_whole_files(recipe: Recipe, parts: Sequence[ModelPart], base: Origin) -> ExportPlan:
     """Work out the files where each holds all modules of an expert."""
     modules = [part.module for part in parts]
     files = {expert: _file(expert, modules) for expert in recipe.experts}

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from motionmerge import __version__
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.exports.names import parts_of_model, renamed
 from motionmerge.exports.targets import own_model
@@ -21,21 +20,22 @@ from motionmerge.io.weights import open_weights
 from motionmerge.io.weights_writer import pipeline_folder
 from motionmerge.merging.algebra.nodes import Checkpoint, result_specs
 from motionmerge.merging.algebra.results import ResultSpec
-from motionmerge.merging.compute.plan import Job
+from motionmerge.merging.compute.plan import MergeJob
 from motionmerge.merging.compute.renaming import RenamingSink, renamed_specs
-from motionmerge.merging.compute.streaming import Progress, stream
+from motionmerge.merging.compute.streaming import ReportProgress, stream
 from motionmerge.merging.inputs.coverage import Missing
-from motionmerge.merging.inputs.pieces import Layout
+from motionmerge.merging.inputs.pieces import PieceLayout
 from motionmerge.merging.inputs.sources import OpenInputs, Source
 from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe, as_recipe
 from motionmerge.tensors import AnyDtype, DType, parse_dtype
+from motionmerge.version import __version__
 
 INDEX_FILE = "model_index.json"
 TWO_EXPERT_DENOISER = "WanTransformer3DModel"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FolderExport:
     """A two-expert folder that was written, or would be in a dry run.
 
@@ -68,7 +68,7 @@ def export_two_experts(
     dtype: str | AnyDtype | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> FolderExport:
     """Write a recipe's two experts as one Wan 2.2 pipeline folder, loadable by plain diffusers.
 
@@ -137,7 +137,11 @@ def export_two_experts(
                 ) as writer,
             ):
                 jobs = {
-                    m: Job(experts[m], held.specs, RenamingSink(writer, held.layout, held.specs))
+                    m: MergeJob(
+                        checkpoint=experts[m],
+                        specs=held.specs,
+                        sink=RenamingSink(writer, held.layout, held.specs),
+                    )
                     for m, held in contents.items()
                 }
                 stream(list(jobs.values()), opened, progress=progress)
@@ -161,7 +165,7 @@ class _Content:
         specs: Dtype and shape of the expert's tensors that are needed.
     """
 
-    layout: Layout
+    layout: PieceLayout
     specs: Mapping[str, ResultSpec]
 
     @property
@@ -242,7 +246,7 @@ def _two_experts(recipe: Recipe, pipeline: Path) -> tuple[str, str, float]:
     )
 
 
-def _layout_of(module: str, anchor: Source, opened: OpenInputs, pipeline: Path) -> Layout:
+def _layout_of(module: str, anchor: Source, opened: OpenInputs, pipeline: Path) -> PieceLayout:
     """Return a module's tensors under the names of diffusers, as pieces of the checkpoint's.
 
     Raises:
@@ -251,7 +255,7 @@ def _layout_of(module: str, anchor: Source, opened: OpenInputs, pipeline: Path) 
     shapes = {name: opened.shape(anchor, name) for name in opened.names(anchor)}
     parts = {part.module: part for part in parts_of_model(shapes)}
     part = next((parts[name] for name in (module, "transformer", "") if name in parts), None)
-    found: Layout = {} if part is None else part.of_model(renamed(part.shapes, "diffusers"))
+    found: PieceLayout = {} if part is None else part.of_model(renamed(part.shapes, "diffusers"))
     folder = next(
         (path for path in (pipeline / module, pipeline / "transformer") if path.is_dir()), None
     )

@@ -103,7 +103,7 @@ class Grid:
     scales: tuple[int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ScaledWeight:
     """A weight that is stored as codes.
 
@@ -356,7 +356,9 @@ class _Reader:
             )
         if scale.endswith("scale_weight") and self._is_precise:
             settings = {**settings, "full_precision_matrix_mult": True}
-        return ScaledWeight(name, codes, scale, grids.pop(), settings)
+        return ScaledWeight(
+            name=name, codes=codes, scale=scale, grid=grids.pop(), settings=settings
+        )
 
     def _codes(self, layer: str, name: str, settings: Mapping[str, Any]) -> DType:
         """Return the dtype of a layer's codes; a file may keep those of fp8 as bytes."""

@@ -32,7 +32,7 @@ Weights = str | Path | Checkpoint
 Doubles = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Change:
     """How one tensor, or all of a group, differs between two checkpoints.
 
@@ -73,7 +73,7 @@ class Change:
         return {**asdict(self), "relative": relative, "cosine": self.cosine}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """How two checkpoints differ.
 

@@ -33,7 +33,7 @@ _SHORTEST = 0.1
 _REMEMBERED = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """How much a merge has to do.
 
@@ -70,7 +70,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MergeEstimate:
     """What a merge will take.
 
     Attributes:
@@ -127,13 +127,13 @@ def work_of(
     )
 
 
-def estimate(work: Work) -> Estimate:
+def estimate(work: Work) -> MergeEstimate:
     """Say what some work will take on this machine."""
     slowdowns = _remembered()
     buffers = 4 * CHUNK * (work.num_sources + 1)
     buffers += 4 * STRETCH * 2 * (work.num_sources + work.num_vectors + 1)
     whole_tensors = 4 * work.largest * (work.num_sources + work.num_vectors)
-    return Estimate(
+    return MergeEstimate(
         seconds=work.reference_seconds * (statistics.median(slowdowns) if slowdowns else 1.0),
         disk_bytes=work.bytes_written,
         memory_bytes=peak_memory() + num_threads(work.bytes_written) * buffers + whole_tensors,

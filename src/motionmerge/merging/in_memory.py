@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
 from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.lazy_torch import torch
-from motionmerge.merging.compute.plan import Job
+from motionmerge.merging.compute.plan import MergeJob
 from motionmerge.merging.compute.streaming import stream
 from motionmerge.merging.inputs.coverage import Missing
 from motionmerge.merging.inputs.pieces import Shapes
@@ -59,7 +59,9 @@ def realise(
         for name, checkpoint in chosen.items():
             specs = fit.specs[name]
             computed[name] = {key: torch.empty(s, dtype=d.torch) for key, (d, s) in specs.items()}
-            jobs.append(Job(checkpoint, specs, TensorSink(computed[name])))
+            jobs.append(
+                MergeJob(checkpoint=checkpoint, specs=specs, sink=TensorSink(computed[name]))
+            )
         stream(jobs, opened, seed=stochastic_rounding, threads=threads)
     return computed
 
@@ -113,7 +115,7 @@ def apply(
         _check_module(specs, held)
         specs = {name: (storable(held[name].dtype), shape) for name, (_, shape) in specs.items()}
         stream(
-            [Job(checkpoint, specs, TensorSink(held))],
+            [MergeJob(checkpoint=checkpoint, specs=specs, sink=TensorSink(held))],
             opened,
             seed=stochastic_rounding,
             threads=threads,

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from motionmerge import __version__
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.atomic import atomic_path, folder_of_results
 from motionmerge.io.json_file import read_json
@@ -32,7 +31,7 @@ from motionmerge.io.weights_writer import (
 )
 from motionmerge.merging.algebra.groups import count_parameters
 from motionmerge.merging.algebra.nodes import Checkpoint, result_specs
-from motionmerge.merging.compute.plan import Job
+from motionmerge.merging.compute.plan import MergeJob
 from motionmerge.merging.compute.scaled_fp8 import (
     SCALED_FP8,
     measure_scales,
@@ -40,8 +39,8 @@ from motionmerge.merging.compute.scaled_fp8 import (
     scaled_job,
     write_the_rest,
 )
-from motionmerge.merging.compute.streaming import Progress, stream
-from motionmerge.merging.estimate import Estimate, Work, estimate, remember, work_of
+from motionmerge.merging.compute.streaming import ReportProgress, stream
+from motionmerge.merging.estimate import MergeEstimate, Work, estimate, remember, work_of
 from motionmerge.merging.in_memory import apply, realise
 from motionmerge.merging.inputs.coverage import Coverage, Missing
 from motionmerge.merging.inputs.sources import OpenInputs, Origin, module_folders
@@ -49,10 +48,11 @@ from motionmerge.merging.recipes.bound import AnyRecipe, BoundRecipe
 from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe
 from motionmerge.merging.report import ExpertReport, MergeReport, peak_memory
 from motionmerge.tensors import AnyDtype, dtype_name, is_mergeable, num_bytes, parse_dtype
+from motionmerge.version import __version__
 
-__all__ = ["MergeReport", "Progress", "apply", "merge", "realise"]
+__all__ = ["MergeReport", "ReportProgress", "apply", "merge", "realise"]
 
-Layout = Literal["weights", "pipeline"]
+OutputLayout = Literal["weights", "pipeline"]
 
 
 def merge(
@@ -60,7 +60,7 @@ def merge(
     output: str | Path,
     *,
     dtype: str | AnyDtype | None = None,
-    layout: Layout = "weights",
+    layout: OutputLayout = "weights",
     max_shard_size: int | str | None = None,
     stochastic_rounding: int | None = None,
     missing: Missing = "error",
@@ -69,7 +69,7 @@ def merge(
     allow_nonfinite: bool = False,
     inputs: Mapping[str, InputValue] | None = None,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> MergeReport:
     """Write every expert of a recipe to `output/<expert>.safetensors`, and `output/recipe.yaml`.
 
@@ -123,7 +123,13 @@ def merge(
         raise ConfigError(f"`layout` is {layout!r}.", fix="Use `weights` or `pipeline`.")
     shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
     targets = {
-        name: _Target(folder, name, checkpoint, layout, shard_bytes)
+        name: _Target(
+            folder=folder,
+            expert=name,
+            checkpoint=checkpoint,
+            layout=layout,
+            shard_bytes=shard_bytes,
+        )
         for name, checkpoint in bound.experts.items()
     }
     _refuse_inputs([folder, *(target.path for target in targets.values())], bound.origins)
@@ -163,7 +169,7 @@ def merge(
                     jobs[name] = (
                         scaled_job(experts[name], plans[name], files[name], scales[name])
                         if scaled
-                        else Job(experts[name], specs[name], files[name])
+                        else MergeJob(checkpoint=experts[name], specs=specs[name], sink=files[name])
                     )
                 unchanged = stream(
                     list(jobs.values()),
@@ -203,7 +209,7 @@ def merge(
         )
 
 
-def preview(recipe: AnyRecipe, *, inputs: Mapping[str, InputValue] | None = None) -> Estimate:
+def preview(recipe: AnyRecipe, *, inputs: Mapping[str, InputValue] | None = None) -> MergeEstimate:
     """Say what `merge` will take, from headers alone.
 
     Args:
@@ -220,14 +226,14 @@ def preview(recipe: AnyRecipe, *, inputs: Mapping[str, InputValue] | None = None
         return estimate(work)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Target:
     """Where one expert goes."""
 
     folder: Path
     expert: str
     checkpoint: Checkpoint
-    layout: Layout
+    layout: OutputLayout
     shard_bytes: int | None
 
     def __post_init__(self) -> None:
@@ -310,7 +316,7 @@ def _expected(
     )
 
 
-def _done(formula: str, job: Job, path: Path, specs: Mapping[str, TensorSpec]) -> ExpertReport:
+def _done(formula: str, job: MergeJob, path: Path, specs: Mapping[str, TensorSpec]) -> ExpertReport:
     """Say what happened to one expert."""
     return ExpertReport(
         formula=formula,

@@ -116,7 +116,7 @@ def kept_tensors(unmatched: Collection[str]) -> str:
     return f"{len(unmatched)} tensors were not in every input and were kept: {names}{more}."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExpertReport:
     """What happened to one expert.
 
@@ -148,7 +148,7 @@ class ExpertReport:
     note: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MergeReport:
     """What a merge did, or in a dry run would do.
 

@@ -6,19 +6,21 @@ Paper: Tian et al. 2025, stage 3.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.merging.inputs.sources import MODULES
 from motionmerge.merging.names.wrappers import DENOISERS
 from motionmerge.models.diffusers_state import group_offload_hooks, is_fused
+from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
 from motionmerge.noise_levels import denoises_in_stages, noisiest
 from motionmerge.schedule import ExpertSchedule
 from motionmerge.switching.denoising_steps import (
@@ -37,7 +39,7 @@ _TIMESTEPS = ("timestep", "vision_timesteps")
 """Names of the denoisers' timesteps; Cosmos 3 has one set for each modality."""
 
 
-class Part(Protocol):
+class SwitchedPart(Protocol):
     """One module of a bank; `SwitchedModule` copies whole tensors, `AdaptedModule` scales LoRAs."""
 
     name: str
@@ -68,11 +70,11 @@ class Bank:
 
     def __init__(
         self,
-        target: Any,
+        target: VideoPipeline | nn.Module,
         experts: Iterable[str],
         *,
         schedule: ExpertSchedule,
-        scheduler: Any = None,
+        scheduler: Scheduler | None = None,
     ) -> None:
         self.schedule, self.experts = schedule, tuple(experts)
         self._target, self._scheduler = target, scheduler
@@ -80,8 +82,8 @@ class Bank:
         self._finder = StepFinder()
         self._grid: torch.Tensor | None = None
         self._pinned: str | None = None
-        self._parts: list[Any] = []
-        self._hooks: list[Any] = []
+        self._parts: list[SwitchedPart] = []
+        self._hooks: list[RemovableHandle] = []
         for name in schedule.experts:
             if name not in self.experts:
                 raise RecipeError(
@@ -89,7 +91,7 @@ class Bank:
                     fix=fix_unknown_name(name, self.experts),
                 )
 
-    def _attach(self, parts: Iterable[Part]) -> None:
+    def _attach(self, parts: Iterable[SwitchedPart]) -> None:
         """Write to the modules and start switching; nothing stays behind if that fails."""
         self._parts = list(parts)
         try:
@@ -126,7 +128,7 @@ class Bank:
             hook.remove()
         self._hooks = []
         faults: list[BaseException] = []
-        kept: list[Any] = []
+        kept: list[SwitchedPart] = []
         try:
             while self._parts:
                 part = self._parts[0]
@@ -140,7 +142,7 @@ class Bank:
         if faults:
             raise faults[0]
 
-    def _give_back(self, part: Any, faults: list[BaseException]) -> bool:
+    def _give_back(self, part: SwitchedPart, faults: list[BaseException]) -> bool:
         """Restore one module; tell whether it is done, or could be tried again."""
         try:
             try:
@@ -187,7 +189,7 @@ class Bank:
             return expert_of_timestep(self.schedule, scheduler, value)
         return expert_of_step(self.schedule, scheduler, index)
 
-    def _look_at_steps(self, scheduler: Any) -> None:
+    def _look_at_steps(self, scheduler: Scheduler | None) -> None:
         """Warn once of steps that leave an expert out, before the first of them is taken."""
         grid = timesteps_of(scheduler)
         is_set = getattr(scheduler, "num_inference_steps", None) is not None
@@ -238,7 +240,7 @@ class Bank:
                 if _ATTACHED.get(part.module) is self:
                     part.activate(expert)
 
-    def _watch(self, module: nn.Module, activate: Callable[[str], None]) -> Any:
+    def _watch(self, module: nn.Module, activate: Callable[[str], None]) -> RemovableHandle:
         """Call `activate` with the expert that is due before every call of a denoiser."""
         original = getattr(module, "_orig_mod", module)
         signature = inspect.signature(type(original).forward)
@@ -249,14 +251,18 @@ class Bank:
                 fix="Attach experts to the denoiser of a diffusers pipeline.",
             )
 
-        def before_denoising(called: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+        def before_denoising(
+            called: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+        ) -> None:
             if called is not module:  # a copy of it, which took the hook along
                 return
             arguments = signature.bind_partial(called, *args, **kwargs).arguments
             activate(self.expert_for(arguments[name]))
 
         compiled = getattr(module, "_compiled_call_impl", None) is not None
-        hook = torch.compiler.disable(before_denoising) if compiled else before_denoising
+        hook = before_denoising
+        if compiled:
+            hook = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]  # torch's own
         return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
@@ -268,7 +274,7 @@ def attached_bank(module: nn.Module) -> Bank | None:
     return _ATTACHED.get(module)
 
 
-def modules_of(target: Any, *, only: str | None = None) -> list[tuple[str, nn.Module]]:
+def modules_of(target: object, *, only: str | None = None) -> list[tuple[str, nn.Module]]:
     """List the modules of a pipeline that experts can switch, denoisers first.
 
     Args:
@@ -304,7 +310,7 @@ def modules_of(target: Any, *, only: str | None = None) -> list[tuple[str, nn.Mo
     return [(only, dict(modules)[only])]
 
 
-def _check_loaded(pipeline: Any, only: str | None) -> None:
+def _check_loaded(pipeline: object, only: str | None) -> None:
     """Refuse a modular pipeline that would denoise with weights which no expert reaches.
 
     It is made without weights, and loads them later, in any order.
@@ -313,7 +319,7 @@ def _check_loaded(pipeline: Any, only: str | None) -> None:
         ConfigError: A denoiser is not loaded yet, or is none of those that experts can switch.
     """
     wanted = DENOISERS if only is None else (only,)
-    parts = pipeline.components
+    parts: Mapping[str, object] = getattr(pipeline, "components", {})  # modular ones have some
     kind = type(pipeline).__name__
     absent = [name for name in wanted if name in parts and parts[name] is None]
     if absent:

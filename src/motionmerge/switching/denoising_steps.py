@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
 
 from motionmerge.errors import ConfigError
+from motionmerge.models.video_pipeline import Scheduler
 from motionmerge.noise_levels import (
     counts_up,
     denoises_in_stages,
@@ -37,7 +37,7 @@ def conditions_of(schedule: ExpertSchedule) -> set[str]:
     return {entry.condition[0] for entry in schedule.entries if entry.condition}
 
 
-def timesteps_of(scheduler: Any) -> torch.Tensor | None:
+def timesteps_of(scheduler: Scheduler | None) -> torch.Tensor | None:
     """Read the timesteps of a scheduler as numbers on the CPU; None if it has none yet."""
     steps = getattr(scheduler, "timesteps", None)
     if steps is None or not len(steps):
@@ -45,7 +45,7 @@ def timesteps_of(scheduler: Any) -> torch.Tensor | None:
     return torch.as_tensor(steps).detach().cpu().double()
 
 
-def check_conditions(schedule: ExpertSchedule, scheduler: Any) -> None:
+def check_conditions(schedule: ExpertSchedule, scheduler: Scheduler | None) -> None:
     """Refuse conditions that a scheduler would turn round.
 
     Raises:
@@ -67,7 +67,7 @@ def check_conditions(schedule: ExpertSchedule, scheduler: Any) -> None:
         )
 
 
-def expert_of_step(schedule: ExpertSchedule, scheduler: Any, index: int) -> str:
+def expert_of_step(schedule: ExpertSchedule, scheduler: Scheduler | None, index: int) -> str:
     """Name the expert of a step by its index.
 
     Raises:
@@ -85,7 +85,9 @@ def expert_of_step(schedule: ExpertSchedule, scheduler: Any, index: int) -> str:
     )
 
 
-def expert_of_timestep(schedule: ExpertSchedule, scheduler: Any, timestep: float) -> str:
+def expert_of_timestep(
+    schedule: ExpertSchedule, scheduler: Scheduler | None, timestep: float
+) -> str:
     """Name the expert of a timestep that is none of the scheduler's steps.
 
     The share of the steps that are done is that of the nearest one.
@@ -102,7 +104,7 @@ def expert_of_timestep(schedule: ExpertSchedule, scheduler: Any, timestep: float
     return schedule.expert_at(noise_level=level, timestep=timestep, step_fraction=fraction)
 
 
-def experts_of_steps(schedule: ExpertSchedule, scheduler: Any) -> list[str]:
+def experts_of_steps(schedule: ExpertSchedule, scheduler: Scheduler | None) -> list[str]:
     """Name the expert of every call of the denoiser, in order, once the timesteps are set.
 
     Raises:
@@ -125,7 +127,9 @@ def describe_steps(experts: Sequence[str]) -> str:
     return f"step{'s' if len(experts) > 1 else ''} {', '.join(parts)}"
 
 
-def unused_experts(schedule: ExpertSchedule, scheduler: Any, experts: Sequence[str]) -> str | None:
+def unused_experts(
+    schedule: ExpertSchedule, scheduler: Scheduler | None, experts: Sequence[str]
+) -> str | None:
     """Describe which experts of a schedule get no step, and why; None if all get some."""
     unused = [f"`{name}`" for name in schedule.experts if name not in experts]
     if not unused:
@@ -142,7 +146,7 @@ def unused_experts(schedule: ExpertSchedule, scheduler: Any, experts: Sequence[s
     )
 
 
-def warn_of_unused(schedule: ExpertSchedule, scheduler: Any) -> None:
+def warn_of_unused(schedule: ExpertSchedule, scheduler: Scheduler | None) -> None:
     """Warn before denoising if an expert of the schedule gets no step."""
     message = unused_experts(schedule, scheduler, experts_of_steps(schedule, scheduler))
     if message is not None:
@@ -168,7 +172,7 @@ class StepFinder:
 
     is_told_timesteps: bool = False
 
-    def find(self, scheduler: Any, told: torch.Tensor) -> tuple[int | None, float]:
+    def find(self, scheduler: Scheduler | None, told: torch.Tensor) -> tuple[int | None, float]:
         """Find the step, None if it is between steps, and the timestep.
 
         The step that the scheduler is at counts if it may be: two steps may be one number once
@@ -197,7 +201,7 @@ class StepFinder:
 
     def _told_level(
         self,
-        scheduler: Any,
+        scheduler: Scheduler | None,
         grid: torch.Tensor,
         values: torch.Tensor,
         value: float,

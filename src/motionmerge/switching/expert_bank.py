@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -19,6 +18,7 @@ from motionmerge.merging.inputs.coverage import Missing, check_missing
 from motionmerge.merging.inputs.pieces import Shapes
 from motionmerge.merging.recipes.bound import AnyRecipe, BoundRecipe
 from motionmerge.merging.recipes.recipe import OWN_MODEL, Recipe
+from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
 from motionmerge.schedule import ExpertSchedule
 from motionmerge.switching.bank import Bank, attached_bank, check_attachable, modules_of
 from motionmerge.switching.lora_layers import loras_of_recipe
@@ -75,11 +75,11 @@ class ExpertBank(Bank):
 
     def __init__(
         self,
-        target: Any,
+        target: VideoPipeline | nn.Module,
         experts: Mapping[str, Weights],
         *,
         schedule: ExpertSchedule,
-        scheduler: Any = None,
+        scheduler: Scheduler | None = None,
         module: str | None = None,
         placement: str = "auto",
         restore: bool = True,
@@ -96,7 +96,9 @@ class ExpertBank(Bank):
     ) -> list[SwitchedModule]:
         """Split the experts' tensors by module and fit them; nothing is written yet."""
         found = modules_of(self._target, only=module)
-        parts = [SwitchedModule(name, module, keeps_own=restore) for name, module in found]
+        parts = [
+            SwitchedModule(name=name, module=module, keeps_own=restore) for name, module in found
+        ]
         live = {part.name: part.tensors() for part in parts}
         split = {name: by_module(name, weights, live) for name, weights in experts.items()}
         named = {parts[0].name}.union(*split.values())
@@ -110,14 +112,14 @@ class ExpertBank(Bank):
 
 
 def experts(
-    pipeline: Any,
+    pipeline: VideoPipeline | nn.Module,
     recipe: AnyRecipe | Mapping[str, AnyWeights],
     *,
     inputs: Mapping[str, AnyWeights] | None = None,
     schedule: ExpertSchedule | None = None,
     boundary: float | None = None,
     module: str | None = None,
-    scheduler: Any = None,
+    scheduler: Scheduler | None = None,
     placement: str = "auto",
     restore: bool = True,
     missing: Missing = "error",
@@ -211,7 +213,9 @@ def _computed(
     return dict(realise(recipe, missing=missing, like=like))
 
 
-def with_own_weights(recipe: BoundRecipe, pipeline: Any, module: str | None = None) -> BoundRecipe:
+def with_own_weights(
+    recipe: BoundRecipe, pipeline: object, module: str | None = None
+) -> BoundRecipe:
     """Give a recipe the model in a pipeline, where it names that and has no other weights for it.
 
     Args:
@@ -227,13 +231,13 @@ def with_own_weights(recipe: BoundRecipe, pipeline: Any, module: str | None = No
     return recipe.with_inputs(own) if own else recipe
 
 
-def own_weights(pipeline: Any, module: str | None) -> Weights:
+def own_weights(pipeline: object, module: str | None) -> Weights:
     """Name the live weights of a pipeline as a pipeline's folder would, of a module as its own."""
     bare = isinstance(pipeline, nn.Module)
     return {
         key if bare else f"{name}.{key}": tensor
         for name, own in modules_of(pipeline, only=module)
-        for key, tensor in SwitchedModule(name, own).tensors().items()
+        for key, tensor in SwitchedModule(name=name, module=own).tensors().items()
     }
 
 
@@ -288,9 +292,11 @@ def _stored(path: str | Path, like: Shapes) -> Weights:
     return realise(recipe, inputs={"own": path}, like=like)["own"]
 
 
-def _like(pipeline: Any, module: str | None) -> Shapes:
+def _like(pipeline: object, module: str | None) -> Shapes:
     found = modules_of(pipeline, only=module)
-    return names_of_denoiser({name: SwitchedModule(name, own).tensors() for name, own in found[:1]})
+    return names_of_denoiser(
+        {name: SwitchedModule(name=name, module=own).tensors() for name, own in found[:1]}
+    )
 
 
 def names_of_denoiser(live: Mapping[str, Weights]) -> Shapes:

@@ -21,6 +21,7 @@ from motionmerge.errors import CheckpointError, ConfigError, RecipeError, ShapeE
 from motionmerge.merging.inputs.coverage import Missing
 from motionmerge.merging.names.wrappers import DENOISERS
 from motionmerge.models.diffusers_state import group_offload_hooks, reset_caches
+from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
 from motionmerge.schedule import ExpertSchedule
 from motionmerge.switching.bank import (
     BARE_MODULE,
@@ -69,12 +70,12 @@ class LoraBank(Bank):
 
     def __init__(
         self,
-        target: Any,
+        target: VideoPipeline | nn.Module,
         loras: Mapping[str, LoraSource],
         weights: LoraWeights,
         *,
         schedule: ExpertSchedule,
-        scheduler: Any = None,
+        scheduler: Scheduler | None = None,
         module: str | None = None,
         missing: Missing = "error",
     ) -> None:
@@ -98,11 +99,11 @@ class LoraBank(Bank):
             if own:
                 check_attachable(name, denoiser)
                 _check_adaptable(name, denoiser)
-                parts.append(AdaptedModule(name, denoiser, own, weights))
+                parts.append(AdaptedModule(name=name, module=denoiser, loras=own, weights=weights))
         self._attach(parts)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class AdaptedModule:
     """One denoiser with LoRA layers.
 
@@ -119,7 +120,7 @@ class AdaptedModule:
     loras: Mapping[str, Mapping[str, LoraLayer]]
     weights: LoraWeights
     active: str | None = None
-    _model: Any = field(init=False)
+    _model: nn.Module = field(init=False)
     _replaced: dict[str, nn.Module] = field(default_factory=dict)
     _adapters_before: dict[BaseTunerLayer, list[str]] = field(default_factory=dict)
     _fused_before: dict[BaseTunerLayer, list[str]] = field(default_factory=dict)
@@ -285,7 +286,7 @@ def _config(layers: Mapping[str, LoraLayer]) -> LoraConfig:
     exact = {name: f"^{re.escape(name)}" for name in layers}
     return LoraConfig(
         r=first.rank,
-        lora_alpha=first.alpha,  # type: ignore[arg-type]
+        lora_alpha=first.alpha,
         target_modules="|".join(re.escape(name) for name in layers),
         rank_pattern={
             exact[n]: layer.rank for n, layer in layers.items() if layer.rank != first.rank

@@ -20,7 +20,7 @@ from motionmerge.merging.inputs.coverage import Missing, check_missing
 from motionmerge.merging.inputs.sources import MemoryTensors, TensorSource
 from motionmerge.merging.lora.keys import LoraModule, group_keys
 from motionmerge.merging.lora.placement import (
-    Piece,
+    LoraPiece,
     check_modules,
     check_values,
     place,
@@ -242,8 +242,8 @@ def _check_pair(module: LoraModule, file: TensorSource, *, name: str) -> None:
 
 
 def _layer(
-    weight: Sequence[Piece],
-    bias: Sequence[Piece],
+    weight: Sequence[LoraPiece],
+    bias: Sequence[LoraPiece],
     shape: Sequence[int],
     file: TensorSource,
     scaling: LoraScaling,
@@ -285,7 +285,7 @@ def _stacked(
 
 
 def _bias(
-    pieces: Sequence[Piece], rows: int, factor: float, file: TensorSource, scaling: LoraScaling
+    pieces: Sequence[LoraPiece], rows: int, factor: float, file: TensorSource, scaling: LoraScaling
 ) -> torch.Tensor | None:
     """Add a layer's biases up, divided by the factor that the whole layer is multiplied with."""
     if not pieces:
@@ -302,7 +302,7 @@ def _bias(
     return total
 
 
-def _not_signed(piece: Piece, name: str) -> CheckpointError:
+def _not_signed(piece: LoraPiece, name: str) -> CheckpointError:
     key = next((key for part, key in piece.keys.items() if part not in _SIGNED), None)
     return CheckpointError(
         f"The LoRA `{name}` is not made of pairs of matrices alone: "

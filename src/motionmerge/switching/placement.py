@@ -29,7 +29,7 @@ Weights = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Placement:
+class ExpertPlacement:
     """Where tensors wait.
 
     Attributes:
@@ -89,7 +89,7 @@ def should_recompute(placement: str, *, num_bytes: int, can_recompute: bool) -> 
 
 def choose_placement(
     placement: str, *, expert_bytes: Mapping[str, int], device: torch.device, free: int | None
-) -> Placement:
+) -> ExpertPlacement:
     """Choose where tensors that were computed wait.
 
     Args:
@@ -102,14 +102,14 @@ def choose_placement(
     waiting = sum(expert_bytes.values()) - largest  # one is in place
     what = f"{len(expert_bytes)} experts of {gigabytes(largest)}"
     if placement == "auto" and device.type == "cpu":
-        return Placement("resident", device, reason=f"{what} in main memory")
+        return ExpertPlacement("resident", device, reason=f"{what} in main memory")
     room = int(DEVICE_SHARE * (free or 0))
     known = f"{gigabytes(free)} free there" if free is not None else "free memory unknown"
     if placement == "resident" or (placement == "auto" and waiting <= room):
-        return Placement("resident", device, reason=f"{what} on {device}, {known}")
+        return ExpertPlacement("resident", device, reason=f"{what} on {device}, {known}")
     ahead = min(int(AHEAD_SHARE * largest), room)
     reason = f"{what} in main memory, {gigabytes(ahead)} sent ahead to {device}, {known}"
-    return Placement("prefetch", device, ahead, reason)
+    return ExpertPlacement("prefetch", device, ahead, reason)
 
 
 def free_or_none(device: torch.device) -> int | None:

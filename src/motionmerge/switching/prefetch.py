@@ -23,7 +23,7 @@ _ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
-class Piece:
+class TransferBuffer:
     """Tensors one behind the other.
 
     Attributes:
@@ -81,7 +81,7 @@ class StreamLane:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
         """Give pinned memory, from which copies need not be waited for."""
@@ -171,7 +171,7 @@ class Prefetcher:
 
 def pack(
     tensors: MutableMapping[str, torch.Tensor], lane: Lane, *, piece_bytes: int
-) -> Iterator[Piece]:
+) -> Iterator[TransferBuffer]:
     """Put tensors into pieces, in their order.
 
     Args:
@@ -188,7 +188,7 @@ def pack(
                 break
             places[name] = begin, tensor.dtype, tensor.shape
             end = begin + tensor.nbytes
-        piece = Piece(lane.allocate(end), places)
+        piece = TransferBuffer(lane.allocate(end), places)
         for name, place in piece.tensors().items():
             place.copy_(tensors.pop(name))
         yield piece

@@ -13,7 +13,7 @@ import torch
 
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.algebra.results import ResultSpec
-from motionmerge.merging.compute.plan import Job
+from motionmerge.merging.compute.plan import MergeJob
 from motionmerge.merging.compute.streaming import stream
 from motionmerge.merging.in_memory import TensorSink
 from motionmerge.merging.inputs.coverage import Missing
@@ -113,7 +113,10 @@ class RecomputedExpert(Mapping[str, torch.Tensor]):
                 like = {name: shape for name, (_, shape) in self._specs.items()}
                 self._opened = OpenInputs(self._checkpoint.sources(), like=like).__enter__()
             closing.callback(self._close)
-            stream([Job(self._checkpoint, specs, TensorSink(computed))], self._opened)
+            stream(
+                [MergeJob(checkpoint=self._checkpoint, specs=specs, sink=TensorSink(computed))],
+                self._opened,
+            )
             if names[-1] != next(reversed(self._names)):
                 closing.pop_all()  # the inputs stay open until the last tensor
         return {originals[original]: tensor for original, tensor in computed.items()}

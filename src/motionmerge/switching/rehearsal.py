@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
 
 from accelerate import init_empty_weights
 from torch import nn
@@ -32,7 +31,7 @@ def check_fit(
     Raises:
         RecipeError, CheckpointError, ShapeError: As `experts`.
     """
-    pipeline: Any = SimpleNamespace(**modules)
+    pipeline = SimpleNamespace(**modules)
     found = loras_of_recipe(recipe)
     if found is not None:
         from motionmerge.switching.lora_bank import LoraBank  # PEFT takes seconds to import
@@ -41,7 +40,9 @@ def check_fit(
         with init_empty_weights():  # the LoRAs' layers need none either
             LoraBank(pipeline, *found, schedule=schedule, missing=missing).detach()
         return
-    live = {name: SwitchedModule(name, module).tensors() for name, module in modules.items()}
+    live = {
+        name: SwitchedModule(name=name, module=module).tensors() for name, module in modules.items()
+    }
     like = names_of_denoiser(live)
     prepared = recomputed_experts(with_own_weights(recipe, pipeline), missing=missing, like=like)
     for expert, tensors in prepared.items():
@@ -65,7 +66,7 @@ def lacking_tensors(
     Returns:
         By the name of each module that an expert has anything of; empty if it has all.
     """
-    live = {name: SwitchedModule(name, module).tensors() for name, module in modules.items()}
+    live = {name: SwitchedModule(name=name, module=own).tensors() for name, own in modules.items()}
     like = names_of_denoiser(live)
     prepared = recomputed_experts(recipe, missing="keep", like=like)
     lacking: dict[str, tuple[str, ...]] = {}

@@ -20,7 +20,7 @@ from motionmerge.models.diffusers_state import computing_device, is_fused, reset
 from motionmerge.switching.bank import check_unfused
 from motionmerge.switching.on_disk import TensorsOnDisk
 from motionmerge.switching.placement import (
-    Placement,
+    ExpertPlacement,
     Weights,
     choose_placement,
     free_or_none,
@@ -35,7 +35,7 @@ _COPIED_TOGETHER = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """Dtypes of which one call copies many tensors; not every version of torch takes fp8."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SwitchedModule:
     """One module of a bank.
 
@@ -60,7 +60,7 @@ class SwitchedModule:
     shared: Weights = field(default_factory=dict)
     backup: dict[str, torch.Tensor] | TensorsOnDisk = field(default_factory=dict)
     active: str | None = None
-    placement: Placement | None = None
+    placement: ExpertPlacement | None = None
     differs: bool = False
     _in_place: dict[str, str] = field(default_factory=dict)
     _prefetcher: Prefetcher | None = None
@@ -137,7 +137,7 @@ class SwitchedModule:
         device = computing_device(self.module)
         if recomputed:
             reason = f"{len(self.values)} experts, computed at every switch"
-            self.placement = Placement("recompute", device, reason=reason)
+            self.placement = ExpertPlacement("recompute", device, reason=reason)
             return
         sizes = {e: sum(v.nbytes for v in own.values()) for e, own in self.values.items()}
         self.placement = choose_placement(
@@ -293,7 +293,8 @@ def _some(
     own = {name: kept[name] for name in names if name in kept}
     if not isinstance(tensors, RecomputedExpert):
         return own
-    return ChainMap(own, tensors.only(name for name in names if name not in own))  # type: ignore[arg-type]
+    computed = tensors.only(name for name in names if name not in own)
+    return ChainMap(own, computed)  # type: ignore[arg-type]  # it writes to its first map alone
 
 
 def _fitted(value: torch.Tensor, own: torch.Tensor, *, label: str, expert: str) -> torch.Tensor:

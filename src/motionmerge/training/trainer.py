@@ -89,7 +89,7 @@ class CpuObjective:
         return self._loss_function(module, prepared[0].tolist())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
     """How to optimize.
 
@@ -140,8 +140,8 @@ class TrainingResult:
     device: str
 
 
-@dataclass(frozen=True)
-class Progress:
+@dataclass(frozen=True, kw_only=True)
+class TrainingProgress:
     """One line of the log: `step` of `steps` done in `seconds`."""
 
     step: int
@@ -167,7 +167,7 @@ def fit(
     *,
     trainable: Iterable[nn.Parameter] | None = None,
     kernels: Callable[[torch.device], AbstractContextManager[None]] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainingResult:
     """Train `module` in place and leave it with the averaged (EMA) weights, on the CPU.
 
@@ -241,7 +241,13 @@ def fit(
             if done % settings.log_every == 0 or done == settings.steps:
                 mean = float(torch.stack(recent).mean())
                 seconds = time.monotonic() - started
-                progress = Progress(done, settings.steps, mean, learning_rate, round(seconds, 1))
+                progress = TrainingProgress(
+                    step=done,
+                    steps=settings.steps,
+                    loss=mean,
+                    learning_rate=learning_rate,
+                    seconds=round(seconds, 1),
+                )
                 state.log(progress)
                 if on_progress is not None:
                     on_progress(progress)
@@ -388,6 +394,6 @@ class _State:
         losses = [x["loss"] for x in lines if x["step"] > 0.9 * self.settings["steps"]]
         return sum(losses) / len(losses)
 
-    def log(self, progress: Progress) -> None:
+    def log(self, progress: TrainingProgress) -> None:
         with (self.folder / "log.jsonl").open("a") as stream:
             stream.write(json.dumps(asdict(progress)) + "\n")

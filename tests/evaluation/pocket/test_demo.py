@@ -20,11 +20,29 @@ HOSTILE = '<script>alert("x")</script>'
 
 @pytest.fixture
 def page():
-    clip = Clip("Base", "videos/a.mp4", "images/a.jpg", 3.2, "pans left", True)
+    clip = Clip(
+        title="Base",
+        video="videos/a.mp4",
+        flow="images/a.jpg",
+        degree=3.2,
+        camera="pans left",
+        obeyed=True,
+    )
     number = Estimate(3.0, 2.0, 4.0, 24)
-    row = Row(HOSTILE, number, number, (50.0, 40.0, 30.0), number, None, number, number)
+    row = Row(
+        name=HOSTILE,
+        degree=number,
+        obedience=number,
+        by_difficulty=(50.0, 40.0, 30.0),
+        halves_right=number,
+        camera_right=None,
+        intact=number,
+        first_frame_db=number,
+    )
     return Page(
-        methods=(Method(HOSTILE, HOSTILE, "base", HOSTILE, HOSTILE),),
+        methods=(
+            Method(title=HOSTILE, note=HOSTILE, condition="base", recipe=HOSTILE, schedule=HOSTILE),
+        ),
         shots=(Shot(HOSTILE, HOSTILE, "images/a.jpg", (clip, replace(clip, obeyed=None))),),
         rows=(row,),
         num_table_prompts=24,

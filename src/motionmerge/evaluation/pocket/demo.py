@@ -111,7 +111,9 @@ def demo_stages() -> list[tuple[Method, Condition]]:
 def _stage(title: str, note: str, condition: Condition) -> tuple[Method, Condition]:
     recipe = condition.recipe()
     schedule = recipe.schedule.draw() if recipe.schedule else ""
-    return Method(title, note, condition.name, recipe.print(), schedule), condition
+    return Method(
+        title=title, note=note, condition=condition.name, recipe=recipe.print(), schedule=schedule
+    ), condition
 
 
 def run_demo(

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from motionmerge import __version__
 from motionmerge.evaluation.pocket.tables import HEADINGS, Row
 from motionmerge.io.atomic import atomic_path
+from motionmerge.version import __version__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """One column of the page: a name, a note, and the recipe behind it."""
 
@@ -24,7 +24,7 @@ class Method:
     schedule: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Clip:
     """One video with what was measured on it.
 
@@ -53,7 +53,7 @@ class Shot:
     clips: tuple[Clip, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Page:
     """All that the page shows.
 

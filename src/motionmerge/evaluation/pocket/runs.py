@@ -55,7 +55,7 @@ class Protocol:
     num_inference_steps: int = 12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClipResult:
     """What is kept of one clip.
 

@@ -21,7 +21,7 @@ ALPHAS = (0.25, 0.67, 1.33)
 Run = Callable[[Sequence[Condition]], Mapping[str, ConditionResults]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Settings of the full method, see `conditions.method`; `reverse` swaps the two experts."""
 

@@ -31,7 +31,7 @@ HEADINGS = (
 README_HEADINGS = (*HEADINGS[:3], "camera right (%)", "intact (%)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One condition's numbers with 95 % intervals; shares in percent.
 

@@ -17,7 +17,7 @@ from motionmerge.merging.algebra.steps import Apply, Block, Lowering, promoted
 from motionmerge.merging.algebra.terms import ATOM
 from motionmerge.merging.inputs.sources import Origin, Source
 
-Settings: TypeAlias = tuple[tuple[str, float], ...]
+FunctionSettings: TypeAlias = tuple[tuple[str, float], ...]
 """Keyword arguments of a function by name, in order."""
 
 ComputedVector = TypeVar("ComputedVector", bound="Computed")
@@ -38,7 +38,7 @@ class Computed(TaskVector):
 
     name: str
     vectors: tuple[TaskVector, ...]
-    settings: Settings
+    settings: FunctionSettings
     compute: Callable[..., Any] = field(repr=False)
 
     @property
@@ -119,7 +119,7 @@ class _BlockCall:
 
     name: str
     compute: Callable[..., npt.NDArray[Any]]
-    settings: Settings
+    settings: FunctionSettings
     reached: tuple[bool, ...]
 
     def __call__(self, entries: Sequence[npt.NDArray[Any]], block: Block) -> npt.NDArray[Any]:
@@ -136,7 +136,7 @@ def _call(
     name: str,
     compute: Callable[..., Any],
     values: Sequence[Any],
-    settings: Settings,
+    settings: FunctionSettings,
     where: Mapping[str, Any],
 ) -> Any:
     """Call the Python function behind a name; the numbers of a recipe's parameters are plain."""

@@ -27,7 +27,7 @@ from motionmerge.merging.algebra.steps import (
 )
 from motionmerge.merging.compute.compiled import STREAMS, Bytes, Floats, Kernels, compiled_kernels
 from motionmerge.merging.compute.plain import plain_kernels
-from motionmerge.merging.compute.program import Along, Program
+from motionmerge.merging.compute.program import Along, BlockProgram
 from motionmerge.merging.inputs.sources import Source
 from motionmerge.rng import MASK_BLOCK, mask_bits, mask_digest
 from motionmerge.tensors import DType, to_numpy
@@ -125,7 +125,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def load(
-    program: Program,
+    program: BlockProgram,
     blocks: Sequence[Block],
     stored: Mapping[Source, Values],
     file: RegisterFile,
@@ -161,7 +161,7 @@ def load(
 
 
 def execute(
-    program: Program,
+    program: BlockProgram,
     blocks: Sequence[Block],
     registers: Sequence[Floats],
     *,
@@ -266,7 +266,7 @@ def follow_compiled(
 
 def round_into(
     results: Sequence[Values],
-    program: Program,
+    program: BlockProgram,
     blocks: Sequence[Block],
     registers: Sequence[Floats],
     *,

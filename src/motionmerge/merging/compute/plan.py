@@ -22,7 +22,7 @@ from motionmerge.merging.algebra.results import ResultSpec
 from motionmerge.merging.algebra.steps import Block, Lowering, Read, blocks_of
 from motionmerge.merging.compute.compiled import Floats
 from motionmerge.merging.compute.kernel import CHUNK, HALVES, torch_threads
-from motionmerge.merging.compute.program import Program
+from motionmerge.merging.compute.program import BlockProgram
 from motionmerge.merging.compute.shortcuts import along_of, shortened
 from motionmerge.merging.inputs.sources import OpenInputs, Place, Source
 from motionmerge.merging.report import Survival
@@ -36,8 +36,8 @@ class Sink(Protocol):
     def write_at(self, name: str, begin: int, data: memoryview, /) -> None: ...
 
 
-@dataclass(eq=False)
-class Job:
+@dataclass(eq=False, kw_only=True)
+class MergeJob:
     """One expert on its way.
 
     Attributes:
@@ -101,13 +101,13 @@ class Job:
 class Write:
     """One result of a chunk: computed, or a copy of what a source holds."""
 
-    job: Job
+    job: MergeJob
     dtype: DType
     source: Source | None
 
 
 @dataclass(frozen=True)
-class Layout:
+class ChunkLayout:
     """What all blocks of a chunk have in common: which sources they need and what they give."""
 
     reads: tuple[tuple[Source, DType], ...]
@@ -122,7 +122,7 @@ class Layout:
         ]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class TensorPlan:
     """What happens to one tensor.
 
@@ -137,13 +137,13 @@ class TensorPlan:
 
     name: str
     num_elements: int
-    layout: Layout
-    program: Program | None
+    layout: ChunkLayout
+    program: BlockProgram | None
     places: Sequence[Place | None]
     may_be_equal: bool
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Run:
     """A stretch of a chunk that lies in one piece in a file.
 
@@ -174,7 +174,7 @@ class Chunk:
         runs: Where the entries lie in each source, and then where they go for each result.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: ChunkLayout) -> None:
         self.layout = layout
         self.blocks: list[tuple[TensorPlan, Block]] = []
         self.count = 0
@@ -195,7 +195,9 @@ class Chunk:
             if last and last.file is not None and (last.file, last.end) == (file, offset + begin):
                 last.stop, last.end = stop, end
             else:
-                runs.append(Run(tensor.name, begin, start, stop, file, end))
+                runs.append(
+                    Run(name=tensor.name, begin=begin, start=start, stop=stop, file=file, end=end)
+                )
         self.blocks.append((tensor, block))
         self.count = stop
 
@@ -204,9 +206,9 @@ class Chunk:
 class _Kind:
     """What all tensors have in common that are treated alike."""
 
-    layout: Layout
-    program: Program | None
-    computed: tuple[Job, ...]
+    layout: ChunkLayout
+    program: BlockProgram | None
+    computed: tuple[MergeJob, ...]
     comparable: bool
 
 
@@ -218,7 +220,7 @@ class Planner:
         inputs: Their open sources.
     """
 
-    def __init__(self, jobs: Sequence[Job], inputs: OpenInputs) -> None:
+    def __init__(self, jobs: Sequence[MergeJob], inputs: OpenInputs) -> None:
         self._jobs, self._inputs = jobs, inputs
         self._anchors = tuple(dict.fromkeys(job.checkpoint.anchor for job in jobs))
         self._dtypes = {
@@ -230,8 +232,8 @@ class Planner:
         self._blockwise = all(vector.is_blockwise for vector in vectors)
         self._threads = torch.get_num_threads() if lazy_torch.is_imported() else 1
         self._kinds: dict[object, _Kind] = {}
-        self._layouts: dict[Layout, Layout] = {}
-        self._programs: dict[object, Program] = {}
+        self._layouts: dict[ChunkLayout, ChunkLayout] = {}
+        self._programs: dict[object, BlockProgram] = {}
         self._compared: list[TensorPlan] = []
 
     @property
@@ -239,7 +241,9 @@ class Planner:
         """How many of the tensors compared are equal in all sources they need."""
         return sum(tensor.may_be_equal for tensor in self._compared)
 
-    def chunks(self, compute_whole: Callable[[Job, str], None]) -> Generator[Chunk, None, None]:
+    def chunks(
+        self, compute_whole: Callable[[MergeJob, str], None]
+    ) -> Generator[Chunk, None, None]:
         """Give all work, in the order of the first expert's tensors.
 
         Args:
@@ -261,7 +265,7 @@ class Planner:
         if chunk is not None:
             yield chunk
 
-    def _plan(self, name: str, compute_whole: Callable[[Job, str], None]) -> TensorPlan | None:
+    def _plan(self, name: str, compute_whole: Callable[[MergeJob, str], None]) -> TensorPlan | None:
         """Decide what happens to a tensor; None if nothing is left to do."""
         jobs = [job for job in self._jobs if name in job.specs]
         if not jobs:  # a live module may want only some of a checkpoint's tensors
@@ -281,7 +285,14 @@ class Planner:
             job.computed += 1
         for source, _ in kind.layout.reads:
             self._inputs.count_read(source, name)
-        tensor = TensorPlan(name, num_elements, kind.layout, kind.program, places, kind.comparable)
+        tensor = TensorPlan(
+            name=name,
+            num_elements=num_elements,
+            layout=kind.layout,
+            program=kind.program,
+            places=places,
+            may_be_equal=kind.comparable,
+        )
         if kind.comparable:
             self._compared.append(tensor)
         return tensor
@@ -289,7 +300,7 @@ class Planner:
     def _kind(
         self,
         name: str,
-        jobs: Sequence[Job],
+        jobs: Sequence[MergeJob],
         shape: Sequence[int],
         dtypes: tuple[DType | None, ...],
     ) -> _Kind:
@@ -304,7 +315,7 @@ class Planner:
             self._kinds[key] = self._new_kind(name, jobs, shape)
         return self._kinds[key]
 
-    def _new_kind(self, name: str, jobs: Sequence[Job], shape: Sequence[int]) -> _Kind:
+    def _new_kind(self, name: str, jobs: Sequence[MergeJob], shape: Sequence[int]) -> _Kind:
         lowering = Lowering(name, len(shape), self._inputs)
         writes, roots, computed = [], [], []
         for job in jobs:
@@ -321,13 +332,13 @@ class Planner:
         program = self._program(name, lowering, roots) if roots else None
         copied = (write.source for write in writes if write.source is not None)
         sources = dict.fromkeys((*(program.reads if program else ()), *copied))
-        layout = Layout(
+        layout = ChunkLayout(
             tuple((source, self._dtypes[source][name]) for source in sources), tuple(writes)
         )
         comparable = program is not None and len(program.reads) > 1 and not program.given
         return _Kind(self._layouts.setdefault(layout, layout), program, tuple(computed), comparable)
 
-    def _program(self, name: str, lowering: Lowering, roots: Sequence[int]) -> Program:
+    def _program(self, name: str, lowering: Lowering, roots: Sequence[int]) -> BlockProgram:
         """Give the program of some steps; equal steps without given tensors share one."""
         steps = lowering.steps
         sources = {step.source for step in steps if isinstance(step, Read)}
@@ -335,7 +346,7 @@ class Planner:
         key = (tuple(steps), tuple(roots), halves)
         if lowering.given or key not in self._programs:
             shorter = None if lowering.given else shortened(steps, roots, halves=halves)
-            self._programs[key] = Program(
+            self._programs[key] = BlockProgram(
                 steps,
                 roots,
                 given=lowering.given,
@@ -344,6 +355,6 @@ class Planner:
                 shorter=None
                 if shorter is None
                 # if it overflows, the sources are needed again; registers share the memory of fp32
-                else Program(*shorter, given={}, kept={*self._anchors, *sources - halves}),
+                else BlockProgram(*shorter, given={}, kept={*self._anchors, *sources - halves}),
             )
         return self._programs[key]

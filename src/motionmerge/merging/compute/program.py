@@ -30,7 +30,7 @@ class Instruction:
     target: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Along:
     """anchor + f3 * (f2 * (f1 * (minuend - subtrahend))), the product zero where the mask drops it.
 
@@ -51,7 +51,7 @@ class Along:
     is_line: bool
 
 
-class Program:
+class BlockProgram:
     """The steps of one tensor, with registers assigned so that few are needed.
 
     Args:
@@ -72,7 +72,7 @@ class Program:
         given: Mapping[int, torch.Tensor],
         kept: Collection[Source] = (),
         along: Sequence[Along] | None = None,
-        shorter: Program | None = None,
+        shorter: BlockProgram | None = None,
     ) -> None:
         self.along, self.shorter = along, shorter
         needed = _needed(steps, roots)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from motionmerge.errors import CheckpointError
 from motionmerge.merging.algebra.results import ResultSpec
 from motionmerge.merging.compute.plan import Sink
-from motionmerge.merging.inputs.pieces import Layout
+from motionmerge.merging.inputs.pieces import PieceLayout
 from motionmerge.merging.inputs.sources import Place
 from motionmerge.tensors import dtype_name
 
@@ -32,7 +32,7 @@ class RenamingSink:
         specs: Dtype and shape of the computed tensors.
     """
 
-    def __init__(self, sink: Sink, layout: Layout, specs: Mapping[str, ResultSpec]) -> None:
+    def __init__(self, sink: Sink, layout: PieceLayout, specs: Mapping[str, ResultSpec]) -> None:
         self._sink = sink
         self._parts: dict[str, list[_Part]] = {}
         for target, tensor in layout.items():
@@ -65,7 +65,7 @@ class RenamingSink:
                 self._sink.write_at(part.target, there, data[first - begin : last - begin])
 
 
-def renamed_specs(layout: Layout, specs: Mapping[str, ResultSpec]) -> dict[str, ResultSpec]:
+def renamed_specs(layout: PieceLayout, specs: Mapping[str, ResultSpec]) -> dict[str, ResultSpec]:
     """Return dtype and shape of the tensors of a layout.
 
     Args:

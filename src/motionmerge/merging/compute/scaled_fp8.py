@@ -26,11 +26,11 @@ from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.algebra.results import ResultSpec
 from motionmerge.merging.compute.compiled import Bytes, Floats, compiled_kernels
-from motionmerge.merging.compute.plan import Job, Sink
+from motionmerge.merging.compute.plan import MergeJob, Sink
 from motionmerge.merging.compute.renaming import RenamingSink, renamed_specs
-from motionmerge.merging.compute.streaming import Progress, stream
+from motionmerge.merging.compute.streaming import ReportProgress, stream
 from motionmerge.merging.inputs.dequantised import values_of_codes
-from motionmerge.merging.inputs.pieces import Layout, Piece, Pieced, whole
+from motionmerge.merging.inputs.pieces import Piece, Pieced, PieceLayout, whole
 from motionmerge.merging.inputs.sources import OpenInputs, Place, Source
 from motionmerge.tensors import DType, num_bytes
 
@@ -51,7 +51,7 @@ _PRECISE = re.compile(r"norm|embed|modulation|adaln|^mod$|_mod$|^emb")
 """Parts of names of layers that keep their dtype where the checkpoint itself does not say which."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ScaledFp8:
     """The contents of one file.
 
@@ -66,7 +66,7 @@ class ScaledFp8:
     """
 
     anchor: Source
-    layout: Layout
+    layout: PieceLayout
     specs: Mapping[str, ResultSpec]
     codes: tuple[str, ...]
     copied: Mapping[str, str]
@@ -83,7 +83,7 @@ class ScaledFp8:
         """All but what is copied as codes."""
         return {name: it for name, it in self.layout.items() if name not in self.copied}
 
-    def needed(self, layout: Layout) -> dict[str, ResultSpec]:
+    def needed(self, layout: PieceLayout) -> dict[str, ResultSpec]:
         """Return dtype and shape of the expert's tensors of which some tensors are made."""
         names = {piece.name for tensor in layout.values() for piece in tensor.pieces}
         return {name: spec for name, spec in self.specs.items() if name in names}
@@ -116,7 +116,7 @@ def plan_scaled_fp8(
     opened: OpenInputs,
     *,
     reached: Collection[str],
-    layout: Layout | None = None,
+    layout: PieceLayout | None = None,
 ) -> ScaledFp8:
     """Decide which weights become codes: those that are in the anchor.
 
@@ -308,7 +308,7 @@ def measure_scales(
     opened: OpenInputs,
     *,
     threads: int | None,
-    progress: Progress | None,
+    progress: ReportProgress | None,
 ) -> dict[Key, dict[str, np.float32]]:
     """Compute, per file, the scales of its weights, in a pass of its own over the inputs.
 
@@ -326,7 +326,13 @@ def measure_scales(
     jobs = []
     for key, plan in plans.items():
         specs = plan.needed(plan.computed)
-        jobs.append(Job(bound[key], specs, RenamingSink(sinks[key], plan.computed, specs)))
+        jobs.append(
+            MergeJob(
+                checkpoint=bound[key],
+                specs=specs,
+                sink=RenamingSink(sinks[key], plan.computed, specs),
+            )
+        )
     if any(job.specs for job in jobs):
         stream(jobs, opened, threads=threads, progress=progress)
     return {key: sinks[key].scales(plan.computed) for key, plan in plans.items()}
@@ -334,7 +340,7 @@ def measure_scales(
 
 def scaled_job(
     checkpoint: Checkpoint, plan: ScaledFp8, file: Sink, scales: Mapping[str, np.float32]
-) -> Job:
+) -> MergeJob:
     """Return the job that writes an expert as scaled fp8, but for `write_the_rest`."""
     specs = plan.needed(plan.streamed)
     scale_of = {one: scales[name] for name, it in plan.computed.items() for one in _names_of(it)}
@@ -346,7 +352,7 @@ def scaled_job(
         return values_of_codes(DType.FP8_E4M3FN)[quantise(values, scale)] * scale
 
     sink = RenamingSink(ScaledSink(file, scales), plan.streamed, specs)
-    return Job(checkpoint, specs, sink, as_stored=as_stored)
+    return MergeJob(checkpoint=checkpoint, specs=specs, sink=sink, as_stored=as_stored)
 
 
 def write_the_rest(

@@ -58,8 +58,14 @@ def _along(steps: Sequence[Step], last: Step) -> Along | None:
     mask, size = last.mask if isinstance(last, AddDropped) else None, abs(third)
     is_line = anchor == subtrahend and mask is None and first == second == 1
     is_line = is_line and _is_power_of_two(size) and _SMALLEST <= size < 0.5
-    sources = (anchor.source, minuend.source, subtrahend.source)
-    return Along(*sources, (first, second, third), mask, is_line=is_line)
+    return Along(
+        anchor=anchor.source,
+        minuend=minuend.source,
+        subtrahend=subtrahend.source,
+        factors=(first, second, third),
+        mask=mask,
+        is_line=is_line,
+    )
 
 
 def shortened(

@@ -42,20 +42,20 @@ from motionmerge.merging.compute.kernel import (
     torch_threads,
 )
 from motionmerge.merging.compute.plain import plain_kernels
-from motionmerge.merging.compute.plan import Chunk, Job, Planner, Run, TensorPlan, Write
-from motionmerge.merging.compute.program import Program
+from motionmerge.merging.compute.plan import Chunk, MergeJob, Planner, Run, TensorPlan, Write
+from motionmerge.merging.compute.program import BlockProgram
 from motionmerge.merging.compute.survey import (
     Blocks,
     Sampled,
+    SamplePlan,
     SamplePool,
-    Samples,
     compare,
     samples_of,
 )
 from motionmerge.merging.inputs.sources import OpenInputs, Source
 from motionmerge.tensors import bytes_of, is_mergeable, num_bytes
 
-Progress = Callable[[int, int], None]
+ReportProgress = Callable[[int, int], None]
 """Called with bytes written so far and in all."""
 
 _MAX_THREADS = 8
@@ -63,12 +63,12 @@ _BYTES_PER_THREAD = 8 << 20
 
 
 def stream(
-    jobs: Sequence[Job],
+    jobs: Sequence[MergeJob],
     inputs: OpenInputs,
     *,
     seed: int | None = None,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> int:
     """Compute every tensor of every job.
 
@@ -89,11 +89,11 @@ def stream(
     return _Pass(jobs, inputs, seed, progress).run(threads)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stretch:
     """Neighbouring blocks with the same program: what they hold, their masks and results."""
 
-    program: Program
+    program: BlockProgram
     planned: Blocks
     held: Mapping[Source, Values]
     masks: Mapping[MaskV1, Bytes]
@@ -106,32 +106,32 @@ class Stretch:
             part = slice(start, start + _count(planned))
             start = part.stop
             yield Stretch(
-                self.program,
-                planned,
-                {source: values[part] for source, values in self.held.items()},
-                {mask: keep[part] for mask, keep in self.masks.items()},
-                [(write, result[part]) for write, result in self.results],
+                program=self.program,
+                planned=planned,
+                held={source: values[part] for source, values in self.held.items()},
+                masks={mask: keep[part] for mask, keep in self.masks.items()},
+                results=[(write, result[part]) for write, result in self.results],
             )
 
-    def sampled(self, samples: Samples) -> Sampled:
+    def sampled(self, samples: SamplePlan) -> Sampled:
         """Copy what is looked at."""
         return Sampled(
-            self.program,
-            samples.blocks,
-            samples.represents,
-            {source: samples.of_values(values) for source, values in self.held.items()},
-            {mask: samples.of(keep) for mask, keep in self.masks.items()},
-            [(write, samples.of_values(result)) for write, result in self.results],
+            program=self.program,
+            blocks=samples.blocks,
+            represents=samples.represents,
+            held={source: samples.of_values(values) for source, values in self.held.items()},
+            masks={mask: samples.of(keep) for mask, keep in self.masks.items()},
+            results=[(write, samples.of_values(result)) for write, result in self.results],
         )
 
 
 class _Pass:
     def __init__(
         self,
-        jobs: Sequence[Job],
+        jobs: Sequence[MergeJob],
         inputs: OpenInputs,
         seed: int | None,
-        progress: Progress | None,
+        progress: ReportProgress | None,
     ) -> None:
         self._inputs, self._seed, self._progress = inputs, seed, progress
         self._total = sum(job.num_bytes for job in jobs)
@@ -145,7 +145,7 @@ class _Pass:
         self._files: SimpleQueue[RegisterFile] = SimpleQueue()
         self._error: BaseException | None = None
 
-    def _does_without_torch(self, jobs: Sequence[Job]) -> bool:
+    def _does_without_torch(self, jobs: Sequence[MergeJob]) -> bool:
         """Return whether the kernels know all dtypes, and no tensor is computed as a whole."""
         vectors = (vector for job in jobs for vector in job.checkpoint.vectors_inside())
         if self._kernels is None or not all(v.is_blockwise for v in vectors):
@@ -200,7 +200,7 @@ class _Pass:
         with self._lock:
             return None if self._error is not None else next(self._chunks, None)
 
-    def _compute_whole(self, job: Job, name: str) -> None:
+    def _compute_whole(self, job: MergeJob, name: str) -> None:
         """Compute a tensor that is stored in fp64, which registers do not hold.
 
         Or copy one whose entries are less than a byte.
@@ -282,11 +282,11 @@ class _Pass:
             if program is None:
                 continue
             stretch = Stretch(
-                program,
-                planned,
-                {source: stored[source][part] for source in program.reads},
-                {mask: masks[mask][part] for mask in program.masks},
-                [(write, result[part]) for write, result in results],
+                program=program,
+                planned=planned,
+                held={source: stored[source][part] for source in program.reads},
+                masks={mask: masks[mask][part] for mask in program.masks},
+                results=[(write, result[part]) for write, result in results],
             )
             compare(planned, stretch.held)
             if not self._follow(stretch):
@@ -362,12 +362,19 @@ class _Pass:
             self._find_fault(program, blocks, registers, values)
         if samples := samples_of(stretch.planned):
             seen = [(write, samples.of_values(result)) for write, result in stretch.results]
-            found = Sampled(way, samples.blocks, samples.represents, {}, {}, seen)
+            found = Sampled(
+                program=way,
+                blocks=samples.blocks,
+                represents=samples.represents,
+                held={},
+                masks={},
+                results=seen,
+            )
             found.observe([samples.of(register) for register in registers])
 
     def _find_fault(
         self,
-        program: Program,
+        program: BlockProgram,
         blocks: Sequence[Block],
         registers: Sequence[Floats],
         results: Sequence[Values],
@@ -412,7 +419,7 @@ class _Pass:
             self._progress(self._done, self._total)
 
 
-def _by_program(planned: Blocks) -> Iterator[tuple[Program | None, Blocks]]:
+def _by_program(planned: Blocks) -> Iterator[tuple[BlockProgram | None, Blocks]]:
     """Cut a chunk where the program changes."""
     for program, group in groupby(planned, key=lambda planned: planned[0].program):
         yield program, list(group)

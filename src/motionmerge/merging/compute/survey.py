@@ -18,7 +18,7 @@ from motionmerge.merging.algebra.steps import Block
 from motionmerge.merging.compute.compiled import Bytes, Floats
 from motionmerge.merging.compute.kernel import BLOCK, STRETCH, Values, rounded_to
 from motionmerge.merging.compute.plan import TensorPlan, Write
-from motionmerge.merging.compute.program import Program
+from motionmerge.merging.compute.program import BlockProgram
 from motionmerge.merging.inputs.sources import Source
 
 SAMPLE_EVERY, SAMPLE = 16, 2048
@@ -31,7 +31,7 @@ Blocks = Sequence[tuple[TensorPlan, Block]]
 
 
 @dataclass(frozen=True)
-class Samples:
+class SamplePlan:
     """Which entries of some neighbouring blocks are looked at.
 
     Attributes:
@@ -55,7 +55,7 @@ class Samples:
         return Values(raw.reshape(-1), values.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampled:
     """What was found at the sampled entries of blocks that have the same program.
 
@@ -68,7 +68,7 @@ class Sampled:
         results: What was computed there, as it is stored.
     """
 
-    program: Program
+    program: BlockProgram
     blocks: Sequence[Block]
     represents: Sequence[int]
     held: Mapping[Source, Values]
@@ -137,19 +137,19 @@ def _joined(found: Sequence[Sampled]) -> Sampled:
         return Values(np.concatenate([part.raw for part in values]), values[0].dtype)
 
     return Sampled(
-        first.program,
-        [block for one in found for block in one.blocks],
-        [number for one in found for number in one.represents],
-        {source: entries(one.held[source] for one in found) for source in first.held},
-        {mask: np.concatenate([one.masks[mask] for one in found]) for mask in first.masks},
-        [
+        program=first.program,
+        blocks=[block for one in found for block in one.blocks],
+        represents=[number for one in found for number in one.represents],
+        held={source: entries(one.held[source] for one in found) for source in first.held},
+        masks={mask: np.concatenate([one.masks[mask] for one in found]) for mask in first.masks},
+        results=[
             (write, entries(one.results[number][1] for one in found))
             for number, (write, _) in enumerate(first.results)
         ],
     )
 
 
-def samples_of(planned: Blocks) -> Samples | None:
+def samples_of(planned: Blocks) -> SamplePlan | None:
     """Choose what to look at; None if it is nothing."""
     blocks: list[Block] = []
     pieces: list[slice] = []
@@ -165,7 +165,7 @@ def samples_of(planned: Blocks) -> Samples | None:
             else:
                 pieces.append(slice(start, start + count))
         start += block.count
-    return Samples(blocks, pieces, represents) if blocks else None
+    return SamplePlan(blocks, pieces, represents) if blocks else None
 
 
 def compare(planned: Blocks, held: Mapping[Source, Values]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from motionmerge.errors import CheckpointError
 from motionmerge.lazy_torch import torch
-from motionmerge.merging.inputs.pieces import Layout, Pieced
+from motionmerge.merging.inputs.pieces import Pieced, PieceLayout
 from motionmerge.tensors import DType, dtype_name
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class RenamedTensors:
         layout: The tensors by their new names, as pieces of the source's.
     """
 
-    def __init__(self, source: TensorSource, layout: Layout) -> None:
+    def __init__(self, source: TensorSource, layout: PieceLayout) -> None:
         self._source, self._layout = source, layout
 
     def keys(self) -> list[str]:
@@ -105,7 +105,9 @@ class RenamedTensors:
         return file, begin + pieces[0].begin * self._source.dtype(pieces[0].name).itemsize
 
 
-def nearest(layouts: Sequence[Layout], first: TensorSource, source: TensorSource) -> Layout | None:
+def nearest(
+    layouts: Sequence[PieceLayout], first: TensorSource, source: TensorSource
+) -> PieceLayout | None:
     """Return the layout in which a checkpoint resembles another, None if that is not clear.
 
     Compares some rows of the tensors that lie elsewhere in one layout than in another.
@@ -128,7 +130,9 @@ def nearest(layouts: Sequence[Layout], first: TensorSource, source: TensorSource
     return layouts[cosines.index(best)]
 
 
-def _differing(layouts: Sequence[Layout], first: TensorSource) -> Iterator[tuple[str, int, int]]:
+def _differing(
+    layouts: Sequence[PieceLayout], first: TensorSource
+) -> Iterator[tuple[str, int, int]]:
     """Yield entries that differ between layouts, of a few tensors."""
     count = 0
     for name in first.keys():  # noqa: SIM118  (no mapping)

@@ -60,7 +60,7 @@ class Pieced:
         return found
 
 
-Layout = Mapping[str, Pieced]
+PieceLayout = Mapping[str, Pieced]
 """Tensors by name, each as pieces of those of another layout."""
 
 
@@ -81,7 +81,7 @@ def joined(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
     return tuple(found)
 
 
-def composed(layout: Layout, inner: Layout) -> dict[str, Pieced]:
+def composed(layout: PieceLayout, inner: PieceLayout) -> dict[str, Pieced]:
     """Return the tensors of a layout as pieces of what the tensors of `inner` are made of.
 
     Args:
@@ -104,7 +104,7 @@ def composed(layout: Layout, inner: Layout) -> dict[str, Pieced]:
     }
 
 
-def inverted(layout: Layout, shapes: Shapes) -> dict[str, Pieced]:
+def inverted(layout: PieceLayout, shapes: Shapes) -> dict[str, Pieced]:
     """Return the tensors that a layout is made of, as pieces of its tensors.
 
     Args:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from motionmerge.errors import CheckpointError
 from motionmerge.merging.inputs.piece_view import RenamedTensors, nearest
-from motionmerge.merging.inputs.pieces import Layout, Pieced, Shapes, composed, inverted, whole
+from motionmerge.merging.inputs.pieces import Pieced, PieceLayout, Shapes, composed, inverted, whole
 from motionmerge.merging.names.layout import to_ours
 from motionmerge.merging.names.original import STYLES, styles_for
 from motionmerge.merging.names.rules import Names
@@ -41,7 +41,7 @@ class Reading:
     """
 
     names: Names | None
-    layout: Layout
+    layout: PieceLayout
     stored: Shapes
 
     @cached_property
@@ -51,7 +51,7 @@ class Reading:
         return [name for name in found if name in DENOISERS]
 
     @cached_property
-    def by_stored(self) -> Layout:
+    def by_stored(self) -> PieceLayout:
         """The stored tensors as pieces of those of diffusers."""
         return inverted(self.layout, self.stored)
 
@@ -212,13 +212,13 @@ def _fit(
     pairs: Sequence[_Pair],
     first: TensorSource | None,
     source: TensorSource,
-) -> Layout | None:
+) -> PieceLayout | None:
     """Return a checkpoint's tensors under the anchor's names; None to leave it as it is."""
     as_it_is = len(like.keys() & shapes.keys())
     most = max((pair.num_common for pair in pairs), default=0)
     if most < as_it_is or most == 0:
         return None
-    layouts: list[Layout] = []
+    layouts: list[PieceLayout] = []
     for pair in pairs:
         if pair.num_common == most and pair.layout is not None and pair.layout not in layouts:
             layouts.append(pair.layout)

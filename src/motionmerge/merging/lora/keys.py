@@ -84,7 +84,7 @@ class LoraModule:
         return list(dict.fromkeys(found))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoraKeys:
     """The keys of a LoRA file.
 
@@ -138,7 +138,13 @@ def group_keys(keys: Iterable[str]) -> LoraKeys:
     whole = tuple(key for key in rest if key.endswith((".weight", ".bias")))
     unknown = tuple(key for key in rest if key not in set(whole))
     names = tuple(name for name in adapters if name is not None)
-    return LoraKeys(tuple(modules.values()), whole, unknown, names, tuple(alphas))
+    return LoraKeys(
+        modules=tuple(modules.values()),
+        whole=whole,
+        unknown=unknown,
+        adapters=names,
+        unused_strengths=tuple(alphas),
+    )
 
 
 def clash(first: str, second: str, *, what: str) -> CheckpointError:

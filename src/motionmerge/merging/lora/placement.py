@@ -35,8 +35,8 @@ _MODULATIONS = ("modulation", "scale_shift_table")
 """What models call the bare parameter of a block whose difference is `diff_m`."""
 
 
-@dataclass(frozen=True)
-class Piece:
+@dataclass(frozen=True, kw_only=True)
+class LoraPiece:
     """Rows of what a module of the file adds, and the rows of a tensor they go to; None: all.
 
     The rows of a layer may stand in another order in the file than in the model.
@@ -57,7 +57,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Placement:
+class LoraPlacement:
     """Where the modules of a LoRA file go.
 
     Attributes:
@@ -65,7 +65,7 @@ class Placement:
         strangers: By module or key of the file, why it goes nowhere.
     """
 
-    home: Mapping[str, Sequence[Piece]]
+    home: Mapping[str, Sequence[LoraPiece]]
     strangers: Mapping[str, str]
 
 
@@ -73,24 +73,24 @@ class Placement:
 class _Places:
     """Gathers the pieces."""
 
-    home: dict[str, list[Piece]] = field(default_factory=dict)
-    gathered: dict[str, tuple[Fusion, dict[int, Piece]]] = field(default_factory=dict)
-    scattered: dict[str, dict[str, list[Piece]]] = field(default_factory=dict)
+    home: dict[str, list[LoraPiece]] = field(default_factory=dict)
+    gathered: dict[str, tuple[Fusion, dict[int, LoraPiece]]] = field(default_factory=dict)
+    scattered: dict[str, dict[str, list[LoraPiece]]] = field(default_factory=dict)
 
-    def add(self, name: str, piece: Piece) -> None:
+    def add(self, name: str, piece: LoraPiece) -> None:
         """Add a piece to a tensor that holds none."""
         if name in self.home:
             raise _meet(self.home[name][0], piece, name)
         self.home[name] = [piece]
 
-    def scatter(self, name: str, layer: str, pieces: list[Piece]) -> None:
+    def scatter(self, name: str, layer: str, pieces: list[LoraPiece]) -> None:
         """Keep the rows of a layer of diffusers that lie apart in a tensor of the model."""
         layers = self.scattered.setdefault(name, {})
         if layer in layers:
             raise _meet(layers[layer][0], pieces[0], name)
         layers[layer] = pieces
 
-    def gather(self, name: str, fusion: Fusion, number: int, piece: Piece) -> None:
+    def gather(self, name: str, fusion: Fusion, number: int, piece: LoraPiece) -> None:
         """Keep one of the parts of a fused tensor until all are known."""
         known, parts = self.gathered.setdefault(name, (fusion, {}))
         if known != fusion or number in parts:
@@ -104,7 +104,7 @@ def place(
     *,
     keys: LoraKeys,
     modules: Sequence[str] = (),
-) -> Placement:
+) -> LoraPlacement:
     """Find a place for everything in a LoRA file; only headers are read.
 
     Args:
@@ -148,7 +148,7 @@ def place(
         if whole in places.home:
             raise _meet(places.home[whole][0], pieces[0], whole)
         places.home[whole] = pieces
-    return Placement(places.home, strangers)
+    return LoraPlacement(places.home, strangers)
 
 
 def check_modules(file: TensorSource, keys: LoraKeys) -> None:
@@ -210,18 +210,18 @@ def check_values(file: TensorSource, keys: LoraKeys, *, name: str) -> None:
         )
 
 
-def num_rows(file: TensorSource, piece: Piece) -> int:
+def num_rows(file: TensorSource, piece: LoraPiece) -> int:
     """Count the output rows of what a piece adds; nothing is read."""
     return (*piece_shape(file, piece), 1)[0]
 
 
-def piece_shape(file: TensorSource, piece: Piece) -> tuple[int, ...]:
+def piece_shape(file: TensorSource, piece: LoraPiece) -> tuple[int, ...]:
     """Return the shape of what a piece adds; nothing is read."""
     shapes = {part: file.shape(key) for part, key in piece.keys.items()}
     return difference_shape(shapes, piece.rows, path=piece.module.path)
 
 
-def strength_of(piece: Piece, file: TensorSource, scaling: LoraScaling) -> Strength:
+def strength_of(piece: LoraPiece, file: TensorSource, scaling: LoraScaling) -> Strength:
     """Return alpha / rank of a piece; a LoKr of two whole matrices has no rank in the file."""
     ranked = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
     keys = piece.module.keys
@@ -253,7 +253,7 @@ def _place(
         paths = [f"{module.path}.{leaf}" for leaf in _MODULATIONS]
     for path in paths:
         if found := model.names.find(path, of_bias=of_bias):
-            piece = Piece(module, keys, found.path)
+            piece = LoraPiece(module=module, keys=keys, path=found.path)
             if model.is_dealt_by_head(found.path):
                 raise _dealt_unknown(module.path)
             piece = replace(piece, rows=_order(found.spelling, piece, file))
@@ -261,7 +261,7 @@ def _place(
                 places.add(name, piece)
             return True
     if dealt := model.names.find_parts(module.path, of_bias=of_bias):
-        piece = Piece(module, keys, dealt.path)
+        piece = LoraPiece(module=module, keys=keys, path=dealt.path)
         for parts in dealt.denoisers:
             rows = _order(dealt.spelling, piece, file, head_dim=model.head_dim(dealt, parts))
             for name, part in zip(parts, model.deal(dealt, piece, parts, file), strict=True):
@@ -269,15 +269,22 @@ def _place(
         return True
     if fused := model.names.find_whole(module.path, of_bias=of_bias):
         for name in fused.names:
-            places.gather(name, fused.fusion, fused.number, Piece(module, keys, fused.path))
+            places.gather(
+                name,
+                fused.fusion,
+                fused.number,
+                LoraPiece(module=module, keys=keys, path=fused.path),
+            )
         return True
     apart = model.reordered.find(module.path, of_bias=of_bias)
     for found_apart in apart:
-        _scatter(found_apart, Piece(module, keys, found_apart.path), places, file)
+        _scatter(
+            found_apart, LoraPiece(module=module, keys=keys, path=found_apart.path), places, file
+        )
     return bool(apart)
 
 
-def _scatter(found: Scattered, piece: Piece, places: _Places, file: TensorSource) -> None:
+def _scatter(found: Scattered, piece: LoraPiece, places: _Places, file: TensorSource) -> None:
     """Move the rows of a module to their places in a tensor of the model."""
     if (rows := num_rows(file, piece)) != found.num_rows:
         raise ShapeError(
@@ -320,7 +327,7 @@ class _Model:
         return self.shapes[norm][0]
 
     def deal(
-        self, dealt: FoundParts, piece: Piece, parts: Sequence[str], file: TensorSource
+        self, dealt: FoundParts, piece: LoraPiece, parts: Sequence[str], file: TensorSource
     ) -> Sequence[slice | None]:
         """Work out which rows of a fused module go to each of its parts in the model."""
         if len(parts) == 1:
@@ -331,7 +338,7 @@ class _Model:
 
 
 def _order(
-    spelling: Spelling, piece: Piece, file: TensorSource, *, head_dim: int | None = None
+    spelling: Spelling, piece: LoraPiece, file: TensorSource, *, head_dim: int | None = None
 ) -> Rows:
     """Return the rows of a module in the order of the model; None if that is their own."""
     if spelling.order is None and head_dim is None:
@@ -347,6 +354,6 @@ def _dealt_unknown(path: str) -> CheckpointError:
     )
 
 
-def _meet(first: Piece, second: Piece, name: str) -> CheckpointError:
+def _meet(first: LoraPiece, second: LoraPiece, name: str) -> CheckpointError:
     one, other = (next(iter(piece.keys.values())) for piece in (first, second))
     return clash(one, other, what=f"`{name}`")

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from motionmerge.errors import CheckpointError
-from motionmerge.merging.inputs.pieces import Layout, Pieced, Shapes
+from motionmerge.merging.inputs.pieces import Pieced, PieceLayout, Shapes
 from motionmerge.merging.inputs.renamed import readings
 from motionmerge.merging.lora.names import ModelNames
 from motionmerge.merging.names.original import Spelling
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scattered:
     """Where the rows of a layer of diffusers lie in a tensor of the model.
 
@@ -66,7 +66,7 @@ class ReorderedNames:
     @cached_property
     def _layout(self) -> Mapping[str, set[Pieced]]:
         """The tensors of diffusers that lie in several pieces, by every way of naming that fits."""
-        layouts: list[Layout] = [read.layout for read in readings(self._shapes) if read.names]
+        layouts: list[PieceLayout] = [read.layout for read in readings(self._shapes) if read.names]
         names = {
             name
             for layout in layouts
@@ -97,4 +97,11 @@ def _scattered(layer: str, found: set[Pieced], path: str, spelling: Spelling) ->
         place = slice(piece.begin // size, piece.end // size)
         blocks.append((slice(begin, end), place))
         begin = end
-    return Scattered(layer, tensor.pieces[0].name, path, spelling, rows, tuple(blocks))
+    return Scattered(
+        layer=layer,
+        name=tensor.pieces[0].name,
+        path=path,
+        spelling=spelling,
+        num_rows=rows,
+        blocks=tuple(blocks),
+    )

@@ -13,7 +13,7 @@ from motionmerge.lazy_torch import torch
 from motionmerge.merging.inputs.pieces import Shapes
 from motionmerge.merging.lora.keys import LoraModule, group_keys
 from motionmerge.merging.lora.names import bare_path, is_other_component
-from motionmerge.merging.lora.placement import Piece, check_modules, strength_of
+from motionmerge.merging.lora.placement import LoraPiece, check_modules, strength_of
 from motionmerge.merging.lora.scaling import NO_ALPHA, LoraScaling
 from motionmerge.merging.lora.task_vector import LoraTensors
 from motionmerge.merging.names.original import STYLES, split_number
@@ -25,7 +25,7 @@ HIGH_RANK = 32
 ReadTensor = Callable[[str], torch.Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoraGroup:
     """A LoRA's modules of one parameter group.
 
@@ -47,7 +47,7 @@ class LoraGroup:
     change: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoraDescription:
     """A description of a LoRA file.
 
@@ -96,7 +96,7 @@ def describe_lora(
         return _describe(reader, model_shapes, read_base)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Layers:
     """Gathers what is known of the modules of a group."""
 
@@ -133,7 +133,13 @@ def _describe(
         if not is_other_component(module.path):
             path = places.get(module.path, (bare_path(module.path), ()))[0]
             group = layers.setdefault(_group(path, places.get(module.path)), _Layers())
-            _add(group, module, Piece(module, module.keys, path), reader, scaling)
+            _add(
+                group,
+                module,
+                LoraPiece(module=module, keys=module.keys, path=path),
+                reader,
+                scaling,
+            )
     if fitted is not None and read_base is not None:
         for name in fitted.keys():  # noqa: SIM118
             group = layers.setdefault(group_of(name), _Layers())
@@ -154,7 +160,11 @@ def _describe(
 
 
 def _add(
-    group: _Layers, module: LoraModule, piece: Piece, reader: WeightsReader, scaling: LoraScaling
+    group: _Layers,
+    module: LoraModule,
+    piece: LoraPiece,
+    reader: WeightsReader,
+    scaling: LoraScaling,
 ) -> None:
     group.count += 1
     if any(part not in ("full", "bias", "modulation", "alpha") for part in module.keys):

@@ -53,7 +53,7 @@ _PLAIN = (*_PLAIN_ALPHAS, "alpha_pattern", "rank_pattern", "use_rslora")
 _NOTHING = ("", "none", "null", "nan")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoraSettings:
     """The strength of the layers that have no alpha of their own.
 

@@ -29,7 +29,13 @@ from motionmerge.merging.inputs.sources import (
     TensorSource,
 )
 from motionmerge.merging.lora.keys import group_keys
-from motionmerge.merging.lora.placement import Piece, check_values, piece_shape, place, strength_of
+from motionmerge.merging.lora.placement import (
+    LoraPiece,
+    check_values,
+    piece_shape,
+    place,
+    strength_of,
+)
 from motionmerge.merging.lora.products import difference, rows_of
 from motionmerge.merging.lora.scaling import LoraScaling
 from motionmerge.tensors import DType
@@ -108,7 +114,7 @@ class LoraTensors(MemoryTensors):
         """Return names and shapes of a model's tensors that would be just the file's layers."""
         return {
             f"{module.path}.{target}": piece_shape(
-                self._file, Piece(module, module.parts(target), module.path)
+                self._file, LoraPiece(module=module, keys=module.parts(target), path=module.path)
             )
             for module in self._lora_keys.modules
             for target in module.targets()
@@ -177,7 +183,7 @@ class LoraTensors(MemoryTensors):
             place += value.reshape(place.shape)
         return total
 
-    def _shape(self, piece: Piece) -> tuple[int, ...]:
+    def _shape(self, piece: LoraPiece) -> tuple[int, ...]:
         """Give the shape of what a piece adds; nothing is read."""
         return piece_shape(self._file, piece)
 

@@ -43,9 +43,9 @@ _TWO_NORMS: Order = (
 )
 
 COGVIDEOX_STYLE = Names(
-    "cogvideox",
-    "original CogVideoX",
-    COGVIDEOX,
+    family="cogvideox",
+    style="original CogVideoX",
+    table=COGVIDEOX,
     orders={_MODULATIONS: _TWO_NORMS},
     computed=(r"freqs_(sin|cos)$", r"position_embeddings?\b", r"embed_tokens\b"),
 )

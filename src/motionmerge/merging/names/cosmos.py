@@ -83,14 +83,14 @@ COSMOS_2: Mapping[str, str] = {
 }
 
 COSMOS_STYLE = Names(
-    "cosmos",
-    "original Cosmos 1.0",
-    COSMOS,
+    family="cosmos",
+    style="original Cosmos 1.0",
+    table=COSMOS,
     computed=(r"^logvar\.", r"^pos_embedder\."),
 )
 COSMOS_2_STYLE = Names(
-    "cosmos",
-    "original Cosmos 2",
-    COSMOS_2,
+    family="cosmos",
+    style="original Cosmos 2",
+    table=COSMOS_2,
     computed=(r"^accum_", r"^pos_embedder\.", r"_extra_state$"),
 )

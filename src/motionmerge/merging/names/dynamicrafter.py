@@ -61,9 +61,9 @@ def dynamicrafter_style(names: Iterable[str]) -> Names | None:
         if rename.unit_dims and not rest:
             ones[f"{official}.weight"] = (0, rename.unit_dims)
     return Names(
-        "dynamicrafter",
-        "official DynamiCrafter",
-        table,
+        family="dynamicrafter",
+        style="official DynamiCrafter",
+        table=table,
         ones=ones,
         computed=(r"^(betas|alphas_|sqrt_|log_one_|posterior_|lvlb_weights|scale_arr|logvar)",),
     )

@@ -141,38 +141,38 @@ HUNYUAN_VIDEO_15_COMFYUI, _NEWER_15 = _comfyui(_FUSED_15)
 _HIDDEN = "single_blocks.{}.linear2"
 
 HUNYUAN_COMFYUI_STYLE = Names(
-    "hunyuan-video",
-    "ComfyUI's HunyuanVideo",
-    HUNYUAN_VIDEO_COMFYUI,
+    family="hunyuan-video",
+    style="ComfyUI's HunyuanVideo",
+    table=HUNYUAN_VIDEO_COMFYUI,
     also=_NEWER,
     orders={_FINAL: SWAPPED},
     alike={"single_blocks.{}.linear1": _HIDDEN},
 )
 HUNYUAN_STYLE = Names(
-    "hunyuan-video",
-    "original HunyuanVideo",
-    HUNYUAN_VIDEO,
+    family="hunyuan-video",
+    style="original HunyuanVideo",
+    table=HUNYUAN_VIDEO,
     orders={_FINAL: SWAPPED},
     alike={"single_blocks.{}.linear1": _HIDDEN},
 )
 HUNYUAN_15_COMFYUI_STYLE = Names(
-    "hunyuan-video-1.5",
-    "ComfyUI's HunyuanVideo 1.5",
-    HUNYUAN_VIDEO_15_COMFYUI,
+    family="hunyuan-video-1.5",
+    style="ComfyUI's HunyuanVideo 1.5",
+    table=HUNYUAN_VIDEO_15_COMFYUI,
     also=_NEWER_15,
     orders={_FINAL: SWAPPED},
 )
 HUNYUAN_15_STYLE = Names(
-    "hunyuan-video-1.5",
-    "original HunyuanVideo 1.5",
-    HUNYUAN_VIDEO_15,
+    family="hunyuan-video-1.5",
+    style="original HunyuanVideo 1.5",
+    table=HUNYUAN_VIDEO_15,
     also=_FUSED,
     orders={_FINAL: SWAPPED},
 )
 HUNYUAN_15_FUSED_STYLE = Names(
-    "hunyuan-video-1.5",
-    "HunyuanVideo 1.5 with fused projections",
-    _FUSED_15,
+    family="hunyuan-video-1.5",
+    style="HunyuanVideo 1.5 with fused projections",
+    table=_FUSED_15,
     orders={_FINAL: SWAPPED},
 )
 """Single files, which ComfyUI recognises; it is read as `also` of `HUNYUAN_15_STYLE`."""

@@ -38,4 +38,4 @@ _NAMES = (
 
 KANDINSKY_5: Mapping[str, str] = {name: name for name in _NAMES}
 
-KANDINSKY_5_STYLE = Names("kandinsky-5", "original Kandinsky 5", KANDINSKY_5)
+KANDINSKY_5_STYLE = Names(family="kandinsky-5", style="original Kandinsky 5", table=KANDINSKY_5)

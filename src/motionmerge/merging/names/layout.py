@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from motionmerge.merging.inputs.pieces import Layout, Piece, Pieced, Shape, Shapes, joined
+from motionmerge.merging.inputs.pieces import Piece, Pieced, PieceLayout, Shape, Shapes, joined
 from motionmerge.merging.names.rules import Names, numbered, parts_of
 
 
@@ -19,7 +19,7 @@ class Converted:
         left: The model's tensors that have none.
     """
 
-    layout: Layout
+    layout: PieceLayout
     left: tuple[str, ...]
 
 

@@ -46,9 +46,9 @@ MINIMAX_H3: Mapping[str, str] = {
 }
 
 MINIMAX_H3_STYLE = Names(
-    "minimax-h3",
-    "original MiniMax-H3, q, k and v stacked",
-    MINIMAX_H3,
+    family="minimax-h3",
+    style="original MiniMax-H3, q, k and v stacked",
+    table=MINIMAX_H3,
     orders={f"{stack}.mlp.fc1": SWAPPED for stack in _STACKS},
     computed=(r"^rope\.inv_freq$",),
 )

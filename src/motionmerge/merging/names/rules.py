@@ -33,7 +33,7 @@ _DIGITS = re.compile(r"\d+")
 _LEAVES = frozenset({"weight", "bias"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Names:
     """One way of naming the tensors of a family, beside that of diffusers.
 

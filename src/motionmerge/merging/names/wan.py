@@ -144,15 +144,15 @@ ANIMATE_2: Mapping[str, str] = {
 """Animate 2, for which diffusers keeps the original names but those of attention."""
 
 WAN_STYLE = Names(
-    "wan",
-    "original Wan",
-    {**WAN, **VACE, **ANIMATE},
+    family="wan",
+    style="original Wan",
+    table={**WAN, **VACE, **ANIMATE},
     also={**_blocks("blocks", _FUSED), **_blocks("vace_blocks", _FUSED)},
     ones={f"{path}.bias": (1, 2) for path in ANIMATE if ANIMATE[path].endswith(".act_fn")},
 )
 ANIMATE_2_STYLE = Names(
-    "wan-animate-2",
-    "original Wan Animate 2",
-    ANIMATE_2,
+    family="wan-animate-2",
+    style="original Wan Animate 2",
+    table=ANIMATE_2,
     also=_blocks("blocks", _ANIMATE_2_BLOCK),
 )

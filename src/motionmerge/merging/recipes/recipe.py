@@ -53,7 +53,7 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted((PACKAGE / "recipes").glob("*.yaml"))}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How experts are made of checkpoints, and when each of them denoises.
 

@@ -44,7 +44,7 @@ _INDEX_FILE = "model_index.json"
 _PICKLES = {".ckpt", ".pt"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConversionReport:
     """What an official checkpoint holds, or what was written.
 

@@ -35,7 +35,7 @@ from .encoders import image_encoder_config, text_encoder_config
 from .image_projector import ImageProjector
 from .key_maps import KeyMap
 from .lazy_tensors import LazyTensor, LazyTensors, lazy_tensors, to_official, to_ours
-from .official_config import Shapes, unet_config_from_official
+from .official_config import OfficialShapes, unet_config_from_official
 from .scheduler import DynamicRescaleDDIMScheduler
 from .unet import DynamiCrafterUNet
 
@@ -69,7 +69,7 @@ _LEARNED_SCALE = ".attn2.alpha"
 _ADAPTER_PREFIXES = ("queries", "qformer.")  # beside the official U-Net, not in it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Component:
     """One model inside an official checkpoint.
 
@@ -87,9 +87,9 @@ class Component:
 
     name: str
     prefix: str
-    official_map: Callable[[Shapes], KeyMap]
-    our_map: Callable[[Shapes], KeyMap]
-    config: Callable[[Shapes], dict[str, Any]]
+    official_map: Callable[[OfficialShapes], KeyMap]
+    our_map: Callable[[OfficialShapes], KeyMap]
+    config: Callable[[OfficialShapes], dict[str, Any]]
     build: Callable[..., nn.Module]
     saved_prefix: str = ""
     file: str = "diffusion_pytorch_model.safetensors"
@@ -127,54 +127,64 @@ def _build_image_encoder(**config: Any) -> nn.Module:
 
 COMPONENTS = (
     Component(
-        "unet",
-        _UNET_PREFIX,
-        lambda s: key_maps.unet_key_map(**unet_layout_of_official(s)),
-        lambda s: key_maps.unet_key_map(**unet_layout_of_ours(s)),
-        official_config.unet_config_from_shapes,
-        DynamiCrafterUNet,
+        name="unet",
+        prefix=_UNET_PREFIX,
+        official_map=lambda s: key_maps.unet_key_map(**unet_layout_of_official(s)),
+        our_map=lambda s: key_maps.unet_key_map(**unet_layout_of_ours(s)),
+        config=official_config.unet_config_from_shapes,
+        build=DynamiCrafterUNet,
     ),
     Component(
-        "vae",
-        "first_stage_model.",
-        lambda s: key_maps.vae_key_map(num_levels=count_indices(s, r"encoder\.down\.(\d+)\.")),
-        lambda s: key_maps.vae_key_map(num_levels=count_indices(s, r"encoder\.down_blocks\.(\d+)")),
-        official_config.vae_config_from_shapes,
-        AutoencoderKL,
+        name="vae",
+        prefix="first_stage_model.",
+        official_map=lambda s: key_maps.vae_key_map(
+            num_levels=count_indices(s, r"encoder\.down\.(\d+)\.")
+        ),
+        our_map=lambda s: key_maps.vae_key_map(
+            num_levels=count_indices(s, r"encoder\.down_blocks\.(\d+)")
+        ),
+        config=official_config.vae_config_from_shapes,
+        build=AutoencoderKL,
     ),
     Component(
-        "text_encoder",
-        "cond_stage_model.model.",
-        lambda s: key_maps.text_encoder_key_map(
+        name="text_encoder",
+        prefix="cond_stage_model.model.",
+        official_map=lambda s: key_maps.text_encoder_key_map(
             layers=count_indices(s, r"transformer\.resblocks\.(\d+)\.") - 1
         ),
-        lambda s: key_maps.text_encoder_key_map(layers=count_indices(s, r"encoder\.layers\.(\d+)")),
-        official_config.text_encoder_config_from_shapes,
-        _build_text_encoder,
+        our_map=lambda s: key_maps.text_encoder_key_map(
+            layers=count_indices(s, r"encoder\.layers\.(\d+)")
+        ),
+        config=official_config.text_encoder_config_from_shapes,
+        build=_build_text_encoder,
         saved_prefix="text_model.",
         file="model.safetensors",
     ),
     Component(
-        "image_encoder",
-        "embedder.model.visual.",
-        lambda s: key_maps.image_encoder_key_map(
+        name="image_encoder",
+        prefix="embedder.model.visual.",
+        official_map=lambda s: key_maps.image_encoder_key_map(
             layers=count_indices(s, r"transformer\.resblocks\.(\d+)\.")
         ),
-        lambda s: key_maps.image_encoder_key_map(
+        our_map=lambda s: key_maps.image_encoder_key_map(
             layers=count_indices(s, r"encoder\.layers\.(\d+)")
         ),
-        official_config.image_encoder_config_from_shapes,
-        _build_image_encoder,
+        config=official_config.image_encoder_config_from_shapes,
+        build=_build_image_encoder,
         saved_prefix="vision_model.",
         file="model.safetensors",
     ),
     Component(
-        "image_projector",
-        "image_proj_model.",
-        lambda s: key_maps.image_projector_key_map(depth=count_indices(s, r"layers\.(\d+)\.")),
-        lambda s: key_maps.image_projector_key_map(depth=count_indices(s, r"layers\.(\d+)\.")),
-        official_config.image_projector_config_from_shapes,
-        ImageProjector,
+        name="image_projector",
+        prefix="image_proj_model.",
+        official_map=lambda s: key_maps.image_projector_key_map(
+            depth=count_indices(s, r"layers\.(\d+)\.")
+        ),
+        our_map=lambda s: key_maps.image_projector_key_map(
+            depth=count_indices(s, r"layers\.(\d+)\.")
+        ),
+        config=official_config.image_projector_config_from_shapes,
+        build=ImageProjector,
     ),
 )
 
@@ -374,7 +384,7 @@ def _is_outside_components(name: str) -> bool:
     return all(component.short_name(name) is None for component in COMPONENTS)
 
 
-def _shapes(tensors: LazyTensors) -> Shapes:
+def _shapes(tensors: LazyTensors) -> OfficialShapes:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 

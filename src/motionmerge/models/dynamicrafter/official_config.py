@@ -18,7 +18,7 @@ from motionmerge.errors import ConfigError
 
 from .unet import ENTRY_ATTENTION_HEADS
 
-Shapes = Mapping[str, tuple[int, ...]]
+OfficialShapes = Mapping[str, tuple[int, ...]]
 
 _REQUIRED = (
     "in_channels",
@@ -106,7 +106,7 @@ def unet_config_from_official(params: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def unet_config_from_shapes(shapes: Shapes) -> dict[str, Any]:
+def unet_config_from_shapes(shapes: OfficialShapes) -> dict[str, Any]:
     """Read the arguments of `DynamiCrafterUNet` off official shapes."""
     layout = unet_layout_of_official(shapes)
     step = layout["layers_per_block"] + 1
@@ -133,7 +133,7 @@ def unet_config_from_shapes(shapes: Shapes) -> dict[str, Any]:
     return config
 
 
-def vae_config_from_shapes(shapes: Shapes) -> dict[str, Any]:
+def vae_config_from_shapes(shapes: OfficialShapes) -> dict[str, Any]:
     """Read the arguments of diffusers' `AutoencoderKL` off official shapes."""
     num_levels = count_indices(shapes, r"encoder\.down\.(\d+)\.")
     return {
@@ -150,7 +150,7 @@ def vae_config_from_shapes(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def image_projector_config_from_shapes(shapes: Shapes) -> dict[str, Any]:
+def image_projector_config_from_shapes(shapes: OfficialShapes) -> dict[str, Any]:
     """Read the arguments of `ImageProjector` off shapes: heads of 64, 16 queries a frame."""
     hidden_dims, embed_dims = shapes["proj_in.weight"]
     num_latents = shapes["latents"][1]
@@ -168,7 +168,7 @@ def image_projector_config_from_shapes(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def text_encoder_config_from_shapes(shapes: Shapes) -> dict[str, Any]:
+def text_encoder_config_from_shapes(shapes: OfficialShapes) -> dict[str, Any]:
     """Read the arguments of `encoders.text_encoder_config` off official shapes: heads of 64."""
     vocab_size, width = shapes["token_embedding.weight"]
     return {
@@ -181,7 +181,7 @@ def text_encoder_config_from_shapes(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def image_encoder_config_from_shapes(shapes: Shapes) -> dict[str, Any]:
+def image_encoder_config_from_shapes(shapes: OfficialShapes) -> dict[str, Any]:
     """Read the arguments of `encoders.image_encoder_config` off official shapes: heads of 80."""
     width, _, patch_size, _ = shapes["conv1.weight"]
     patches_a_side = round((shapes["positional_embedding"][0] - 1) ** 0.5)

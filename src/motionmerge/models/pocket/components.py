@@ -33,7 +33,7 @@ VARIANTS = ("base", "tuned", "naive", "equal")
 IMAGE_TOKENS = 4  # a frame
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PocketModel:
     """All parts of the pocket model, as modules."""
 

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from motionmerge.errors import ConfigError, DataError, MotionMergeError
 from motionmerge.io.atomic import atomic_path
 from motionmerge.io.video import read_video_metadata, write_video
+from motionmerge.models.video_pipeline import VideoPipeline
 from motionmerge.sampling.batch.manifest import PlannedVideo, configuration_name
 from motionmerge.sampling.videos.phases import VIDEO_ERRORS, Outcome, make_videos
 from motionmerge.sampling.videos.provenance import provenance
@@ -39,7 +40,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 """Full or read-only: no other video could be written either."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Failure:
     """A video that could not be made, as a line of `failures.jsonl`."""
 
@@ -54,11 +55,18 @@ class Failure:
     def of(cls, video: PlannedVideo, error: str, *, attempts: int) -> Failure:
         """Say why a video was given up, at some length."""
         job, text = video.job, error[:_LONGEST_ERROR]
-        return cls(job.id, job.line, job.settings.seed, video.path.name, attempts, text)
+        return cls(
+            id=job.id,
+            line=job.line,
+            seed=job.settings.seed,
+            output=video.path.name,
+            attempts=attempts,
+            error=text,
+        )
 
 
-@dataclass(frozen=True)
-class Progress:
+@dataclass(frozen=True, kw_only=True)
+class BatchProgress:
     """How far a batch is.
 
     Attributes:
@@ -103,7 +111,7 @@ class BatchOptions:
             an error of the user's.
     """
 
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, object] = field(default_factory=dict)
     frame_rate: float = 8
     videos_per_switch: int = 16
     retries: int = 1
@@ -123,7 +131,7 @@ class Tally:
         total: int,
         *,
         failure_list: Path | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: Callable[[BatchProgress], None] | None = None,
     ) -> None:
         self._started = time.monotonic()
         self._total, self._path, self._on_progress = total, failure_list, on_progress
@@ -161,9 +169,14 @@ class Tally:
 
     def _report(self, name: str) -> None:
         if self._on_progress is not None:
-            seconds = time.monotonic() - self._started
-            counts = (self._total, len(self._done), len(self._failures))
-            self._on_progress(Progress(*counts, name, seconds))
+            progress = BatchProgress(
+                total=self._total,
+                done=len(self._done),
+                failed=len(self._failures),
+                last=name,
+                seconds=time.monotonic() - self._started,
+            )
+            self._on_progress(progress)
 
 
 def shard(items: Sequence[Item], rank: int, world_size: int) -> list[Item]:
@@ -266,7 +279,7 @@ def _is_made(video: PlannedVideo, *, overwrite: bool) -> bool:
 
 
 def run_batch(
-    pipeline: Any,
+    pipeline: VideoPipeline,
     videos: Sequence[PlannedVideo],
     options: BatchOptions | None = None,
     *,
@@ -308,7 +321,7 @@ def run_batch(
 
 
 def _make(
-    pipeline: Any,
+    pipeline: VideoPipeline,
     videos: Sequence[PlannedVideo],
     bank: Bank | None,
     options: BatchOptions,

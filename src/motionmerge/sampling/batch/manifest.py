@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -53,8 +52,8 @@ class ManifestRow(VideoSettings):
         return defaults.changed(**given)
 
 
-@dataclass(frozen=True)
-class Job:
+@dataclass(frozen=True, kw_only=True)
+class VideoJob:
     """One video to make.
 
     Attributes:
@@ -111,14 +110,14 @@ class PlannedVideo:
         configuration: Hash of all that decides its bytes.
     """
 
-    job: Job
+    job: VideoJob
     path: Path
     configuration: str
 
 
 def read_manifest(
     path: Path, *, defaults: VideoSettings | None = None, num_videos: int = 1
-) -> list[Job]:
+) -> list[VideoJob]:
     """Read a manifest, one JSON mapping a line, and check every line.
 
     Args:
@@ -132,8 +131,8 @@ def read_manifest(
     """
     lines = lines_of(read_list(path))
     check_number(sum(bool(line.strip()) for line in lines) * num_videos, source=str(path))
-    jobs: list[Job] = []
-    seen: dict[tuple[Any, ...], int] = {}
+    jobs: list[VideoJob] = []
+    seen: dict[tuple[str, Path, VideoSettings], int] = {}
     counts: dict[str | None, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -153,7 +152,7 @@ def read_manifest(
                     fix="Remove one, or give them different seeds.",
                 )
             order = counts[own.prompt] = counts.get(own.prompt, -1) + 1
-            jobs.append(Job(number, name, order, image, own))
+            jobs.append(VideoJob(line=number, id=name, number=order, image=image, settings=own))
     if not jobs:
         raise DataError(
             f"{path} is empty.", fix='Write lines such as {"image": ..., "prompt": ..}.'
@@ -162,11 +161,11 @@ def read_manifest(
 
 
 def plan(
-    jobs: Sequence[Job],
+    jobs: Sequence[VideoJob],
     folder: Path,
     *,
-    fingerprint: Mapping[str, Any],
-    name_of: Callable[[Job, str], str] | None = None,
+    fingerprint: Mapping[str, object],
+    name_of: Callable[[VideoJob, str], str] | None = None,
 ) -> list[PlannedVideo]:
     """Name the file of every job; images are hashed, each once.
 
@@ -197,12 +196,12 @@ def plan(
     return list(planned.values())
 
 
-def configuration_name(job: Job, configuration: str) -> str:
+def configuration_name(job: VideoJob, configuration: str) -> str:
     """Name a video by id, seed and configuration: `cat-seed0-1f2e3d4c5b6a7988.mp4`."""
     return f"{job.id}-seed{job.settings.seed}-{configuration}.mp4"
 
 
-def vbench_name(job: Job, configuration: str) -> str:
+def vbench_name(job: VideoJob, configuration: str) -> str:
     """Name a video as VBench-I2V looks for it: `PROMPT-NUMBER.mp4`, the number from 0.
 
     Raises:
@@ -263,7 +262,7 @@ def _hash_image(path: Path) -> str:
         return f"unreadable: {error.strerror}"
 
 
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]

@@ -124,11 +124,11 @@ def run_on_ray(
     options_of_ray = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0), "max_restarts": 0}
     actor_class = ray.remote(**options_of_ray)(Worker)
     driver = _Driver(
-        ray,
-        lambda: actor_class.remote(model, experts, options, threads, functions),
-        needs,
-        {name: ray.available_resources().get(name, 0) for name in needs},
-        deque(videos),
+        ray=ray,
+        new_worker=lambda: actor_class.remote(model, experts, options, threads, functions),
+        needs=needs,
+        free={name: ray.available_resources().get(name, 0) for name in needs},
+        waiting=deque(videos),
         retries=options.retries,
         tally=tally or Tally(len(videos)),
         num_workers=min(places if num_workers is None else num_workers, len(videos)),
@@ -147,7 +147,7 @@ def sent_functions(experts: ExpertChoice) -> dict[str, Mapping[str, Any]]:
     functions = {} if experts.recipe is None else called_functions(experts.recipe.experts.values())
     for name, registered in functions.items():
         try:
-            cloudpickle.dumps(registered)
+            cloudpickle.dumps(registered)  # type: ignore[no-untyped-call]  # Ray's own
         except (TypeError, ValueError, pickle.PicklingError) as error:
             raise ConfigError(
                 f"The registered function `{name}` cannot be sent to the workers of a cluster: "
@@ -200,7 +200,7 @@ class _Call:
     videos: Sequence[PlannedVideo] = ()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Driver:
     """Hands out videos, and takes back those of dead workers.
 

@@ -40,7 +40,7 @@ def joined_cluster() -> Any:
     if ray.is_initialized():
         return ray
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    quiet: dict[str, object] = {"log_to_driver": False, "logging_level": "error"}
     address = os.environ.get("RAY_ADDRESS") or "auto"
     if address == "local" or not _joins(ray, address, quiet):
         small = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
@@ -90,7 +90,7 @@ def _imported() -> Any:
     return ray
 
 
-def _joins(ray: Any, address: str, quiet: Mapping[str, Any]) -> bool:
+def _joins(ray: Any, address: str, quiet: Mapping[str, object]) -> bool:
     """Join a cluster; tell whether there is one, of which only "auto" can be in doubt.
 
     Raises:

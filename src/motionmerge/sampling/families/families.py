@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 
 from motionmerge.errors import ConfigError
+from motionmerge.models.video_pipeline import Config, VideoPipeline
 from motionmerge.sampling.families import known_limits as family_limits
 from motionmerge.sampling.families.limits import Modular, VideoFamily
 
@@ -34,29 +34,32 @@ def _never(scale: float | None) -> bool:
 # How the arguments of a call are rewritten where a pipeline has words of its own.
 
 
-def _call_anyflow(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+def _call_anyflow(pipeline: VideoPipeline, arguments: dict[str, object]) -> dict[str, object]:
     """Return the photo as the first frame of a video, `[1, 1, 3, height, width]` in [0, 1]."""
     pixels = torch.from_numpy(np.array(arguments.pop("image"))).movedim(-1, 0)
     return {**arguments, "video": pixels[None, None] / 255}
 
 
-def _call_chronoedit(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+def _call_chronoedit(pipeline: VideoPipeline, arguments: dict[str, object]) -> dict[str, object]:
     """Let it reason, which it calls the frames between, in every step: then it shows them all."""
     steps = arguments["num_inference_steps"]
     own = {"enable_temporal_reasoning": True, "num_temporal_reasoning_steps": steps}
     return {**arguments, **own}
 
 
-def _call_framepack(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+def _call_framepack(pipeline: VideoPipeline, arguments: dict[str, object]) -> dict[str, object]:
     """Ask for sections, of which it counts fewer frames than it makes."""
-    temporal = pipeline.vae_scale_factor_temporal
-    sections = (arguments["num_frames"] - 1) // (9 * temporal)
+    temporal: int = pipeline.components["vae"].temporal_compression_ratio
+    frames = arguments["num_frames"]
+    assert isinstance(frames, int)
+    sections = (frames - 1) // (9 * temporal)
     return {**arguments, "num_frames": sections * (8 * temporal + 1)}
 
 
-def _call_kandinsky_6(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+def _call_kandinsky_6(pipeline: VideoPipeline, arguments: dict[str, object]) -> dict[str, object]:
     """Make sound where the parts for it are there; the distilled model knows no guidance."""
-    has_sound = pipeline.audio_vae is not None and pipeline.vocoder is not None
+    parts = pipeline.components
+    has_sound = parts["audio_vae"] is not None and parts["vocoder"] is not None
     is_distilled = type(pipeline.scheduler).__name__ == "PiflowScheduler"
     if is_distilled and arguments.setdefault("guidance_scale", 1.0) != 1:
         raise ConfigError(
@@ -66,7 +69,7 @@ def _call_kandinsky_6(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any
     return {**arguments, "sample_audio": has_sound}
 
 
-def _call_sana(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+def _call_sana(pipeline: VideoPipeline, arguments: dict[str, object]) -> dict[str, object]:
     """Make the size that was asked for, not the nearest of its own that is then cut."""
     frames = arguments.pop("num_frames")
     return {**arguments, "frames": frames, "use_resolution_binning": False}
@@ -348,9 +351,9 @@ def family_of(pipeline_class: str) -> VideoFamily:
     )
 
 
-def configs_of(pipeline: Any) -> dict[str, Mapping[str, Any]]:
+def configs_of(pipeline: VideoPipeline) -> dict[str, Config]:
     """Read the configurations of a loaded pipeline's parts."""
-    found: dict[str, Mapping[str, Any]] = {"": dict(pipeline.config)}
+    found: dict[str, Config] = {"": dict(pipeline.config)}
     for name, part in pipeline.components.items():
         config = getattr(part, "config", None)
         if isinstance(config, Mapping):

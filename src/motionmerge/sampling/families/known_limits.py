@@ -7,26 +7,29 @@ weights are loaded. Numbers are those of the pipelines of diffusers 0.42.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from motionmerge.errors import ConfigError
 from motionmerge.models.pocket.world import FRAME_RATE, NUM_FRAMES, SIZE
+from motionmerge.models.video_pipeline import Config
 from motionmerge.sampling.families.limits import Configs, Limits
 from motionmerge.sampling.pipelines.inputs import MAX_FRAMES
 
 # One function a family; a part that a folder lacks has the values of its class.
 
 
-def _part(configs: Configs, *names: str) -> Mapping[str, Any]:
+def _part(configs: Configs, *names: str) -> Config:
     """Return the configuration of the first of these parts that there is."""
     return next((configs[name] for name in names if configs.get(name)), {})
 
 
-def _halvings(config: Mapping[str, Any], default: int) -> int:
+def _halvings(config: Config, default: int) -> int:
     """By what a network of so many stages shrinks an axis."""
-    return 2 ** (len(config.get("block_out_channels", (0,) * default)) - 1)
+    stages: Sequence[int] = config.get("block_out_channels", (0,) * default)
+    factor: int = 2 ** (len(stages) - 1)
+    return factor
 
 
 def _unet_multiple(configs: Configs) -> int:

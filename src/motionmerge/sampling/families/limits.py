@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from motionmerge.errors import ConfigError
+from motionmerge.models.video_pipeline import Config, VideoPipeline
 
-Configs = Mapping[str, Mapping[str, Any]]
+Configs = Mapping[str, Config]
 """The configuration of each part of a pipeline by its name, and of the pipeline itself as `""`."""
 
 MAX_FRAME_RATE = 120.0
@@ -89,7 +89,7 @@ def above_one(scale: float | None) -> bool:
     return scale is None or scale > 1
 
 
-def _unchanged(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+def _unchanged(pipeline: VideoPipeline, arguments: dict[str, object]) -> dict[str, object]:
     return arguments
 
 
@@ -144,7 +144,7 @@ class VideoFamily:
     takes_start_step: bool = False
     takes_sigmas: bool = False
     is_guided: Callable[[float | None], bool] = above_one
-    call: Callable[[Any, dict[str, Any]], dict[str, Any]] = _unchanged
+    call: Callable[[VideoPipeline, dict[str, object]], dict[str, object]] = _unchanged
     modular: Modular | None = None
     packages: tuple[str, ...] = ()
     makes_sound: bool = False

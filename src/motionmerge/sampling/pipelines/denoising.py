@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from motionmerge.models.cuda_graphs import CapturedUNet
 from motionmerge.models.dynamicrafter.cross_attention import ContextCache
+from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
 from motionmerge.sampling.pipelines.guidance import guided_prediction
 
 
 def guided_unet(
-    unet: Any,
+    unet: DynamiCrafterUNet,
     sample: torch.Tensor,
     timestep: torch.Tensor,
     *,

@@ -10,7 +10,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from diffusers.utils import BaseOutput
@@ -23,6 +23,7 @@ from motionmerge.sampling.pipelines.denoising import guided_unet
 from motionmerge.sampling.pipelines.encoded import Conditions
 from motionmerge.sampling.pipelines.encoders import EncodingPipeline
 from motionmerge.sampling.pipelines.inputs import (
+    Frames,
     ImageInput,
     LatentStatistics,
     check_settings,
@@ -31,9 +32,20 @@ from motionmerge.sampling.pipelines.inputs import (
 from motionmerge.sampling.pipelines.start_latents import at_start_step, start_latents
 from motionmerge.switching.expert_bank import attached_bank
 
+if TYPE_CHECKING:  # the parts that are registered at run time
+    from diffusers import AutoencoderKL, SchedulerMixin
+    from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+
+    from motionmerge.models.dynamicrafter.image_projector import ImageProjector
+    from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
+
+Latents: TypeAlias = "dict[str, torch.Tensor]"
+StepCallback: TypeAlias = "Callable[[DynamiCrafterPipeline, int, torch.Tensor, Latents], Latents]"
+"""Sees, and may replace, what a step made: `(pipeline, step, timestep, {"latents": ...})`."""
+
 
 @dataclass
-class DynamiCrafterPipelineOutput(BaseOutput):
+class DynamiCrafterPipelineOutput(BaseOutput):  # type: ignore[misc]  # diffusers is untyped here
     """The videos that a pipeline made.
 
     Attributes:
@@ -42,7 +54,7 @@ class DynamiCrafterPipelineOutput(BaseOutput):
             `[batch, channels, frames, height, width]`.
     """
 
-    frames: Any
+    frames: Frames
 
 
 class DynamiCrafterPipeline(EncodingPipeline):
@@ -77,13 +89,13 @@ class DynamiCrafterPipeline(EncodingPipeline):
 
     def __init__(
         self,
-        unet: Any,
-        vae: Any,
-        text_encoder: Any,
-        tokenizer: Any,
-        image_encoder: Any,
-        image_projector: Any,
-        scheduler: Any,
+        unet: DynamiCrafterUNet,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        image_encoder: CLIPVisionModel,
+        image_projector: ImageProjector,
+        scheduler: SchedulerMixin,
         height: int = 320,
         width: int = 512,
     ) -> None:
@@ -132,12 +144,11 @@ class DynamiCrafterPipeline(EncodingPipeline):
         image_embeds: torch.Tensor | None = None,
         start_step: int | None = None,
         analytic_init: LatentStatistics | None = None,
-        callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
-        | None = None,
+        callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         output_type: str = "pil",
         return_dict: bool = True,
-    ) -> DynamiCrafterPipelineOutput | tuple[Any]:
+    ) -> DynamiCrafterPipelineOutput | tuple[Frames]:
         """Make videos that begin with `image`.
 
         Images and prompts pair up; one image goes with several prompts and the other way round.
@@ -285,7 +296,7 @@ class DynamiCrafterPipeline(EncodingPipeline):
         Raises:
             ConfigError: The scheduler has no such steps, or cannot start late.
         """
-        options: dict[str, Any] = {} if start_step is None else {"start_step": start_step}
+        options: dict[str, object] = {} if start_step is None else {"start_step": start_step}
         known = inspect.signature(self.scheduler.set_timesteps).parameters
         if not options.keys() <= known.keys():
             raise ConfigError(
@@ -299,7 +310,7 @@ class DynamiCrafterPipeline(EncodingPipeline):
 
     def _step_options(
         self, eta: float, generator: torch.Generator | list[torch.Generator] | None
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Pass on what the scheduler's `step` knows: not every one has `eta`."""
         known = inspect.signature(self.scheduler.step).parameters
         options = {"eta": eta, "generator": generator}

@@ -9,7 +9,7 @@ import torch
 from motionmerge.errors import ConfigError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Conditions:
     """Prompts and images as their encoders see them, for any number of videos.
 

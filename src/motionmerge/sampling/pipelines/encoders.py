@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -22,28 +22,51 @@ from motionmerge.sampling.pipelines.inputs import (
 )
 from motionmerge.switching.expert_bank import attached_bank
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, SchedulerMixin
+    from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
-class EncodingPipeline(DiffusionPipeline):
+    from motionmerge.models.dynamicrafter.image_projector import ImageProjector
+    from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
+
+
+class EncodingPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped here
     """The half of a pipeline that runs before a video is made, and after.
 
     The methods `encode_prompt`, `encode_image`, `encode_image_latents` and `decode_latents` are all
     that knows about the encoders; a model with other encoders overrides them.
     """
 
+    # diffusers registers these at run time.
+    unet: DynamiCrafterUNet
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    image_encoder: CLIPVisionModel
+    image_projector: ImageProjector
+    scheduler: SchedulerMixin
+
     @property
     def vae_scale_factor(self) -> int:
         """Pixels for each latent pixel, on an axis."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        stages: Sequence[int] = self.vae.config.block_out_channels
+        factor: int = 2 ** (len(stages) - 1)
+        return factor
 
     @property
     def size_multiple(self) -> int:
         """What height and width in pixels must divide by: the VAE's and the U-Net's factors."""
-        return self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        stages: Sequence[int] = self.unet.config.block_out_channels
+        multiple: int = self.vae_scale_factor * 2 ** (len(stages) - 1)
+        return multiple
 
     def encode_prompt(self, prompt: Sequence[str]) -> torch.Tensor:
         """Turn prompts into text tokens `[batch, tokens, dim]`; too long ones are cut."""
         tokens = tokenize_prompts(self.tokenizer, prompt)
-        return self.text_encoder(tokens.to(self._execution_device)).last_hidden_state
+        states: torch.Tensor = self.text_encoder(
+            tokens.to(self._execution_device)
+        ).last_hidden_state
+        return states
 
     def encode_image_tokens(self, image: torch.Tensor, num_frames: int) -> torch.Tensor:
         """Turn images `[batch, 3, height, width]` in [-1, 1] into image tokens.
@@ -74,10 +97,14 @@ class EncodingPipeline(DiffusionPipeline):
                 fix=f"Pass num_frames={own_frames}.",
             )
         pixels = preprocess_clip_image(image, size=self.image_encoder.config.image_size)
-        return self.image_encoder(pixels.to(self.image_encoder.dtype)).last_hidden_state
+        states: torch.Tensor = self.image_encoder(
+            pixels.to(self.image_encoder.dtype)
+        ).last_hidden_state
+        return states
 
     def _project(self, states: torch.Tensor) -> torch.Tensor:
-        return self.image_projector(states.to(self.image_projector.dtype))
+        tokens: torch.Tensor = self.image_projector(states.to(self.image_projector.dtype))
+        return tokens
 
     def encode_image_latents(self, image: torch.Tensor, num_frames: int) -> torch.Tensor:
         """Turn images `[batch, 3, height, width]` in [-1, 1] into conditioning latents.
@@ -88,7 +115,7 @@ class EncodingPipeline(DiffusionPipeline):
             `[batch, channels, frames, height, width]`.
         """
         posterior = self.vae.encode(image.to(self.vae.dtype)).latent_dist
-        latents = posterior.mode() * self.vae.config.scaling_factor
+        latents: torch.Tensor = posterior.mode() * self.vae.config.scaling_factor
         return latents.unsqueeze(2).expand(-1, -1, num_frames, -1, -1)
 
     def decode_latents(self, latents: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
@@ -164,13 +191,13 @@ class EncodingPipeline(DiffusionPipeline):
         if image_embeds is not None:
             image_embeds = image_embeds.to(pixels.device)
         return Conditions(
-            pixels,
-            image_latents,
-            repeated(texts, pairs, name="prompts"),
-            negatives,
-            states,
-            grey,
-            image_embeds,
+            pixels=pixels,
+            image_latents=image_latents,
+            texts=repeated(texts, pairs, name="prompts"),
+            negative_texts=negatives,
+            image_states=states,
+            grey_states=grey,
+            image_tokens=image_embeds,
         )
 
     def free_encoders(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -21,6 +22,9 @@ NUM_FRAMES, MAX_FRAMES = 16, 32
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 
 ImageInput = Image.Image | Sequence[Image.Image] | torch.Tensor
+
+Frames = torch.Tensor | npt.NDArray[np.float32] | list[list[Image.Image]]
+"""Videos as each output type has them."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,7 @@ def repeated(tensor: torch.Tensor, batch: int, *, name: str) -> torch.Tensor:
     )
 
 
-def video_to_output(video: torch.Tensor, output_type: str) -> Any:
+def video_to_output(video: torch.Tensor, output_type: str) -> Frames:
     """Convert `[batch, frames, 3, height, width]` in [0, 1] to "pt", "np" or "pil"."""
     if output_type == "pt":
         return video

@@ -24,8 +24,12 @@ from motionmerge.models.pocket.components import (
 )
 from motionmerge.models.pocket.towers import normalize_image
 from motionmerge.models.pocket.world import FRAME_RATE, SIZE
-from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
+from motionmerge.sampling.pipelines.dynamicrafter import (
+    DynamiCrafterPipeline,
+    DynamiCrafterPipelineOutput,
+)
 from motionmerge.sampling.pipelines.encoded import Conditions
+from motionmerge.sampling.pipelines.inputs import Frames, ImageInput
 
 DEFAULT_STEPS = 12
 DEFAULT_GUIDANCE = 1.0
@@ -46,7 +50,9 @@ class PocketPipeline(DynamiCrafterPipeline):
     def size_multiple(self) -> int:
         return SIZE
 
-    def encode(self, image: Any, prompt: Any = None, **options: Any) -> Conditions:
+    def encode(
+        self, image: ImageInput, prompt: str | Sequence[str] | None = None, **options: Any
+    ) -> Conditions:
         """Run the encoders alone; see `DynamiCrafterPipeline.encode` for the options.
 
         Raises:
@@ -60,7 +66,12 @@ class PocketPipeline(DynamiCrafterPipeline):
         with attention_kernel(self._execution_device):
             return super().encode(image, prompt, **options)
 
-    def __call__(self, image: Any = None, prompt: Any = None, **options: Any) -> Any:
+    def __call__(
+        self,
+        image: ImageInput | None = None,
+        prompt: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> DynamiCrafterPipelineOutput | tuple[Frames]:
         """Make videos; see `DynamiCrafterPipeline.__call__` for the options.
 
         Raises:
@@ -78,12 +89,14 @@ class PocketPipeline(DynamiCrafterPipeline):
 
     def encode_prompt(self, prompt: Sequence[str]) -> torch.Tensor:
         tokens = self.tokenizer(prompt).to(self._execution_device)
-        return self.text_encoder(tokens).last_hidden_state
+        states: torch.Tensor = self.text_encoder(tokens).last_hidden_state
+        return states
 
     def encode_image(self, image: torch.Tensor, num_frames: int) -> torch.Tensor:
         self._check_frames(num_frames)
         shown = F.adaptive_avg_pool2d(image / 2 + 0.5, SIZE)
-        return self.image_encoder(normalize_image(shown)).last_hidden_state
+        states: torch.Tensor = self.image_encoder(normalize_image(shown)).last_hidden_state
+        return states
 
     def encode_image_latents(self, image: torch.Tensor, num_frames: int) -> torch.Tensor:
         self._check_frames(num_frames)
@@ -93,11 +106,12 @@ class PocketPipeline(DynamiCrafterPipeline):
                 "model makes square ones.",
                 fix="Leave height and width out, or make them equal.",
             )
-        latents = self.vae.encode_image(image / 2 + 0.5)
+        latents: torch.Tensor = self.vae.encode_image(image / 2 + 0.5)
         return latents.unsqueeze(2).expand(-1, -1, self.vae.config.num_keyframes, -1, -1)
 
     def decode_latents(self, latents: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        return self.vae.decode(latents, image / 2 + 0.5)
+        video: torch.Tensor = self.vae.decode(latents, image / 2 + 0.5)
+        return video
 
     def _check_frames(self, num_frames: int) -> None:
         own = self.vae.config.num_frames

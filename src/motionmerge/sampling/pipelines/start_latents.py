@@ -5,9 +5,8 @@ Source: Analytic-Init, Zhao et al. 2024 (arXiv 2406.15735).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from diffusers import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 from motionmerge.errors import ConfigError, ShapeError
@@ -21,7 +20,7 @@ def start_latents(
     generator: torch.Generator | list[torch.Generator] | None,
     *,
     num_channels: int,
-    scheduler: Any,
+    scheduler: SchedulerMixin,
 ) -> torch.Tensor:
     """Draw the noise that videos begin with, or check and scale latents that were given.
 
@@ -50,11 +49,16 @@ def start_latents(
             f"Latents have shape {list(latents.shape)}; expected {list(shape)}.",
             fix="Draw them for this number of videos, frames and pixels.",
         )
-    return latents.to(image_latents.device).float() * scheduler.init_noise_sigma
+    scaled: torch.Tensor = latents.to(image_latents.device).float() * scheduler.init_noise_sigma
+    return scaled
 
 
 def at_start_step(
-    noise: torch.Tensor, statistics: LatentStatistics, start_step: int | None, *, scheduler: Any
+    noise: torch.Tensor,
+    statistics: LatentStatistics,
+    start_step: int | None,
+    *,
+    scheduler: SchedulerMixin,
 ) -> torch.Tensor:
     """Give noise the mean and variance of noised data at the start step."""
     if not isinstance(scheduler, DynamicRescaleDDIMScheduler):
@@ -71,6 +75,7 @@ def at_start_step(
             fix="Use the statistics of videos of this size and length.",
         )
     last = scheduler.config.num_train_timesteps if start_step is None else start_step
-    return scheduler.analytic_init(
+    latents: torch.Tensor = scheduler.analytic_init(
         expectation, variance=statistics.variance, noise=noise, start_step=last
     )
+    return latents

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from motionmerge.errors import CheckpointError
+from motionmerge.models.video_pipeline import Config
 
 MAX_MODULES = 50_000
 """The largest video models have some 5,000."""
@@ -50,7 +51,7 @@ def bounded_layers(name: str) -> Iterator[None]:
         hook.remove()
 
 
-def empty_network(made_by: Any, config: dict[str, Any], *, name: str, num_stored: int) -> nn.Module:
+def empty_network(made_by: Any, config: Config, *, name: str, num_stored: int) -> nn.Module:
     """Build a network without memory for its weights.
 
     Args:

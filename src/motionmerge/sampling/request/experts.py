@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -22,8 +21,10 @@ from motionmerge.merging.names.wrappers import DENOISERS
 from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import Recipe, as_recipe
 from motionmerge.merging.recipes.sections import RecipeInput
+from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
 from motionmerge.sampling.request.model import ModelChoice
 from motionmerge.sampling.request.step_plan import StepPlan, Steps, plan_steps
+from motionmerge.switching.bank import Bank
 from motionmerge.switching.expert_bank import chosen_schedule, experts
 from motionmerge.switching.rehearsal import check_fit
 
@@ -56,7 +57,7 @@ class ExpertChoice:
             )
         chosen_schedule(list(self.recipe.experts), None, self.boundary, self.recipe.schedule)
 
-    def attach(self, pipeline: Any) -> AbstractContextManager[Any]:
+    def attach(self, pipeline: VideoPipeline) -> AbstractContextManager[Bank | None]:
         """Give a context in which these weights denoise; it yields the bank, or None.
 
         The pipeline is not for use without them afterwards: its own weights are not kept.
@@ -71,13 +72,15 @@ class ExpertChoice:
             missing=self.missing,
         )
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, object]:
         """Say what it is, for a video's metadata."""
         if self.recipe is None:
             return {}
         return {"recipe": self.recipe.print(), "boundary": self.boundary, **self._kept()}
 
-    def plan_steps(self, model: ModelChoice, scheduler: Any, steps: Steps) -> StepPlan | None:
+    def plan_steps(
+        self, model: ModelChoice, scheduler: Scheduler | None, steps: Steps
+    ) -> StepPlan | None:
         """Plan which expert denoises which steps; None if there is nothing to say of it.
 
         Raises:
@@ -108,7 +111,7 @@ class ExpertChoice:
         if self.bound is not None:
             check_fit(self.bound, modules, missing=self.missing)
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, object]:
         """Say what it is with the hash of every input, wherever their files are.
 
         Raises:
@@ -122,7 +125,11 @@ class ExpertChoice:
             for name, entry in hashed.inputs.items()
         }
         recipe = replace(hashed, inputs=inputs, description=None)
-        found = {"recipe": recipe.print(), "boundary": self.boundary, **self._kept()}
+        found: dict[str, object] = {
+            "recipe": recipe.print(),
+            "boundary": self.boundary,
+            **self._kept(),
+        }
         settings = self._lora_settings()
         return {**found, "lora_settings": settings} if settings else found
 
@@ -130,7 +137,7 @@ class ExpertChoice:
         """Name what is not the default, and so not in the names of earlier videos."""
         return {} if self.missing == "error" else {"missing": self.missing}
 
-    def _lora_settings(self) -> dict[str, Any]:
+    def _lora_settings(self) -> dict[str, object]:
         """Read what stands beside LoRA files, and so not in their hashes."""
         beside = {
             name: dict(LoraScaling.beside(origin, {}).settings)

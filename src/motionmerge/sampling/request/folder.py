@@ -27,6 +27,7 @@ from motionmerge.io.paths import exists, path_of
 from motionmerge.io.quantised import describe_quantisation
 from motionmerge.io.safetensors_file import SafetensorsFile
 from motionmerge.merging.inputs.sources import MODULES
+from motionmerge.models.video_pipeline import Config
 from motionmerge.sampling.families.families import POCKET, family_of
 from motionmerge.sampling.families.limits import Configs, Limits, VideoFamily
 from motionmerge.sampling.request.modular_folder import (
@@ -46,7 +47,7 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _VOCABULARIES = (".json", ".txt", ".model", ".spm", ".vocab", ".bpe", ".tiktoken", ".jinja")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PipelineFolder:
     """A diffusers pipeline on disk, looked at but not loaded.
 
@@ -111,7 +112,7 @@ def find_pipeline(
     if family.modular is not None:
         settings = {name: value for name, value in index.items() if not isinstance(value, list)}
         index = {**settings, **parts_of_folder(path, index, family)}
-    configs: dict[str, Mapping[str, Any]] = {"": index}
+    configs: dict[str, Config] = {"": index}
     weights: dict[str, tuple[Path, ...]] = {}
     others: list[Path] = []
     for part, (library, class_name) in _parts(index, path).items():
@@ -144,7 +145,14 @@ def find_pipeline(
             if family.name == "dynamicrafter"
             else "Download the whole folder again; its `tokenizer` is needed.",
         )
-    return PipelineFolder(path, str(name), family, configs, weights, tuple(others))
+    return PipelineFolder(
+        path=path,
+        name=str(name),
+        family=family,
+        configs=configs,
+        weights=weights,
+        others=tuple(others),
+    )
 
 
 def pipeline_class(family: VideoFamily) -> Any:
@@ -346,7 +354,7 @@ def _is_modular_on_the_hub(name: str, error: BaseException) -> bool:
     return True
 
 
-def _read_index(path: Path) -> dict[str, Any]:
+def _read_index(path: Path) -> Config:
     if not (path / INDEX_FILE).is_file() and (path / MODULAR_INDEX_FILE).is_file():
         return index_as_of_a_pipeline(read_json(path / MODULAR_INDEX_FILE))
     if not (path / INDEX_FILE).is_file():
@@ -357,7 +365,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     return read_json(path / INDEX_FILE)
 
 
-def _parts(index: Mapping[str, Any], path: Path) -> dict[str, tuple[str | None, str | None]]:
+def _parts(index: Config, path: Path) -> dict[str, tuple[str | None, str | None]]:
     """List the parts of a pipeline with the library and class of each.
 
     Raises:
@@ -387,7 +395,7 @@ def _parts(index: Mapping[str, Any], path: Path) -> dict[str, tuple[str | None, 
     return parts
 
 
-def _family(index: Mapping[str, Any], path: Path) -> VideoFamily:
+def _family(index: Config, path: Path) -> VideoFamily:
     name = index.get("_class_name")
     if not isinstance(name, str):
         raise CheckpointError(

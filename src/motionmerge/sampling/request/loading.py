@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import diffusers
 import safetensors
@@ -23,6 +23,7 @@ from motionmerge.io.weights import open_weights
 from motionmerge.memory import SHARE, free_memory, gigabytes
 from motionmerge.merging.inputs.sources import MODULES
 from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
+from motionmerge.models.video_pipeline import Config, Scheduler, VideoPipeline
 from motionmerge.sampling.request.bounded_networks import bounded_layers, empty_network
 from motionmerge.sampling.request.folder import (
     PipelineFolder,
@@ -54,6 +55,15 @@ _FAULTS = (
 )
 """What diffusers, transformers and torch raise on folders that are damaged or made to be."""
 
+
+class DrawsProgress(Protocol):
+    """A pipeline, or a block of a modular one."""
+
+    progress_bar: Callable[..., object]
+
+    def set_progress_bar_config(self, **options: bool | str) -> None: ...
+
+
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -65,7 +75,7 @@ class DenoiserToCome:
         config: Its configuration.
     """
 
-    config: Any
+    config: Config
 
 
 def load_pipeline(
@@ -74,8 +84,8 @@ def load_pipeline(
     dtype: torch.dtype = torch.float32,
     variant: str | None = None,
     legacy: bool = False,
-    encode: Callable[[Any], None] | None = None,
-) -> Any:
+    encode: Callable[[VideoPipeline], None] | None = None,
+) -> VideoPipeline:
     """Load a pipeline into main memory.
 
     Args:
@@ -106,7 +116,9 @@ def load_pipeline(
             part: None if part in later else _load_part(folder, part, variant, options)
             for part in names
         }
-        pipeline = made_by.from_pretrained(folder.path, **parts, **options, trust_remote_code=False)
+        pipeline: VideoPipeline = made_by.from_pretrained(
+            folder.path, **parts, **options, trust_remote_code=False
+        )
         if encode is not None:
             with torch.device("meta"):
                 config = DynamiCrafterUNet.from_config(dict(folder.configs["unet"])).config
@@ -119,7 +131,9 @@ def load_pipeline(
     return pipeline
 
 
-def _load_modular(folder: PipelineFolder, variant: str | None, options: Mapping[str, Any]) -> Any:
+def _load_modular(
+    folder: PipelineFolder, variant: str | None, options: Mapping[str, object]
+) -> VideoPipeline:
     """Assemble a modular pipeline from the parts and settings of its folder."""
     index, pipeline = folder.configs[""], empty_pipeline(folder.family)
     parts = {
@@ -131,11 +145,12 @@ def _load_modular(folder: PipelineFolder, variant: str | None, options: Mapping[
     }
     settings = [spec.name for spec in pipeline.blocks.expected_configs]
     pipeline.update_components(**parts, **{n: index[n] for n in settings if n in index})
-    return pipeline
+    loaded: VideoPipeline = pipeline
+    return loaded
 
 
 def _load_part(
-    folder: PipelineFolder, part: str, variant: str | None, options: Mapping[str, Any]
+    folder: PipelineFolder, part: str, variant: str | None, options: Mapping[str, object]
 ) -> torch.nn.Module:
     """Load a network of a pipeline, ready to infer.
 
@@ -148,7 +163,7 @@ def _load_part(
     if files[0].suffix != ".safetensors":
         for file in files:
             open_weights(file).close()  # names a pickle that holds code, or is damaged
-    more: dict[str, Any] = {}
+    more: dict[str, object] = {}
     if issubclass(made_by, diffusers.ModelMixin):
         _empty_part(folder, part)
     else:
@@ -169,7 +184,8 @@ def _load_part(
             fix="Download the folder again; if it is whole, its names are those of another version "
             "of diffusers or transformers.",
         )
-    return network.eval()
+    loaded: torch.nn.Module = network.eval()
+    return loaded
 
 
 def empty_modules(folder: PipelineFolder) -> dict[str, torch.nn.Module]:
@@ -191,7 +207,7 @@ def _empty_part(folder: PipelineFolder, part: str) -> torch.nn.Module:
     )
 
 
-def load_scheduler(folder: PipelineFolder) -> Any:
+def load_scheduler(folder: PipelineFolder) -> Scheduler | None:
     """Build the scheduler of a pipeline from its configuration; None if it has none.
 
     Raises:
@@ -200,7 +216,9 @@ def load_scheduler(folder: PipelineFolder) -> Any:
     if not (folder.path / "scheduler" / SCHEDULER_CONFIG_NAME).is_file():
         return None
     with _named_faults(folder):
-        return _class_of(folder, "scheduler").from_pretrained(folder.path, subfolder="scheduler")
+        made_by = _class_of(folder, "scheduler")
+        scheduler: Scheduler = made_by.from_pretrained(folder.path, subfolder="scheduler")
+        return scheduler
 
 
 def _class_of(folder: PipelineFolder, part: str) -> Any:
@@ -220,7 +238,9 @@ def _named_faults(folder: PipelineFolder) -> Iterator[None]:
         ) from error
 
 
-def place(pipeline: Any, folder: PipelineFolder, device: torch.device, dtype: torch.dtype) -> str:
+def place(
+    pipeline: VideoPipeline, folder: PipelineFolder, device: torch.device, dtype: torch.dtype
+) -> str:
     """Move a pipeline to a device: the whole of it, or part by part while it runs.
 
     Returns:
@@ -247,7 +267,7 @@ def place(pipeline: Any, folder: PipelineFolder, device: torch.device, dtype: to
     )
 
 
-def _take_turns(pipeline: Any, device: torch.device) -> None:
+def _take_turns(pipeline: VideoPipeline, device: torch.device) -> None:
     """Let the parts of a pipeline be on a device only while they compute."""
     if hasattr(pipeline, "enable_model_cpu_offload"):
         pipeline.enable_model_cpu_offload(device=device)
@@ -261,13 +281,13 @@ def _take_turns(pipeline: Any, device: torch.device) -> None:
     manager.enable_auto_cpu_offload(device=device)
 
 
-def show_progress(pipeline: Any, *, is_quiet: bool) -> None:
+def show_progress(pipeline: VideoPipeline, *, is_quiet: bool) -> None:
     """Let a pipeline draw its progress bars, or not."""
     for part in parts_with_bars(pipeline):
         part.set_progress_bar_config(disable=is_quiet)
 
 
-def parts_with_bars(pipeline: Any) -> list[Any]:
+def parts_with_bars(pipeline: VideoPipeline) -> list[DrawsProgress]:
     """Return all that draws progress bars: a pipeline, and of a modular one its blocks as well.
 
     A modular pipeline passes its settings on to its outermost blocks alone.

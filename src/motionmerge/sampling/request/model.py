@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from accelerate import init_empty_weights
@@ -22,6 +22,7 @@ from motionmerge.models.pocket.components import (
     weights_path,
 )
 from motionmerge.models.pocket.text import PocketTokenizer
+from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
 from motionmerge.sampling.families.families import POCKET
 from motionmerge.sampling.families.limits import Configs, Limits, VideoFamily
 from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
@@ -51,11 +52,13 @@ class ModelChoice(Protocol):
     def configs(self) -> Configs: ...
     @property
     def device(self) -> torch.device: ...
-    def scheduler(self) -> Any: ...
-    def fingerprint(self) -> dict[str, Any]: ...
+    def scheduler(self) -> Scheduler | None: ...
+    def fingerprint(self) -> dict[str, object]: ...
     def check_prompt(self, prompt: str) -> None: ...
     def empty_modules(self) -> dict[str, nn.Module]: ...
-    def load(self, encode: Callable[[Any], None] | None = None) -> tuple[Any, str]: ...
+    def load(
+        self, encode: Callable[[VideoPipeline], None] | None = None
+    ) -> tuple[VideoPipeline, str]: ...
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,11 @@ class ShippedModel:
         """Of its parts: nothing that is not known."""
         return {}
 
-    def scheduler(self) -> Any:
+    def scheduler(self) -> Scheduler | None:
         """Build the scheduler that it denoises with."""
         return pocket_scheduler()
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, object]:
         """Hash its weights."""
         files = (weights_path("towers"), weights_path("decoder"), self.weights_file)
         return {"model": [hash_origin(path) for path in files]}
@@ -119,7 +122,9 @@ class ShippedModel:
             add_pocket_adapter(unet)
         return {"unet": unet, "image_projector": projector}
 
-    def load(self, encode: Callable[[Any], None] | None = None) -> tuple[Any, str]:
+    def load(
+        self, encode: Callable[[VideoPipeline], None] | None = None
+    ) -> tuple[VideoPipeline, str]:
         """Load it; give the pipeline, and where it is in words.
 
         Args:
@@ -174,7 +179,7 @@ class FolderModel:
         """Of its parts."""
         return self.folder.configs
 
-    def scheduler(self) -> Any:
+    def scheduler(self) -> Scheduler | None:
         """Build the scheduler that it denoises with, from its configuration alone.
 
         Returns:
@@ -182,7 +187,7 @@ class FolderModel:
         """
         return load_scheduler(self.folder)
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, object]:
         """Hash its weights, configurations and vocabularies: all that decides its videos."""
         configs = {
             name: {key: value for key, value in config.items() if not key.startswith("_")}
@@ -210,7 +215,9 @@ class FolderModel:
         chosen = {part: files for part, files in self.folder.weights.items() if part in MODULES}
         return {part: [hash_file(file) for file in files] for part, files in chosen.items()}
 
-    def load(self, encode: Callable[[Any], None] | None = None) -> tuple[Any, str]:
+    def load(
+        self, encode: Callable[[VideoPipeline], None] | None = None
+    ) -> tuple[VideoPipeline, str]:
         """Load it; give the pipeline, and where it is in words.
 
         Args:

@@ -5,20 +5,20 @@ Its index may name other repositories, and blocks that are code of its own. Neit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
 
 from motionmerge.errors import CheckpointError
+from motionmerge.models.video_pipeline import Config
 from motionmerge.sampling.families.limits import VideoFamily
 
 MODULAR_INDEX_FILE = "modular_model_index.json"
 _BLOCKS_FILE = "modular_config.json"
 
 
-def index_as_of_a_pipeline(index: Mapping[str, Any]) -> dict[str, Any]:
+def index_as_of_a_pipeline(index: Config) -> dict[str, object]:
     """Rewrite a modular index as a pipeline has it: library and class of each part.
 
     The class that was saved counts, or what the index expects where none was loaded.
@@ -44,7 +44,7 @@ def empty_pipeline(family: VideoFamily) -> Any:
     return kind(workflow=family.modular.workflow)
 
 
-def parts_of_folder(path: Path, index: Mapping[str, Any], family: VideoFamily) -> dict[str, Any]:
+def parts_of_folder(path: Path, index: Config, family: VideoFamily) -> dict[str, object]:
     """List the parts that a family's pipeline loads from a folder, as `[library, class]`.
 
     Raises:
@@ -61,7 +61,7 @@ def parts_of_folder(path: Path, index: Mapping[str, Any], family: VideoFamily) -
             fix=f"Use a {family.pipelines[0]} of the blocks that diffusers ships.",
         )
     pipeline = empty_pipeline(family)
-    parts: dict[str, Any] = {}
+    parts: dict[str, object] = {}
     for name in pipeline.pretrained_component_names:
         if (path / name).is_dir() and index.get(name, [None])[0] is not None:
             parts[name] = index[name]

@@ -12,12 +12,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from motionmerge.errors import ConfigError
+from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
 from motionmerge.noise_levels import denoises_in_stages, is_flow
 from motionmerge.sampling.families.known_limits import CHUNK, video_compression
 from motionmerge.sampling.families.limits import Configs
@@ -30,7 +30,7 @@ _REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError
 """Errors with which schedulers refuse timesteps."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Steps:
     """The settings that decide the timesteps of a video.
 
@@ -66,7 +66,7 @@ class StepPlan:
     sigmas: str | None = None
 
 
-def shift_setting(scheduler: Any) -> str:
+def shift_setting(scheduler: Scheduler) -> str:
     """Find what a scheduler calls the shift of its timesteps.
 
     Raises:
@@ -94,7 +94,7 @@ def shift_setting(scheduler: Any) -> str:
     return "shift"
 
 
-def with_shift(scheduler: Any, shift: float | None) -> Any:
+def with_shift(scheduler: Scheduler, shift: float | None) -> Scheduler:
     """Return the scheduler, or one like it with another shift.
 
     Raises:
@@ -107,16 +107,16 @@ def with_shift(scheduler: Any, shift: float | None) -> Any:
 
 
 @contextmanager
-def shifted(pipeline: Any, shift: float | None) -> Iterator[None]:
+def shifted(pipeline: VideoPipeline, shift: float | None) -> Iterator[None]:
     """Replace the scheduler of a pipeline inside the block by one with another shift.
 
     Raises:
         ConfigError: Its scheduler has no shift.
     """
-    own = getattr(pipeline, "scheduler", None)
     if shift is None:
         yield
         return
+    own = pipeline.scheduler
     pipeline.scheduler = with_shift(own, shift)
     try:
         yield
@@ -127,7 +127,7 @@ def shifted(pipeline: Any, shift: float | None) -> Iterator[None]:
 Sigmas = list[float] | npt.NDArray[np.float64]
 
 
-def sigmas_argument(scheduler: Any, sigmas: tuple[float, ...]) -> Sigmas:
+def sigmas_argument(scheduler: Scheduler, sigmas: tuple[float, ...]) -> Sigmas:
     """Write sigmas as a pipeline with this scheduler takes them.
 
     Some want the 0 at the end, and HeliosScheduler an array.
@@ -148,7 +148,7 @@ def sigmas_argument(scheduler: Any, sigmas: tuple[float, ...]) -> Sigmas:
             "0.",
             fix="Write values from 1 on down, e.g. 1,0.94,0.8,0.5.",
         )
-    more: dict[str, Any] = {"mu": 1.0} if config.get("use_dynamic_shifting") else {}
+    more: dict[str, float] = {"mu": 1.0} if config.get("use_dynamic_shifting") else {}
     if known["num_inference_steps"].default is inspect.Parameter.empty:
         more["num_inference_steps"] = len(sigmas)
     forms: tuple[Sigmas, ...] = (list(sigmas), [*sigmas, 0.0], np.array(sigmas))
@@ -166,13 +166,15 @@ def sigmas_argument(scheduler: Any, sigmas: tuple[float, ...]) -> Sigmas:
     )
 
 
-def check_steps(scheduler: Any, steps: Steps) -> None:
+def check_steps(scheduler: Scheduler | None, steps: Steps) -> None:
     """Refuse sigmas and a shift that a scheduler would not heed.
 
     Raises:
         ConfigError: Names the setting.
     """
-    if scheduler is None and (steps.shift, steps.sigmas) != (None, None):
+    if scheduler is None:
+        if steps.shift is None and steps.sigmas is None:
+            return
         raise ConfigError(
             "The model has no scheduler whose sigmas or shift could be chosen.",
             fix="Leave `sigmas` and `shift` out.",
@@ -185,7 +187,7 @@ def check_steps(scheduler: Any, steps: Steps) -> None:
 
 def plan_steps(
     family: str,
-    scheduler: Any,
+    scheduler: Scheduler | None,
     steps: Steps,
     *,
     schedule: ExpertSchedule | None,
@@ -226,7 +228,7 @@ def plan_steps(
     return StepPlan(describe_steps(experts), unused_experts(schedule, planned, experts), sigmas)
 
 
-def _changed_sigmas(scheduler: Any, steps: Steps) -> str | None:
+def _changed_sigmas(scheduler: Scheduler, steps: Steps) -> str | None:
     """Describe what a scheduler made of the sigmas that were given; None if it kept them."""
     if steps.sigmas is None:
         return None
@@ -237,7 +239,7 @@ def _changed_sigmas(scheduler: Any, steps: Steps) -> str | None:
     return f"the shift of {type(scheduler).__name__} makes the sigmas {numbers}"
 
 
-def _set_timesteps(family: str, scheduler: Any, steps: Steps, configs: Configs) -> str | None:
+def _set_timesteps(family: str, scheduler: Scheduler, steps: Steps, configs: Configs) -> str | None:
     """Set the timesteps as the pipeline of a family will; return why that is not possible."""
     arguments_of = _ARGUMENTS.get(family)
     if arguments_of is None:
@@ -249,26 +251,26 @@ def _set_timesteps(family: str, scheduler: Any, steps: Steps, configs: Configs) 
     return None
 
 
-Arguments = Callable[[Any, Steps, Configs], Mapping[str, Any]]
+Arguments = Callable[[Scheduler, Steps, Configs], Mapping[str, object]]
 """Returns the arguments of `set_timesteps` that a pipeline passes."""
 
 
-def _given(scheduler: Any, steps: Steps) -> Sigmas | None:
+def _given(scheduler: Scheduler, steps: Steps) -> Sigmas | None:
     return None if steps.sigmas is None else sigmas_argument(scheduler, steps.sigmas)
 
 
-def _plain(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+def _plain(scheduler: Scheduler, steps: Steps, configs: Configs) -> Mapping[str, object]:
     given = _given(scheduler, steps)
     return {"num_inference_steps": steps.number} if given is None else {"sigmas": given}
 
 
-def _hunyuan(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+def _hunyuan(scheduler: Scheduler, steps: Steps, configs: Configs) -> Mapping[str, object]:
     own = np.linspace(1.0, 0.0, steps.number + 1)[:-1]
     given = _given(scheduler, steps)
     return {"sigmas": own if given is None else given}
 
 
-def _ltx(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+def _ltx(scheduler: Scheduler, steps: Steps, configs: Configs) -> Mapping[str, object]:
     own = np.linspace(1.0, 1 / steps.number, steps.number)
     given = _given(scheduler, steps)
     temporal, spatial = video_compression(configs)
@@ -276,7 +278,7 @@ def _ltx(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
     return {"sigmas": own if given is None else given, "mu": _shift_of(tokens, scheduler)}
 
 
-def _motif(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+def _motif(scheduler: Scheduler, steps: Steps, configs: Configs) -> Mapping[str, object]:
     vae, model = configs.get("vae", {}), configs.get("transformer", {})
     frames = _latent_frames(steps, vae.get("scale_factor_temporal", 4))
     side = vae.get("scale_factor_spatial", 8) * model.get("patch_size", 2)
@@ -285,7 +287,7 @@ def _motif(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
     return {"sigmas": own, "mu": _shift_of(tokens, scheduler)}
 
 
-def _helios(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+def _helios(scheduler: Scheduler, steps: Steps, configs: Configs) -> Mapping[str, object]:
     """Shift by the tokens of a chunk, of which a video has several."""
     patch = configs.get("transformer", {}).get("patch_size", (1, 2, 2))
     spatial = configs.get("vae", {}).get("scale_factor_spatial", 8)
@@ -299,7 +301,7 @@ def _helios(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]
     }
 
 
-def _framepack(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+def _framepack(scheduler: Scheduler, steps: Steps, configs: Configs) -> Mapping[str, object]:
     """Shift by the tokens of a section, of which a video has several; at most by 7."""
     patch = configs.get("transformer", {}).get("patch_size", 2)
     spatial = configs.get("vae", {}).get("spatial_compression_ratio", 8)
@@ -308,7 +310,7 @@ def _framepack(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, A
     return {**_hunyuan(scheduler, steps, configs), "mu": mu}
 
 
-def _cosmos_2(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+def _cosmos_2(scheduler: Scheduler, steps: Steps, configs: Configs) -> Mapping[str, object]:
     return {"sigmas": np.linspace(0.0, 1.0, steps.number)}
 
 
@@ -320,16 +322,18 @@ def _latent_pixels(steps: Steps, spatial: int) -> int:
     return ((steps.height or 0) // spatial) * ((steps.width or 0) // spatial)
 
 
-def _shift_of(tokens: float, scheduler: Any) -> float:
+def _shift_of(tokens: float, scheduler: Scheduler) -> float:
     """Return `mu`, which is on the line through two numbers of tokens and their shifts."""
     config = scheduler.config
-    least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    least: float = config.get("base_image_seq_len", 256)
+    most: float = config.get("max_image_seq_len", 4096)
+    low: float = config.get("base_shift", 0.5)
+    high: float = config.get("max_shift", 1.15)
     slope = (high - low) / (most - least)
     return tokens * slope + (low - slope * least)
 
 
-def _ours(scheduler: Any, steps: Steps, configs: Configs) -> Mapping[str, Any]:
+def _ours(scheduler: Scheduler, steps: Steps, configs: Configs) -> Mapping[str, object]:
     late = {} if steps.start is None else {"start_step": steps.start}
     return {"num_inference_steps": steps.number, **late}
 

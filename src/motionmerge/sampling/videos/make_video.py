@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -17,9 +17,10 @@ from pydantic import (
     model_validator,
 )
 
-from motionmerge.config import Settings
+from motionmerge.config import FrozenModel
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.video import fit_image, rgb_image
+from motionmerge.models.video_pipeline import VideoPipeline
 from motionmerge.sampling.families.families import configs_of, family_of
 from motionmerge.sampling.families.limits import Limits, VideoFamily
 from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
@@ -75,7 +76,7 @@ _NEWER = (*_SAME_NAME, "sigmas", "shift")
 """Settings that came later; they are not written where they are None."""
 
 
-class VideoSettings(Settings):
+class VideoSettings(FrozenModel):
     """What happens in a video and how it is made; None leaves a setting to the model.
 
     Attributes:
@@ -125,14 +126,14 @@ class VideoSettings(Settings):
         return data
 
     @model_serializer(mode="wrap")
-    def _leave_newer_settings_out(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _leave_newer_settings_out(self, write: SerializerFunctionWrapHandler) -> dict[str, object]:
         """Keep the hashes, and so the names, of videos of a batch that do without these."""
-        values: dict[str, Any] = write(self)
+        values: dict[str, object] = write(self)
         return {k: v for k, v in values.items() if k not in _NEWER or v is not None}
 
     @field_validator(*_RANGES, "frame_rate", mode="before")
     @classmethod
-    def _refuse_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+    def _refuse_booleans(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, bool):
             raise ConfigError(
                 f"{info.field_name} is {value}, which is no number.", fix="Write a number."
@@ -141,7 +142,9 @@ class VideoSettings(Settings):
 
     @field_validator(*_RANGES)
     @classmethod
-    def _refuse_what_is_out_of_range(cls, value: float | None, info: ValidationInfo) -> Any:
+    def _refuse_what_is_out_of_range(
+        cls, value: float | None, info: ValidationInfo
+    ) -> float | None:
         least, most = _RANGES[info.field_name or ""]
         if value is not None and not least <= value <= most:
             several = "; the seeds of several videos count up from the first"
@@ -181,7 +184,7 @@ class VideoSettings(Settings):
 
     @field_validator("*")
     @classmethod
-    def _refuse_broken_text(cls, value: Any, info: ValidationInfo) -> Any:
+    def _refuse_broken_text(cls, value: object, info: ValidationInfo) -> object:
         try:
             if isinstance(value, str):
                 value.encode()
@@ -192,7 +195,7 @@ class VideoSettings(Settings):
             ) from error
         return value
 
-    def changed(self, **settings: Any) -> VideoSettings:
+    def changed(self, **settings: object) -> VideoSettings:
         """Give the same settings but for some.
 
         Raises:
@@ -203,7 +206,7 @@ class VideoSettings(Settings):
 
     def resolved(self, family: VideoFamily, limits: Limits) -> VideoSettings:
         """Fill in what the model does by itself, as far as we know it."""
-        own: dict[str, Any] = {
+        own: dict[str, object] = {
             "height": limits.height,
             "width": limits.width,
             "num_frames": limits.num_frames,
@@ -255,14 +258,20 @@ class VideoSettings(Settings):
         )
 
 
+class Guider(Protocol):
+    """What holds the guidance scale of a pipeline that does not take it with each call."""
+
+    def new(self, **settings: float) -> Guider: ...
+
+
 def make_video(
-    pipeline: Any,
+    pipeline: VideoPipeline,
     image: Image.Image,
     settings: VideoSettings,
     *,
     last_image: Image.Image | None = None,
     conditions: Conditions | None = None,
-    **options: Any,
+    **options: object,
 ) -> torch.Tensor:
     """Call a pipeline for one video.
 
@@ -297,7 +306,7 @@ def make_video(
 
 
 def encode_ahead(
-    pipeline: Any,
+    pipeline: VideoPipeline,
     image: Image.Image,
     wanted: Sequence[VideoSettings],
     *,
@@ -330,7 +339,7 @@ def encode_ahead(
     return [encoded[settings] for settings in seedless]
 
 
-def conditions_of(pipeline: DynamiCrafterPipeline, arguments: dict[str, Any]) -> Conditions:
+def conditions_of(pipeline: DynamiCrafterPipeline, arguments: Mapping[str, Any]) -> Conditions:
     """Encode what the arguments of a call say of its prompt and image."""
     _, limits = family_and_limits(pipeline)
     own = {name: arguments[name] for name in _ENCODED if name in arguments}
@@ -339,25 +348,25 @@ def conditions_of(pipeline: DynamiCrafterPipeline, arguments: dict[str, Any]) ->
         return pipeline.encode(**own, guided=scale is None or scale > 1)
 
 
-def with_conditions(arguments: dict[str, Any], conditions: Conditions) -> dict[str, Any]:
+def with_conditions(arguments: dict[str, object], conditions: Conditions) -> dict[str, object]:
     """Replace what was encoded in the arguments of a call."""
     kept = {name: value for name, value in arguments.items() if name not in _ENCODED}
     return {**kept, "conditions": conditions}
 
 
-def family_and_limits(pipeline: Any) -> tuple[VideoFamily, Limits]:
+def family_and_limits(pipeline: VideoPipeline) -> tuple[VideoFamily, Limits]:
     """Find the family of a loaded pipeline, and what it can make."""
     family = family_of(type(pipeline).__name__)
     return family, family.limits(configs_of(pipeline))
 
 
 def pipeline_arguments(
-    pipeline: Any,
+    pipeline: VideoPipeline,
     image: Image.Image,
     settings: VideoSettings,
     *,
     last_image: Image.Image | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Translate settings into the arguments of a pipeline's `__call__`."""
     family, limits = family_and_limits(pipeline)
     settings = settings.resolved(family, limits)
@@ -366,7 +375,7 @@ def pipeline_arguments(
     if settings.height is not None and settings.width is not None:
         size = {"height": settings.height, "width": settings.width}
         images = {name: fit_image(one, **size) for name, one in images.items()}
-    arguments: dict[str, Any] = {
+    arguments: dict[str, object] = {
         **images,
         **size,
         "num_frames": settings.num_frames,
@@ -380,7 +389,7 @@ def pipeline_arguments(
     if settings.guidance_scale is not None and family.guidance_argument is not None:
         name = family.guidance_argument
         is_hunyuan = family.name in ("hunyuan-video", "framepack")
-        if is_hunyuan and not pipeline.transformer.config.guidance_embeds:
+        if is_hunyuan and not pipeline.components["transformer"].config.guidance_embeds:
             name = "true_cfg_scale"
         arguments[name] = settings.guidance_scale
     if settings.sigmas is not None:
@@ -397,19 +406,22 @@ def pipeline_arguments(
 
 
 def _text(
-    pipeline: Any, family: VideoFamily, settings: VideoSettings, arguments: dict[str, Any]
-) -> dict[str, Any]:
+    pipeline: VideoPipeline,
+    family: VideoFamily,
+    settings: VideoSettings,
+    arguments: dict[str, object],
+) -> dict[str, object]:
     if family.name == "i2vgen-xl":
         embeds = _i2vgen_xl_embeds(pipeline, [settings.prompt, settings.negative_prompt or ""])
         return {"prompt_embeds": embeds[:1], "negative_prompt_embeds": embeds[1:]}
-    text = {"prompt": settings.prompt}
+    text: dict[str, object] = {"prompt": settings.prompt}
     if settings.negative_prompt is not None or "true_cfg_scale" in arguments:
         text["negative_prompt"] = settings.negative_prompt or ""
     return text
 
 
 @torch.no_grad()
-def _i2vgen_xl_embeds(pipeline: Any, prompts: list[str | None]) -> torch.Tensor:
+def _i2vgen_xl_embeds(pipeline: VideoPipeline, prompts: list[str | None]) -> torch.Tensor:
     """Encode prompts as the checkpoint expects: the last layer but one, normalised.
 
     The pipeline does this itself, but looks for the norm where transformers had it before 5.6.
@@ -417,16 +429,17 @@ def _i2vgen_xl_embeds(pipeline: Any, prompts: list[str | None]) -> torch.Tensor:
     Returns:
         `[prompts, tokens, dim]`.
     """
-    tower = pipeline.text_encoder
-    tokens = pipeline.tokenizer(
+    tower, tokenizer = pipeline.components["text_encoder"], pipeline.components["tokenizer"]
+    tokens = tokenizer(
         prompts,
         padding="max_length",
-        max_length=pipeline.tokenizer.model_max_length,
+        max_length=tokenizer.model_max_length,
         truncation=True,
         return_tensors="pt",
     ).input_ids
     states = tower(tokens.to(pipeline._execution_device), output_hidden_states=True).hidden_states
-    return getattr(tower, "text_model", tower).final_layer_norm(states[-2])
+    normed: torch.Tensor = getattr(tower, "text_model", tower).final_layer_norm(states[-2])
+    return normed
 
 
 def frames_of(output: Any) -> torch.Tensor:
@@ -436,7 +449,7 @@ def frames_of(output: Any) -> torch.Tensor:
 
 
 @contextmanager
-def prepared(pipeline: Any, settings: VideoSettings) -> Iterator[None]:
+def prepared(pipeline: VideoPipeline, settings: VideoSettings) -> Iterator[None]:
     """Inside the block, have ready what settings need besides arguments.
 
     The global generators are seeded, as I2VGen-XL draws its image latents from them; the scheduler
@@ -446,7 +459,7 @@ def prepared(pipeline: Any, settings: VideoSettings) -> Iterator[None]:
     device = getattr(pipeline, "_execution_device", torch.device("cpu"))
     first, second = settings.guidance_scale, settings.guidance_scale_2
     scales = {"guider": first, "guider_2": first if second is None else second}
-    found: dict[str, Any] = {name: getattr(pipeline, name, None) for name in scales}
+    found: dict[str, Guider | None] = {name: getattr(pipeline, name, None) for name in scales}
     guiders = {name: guider for name, guider in found.items() if guider is not None}
     try:
         for name, guider in guiders.items():
@@ -463,7 +476,7 @@ def prepared(pipeline: Any, settings: VideoSettings) -> Iterator[None]:
             setattr(pipeline, name, guider)
 
 
-def _guider_of(pipeline: Any, guider: Any, scale: float) -> Any:
+def _guider_of(pipeline: VideoPipeline, guider: Guider, scale: float) -> Guider:
     """Make a guider of another scale.
 
     Some modular pipelines fail where there is no guidance. There, no guidance is guidance in none

@@ -9,14 +9,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from PIL import Image
 
 from motionmerge.errors import MotionMergeError
+from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
 from motionmerge.sampling.families.limits import Limits
-from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
+from motionmerge.sampling.pipelines.dynamicrafter import (
+    DynamiCrafterPipeline,
+    DynamiCrafterPipelineOutput,
+)
 from motionmerge.sampling.videos.make_video import (
     VideoSettings,
     conditions_of,
@@ -70,12 +74,12 @@ class _Run:
 
     index: int
     settings: VideoSettings
-    arguments: dict[str, Any]
+    arguments: dict[str, object]
     parts: list[tuple[str, range]] = field(default_factory=list)
 
 
 def make_videos(
-    pipeline: Any, requests: Sequence[VideoRequest], bank: Bank | None = None
+    pipeline: VideoPipeline, requests: Sequence[VideoRequest], bank: Bank | None = None
 ) -> Iterator[Outcome]:
     """Make videos, each as soon as it is ready; one that fails does not stop the others.
 
@@ -98,7 +102,7 @@ def make_videos(
         yield outcome
 
 
-def can_be_cut(pipeline: Any) -> bool:
+def can_be_cut(pipeline: VideoPipeline) -> TypeGuard[DynamiCrafterPipeline]:
     """Tell whether a pipeline can stop after any step and go on from its latents later.
 
     Ours can with a scheduler that keeps nothing between steps, as DDIM does.
@@ -151,8 +155,11 @@ def _advance(
     return None
 
 
-def _parts(pipeline: Any, bank: Bank, settings: VideoSettings) -> list[tuple[str, range]]:
+def _parts(
+    pipeline: DynamiCrafterPipeline, bank: Bank, settings: VideoSettings
+) -> list[tuple[str, range]]:
     """Cut the steps of a video into runs of one expert each."""
+    assert settings.num_inference_steps is not None  # `resolved` filled it in
     pipeline.set_timesteps(settings.num_inference_steps, settings.start_step)
     experts = [bank.expert_for(timestep) for timestep in pipeline.scheduler.timesteps]
     parts = []
@@ -169,18 +176,21 @@ def _denoise(
     with _only_steps(pipeline, steps):
         if is_last:
             return frames_of(pipeline(**arguments))
-        latents: Any = pipeline(**{**arguments, "output_type": "latent"})
-        return latents.frames
+        made = pipeline(**{**arguments, "output_type": "latent"})
+        assert isinstance(made, DynamiCrafterPipelineOutput)
+        assert isinstance(made.frames, torch.Tensor)
+        return made.frames
 
 
 class _PartOfSteps:
     """A scheduler of which a pipeline sees some of the timesteps; everything else is its own."""
 
-    def __init__(self, scheduler: Any, steps: range) -> None:
+    def __init__(self, scheduler: Scheduler, steps: range) -> None:
         self._scheduler, self._steps = scheduler, steps
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._scheduler, name)
+    def __getattr__(self, name: str) -> object:
+        value: object = getattr(self._scheduler, name)
+        return value
 
     @property
     def timesteps(self) -> torch.Tensor:
@@ -188,7 +198,7 @@ class _PartOfSteps:
 
 
 @contextmanager
-def _only_steps(pipeline: Any, steps: range) -> Iterator[None]:
+def _only_steps(pipeline: DynamiCrafterPipeline, steps: range) -> Iterator[None]:
     scheduler = pipeline.scheduler
     pipeline.scheduler = _PartOfSteps(scheduler, steps)
     try:

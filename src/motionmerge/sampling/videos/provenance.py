@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import diffusers
 import torch
 
-from motionmerge import __version__
 from motionmerge.sampling.videos.make_video import VideoSettings
+from motionmerge.version import __version__
 
 
-def made_with(family: str, model: Mapping[str, Any], experts: Mapping[str, Any]) -> dict[str, Any]:
+def made_with(
+    family: str, model: Mapping[str, object], experts: Mapping[str, object]
+) -> dict[str, object]:
     """Return what the videos of a run have in common, with the hashes of all files.
 
     Args:
@@ -35,7 +36,7 @@ def made_with(family: str, model: Mapping[str, Any], experts: Mapping[str, Any])
     }
 
 
-def provenance(common: dict[str, Any], settings: VideoSettings) -> dict[str, Any]:
+def provenance(common: dict[str, object], settings: VideoSettings) -> dict[str, object]:
     """Return the metadata of one video.
 
     Args:

@@ -27,8 +27,8 @@ from motionmerge.models.pocket.world import (
 )
 from motionmerge.training.trainer import (
     CpuObjective,
-    Progress,
     TrainerSettings,
+    TrainingProgress,
     TrainingResult,
     fit,
 )
@@ -108,7 +108,7 @@ def train_decoder(
     folder: Path,
     *,
     settings: TrainerSettings = SETTINGS,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> tuple[dict[str, torch.Tensor], TrainingResult]:
     """Train the decoder; returns its weights as `autoencoder.*`."""
     torch.manual_seed(settings.seed)

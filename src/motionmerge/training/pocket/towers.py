@@ -41,8 +41,8 @@ from motionmerge.models.pocket.world import (
 )
 from motionmerge.training.trainer import (
     CpuObjective,
-    Progress,
     TrainerSettings,
+    TrainingProgress,
     TrainingResult,
     fit,
 )
@@ -135,7 +135,7 @@ def train_towers(
     *,
     text_settings: TrainerSettings = TEXT_SETTINGS,
     image_settings: TrainerSettings = IMAGE_SETTINGS,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> tuple[dict[str, torch.Tensor], TrainingResult, TrainingResult]:
     """Train both towers; returns their weights as `text_encoder.*` and `image_encoder.*`."""
     seed = text_settings.seed

@@ -36,7 +36,7 @@ from motionmerge.models.pocket.world import (
     stage,
 )
 from motionmerge.parameter_groups import group_of
-from motionmerge.training.trainer import Progress, TrainerSettings, TrainingResult, fit
+from motionmerge.training.trainer import TrainerSettings, TrainingProgress, TrainingResult, fit
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Denoiser(nn.Module):
         return self.unet(latents, timesteps, tokens, rate, return_dict=False)[0]
 
 
-class Samples(NamedTuple):
+class TrainingBatch(NamedTuple):
     """A batch of what the denoiser is trained on.
 
     Args:
@@ -125,7 +125,7 @@ class DrawnClips(NamedTuple):
         staging: What happens where.
         token_ids: Captions, `[n, tokens]`.
         is_blank: Whether the image tower sees nothing, `[n]`.
-        noise, timesteps: As in `Samples`.
+        noise, timesteps: As in `TrainingBatch`.
     """
 
     staging: Staging
@@ -135,7 +135,7 @@ class DrawnClips(NamedTuple):
     timesteps: torch.Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClipDraw:
     """Draw clips by their indices; every one from (seed, index) alone.
 
@@ -215,11 +215,11 @@ class VideoObjective:
         rng = np.random.default_rng((seed, 6))
         self.canvases = Canvases(num_canvases, photos=TRAINING_PHOTOS, rng=rng)
         self.draw = ClipDraw(
-            data,
-            seed,
-            num_canvases,
-            model.autoencoder.keyframe_times().numpy(),
-            self.scheduler.config.num_train_timesteps,
+            data=data,
+            seed=seed,
+            num_canvases=num_canvases,
+            times=model.autoencoder.keyframe_times().numpy(),
+            num_timesteps=self.scheduler.config.num_train_timesteps,
         )
 
     def to(self, device: torch.device) -> None:
@@ -230,14 +230,14 @@ class VideoObjective:
         self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.to(device)
 
     @torch.no_grad()
-    def prepare(self, drawn: DrawnClips) -> Samples:
+    def prepare(self, drawn: DrawnClips) -> TrainingBatch:
         """Render and encode."""
         model = self.model
         clips = render_staged(drawn.staging, self.canvases)
         image = clips.video[:, 0]
         shown = torch.where(drawn.is_blank[:, None, None, None], 0.5, image)
         is_object = F.adaptive_max_pool2d(clips.is_object.flatten(0, 1).float(), 8)
-        return Samples(
+        return TrainingBatch(
             clean=model.autoencoder.encode(clips.flow),
             image_latents=model.autoencoder.encode_image(image),
             text=model.text_encoder(drawn.token_ids).last_hidden_state,
@@ -248,8 +248,8 @@ class VideoObjective:
         )
 
     def loss(self, denoiser: nn.Module, *prepared: torch.Tensor) -> torch.Tensor:
-        """The loss above, of the fields of `Samples`."""
-        sample = Samples(*prepared)
+        """The loss above, of the fields of `TrainingBatch`."""
+        sample = TrainingBatch(*prepared)
         noisy = self.scheduler.add_noise(sample.clean, sample.noise, sample.timesteps)
         condition = sample.image_latents[:, :, None].expand(-1, -1, noisy.shape[2], -1, -1)
         predicted = denoiser(
@@ -260,7 +260,7 @@ class VideoObjective:
         error = (predicted.float() - velocity).square().mean(1, keepdim=True)
         return (weight * error).mean() / weight.mean()
 
-    def batch(self, indices: Sequence[int]) -> Samples:
+    def batch(self, indices: Sequence[int]) -> TrainingBatch:
         """Draw, render, caption and encode the samples with these indices."""
         return self.prepare(self.draw(indices))
 
@@ -270,7 +270,7 @@ def train_base(
     folder: Path,
     *,
     settings: TrainerSettings = BASE_SETTINGS,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainingResult:
     """Train U-Net and image projector from scratch; `model` is left with the averaged weights."""
     objective = VideoObjective(model, BASE_DATA, seed=settings.seed)
@@ -291,7 +291,7 @@ def fine_tune(
     data: ClipData = TUNED_DATA,
     settings: TrainerSettings = TUNED_SETTINGS,
     trains: Trains = "adapter and U-Net",
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainingResult:
     """Fine-tune a base that carries a fresh adapter.
 
