@@ -56,6 +56,11 @@ $(BIN)/python:
 	$(INSTALL) -c constraints.txt -e '.[dev]'
 	touch $@ .venv/installed-eval
 
+# For .ci/run: one resolution and one build instead of two.
+.venv/installed-ci: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -c constraints.txt -e '.[dev,docs]'
+	touch $@ .venv/installed-dev .venv/installed-eval .venv/installed-docs
+
 .venv/installed-docs: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -c constraints.txt -e '.[docs]'
 	touch $@

@@ -22,7 +22,7 @@ from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMSchedul
 from motionmerge.noise_levels import _NO_LEVEL, _RULES, counts_up, level_of_step, noisiest
 from motionmerge.schedule import ExpertSchedule, noise_level
 
-STEPS = (1, 2, 4, 9, 50)
+STEPS = (1, 2, 4, 9, 20)
 SHIFTS = (1.0, 3.0, 8.0)
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 LOG = {

@@ -352,12 +352,11 @@ def test_a_pipeline_without_encoders_says_what_it_takes(
         generate(pipeline, None, prompt_embeds=embeds, negative_prompt_embeds=embeds)
 
 
-@pytest.mark.parametrize("num_steps", [1, 7, 11, 14, 15, 20, 25, 33])
-def test_any_number_of_steps_is_finite(
-    pipeline: DynamiCrafterPipeline, generate: Generate, num_steps: int
-) -> None:
-    latents = generate(pipeline, num_inference_steps=num_steps, output_type="latent")
-    assert latents.isfinite().all()
+def test_any_number_of_steps_is_finite(pipeline: DynamiCrafterPipeline, generate: Generate) -> None:
+    options = {"guidance_scale": 1.0, "output_type": "latent"}  # one forward a step
+    for num_steps in (1, 7, 11, 14, 15, 20, 25, 33):
+        latents = generate(pipeline, num_inference_steps=num_steps, **options)
+        assert latents.isfinite().all(), num_steps
 
 
 def test_an_analytic_start_begins_late(pipeline: DynamiCrafterPipeline, generate: Generate) -> None:

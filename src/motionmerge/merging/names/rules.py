@@ -105,12 +105,12 @@ class Templates:
     def __init__(self, templates: Iterable[str]) -> None:
         self._known: dict[str, list[str]] = {}
         for template in templates:
-            shape = _DIGITS.sub("#", template.replace("{}", "#"))
+            shape = _without_numbers(template.replace("{}", "#"))
             self._known.setdefault(shape, []).append(template)
 
     def find(self, path: str) -> tuple[str, str] | None:
         """Return the template of a path and its number, empty if it has none; None if none fits."""
-        for template in self._known.get(_DIGITS.sub("#", path), ()):
+        for template in self._known.get(_without_numbers(path), ()):
             if found := _pattern(template).fullmatch(path):
                 return template, found[1] if found.groups() else ""
         return None
@@ -128,6 +128,11 @@ class Templates:
         """Check whether each template has a tensor among some names."""
         found = {match[0] for name in names if (match := self.find_tensor(name))}
         return found == {template for known in self._known.values() for template in known}
+
+
+@lru_cache(maxsize=1 << 14)  # every table looks up the same names
+def _without_numbers(path: str) -> str:
+    return _DIGITS.sub("#", path)
 
 
 @lru_cache(maxsize=1 << 14)
