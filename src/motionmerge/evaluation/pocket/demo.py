@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch.nn import functional as F
 
 from motionmerge.errors import ConfigError
@@ -41,11 +41,10 @@ from motionmerge.evaluation.pocket.verdicts import (
 )
 from motionmerge.io.atomic import check_file, prepare_folder
 from motionmerge.io.video import fit_image, write_video
+from motionmerge.models.pocket.drawing import draw_things
 from motionmerge.models.pocket.language import Actor, Program
 from motionmerge.models.pocket.world import (
-    COLOR_VALUES,
     FRAME_RATE,
-    RADIUS,
     SIZE,
     Scene,
     load_photo,
@@ -297,23 +296,9 @@ def _write_clip(
 
 def demo_image(prompt: DemoPrompt) -> torch.Tensor:
     """The photo with the objects painted on it, `[3, 256, 256]` in [0, 1]."""
-    times = 4  # drawn larger and scaled down, for smooth edges
     photo = fit_image(load_photo(prompt.photo), SIDE, SIDE)
-    layer = photo.resize((SIDE * times, SIDE * times), Image.Resampling.BICUBIC)
-    mask = Image.new("L", layer.size)
-    draw, colors = ImageDraw.Draw(mask), ImageDraw.Draw(layer)
-    unit = SIDE * times / SIZE
-    for actor, (x, y) in zip(prompt.program.actors, prompt.starts, strict=True):
-        radius = RADIUS if actor.shape == "ball" else RADIUS / 1.1
-        box = tuple(unit * value for value in (x - radius, y - radius, x + radius, y + radius))
-        fill = tuple(round(255 * value) for value in COLOR_VALUES[actor.color])
-        for canvas, color in ((colors, fill), (draw, 255)):
-            paint = canvas.ellipse if actor.shape == "ball" else canvas.rectangle
-            paint(box, fill=color)
-    small = (SIDE, SIDE)
-    painted = Image.composite(
-        layer.resize(small, Image.Resampling.BOX), photo, mask.resize(small, Image.Resampling.BOX)
-    )
+    things = [(actor.color, actor.shape) for actor in prompt.program.actors]
+    painted = draw_things(photo, dict(zip(things, prompt.starts, strict=True)))
     return torch.from_numpy(np.array(painted)).permute(2, 0, 1).float() / 255
 
 
