@@ -85,6 +85,8 @@ def test_the_demo_makes_a_page_whose_files_are_all_there(random_pocket, tmp_path
         inputs=inputs,
     )
     text = path.read_text()
+    chart = text[text.index("<svg") : text.index("</svg>")]
+    assert "#000000" not in chart  # on a dark page that would be unreadable
     files = set(re.findall(r'(?:src|poster)="([^"]+)"', text))
     assert len([name for name in files if name.endswith(".mp4")]) == 6
     assert all((tmp_path / name).stat().st_size > 0 for name in files)

@@ -115,6 +115,8 @@ def knob_chart(results: Mapping[str, ConditionResults]) -> Figure:
     shares.set_ylabel("obedience ■   intact ▲   (%)", color=_SHARE)
     shares.set_ylim(0, 102)
     shares.spines["top"].set_visible(False)
+    for spine in shares.spines.values():
+        spine.set_color(_INK)
     shares.tick_params(colors=_INK)
     return figure
 
