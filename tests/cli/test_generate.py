@@ -63,6 +63,32 @@ def test_the_same_seed_gives_the_same_video_and_another_seed_another(photo: Path
     assert not torch.equal(videos[0], videos[2])
 
 
+def test_an_object_that_the_photo_lacks_is_drawn_on_request(photo: Path, tmp_path: Path):
+    options = ("--steps", "1", "--size", "64", "--seed", "5")
+    prompt = "the green ball moves up"
+    plain = generate(photo, "-o", str(tmp_path / "plain.mp4"), *options, prompt=prompt)
+    assert "The photo shows no green ball: --draw paints" in plain.stderr
+    videos = []
+    for name in ("a", "b"):
+        output = tmp_path / f"{name}.mp4"
+        result = generate(photo, "--draw", "-o", str(output), *options, prompt=prompt)
+        assert result.exit_code == 0, result.output
+        assert "shows no" not in result.stderr
+        videos.append(read_video(output)[0])
+    assert torch.equal(*videos)
+    x, y = (int(value) for value in read_video_metadata(output)["drawn"]["green ball"])
+    red, green, blue = videos[0][0, :, y, x]
+    assert green > 0.6 > 0.4 > max(red, blue)
+
+
+def test_what_cannot_be_drawn_is_named_before_anything_is_made(photo: Path, tmp_path: Path):
+    output = tmp_path / "out.mp4"
+    result = generate(photo, "--draw", "-o", str(output))
+    assert result.exit_code == 2
+    assert "names no ball and no box" in result.stderr
+    assert not output.exists()
+
+
 def test_the_motion_knob_and_single_weights_run_and_report_as_json(photo: Path, tmp_path: Path):
     for options in (["--motion", "0.5"], ["--weights", "tuned"], ["--recipe", "edg-official"]):
         output = tmp_path / "out.mp4"

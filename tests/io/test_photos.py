@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 
 import pytest
 from PIL import EpsImagePlugin, Image
 
 from motionmerge.errors import DataError
+from motionmerge.io import video
 from motionmerge.io.video import IMAGE_FORMATS, load_image
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n{} loop\n%%EOF\n"
@@ -54,3 +56,60 @@ def test_a_file_of_gigabytes_is_refused_by_its_size(tmp_path):
         file.truncate(2**40)
     with pytest.raises(DataError, match=r"bytes, more than"):
         load_image(path)
+
+
+# HEIC, which needs a package that not everybody has
+
+
+def test_heic_without_pillow_heif_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "photo.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+    with pytest.raises(DataError, match=r"(?s)HEIC.*pillow-heif.*Fix: .*pip install pillow-heif"):
+        load_image(tmp_path / "photo.jpg")
+
+
+@pytest.fixture
+def heic(tmp_path):
+    """Write an image as HEIC, and return its path."""
+    encoder = pytest.importorskip("pillow_heif")
+
+    def write(image, **options):
+        path = tmp_path / "photo.heic"
+        encoder.encode(image.mode, image.size, image.tobytes(), path, quality=95, **options)
+        return path
+
+    return write
+
+
+def test_a_heic_photo_is_read_upright(heic):
+    image = Image.new("RGB", (64, 32), "blue")
+    image.paste("red", (0, 0, 32, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees: what is left goes to the top
+    read = load_image(heic(image, exif=exif.tobytes()))
+    assert (read.mode, read.size) == ("RGB", (32, 64))
+    assert read.getpixel((16, 8))[0] > 200
+    assert read.getpixel((16, 56))[2] > 200
+
+
+def test_transparent_heic_lies_over_white(heic):
+    read = load_image(heic(Image.new("RGBA", (32, 32), (255, 0, 0, 0))))
+    assert min(read.getpixel((16, 16))) > 250
+
+
+def test_hostile_heic_is_refused(heic, monkeypatch):
+    path = heic(Image.effect_noise((64, 64), 50).convert("RGB"))
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:40] + bytes(len(whole) - 40)):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="Fix"):
+            load_image(path)
+    path.write_bytes(whole)
+    monkeypatch.setattr(video, "MAX_IMAGE_PIXELS", 1_000)
+    with pytest.raises(DataError, match="Scale the image down"):
+        load_image(path)
+
+
+def test_reading_heic_registers_nothing_with_pillow(heic):
+    load_image(heic(Image.new("RGB", (32, 32), "red")))
+    assert "HEIF" not in Image.OPEN

@@ -23,6 +23,8 @@ from motionmerge.errors import ConfigError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from motionmerge.sampling.pipelines.encoded import Conditions
+    from motionmerge.sampling.request.model import ModelChoice
     from motionmerge.sampling.videos.make_video import VideoSettings
 
 EXAMPLE = 'Example: motionmerge generate photo.jpg --prompt "the camera pans left"'
@@ -64,6 +66,15 @@ def generate(
         typer.Option(
             "--loop",
             help="End with PHOTO: the same as --last-image PHOTO.",
+            rich_help_panel=VIDEO,
+        ),
+    ] = False,
+    draw: Annotated[
+        bool,
+        typer.Option(
+            "--draw",
+            help="Paint the balls and boxes that the prompt names into the photo, at places that "
+            "the seed decides: for the pocket model.",
             rich_help_panel=VIDEO,
         ),
     ] = False,
@@ -133,6 +144,7 @@ def generate(
     for _, settings in wanted:
         settings.check(chosen.family, chosen.limits, has_last_image=last is not None)
         chosen.check_prompt(settings.prompt or "")
+    images, drawn = _first_frames(image, chosen, [settings for _, settings in wanted], draw=draw)
     paths = _output_paths(output, wanted)
     read = [(last_image, "the last image"), (photo, "the photo")]
     may_ask = not (dry_run or as_json)
@@ -145,7 +157,10 @@ def generate(
     of_all = {"model": chosen.name, **experts.description(), **files}
     if isinstance(chosen, FolderModel):
         of_all["dtype"] = str(chosen.weights_dtype)
-    about = [{**of_all, **one.model_dump(exclude_none=True)} for one in resolved]
+    about = [
+        {**of_all, **one.model_dump(exclude_none=True), **own}
+        for one, own in zip(resolved, drawn, strict=True)
+    ]
     planner.show()
     if dry_run:
         _print_plan(paths, about, as_json, dropped=chosen.limits.dropped_frames)
@@ -154,24 +169,28 @@ def generate(
     for folder in folders:
         prepare_folder(folder)
     made: list[dict[str, Any]] = []
-    rows, conditions = [], []
+    rows: list[Any] = []
+    conditions: list[Conditions | None] = []
 
     def encode(pipeline: Any) -> None:
+        if draw:  # each video has a first frame of its own, and the pocket model room for all
+            conditions.extend([None] * len(wanted))
+            return
         each = [settings for _, settings in wanted]
         conditions.extend(encode_ahead(pipeline, image, each, last_image=last))
 
     with loaded(chosen, experts, encode=encode) as (pipeline, _):
-        for (_, settings), path, condition, made_from, own in zip(
-            wanted, paths, conditions, resolved, about, strict=True
+        for (_, settings), path, first, painted, condition, made_from, own in zip(
+            wanted, paths, images, drawn, conditions, resolved, about, strict=True
         ):
             several = f"video {len(made) + 1} of {len(wanted)}"
             show_steps(pipeline, label=several if len(wanted) > 1 else path.name)
             started = time.monotonic()
             video = make_video(
-                pipeline, image, settings, last_image=last, conditions=condition, **options
+                pipeline, first, settings, last_image=last, conditions=condition, **options
             )
             rate = settings.frame_rate or chosen.limits.frame_rate
-            metadata = {**provenance(shared, made_from), **files}
+            metadata = {**provenance(shared, made_from), **files, **painted}
             write_video(path, video, fps=rate, metadata=metadata)
             seconds = round(time.monotonic() - started, 2)
             made.append({"output": str(path), "seconds": seconds, **own})
@@ -194,6 +213,44 @@ def _last_image(photo: Path, last_image: Path | None, *, loop: bool) -> Image.Im
         raise ConfigError("--loop and --last-image were given together.", fix="Choose one of them.")
     path = photo if loop else last_image
     return None if path is None else load_image(path)
+
+
+def _first_frames(
+    image: Image.Image, model: ModelChoice, wanted: list[VideoSettings], *, draw: bool
+) -> tuple[list[Image.Image], list[dict[str, Any]]]:
+    """Paint what the prompts name into the photo, or say on stderr what it cannot show.
+
+    Returns:
+        The first frame of every video, and what its metadata say of what was painted.
+    """
+    from motionmerge.io.video import fit_image
+    from motionmerge.models.pocket.drawing import (
+        absent_things,
+        draw_things,
+        named_things,
+        places_for,
+    )
+    from motionmerge.models.pocket.world import SIZE
+
+    if model.path is not None:
+        if draw:
+            raise ConfigError("--draw is for the pocket model.", fix="Leave it out.")
+        return [image] * len(wanted), [{}] * len(wanted)
+    if not draw:
+        named = {thing: None for one in wanted for thing in named_things(one.prompt or "")}
+        if absent := absent_things(image, list(named)):
+            names = " and no ".join(" ".join(thing) for thing in absent)
+            typer.echo(f"The photo shows no {names}: --draw paints what a prompt names.", err=True)
+        return [image] * len(wanted), [{}] * len(wanted)
+    images, drawn = [], []
+    for settings in wanted:
+        places = places_for(settings.prompt or "", seed=settings.seed)
+        resolved = settings.resolved(model.family, model.limits)
+        side = resolved.height or SIZE
+        images.append(draw_things(fit_image(image, side, side), places))
+        about = {" ".join(thing): [round(x, 2), round(y, 2)] for thing, (x, y) in places.items()}
+        drawn.append({"drawn": about})
+    return images, drawn
 
 
 def _start_options(analytic_init: Path | None, start_step: int | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from motionmerge.errors import DataError, ShapeError
 from motionmerge.io.atomic import atomic_path
+from motionmerge.io.heif import is_heif, open_heif
 
 MIN_IMAGE_SIDE = 16
 MAX_IMAGE_PIXELS = 89_000_000
@@ -35,8 +36,8 @@ MAX_VIDEO_BYTES = 4 * 2**30
 IMAGE_FORMATS = (
     *("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "TGA"),
 )
-"""What a photo can be. Pillow opens whatever it knows, by content: a `.jpg` that holds PostScript
-would start Ghostscript, which may never end."""
+"""What a photo can be, besides HEIC. Pillow opens whatever it knows, by content: a `.jpg` that
+holds PostScript would start Ghostscript, which may never end."""
 
 _DECODER_ERRORS = (
     ArithmeticError,
@@ -76,14 +77,15 @@ def load_image(path: str | Path) -> Image.Image:
     """Read a photo as 8-bit RGB: turned as its EXIF says, transparency over white, 16 bit scaled.
 
     Raises:
-        DataError: The file is missing, damaged, of another format than `IMAGE_FORMATS`, too small
-            or too large.
+        DataError: The file is missing, damaged, of another format than `IMAGE_FORMATS` and HEIC,
+            too small or too large; or it is HEIC, and pillow-heif is not installed.
     """
     try:
         _check_photo_file(path)
-        with Image.open(path, formats=_known_formats()) as image:
+        with _open_photo(path) as image:
             _check_image_size(image, path)
             image.load()
+            _check_image_size(image, path)  # HEIC may turn out larger than it says
             return _to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} is too large: {error}", fix="Scale the image down.") from error
@@ -91,13 +93,24 @@ def load_image(path: str | Path) -> Image.Image:
         raise DataError(f"There is no image at {path}.", fix="Check the path.") from error
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{path} cannot be read as an image: it holds none of {', '.join(IMAGE_FORMATS)}.",
+            f"{path} cannot be read as an image: it holds none of "
+            f"{', '.join(IMAGE_FORMATS)}, HEIC.",
             fix="Save it again as PNG or JPEG.",
         ) from error
     except _DECODER_ERRORS as error:
         raise DataError(
             f"{path} cannot be read as an image: {error}", fix="Save it again as PNG or JPEG."
         ) from error
+
+
+def _open_photo(path: str | Path) -> Image.Image:
+    # Pillow comes first: a file that begins as HEIF may hold AVIF, which it reads by itself.
+    try:
+        return Image.open(path, formats=_known_formats())
+    except UnidentifiedImageError:
+        if not is_heif(path):
+            raise
+        return open_heif(path)
 
 
 @cache

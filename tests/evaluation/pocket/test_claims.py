@@ -30,6 +30,7 @@ def made_up(condition, *, degree, obedience, intact=1.0, fidelity=40.0):
             obeyed=bool(order[i] < obedience * NUM),
             direction_right=1.0,
             intact=bool(order[i] < intact * NUM),
+            whole=bool(order[i] < intact * NUM),
             first_frame_db=fidelity + 0.1 * float(rng.normal()),
             background_db=30.0,
             difficulty=DIFFICULTIES[i % 3],

@@ -10,8 +10,14 @@ from PIL import Image
 
 from motionmerge.errors import ConfigError
 from motionmerge.evaluation.pocket.demo import PROMPTS, demo_image, demo_stages, run_demo
-from motionmerge.evaluation.pocket.report import Clip, Method, Page, Shot, write_report
-from motionmerge.evaluation.pocket.tables import Row
+from motionmerge.evaluation.pocket.report import (
+    Clip,
+    Method,
+    Numbers,
+    Page,
+    Shot,
+    write_report,
+)
 from motionmerge.evaluation.statistics import Estimate
 from motionmerge.models.pocket.text import PocketTokenizer
 
@@ -20,31 +26,14 @@ HOSTILE = '<script>alert("x")</script>'
 
 @pytest.fixture
 def page():
-    clip = Clip(
-        title="Base",
-        video="videos/a.mp4",
-        flow="images/a.jpg",
-        degree=3.2,
-        camera="pans left",
-        obeyed=True,
-    )
+    clip = Clip("Base", "videos/a.mp4", "images/a.jpg", 3.2, "pans left")
+    wrong = replace(clip, disobedience=(HOSTILE,), damage=(HOSTILE,))
     number = Estimate(3.0, 2.0, 4.0, 24)
-    row = Row(
-        name=HOSTILE,
-        degree=number,
-        obedience=number,
-        by_difficulty=(50.0, 40.0, 30.0),
-        halves_right=number,
-        camera_right=None,
-        intact=number,
-        first_frame_db=number,
-    )
     return Page(
-        methods=(
-            Method(title=HOSTILE, note=HOSTILE, condition="base", recipe=HOSTILE, schedule=HOSTILE),
-        ),
-        shots=(Shot(HOSTILE, HOSTILE, "images/a.jpg", (clip, replace(clip, obeyed=None))),),
-        rows=(row,),
+        methods=(Method(HOSTILE, HOSTILE, "base", HOSTILE, HOSTILE),),
+        shots=(Shot(HOSTILE, HOSTILE, True, HOSTILE, "images/a.jpg", (clip, wrong)),),
+        result=HOSTILE,
+        rows=(Numbers(HOSTILE, number, number, number, number, None),),
         num_table_prompts=24,
         flow_scale=4.0,
         knob_svg="<svg></svg>",
@@ -62,6 +51,12 @@ def test_the_report_escapes_html(page, tmp_path):
 def test_the_report_needs_no_network(page, tmp_path):
     text = write_report(page, tmp_path / "index.html").read_text()
     assert not re.search(r"(src|href)=\"(https?:)?//", text)
+
+
+def test_a_clip_obeys_and_is_whole_only_where_nothing_is_wrong(page, tmp_path):
+    text = write_report(page, tmp_path / "index.html").read_text()
+    for word in ("✓ obeys", "✓ whole", "✗ disobeys", "✗ breaks"):
+        assert text.count(word) == 1
 
 
 def test_demo_prompts_are_known_words_on_square_pictures():
@@ -90,8 +85,13 @@ def test_the_demo_makes_a_page_whose_files_are_all_there(random_pocket, tmp_path
         inputs=inputs,
     )
     text = path.read_text()
+    chart = text[text.index("<svg") : text.index("</svg>")]
+    assert "#000000" not in chart  # on a dark page that would be unreadable
     files = set(re.findall(r'(?:src|poster)="([^"]+)"', text))
     assert len([name for name in files if name.endswith(".mp4")]) == 6
     assert all((tmp_path / name).stat().st_size > 0 for name in files)
+    assert "On 3 held-out prompts the full method" in text
     with Image.open(tmp_path / "sheet.jpg") as sheet:  # three stages, six frames of 128 pixels
         assert sheet.size == (6 * 130 + 2, 3 * 144 + 2)
+    with Image.open(tmp_path / "typical.webp") as animation:  # three stages beside one another
+        assert (animation.n_frames, animation.width) == (16, 3 * 256 + 2 * 8)

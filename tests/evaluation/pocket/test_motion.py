@@ -50,6 +50,7 @@ def test_real_clips_obey_their_captions_and_stay_intact(real):
     _, _, measured = real
     assert np.mean([m.obeyed for m in measured]) >= 0.97
     assert np.mean([m.intact for m in measured]) >= 0.97
+    assert np.mean([m.whole for m in measured]) >= 0.97
     assert min(m.first_frame_db for m in measured) == 100
 
 
@@ -84,6 +85,50 @@ def test_a_leftover_copy_is_not_intact(real):
     moved = ghost[:, :, 2:12, 2:12]
     moved[:] = videos[index][0][patch]
     assert not measure_clip(ghost, chosen[index]).intact
+
+
+def test_an_object_in_two_pieces_is_not_whole(real):
+    chosen, videos, _ = real
+    index = next(i for i, scene in enumerate(chosen) if scene.program.camera == "rests")
+    torn = videos[index].clone()
+    x, y = (round(value) for value in chosen[index].starts[0])
+    rows, columns = slice(y - 8, y + 8), slice(x - 16, x + 16)
+    left, right = slice(x - 16, x), slice(x, x + 16)
+    background = torn[0, :, y - 12, x][:, None, None]
+    halves = torn[0, :, rows, left].clone(), torn[0, :, rows, right].clone()
+    torn[1:, :, rows, columns] = background
+    torn[1:, :, y - 16 : y, left], torn[1:, :, y : y + 16, right] = halves
+    measured = measure_clip(torn, chosen[index])
+    assert measured.picture_holds
+    assert not measured.actors[0].whole
+    assert not measured.whole
+
+
+def _tear(video, pixels):
+    """Let the right half of a picture slip downwards over the clip."""
+    torn = video.clone()
+    for time in range(NUM_FRAMES):
+        slip = round(pixels * time / (NUM_FRAMES - 1))
+        torn[time, :, :, 32:] = video[time, :, :, 32:].roll(slip, dims=1)
+    return torn
+
+
+def test_a_torn_or_faded_picture_is_not_whole(real):
+    chosen, videos, measured = real
+    gray = torch.linspace(0, 1, NUM_FRAMES)[:, None, None, None]
+    other = videos.roll(1, 0)
+    holds = np.array([m.picture_holds for m in measured])
+    assert holds.mean() >= 0.97
+    kinds = {
+        "slipped": [_tear(video, 12) for video in videos],
+        "gray": [video * (1 - gray) + 0.5 * gray for video in videos],
+        "another": [
+            video * (1 - gray) + one * gray for video, one in zip(videos, other, strict=True)
+        ],
+    }
+    for name, clips in kinds.items():
+        caught = [not measure_clip(v, s).picture_holds for v, s in zip(clips, chosen, strict=True)]
+        assert np.mean(caught) >= 0.85, name
 
 
 def test_a_vanished_object_is_neither_intact_nor_obedient(real):

@@ -35,6 +35,7 @@ FAMILIES = {  # name, legend, color
 }
 VARIANT_COLORS = {"base": "#2f9e44", "tuned": "#2563eb", "naive": "#a16207", "equal": "#0f766e"}
 _INK = "#010203"  # becomes the page's text color in SVG
+_DEGREE, _SHARE, _INTACT = "#d6336c", "#2563eb", "#7a7f87"  # of the knob's three curves
 
 
 def front_chart(results: Mapping[str, ConditionResults]) -> Figure:
@@ -101,19 +102,21 @@ def knob_chart(results: Mapping[str, ConditionResults]) -> Figure:
     members = family(results, KNOB)
     alphas = [one.condition.setting for one in members]
     degrees = [bootstrap_mean(m.column("degree")[m.moving], num_resamples=2_000) for m in members]
-    axes.plot(alphas, [e.value for e in degrees], "o-", color="#d6336c")
+    axes.plot(alphas, [e.value for e in degrees], "o-", color=_DEGREE)
     axes.fill_between(
-        alphas, [e.low for e in degrees], [e.high for e in degrees], color="#d6336c", alpha=0.18
+        alphas, [e.low for e in degrees], [e.high for e in degrees], color=_DEGREE, alpha=0.18
     )
     axes.set_xlabel("motion knob α: base − α (tuned − base);  −1 is tuned, 0 is base")
-    axes.set_ylabel("motion degree (px)", color="#d6336c")
+    axes.set_ylabel("motion degree (px)", color=_DEGREE)
     axes.set_ylim(bottom=0)
     shares = axes.twinx()
-    shares.plot(alphas, [_x(one) for one in members], "s-", color="#2563eb", markersize=4)
-    shares.plot(alphas, [100 * one.intact for one in members], "^:", color="#7a7f87", markersize=4)
-    shares.set_ylabel("obedience ■   intact ▲   (%)", color="#2563eb")
+    shares.plot(alphas, [_x(one) for one in members], "s-", color=_SHARE, markersize=4)
+    shares.plot(alphas, [100 * one.intact for one in members], "^:", color=_INTACT, markersize=4)
+    shares.set_ylabel("obedience ■   intact ▲   (%)", color=_SHARE)
     shares.set_ylim(0, 102)
     shares.spines["top"].set_visible(False)
+    for spine in shares.spines.values():
+        spine.set_color(_INK)
     shares.tick_params(colors=_INK)
     return figure
 
@@ -143,14 +146,21 @@ def to_png(figure: Figure) -> bytes:
 
 
 def to_svg(figure: Figure) -> str:
-    """The chart as an SVG element without background, text in the page's color."""
+    """The chart as an SVG element without background, in the page's colors.
+
+    Text has the color of the text around it. The knob's curves and their axes have the page's
+    `--chart-degree`, `--chart-share` and `--chart-intact`, where it sets them.
+    """
     import matplotlib
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "motionmerge"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    for name, color in (("degree", _DEGREE), ("share", _SHARE), ("intact", _INTACT)):
+        text = text.replace(color, f"var(--chart-{name}, {color})")
+    return text
 
 
 def _x(results: ConditionResults) -> float:

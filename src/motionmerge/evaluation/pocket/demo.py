@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch.nn import functional as F
 
 from motionmerge.errors import ConfigError
@@ -23,29 +23,39 @@ from motionmerge.evaluation.pocket.conditions import (
     pick_conditions,
 )
 from motionmerge.evaluation.pocket.motion import FloatArray, measure_clip
-from motionmerge.evaluation.pocket.report import Clip, Method, Page, Shot, write_report
-from motionmerge.evaluation.pocket.runs import RESULTS_FILE, Protocol, evaluate, generate
-from motionmerge.evaluation.pocket.tables import table_row
+from motionmerge.evaluation.pocket.report import Clip, Method, Numbers, Page, Shot, write_report
+from motionmerge.evaluation.pocket.runs import (
+    RESULTS_FILE,
+    ConditionResults,
+    Protocol,
+    evaluate,
+    generate,
+)
+from motionmerge.evaluation.pocket.tables import share_of, table_row
+from motionmerge.evaluation.pocket.typical import typical_shots, write_animation, write_sheet
+from motionmerge.evaluation.pocket.verdicts import (
+    damage,
+    disobedience,
+    result_sentence,
+    what_to_look_for,
+)
 from motionmerge.io.atomic import check_file, prepare_folder
-from motionmerge.io.video import contact_sheet, fit_image, write_video
+from motionmerge.io.video import fit_image, write_video
+from motionmerge.models.pocket.drawing import draw_things
 from motionmerge.models.pocket.language import Actor, Program
 from motionmerge.models.pocket.world import (
-    COLOR_VALUES,
     FRAME_RATE,
-    RADIUS,
     SIZE,
     Scene,
     load_photo,
 )
 from motionmerge.switching.expert_bank import experts
 
-PAGE_FILE, SHEET_FILE = "index.html", "sheet.jpg"
+PAGE_FILE, SHEET_FILE, ANIMATION_FILE = "index.html", "sheet.jpg", "typical.webp"
 SIDE = 256  # pixels, of the videos
 NUM_TABLE_PROMPTS = 24
 KNOB_EXTRAS = (-0.5, 1.0)
 FLOW_PAIRS = ((0, 3), (6, 9), (12, 15))
-SHEET_STAGES = ("Base", "Tuned", "Full method")
-SHEET_PROMPTS, SHEET_EVERY = 2, 3  # how many of the prompts, and of the frames
 
 Progress = Callable[[str], None]
 
@@ -131,7 +141,9 @@ def run_demo(
 
     Args:
         pipeline: A `PocketPipeline`.
-        folder: Where videos, `index.html` and the contact sheet `sheet.jpg` go.
+        folder: Where videos and `index.html` go. Of the most typical prompts a contact sheet goes
+            there too, `sheet.jpg`, and of the first of them an animation, `typical.webp`; see
+            `typical_shots`.
         num_prompts: How many of `PROMPTS`.
         num_table_prompts: Held-out prompts per condition for the table and the knob curve.
         seed: Of the noise.
@@ -166,7 +178,6 @@ def run_demo(
                 names=[f"demo/{seed}/{prompt.photo}" for prompt in chosen],
                 num_inference_steps=num_inference_steps,
             )
-    _save(folder / SHEET_FILE, _sheet(chosen, stages, videos))
     tell("optical flow")
     flows = {
         (name, index): video_flow(video, pairs=FLOW_PAIRS)
@@ -191,7 +202,16 @@ def run_demo(
             )
             for shown, _ in stages
         ]
-        shots.append(Shot(prompt.program.caption(), prompt.photo, picture, tuple(clips)))
+        shots.append(
+            Shot(
+                prompt=prompt.program.caption(),
+                look_for=what_to_look_for(prompt.program),
+                tells_all=bool(prompt.program.actors) and prompt.program.camera_is_captioned,
+                photo=prompt.photo,
+                picture=picture,
+                clips=tuple(clips),
+            )
+        )
     _save(folder / "images" / "flow-legend.png", flow_legend())
     measured = evaluate(
         pipeline,
@@ -203,10 +223,18 @@ def run_demo(
         inputs=inputs,
         progress=lambda name, _: tell(f"numbers: {name}"),
     )
+    of = {shown.title: measured[shown.condition] for shown, _ in stages}
+    typical = typical_shots(shots, of)
+    shown_videos = [
+        {shown.title: videos[shown.condition][index] for shown, _ in stages} for index in typical
+    ]
+    write_sheet(folder / SHEET_FILE, [shots[index] for index in typical], shown_videos)
+    write_animation(folder / ANIMATION_FILE, shots[typical[0]], shown_videos[0])
     page = Page(
         methods=tuple(shown for shown, _ in stages),
         shots=tuple(shots),
-        rows=tuple(table_row(measured[shown.condition]) for shown, _ in stages),
+        result=result_sentence(of["Full method"], of["Tuned"]),
+        rows=tuple(_numbers(title, results) for title, results in of.items()),
         num_table_prompts=num_table_prompts,
         flow_scale=scale,
         knob_svg=to_svg(knob_chart(measured)),
@@ -219,24 +247,20 @@ def _check_outputs(folder: Path) -> None:
     """Make the folders, and refuse before any video is made what cannot be written."""
     for inner in ("", "images", "videos"):
         prepare_folder(folder / inner)
-    for name in (PAGE_FILE, SHEET_FILE, RESULTS_FILE):
+    for name in (PAGE_FILE, SHEET_FILE, ANIMATION_FILE, RESULTS_FILE):
         check_file(folder / name)
 
 
-def _sheet(
-    prompts: Sequence[DemoPrompt],
-    stages: Sequence[tuple[Method, Condition]],
-    videos: Mapping[str, torch.Tensor],
-) -> Picture:
-    """Frames of the first prompts under the main stages, one clip a row."""
-    rows = {
-        f"{shown.title}: {prompt.program.caption()}": videos[shown.condition][index]
-        for index, prompt in enumerate(prompts[:SHEET_PROMPTS])
-        for shown, _ in stages
-        if shown.title in SHEET_STAGES
-    }
-    small = [F.avg_pool2d(video, 2) for video in rows.values()]
-    return np.asarray(contact_sheet(small, labels=list(rows), every=SHEET_EVERY))
+def _numbers(title: str, results: ConditionResults) -> Numbers:
+    row = table_row(results)
+    return Numbers(
+        title=title,
+        degree=row.degree,
+        obeys=share_of([clip.did_all for clip in results.clips]),
+        whole=share_of([clip.whole for clip in results.clips]),
+        objects_right=row.obedience,
+        camera_right=row.camera_right,
+    )
 
 
 def _write_clip(
@@ -267,29 +291,16 @@ def _write_clip(
         flow=f"images/{stem}-flow.jpg",
         degree=measures.camera.degree,
         camera=measures.camera.kind,
-        obeyed=measures.obeyed if prompt.program.actors else None,
+        disobedience=tuple(disobedience(measures, prompt.program)),
+        damage=tuple(damage(measures, prompt.program)),
     )
 
 
 def demo_image(prompt: DemoPrompt) -> torch.Tensor:
     """The photo with the objects painted on it, `[3, 256, 256]` in [0, 1]."""
-    times = 4  # drawn larger and scaled down, for smooth edges
     photo = fit_image(load_photo(prompt.photo), SIDE, SIDE)
-    layer = photo.resize((SIDE * times, SIDE * times), Image.Resampling.BICUBIC)
-    mask = Image.new("L", layer.size)
-    draw, colors = ImageDraw.Draw(mask), ImageDraw.Draw(layer)
-    unit = SIDE * times / SIZE
-    for actor, (x, y) in zip(prompt.program.actors, prompt.starts, strict=True):
-        radius = RADIUS if actor.shape == "ball" else RADIUS / 1.1
-        box = tuple(unit * value for value in (x - radius, y - radius, x + radius, y + radius))
-        fill = tuple(round(255 * value) for value in COLOR_VALUES[actor.color])
-        for canvas, color in ((colors, fill), (draw, 255)):
-            paint = canvas.ellipse if actor.shape == "ball" else canvas.rectangle
-            paint(box, fill=color)
-    small = (SIDE, SIDE)
-    painted = Image.composite(
-        layer.resize(small, Image.Resampling.BOX), photo, mask.resize(small, Image.Resampling.BOX)
-    )
+    things = [(actor.color, actor.shape) for actor in prompt.program.actors]
+    painted = draw_things(photo, dict(zip(things, prompt.starts, strict=True)))
     return torch.from_numpy(np.array(painted)).permute(2, 0, 1).float() / 255
 
 

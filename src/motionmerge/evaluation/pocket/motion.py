@@ -24,6 +24,7 @@ from motionmerge.models.pocket.world import (
     COLOR_VALUES,
     NUM_FRAMES,
     PHASE_PATH,
+    RADIUS,
     SIZE,
     STRAIGHT_PATH,
     Scene,
@@ -34,9 +35,15 @@ MIN_PATH_SHARE = 0.35  # of the true path, for a move that counts as made
 AREA_BAND = (0.5, 1.7)  # of the first area, for an object that counts as still there
 COPY_SHARE = 0.15  # of the first area, for a second blob that counts as a leftover
 MAX_PSNR = 100.0  # decibels, of equal pictures
+# Real clips overlap by 0.76 and more; an object in two equal pieces overlaps by 0.5 at most.
+MIN_OVERLAP = 0.6  # with the object as it was drawn, for one that keeps its shape
+# Lost are 0.16 at most in 99 of 100 real clips and 0.43 in whole generated ones; 0.5 and more when
+# half of the picture slips by 8 pixels (median 0.7), or it fades half-way into another (1.3).
+MAX_LOST = 0.5  # of the picture's contrast, in its worst quarter, for a picture that is still whole
 
 _COLOR_REACH = 0.42  # RGB distance up to which a pixel belongs to an object of a color
 _KEYFRAMES = (0, 5, 10, 15)  # where the camera is fitted; in between it is interpolated
+_MIN_PIXELS = 60  # of a picture or a quarter of it, for a mean that says something
 _MID = (7, 8)  # the frames on both sides of the half
 _AXES = {"left": (0, -1), "right": (0, 1), "up": (1, -1), "down": (1, 1)}
 
@@ -114,12 +121,20 @@ class ActorMeasures:
             over at least `MIN_PATH_SHARE` of the true path.
         area_ratio: Last area / first area, with the zoom taken out; 0 if the object is gone.
         intact: Still there, of about the same size, and without leftover copies.
+        overlap: With the shape as drawn, grown by the zoom and laid where it fits best:
+            intersection / union, the least over the key frames, in [0, 1].
     """
 
     displacements: tuple[tuple[float, float], tuple[float, float]]
     directions_right: tuple[bool, bool]
     area_ratio: float
     intact: bool
+    overlap: float
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is intact and keeps its shape: in one piece, neither smeared nor drawn out."""
+        return self.intact and self.overlap >= MIN_OVERLAP
 
 
 @dataclass(frozen=True)
@@ -132,12 +147,16 @@ class ClipMeasures:
         first_frame_db: PSNR of the first frame with respect to the input image, at most 100.
         background_db: PSNR of the last frame with respect to the first one carried along by the
             camera, outside the objects: low where the picture breaks up.
+        lost: How much of the first frame is not found again, outside the objects: squared
+            difference / variance of the first frame, both smoothed, in the worst quarter of the
+            picture and the worst key frame. About 0 in a whole clip, 1 and more without the photo.
     """
 
     camera: CameraMove
     actors: tuple[ActorMeasures, ...]
     first_frame_db: float
     background_db: float
+    lost: float
 
     @property
     def direction_right(self) -> float:
@@ -153,6 +172,16 @@ class ClipMeasures:
     @property
     def intact(self) -> bool:
         return all(actor.intact for actor in self.actors)
+
+    @property
+    def picture_holds(self) -> bool:
+        """Whether the picture under the objects is still that of the photo, in one piece."""
+        return self.lost <= MAX_LOST
+
+    @property
+    def whole(self) -> bool:
+        """Whether the clip is still whole: every object, and the picture under them."""
+        return self.picture_holds and all(actor.whole for actor in self.actors)
 
 
 def measure_clip(
@@ -187,6 +216,7 @@ def measure_clip(
         actors=actors,
         first_frame_db=psnr(frames[0], reference),
         background_db=_background_db(frames, objects, cameras[-1]),
+        lost=max(_lost(frames, objects, cameras[index], index) for index in _KEYFRAMES[1:]),
     )
 
 
@@ -218,12 +248,12 @@ def fit_similarity(flow: FloatArray, *, where: Mask) -> CameraMove:
 
     Args:
         flow: `[64, 64, 2]` in pixels.
-        where: Pixels to look at. With fewer than 60 the camera is called at rest.
+        where: Pixels to look at. With fewer than `_MIN_PIXELS` the camera is called at rest.
     """
     rows, columns = np.nonzero(where[::2, ::2])
     points = 2.0 * np.stack([columns, rows], -1) + 0.5 - SIZE / 2
     targets = points + flow[::2, ::2][rows, columns]
-    if len(points) < 60:
+    if len(points) < _MIN_PIXELS:
         return CameraMove()
     x, y = points.T
     ones, zeros = np.ones_like(x), np.zeros_like(x)
@@ -291,6 +321,29 @@ def _background_db(frames: FloatArray, objects: Mask, camera: CameraMove) -> flo
     return psnr(back, frames[0], where=where) if where.any() else 0.0
 
 
+def _lost(frames: FloatArray, objects: Mask, camera: CameraMove, index: int) -> float:
+    """Compare one frame, brought back by the camera, with the first; see `ClipMeasures.lost`."""
+    # Smoothed, as sampling anew alone changes the finest texture.
+    first, now = (cv2.GaussianBlur(frames[one], (0, 0), 1.0) for one in (0, index))
+    back, visible = _bring_back(now, camera.matrix())
+    covered, _ = _bring_back(objects[index].astype(np.uint8), camera.matrix())
+    where = visible & ~objects[0] & (covered == 0)
+    if where.sum() < _MIN_PIXELS:
+        return 1.0
+    contrast = float(np.square(first[where] - first[where].mean(0)).sum(-1).mean())
+    error = np.square(back - first).sum(-1)
+    halves = (slice(None, SIZE // 2), slice(SIZE // 2, None))
+    quarters = [where, *(_only(where, rows, columns) for rows in halves for columns in halves)]
+    worst = max(float(error[one].mean()) for one in quarters if one.sum() >= _MIN_PIXELS)
+    return worst / max(contrast, 1e-4)
+
+
+def _only(where: Mask, rows: slice, columns: slice) -> Mask:
+    part = np.zeros_like(where)
+    part[rows, columns] = where[rows, columns]
+    return part
+
+
 def color_distance(frame: FloatArray, color: str) -> FloatArray:
     """Euclidean RGB distance of every pixel to a named color, `[height, width]`."""
     return np.linalg.norm(frame - np.array(COLOR_VALUES[color], dtype=np.float32), axis=-1)
@@ -351,9 +404,10 @@ def _measure_actor(
         _goes(displacement, direction, at_least=MIN_PATH_SHARE * path)
         for displacement, direction in zip(displacements, actor.phases, strict=True)
     ]
-    intact, ratio = True, 0.0
+    intact, ratio, overlap = True, 0.0, 1.0
     for index in _KEYFRAMES[1:]:
         blob = _find_blob(frames[index], actor.color)
+        overlap = min(overlap, _overlap(frames[index], actor, cameras[index].zoom))
         if blob is None:
             intact, ratio = False, 0.0
             continue
@@ -363,8 +417,27 @@ def _measure_actor(
         intact = intact and large_enough and ratio <= AREA_BAND[1] and alone
     (x1, y1), (x2, y2) = displacements
     return ActorMeasures(
-        ((float(x1), float(y1)), (float(x2), float(y2))), (rights[0], rights[1]), ratio, intact
+        ((float(x1), float(y1)), (float(x2), float(y2))),
+        (rights[0], rights[1]),
+        ratio,
+        intact,
+        overlap,
     )
+
+
+def _overlap(frame: FloatArray, actor: Actor, zoom: float) -> float:
+    """Compare all pixels of an object's color with its shape, laid where it fits best."""
+    radius = RADIUS * zoom
+    reach = math.ceil(radius) + 1
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    distance = np.hypot(x, y) if actor.shape == "ball" else np.maximum(abs(x), abs(y)) * 1.1
+    shape = (radius - distance + 0.5).clip(0, 1).astype(np.float32)
+    colored = (color_distance(frame, actor.color) < _COLOR_REACH).astype(np.float32)
+    # Beyond the screen there is neither color nor shape: an object may lie half outside.
+    inside = np.pad(np.ones_like(colored), reach)
+    shared = cv2.filter2D(np.pad(colored, reach), -1, shape, borderType=cv2.BORDER_CONSTANT)
+    drawn = cv2.filter2D(inside, -1, shape, borderType=cv2.BORDER_CONSTANT)
+    return float((shared / np.maximum(colored.sum() + drawn - shared, 1.0)).max())
 
 
 def _goes(displacement: npt.NDArray[np.float64], direction: str, *, at_least: float) -> bool:

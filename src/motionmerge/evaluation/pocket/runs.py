@@ -64,7 +64,8 @@ class ClipResult:
         degree: Motion degree in pixels, see `CameraMove.degree`.
         camera: Kind of camera move seen.
         camera_right: Whether it is the captioned one; None if the caption is silent.
-        obeyed, direction_right, intact, first_frame_db, background_db: See `ClipMeasures`.
+        obeyed, direction_right, intact, whole, first_frame_db, background_db: See
+            `ClipMeasures`.
         difficulty: See `prompts.DIFFICULTIES`.
         camera_moves: Whether the caption leaves the camera free to move.
     """
@@ -76,10 +77,16 @@ class ClipResult:
     obeyed: bool
     direction_right: float
     intact: bool
+    whole: bool
     first_frame_db: float
     background_db: float
     difficulty: str
     camera_moves: bool
+
+    @property
+    def did_all(self) -> bool:
+        """Whether objects and camera do what the prompt says of them."""
+        return self.obeyed and self.camera_right is not False
 
 
 @dataclass(frozen=True)
@@ -231,6 +238,7 @@ def clip_result(index: int, scene: Scene, measures: ClipMeasures) -> ClipResult:
         obeyed=measures.obeyed,
         direction_right=measures.direction_right,
         intact=measures.intact,
+        whole=measures.whole,
         first_frame_db=measures.first_frame_db,
         background_db=measures.background_db,
         difficulty=program.difficulty,
@@ -241,7 +249,8 @@ def clip_result(index: int, scene: Scene, measures: ClipMeasures) -> ClipResult:
 def read_results(path: Path) -> dict[str, dict[int, ClipResult]]:
     """Read a results file: clips by condition key and prompt.
 
-    A line that was torn by a crash is left out, so that its clip is made again.
+    A line that was torn by a crash is left out, so that its clip is made again; so is one of an
+    older version that lacks a measure.
     """
     kept: dict[str, dict[int, ClipResult]] = {}
     if not path.exists():

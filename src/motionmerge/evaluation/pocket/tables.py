@@ -75,20 +75,21 @@ def table_row(results: ConditionResults) -> Row:
     return Row(
         name=results.condition.name,
         degree=bootstrap_mean(results.column("degree")[results.moving]),
-        obedience=_share([clip.obeyed for clip in results.clips]),
+        obedience=share_of([clip.obeyed for clip in results.clips]),
         by_difficulty=tuple(
-            _share([clip.obeyed for clip in results.clips if clip.difficulty == name]).value
+            share_of([clip.obeyed for clip in results.clips if clip.difficulty == name]).value
             for name in DIFFICULTIES
             if any(clip.difficulty == name for clip in results.clips)
         ),
         halves_right=bootstrap_mean(100 * results.column("direction_right")),
-        camera_right=_share(told) if told else None,
-        intact=_share([clip.intact for clip in results.clips]),
+        camera_right=share_of(told) if told else None,
+        intact=share_of([clip.intact for clip in results.clips]),
         first_frame_db=bootstrap_mean(results.column("first_frame_db")),
     )
 
 
-def _share(values: Sequence[bool]) -> Estimate:
+def share_of(values: Sequence[bool]) -> Estimate:
+    """Return the share of values that hold, in percent, with its interval."""
     return wilson_interval(sum(values), len(values)).scaled(100)
 
 

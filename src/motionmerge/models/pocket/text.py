@@ -38,6 +38,13 @@ _SYNONYMS = {
 }
 
 
+def known_words(prompt: str) -> list[str]:
+    """List a prompt's words as the model knows them: synonyms replaced, empty words left out."""
+    words = re.findall(r"[a-z0-9']+", prompt.lower())
+    known = (_SYNONYMS.get(word, word) for word in words)
+    return [word for word in known if word is not None]
+
+
 class PocketTokenizer:
     """Turn prompts into token ids `[batch, 24]`; unknown words are an error, never a guess.
 
