@@ -40,7 +40,7 @@ _GRID = 10
 Matrix = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Move:
     """Where the picture has gone: screen = centre + zoom * rotation(picture - centre) + shift.
 
@@ -70,11 +70,11 @@ class Move:
     @classmethod
     def from_matrix(cls, matrix: Matrix, *, height: int, width: int) -> Move:
         """Undo `matrix`."""
-        centre = cls(height, width)._centre
+        centre = cls(height=height, width=width)._centre
         x, y = matrix[:2, :2] @ centre + matrix[:2, 2] - centre
         zoom = max(math.hypot(matrix[0, 0], matrix[1, 0]), 1e-6)
         angle = math.atan2(matrix[1, 0], matrix[0, 0])
-        return cls(height, width, (float(x), float(y)), zoom, angle)
+        return cls(height=height, width=width, shift=(float(x), float(y)), zoom=zoom, angle=angle)
 
     @property
     def _centre(self) -> npt.NDArray[np.float64]:
@@ -154,7 +154,7 @@ def fit_move(flow: FloatArray, *, where: Mask) -> Fit:
     stride = max(1, round(min(height, width) / 64))
     rows, columns = np.nonzero(where[::stride, ::stride])
     if len(rows) < _MIN_POINTS:
-        return Fit(Move(height, width), 0.0)
+        return Fit(Move(height=height, width=width), 0.0)
     rows, columns = rows * stride, columns * stride
     points = np.stack([columns, rows], -1).astype(np.float64)
     moved = flow[rows, columns].astype(np.float64)

@@ -54,7 +54,7 @@ _UNEVEN = 1.5  # times the median distance of two frames, for a rate that counts
 Picture = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Clip:
     """A video as it is measured.
 

@@ -87,7 +87,7 @@ class _Path:
     object: float | None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Sums:
     """What is gathered from pair to pair of samples; lengths in pixels of the measured frame."""
 

@@ -26,14 +26,36 @@ HOSTILE = '<script>alert("x")</script>'
 
 @pytest.fixture
 def page():
-    clip = Clip("Base", "videos/a.mp4", "images/a.jpg", 3.2, "pans left")
+    clip = Clip(
+        title="Base", video="videos/a.mp4", flow="images/a.jpg", degree=3.2, camera="pans left"
+    )
     wrong = replace(clip, disobedience=(HOSTILE,), damage=(HOSTILE,))
     number = Estimate(3.0, 2.0, 4.0, 24)
     return Page(
-        methods=(Method(HOSTILE, HOSTILE, "base", HOSTILE, HOSTILE),),
-        shots=(Shot(HOSTILE, HOSTILE, True, HOSTILE, "images/a.jpg", (clip, wrong)),),
+        methods=(
+            Method(title=HOSTILE, note=HOSTILE, condition="base", recipe=HOSTILE, schedule=HOSTILE),
+        ),
+        shots=(
+            Shot(
+                prompt=HOSTILE,
+                look_for=HOSTILE,
+                tells_all=True,
+                photo=HOSTILE,
+                picture="images/a.jpg",
+                clips=(clip, wrong),
+            ),
+        ),
         result=HOSTILE,
-        rows=(Numbers(HOSTILE, number, number, number, number, None),),
+        rows=(
+            Numbers(
+                title=HOSTILE,
+                degree=number,
+                obeys=number,
+                whole=number,
+                objects_right=number,
+                camera_right=None,
+            ),
+        ),
         num_table_prompts=24,
         flow_scale=4.0,
         knob_svg="<svg></svg>",

@@ -21,8 +21,20 @@ from motionmerge.models.pocket.language import Actor, Program
 
 NUM = 24
 PROGRAM = Program((Actor("blue", "ball", ("up", "right")),), "tilts up", camera_is_captioned=True)
-GOOD = ActorMeasures(((0.0, -9.0), (9.0, 0.0)), (True, True), 1.0, True, 0.85)
-CLIP = ClipMeasures(CameraMove((0.0, 6.0)), (GOOD,), 60.0, 30.0, 0.01)
+GOOD = ActorMeasures(
+    displacements=((0.0, -9.0), (9.0, 0.0)),
+    directions_right=(True, True),
+    area_ratio=1.0,
+    intact=True,
+    overlap=0.85,
+)
+CLIP = ClipMeasures(
+    camera=CameraMove((0.0, 6.0)),
+    actors=(GOOD,),
+    first_frame_db=60.0,
+    background_db=30.0,
+    lost=0.01,
+)
 
 
 def results(degree, *, did, whole, camera_right=True):
@@ -122,10 +134,20 @@ def test_typical_prompts_have_the_badges_that_most_clips_have():
 
     def shot(name, *, faults, harm, tells_all=True):
         clips = tuple(
-            Clip(title, "", "", 5.0, "pans left", ("x",) * faults, ("y",) * harm)
+            Clip(
+                title=title,
+                video="",
+                flow="",
+                degree=5.0,
+                camera="pans left",
+                disobedience=("x",) * faults,
+                damage=("y",) * harm,
+            )
             for title in (*STAGES, "Reversed")
         )
-        return Shot(name, "", tells_all, "", "", clips)
+        return Shot(
+            prompt=name, look_for="", tells_all=tells_all, photo="", picture="", clips=clips
+        )
 
     shots = [
         shot("odd", faults=1, harm=0),

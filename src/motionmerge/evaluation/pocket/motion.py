@@ -110,7 +110,7 @@ class CameraMove:
         return cls((float(x), float(y)), max(zoom, 1e-3), math.atan2(matrix[1, 0], matrix[0, 0]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ActorMeasures:
     """What one object does.
 
@@ -137,7 +137,7 @@ class ActorMeasures:
         return self.intact and self.overlap >= MIN_OVERLAP
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClipMeasures:
     """What happens in one clip.
 
@@ -417,11 +417,11 @@ def _measure_actor(
         intact = intact and large_enough and ratio <= AREA_BAND[1] and alone
     (x1, y1), (x2, y2) = displacements
     return ActorMeasures(
-        ((float(x1), float(y1)), (float(x2), float(y2))),
-        (rights[0], rights[1]),
-        ratio,
-        intact,
-        overlap,
+        displacements=((float(x1), float(y1)), (float(x2), float(y2))),
+        directions_right=(rights[0], rights[1]),
+        area_ratio=ratio,
+        intact=intact,
+        overlap=overlap,
     )
 
 

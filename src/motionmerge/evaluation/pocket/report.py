@@ -45,7 +45,7 @@ class Clip:
     damage: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shot:
     """A prompt and its photo, with a clip per method.
 

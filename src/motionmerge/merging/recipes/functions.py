@@ -27,7 +27,7 @@ MORE = "..."
 """As the last argument: more like the one before it may follow."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Function:
     """A function that expressions may call.
 
@@ -140,7 +140,13 @@ def register_function(
     elif tensors is not None:
         build = _builder(name, ByTensor, tensors, kinds)
     assert build is not None  # for the type checker: one of the three is given
-    FUNCTIONS[name] = Function(build, tuple(arguments), tuple(kinds), citation, registered)
+    FUNCTIONS[name] = Function(
+        build=build,
+        arguments=tuple(arguments),
+        settings=tuple(kinds),
+        citation=citation,
+        registered=registered,
+    )
     return build
 
 
