@@ -198,6 +198,8 @@ def sign_flip_p_value(
     array = _checked(differences)
     groups = _codes(clusters, num=len(array))
     means = np.bincount(groups, weights=array) / np.bincount(groups)
+    if len(means) == 1:
+        return 1.0  # either sign is as likely
     result = stats.permutation_test(
         (means,),
         _mean,
