@@ -12,6 +12,7 @@ from motionmerge.errors import DataError
 from motionmerge.evaluation.clips import read_clip
 from motionmerge.evaluation.motion import looping_share, measure_motion
 from motionmerge.io.video import write_video
+from motionmerge.models.pocket.world import load_photo
 
 
 def true_degree(height, width, *, num, fps, every, **move):
@@ -44,12 +45,12 @@ MOVES = {
     ("size", "num", "fps", "label"),
     [
         *(((64, 64), 9, 8, label) for label in MOVES),
-        *(((160, 256), 9, 8, label) for label in MOVES),
-        ((160, 256), 25, 24, "zoom_in"),
-        ((320, 512), 5, 8, "pan_left"),
-        ((320, 512), 5, 8, "zoom_in"),
-        ((576, 1024), 5, 8, "tilt_down"),
-        ((256, 160), 13, 16, "pan_left"),
+        *(((160, 256), 5, 8, label) for label in MOVES),
+        ((160, 256), 13, 24, "zoom_in"),
+        ((320, 512), 3, 8, "pan_left"),
+        ((320, 512), 3, 8, "zoom_in"),
+        ((576, 1024), 3, 8, "tilt_down"),
+        ((256, 160), 9, 16, "pan_left"),
     ],
     ids=str,
 )
@@ -71,23 +72,24 @@ def test_the_degree_is_right_within_five_percent_and_the_label_right(
 
 
 def with_object(frames, *, step):
-    """Draw a textured square that moves to the right."""
-    frames, rng = frames.copy(), np.random.default_rng(3)
-    patch = np.kron(rng.integers(0, 255, (10, 10, 3)), np.ones((4, 4, 1))).astype(np.uint8)
+    """Draw a small photo that moves to the right."""
+    frames = frames.copy()
+    patch = np.asarray(load_photo("coffee").resize((56, 56)))
     for index, frame in enumerate(frames):
         left = 30 + step * index
-        frame[60:100, left : left + 40] = patch
+        frame[52:108, left : left + 56] = patch
     return frames
 
 
-@pytest.mark.parametrize(("pan", "label"), [(0, "static"), (32, "pan_left")])
+@pytest.mark.parametrize(("pan", "label"), [(0, "static"), (16, "pan_left")])
 def test_objects_are_told_from_the_camera(pan, label, moving, tmp_path):
-    frames = with_object(moving(160, 256, num=9, shift=(float(pan), 0.0)), step=12)
+    frames = with_object(moving(160, 256, num=9, shift=(float(pan), 0.0)), step=8)
     write_video(tmp_path / "x.mp4", frames, fps=8)
     found = measure_motion(read_clip(tmp_path / "x.mp4"))
-    own = (12 - pan / 8) * 8 * 2 * (40 * 40) / (160 * 256)  # px/s of the mean pixel, 512 wide
+    own = (8 - pan / 8) * 8 * 2 * (56 * 56) / (160 * 256)  # px/s of the mean pixel, 512 wide
     assert found["camera_label"] == label
-    assert found["object_motion"] == pytest.approx(own, rel=0.35)
+    # What is covered and uncovered is not seen twice, and the object's border is soft in the flow.
+    assert found["object_motion"] == pytest.approx(own, rel=0.3)
     assert found["camera_degree"] == pytest.approx(2 * pan, abs=1)
 
 
