@@ -253,6 +253,18 @@ def test_other_verbs_name_the_extra(words, light, tmp_path, monkeypatch):
     assert "Fix: Run `pip install 'motionmerge[videos]'`." in done.stderr
 
 
+def test_measuring_names_its_own_extra_and_imports_no_torch(light):
+    done = run_light(light, ["-m", "motionmerge.cli", "measure", "video.mp4"])
+    assert done.returncode == 2
+    assert "Fix: Run `pip install 'motionmerge[eval]'`." in done.stderr
+    code = (
+        "import sys\n"
+        "import motionmerge.evaluation.runs, motionmerge.evaluation.summary\n"
+        "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_public_names_name_the_extra(light):
     code = (
         "import motionmerge\n"

@@ -48,6 +48,8 @@ SUFFIXES = (
 _FORMATS = "asf,avi,gif,matroska,mov,mpeg,mpegts,mpegvideo,mxf,ogg,yuv4mpegpipe,apng,flv"
 """The demuxers of FFmpeg that may open a file: none that reads another file named in it."""
 
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+
 _MAX_RATE = 1000.0
 _UNEVEN = 1.5  # times the median distance of two frames, for a rate that counts as variable
 
@@ -104,11 +106,36 @@ def read_clip(path: str | Path) -> Clip:
         DataError: The file is missing, empty, damaged, ends early, has a single frame, or frames
             that are too small, too large or too narrow.
     """
-    path = Path(path)
+    with _named_faults(), _opened(Path(path)) as (stated, frames):
+        return _collect(frames, stated)
+
+
+def read_first_frame(path: str | Path) -> Picture:
+    """Read the first frame of a video, `[height, width, 3]`.
+
+    Raises:
+        DataError: As for `read_clip`, as far as the first frame shows it.
+    """
+    with _named_faults(), _opened(Path(path)) as (_, frames):
+        for picture, _time in frames:
+            return picture
+    raise DataError("It has no frame.", fix="Make the video again.")
+
+
+def read_comment(path: str | Path) -> str:
+    """Return the comment in a video's metadata, where our own prompt and seed are; "" if none."""
     try:
-        _check_file(path)
-        with _opened(path) as (stated, frames):
-            return _collect(frames, stated)
+        with av.open(f"file:{path}", options=_OPTIONS) as container:
+            return container.metadata.get("comment", "")
+    except (OSError, av.error.FFmpegError, ValueError):
+        return ""
+
+
+@contextmanager
+def _named_faults() -> Iterator[None]:
+    """Turn what decoders raise into `DataError`."""
+    try:
+        yield
     except av.error.FFmpegError as error:
         raise DataError(
             f"It cannot be decoded: {error.strerror or error}.", fix="Make the video again."
@@ -129,6 +156,7 @@ def _check_file(path: Path) -> None:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[_Stated, Iterator[tuple[Picture, float | None]]]]:
     """Open a video: what it states, and its frames (RGB, upright) with their times in seconds."""
+    _check_file(path)
     with path.open("rb") as file:
         start = file.read(12)
     if start[:4] == b"RIFF" and start[8:] == b"WEBP":  # FFmpeg reads no animated WebP
@@ -136,8 +164,7 @@ def _opened(path: Path) -> Iterator[tuple[_Stated, Iterator[tuple[Picture, float
             _check_size(image.height, image.width)
             yield _Stated(0.0, getattr(image, "n_frames", 1)), _webp_frames(image)
         return
-    options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
-    with av.open(f"file:{path}", options=options) as container:
+    with av.open(f"file:{path}", options=_OPTIONS) as container:
         if not container.streams.video:
             raise DataError("It holds no video.", fix="Give a video such as mp4.")
         stream = container.streams.video[0]

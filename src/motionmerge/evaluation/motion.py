@@ -201,8 +201,9 @@ def _flow_and_fit(first: Picture, second: Picture) -> tuple[FlowPair, Fit]:
     back, seen = bring_back(second, move.matrix)
     undone = move.flow()
     forward = undone + _scaled_by(dense_flow(first, back), move)
-    again, its_seen = bring_back(first, np.linalg.inv(move.matrix))
-    returned = Move.from_matrix(np.linalg.inv(move.matrix), height=move.height, width=move.width)
+    inverse: npt.NDArray[np.float64] = np.linalg.inv(move.matrix).astype(np.float64)
+    again, its_seen = bring_back(first, inverse)
+    returned = Move.from_matrix(inverse, height=move.height, width=move.width)
     backward = returned.flow() + _scaled_by(dense_flow(second, again), returned)
     better = FlowPair(forward.astype(np.float32), backward.astype(np.float32))
     if better.valid[seen].sum() <= pair.valid.sum() or not its_seen.any():

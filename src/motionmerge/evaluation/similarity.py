@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,7 +28,8 @@ def psnr(picture: Picture, reference: Picture) -> float:
 def ssim(picture: Picture, reference: Picture) -> float:
     """Return the mean structural similarity of 8-bit pictures, channel by channel.
 
-    Gaussian window of 11 x 11 pixels, sigma 1.5, without the 5 pixels at the border.
+    Gaussian window of 11 x 11 pixels, sigma 1.5, mirrored at the border; the mean is over all
+    pixels, as torchmetrics takes it.
 
     Args:
         picture, reference: `[height, width]` or `[height, width, channels]`, 11 pixels a side or
@@ -35,13 +37,12 @@ def ssim(picture: Picture, reference: Picture) -> float:
 
     Source: Wang et al. 2004, "Image quality assessment".
     """
-    inside = ssim_map(picture, reference)[_RADIUS:-_RADIUS, _RADIUS:-_RADIUS]
-    return float(inside.mean(dtype=np.float64))
+    return float(ssim_map(picture, reference).mean(dtype=np.float64))
 
 
 def ssim_map(picture: Picture, reference: Picture) -> npt.NDArray[np.float32]:
     """Return the structural similarity around every pixel."""
-    x, y = (one.astype(np.float32) / 255 for one in (picture, reference))
+    x, y = (one.astype(np.float32) / np.float32(255) for one in (picture, reference))
     mean_x, mean_y = _blur(x), _blur(y)
     both = mean_x * mean_y
     squares = mean_x * mean_x + mean_y * mean_y
@@ -51,7 +52,7 @@ def ssim_map(picture: Picture, reference: Picture) -> npt.NDArray[np.float32]:
     return np.asarray(top / ((squares + _C1) * (variances + _C2)), dtype=np.float32)
 
 
-def _blur(picture: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _blur(picture: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     size = 2 * _RADIUS + 1
     blurred = cv2.GaussianBlur(picture, (size, size), _SIGMA, borderType=cv2.BORDER_REFLECT_101)
     return np.asarray(blurred, dtype=np.float32)

@@ -1,22 +1,27 @@
-"""How sure a number is: standard errors, bootstrap intervals over prompts, Wilson intervals.
+"""How sure a number is: bootstrap intervals over prompts, Wilson intervals, Holm's correction.
 
-The unit is the prompt. Conditions see the same prompts and the same noise, so that differences are
-paired: one resample of prompts serves all conditions.
+The unit is the prompt: its videos of several seeds are one cluster. Conditions see the same prompts
+and the same noise, so that differences are paired. Everything is drawn in batches, so that memory
+does not grow with the number of prompts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from motionmerge.errors import DataError
 
 NUM_RESAMPLES = 10_000
+
+_BATCH_ENTRIES = 1_000_000
+"""Of an array of resampled values: 8 MB."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -27,7 +32,7 @@ class Estimate:
 
     Args:
         value: The estimate from all prompts.
-        low, high: Ends of the interval.
+        low, high: Ends of the interval; NaN where one prompt alone gives none.
         num: How many prompts it rests on.
     """
 
@@ -43,22 +48,185 @@ class Estimate:
     def text(self, digits: int = 1, *, sign: bool = False) -> str:
         """Write as `3.2 [2.9, 3.6]`."""
         form = f"{'+' if sign else ''}.{digits}f"
+        if math.isnan(self.low):
+            return f"{self.value:{form}} [one alone]"
         return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
 
-def mean_and_error(values: npt.ArrayLike) -> tuple[float, float]:
-    """Mean and its standard error, sd / sqrt(n) with n - 1 in the sd; NaN for one value."""
+def bootstrap_mean(
+    values: npt.ArrayLike,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    training_seeds: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+) -> Estimate:
+    """Compute a mean with its bootstrap interval (BCa), drawn over clusters.
+
+    For a paired comparison pass differences, see `paired_difference`.
+
+    Args:
+        values: `[videos]`.
+        clusters: The prompt of each value: values of one prompt are drawn together. By default each
+            is a prompt of its own.
+        training_seeds: The training run that each value is from. With several, runs and prompts are
+            both drawn, each with replacement (percentile interval): another run of the training
+            would differ as these do.
+
+    Raises:
+        DataError: There is no value, one is not finite, or the lengths differ.
+
+    Source: Efron 1987 (BCa); Owen 2007, "The pigeonhole bootstrap".
+    """
     array = _checked(values)
-    if len(array) == 1:
-        return float(array[0]), math.nan
-    return float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array)))
+    groups = _codes(clusters, num=len(array))
+    runs = None if training_seeds is None else _codes(training_seeds, num=len(array))
+    if runs is not None and runs.max() > 0:
+        return _crossed(array, groups, runs, level=level, seed=seed, num_resamples=num_resamples)
+    sums, sizes = np.bincount(groups, weights=array), np.bincount(groups).astype(np.float64)
+    mean = float(array.mean())
+    if len(sums) == 1:
+        return Estimate(mean, math.nan, math.nan, 1)
+    if np.ptp(sums / sizes) == 0:
+        return Estimate(mean, mean, mean, len(sums))
+    has_even_sizes = bool((sizes == sizes[0]).all())
+    data = (sums / sizes,) if has_even_sizes else (sums, sizes)
+    with warnings.catch_warnings():  # an interval that degenerates is looked at below
+        warnings.simplefilter("ignore")
+        interval = stats.bootstrap(
+            data,
+            _mean if has_even_sizes else _ratio,
+            n_resamples=num_resamples,
+            batch=max(1, _BATCH_ENTRIES // len(sums)),
+            paired=len(data) > 1,
+            vectorized=True,
+            confidence_level=level,
+            method="BCa",
+            random_state=np.random.default_rng(seed),
+        ).confidence_interval
+    if not np.isfinite([interval.low, interval.high]).all():
+        # All but one value are the same, and BCa has no acceleration: take the percentiles.
+        draws = _resampled(_mean_of(array, groups), num=len(sums), seed=seed, times=num_resamples)
+        return percentile_interval(mean, draws, num=len(sums), level=level)
+    return Estimate(mean, float(interval.low), float(interval.high), len(sums))
 
 
-def resample(
-    num: int, *, seed: int = 0, num_resamples: int = NUM_RESAMPLES
-) -> npt.NDArray[np.intp]:
-    """Draw prompts with replacement: indices `[num_resamples, num]`."""
-    return np.random.default_rng(seed).integers(num, size=(num_resamples, num))
+def _mean(values: FloatArray, axis: int = -1) -> FloatArray:
+    return np.asarray(values.mean(axis=axis))
+
+
+def _ratio(sums: FloatArray, sizes: FloatArray, axis: int = -1) -> FloatArray:
+    return np.asarray(sums.sum(axis=axis) / sizes.sum(axis=axis))
+
+
+def _mean_of(array: FloatArray, groups: npt.NDArray[np.intp]) -> Callable[..., float]:
+    sums, sizes = np.bincount(groups, weights=array), np.bincount(groups)
+    return lambda draw: float(sums[draw].sum() / sizes[draw].sum())
+
+
+def _crossed(
+    array: FloatArray,
+    groups: npt.NDArray[np.intp],
+    runs: npt.NDArray[np.intp],
+    *,
+    level: float,
+    seed: int,
+    num_resamples: int,
+) -> Estimate:
+    """Draw training runs and prompts independently; a value counts as often as both were drawn."""
+    shape = (int(runs.max()) + 1, int(groups.max()) + 1)
+    sums, counts = np.zeros(shape), np.zeros(shape)
+    np.add.at(sums, (runs, groups), array)
+    np.add.at(counts, (runs, groups), 1)
+    rng = np.random.default_rng(seed)
+    batch = max(1, _BATCH_ENTRIES // shape[1])
+    resampled: list[FloatArray] = []
+    for start in range(0, num_resamples, batch):
+        size = min(batch, num_resamples - start)
+        of_runs, of_groups = (
+            rng.multinomial(num, np.full(num, 1 / num), size=size).astype(np.float64)
+            for num in shape
+        )
+        top = ((of_runs @ sums) * of_groups).sum(axis=1)
+        bottom = ((of_runs @ counts) * of_groups).sum(axis=1)
+        resampled.append(top[bottom > 0] / bottom[bottom > 0])
+    mean = float(array.mean())
+    return percentile_interval(mean, np.concatenate(resampled), num=shape[1], level=level)
+
+
+def paired_difference(
+    first: npt.ArrayLike,
+    second: npt.ArrayLike,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    training_seeds: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+) -> Estimate:
+    """Compute the mean of first - second with its interval.
+
+    Args:
+        first, second: `[videos]`, of the same prompts and noise in the same order.
+        clusters, training_seeds: As for `bootstrap_mean`.
+
+    Raises:
+        DataError: They cannot be paired, or as for `bootstrap_mean`.
+    """
+    a, b = _checked(first), _checked(second)
+    if a.shape != b.shape:
+        raise DataError(
+            f"{len(a)} and {len(b)} values cannot be paired.",
+            fix="Pass the values of the same prompts in the same order.",
+        )
+    return bootstrap_mean(a - b, clusters=clusters, training_seeds=training_seeds, level=level)
+
+
+def sign_flip_p_value(
+    differences: npt.ArrayLike,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    num_resamples: int = 2_000,
+) -> float:
+    """Return the two-sided p-value of paired differences being zero on average.
+
+    The means of clusters get random signs. Enough for Holm's correction, see `holm`.
+
+    Raises:
+        DataError: As for `bootstrap_mean`.
+    """
+    array = _checked(differences)
+    groups = _codes(clusters, num=len(array))
+    means = np.bincount(groups, weights=array) / np.bincount(groups)
+    if len(means) == 1:
+        return 1.0  # either sign is as likely
+    result = stats.permutation_test(
+        (means,),
+        _mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=num_resamples,
+        batch=max(1, _BATCH_ENTRIES // len(means)),
+        alternative="two-sided",
+        random_state=np.random.default_rng(seed),
+    )
+    return float(result.pvalue)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Correct p-values for how many there are (Holm 1979): the k-th smallest of m times m - k + 1.
+
+    Raises:
+        DataError: One is outside [0, 1].
+    """
+    for name, value in p_values.items():
+        if not 0 <= value <= 1:
+            raise DataError(f"The p-value of {name} is {value}.", fix="Pass values in [0, 1].")
+    corrected, least = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[name]))
+        corrected[name] = least
+    return {name: corrected[name] for name in p_values}
 
 
 def percentile_interval(
@@ -68,26 +236,6 @@ def percentile_interval(
     tail = (1 - level) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return Estimate(value, float(low), float(high), num)
-
-
-def bootstrap_mean(
-    values: npt.ArrayLike,
-    *,
-    level: float = 0.95,
-    seed: int = 0,
-    num_resamples: int = NUM_RESAMPLES,
-) -> Estimate:
-    """Mean with its percentile bootstrap interval.
-
-    For a paired comparison pass the differences per prompt.
-
-    Source: Efron 1979.
-    """
-    array = _checked(values)
-    draws = resample(len(array), seed=seed, num_resamples=num_resamples)
-    return percentile_interval(
-        float(array.mean()), array[draws].mean(axis=1), num=len(array), level=level
-    )
 
 
 def bootstrap_statistic(
@@ -104,15 +252,19 @@ def bootstrap_statistic(
         statistic: Takes indices of prompts, with repetitions.
         num: How many prompts there are.
     """
-    draws = resample(num, seed=seed, num_resamples=num_resamples)
-    resampled = np.array([statistic(draw) for draw in draws])
+    resampled = _resampled(statistic, num=num, seed=seed, times=num_resamples)
     return percentile_interval(statistic(np.arange(num)), resampled, num=num, level=level)
+
+
+def _resampled(
+    statistic: Callable[[npt.NDArray[np.intp]], float], *, num: int, seed: int, times: int
+) -> FloatArray:
+    rng = np.random.default_rng(seed)
+    return np.array([statistic(rng.integers(num, size=num)) for _ in range(times)])
 
 
 def wilson_interval(successes: int, num: int, *, level: float = 0.95) -> Estimate:
     """A share with Wilson's score interval, which stays inside [0, 1].
-
-    (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
 
     Raises:
         DataError: There is no trial, or more successes than trials.
@@ -123,13 +275,25 @@ def wilson_interval(successes: int, num: int, *, level: float = 0.95) -> Estimat
         raise DataError(
             f"{successes} successes in {num} trials give no share.", fix="Pass at least one trial."
         )
-    z = NormalDist().inv_cdf((1 + level) / 2)
     share = successes / num
-    center = share + z * z / (2 * num)
-    spread = z * math.sqrt(share * (1 - share) / num + (z / (2 * num)) ** 2)
-    low, high = ((center + side * spread) / (1 + z * z / num) for side in (-1, 1))
+    interval = stats.binomtest(successes, num).proportion_ci(level, method="wilson")
     # The interval contains the share; rounding must not undo that at 0 and 1.
-    return Estimate(share, min(max(low, 0.0), share), max(min(high, 1.0), share), num)
+    return Estimate(
+        share, min(max(float(interval.low), 0.0), share), max(float(interval.high), share), num
+    )
+
+
+def _codes(names: Sequence[Hashable] | None, *, num: int) -> npt.NDArray[np.intp]:
+    """Number names from 0 in the order of their first appearance."""
+    if names is None:
+        return np.arange(num)
+    if len(names) != num:
+        raise DataError(
+            f"{num} values and {len(names)} names of clusters do not fit together.",
+            fix="Pass one name for each value.",
+        )
+    known: dict[Hashable, int] = {}
+    return np.array([known.setdefault(name, len(known)) for name in names], dtype=np.intp)
 
 
 def _checked(values: npt.ArrayLike) -> FloatArray:

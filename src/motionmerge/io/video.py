@@ -20,13 +20,13 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
-import torch
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from motionmerge.errors import DataError, ShapeError
 from motionmerge.io.atomic import atomic_path
 from motionmerge.io.heif import is_heif, open_heif
+from motionmerge.lazy_torch import torch
 
 MIN_IMAGE_SIDE = 16
 MAX_IMAGE_PIXELS = 89_000_000

@@ -8,7 +8,14 @@ import pytest
 from motionmerge.errors import DataError
 from motionmerge.evaluation.pocket.charts import front_chart, knob_chart, to_png, to_svg
 from motionmerge.evaluation.pocket.claims import advantage, degree_at_obedience, family, judge
-from motionmerge.evaluation.pocket.conditions import handover, knob, method, pick_conditions
+from motionmerge.evaluation.pocket.conditions import (
+    BOUNDARIES,
+    KNOB_VALUES,
+    handover,
+    knob,
+    method,
+    pick_conditions,
+)
 from motionmerge.evaluation.pocket.prompts import DIFFICULTIES
 from motionmerge.evaluation.pocket.runs import ClipResult, ConditionResults, Protocol
 from motionmerge.evaluation.pocket.search import search
@@ -51,18 +58,19 @@ def as_the_paper_says(**changes):
         "knob-0.25": (3.3, 0.65, 40.0),
         "knob+0.25": (5.0, 0.4, 39.5),
         "knob+0.5": (6.0, 0.3, 39.0),
-        "handover-0.64": (2.8, 0.9, 40.0),
+        "knob+1": (8.0, 0.2, 39.0),
+        **{f"handover-{boundary:g}": (2.8, 0.9, 40.0) for boundary in BOUNDARIES},
         "paper-0.64": (6.0, 0.95, 39.0),
-        "paper-reversed-0.64": (2.5, 0.7, 39.0),
+        **{f"paper-reversed-{boundary:g}": (2.5, 0.7, 39.0) for boundary in BOUNDARIES},
     } | changes
     conditions = {
         one.name: one
         for one in [
             *pick_conditions(["base", "tuned", "naive"]),
-            *map(knob, (-0.5, -0.25, 0.25, 0.5)),
-            handover(0.64),
+            *map(knob, KNOB_VALUES),
+            *map(handover, BOUNDARIES),
             method(),
-            method().reversed(),
+            *(method(boundary=boundary).reversed() for boundary in BOUNDARIES),
         ]
     }
     return {
@@ -100,6 +108,21 @@ def test_a_claim_without_its_conditions_is_not_judged():
     del results["naive"]
     assert ("i b", "not measured") in verdicts(results)
     assert all(claim.evidence for claim in judge(results))
+
+
+@pytest.mark.parametrize(
+    ("family", "rival"),
+    [("handover", "base early"), ("knob+", "any plain"), ("paper-rev", "order")],
+)
+def test_a_claim_is_judged_only_where_the_whole_family_of_its_rival_was_run(family, rival):
+    results = as_the_paper_says()
+    of_family = [name for name in results if name.startswith(family)]
+    for gone in (of_family[:1], of_family):
+        left = {name: one for name, one in results.items() if name not in gone}
+        claims = [one for one in judge(left) if one.number == "iv" and rival in one.text]
+        assert claims
+        assert {claim.verdict for claim in claims} == {"not measured"}
+        assert gone[0] in "".join(claims[0].evidence)
 
 
 def test_equal_obedience_is_not_judged_where_hardly_anything_obeys():
@@ -188,7 +211,8 @@ def test_a_file_without_markers_is_left_alone(tmp_path):
 
 def test_charts_are_made_of_any_part_of_the_results():
     results = as_the_paper_says()
-    del results["handover-0.64"]
+    for boundary in BOUNDARIES:
+        del results[f"handover-{boundary:g}"]
     assert to_png(front_chart(results)).startswith(b"\x89PNG")
     svg = to_svg(knob_chart(results))
     assert svg.startswith("<svg") and "currentColor" in svg

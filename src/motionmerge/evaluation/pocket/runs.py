@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +98,17 @@ class ConditionResults:
 
     def column(self, name: str) -> npt.NDArray[np.float64]:
         """One measure of all clips, `[prompts]`."""
-        return np.array([getattr(clip, name) for clip in self.clips], dtype=np.float64)
+        if name not in self._columns:
+            values = [getattr(clip, name) for clip in self.clips]
+            self._columns[name] = np.array(values, dtype=np.float64)
+        return self._columns[name]
 
-    @property
+    @cached_property
+    def _columns(self) -> dict[str, npt.NDArray[np.float64]]:
+        """The columns asked for so far; a bootstrap asks thousands of times."""
+        return {}
+
+    @cached_property
     def moving(self) -> npt.NDArray[np.bool_]:
         """Prompts on which motion degree is measured, `[prompts]`."""
         return np.array([clip.camera_moves for clip in self.clips])

@@ -1,0 +1,273 @@
+"""`motionmerge measure`: how much any videos move, and how well, without downloading anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from motionmerge.cli.options import OUTPUT, JsonOption
+from motionmerge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from motionmerge.evaluation.runs import Measured
+    from motionmerge.evaluation.sources import Source
+    from motionmerge.evaluation.summary import FailWhen, Summary
+
+EXAMPLE = 'Example: motionmerge measure videos -o measures --fail-when "motion_degree < 2"'
+SUMMARY_FILE = "summary.json"
+
+_MOST_LINES = 200
+"""Videos that get a line of their own; all are in the folder's files."""
+
+_SHOWN = {  # in the summary that people read, with decimals
+    "motion_degree": 1,
+    "camera_degree": 1,
+    "object_motion": 1,
+    "camera_agreement": 2,
+    "dynamic_degree_dis": 2,
+    "first_frame_psnr": 1,
+    "first_frame_ssim": 3,
+    "drift_ssim_8": 3,
+    "drift_color_8": 3,
+    "warp_error": 4,
+    "temporal_flickering": 4,
+    "jerk": 2,
+    "frozen_share": 2,
+    "looping_share": 2,
+}
+
+
+def measure(
+    videos: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="VIDEOS...", help="Videos, GIFs, folders that hold some, or patterns."
+        ),
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Photos that the videos were made from: a folder with photos of the same names, "
+            "or the one photo of all. A manifest beside the videos tells as well.",
+        ),
+    ] = None,
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar="K/N",
+            help="Measure the K-th of N parts, K from 1; run the verb without it for the whole.",
+        ),
+    ] = "1/1",
+    fail_when: Annotated[
+        str | None,
+        typer.Option(
+            "--fail-when",
+            metavar="CONDITION",
+            help='Exit with 1 if a video meets it, or the set: "motion_degree < 2 or '
+            'mean first_frame_psnr < 20".',
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Folder for the values; those already there are used.",
+            show_default="nothing is kept",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure motion, camera, steadiness and fidelity of any videos; nothing is downloaded.
+
+    Lengths are pixels a second in a frame 512 pixels wide. Prompt and seed are read from our own
+    videos, from a sidecar or a manifest, or from names as VBench wants them. The exit code is 1 if
+    a video cannot be measured or meets --fail-when.
+    """
+    with _eval_extra():
+        from motionmerge.evaluation.runs import Kept, Shard, measure_videos
+        from motionmerge.evaluation.sources import Photos, find_videos, source_of
+        from motionmerge.evaluation.summary import FailWhen, summarise, worst_first
+        from motionmerge.io.atomic import prepare_folder
+
+    condition = None if fail_when is None else FailWhen.parse(fail_when)
+    part = Shard.parse(shard)
+    if part.total > 1 and output is None:
+        raise ConfigError("A part of the videos is kept nowhere.", fix="Add -o FOLDER.")
+    photos = Photos.at(images)
+    paths = find_videos(videos)
+    kept = Kept()
+    if output is not None:
+        prepare_folder(output)
+        kept = Kept.in_folder(output, part)
+    with _progress(len(paths), shown=not as_json) as show:
+        sources = (source_of(path, photos) for path in paths)
+        measured = worst_first(measure_videos(sources, kept=kept, shard=part, progress=show))
+    summary = summarise(measured)
+    failing = _judge(condition, measured, summary)
+    if output is not None and part.total == 1:
+        _write_summary(output / SUMMARY_FILE, summary)
+    if as_json:
+        print(json.dumps(_result(measured, summary, failing), ensure_ascii=False))
+    else:
+        _print_lines(measured, summary)
+        _print_failing(condition, failing)
+    if summary.num_failed or failing:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _eval_extra() -> Iterator[None]:
+    """Name this verb's own extra where a package is missing: it needs no torch."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in ("cv2", "scipy", "av", "PIL"):
+            raise
+        raise ConfigError(
+            f"This needs {package}, which is not installed.",
+            fix="Run `pip install 'motionmerge[eval]'`.",
+        ) from error
+
+
+@contextmanager
+def _progress(total: int, *, shown: bool) -> Iterator[Callable[[Source], None]]:
+    """Show a bar on stderr, with the video's name."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not shown, transient=True) as bar:
+        task = bar.add_task("", total=total)
+
+        def show(source: Source) -> None:
+            bar.update(task, description=escape(source.path.name[-40:]), advance=1)
+
+        yield show
+
+
+def _judge(
+    condition: FailWhen | None, measured: Sequence[Measured], summary: Summary
+) -> list[Measured]:
+    if condition is None or not summary.num_measured:
+        return []
+    missing = condition.missing(measured)
+    if missing:
+        raise ConfigError(
+            f"No video has the metric `{missing[0]}`, so `{condition.text}` cannot be judged.",
+            fix="Add --images for the first frame, or prompts that name a camera move.",
+        )
+    return condition.failing(measured, summary)
+
+
+def _write_summary(path: Path, summary: Summary) -> None:
+    from motionmerge.io.atomic import atomic_path
+
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(summary.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def _result(
+    measured: Sequence[Measured], summary: Summary, failing: Sequence[Measured]
+) -> dict[str, Any]:
+    from motionmerge.evaluation.motion import REFERENCE_WIDTH
+
+    return {
+        "reference_width": REFERENCE_WIDTH,
+        "videos": [
+            {
+                "path": str(one.source.path),
+                "clip": one.clip,
+                "prompt": one.source.prompt,
+                "photo": None if one.source.photo is None else str(one.source.photo),
+                "seed": one.source.seed,
+                "failure": one.failure,
+                "warnings": list(one.warnings),
+                "values": dict(one.values),
+            }
+            for one in measured
+        ],
+        "failing": [str(one.source.path) for one in failing],
+        "summary": summary.to_dict(),
+    }
+
+
+def _print_lines(measured: Sequence[Measured], summary: Summary) -> None:
+    width = min(40, max((len(one.source.path.name) for one in measured), default=0))
+    for one in measured[:_MOST_LINES]:
+        mark = "!" if one.failure or one.warnings else " "
+        print(f"{mark} {_short(one.source.path.name, width)}  {_line(one)}")
+    if len(measured) > _MOST_LINES:
+        print(f"  .. and {len(measured) - _MOST_LINES} more")
+    print()
+    counts = f"{summary.num_measured} measured, {summary.num_failed} cannot be"
+    print(f"{counts}, {summary.num_warned} with warnings; {summary.num_clusters} prompts or videos")
+    if summary.labels:
+        print("camera: " + ", ".join(f"{name} {num}" for name, num in summary.labels.items()))
+    _print_means(summary)
+
+
+def _print_means(summary: Summary) -> None:
+    from motionmerge.evaluation.metrics import METRICS
+
+    for name, digits in _SHOWN.items():
+        if name in summary.means:
+            mean = summary.means[name].text(digits)
+            unit = f" {METRICS[name].unit}" if METRICS[name].unit else ""
+            print(f"  {name:20}  {mean}{unit}  n={summary.nums[name]}")
+    if summary.dynamic_curve:
+        curve = (f"{share:.2f} at {pixels:g}" for pixels, share in summary.dynamic_curve.items())
+        print(f"  share dynamic, by px: {', '.join(curve)} (VBench's rule, its 6 px at 256)")
+
+
+def _short(name: str, width: int) -> str:
+    name = "".join(sign if sign.isprintable() else "?" for sign in name)
+    return (name if len(name) <= width else f"{name[: width - 12]}..{name[-10:]}").ljust(width)
+
+
+def _line(one: Measured) -> str:
+    """Say the most important things about a video in one line."""
+    if one.failure is not None:
+        return f"cannot be measured: {one.failure.rstrip('.')}"
+    parts = list(one.warnings)
+    degree, own = one.number("motion_degree"), one.number("object_motion")
+    if degree is not None:
+        parts.append(f"motion {degree:.1f} px/s ({degree / 5.12:.1f} % of the width)")
+    if own is not None:
+        parts.append(f"objects {own:.1f}")
+    parts.append(_camera(one))
+    decibels, alike = one.number("first_frame_psnr"), one.number("first_frame_ssim")
+    if decibels is not None and alike is not None:
+        parts.append(f"first frame {decibels:.1f} dB, {alike:.3f}")
+    error = one.number("warp_error")
+    if error is not None:
+        parts.append(f"warp error {100 * error:.2f} %")
+    return "; ".join(parts)
+
+
+def _camera(one: Measured) -> str:
+    text = f"camera {one.values['camera_label']}"
+    amplitude = one.number("camera_amplitude")
+    if amplitude is not None and amplitude >= 0.005:
+        text += f" {100 * amplitude:.0f} %"
+    agreed = one.number("camera_agreement")
+    if agreed is not None:
+        text += " as asked" if agreed else " (asked for another)"
+    return text
+
+
+def _print_failing(condition: FailWhen | None, failing: Sequence[Measured]) -> None:
+    if condition is None:
+        return
+    names = ", ".join(one.source.path.name for one in failing[:5])
+    more = f" and {len(failing) - 5} more" if len(failing) > 5 else ""
+    print(f"fail when {condition.text}: {f'{names}{more}' if failing else 'no video'}")

@@ -1,0 +1,376 @@
+"""Measure many videos: rows that are kept, shards that fit together, and nothing measured twice.
+
+A result is a row (clip, metric, value, configuration): the clip by the SHA-256 of its bytes, the
+configuration by a hash of all that decides the value besides them. Rows are lines of JSON in
+`rows*.jsonl`; a clip's rows are written at once, and a line torn by a kill is left out when read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from motionmerge.errors import ConfigError, DataError, MotionMergeError
+from motionmerge.evaluation import camera, clips, motion
+from motionmerge.evaluation.metrics import FAILURE, METRICS, NOTES, Group, Value
+from motionmerge.evaluation.similarity import psnr, ssim
+from motionmerge.evaluation.sources import Source
+from motionmerge.io.hashing import hash_file
+from motionmerge.io.video import fit_image, load_image
+
+FORMAT = 1
+"""Raise it when a metric changes its meaning: kept rows are then not used."""
+
+ROWS_FILE = "rows.jsonl"
+AGREEMENT = 1e-9
+
+Values = Mapping[str, Value]
+
+_UNFORESEEN = (cv2.error, ArithmeticError, LookupError, RuntimeError, ValueError, MemoryError)
+"""What libraries raise on files that nobody foresaw; the video is named, the others go on."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One value.
+
+    Args:
+        clip: SHA-256 of the file.
+        metric: A name of `METRICS`, or of another set of metrics.
+        value: See `Value`.
+        config: Hash of what else decides the value, see `config_hash`.
+    """
+
+    clip: str
+    metric: str
+    value: Value
+    config: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What the row is about: there is one value for it."""
+        return self.clip, self.metric, self.config
+
+
+def config_hash(**settings: Any) -> str:
+    """Hash what decides a value besides the clip."""
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:16]
+
+
+def merge_rows(rows: Iterable[Row]) -> list[Row]:
+    """Put rows of several shards together: each key once, in an order that does not depend on them.
+
+    Raises:
+        DataError: Two rows give different values for the same key.
+    """
+    merged: dict[tuple[str, str, str], Row] = {}
+    for row in rows:
+        other = merged.setdefault(row.key, row)
+        if not _agree(row.value, other.value):
+            raise DataError(
+                f"Two rows give {row.metric} of the clip {row.clip[:12]} as {other.value} and "
+                f"{row.value}.",
+                fix="Remove the rows of one machine, and measure its videos again.",
+            )
+    return [merged[key] for key in sorted(merged)]
+
+
+def _agree(first: Value, second: Value) -> bool:
+    if isinstance(first, (int, float)) and isinstance(second, (int, float)):
+        return abs(first - second) <= AGREEMENT * max(1.0, abs(first))
+    return first == second
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Read a file of rows; lines that are none are left out."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = Row(**json.loads(line))
+            except (ValueError, TypeError, RecursionError):
+                continue
+            is_value = row.value is None or isinstance(row.value, (str, int, float))
+            if is_value and all(isinstance(part, str) for part in row.key):
+                yield row
+
+
+@dataclass
+class Kept:
+    """Rows that are there already, and the file that new ones go to.
+
+    Args:
+        path: The file to append to; None keeps nothing.
+        found: Values by (clip, configuration).
+    """
+
+    path: Path | None = None
+    found: dict[tuple[str, str], dict[str, Value]] = field(default_factory=dict)
+
+    @classmethod
+    def in_folder(cls, folder: Path, shard: Shard) -> Kept:
+        """Read all `rows*.jsonl` of a folder.
+
+        Raises:
+            DataError: They contradict each other.
+        """
+        kept = cls(folder / shard.file_name)
+        rows = [row for path in sorted(folder.glob("rows*.jsonl")) for row in read_rows(path)]
+        for row in merge_rows(rows):
+            kept.found.setdefault((row.clip, row.config), {})[row.metric] = row.value
+        return kept
+
+    def values(self, clip: str, config: str, needed: Iterable[str]) -> dict[str, Value] | None:
+        """Return the values of a clip if all are there that are needed, or why it has none."""
+        values = self.found.get((clip, config), {})
+        return values if FAILURE in values or set(needed) <= set(values) else None
+
+    def add(self, clip: str, config: str, values: Values) -> None:
+        """Keep values: one write for all of them.
+
+        Raises:
+            DataError: The file cannot be written.
+        """
+        self.found.setdefault((clip, config), {}).update(values)
+        if self.path is None:
+            return
+        rows = (Row(clip, metric, value, config) for metric, value in values.items())
+        text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+        try:
+            with self.path.open("ab+") as file:
+                if file.tell():  # a line that was torn by a kill must not swallow the next one
+                    file.seek(-1, 2)
+                    text = text if file.read(1) == b"\n" else "\n" + text
+                file.write(text.encode(errors="backslashreplace"))
+        except OSError as error:
+            raise DataError(
+                f"Cannot write {self.path}: {error}", fix="Check the folder and its free space."
+            ) from error
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several parts of a set of videos; which part a video is in depends on its bytes alone.
+
+    Args:
+        number: From 1.
+        total: How many there are.
+    """
+
+    number: int = 1
+    total: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read `K/N`.
+
+        Raises:
+            ConfigError: It is something else.
+        """
+        first, slash, second = text.partition("/")
+        if slash and first.isascii() and second.isascii() and first.isdigit() and second.isdigit():
+            shard = cls(int(first), int(second))
+            if 1 <= shard.number <= shard.total:
+                return shard
+        raise ConfigError(
+            f"The shard `{text}` is none.", fix="Write `K/N` with K from 1 to N, such as 1/4."
+        )
+
+    @property
+    def file_name(self) -> str:
+        """The file that this shard's rows go to, so that no two processes write to one."""
+        if self.total == 1:
+            return ROWS_FILE
+        return f"rows-{self.number}-of-{self.total}.jsonl"
+
+    def holds(self, clip: str) -> bool:
+        """Return whether a clip belongs to this part."""
+        return int(clip[:16], 16) % self.total == self.number - 1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A video and its values.
+
+    Args:
+        source: The video and what is known of it.
+        clip: SHA-256 of the file; None if it cannot be read.
+        values: By metric; empty where `failure` says why.
+        notes: What is odd about it.
+        failure: Why it cannot be measured.
+    """
+
+    source: Source
+    clip: str | None
+    values: Values
+    notes: tuple[str, ...] = ()
+    failure: str | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should look at first: frozen, loops, and the notes."""
+        return (*_warnings(self.values), *self.notes)
+
+    def number(self, metric: str) -> float | None:
+        """Return a value that is a number."""
+        value = self.values.get(metric)
+        return None if value is None or isinstance(value, str) else float(value)
+
+
+FROZEN_WARNING, LOOPING_WARNING = 0.5, 0.25
+"""Shares from which a video is called frozen or looping."""
+
+
+def _warnings(values: Values) -> Iterator[str]:
+    for metric, limit, text in (
+        ("frozen_share", FROZEN_WARNING, "FROZEN: nothing moves in {:.0%} of it"),
+        ("looping_share", LOOPING_WARNING, "LOOPS: {:.0%} of its frames came before"),
+    ):
+        value = values.get(metric)
+        if isinstance(value, (int, float)) and value >= limit:
+            yield text.format(value)
+
+
+def metrics_of(group: Group) -> list[str]:
+    """Return the names of a group's metrics."""
+    return [metric.name for metric in METRICS.values() if metric.group == group]
+
+
+def measure_videos(
+    sources: Iterable[Source],
+    *,
+    kept: Kept | None = None,
+    shard: Shard | None = None,
+    progress: Callable[[Source], None] | None = None,
+) -> list[Measured]:
+    """Measure videos, using what is kept already; those of other shards are left out.
+
+    Args:
+        sources: The videos.
+        kept: Where rows are found and kept; by default nothing is.
+        shard: Which part of the videos.
+        progress: Called after each, also after those of other shards.
+
+    Raises:
+        DataError: Rows cannot be written. A video that cannot be measured is no error: its
+            `failure` says why.
+    """
+    kept, shard = kept or Kept(), shard or Shard()
+    measured = []
+    for source in sources:
+        one = _measure(source, kept, shard)
+        if one is not None:
+            measured.append(one)
+        if progress is not None:
+            progress(source)
+    return measured
+
+
+def _measure(source: Source, kept: Kept, shard: Shard) -> Measured | None:
+    try:
+        if not source.path.is_file():
+            raise DataError("It is no file.")
+        name = hash_file(source.path)
+    except (OSError, DataError) as error:
+        if shard.number != 1:  # without bytes it belongs to the first
+            return None
+        return Measured(source, None, {}, failure=_reason(error))
+    if not shard.holds(name):
+        return None
+    config = clip_config()
+    values = kept.values(name, config, [*metrics_of("clip"), NOTES])
+    frame: clips.Picture | None = None
+    if values is None:
+        values, frame = _measure_clip(source.path)
+        kept.add(name, config, values)
+    if FAILURE in values:
+        return Measured(source, name, {}, failure=str(values[FAILURE]))
+    notes = tuple(str(values[NOTES] or "").split("; ")) if values[NOTES] else ()
+    own = {metric: values[metric] for metric in metrics_of("clip")}
+    with_photo, photo_note = _compare_photo(source, name, frame, kept)
+    own |= with_photo
+    own |= camera_agreement(source.prompt, own)
+    return Measured(source, name, own, (*notes, *photo_note))
+
+
+def clip_config() -> str:
+    """Hash what decides the metrics of the video alone."""
+    return config_hash(
+        format=FORMAT,
+        opencv=cv2.__version__.split(".")[:2],
+        longer=clips.LONGER_SIDE,
+        shorter=clips.SHORTER_SIDE,
+        rate=clips.SAMPLES_PER_SECOND,
+        most=clips.MAX_SAMPLES,
+    )
+
+
+def _measure_clip(path: Path) -> tuple[dict[str, Value], clips.Picture | None]:
+    """Measure what needs the video alone; also return its first frame, if it has one."""
+    try:
+        clip = clips.read_clip(path)
+        height, width = clip.size
+        values: dict[str, Value] = {
+            "width": width,
+            "height": height,
+            "num_frames": clip.num_frames,
+            "frame_rate": clip.frame_rate,
+            "seconds": clip.seconds,
+            "temporal_flickering": clip.flicker,
+            **motion.measure_motion(clip),
+            NOTES: "; ".join(clip.notes),
+        }
+    except (MotionMergeError, *_UNFORESEEN) as error:
+        return {FAILURE: _reason(error)}, None
+    return values, clip.first
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MotionMergeError):
+        return error.message
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _compare_photo(
+    source: Source, clip: str, frame: clips.Picture | None, kept: Kept
+) -> tuple[dict[str, Value], tuple[str, ...]]:
+    """Compare the first frame to the photo, fitted as the model's input is: covered and cut."""
+    nothing: dict[str, Value] = dict.fromkeys(metrics_of("photo"))
+    if source.photo is None:
+        return nothing, ()
+    try:
+        config = config_hash(format=FORMAT, photo=hash_file(source.photo))
+        values = kept.values(clip, config, nothing)
+        if values is None:
+            frame = clips.read_first_frame(source.path) if frame is None else frame
+            photo = np.asarray(fit_image(load_image(source.photo), *frame.shape[:2]))
+            values = {
+                "first_frame_psnr": psnr(frame, photo),
+                "first_frame_ssim": ssim(frame, photo),
+            }
+            kept.add(clip, config, values)
+    except (OSError, MotionMergeError) as error:
+        return nothing, (f"its photo cannot be used: {_reason(error).rstrip('.')}",)
+    return values, ()
+
+
+def camera_agreement(prompt: str | None, values: Values) -> dict[str, Value]:
+    """Compare the camera's move to the one that a prompt names; None where it names none.
+
+    A clip whose move is unclear agrees with nothing.
+    """
+    named = camera.named_move(prompt or "")
+    if named is None:
+        return dict.fromkeys(metrics_of("prompt"))
+    seen = str(values["camera_labels_dis"]).split("+")
+    return {
+        "camera_agreement": float(values["camera_label"] == named),
+        "camera_motion_dis": float(named in seen),
+    }

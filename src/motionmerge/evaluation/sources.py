@@ -1,0 +1,215 @@
+"""Find the videos that are to be measured, and what is known of each: prompt, photo and seed.
+
+In this order: the metadata that our own videos carry, a sidecar (`video.json` or `video.txt` beside
+`video.mp4`), a manifest (`*.jsonl` in the same folder, as for `motionmerge batch`), and the
+file's name, where it is VBench's `PROMPT-NUMBER.mp4`.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from motionmerge.errors import DataError
+from motionmerge.evaluation.clips import SUFFIXES, read_comment
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MOST_VIDEOS = 100_000
+
+_OURS = re.compile(r"(?P<id>.+)-seed(?P<seed>-?\d+)-[0-9a-f]{16}")
+_NUMBERED = re.compile(r"(?P<prompt>.+)-\d+")
+_CAMERA = re.compile(
+    r", camera (pans left|pans right|tilts up|tilts down|zooms in|zooms out|static)$"
+)
+_MAX_SIDECAR = 1 << 20
+_MAX_MANIFEST = 64 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """A video and what is known of it.
+
+    Args:
+        path: The file.
+        prompt: What was asked for.
+        photo: The file of its first frame.
+        seed: Of its noise.
+    """
+
+    path: Path
+    prompt: str | None = None
+    photo: Path | None = None
+    seed: int | None = None
+
+    @property
+    def cluster(self) -> tuple[str, ...] | None:
+        """What videos of one prompt and photo share; None where neither is known."""
+        if self.prompt is None and self.photo is None:
+            return None
+        return self.prompt or "", str(self.photo or "")
+
+
+def find_videos(names: Sequence[str | Path]) -> list[Path]:
+    """List the videos of files, folders (with those inside) and glob patterns, each once.
+
+    Raises:
+        DataError: A name leads nowhere, there is no video at all, or too many.
+    """
+    found: dict[Path, None] = {}
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            found |= dict.fromkeys(_inside(path))
+        elif path.exists() or path.is_symlink():
+            found[path] = None
+        else:
+            # Path.glob takes no absolute pattern.
+            matches = [Path(one) for one in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+            if not matches:
+                raise DataError(f"There is no video at {name}.", fix="Check the path.")
+            for match in matches:
+                found |= dict.fromkeys(_inside(match) if match.is_dir() else [match])
+    if not found:
+        raise DataError(
+            f"There is no video in {', '.join(map(str, names))}.",
+            fix=f"Give videos, or a folder that holds some: {' '.join(SUFFIXES)}.",
+        )
+    if len(found) > MOST_VIDEOS:
+        raise DataError(
+            f"There are {len(found):,} videos; one call measures {MOST_VIDEOS:,} at most.",
+            fix="Share them between several calls.",
+        )
+    return list(found)
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
+            yield path
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Where photos are looked for.
+
+    Args:
+        one: The photo of all videos.
+        by_name: Photos of a folder by their names without suffix.
+    """
+
+    one: Path | None = None
+    by_name: Mapping[str, Path] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, path: Path | None) -> Photos:
+        """Look at a file or a folder.
+
+        Raises:
+            DataError: There is nothing.
+        """
+        if path is None:
+            return cls()
+        if path.is_file():
+            return cls(one=path)
+        if not path.is_dir():
+            raise DataError(f"There are no photos at {path}.", fix="Give a photo or a folder.")
+        photos = [one for one in sorted(path.rglob("*")) if one.suffix.lower() in IMAGE_SUFFIXES]
+        if not photos:
+            raise DataError(f"There is no photo in {path}.", fix="Give a folder that holds some.")
+        return cls(by_name={one.stem: one for one in reversed(photos)})
+
+    def of(self, names: Sequence[str | None]) -> Path | None:
+        """Return the photo of the first name that has one."""
+        known = (self.by_name[name] for name in names if name is not None and name in self.by_name)
+        return self.one or next(known, None)
+
+
+def source_of(path: Path, photos: Photos) -> Source:
+    """Find out what is known of a video; nothing is guessed from likeness."""
+    ours, numbered = _OURS.fullmatch(path.stem), _NUMBERED.fullmatch(path.stem)
+    about = {**_in_name(numbered), **_in_manifest(path, ours), **_beside(path), **_inside_of(path)}
+    prompt, seed, image = about.get("prompt"), about.get("seed"), about.get("image")
+    prompt = prompt if isinstance(prompt, str) and prompt else None
+    names = [
+        ours["id"] if ours else None,
+        path.stem,
+        numbered["prompt"] if numbered else None,
+        _CAMERA.sub("", numbered["prompt"]) if numbered else None,
+    ]
+    photo = photos.of(names)
+    if photo is None and isinstance(image, Path) and image.is_file():
+        photo = image
+    return Source(path, prompt, photo, seed if isinstance(seed, int) else None)
+
+
+def _in_name(numbered: re.Match[str] | None) -> dict[str, Any]:
+    """Read VBench's names; a prompt has several words."""
+    if numbered is None or " " not in numbered["prompt"]:
+        return {}
+    return {"prompt": numbered["prompt"]}
+
+
+def _in_manifest(path: Path, ours: re.Match[str] | None) -> dict[str, Any]:
+    if ours is None:
+        return {}
+    rows = _manifest_rows(path.parent)
+    return rows.get(ours["id"], {}) | {"seed": int(ours["seed"])}
+
+
+@lru_cache(maxsize=64)
+def _manifest_rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read the manifests of a folder: prompt and image by id, where an id has one line."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        if path.stat().st_size > _MAX_MANIFEST:
+            continue
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            row = _mapping(line)
+            image = row.get("image")
+            if isinstance(image, str):
+                known = {"image": folder / image, "prompt": row.get("prompt")}
+                rows.setdefault(str(row.get("id") or Path(image).stem), []).append(known)
+    return {
+        name: {key: one[0][key] for key in one[0] if all(row[key] == one[0][key] for row in one)}
+        for name, one in rows.items()
+    }
+
+
+def _beside(path: Path) -> dict[str, Any]:
+    """Read a sidecar: JSON with `prompt`, `seed`, `image`, or a text that is the prompt."""
+    for suffix in (".json", ".txt"):
+        sidecar = path.with_suffix(suffix)
+        try:
+            if not sidecar.is_file() or sidecar.stat().st_size > _MAX_SIDECAR:
+                continue
+            text = sidecar.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        if suffix == ".txt":
+            return {"prompt": text.strip()}
+        about = _mapping(text)
+        if isinstance(about.get("image"), str):
+            about["image"] = path.parent / about["image"]
+        return about
+    return {}
+
+
+def _inside_of(path: Path) -> dict[str, Any]:
+    """Read our own metadata: prompt and seed."""
+    about = _mapping(read_comment(path))
+    return {key: about[key] for key in ("prompt", "seed") if about.get(key) is not None}
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
