@@ -20,7 +20,9 @@ _DINO_MEAN, _DINO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _STATISTICS = ((_DINO_MEAN, _DINO_STD), (_CLIP_MEAN, _CLIP_STD), (_CLIP_MEAN, _CLIP_STD))
-_LORA = re.compile(r".*extractor_list\.(\d)\.model\.(blocks\.\d+\.attn\.qkv)\.lora_([AB])\..*weight")
+_LORA = re.compile(
+    r".*extractor_list\.(\d)\.model\.(blocks\.\d+\.attn\.qkv)\.lora_([AB])\..*weight"
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class DreamSim:
 
     @torch.inference_mode()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode frames `[frames, 3, 224, 224]` in [0, 1] into unit vectors `[frames, channels]`."""
+        """Encode frames `[frames, 3, 224, 224]` in [0, 1]: unit vectors `[frames, channels]`."""
         parts = []
         for tower, (mean, std) in zip(self.towers, _STATISTICS, strict=True):
             shape = (1, 3, 1, 1)

@@ -7,10 +7,11 @@ four scales; a convolutional GRU looks up what is near its estimate and corrects
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from motionmerge.errors import ShapeError
 from motionmerge.evaluation.backbones.protocol import fill
@@ -35,7 +36,9 @@ class _Residual(nn.Module):
         self.downsample: nn.Module | None = None
         if stride != 1:
             self.norm3 = _norm(norm, outputs)  # the published weights name it twice
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride), self.norm3)
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride), self.norm3
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         change = F.relu(self.norm1(self.conv1(x)))
@@ -51,7 +54,7 @@ class _Encoder(nn.Module):
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3)
         self.norm1 = _norm(norm, 64)
         widths = (64, 64, 96, 128)
-        for number, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        for number, (inputs, outputs) in enumerate(pairwise(widths), start=1):
             blocks = (
                 _Residual(inputs, outputs, norm=norm, stride=1 if number == 1 else 2),
                 _Residual(outputs, outputs, norm=norm, stride=1),

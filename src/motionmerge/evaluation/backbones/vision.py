@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from motionmerge.errors import CheckpointError, ShapeError
 from motionmerge.evaluation.backbones.protocol import State, fill, named_source
@@ -57,7 +57,7 @@ class VisionTower(nn.Module):
         shape: Its sizes.
         activation: `gelu`, or `quick_gelu` for OpenAI's CLIP.
         epsilon: Of all norms.
-        takes_last_norm: Features come after the last norm; DreamSim's DINO branch takes them before.
+        takes_last_norm: Features come after the last norm; in DreamSim's DINO branch before.
     """
 
     def __init__(
@@ -164,7 +164,9 @@ def build_tower(
 
 def _shape_of(state: State, *, num_heads: int | None) -> VisionShape:
     width, _, patch, _ = state["patches.weight"].shape
-    layers = {int(found[1]) for name in state if (found := re.match(r"encoder\.layers\.(\d+)", name))}
+    layers = {
+        int(found[1]) for name in state if (found := re.match(r"encoder\.layers\.(\d+)", name))
+    }
     projection = state.get("projection.weight")
     return VisionShape(
         width=width,
@@ -271,7 +273,7 @@ def _our_names(state: Mapping[str, torch.Tensor], *, source: str) -> State:
         raise CheckpointError(
             f"{source} holds no vision transformer of a known maker; its first tensor is "
             f"`{next(iter(state), '')[:100]}`.",
-            fix="Give DINO's, CLIP's or open_clip's weights, under their own or transformers' names.",
+            fix="Give DINO's, CLIP's or open_clip's weights, in their names or transformers'.",
         )
     ours: State = {}
     for name, value in state.items():

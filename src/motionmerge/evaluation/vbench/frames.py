@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 Era = Literal["torchvision>=0.17", "torchvision<0.17"]
 ERAS: tuple[Era, ...] = ("torchvision>=0.17", "torchvision<0.17")

@@ -12,7 +12,7 @@ from itertools import pairwise, product
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 Features = torch.Tensor
 FloatArray = npt.NDArray[np.float64]
@@ -51,8 +51,9 @@ def consistencies(frames: Features) -> FloatArray:
 
 def flickering(frames: npt.NDArray[np.uint8]) -> float:
     """Score temporal_flickering: (255 - mean |difference of neighbours|) / 255."""
-    differences = [np.abs(a.astype(np.int16) - b).mean() for a, b in pairwise(frames)]
-    return float((255 - np.mean(differences)) / 255)
+    exact = frames.astype(np.float32)  # VBench averages in float32
+    differences = [np.abs(after - before).mean() for before, after in pairwise(exact)]
+    return float((255.0 - np.mean(differences).item()) / 255.0)
 
 
 def smoothness(frames: npt.NDArray[np.uint8], between: Sequence[npt.NDArray[np.uint8]]) -> float:
