@@ -39,8 +39,8 @@ def evaluate() -> None:
     """Measure a model."""
 
 
-for verb, example in VBENCH_VERBS.items():
-    evaluate_app.command(verb.__name__, cls=Verb, epilog=example)(verb)
+for name, (verb, example) in VBENCH_VERBS.items():
+    evaluate_app.command(name, cls=Verb, epilog=example)(verb)
 
 
 @evaluate_app.command("pocket", cls=Verb, epilog=EXAMPLE)

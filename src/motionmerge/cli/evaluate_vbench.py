@@ -306,10 +306,16 @@ def _write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
-VBENCH_VERBS = {
-    vbench: "Example: motionmerge evaluate vbench videos --images crop/8-5 "
-    "--weights dino=dino-vitb16 -o results",
-    check: "Example: motionmerge evaluate check videos --suite vbench2_i2v_full_info.json",
-    total: "Example: motionmerge evaluate total results",
+VBENCH_VERBS: Mapping[str, tuple[Callable[..., None], str]] = {
+    "vbench": (
+        vbench,
+        "Example: motionmerge evaluate vbench videos --images crop/8-5 "
+        "--weights dino=dino-vitb16 -o results",
+    ),
+    "check": (
+        check,
+        "Example: motionmerge evaluate check videos --suite vbench2_i2v_full_info.json",
+    ),
+    "total": (total, "Example: motionmerge evaluate total results"),
 }
-"""The verbs under `motionmerge evaluate`, and their examples."""
+"""The verbs under `motionmerge evaluate`, with their examples."""

@@ -111,14 +111,14 @@ def add_lora(
             )
         pairs.setdefault(place, {})[found[3]] = value
     for (branch, layer), pair in pairs.items():
-        name = _fused(states[branch], layer)
-        if name is None or set(pair) != {"A", "B"}:
+        fused = _fused(states[branch], layer)
+        if fused is None or set(pair) != {"A", "B"}:
             raise CheckpointError(
                 f"The adapter of `{layer}` in branch {branch} is half there, or has no layer.",
                 fix="Give branches in DINO's names or OpenAI's, with the ensemble's own LoRA.",
             )
         scale = alpha / len(pair["A"])
-        states[branch][name] = states[branch][name] + scale * (pair["B"] @ pair["A"])
+        states[branch][fused] = states[branch][fused] + scale * (pair["B"] @ pair["A"])
     return states
 
 

@@ -134,11 +134,11 @@ def _names(videos: Sequence[Path], entries: Sequence[Entry]) -> tuple[dict[str, 
     for path in videos:
         found = _NUMBERED.fullmatch(path.stem)
         text = found[1] if found else path.stem
-        prompt = text if text in exact else near.get(_plain(text))
-        if prompt is None:
+        matched = text if text in exact else near.get(_plain(text))
+        if matched is None:
             faults.append(Fault("unknown", path.name, "belongs to no prompt of the suite"))
         else:
-            groups.setdefault(prompt, []).append((int(found[2]) if found else 0, path))
+            groups.setdefault(matched, []).append((int(found[2]) if found else 0, path))
     renames: dict[str, str] = {}
     for prompt, group in groups.items():
         group.sort(key=lambda pair: (pair[0], pair[1].name))

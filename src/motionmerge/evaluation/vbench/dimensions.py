@@ -91,7 +91,7 @@ def measure_of(dimension: str, networks: Networks, *, era: Era) -> Measure:
         CheckpointError: A weights file is another network's.
         ConfigError: A plugin fails.
     """
-    return {
+    builders: Mapping[str, Callable[[], Measure]] = {
         "i2v_subject": lambda: partial(_i2v_subject, networks.dino(), era),
         "i2v_background": lambda: partial(_i2v_background, networks.dreamsim(), era),
         "camera_motion": lambda: partial(_camera_motion, networks.plugin("cotracker")),
@@ -108,7 +108,8 @@ def measure_of(dimension: str, networks: Networks, *, era: Era) -> Measure:
         ),
         "imaging_quality": lambda: partial(_imaging, networks.plugin("musiq")),
         "temporal_flickering": lambda: _flickering,
-    }[dimension]()
+    }
+    return builders[dimension]()
 
 
 def _features(network: ImageEncoder, pixels: torch.Tensor) -> torch.Tensor:

@@ -49,7 +49,6 @@ def i2v_subject_image(image: Image.Image) -> torch.Tensor:
 def clip_frames(frames: torch.Tensor) -> torch.Tensor:
     """Prepare frames for CLIP: shorter side 224, bicubic, not antialiased, the middle square."""
     wide = _resized(frames, _SIDE, mode="bicubic", antialias=False)
-    # VBench resizes 8-bit tensors here, and torchvision brings those back to 8 bits.
     return _normalised(_middle(wide), _CLIP)
 
 
@@ -90,7 +89,8 @@ def _shorter_side(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def _resized(frames: torch.Tensor, side: int, *, mode: str, antialias: bool) -> torch.Tensor:
-    size = _shorter_side(*frames.shape[-2:], side)
+    height, width = frames.shape[-2:]
+    size = _shorter_side(height, width, side)
     return _to_size(frames, size, mode=mode, antialias=antialias)
 
 

@@ -96,7 +96,8 @@ def plan(
         CheckpointError: A weights file cannot be read.
         DataError: A clip or an image cannot be read.
     """
-    jobs, hashes = [], {}
+    jobs: list[Job] = []
+    hashes: dict[Path, str] = {}
     for dimension in dimensions:
         if networks.missing_for(dimension):
             continue
