@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from motionmerge.cli import app
 from motionmerge.errors import ConfigError, DataError, ShapeError
 from motionmerge.evaluation.frechet import (
     frechet,
@@ -102,3 +106,13 @@ def test_feature_files_are_read_and_pickles_refused(tmp_path):
     np.save(tmp_path / "bad.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match="holds no features"):
         read_features(tmp_path / "bad.npy")
+
+
+def test_the_command_prints_n_preset_and_warning(tmp_path):
+    for name, value in (("x.npy", X), ("y.npy", Y)):
+        np.save(tmp_path / name, value)
+    words = ["evaluate", "fvd", str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
+    found = json.loads(CliRunner().invoke(app, [*words, "--preset", "videogpt", "--json"]).stdout)
+    assert found["fvd"] == pytest.approx(0.6603360390282358)
+    assert found["n"] == [40, 50]
+    assert "40 videos" in found["warning"]

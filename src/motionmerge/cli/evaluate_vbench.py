@@ -1,4 +1,4 @@
-"""`motionmerge evaluate vbench`, `check` and `total`: VBench-I2V on any folder of videos."""
+"""`motionmerge evaluate vbench`, `check`, `total` and `fvd`: published measures of any videos."""
 
 from __future__ import annotations
 
@@ -179,6 +179,48 @@ def total(
     _print_totals(found)
 
 
+def fvd(
+    real: Annotated[
+        Path,
+        typer.Argument(metavar="REAL", help="Features [videos, channels], .npy or .safetensors."),
+    ],
+    generated: Annotated[Path, typer.Argument(metavar="GENERATED", help="The same of the others.")],
+    preset: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How the features were made: styleganv, cd-fvd, common-metrics or videogpt.",
+        ),
+    ],
+    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of the subsets.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute FVD, FVD at infinity and KVD from two files of features."""
+    from dataclasses import asdict
+
+    from motionmerge.evaluation import frechet as f
+
+    chosen = f.preset_of(preset)
+    one, two = f.read_features(real), f.read_features(generated)
+    value = f.frechet(one, two, covariance=chosen.covariance)
+    limit = f.fvd_infinity(one, two, covariance=chosen.covariance, seed=seed)
+    kernel = f.kernel_distance(one, two, seed=seed)
+    warning = f.warning_of(kernel.num)
+    if as_json:
+        facts = {"preset": preset, **asdict(chosen), "n": [len(one), len(two)], "warning": warning}
+        print(json.dumps({"fvd": value, "fvd_infinity": limit, "kvd": asdict(kernel), **facts}))
+        return
+    print(f"FVD ({preset}: {chosen.geometry}; covariance over {chosen.covariance})")
+    print(f"    {value:.4f}    n = {len(one)} and {len(two)}")
+    print(f"FVD at infinity  {limit:.4f}")
+    print(
+        f"KVD              {kernel.value:.6f} [{kernel.low:.6f}, {kernel.high:.6f}]"
+        f"    gamma = {kernel.gamma:.6g}"
+    )
+    if warning:
+        typer.echo(f"Warning: {warning}", err=True)
+
+
 def _entries(suite: Path | None) -> list[Entry] | None:
     from motionmerge.evaluation.vbench.suite import read_suite
 
@@ -317,5 +359,6 @@ VBENCH_VERBS: Mapping[str, tuple[Callable[..., None], str]] = {
         "Example: motionmerge evaluate check videos --suite vbench2_i2v_full_info.json",
     ),
     "total": (total, "Example: motionmerge evaluate total results"),
+    "fvd": (fvd, "Example: motionmerge evaluate fvd real.npy made.npy --preset styleganv"),
 }
 """The verbs under `motionmerge evaluate`, with their examples."""

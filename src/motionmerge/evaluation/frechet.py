@@ -306,7 +306,10 @@ def _divided_by(num: int, divisor: Covariance) -> int:
 def _rooted(x: FloatArray, divisor: Covariance) -> FloatArray:
     """Return A with A' A the covariance, no higher than it is wide."""
     a = (x - x.mean(0)) / np.sqrt(_divided_by(len(x), divisor))
-    return np.linalg.qr(a, mode="r") if len(a) > a.shape[1] else a
+    if len(a) <= a.shape[1]:
+        return a
+    factor: FloatArray = np.linalg.qr(a, mode="r")  # type: ignore[assignment]
+    return factor
 
 
 def _kernel(a: FloatArray, b: FloatArray, gamma: float) -> FloatArray:
