@@ -124,7 +124,7 @@ def run(*arguments: object):
 
 def test_the_verb_compares_folders_and_goes_on_from_kept_features(folders, script, tmp_path):
     real, generated = folders
-    options = ("--network", script, "--frames", 9, "-o", tmp_path / "kept", "--json")
+    options = ("--network", script, "--frames", 9, "--features", tmp_path / "kept", "--json")
     with pytest.warns(UserWarning, match="4 clips"):
         first = run(real, generated, *options)
     assert first.exit_code == 0, first.output

@@ -1,4 +1,7 @@
-"""`motionmerge evaluate pocket`: measure the shipped model under the paper's conditions."""
+"""`motionmerge evaluate pocket`: measure the shipped model under the paper's conditions.
+
+`evaluate_vbench.py` has the verbs for videos of any model.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from motionmerge.cli.evaluate_fvd import FVD_EXAMPLE, fvd
+from motionmerge.cli.evaluate_vbench import VBENCH_VERBS
 from motionmerge.cli.help import Verb, VerbGroup
 from motionmerge.cli.merge import parse_inputs
 from motionmerge.cli.options import EXPERTS, OUTPUT, JsonOption, MissingOption, OverwriteOption
@@ -31,12 +34,13 @@ evaluate_app = typer.Typer(
 )
 
 
-evaluate_app.command("fvd", cls=Verb, epilog=FVD_EXAMPLE)(fvd)
-
-
 @evaluate_app.callback()
 def evaluate() -> None:
     """Measure a model."""
+
+
+for name, (verb, example) in VBENCH_VERBS.items():
+    evaluate_app.command(name, cls=Verb, epilog=example)(verb)
 
 
 @evaluate_app.command("pocket", cls=Verb, epilog=EXAMPLE)

@@ -16,9 +16,7 @@ from motionmerge.cli.options import OUTPUT, JsonOption
 if TYPE_CHECKING:
     from motionmerge.evaluation.video_features import VideoNetwork
 
-FVD_EXAMPLE = (
-    "Example: motionmerge evaluate fvd real generated --network i3d_pretrained_400.pt -o features"
-)
+FVD_EXAMPLE = "Example: motionmerge evaluate fvd real generated --network i3d_pretrained_400.pt --features kept"
 
 _FEATURE_FILES = (".npy", ".safetensors")
 
@@ -56,13 +54,11 @@ def fvd(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Of the subsets.")] = 0,
-    output: Annotated[
+    features: Annotated[
         Path | None,
         typer.Option(
-            "--output",
-            "-o",
             metavar="FOLDER",
-            help="Keeps each video's features; a second run goes on from them.",
+            help="Keep each video's features there; a second run goes on from them.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -95,7 +91,7 @@ def fvd(
         loaded = loaded or load_i3d(network)
         with _progress(len(videos), path.name) as on_clip:
             found, failed = clip_features(
-                videos, loaded, preset, num_frames=frames, folder=output, on_clip=on_clip
+                videos, loaded, preset, num_frames=frames, folder=features, on_clip=on_clip
             )
         sets.append(found)
         failures |= failed

@@ -1,0 +1,323 @@
+"""`motionmerge evaluate vbench`, `check` and `total`: VBench-I2V of any videos."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from motionmerge.cli.evaluate_fvd import FVD_EXAMPLE, fvd
+from motionmerge.cli.merge import parse_inputs
+from motionmerge.cli.options import MODEL, OUTPUT, JsonOption
+
+if TYPE_CHECKING:
+    from motionmerge.evaluation.vbench.check import Checked
+    from motionmerge.evaluation.vbench.results import Score
+    from motionmerge.evaluation.vbench.suite import Entry
+
+_FEW = 20
+"""Faults of one kind that are printed."""
+
+FolderArgument = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="Folder of the videos, PROMPT-NUMBER.mp4.")
+]
+SuiteOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="VBench's list of prompts, vbench2_i2v_full_info.json.",
+        show_default="every video, its prompt its name",
+    ),
+]
+ImagesOption = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Folder of the first images.")
+]
+
+
+def vbench(
+    folder: FolderArgument,
+    suite: SuiteOption = None,
+    images: ImagesOption = None,
+    dimension: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Measure this only; repeatable.", show_default="all"),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="A network's weights, or a plugin's Python file, e.g. raft=raft-things.pth; "
+            "repeatable. Names that are missing are printed.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    old_resize: Annotated[
+        bool,
+        typer.Option(
+            "--old-resize",
+            help="Resize as torchvision did before 0.17, for numbers of before 2024.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show what is on and the time it takes.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Folder for the results; those already there are used.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = Path("evaluation-vbench"),
+    as_json: JsonOption = False,
+) -> None:
+    """Measure VBench-I2V's dimensions, all those whose networks are given."""
+    from motionmerge.evaluation.vbench.check import check as check_videos
+    from motionmerge.evaluation.vbench.frames import ERAS
+    from motionmerge.evaluation.vbench.results import aggregate, vbench_json, write_vbench
+    from motionmerge.evaluation.vbench.run import estimate_seconds, missing_files, plan, run
+    from motionmerge.evaluation.vbench.sources import Networks
+    from motionmerge.evaluation.vbench.total import DIMENSIONS
+    from motionmerge.io.atomic import check_folder
+
+    wanted = _known(dimension) if dimension else DIMENSIONS
+    given = parse_inputs(weights or (), flag="--weights")
+    networks = Networks({name: Path(path) for name, path in given.items()}, {})
+    era = ERAS[1] if old_resize else ERAS[0]
+    checked = check_videos(folder, entries=_entries(suite), images=images)
+    check_folder(output)
+    off = missing_files(networks, wanted)
+    hashes = {
+        source: digest
+        for name in wanted
+        if name not in off
+        for source, digest in networks.hashes(name).items()
+    }
+    jobs = plan(checked.clips, networks, era=era, dimensions=wanted)
+    seconds = estimate_seconds(
+        jobs, num_frames=checked.num_frames, height=checked.height, width=checked.width
+    )
+    if not as_json:
+        _print_before(checked, hashes, off, num_jobs=len(jobs), seconds=seconds)
+    facts = {
+        "resize": era,
+        "networks": hashes,
+        "off": off,
+        "estimated_seconds": round(seconds, 1),
+    }
+    if dry_run:
+        if as_json:
+            print(json.dumps({**facts, "faults": [vars(fault) for fault in checked.faults]}))
+        return
+    with _progress(len(jobs), shown=not as_json) as tell:
+        rows = run(jobs, networks, era=era, folder=output, progress=tell)
+    scores = aggregate(rows)
+    written = write_vbench(output, "motionmerge", vbench_json(scores, checked.clips))
+    summary = {**facts, **_summary(scores)}
+    _write_summary(output, summary)
+    if as_json:
+        print(json.dumps(summary))
+        return
+    _print_scores(scores)
+    for path in written:
+        typer.echo(f"wrote {path}", err=True)
+
+
+def check(
+    folder: FolderArgument,
+    suite: SuiteOption = None,
+    images: ImagesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find what VBench-I2V would miscount in a folder of videos; end with 1 if there is any."""
+    from motionmerge.evaluation.vbench.check import check as check_videos
+
+    checked = check_videos(folder, entries=_entries(suite), images=images)
+    if as_json:
+        faults = [vars(fault) for fault in checked.faults]
+        print(
+            json.dumps({"clips": len(checked.clips), "faults": faults, "renames": checked.renames})
+        )
+    else:
+        print(f"{len(checked.clips)} clips, {len(checked.faults)} faults")
+        _print_faults(checked)
+        for old, new in checked.renames.items():
+            old_path, new_path = (shlex.quote(str(folder / name)) for name in (old, new))
+            print(f"mv -n -- {old_path} {new_path}")
+    if checked.faults:
+        raise typer.Exit(1)
+
+
+def total(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="Result files of VBench or FastVideo, or folders of such."
+        ),
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Compute VBench-I2V's Quality, I2V and Total scores from result files."""
+    from motionmerge.evaluation.vbench.results import read_scores
+
+    scores = read_scores(files)
+    found = _totals(scores)
+    if as_json:
+        print(json.dumps({"scores": scores, **found}))
+        return
+    for name, score in scores.items():
+        print(f"{name:<24}{100 * score:7.2f} %")
+    _print_totals(found)
+
+
+def _entries(suite: Path | None) -> list[Entry] | None:
+    from motionmerge.evaluation.vbench.suite import read_suite
+
+    return None if suite is None else read_suite(suite)
+
+
+def _known(names: Iterable[str]) -> tuple[str, ...]:
+    from motionmerge.errors import ConfigError
+    from motionmerge.evaluation.vbench.total import DIMENSIONS
+
+    wanted = set(names)
+    if unknown := sorted(wanted - set(DIMENSIONS)):
+        raise ConfigError(
+            f"`{unknown[0]}` is no dimension of VBench-I2V.", fix=f"Use {', '.join(DIMENSIONS)}."
+        )
+    return tuple(name for name in DIMENSIONS if name in wanted)
+
+
+@contextmanager
+def _progress(total: int, *, shown: bool) -> Iterator[Callable[[str], None]]:
+    """Show a bar on stderr, with the dimension's name."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not shown, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda name: bar.update(task, description=name, advance=1)
+
+
+def _print_before(
+    checked: Checked,
+    hashes: Mapping[str, str],
+    off: Mapping[str, Mapping[str, str]],
+    *,
+    num_jobs: int,
+    seconds: float,
+) -> None:
+    """Say what is off, what would switch it on, what is wrong with the clips, and the time."""
+    for dimension, files in off.items():
+        typer.echo(f"off: {dimension}", err=True)
+        for name, what in files.items():
+            typer.echo(f"    --weights {name}=PATH  {what}", err=True)
+    if checked.faults:
+        typer.echo(
+            f"{len(checked.faults)} faults of names, counts or lengths; "
+            "`motionmerge evaluate check` lists them.",
+            err=True,
+        )
+    for name, digest in hashes.items():
+        typer.echo(f"{name}: {digest}", err=True)
+    typer.echo(
+        f"{len(checked.clips)} clips, {num_jobs} values to measure: about {_duration(seconds)} on "
+        "one CPU core, less what is already there.",
+        err=True,
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _print_faults(checked: Checked) -> None:
+    kinds: dict[str, list[str]] = {}
+    for fault in checked.faults:
+        kinds.setdefault(fault.kind, []).append(f"{fault.name} {fault.message}")
+    for kind, texts in kinds.items():
+        print(f"{kind}: {len(texts)}")
+        for text in texts[:_FEW]:
+            print(f"    {text}")
+        if len(texts) > _FEW:
+            print(f"    and {len(texts) - _FEW} more (--json lists all)")
+
+
+def _summary(scores: Mapping[str, Score]) -> dict[str, Any]:
+    raw = {name: score.score for name, score in scores.items() if score.score is not None}
+    dimensions = {
+        name: {"score": score.score, "n": len(score.rows), "faults": dict(score.faults)}
+        for name, score in scores.items()
+    }
+    return {"dimensions": dimensions, **_totals(raw)}
+
+
+def _totals(raw: Mapping[str, float]) -> dict[str, Any]:
+    """Return the totals that all needed dimensions are there for, and what the others lack."""
+    from motionmerge.evaluation.vbench.total import I2V, QUALITY, mean_of
+
+    found: dict[str, Any] = {}
+    for name, dimensions in (("quality", QUALITY), ("i2v", I2V), ("total", QUALITY + I2V)):
+        lacking = [dimension for dimension in dimensions if dimension not in raw]
+        if lacking:
+            found.setdefault("missing", {})[name] = lacking
+        elif name == "total":
+            found[name] = (found["quality"] + found["i2v"]) / 2
+        else:
+            found[name] = mean_of(dimensions, raw)
+    return found
+
+
+def _print_scores(scores: Mapping[str, Score]) -> None:
+    for name, score in scores.items():
+        value = "      -  " if score.score is None else f"{100 * score.score:7.2f} %"
+        print(f"{name:<24}{value}  n = {len(score.rows)}")
+        for video, why in list(score.faults.items())[:_FEW]:
+            print(f"    not counted: {video}: {why}")
+    _print_totals(
+        _totals({name: one.score for name, one in scores.items() if one.score is not None})
+    )
+
+
+def _print_totals(found: Mapping[str, Any]) -> None:
+    missing: Mapping[str, Sequence[str]] = found.get("missing", {})
+    for name in ("quality", "i2v", "total"):
+        if name in found:
+            print(f"{name:<24}{100 * found[name]:7.2f} %")
+        else:
+            print(f"{name:<24}      -    without {', '.join(missing[name])}")
+
+
+def _write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    from motionmerge.io.atomic import atomic_path
+
+    with atomic_path(folder / "summary.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+VBENCH_VERBS: Mapping[str, tuple[Callable[..., None], str]] = {
+    "vbench": (
+        vbench,
+        "Example: motionmerge evaluate vbench videos --images crop/8-5 "
+        "--weights dino=dino-vitb16 -o results",
+    ),
+    "check": (
+        check,
+        "Example: motionmerge evaluate check videos --suite vbench2_i2v_full_info.json",
+    ),
+    "total": (total, "Example: motionmerge evaluate total results"),
+    "fvd": (fvd, FVD_EXAMPLE),
+}
+"""The verbs under `motionmerge evaluate`, with their examples."""

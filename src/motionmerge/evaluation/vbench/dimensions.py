@@ -1,0 +1,237 @@
+"""Measure one clip in one dimension; a network is built once and used for all clips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from motionmerge.errors import DataError, ShapeError
+from motionmerge.evaluation.backbones.protocol import FlowNetwork, ImageEncoder
+from motionmerge.evaluation.vbench import frames as prepare
+from motionmerge.evaluation.vbench import rules
+from motionmerge.evaluation.vbench.frames import Era
+from motionmerge.evaluation.vbench.sources import Networks
+from motionmerge.evaluation.vbench.suite import Clip
+from motionmerge.io.video import load_image, read_video
+
+_AT_ONCE = 16
+"""Frames that go through a network together."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A clip's frames.
+
+    Attributes:
+        clip: Where they are from.
+        frames: `[frames, height, width, 3]` uint8.
+        fps: Frames per second.
+    """
+
+    clip: Clip
+    frames: npt.NDArray[np.uint8]
+    fps: float
+
+    def pixels(self) -> torch.Tensor:
+        """Return the frames `[frames, 3, height, width]` as floats in 0..255."""
+        return torch.from_numpy(self.frames).permute(0, 3, 1, 2).float()
+
+    def require(self, num_frames: int) -> None:
+        """Refuse a clip that is too short.
+
+        Raises:
+            DataError: It has fewer frames.
+        """
+        if len(self.frames) < num_frames:
+            raise DataError(
+                f"{self.clip.path.name} has {len(self.frames)} of the {num_frames} frames needed.",
+                fix="Generate it again with more frames.",
+            )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A clip's value in a dimension, in the units of VBench's own result file.
+
+    Attributes:
+        value: The score; imaging_quality's is in 0..100, dynamic_degree's is 0 or 1.
+        details: What else belongs to it.
+    """
+
+    value: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+Measure = Callable[[Decoded], Measured]
+
+
+def decode(clip: Clip) -> Decoded:
+    """Read a clip.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    video, fps = read_video(clip.path)
+    frames = (video.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+    return Decoded(clip, frames, fps)
+
+
+def measure_of(dimension: str, networks: Networks, *, era: Era) -> Measure:
+    """Build what measures a dimension.
+
+    Raises:
+        CheckpointError: A weights file is another network's.
+        ConfigError: A plugin fails.
+    """
+    builders: Mapping[str, Callable[[], Measure]] = {
+        "i2v_subject": lambda: partial(_i2v_subject, networks.dino(), era),
+        "i2v_background": lambda: partial(_i2v_background, networks.dreamsim(), era),
+        "camera_motion": lambda: partial(_camera_motion, networks.plugin("cotracker")),
+        "subject_consistency": lambda: partial(
+            _consistency, networks.dino(), prepare.subject_frames
+        ),
+        "background_consistency": lambda: partial(
+            _consistency, networks.clip("clip-b32"), prepare.clip_frames
+        ),
+        "motion_smoothness": lambda: partial(_smoothness, networks.plugin("amt")),
+        "dynamic_degree": lambda: partial(_dynamic_degree, networks.raft()),
+        "aesthetic_quality": lambda: partial(
+            _aesthetic, networks.clip("clip-l14"), networks.aesthetic_head()
+        ),
+        "imaging_quality": lambda: partial(_imaging, networks.plugin("musiq")),
+        "temporal_flickering": lambda: _flickering,
+    }
+    return builders[dimension]()
+
+
+def _features(network: ImageEncoder, pixels: torch.Tensor) -> torch.Tensor:
+    return torch.cat([network.encode(some) for some in pixels.split(_AT_ONCE)])
+
+
+def _first_image(clip: Clip) -> Path:
+    if clip.image is None:
+        raise DataError(
+            f"{clip.path.name} has no first image.", fix="Give the folder of the first images."
+        )
+    return clip.image
+
+
+def _i2v_subject(network: ImageEncoder, era: Era, decoded: Decoded) -> Measured:
+    image = load_image(_first_image(decoded.clip))
+    decoded.require(2)
+    first = network.encode(prepare.i2v_subject_image(image))[0]
+    frames = _features(network, prepare.i2v_subject_frames(decoded.pixels(), era=era))
+    return Measured(rules.similarity_to_image(first, frames))
+
+
+def _i2v_background(network: ImageEncoder, era: Era, decoded: Decoded) -> Measured:
+    image = load_image(_first_image(decoded.clip))
+    decoded.require(2)
+    first = network.encode(prepare.dreamsim_image(image))[0]
+    frames = _features(network, prepare.dreamsim_frames(decoded.pixels(), era=era))
+    return Measured(rules.similarity_to_image(first, frames))
+
+
+def _consistency(
+    network: ImageEncoder, prepared: Callable[[torch.Tensor], torch.Tensor], decoded: Decoded
+) -> Measured:
+    decoded.require(2)
+    each = rules.consistencies(_features(network, prepared(decoded.pixels())))
+    total = float(each.sum())
+    return Measured(total / len(each), {"video_sim": total, "cnt_per_video": len(each)})
+
+
+def _aesthetic(
+    network: ImageEncoder, head: tuple[torch.Tensor, torch.Tensor], decoded: Decoded
+) -> Measured:
+    features = _features(network, prepare.clip_frames(decoded.pixels()))
+    weight, bias = head
+    if features.shape[-1] != weight.shape[-1]:
+        raise ShapeError(
+            f"CLIP gives {features.shape[-1]} channels, the aesthetic head takes "
+            f"{weight.shape[-1]}.",
+            fix="Give CLIP ViT-L/14.",
+        )
+    unit = features / features.norm(dim=-1, keepdim=True)
+    scores = torch.nn.functional.linear(unit, weight, bias) / 10
+    return Measured(float(scores.double().mean()))
+
+
+def _dynamic_degree(network: FlowNetwork, decoded: Decoded) -> Measured:
+    sampled = decoded.pixels()[:: rules.sampling_interval(decoded.fps)]
+    height, width = sampled.shape[-2:]
+    scores = [rules.flow_score(flow) for flow in network.flows(prepare.flow_frames(sampled))]
+    threshold = rules.dynamic_threshold(height, width)
+    needed = rules.needed_pairs(len(sampled))
+    moves = rules.is_dynamic(scores, threshold=threshold, needed=needed)
+    details = {"pair_scores": scores, "threshold": threshold, "needed_pairs": needed}
+    return Measured(float(moves), details)
+
+
+def _flickering(decoded: Decoded) -> Measured:
+    decoded.require(2)
+    return Measured(rules.flickering(decoded.frames))
+
+
+def _smoothness(in_between: Callable[..., Any], decoded: Decoded) -> Measured:
+    decoded.require(3)
+    kept = decoded.frames[::2]
+    between = [
+        _checked(in_between(first, second), like=first, plugin="amt")
+        for first, second in pairwise(kept)
+    ]
+    return Measured(rules.smoothness(decoded.frames, between))
+
+
+def _checked(frame: Any, *, like: npt.NDArray[np.uint8], plugin: str) -> npt.NDArray[np.uint8]:
+    array = np.asarray(frame)
+    if array.shape != like.shape or array.dtype != np.uint8:
+        raise ShapeError(
+            f"The plugin `{plugin}` returned {array.dtype} {list(array.shape)}.",
+            fix=f"Return uint8 {list(like.shape)}.",
+        )
+    return array
+
+
+def _imaging(quality: Callable[..., Any], decoded: Decoded) -> Measured:
+    scores: list[float] = []
+    for some in decoded.pixels().split(_AT_ONCE):
+        found = np.asarray(quality(prepare.quality_frames(some)), dtype=np.float64).ravel()
+        if len(found) != len(some):
+            raise ShapeError(
+                f"The plugin `musiq` returned {len(found)} scores of {len(some)} frames.",
+                fix="Return one score a frame.",
+            )
+        scores.extend(found.tolist())
+    return Measured(float(np.mean(scores)))
+
+
+def _camera_motion(track: Callable[..., Any], decoded: Decoded) -> Measured:
+    if decoded.clip.camera is None:
+        raise DataError(
+            f"The prompt of {decoded.clip.path.name} names no move of the camera.",
+            fix="End it with one, such as `, camera pans left`.",
+        )
+    tracks = np.asarray(track(decoded.pixels()), dtype=np.float64)
+    if tracks.shape != (len(decoded.frames), rules.GRID**2, 2):
+        raise ShapeError(
+            f"The plugin `cotracker` returned {list(tracks.shape)}.",
+            fix=f"Return [{len(decoded.frames)}, {rules.GRID**2}, 2].",
+        )
+    height, width = decoded.frames.shape[1:3]
+    labels = rules.camera_labels(tracks, height=height, width=width)
+    details = {"prompt_type": decoded.clip.camera, "predict_type": list(labels)}
+    return Measured(float(decoded.clip.camera in labels), details)
+
+
+def clips_of(dimension: str, clips: list[Clip]) -> Iterator[Clip]:
+    """Yield the clips that a dimension is measured on."""
+    return (clip for clip in clips if dimension in clip.dimensions)

@@ -1,0 +1,253 @@
+"""Measure clips in all dimensions whose files are there; every result is kept as one JSON line.
+
+A run that was killed goes on where it stopped: a line counts for the same clip (by content),
+dimension and configuration (networks, first image, resize rule, target of the camera).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from motionmerge.errors import DataError, ShapeError
+from motionmerge.evaluation.vbench.dimensions import clips_of, decode, measure_of
+from motionmerge.evaluation.vbench.frames import Era, antialias_of
+from motionmerge.evaluation.vbench.sources import PLUGINS, SOURCES, Networks
+from motionmerge.evaluation.vbench.suite import Clip
+from motionmerge.evaluation.vbench.total import DIMENSIONS
+from motionmerge.io.hashing import hash_file
+
+ROWS_FILE = "vbench.jsonl"
+RULES = 1
+"""Raised when a rule changes, so that older lines no longer count."""
+
+_SECONDS = {
+    "i2v_subject": 0.6,
+    "i2v_background": 1.8,
+    "subject_consistency": 1.0,
+    "background_consistency": 0.2,
+    "aesthetic_quality": 2.8,
+    "dynamic_degree": 4.8,
+    "imaging_quality": 1.0,
+    "motion_smoothness": 2.0,
+    "camera_motion": 0.5,
+    "temporal_flickering": 0.01,
+}
+"""A frame of 320 x 512 on one CPU core, roughly; those of plugins are theirs to know."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A clip's value in a dimension.
+
+    Attributes:
+        clip: SHA-256 of the clip's file.
+        metric: `vbench.` and the dimension.
+        value: See `Measured`; None if it could not be measured.
+        config: Hash of everything else that decides the value.
+        video: The clip's file name.
+        details: What else belongs to it; `fault` says why there is no value.
+    """
+
+    clip: str
+    metric: str
+    value: float | None
+    config: str
+    video: str
+    details: Mapping[str, Any]
+
+    @property
+    def dimension(self) -> str:
+        """Return the dimension's name."""
+        return self.metric.removeprefix("vbench.")
+
+    def line(self) -> str:
+        """Return the row as one line of JSON."""
+        return json.dumps(vars(self), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A value to measure."""
+
+    clip: Clip
+    dimension: str
+    digest: str
+    config: str
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """Return what identifies its row; equal files may stand for several samples."""
+        return self.digest, f"vbench.{self.dimension}", self.config, self.clip.path.name
+
+
+def plan(
+    clips: Sequence[Clip], networks: Networks, *, era: Era, dimensions: Sequence[str] = DIMENSIONS
+) -> list[Job]:
+    """List what can be measured, dimension by dimension.
+
+    Raises:
+        CheckpointError: A weights file cannot be read.
+        DataError: A clip or an image cannot be read.
+    """
+    jobs: list[Job] = []
+    hashes: dict[Path, str] = {}
+    for dimension in dimensions:
+        if networks.missing_for(dimension):
+            continue
+        common = {
+            "rules": RULES,
+            "dimension": dimension,
+            "networks": networks.hashes(dimension),
+            "antialias": antialias_of(dimension, era),
+        }
+        for clip in clips_of(dimension, list(clips)):
+            own = dict(common)
+            if dimension.startswith("i2v_"):
+                own["image"] = _hash(clip.image, hashes) if clip.image is not None else None
+            if dimension == "camera_motion":
+                own["camera"] = clip.camera
+            config = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
+            jobs.append(Job(clip, dimension, _hash(clip.path, hashes), config))
+    return jobs
+
+
+def missing_files(
+    networks: Networks, dimensions: Sequence[str] = DIMENSIONS
+) -> dict[str, dict[str, str]]:
+    """Return the dimensions that are off, and what would switch each on: names and descriptions."""
+    words = {**SOURCES, **{name: what for name, (_, what) in PLUGINS.items()}}
+    return {
+        dimension: {name: words[name] for name in lacking}
+        for dimension in dimensions
+        if (lacking := networks.missing_for(dimension))
+    }
+
+
+def estimate_seconds(jobs: Sequence[Job], *, num_frames: int, height: int, width: int) -> float:
+    """Estimate the time that jobs take on one CPU core, from clips of one size."""
+    scale = height * width / (320 * 512)
+    sized = ("dynamic_degree", "motion_smoothness", "camera_motion", "temporal_flickering")
+    return sum(
+        _SECONDS[job.dimension] * num_frames * (scale if job.dimension in sized else 1)
+        for job in jobs
+    )
+
+
+def run(
+    jobs: Sequence[Job],
+    networks: Networks,
+    *,
+    era: Era,
+    folder: Path,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Row]:
+    """Measure what has no row yet; one network is in memory at a time.
+
+    Args:
+        jobs: From `plan`.
+        networks: The same as for `plan`.
+        era: The same as for `plan`.
+        folder: Where `vbench.jsonl` grows.
+        progress: Called with a dimension's name after each of its clips.
+
+    Returns:
+        The rows of all jobs, in their order. A clip that cannot be measured has a row that says
+        why.
+
+    Raises:
+        CheckpointError: A weights file is another network's.
+        DataError: The rows cannot be read or written.
+    """
+    path = folder / ROWS_FILE
+    known = {_key(row): row for row in read_rows(path)}
+    waiting: dict[str, list[Job]] = {}
+    for job in jobs:
+        if job.key not in known:
+            waiting.setdefault(job.dimension, []).append(job)
+        else:
+            progress(job.dimension)
+    for dimension, some in waiting.items():
+        measure = measure_of(dimension, networks, era=era)
+        for job in some:
+            row = _measured(job, measure)
+            _append(path, row)
+            known[job.key] = row
+            progress(dimension)
+    return [known[job.key] for job in jobs]
+
+
+def _measured(job: Job, measure: Callable[..., Any]) -> Row:
+    digest, metric, config, video = job.key
+    try:
+        found = measure(decode(job.clip))
+    except (DataError, ShapeError) as error:  # a plugin that fails ends the run
+        return Row(digest, metric, None, config, video, {"fault": error.message})
+    if not math.isfinite(found.value):
+        fault = {"fault": f"the network gave {found.value}"}
+        return Row(digest, metric, None, config, video, fault)
+    return Row(digest, metric, found.value, config, video, dict(found.details))
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file; a last line that was cut off is none.
+
+    Raises:
+        DataError: The file cannot be read, or another line is no row.
+    """
+    if not path.exists():
+        return
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error}", fix="Check the file.") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield Row(**json.loads(line))
+        except (ValueError, TypeError, RecursionError) as error:
+            if number == len(lines):
+                return  # a kill cut it off
+            raise DataError(
+                f"{path}, line {number} is no result: {error}", fix="Remove the line."
+            ) from error
+
+
+def _key(row: Row) -> tuple[str, str, str, str]:
+    return row.clip, row.metric, row.config, row.video
+
+
+def _append(path: Path, row: Row) -> None:
+    """Write a row and wait until the disk has it; what a kill cut off before it is removed."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(end - 1)
+                if file.read(1) != b"\n":
+                    whole = path.read_bytes()
+                    file.truncate(whole.rfind(b"\n") + 1)
+            file.write(row.line().encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise DataError(
+            f"Cannot write {path}: {error}", fix="Check the folder and its free space."
+        ) from error
+
+
+def _hash(path: Path, known: dict[Path, str]) -> str:
+    if path not in known:
+        try:
+            known[path] = hash_file(path)
+        except OSError as error:
+            raise DataError(f"Cannot read {path}: {error}", fix="Check the file.") from error
+    return known[path]

@@ -1,0 +1,187 @@
+"""A run goes on after a kill, names what it cannot measure, and writes VBench's own files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from motionmerge.cli import app
+from motionmerge.errors import CheckpointError, ConfigError, DataError
+from motionmerge.evaluation.vbench.frames import ERAS
+from motionmerge.evaluation.vbench.results import (
+    aggregate,
+    read_scores,
+    vbench_json,
+    write_vbench,
+)
+from motionmerge.evaluation.vbench.run import ROWS_FILE, missing_files, plan, run
+from motionmerge.evaluation.vbench.sources import Networks
+from motionmerge.evaluation.vbench.suite import clips_of_folder
+
+CHEAP = ("temporal_flickering", "camera_motion")
+
+TRACK = """
+import torch
+def track(frames):
+    return torch.zeros(len(frames), 100, 2)
+"""
+
+
+@pytest.fixture
+def folder(vbench, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    clip = (vbench.folder / "short" / "short-3.mp4").read_bytes()
+    for name in ("hills, camera static-0.mp4", "hills, camera pans left-0.mp4"):
+        (videos / name).write_bytes(clip)
+    one = (vbench.folder / "short" / "short-1.mp4").read_bytes()
+    (videos / "one-0.mp4").write_bytes(one)
+    return videos
+
+
+@pytest.fixture
+def networks(tmp_path):
+    plugin = tmp_path / "track.py"
+    plugin.write_text(TRACK)
+    return Networks({"cotracker": plugin}, {})
+
+
+def measured(folder, networks, output):
+    clips = clips_of_folder(folder, images=None)
+    jobs = plan(clips, networks, era=ERAS[0], dimensions=CHEAP)
+    return clips, run(jobs, networks, era=ERAS[0], folder=output)
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_rows(folder, networks, tmp_path):
+    _, rows = measured(folder, networks, tmp_path / "out")
+    path = tmp_path / "out" / ROWS_FILE
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:2]) + lines[2][:20])
+    _, again = measured(folder, networks, tmp_path / "out")
+    assert again == rows
+    assert sorted(path.read_bytes().splitlines(keepends=True)) == sorted(lines)
+
+
+def test_another_plugin_or_clip_is_measured_anew(folder, networks, tmp_path):
+    measured(folder, networks, tmp_path / "out")
+    path = networks.paths["cotracker"]
+    path.write_text(TRACK.replace("zeros", "ones"))
+    measured(folder, networks, tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out" / ROWS_FILE).open()]
+    assert len([one for one in lines if one["metric"] == "vbench.camera_motion"]) == 4
+    assert len([one for one in lines if one["metric"] == "vbench.temporal_flickering"]) == 3
+
+
+def test_a_clip_of_one_frame_is_named_and_ends_nothing(folder, networks, tmp_path):
+    """VBench writes NaN for it, or ends with an error after all earlier clips."""
+    scores = aggregate(measured(folder, networks, tmp_path / "out")[1])
+    flicker = scores["temporal_flickering"]
+    assert len(flicker.rows) == 2
+    assert "1 of the 2 frames" in flicker.faults["one-0.mp4"]
+
+
+def test_results_have_vbenchs_layout_and_flickering_has_a_file_of_its_own(
+    folder, networks, tmp_path
+):
+    clips, rows = measured(folder, networks, tmp_path / "out")
+    scores = aggregate(rows)
+    written = write_vbench(tmp_path, "mine", vbench_json(scores, clips))
+    assert [path.name for path in written] == [
+        "mine_eval_results.json",
+        "mine_temporal_flickering_eval_results.json",
+    ]
+    content = json.loads(written[0].read_text())
+    assert list(content) == ["camera_motion"]
+    score, moves, videos = content["camera_motion"]
+    assert (score, moves) == (0.5, {"pan_left": 0.0, "static": 1.0})  # no NaN for other moves
+    assert {video["prompt_type"] for video in videos} == {"pan_left", "static"}
+    read = read_scores(written)
+    assert read == {name: score.score for name, score in scores.items()}
+
+
+def test_vbenchs_own_file_with_nan_and_flickering_is_read(tmp_path):
+    path = tmp_path / "x_eval_results.json"
+    path.write_text('{"camera_motion": [0.6, {"tilt_up": NaN}, []], "temporal_flickering": [0.9]}')
+    assert read_scores([tmp_path]) == {"camera_motion": 0.6, "temporal_flickering": 0.9}
+    path.write_text('{"camera_motion": [NaN, {}, []]}')
+    with pytest.raises(DataError, match="camera_motion is no number"):
+        read_scores([path])
+
+
+def test_fastvideos_scores_are_read_and_those_it_skipped_are_not_counted(tmp_path):
+    def result(score):
+        return {"vbench.dynamic_degree": {"name": "x", "score": score, "details": {}},
+                "common.ssim": {"name": "common.ssim", "score": 0.3, "details": {}}}  # fmt: skip
+
+    path = tmp_path / "scores.json"
+    videos = [{"video": f"{n}.mp4", "scores": result(s)} for n, s in enumerate([1.0, 0.0, None])]
+    path.write_text(json.dumps(videos))
+    assert read_scores([path]) == {"dynamic_degree": 0.5}
+
+
+def test_every_dimension_says_which_file_switches_it_on(networks):
+    off = missing_files(networks)
+    assert "camera_motion" not in off
+    assert "temporal_flickering" not in off
+    assert list(off["aesthetic_quality"]) == ["clip-l14", "aesthetic"]
+
+
+def test_weights_of_another_network_are_refused_by_name(vbench):
+    paths = vbench.networks.paths
+    with pytest.raises(CheckpointError, match="no vision transformer of a known maker"):
+        Networks({"dino": paths["raft"]}, {}).dino()
+    with pytest.raises(CheckpointError, match=r"is not a Raft: \d+ tensors are missing"):
+        Networks({"raft": paths["dino"]}, {}).raft()
+
+
+def test_a_plugin_that_fails_is_named(folder, tmp_path):
+    plugin = tmp_path / "bad.py"
+    plugin.write_text("def track(frames):\n    raise RuntimeError('no GPU')\n")
+    with pytest.raises(ConfigError, match=r"bad\.py fails: RuntimeError: no GPU"):
+        measured(folder, Networks({"cotracker": plugin}, {}), tmp_path / "out")
+
+
+def test_clip_and_vit_of_transformers_are_the_same_networks(tmp_path):
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
+
+    size = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
+    size |= {"num_attention_heads": 3, "image_size": 224}
+    torch.manual_seed(0)
+    pixels = torch.randn(2, 3, 224, 224)
+    clip = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(**size, patch_size=32, projection_dim=16)
+    ).eval()
+    clip.save_pretrained(tmp_path / "clip")
+    ours = Networks({"clip-b32": tmp_path / "clip"}, {"clip-b32": 3}).clip("clip-b32")
+    assert torch.allclose(ours.encode(pixels), clip(pixels).image_embeds, atol=1e-5)
+    vit = ViTModel(ViTConfig(**size, patch_size=16, layer_norm_eps=1e-6)).eval()
+    vit.save_pretrained(tmp_path / "vit")
+    ours = Networks({"dino": tmp_path / "vit"}, {"dino": 3}).dino()
+    assert torch.allclose(ours.encode(pixels), vit(pixels).last_hidden_state[:, 0], atol=1e-5)
+
+
+def test_the_command_measures_checks_and_totals(folder, networks, tmp_path):
+    def call(*words):
+        return CliRunner().invoke(app, ["evaluate", *map(str, words)])
+
+    cotracker = networks.paths["cotracker"]
+    output = tmp_path / "out"
+    words = ("vbench", folder, "-o", output, "--weights", f"cotracker={cotracker}")
+    dry = call(*words, "--dry-run")
+    assert "--weights raft=PATH" in dry.output
+    assert "on one CPU core" in dry.output
+    assert not output.exists()
+    summary = json.loads(call(*words, "--json").stdout)
+    assert summary["dimensions"]["camera_motion"]["score"] == 0.5
+    assert summary["resize"] == "torchvision>=0.17"
+    assert summary["networks"]["cotracker"].startswith("sha256:")
+    assert "i2v_subject" in summary["missing"]["total"]
+    checked = call("check", folder)
+    assert checked.exit_code == 1
+    assert "one-frame: 1" in checked.output
+    found = call("total", output)
+    assert "camera_motion" in found.output
+    assert "without subject_consistency" in found.output
