@@ -112,8 +112,8 @@ def parse_parameters(changed: Sequence[str] | None, motion: float | None) -> dic
     return parameters
 
 
-def parse_inputs(pairs: Iterable[str]) -> dict[str, str]:
-    """Read the `NAME=PATH` of --input.
+def parse_inputs(pairs: Iterable[str], *, flag: str = "--input") -> dict[str, str]:
+    """Read the `NAME=PATH` of --input, or of another flag.
 
     Raises:
         ConfigError: One of them has no `=`.
@@ -123,7 +123,7 @@ def parse_inputs(pairs: Iterable[str]) -> dict[str, str]:
         name, equals, path = pair.partition("=")
         if not (name and equals and path):
             raise ConfigError(
-                f"--input {pair} is not NAME=PATH.", fix="Write e.g. `--input base=FILE`."
+                f"{flag} {pair} is not NAME=PATH.", fix=f"Write e.g. `{flag} name=FILE`."
             )
         parsed[name] = path
     return parsed

@@ -15,7 +15,7 @@ Value = float | str | None
 """A number, a label, or None where a video does not have the metric."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Metric:
     """One metric.
 
@@ -39,43 +39,96 @@ _DISTANCES = (1, 2, 4, 8, 16)
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("width", "px", "width of the file's frames"),
-        Metric("height", "px", "height of the file's frames"),
-        Metric("num_frames", "", "frames in the file"),
-        Metric("frame_rate", "frames/s", "frames per second"),
-        Metric("seconds", "s", "length of what was measured"),
-        Metric("motion_degree", "px/s", "mean way of all pixels, in a frame 512 px wide"),
-        Metric("motion_share", "1/s", "the same as a share of the width"),
-        Metric("camera_degree", "px/s", "mean way of all pixels by the camera's moves"),
-        Metric("object_motion", "px/s", "mean way of all pixels apart from the camera"),
-        Metric("camera_label", "", "dominant camera move of the whole clip", is_label=True),
-        Metric("camera_amplitude", "", "how far it carries the picture, share of the width"),
-        Metric("camera_pan", "", "share of the width; to the right is positive"),
-        Metric("camera_tilt", "", "share of the width; up is positive"),
-        Metric("camera_zoom", "", "factor; above 1 is in"),
-        Metric("camera_roll", "degrees", "clockwise is positive"),
-        Metric("camera_following", "", "share of textured pixels that follow the camera's move"),
-        Metric("camera_labels_dis", "", "moves by VBench's rule, joined by +", is_label=True),
-        Metric("dynamic_threshold_dis", "px", "largest length for which VBench's rule says yes"),
-        Metric("dynamic_degree_dis", "", "VBench's rule of dynamic degree: 1 or 0"),
-        Metric("temporal_flickering", "", "VBench's, to the letter; 1 is no change at all"),
-        Metric("warp_error", "", "mean difference after following the flow, share of white"),
-        Metric("warp_valid", "", "share of pixels that are seen in both frames"),
-        Metric("jerk", "", "mean change of the flow over its mean length"),
-        Metric("frozen_share", "", "share of the clip in which nothing moves"),
-        Metric("looping_share", "", "share of frames that came before"),
+        Metric(name="width", unit="px", about="width of the file's frames"),
+        Metric(name="height", unit="px", about="height of the file's frames"),
+        Metric(name="num_frames", unit="", about="frames in the file"),
+        Metric(name="frame_rate", unit="frames/s", about="frames per second"),
+        Metric(name="seconds", unit="s", about="length of what was measured"),
+        Metric(
+            name="motion_degree",
+            unit="px/s",
+            about="mean way of all pixels, in a frame 512 px wide",
+        ),
+        Metric(name="motion_share", unit="1/s", about="the same as a share of the width"),
+        Metric(
+            name="camera_degree", unit="px/s", about="mean way of all pixels by the camera's moves"
+        ),
+        Metric(
+            name="object_motion", unit="px/s", about="mean way of all pixels apart from the camera"
+        ),
+        Metric(
+            name="camera_label",
+            unit="",
+            about="dominant camera move of the whole clip",
+            is_label=True,
+        ),
+        Metric(
+            name="camera_amplitude",
+            unit="",
+            about="how far it carries the picture, share of the width",
+        ),
+        Metric(name="camera_pan", unit="", about="share of the width; to the right is positive"),
+        Metric(name="camera_tilt", unit="", about="share of the width; up is positive"),
+        Metric(name="camera_zoom", unit="", about="factor; above 1 is in"),
+        Metric(name="camera_roll", unit="degrees", about="clockwise is positive"),
+        Metric(
+            name="camera_following",
+            unit="",
+            about="share of textured pixels that follow the camera's move",
+        ),
+        Metric(
+            name="camera_labels_dis",
+            unit="",
+            about="moves by VBench's rule, joined by +",
+            is_label=True,
+        ),
+        Metric(
+            name="dynamic_threshold_dis",
+            unit="px",
+            about="largest length for which VBench's rule says yes",
+        ),
+        Metric(name="dynamic_degree_dis", unit="", about="VBench's rule of dynamic degree: 1 or 0"),
+        Metric(
+            name="temporal_flickering",
+            unit="",
+            about="VBench's, to the letter; 1 is no change at all",
+        ),
+        Metric(
+            name="warp_error",
+            unit="",
+            about="mean difference after following the flow, share of white",
+        ),
+        Metric(name="warp_valid", unit="", about="share of pixels that are seen in both frames"),
+        Metric(name="jerk", unit="", about="mean change of the flow over its mean length"),
+        Metric(name="frozen_share", unit="", about="share of the clip in which nothing moves"),
+        Metric(name="looping_share", unit="", about="share of frames that came before"),
         *(
-            Metric(f"drift_ssim_{distance}", "", f"structure kept over {distance}/8 s")
+            Metric(
+                name=f"drift_ssim_{distance}", unit="", about=f"structure kept over {distance}/8 s"
+            )
             for distance in _DISTANCES
         ),
         *(
-            Metric(f"drift_color_{distance}", "", f"colors kept over {distance}/8 s")
+            Metric(
+                name=f"drift_color_{distance}", unit="", about=f"colors kept over {distance}/8 s"
+            )
             for distance in _DISTANCES
         ),
-        Metric("first_frame_psnr", "dB", "first frame against the photo", "photo"),
-        Metric("first_frame_ssim", "", "first frame against the photo", "photo"),
-        Metric("camera_agreement", "", "label is the move that the prompt names", "prompt"),
-        Metric("camera_motion_dis", "", "the same by VBench's rule", "prompt"),
+        Metric(
+            name="first_frame_psnr", unit="dB", about="first frame against the photo", group="photo"
+        ),
+        Metric(
+            name="first_frame_ssim", unit="", about="first frame against the photo", group="photo"
+        ),
+        Metric(
+            name="camera_agreement",
+            unit="",
+            about="label is the move that the prompt names",
+            group="prompt",
+        ),
+        Metric(
+            name="camera_motion_dis", unit="", about="the same by VBench's rule", group="prompt"
+        ),
     )
 }
 """Every metric by name, in the order of tables."""

@@ -195,7 +195,7 @@ class Shard:
         return int(clip[:16], 16) % self.total == self.number - 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """A video and its values.
 
@@ -281,7 +281,7 @@ def _measure(source: Source, kept: Kept, shard: Shard) -> Measured | None:
     except (OSError, DataError) as error:
         if shard.number != 1:  # without bytes it belongs to the first
             return None
-        return Measured(source, None, {}, failure=_reason(error))
+        return Measured(source=source, clip=None, values={}, failure=_reason(error))
     if not shard.holds(name):
         return None
     config = clip_config()
@@ -291,13 +291,13 @@ def _measure(source: Source, kept: Kept, shard: Shard) -> Measured | None:
         values, frame = _measure_clip(source.path)
         kept.add(name, config, values)
     if FAILURE in values:
-        return Measured(source, name, {}, failure=str(values[FAILURE]))
+        return Measured(source=source, clip=name, values={}, failure=str(values[FAILURE]))
     notes = tuple(str(values[NOTES] or "").split("; ")) if values[NOTES] else ()
     own = {metric: values[metric] for metric in metrics_of("clip")}
     with_photo, photo_note = _compare_photo(source, name, frame, kept)
     own |= with_photo
     own |= camera_agreement(source.prompt, own)
-    return Measured(source, name, own, (*notes, *photo_note))
+    return Measured(source=source, clip=name, values=own, notes=(*notes, *photo_note))
 
 
 def clip_config() -> str:

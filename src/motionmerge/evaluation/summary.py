@@ -25,7 +25,7 @@ DYNAMIC_THRESHOLDS = (0.75, 1.5, 3.0, 6.0, 12.0, 24.0)
 _FACTS = ("width", "height", "num_frames", "frame_rate", "seconds")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """A set of videos.
 

@@ -27,7 +27,13 @@ OF_HILLS = {
 
 def clip_of(vbench, name, number):
     image = vbench.images / f"{HILLS}.jpg"
-    return Clip(vbench.videos / f"{name}-{number}.mp4", name, tuple(OF_HILLS), image, None)
+    return Clip(
+        path=vbench.videos / f"{name}-{number}.mp4",
+        prompt=name,
+        dimensions=tuple(OF_HILLS),
+        image=image,
+        camera=None,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +98,12 @@ SHORT = [
 
 @pytest.mark.parametrize(("number", "dimension", "expected"), SHORT)
 def test_short_clips_are_measured_where_vbench_measures_them(vbench, number, dimension, expected):
-    clip = Clip(vbench.folder / "short" / f"short-{number}.mp4", "short", (), None, None)
+    clip = Clip(
+        path=vbench.folder / "short" / f"short-{number}.mp4",
+        prompt="short",
+        dimensions=(),
+        image=None,
+        camera=None,
+    )
     found = measure_of(dimension, vbench.networks, era=ERAS[0])(decode(clip))
     assert found.value == pytest.approx(expected, abs=2e-6)

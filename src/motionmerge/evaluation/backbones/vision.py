@@ -23,7 +23,7 @@ _HEAD_WIDTH = 64
 """Channels of a head in every published network of these makers."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VisionShape:
     """Sizes of a vision transformer, all read from its tensors.
 

@@ -45,7 +45,7 @@ class Fault:
     message: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checked:
     """What a check found.
 
@@ -109,7 +109,14 @@ def check(
     faults += _unequal(formats)
     most = Counter(formats.values()).most_common(1)
     usual = most[0][0] if most else _Format(0, 0, 0, 0)
-    return Checked(clips, faults, renames, usual.num_frames, usual.height, usual.width)
+    return Checked(
+        clips=clips,
+        faults=faults,
+        renames=renames,
+        num_frames=usual.num_frames,
+        height=usual.height,
+        width=usual.width,
+    )
 
 
 def _strays(folder: Path) -> Iterator[Fault]:

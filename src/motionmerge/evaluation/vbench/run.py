@@ -42,7 +42,7 @@ _SECONDS = {
 """A frame of 320 x 512 on one CPU core, roughly; those of plugins are theirs to know."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """A clip's value in a dimension.
 
@@ -188,11 +188,27 @@ def _measured(job: Job, measure: Callable[..., Any]) -> Row:
     try:
         found = measure(decode(job.clip))
     except (DataError, ShapeError) as error:  # a plugin that fails ends the run
-        return Row(digest, metric, None, config, video, {"fault": error.message})
+        return Row(
+            clip=digest,
+            metric=metric,
+            value=None,
+            config=config,
+            video=video,
+            details={"fault": error.message},
+        )
     if not math.isfinite(found.value):
         fault = {"fault": f"the network gave {found.value}"}
-        return Row(digest, metric, None, config, video, fault)
-    return Row(digest, metric, found.value, config, video, dict(found.details))
+        return Row(
+            clip=digest, metric=metric, value=None, config=config, video=video, details=fault
+        )
+    return Row(
+        clip=digest,
+        metric=metric,
+        value=found.value,
+        config=config,
+        video=video,
+        details=dict(found.details),
+    )
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -47,7 +47,7 @@ class Entry:
     image_name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Clip:
     """A clip that was found.
 
@@ -141,7 +141,15 @@ def clips_of_suite(entries: Iterable[Entry], folder: Path, *, images: Path | Non
             if path is not None:
                 found = image if image is not None and image.is_file() else None
                 camera = camera_of(entry.prompt)
-                clips.append(Clip(path, entry.prompt, entry.dimensions, found, camera))
+                clips.append(
+                    Clip(
+                        path=path,
+                        prompt=entry.prompt,
+                        dimensions=entry.dimensions,
+                        image=found,
+                        camera=camera,
+                    )
+                )
     return clips
 
 
@@ -163,7 +171,9 @@ def clips_of_folder(folder: Path, *, images: Path | None) -> list[Clip]:
             if not (name == "camera_motion" and camera is None)
             and not (name.startswith("i2v_") and image is None)
         )
-        clips.append(Clip(path, prompt, dimensions, image, camera))
+        clips.append(
+            Clip(path=path, prompt=prompt, dimensions=dimensions, image=image, camera=camera)
+        )
     return clips
 
 
