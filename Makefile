@@ -28,6 +28,7 @@ test-oldest: .venv-oldest/installed
 check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 # A warning is an error here; the banner about the successor of MkDocs is none of ours.

@@ -14,7 +14,7 @@ SHARE = 0.9
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Give the free bytes of a device, or None where the system does not tell."""
+    """Return the free bytes of a device, or None where the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -27,7 +27,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def return_freed_memory() -> None:
-    """Give the system back what was freed, which glibc otherwise keeps for later."""
+    """Return freed memory to the system, as glibc would otherwise keep it for later."""
     with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

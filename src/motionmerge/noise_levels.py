@@ -130,21 +130,21 @@ def _index_of(scheduler: Any, value: float) -> int | None:
 
 
 def _alphas(scheduler: Any, value: float, index: int | None) -> float:
-    """signal = sqrt(abar[t]), noise = sqrt(1 - abar[t]); t is a whole number."""
+    """Compute signal = sqrt(abar[t]), noise = sqrt(1 - abar[t]); t is a whole number."""
     abar = scheduler.alphas_cumprod
     signal = float(abar[min(max(round(value), 0), len(abar) - 1)])
     return _share(math.sqrt(1 - signal), math.sqrt(signal))
 
 
 def _alphas_between(scheduler: Any, value: float, index: int | None) -> float:
-    """The same for any t: log sigma is interpolated, as such schedulers do to find t of a sigma."""
+    """Compute the same for any t: log sigma is interpolated, as such schedulers do."""
     abar = _numbers(scheduler.alphas_cumprod).clip(1e-12, 1.0)
     sigmas = np.sqrt((1 - abar) / abar).clip(1e-12)
     return _share(math.exp(np.interp(value, np.arange(len(abar)), np.log(sigmas))))
 
 
 def _two_calls(scheduler: Any, value: float, index: int | None) -> float:
-    """As `_sigmas` at the first call of a step; the second is at a sigma between two of these."""
+    """Use `_sigmas` at the first call of a step; the second is at a sigma between two of these."""
     is_set = getattr(scheduler, "num_inference_steps", None) is not None
     if is_set and index is not None and index % 2 == 0:
         return _share(float(scheduler.sigmas[index]))
@@ -152,7 +152,7 @@ def _two_calls(scheduler: Any, value: float, index: int | None) -> float:
 
 
 def _sigmas(scheduler: Any, value: float, index: int | None) -> float:
-    """signal : noise = 1 : sigma at the steps, by abar between them; or a flow, if configured."""
+    """Compute signal : noise = 1 : sigma at the steps, by abar between; or a configured flow."""
     config = _config(scheduler)
     if config.get("use_flow_sigmas", False):
         return _flow(scheduler, value, index)
@@ -166,7 +166,7 @@ def _sigmas(scheduler: Any, value: float, index: int | None) -> float:
 
 
 def _flow(scheduler: Any, value: float, index: int | None) -> float:
-    """signal = 1 - sigma, noise = sigma.
+    """Compute signal = 1 - sigma, noise = sigma.
 
     Cosmos gives a flow scheduler the sigmas of EDM, which are told by being above 1. Mochi's run
     from 0, noise, to 1.
@@ -186,40 +186,40 @@ def _flow(scheduler: Any, value: float, index: int | None) -> float:
 
 
 def _one_minus(scheduler: Any, value: float, index: int | None) -> float:
-    """signal = t, noise = 1 - t (MiniMax-H3)."""
+    """Compute signal = t, noise = 1 - t (MiniMax-H3)."""
     return 1 - value
 
 
 def _log_sigma(scheduler: Any, value: float, index: int | None) -> float:
-    """t = log(sigma) / 4 (EDM, SVD)."""
+    """Compute sigma from t = log(sigma) / 4 (EDM, SVD)."""
     return _share(math.exp(min(4 * value, 80.0)))
 
 
 def _log_sigma_of_1000(scheduler: Any, value: float, index: int | None) -> float:
-    """t = 1000 * log(sigma) / 4 (consistency models)."""
+    """Compute sigma from t = 1000 * log(sigma) / 4 (consistency models)."""
     return _log_sigma(scheduler, value / 1000, index)
 
 
 def _arctangent(scheduler: Any, value: float, index: int | None) -> float:
-    """t = 2 / pi * arctan(noise / signal) (cosine DPM, IPNDM)."""
+    """Compute noise / signal from t = 2 / pi * arctan(noise / signal) (cosine DPM, IPNDM)."""
     return _angle(scheduler, value * math.pi / 2, index)
 
 
 def _angle(scheduler: Any, value: float, index: int | None) -> float:
-    """signal = cos t, noise = sin t, both of data as wide as the noise (TrigFlow)."""
+    """Compute signal = cos t, noise = sin t, both of data as wide as the noise (TrigFlow)."""
     angle = min(max(value, 0.0), math.pi / 2)
     return _share(math.sin(angle), math.cos(angle))
 
 
 def _exploding(scheduler: Any, value: float, index: int | None) -> float:
-    """sigma = least * (most / least) ** t (score SDE)."""
+    """Compute sigma = least * (most / least) ** t (score SDE)."""
     config = _config(scheduler)
     least, most = config["sigma_min"], config["sigma_max"]
     return _share(least * (most / least) ** value)
 
 
 def _cosine(scheduler: Any, value: float, index: int | None) -> float:
-    """abar = cos((t + s) / (1 + s) * pi / 2) ** 2 / cos(s / (1 + s) * pi / 2) ** 2 (Wuerstchen)."""
+    """Compute abar by the cosine of (t + s) / (1 + s) * pi / 2, as Wuerstchen has it."""
     config = _config(scheduler)
     scaler, s = config["scaler"], config["s"]
     if scaler > 1:
@@ -232,7 +232,7 @@ def _cosine(scheduler: Any, value: float, index: int | None) -> float:
 
 
 def _stages(scheduler: Any, value: float, index: int | None) -> float:
-    """noise = end + sigma * (start - end), of the stage that the timestep lies in (Helios).
+    """Compute noise = end + sigma * (start - end), of the stage that the timestep lies in (Helios).
 
     Each stage has a resolution of its own, and sigmas of its own from 1 to 0. Its video is on a
     line from one with the noise of the stage's start to one with that of its end.

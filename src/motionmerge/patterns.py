@@ -1,4 +1,4 @@
-"""Regular expressions of strangers, searched in time that grows with the name and not beyond.
+r"""Regular expressions of strangers, searched in time that grows with the name and not beyond.
 
 Python's own engine tries one way after another, so `(.*)*z` can run for hours and nothing stops it.
 Here all ways are followed at once, as sets of states (Thompson 1968). The syntax is Python's; what
@@ -52,7 +52,7 @@ class _State:
 
 @lru_cache(maxsize=1000)
 def compile_pattern(pattern: str) -> Callable[[str], bool]:
-    """Return the test of whether a regular expression is found anywhere in a name.
+    r"""Return the test of whether a regular expression is found anywhere in a name.
 
     Anchor it with `^`, `\\A`, `$` or `\\Z` where Python's `match` and `fullmatch` are meant.
 

@@ -61,6 +61,6 @@ def draw_bits(digest: bytes, count: int) -> npt.NDArray[np.uint16]:
 
 
 def mask_digest(seed: int, tensor_name: str, block: int) -> bytes:
-    """Give the 16 bytes that seed the generator of one block, see `mask_bits`."""
+    """Compute the 16 bytes that seed the generator of one block, see `mask_bits`."""
     key = f"motionmerge mask v1|{seed}|{tensor_name}|{block}".encode()
     return hashlib.blake2b(key, digest_size=16).digest()

@@ -101,7 +101,7 @@ class ScheduleEntry:
         return None
 
     def holds(self, *, noise_level: float, timestep: float, step_fraction: float) -> bool:
-        """Tell whether this entry's expert is the one for such a step."""
+        """Return whether this entry's expert is the one for such a step."""
         if self.above is not None:
             return noise_level > self.above
         if self.timestep is not None:
@@ -183,7 +183,7 @@ class ExpertSchedule:
             raise RecipeError(fault.message, fix=fault.fix) from error
 
     def to_list(self) -> list[dict[str, str | float]]:
-        """Give the entries as plain mappings, the inverse of `from_list`."""
+        """Return the entries as plain mappings, the inverse of `from_list`."""
         return [
             {"expert": entry.expert, **dict([entry.condition] if entry.condition else [])}
             for entry in self.entries

@@ -112,7 +112,7 @@ _BY_CODE = {dtype.code: dtype for dtype in DType}
 
 
 def dtype_name(dtype: AnyDtype) -> str:
-    """Give the short name of a dtype: `torch.bfloat16` -> `"bf16"`."""
+    """Return the short name of a dtype: `torch.bfloat16` -> `"bf16"`."""
     name = str(dtype).removeprefix("torch.")
     known = dtype if isinstance(dtype, DType) else _BY_NAME.get(name)
     return known.short_name if known else name
@@ -143,7 +143,7 @@ def parse_dtype(name: str | AnyDtype) -> DType:
 
 
 def storable(dtype: AnyDtype) -> DType:
-    """Give the dtype that a safetensors file has for one of torch's.
+    """Return the dtype that a safetensors file has for one of torch's.
 
     Raises:
         CheckpointError: The format has none.
@@ -160,7 +160,7 @@ def storable(dtype: AnyDtype) -> DType:
 
 
 def code_to_dtype(code: str) -> DType:
-    """Give the dtype of a safetensors header's code, e.g. of `"BF16"`.
+    """Return the dtype of a safetensors header's code, e.g. of `"BF16"`.
 
     Raises:
         CheckpointError: The code is unknown.
@@ -198,7 +198,7 @@ def to_numpy(raw: npt.NDArray[np.uint8], dtype: DType) -> npt.NDArray[np.floatin
 
 
 def is_mergeable(dtype: AnyDtype, shape: Sequence[int]) -> bool:
-    """Tell whether a merge computes with such a tensor: floating point and at least 1-d.
+    """Return whether a merge computes with such a tensor: floating point and at least 1-d.
 
     Everything else (counters, index buffers, scalars) is copied from the base checkpoint.
     """

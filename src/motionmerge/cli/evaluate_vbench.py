@@ -217,7 +217,7 @@ def _print_before(
     num_jobs: int,
     seconds: float,
 ) -> None:
-    """Say what is off, what would switch it on, what is wrong with the clips, and the time."""
+    """Print what is off, what would switch it on, what is wrong with the clips, and the time."""
     for dimension, files in off.items():
         typer.echo(f"off: {dimension}", err=True)
         for name, what in files.items():

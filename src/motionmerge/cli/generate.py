@@ -268,7 +268,7 @@ def _start_options(analytic_init: Path | None, start_step: int | None) -> dict[s
 
 
 def _print_made(path: Path, shape: tuple[int, ...], seconds: float, seed: int) -> None:
-    """Say which video was made."""
+    """Print which video was made."""
     frames, _, high, wide = shape
     print(
         f"wrote {typer.format_filename(path)}: {frames} frames of {wide} x {high}, "
@@ -279,7 +279,7 @@ def _print_made(path: Path, shape: tuple[int, ...], seconds: float, seed: int) -
 def _print_plan(
     paths: list[Path], about: list[dict[str, Any]], as_json: bool, *, dropped: int
 ) -> None:
-    """Say which videos would be made."""
+    """Print which videos would be made."""
     if as_json:
         plan = [{"output": str(path), **own} for path, own in zip(paths, about, strict=True)]
         print(json.dumps(plan if len(plan) > 1 else plan[0]))

@@ -235,7 +235,7 @@ def _short(name: str, width: int) -> str:
 
 
 def _line(one: Measured) -> str:
-    """Say the most important things about a video in one line."""
+    """Describe a video in one line, the most important first."""
     if one.failure is not None:
         return f"cannot be measured: {one.failure.rstrip('.')}"
     parts = list(one.warnings)

@@ -182,7 +182,7 @@ def _path(subject: str) -> Path:
 
 
 def _model_card(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What training wrote into the header: run, settings, data, loss, time and machine."""
+    """List what training wrote into the header: run, settings, data, loss, time and machine."""
     try:
         card = json.loads(metadata.get("model_card", ""))
     except ValueError:
@@ -222,7 +222,7 @@ def _sizes(path: Path, *, groups: bool) -> dict[str, Any]:
 
 
 def _as_text(found: dict[str, Any]) -> str:
-    """Lay a description out as `name: value` lines, the recipe and citations last."""
+    """Format a description as `name: value` lines, the recipe and citations last."""
     lines = []
     for key, value in found.items():
         if key in ("recipe", "cite") or value is None:

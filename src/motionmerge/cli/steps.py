@@ -61,7 +61,7 @@ class StepLines:
 
 
 def show_steps(pipeline: Any, *, label: str) -> None:
-    """Let the next call of a pipeline show its steps.
+    """Show the steps of a pipeline's next call.
 
     Args:
         pipeline: A pipeline of diffusers, or the pocket model's.

@@ -211,7 +211,7 @@ def _check_size(height: int, width: int) -> None:
 
 
 def _collect(frames: Iterator[tuple[Picture, float | None]], stated: _Stated) -> Clip:
-    """Go through all frames once; keep every `interval`-th one scaled, and the first as it is."""
+    """Read all frames once; keep every `interval`-th one scaled, and the first as it is."""
     interval = max(1, round(stated.rate / SAMPLES_PER_SECOND))
     first: Picture | None = None
     before: Picture | None = None

@@ -106,7 +106,7 @@ def lands_inside(flow: FloatArray) -> Mask:
 
 
 def video_flow(video: torch.Tensor, *, pairs: Sequence[tuple[int, int]]) -> FloatArray:
-    """Optical flow between pairs of frames.
+    """Compute the optical flow between pairs of frames.
 
     Args:
         video: `[frames, 3, height, width]` in [0, 1].
@@ -120,7 +120,7 @@ def video_flow(video: torch.Tensor, *, pairs: Sequence[tuple[int, int]]) -> Floa
 
 
 def shared_scale(flows: Iterable[FloatArray]) -> float:
-    """One length for full saturation: the 99th percentile of all lengths in pixels, at least 1."""
+    """Compute the length of full saturation: the 99th percentile of all, at least 1 pixel."""
     lengths = np.concatenate([np.linalg.norm(flow, axis=-1).ravel()[::7] for flow in flows])
     return max(float(np.quantile(lengths, 0.99)), 1.0)
 
@@ -147,7 +147,7 @@ def flow_picture(flow: FloatArray, *, scale: float) -> Picture:
 
 
 def flow_legend(size: int = 96) -> Picture:
-    """A disc that shows which color means which direction; its rim is the scale's length."""
+    """Draw a disc that shows which color means which direction; its rim is the scale's length."""
     axis = np.linspace(-1.05, 1.05, size)
     x, y = np.meshgrid(axis, axis)
     picture = flow_picture(np.stack([x, y], -1).astype(np.float32), scale=1.0)
@@ -156,7 +156,7 @@ def flow_legend(size: int = 96) -> Picture:
 
 
 def _wheel() -> npt.NDArray[np.float64]:
-    """The 55 colors `[55, 3]` in [0, 1]."""
+    """Return the 55 colors `[55, 3]` in [0, 1]."""
     color, colors = np.array([255.0, 0.0, 0.0]), []
     for number, change in _SEGMENTS:
         for step in range(number):

@@ -66,7 +66,7 @@ def config_hash(**settings: Any) -> str:
 
 
 def merge_rows(rows: Iterable[Row]) -> list[Row]:
-    """Put rows of several shards together: each key once, in an order that does not depend on them.
+    """Join rows of several shards: each key once, in an order that does not depend on them.
 
     Raises:
         DataError: Two rows give different values for the same key.

@@ -42,7 +42,7 @@ class Estimate:
     num: int
 
     def scaled(self, factor: float) -> Estimate:
-        """The same in another unit, e.g. percent."""
+        """Return the same in another unit, e.g. percent."""
         return Estimate(self.value * factor, self.low * factor, self.high * factor, self.num)
 
     def text(self, digits: int = 1, *, sign: bool = False) -> str:
@@ -246,7 +246,7 @@ def bootstrap_statistic(
     seed: int = 0,
     num_resamples: int = 2_000,
 ) -> Estimate:
-    """Percentile interval of any statistic of prompts.
+    """Compute the percentile interval of any statistic of prompts.
 
     Args:
         statistic: Takes indices of prompts, with repetitions.
@@ -264,7 +264,7 @@ def _resampled(
 
 
 def wilson_interval(successes: int, num: int, *, level: float = 0.95) -> Estimate:
-    """A share with Wilson's score interval, which stays inside [0, 1].
+    """Compute a share with Wilson's score interval, which stays inside [0, 1].
 
     Raises:
         DataError: There is no trial, or more successes than trials.
@@ -284,7 +284,7 @@ def wilson_interval(successes: int, num: int, *, level: float = 0.95) -> Estimat
 
 
 def _codes(names: Sequence[Hashable] | None, *, num: int) -> npt.NDArray[np.intp]:
-    """Number names from 0 in the order of their first appearance."""
+    """Return the number names from 0 in the order of their first appearance."""
     if names is None:
         return np.arange(num)
     if len(names) != num:

@@ -330,7 +330,7 @@ def _content(
     opened: OpenInputs,
     dtype: DType | None,
 ) -> _Content:
-    """Work out what a file holds.
+    """Describe what a file holds.
 
     Raises:
         CheckpointError: The expert has no such module.

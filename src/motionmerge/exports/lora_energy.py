@@ -92,7 +92,7 @@ class Energies:
             group.left_out += _energy(difference)
 
     def report(self) -> dict[str, Energy]:
-        """Sum up, in the order of the groups."""
+        """Return the sums, in the order of the groups."""
         found = {}
         for name in (*GROUPS, OTHER, "all"):
             group = self.groups.get(name)

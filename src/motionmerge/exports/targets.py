@@ -172,7 +172,7 @@ class ExportPlan:
 
 
 def plan_files(recipe: Recipe, parts: Sequence[ModelPart], base: Origin) -> ExportPlan:
-    """Work out the files for tools that want one for each denoiser.
+    """List the files for tools that want one for each denoiser.
 
     Of a pair, an expert gets only files for the denoisers that run while it is in force, if the
     pipeline says where they change (`boundary_ratio`).
@@ -200,7 +200,7 @@ def plan_files(recipe: Recipe, parts: Sequence[ModelPart], base: Origin) -> Expo
 
 
 def plan_whole_files(recipe: Recipe, parts: Sequence[ModelPart], base: Origin) -> ExportPlan:
-    """Work out the files where each holds all modules of an expert."""
+    """List the files where each holds all modules of an expert."""
     modules = [part.module for part in parts]
     files = {expert: _file(expert, modules) for expert in recipe.experts}
     entries = recipe.schedule.entries if recipe.schedule else ()

@@ -177,7 +177,7 @@ class _Content:
 def _content(
     module: str, expert: Checkpoint, opened: OpenInputs, pipeline: Path, dtype: DType | None
 ) -> _Content:
-    """Work out what a denoiser holds.
+    """Describe what a denoiser holds.
 
     Raises:
         CheckpointError: As `_layout_of`, or its pieces have different dtypes.

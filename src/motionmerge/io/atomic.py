@@ -78,7 +78,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_of_results(path: str | Path) -> Iterator[None]:
-    """On an exception, remove the folder if it was made inside the block and nothing is in it.
+    """Remove the folder on an exception, if it was made inside the block and nothing is in it.
 
     Folders above it likewise.
     """
@@ -252,7 +252,7 @@ def _machine() -> str:
 
 
 def _is_left(path: Path) -> bool:
-    """Tell whether nobody writes to a temporary file or folder any more."""
+    """Return whether nobody writes to a temporary file or folder any more."""
     _, machine, pid = _TEMPORARY.fullmatch(path.name).groups()  # type: ignore[union-attr]
     if machine == _machine():
         return not _is_running(int(pid))

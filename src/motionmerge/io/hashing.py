@@ -25,7 +25,7 @@ _lock = threading.Lock()
 
 
 def hash_file(path: Path) -> str:
-    """Give the SHA-256 of a file's bytes in hexadecimal digits.
+    """Return the SHA-256 of a file's bytes in hexadecimal digits.
 
     Large files' digests are kept in `$XDG_CACHE_HOME/motionmerge/hashes.json` (`~/.cache` by
     default); delete it to hash them anew.
@@ -59,7 +59,7 @@ def _hash(path: Path) -> str:
 
 
 def cache_file(name: str) -> Path:
-    """Where something is remembered from one run to the next; the file need not exist."""
+    """Return where something is remembered from one run to the next; the file need not exist."""
     folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(folder).expanduser() / "motionmerge" / name
 

@@ -18,7 +18,7 @@ def path_of(name: str | Path) -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Tell whether something is there; under a name that is too long nothing is."""
+    """Check whether something is there; under a name that is too long nothing is."""
     try:
         return path.exists()
     except OSError:

@@ -109,7 +109,7 @@ class SafetensorsFile:
             target, position = target[count:], position + count
 
     def place(self, name: str) -> tuple[object, int]:
-        """Give the file and the byte in it where a tensor begins; one may read on past its end."""
+        """Return the file and the byte where a tensor begins; one may read past its end."""
         return self, self.tensors[name].begin
 
     def close(self) -> None:
@@ -261,7 +261,7 @@ class SafetensorsWriter:
             raise
 
     def place(self, name: str) -> tuple[object, int]:
-        """Give the file and the byte in it where a tensor begins; one may write on past its end."""
+        """Return the file and the byte where a tensor begins; one may write past its end."""
         return self, self._positions[name]
 
     def write_at(self, name: str, begin: int, data: memoryview) -> None:
@@ -321,7 +321,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
 def _layout(
     specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None
 ) -> tuple[dict[str, Any], dict[str, int], int]:
-    """Give the header, where each tensor begins in the data, and where the data ends."""
+    """Return the header, where each tensor begins in the data, and where the data ends."""
     header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     offsets, position = {}, 0
     for name, (dtype, shape) in sorted(specs.items(), key=lambda item: -item[1][0].itemsize):

@@ -162,7 +162,7 @@ class TorchFileWriter:
         self._file.close()
 
     def _sum_up(self, placed: tuple[zipfile.ZipInfo, int]) -> None:
-        """Work out the check sum of a member from what was written."""
+        """Compute the check sum of a member from what was written."""
         member, begin = placed
         for done in range(0, member.file_size, _READ_AT_ONCE):
             count = min(_READ_AT_ONCE, member.file_size - done)

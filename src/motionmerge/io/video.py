@@ -133,7 +133,7 @@ def _check_photo_file(path: str | Path) -> None:
 
 
 def rgb_image(image: Image.Image) -> Image.Image:
-    """Bring an image to what `load_image` gives: 8-bit RGB, upright, transparency over white.
+    """Convert an image to the form of `load_image`: 8-bit RGB, upright, transparency over white.
 
     Raises:
         DataError: It is no image of Pillow, or its pixels cannot be read.
@@ -358,7 +358,7 @@ def read_video_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def _legible(text: str) -> tuple[str, _Font]:
-    """Give a text and a font that has its letters; else the text with those it lacks escaped."""
+    """Choose a font that covers the text; else escape the letters that the default font lacks."""
     own = ImageFont.load_default(_LABEL_SIZE)
     for font in (own, *_system_fonts()):
         if not _lacking(text, font):
@@ -394,7 +394,7 @@ def contact_sheet(
     every: int = 1,
     path: str | Path | None = None,
 ) -> Image.Image:
-    """Lay videos out as rows and their frames as columns.
+    r"""Draw videos as rows and their frames as columns.
 
     Args:
         videos: Each as for `eight_bit`, all of one height and width.

@@ -79,10 +79,10 @@ class PickleFile:
         copy_bytes(self.tensors[name], begin, target)
 
     def place(self, name: str) -> None:
-        """Tell that a tensor has no known place in the file."""
+        """Return None: a tensor has no known place in the file."""
 
     def close(self) -> None:
-        """Let go of the tensors, and with them of the mapped file."""
+        """Release the tensors, and with them the mapped file."""
         self.tensors = {}
 
 
@@ -182,7 +182,7 @@ class WeightsReader:
         self._refuse_empty()
 
     def keys(self) -> list[str]:
-        """Names of the tensors in file order."""
+        """Return the names of the tensors in file order."""
         return list(self._home)
 
     def __contains__(self, name: object) -> bool:
@@ -217,11 +217,11 @@ class WeightsReader:
         return self._home[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
+        """Return the shape of a tensor, without reading it."""
         return tuple(self._part(name).tensors[name].shape)
 
     def dtype(self, name: str) -> DType:
-        """Dtype of a tensor, without reading it."""
+        """Return the dtype of a tensor, without reading it."""
         return storable(self._part(name).tensors[name].dtype)
 
     def read(self, name: str) -> torch.Tensor:
@@ -233,7 +233,7 @@ class WeightsReader:
         self._part(name).read_into(name, begin, target)
 
     def place(self, name: str) -> tuple[object, int] | None:
-        """Give the file and the byte in it where a tensor begins; None where that is not known.
+        """Return the file and the byte in it where a tensor begins; None where that is not known.
 
         What is next to it there can be read together with it.
         """

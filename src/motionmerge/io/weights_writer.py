@@ -29,7 +29,7 @@ class WeightsWriter:
         self._homes = homes
 
     def place(self, name: str) -> tuple[object, int]:
-        """Give the file and the byte in it where a tensor begins.
+        """Return the file and the byte in it where a tensor begins.
 
         What is next to it there can be written together with it.
         """
@@ -147,7 +147,7 @@ def plan_shards(
 
 
 def free_bytes(path: Path) -> int:
-    """Give the free space of the disk that a path lies on, or would lie on."""
+    """Return the free space of the disk that a path lies on, or would lie on."""
     existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     return shutil.disk_usage(existing).free
 

@@ -68,7 +68,7 @@ class Change:
         return max(-1.0, min(1.0, self.dot / norms)) if norms else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values for JSON, the relative change and the cosine among them."""
+        """Return plain values for JSON, the relative change and the cosine among them."""
         relative = self.relative if math.isfinite(self.relative) else None
         return {**asdict(self), "relative": relative, "cosine": self.cosine}
 
@@ -115,7 +115,7 @@ class Comparison:
         return tuple(sorted(found, key=lambda name: -self.tensors[name].relative))
 
     def to_dict(self) -> dict[str, Any]:
-        """Give everything as plain values for JSON."""
+        """Return everything as plain values for JSON."""
         return {
             "first": self.first,
             "second": self.second,

@@ -128,7 +128,7 @@ def work_of(
 
 
 def estimate(work: Work) -> MergeEstimate:
-    """Say what some work will take on this machine."""
+    """Estimate what some work will take on this machine."""
     slowdowns = _remembered()
     buffers = 4 * CHUNK * (work.num_sources + 1)
     buffers += 4 * STRETCH * 2 * (work.num_sources + work.num_vectors + 1)
@@ -162,7 +162,7 @@ def _file() -> Path:
 
 
 def _remembered() -> list[float]:
-    """Give how many times longer than on the reference machine the last merges took."""
+    """Return how many times longer than on the reference machine the last merges took."""
     try:
         slowdowns = json.loads(_file().read_text(encoding="utf-8"))["slowdowns"]
         return [value for value in map(float, slowdowns) if math.isfinite(value) and value > 0]

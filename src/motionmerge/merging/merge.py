@@ -210,7 +210,7 @@ def merge(
 
 
 def preview(recipe: AnyRecipe, *, inputs: Mapping[str, InputValue] | None = None) -> MergeEstimate:
-    """Say what `merge` will take, from headers alone.
+    """Estimate what `merge` will take, from headers alone.
 
     Args:
         recipe: A recipe, its file, the name of a shipped one, or one whose inputs are found.
@@ -280,7 +280,7 @@ class _Target:
 def _reached(
     specs: Mapping[str, Mapping[str, TensorSpec]], coverage: Coverage
 ) -> dict[str, dict[str, int]]:
-    """Give, per expert, the sizes of the tensors that a task vector will change."""
+    """Return, per expert, the sizes of the tensors that a task vector will change."""
     return {
         name: {key: math.prod(held[key][1]) for key in keys if is_mergeable(*held[key])}
         for (name, held), keys in zip(specs.items(), coverage.reached, strict=True)
@@ -301,7 +301,7 @@ def _work(
 def _expected(
     formula: str, specs: Mapping[str, TensorSpec], reached: Mapping[str, int]
 ) -> ExpertReport:
-    """Say what would happen to one expert."""
+    """Describe what would happen to one expert."""
     return ExpertReport(
         formula=formula,
         path=None,
@@ -317,7 +317,7 @@ def _expected(
 
 
 def _done(formula: str, job: MergeJob, path: Path, specs: Mapping[str, TensorSpec]) -> ExpertReport:
-    """Say what happened to one expert."""
+    """Describe what happened to one expert."""
     return ExpertReport(
         formula=formula,
         path=str(path),

@@ -110,7 +110,7 @@ def peak_memory() -> int:
 
 
 def kept_tensors(unmatched: Collection[str]) -> str:
-    """Say which tensors stay as they are at the front, as some inputs lack them."""
+    """List first the tensors that stay as they are, as some inputs lack them."""
     names = ", ".join(f"`{name}`" for name in [*unmatched][:_SHOWN])
     more = f" and {len(unmatched) - _SHOWN} more" if len(unmatched) > _SHOWN else ""
     return f"{len(unmatched)} tensors were not in every input and were kept: {names}{more}."
@@ -207,7 +207,7 @@ class MergeReport:
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give everything as plain values for JSON."""
+        """Return everything as plain values for JSON."""
         return {
             **asdict(self),
             "gigabytes_per_second": self.gigabytes_per_second,

@@ -41,7 +41,7 @@ class ReplayedCall:
             self._output = function(*self._inputs)
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Give what the function gives for these inputs, in new memory."""
+        """Return the function's results for these inputs, in new memory."""
         for mine, new in zip(self._inputs, inputs, strict=True):
             mine.copy_(new)
         self._graph.replay()
@@ -113,7 +113,7 @@ class CapturedUNet:
 
 
 def can_capture(unet: nn.Module) -> bool:
-    """Tell whether a replayed call does what a call does.
+    """Check whether a replayed call does the same as a call.
 
     Not without a GPU, and not where Python decides in a call: offloading, diffusers' caches and
     casts by layer, LoRA layers, whose strengths are numbers that a graph would keep.

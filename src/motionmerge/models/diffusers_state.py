@@ -33,7 +33,7 @@ def computing_device(module: nn.Module) -> torch.device:
 
 
 def is_fused(module: nn.Module) -> bool:
-    """Tell whether attention computes queries, keys and values by one product."""
+    """Return whether attention computes queries, keys and values by one product."""
     fused = [child for child in module.modules() if getattr(child, "fused_projections", False)]
     # The older kind of attention stays marked when it is unfused: its processor tells.
     return any(
@@ -50,7 +50,7 @@ def group_offload_hooks(module: nn.Module) -> list[Any]:
 
 
 def reset_caches(module: nn.Module) -> None:
-    """Empty diffusers' caches, which hold results of the other expert; keep their context.
+    """Clear diffusers' caches, which hold results of the other expert; keep their context.
 
     The reset forgets which call (conditional or not) is under way, and MagCache's count of the
     steps, which says how much to expect of the next; these are put back. An empty
@@ -92,6 +92,6 @@ def _context(manager: StateManager) -> Any:
 
 
 def _steps_counted(manager: StateManager) -> dict[str, int]:
-    """Give the step that each guidance pass is at, of a cache that counts them."""
+    """Return the step that each guidance pass is at, of a cache that counts them."""
     steps = {name: getattr(one, "step_index", None) for name, one in manager._state_cache.items()}
     return {name: step for name, step in steps.items() if isinstance(step, int)}

@@ -117,7 +117,7 @@ class Bank:
         self.detach()
 
     def detach(self) -> None:
-        """Give every module back as it was and stop switching. Harmless when repeated.
+        """Restore every module and stop switching. Harmless when repeated.
 
         Raises:
             CheckpointError: Some tensors have been taken out of a module; all others are back.
@@ -158,7 +158,7 @@ class Bank:
         return True
 
     def switches(self, module_name: str) -> bool:
-        """Tell whether experts differ in a module such as `image_projector`."""
+        """Return whether experts differ in a module such as `image_projector`."""
         return any(part.name == module_name and part.differs for part in self._parts)
 
     def expert_for(self, timestep: float | torch.Tensor) -> str:
@@ -200,7 +200,7 @@ class Bank:
             warn_of_unused(self.schedule, scheduler)
 
     def put_in_place(self, expert: str) -> None:
-        """Give the denoisers an expert, as calls of them do, for who computes without calls."""
+        """Activate an expert on every denoiser, for code without forward hooks (CUDA graphs)."""
         for part in self._parts:
             if part.name in (*DENOISERS, BARE_MODULE):
                 part.activate(expert)
@@ -270,7 +270,7 @@ _ATTACHED: WeakKeyDictionary[nn.Module, Bank] = WeakKeyDictionary()
 
 
 def attached_bank(module: nn.Module) -> Bank | None:
-    """Give the bank that switches this module now, or None."""
+    """Return the bank that switches this module now, or None."""
     return _ATTACHED.get(module)
 
 

@@ -216,7 +216,7 @@ def _computed(
 def with_own_weights(
     recipe: BoundRecipe, pipeline: object, module: str | None = None
 ) -> BoundRecipe:
-    """Give a recipe the model in a pipeline, where it names that and has no other weights for it.
+    """Bind the model in a pipeline to a recipe that names it and has no other weights for it.
 
     Args:
         recipe: The recipe.

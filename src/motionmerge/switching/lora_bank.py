@@ -184,7 +184,7 @@ class AdaptedModule:
             layer.set_adapter(self._others(layer))
 
     def activate(self, expert: str) -> None:
-        """Give every LoRA its weight for an expert, and empty the module's caches.
+        """Set every LoRA's weight for an expert, and clear the module's caches.
 
         One of weight 0 is left out: adding zeros could still change a layout and so the last bit.
 
@@ -332,7 +332,7 @@ def _check_weights(loras: Mapping[str, LoraSource], weights: LoraWeights) -> Non
 
 
 def _adapter(lora: str) -> str:
-    """PEFT's name of a LoRA, which no user's own adapter has."""
+    """Return PEFT's name of a LoRA, which no user's own adapter has."""
     return f"motionmerge_{re.sub(r'[^A-Za-z0-9]', lambda odd: f'_{ord(odd[0]):x}_', lora)}"
 
 

@@ -364,7 +364,7 @@ def loras_of_recipe(
 
 
 def _terms(vector: TaskVector) -> list[tuple[str | None, float]]:
-    """The LoRAs in a task vector with their weights; None stands for anything else."""
+    """List the LoRAs in a task vector with their weights; None stands for anything else."""
     if isinstance(vector, Lora):
         return [(vector.source.name, vector.scale)]
     if isinstance(vector, Scaled):

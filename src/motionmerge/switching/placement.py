@@ -113,5 +113,5 @@ def choose_placement(
 
 
 def free_or_none(device: torch.device) -> int | None:
-    """Give the free bytes of a device whose system tells; other accelerators do not."""
+    """Return the free bytes of a device whose system tells; other accelerators do not."""
     return free_memory(device) if device.type in ("cpu", "cuda") else None

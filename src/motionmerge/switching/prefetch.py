@@ -35,7 +35,7 @@ class TransferBuffer:
     places: Mapping[str, tuple[int, torch.dtype, torch.Size]]
 
     def tensors(self, buffer: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """Give the tensors, which are parts of the buffer, or of a copy of it elsewhere."""
+        """Return the tensors, which are parts of the buffer, or of a copy of it elsewhere."""
         whole = self.buffer if buffer is None else buffer
         return {
             name: whole[begin : begin + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
@@ -62,7 +62,7 @@ class PlainLane:
         self._device = device
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
-        """Give main memory."""
+        """Allocate main memory."""
         return torch.empty(num_bytes, dtype=torch.uint8)
 
     def send(self, buffer: torch.Tensor) -> torch.Tensor:
@@ -84,7 +84,7 @@ class StreamLane:
         self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
-        """Give pinned memory, from which copies need not be waited for."""
+        """Allocate pinned memory, from which copies need not be waited for."""
         return pinned_if_possible(num_bytes)
 
     def send(self, buffer: torch.Tensor) -> torch.Tensor:
@@ -94,12 +94,12 @@ class StreamLane:
             return buffer.to(self._device, non_blocking=True)
 
     def wait(self) -> None:
-        """Let what is computed next wait until what was sent is there."""
+        """Make the next computation wait until what was sent is there."""
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
 
 def pinned_if_possible(num_bytes: int) -> torch.Tensor:
-    """Give main memory that the system does not move, or common one where it grants none.
+    """Return main memory that the system does not move, or common one where it grants none.
 
     From common memory copies are as right, but wait for the GPU.
     """
@@ -146,7 +146,7 @@ class Prefetcher:
         self._sent: list[torch.Tensor] = []
 
     def take(self, expert: str) -> dict[str, torch.Tensor]:
-        """Give an expert's tensors: what was sent ahead there, the rest in main memory."""
+        """Return an expert's tensors: those sent ahead on the device, the rest in main memory."""
         self._lane.wait()
         sent = self._sent if expert == self._expected else []
         self._sent, self._expected = [], None
@@ -172,7 +172,7 @@ class Prefetcher:
 def pack(
     tensors: MutableMapping[str, torch.Tensor], lane: Lane, *, piece_bytes: int
 ) -> Iterator[TransferBuffer]:
-    """Put tensors into pieces, in their order.
+    """Copy tensors into pieces, in their order.
 
     Args:
         tensors: The tensors; each is taken out once it is in its piece.

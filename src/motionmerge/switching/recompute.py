@@ -70,7 +70,7 @@ class RecomputedExpert(Mapping[str, torch.Tensor]):
         return self._group.pop(name)
 
     def renamed(self, names: Mapping[str, str]) -> RecomputedExpert:
-        """Give some of the tensors new names.
+        """Rename some of the tensors.
 
         Args:
             names: The present name of each new one.
@@ -79,11 +79,11 @@ class RecomputedExpert(Mapping[str, torch.Tensor]):
         return RecomputedExpert(self._checkpoint, self._specs, own)
 
     def only(self, names: Iterable[str]) -> RecomputedExpert:
-        """Give some of the tensors."""
+        """Select some of the tensors."""
         return self.renamed({name: name for name in names})
 
     def shapes(self) -> dict[str, torch.Size]:
-        """Give the shape of each tensor, which takes no computing."""
+        """Return the shape of each tensor, which takes no computing."""
         return {name: torch.Size(self._specs[own][1]) for name, own in self._names.items()}
 
     def num_bytes(self) -> int:

@@ -66,7 +66,7 @@ class SwitchedModule:
     _prefetcher: Prefetcher | None = None
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Give the live parameters and buffers; looked up anew, as `.to()` replaces buffers."""
+        """Return the live parameters and buffers; looked up anew, as `.to()` replaces buffers."""
         state = self.module.state_dict(keep_vars=True)
         return {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
 
@@ -127,7 +127,7 @@ class SwitchedModule:
         return_freed_memory()
 
     def place(self, placement: str, order: Iterable[str]) -> None:
-        """Put the values that are kept where they wait.
+        """Move the values that are kept to where they wait.
 
         Args:
             placement: One of `PLACEMENTS`.
@@ -171,7 +171,7 @@ class SwitchedModule:
 
     @torch.no_grad()
     def exchange(self, expert: str) -> None:
-        """Put an expert's values in place and hold those that were there instead.
+        """Copy an expert's values in and keep the values that were there before.
 
         Whenever this stops, each expert's value of each tensor is in place or held.
 
@@ -193,7 +193,7 @@ class SwitchedModule:
                 del held[name]
 
     def _is_only_in_place(self, name: str) -> bool:
-        """Tell whether an expert's value of a tensor would be lost if another one were written."""
+        """Return whether an expert's value would be lost if another were written over it."""
         expert = self._in_place.get(name)
         return expert is not None and name not in self.values[expert]
 
@@ -206,11 +206,11 @@ class SwitchedModule:
         return live[name]
 
     def attach(self) -> None:
-        """Put in place what all experts share."""
+        """Copy in what all experts share."""
         self.copy(self.shared)
 
     def activate(self, expert: str) -> None:
-        """Put an expert's values in place, unless they are, and empty the module's caches."""
+        """Copy an expert's values in, unless they are there, and clear the module's caches."""
         if expert == self.active:
             return
         check_unfused(self.name, self.module)
@@ -231,7 +231,7 @@ class SwitchedModule:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Give the module its own values back, bit for bit, and hold nothing any more.
+        """Restore the module's own values, bit for bit, and hold nothing any more.
 
         Raises:
             CheckpointError: The module has lost some of these tensors; it gets all others back.
@@ -289,7 +289,7 @@ def _is_recomputed(weights: Weights) -> bool:
 def _some(
     names: list[str], kept: dict[str, torch.Tensor], tensors: Weights
 ) -> MutableMapping[str, torch.Tensor]:
-    """Give an expert's tensors of some names: those that are kept, and those that are computed."""
+    """Select tensors by name: those in memory first, the rest recomputed on demand."""
     own = {name: kept[name] for name in names if name in kept}
     if not isinstance(tensors, RecomputedExpert):
         return own
@@ -322,7 +322,7 @@ def check_shape(shape: torch.Size, own: torch.Size, *, label: str, expert: str) 
 
 
 def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Tell whether two tensors are equal bit for bit (NaN equals itself, 0 differs from -0)."""
+    """Return whether two tensors are equal bit for bit (NaN equals itself, 0 differs from -0)."""
     if left.dtype != right.dtype or left.shape != right.shape or right.is_meta:
         return False
     if any(hasattr(tensor, "__tensor_flatten__") for tensor in (left, right)):

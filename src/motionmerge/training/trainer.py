@@ -59,11 +59,14 @@ class Objective(Protocol):
         ...
 
     def prepare(self, drawn: Drawn) -> tuple[torch.Tensor, ...]:
-        """What was drawn, now on the device, to what the loss is of; no gradients."""
+        """Convert what was drawn, on the device, to what the loss needs; no gradients."""
         ...
 
     def loss(self, module: nn.Module, *prepared: torch.Tensor) -> torch.Tensor:
-        """The mean loss, without a glance at any value: it is captured."""
+        """Compute the mean loss.
+
+        No `.item()` and no branch on values: the call is captured as a CUDA graph.
+        """
         ...
 
 
@@ -80,7 +83,7 @@ class CpuObjective:
         return torch.tensor
 
     def to(self, device: torch.device) -> None:
-        """Nothing to move: `fit` heeds `can_use_gpu`."""
+        """Move nothing: `fit` heeds `can_use_gpu`."""
 
     def prepare(self, drawn: Drawn) -> tuple[torch.Tensor, ...]:
         return (drawn,)
@@ -152,7 +155,7 @@ class TrainingProgress:
 
 
 def learning_rate_at(step: int, settings: TrainerSettings) -> float:
-    """Warm-up, then cosine to zero."""
+    """Compute the learning rate: warm-up, then cosine to zero."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     share = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
@@ -302,7 +305,7 @@ def _batches(
     process: int,
     device: torch.device,
 ) -> Iterator[Drawn]:
-    """What each step draws, on the device; drawn ahead by worker processes if that is a GPU."""
+    """Yield each step's batch on the device; for a GPU, worker processes draw ahead."""
     batches = _Batches(objective.draw, settings, first_step, share, process)
     if device.type == "cpu":
         yield from (batches[index] for index in range(len(batches)))
@@ -389,7 +392,7 @@ class _State:
             torch.save(state, temporary)
 
     def final_loss(self) -> float:
-        """Mean of what was logged over the last tenth of the run."""
+        """Return the mean of what was logged over the last tenth of the run."""
         lines = map(json.loads, (self.folder / "log.jsonl").read_text().splitlines())
         losses = [x["loss"] for x in lines if x["step"] > 0.9 * self.settings["steps"]]
         return sum(losses) / len(losses)

@@ -69,7 +69,7 @@ def hash_sources(paths: Iterable[Path]) -> tuple[str, ...]:
 
 
 def fill(network: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) -> None:
-    """Put weights into a network, all of them and no others.
+    """Load weights into a network, all of them and no others.
 
     Raises:
         CheckpointError: Names or shapes differ; the first of each kind is named.

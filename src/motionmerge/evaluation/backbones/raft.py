@@ -220,7 +220,7 @@ def _look_up(pyramid: list[torch.Tensor], place: torch.Tensor) -> torch.Tensor:
 
 
 def _upsampled(flow: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Bring a flow to full size: each pixel is a weighted mean of nine neighbours."""
+    """Scale a flow to full size: each pixel is a weighted mean of nine neighbours."""
     batch, _, height, width = flow.shape
     weights = mask.view(batch, 1, 9, _STRIDE, _STRIDE, height, width).softmax(2)
     near = F.unfold(_STRIDE * flow, 3, padding=1).view(batch, 2, 9, 1, 1, height, width)

@@ -39,7 +39,7 @@ _DEGREE, _SHARE, _INTACT = "#d6336c", "#2563eb", "#7a7f87"  # of the knob's thre
 
 
 def front_chart(results: Mapping[str, ConditionResults]) -> Figure:
-    """Obedience against motion degree: every family a line, 95 % intervals as crosses."""
+    """Draw obedience against motion degree: every family a line, 95 % intervals as crosses."""
     figure, axes = _figure(7.2, 4.6)
     for name, (label, color) in FAMILIES.items():
         members = family(results, name)
@@ -97,7 +97,7 @@ def _draw_family(axes: Axes, members: Sequence[ConditionResults], label: str, co
 
 
 def knob_chart(results: Mapping[str, ConditionResults]) -> Figure:
-    """Motion degree, obedience and intact objects along the motion knob."""
+    """Draw motion degree, obedience and intact objects along the motion knob."""
     figure, axes = _figure(6.4, 3.4)
     members = family(results, KNOB)
     alphas = [one.condition.setting for one in members]
@@ -122,7 +122,7 @@ def knob_chart(results: Mapping[str, ConditionResults]) -> Figure:
 
 
 def decided_chart(alternatives: Sequence[Alternative]) -> Figure:
-    """How well each alternative can be told apart at each noise level."""
+    """Draw how well each alternative can be told apart at each noise level."""
     figure, axes = _figure(6.4, 3.4)
     levels = np.linspace(0.3, 0.995, 200)
     for alternative, color in zip(alternatives, ("#d6336c", "#e08a00", "#2563eb"), strict=False):
@@ -139,14 +139,14 @@ def decided_chart(alternatives: Sequence[Alternative]) -> Figure:
 
 
 def to_png(figure: Figure) -> bytes:
-    """The chart on white."""
+    """Return the chart on white."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def to_svg(figure: Figure) -> str:
-    """The chart as an SVG element without background, in the page's colors.
+    """Return the chart as an SVG element without background, in the page's colors.
 
     Text has the color of the text around it. The knob's curves and their axes have the page's
     `--chart-degree`, `--chart-share` and `--chart-intact`, where it sets them.

@@ -73,7 +73,7 @@ def judge(results: Results) -> list[Claim]:
 
 
 def full_methods() -> list[str]:
-    """Names of the conditions that stand for the full method: the paper's, and the best found."""
+    """Return the names of the full method's conditions: the paper's, and the best found."""
     best = best_condition()
     return [f"{METHOD}-{PAPER_BOUNDARY:g}"] + ([best.name] if best else [])
 
@@ -117,7 +117,7 @@ def paired_difference(
     *,
     where: npt.NDArray[np.bool_] | None = None,
 ) -> Estimate:
-    """Mean of first - second over prompts, with its interval."""
+    """Return the mean of first - second over prompts, with its interval."""
     difference = first.column(column) - second.column(column)
     if where is not None:
         difference = difference[where]
@@ -125,7 +125,7 @@ def paired_difference(
 
 
 def degree_difference(first: ConditionResults, second: ConditionResults) -> Estimate:
-    """Difference of motion degree in pixels, over the prompts whose camera is free to move."""
+    """Compute the difference of motion degree in pixels, over prompts with a free camera."""
     return paired_difference(first, second, "degree", where=first.moving)
 
 
@@ -182,7 +182,7 @@ def _knob_calms(results: Results) -> tuple[bool, list[str]]:
 
 
 def family(results: Results, name: str) -> list[ConditionResults]:
-    """The results of one family, by setting. Families of two experts end at tuned and base.
+    """Return the results of one family, by setting. Families of two experts end at tuned and base.
 
     A boundary of 0 or 1 leaves one expert; those of a `-reversed` family are not in the results.
     """
@@ -197,7 +197,7 @@ def family(results: Results, name: str) -> list[ConditionResults]:
 def degree_at_obedience(
     members: Sequence[ConditionResults], obedience: float, *, draw: Draw | None = None
 ) -> float:
-    """The most motion that a family gives at no less than an obedience, in pixels.
+    """Return the most motion that a family gives at no less than an obedience, in pixels.
 
     Between neighbours both numbers are interpolated. A family that never gets so far is taken at
     its most obedient point.
@@ -223,7 +223,7 @@ def _point(member: ConditionResults, draw: Draw | None) -> tuple[float, float]:
 
 
 def advantage(full: ConditionResults, members: Sequence[ConditionResults]) -> Estimate:
-    """How many pixels more motion than a family's at equal obedience, with a joint interval."""
+    """Compute the pixels of motion beyond a family's at equal obedience, with a joint interval."""
 
     def statistic(draw: Draw) -> float:
         obedience, degree = _point(full, draw)

@@ -49,7 +49,7 @@ class Condition:
     setting: float = 0.0
 
     def recipe(self) -> Recipe:
-        """The condition as a recipe, the way a user would write it."""
+        """Return the condition as a recipe, the way a user would write it."""
         experts = {"early": self.early} | ({} if self.late is None else {"late": self.late})
         schedule: list[dict[str, object]] = [{"expert": "early"}]
         if self.late is not None:
@@ -63,7 +63,7 @@ class Condition:
         return Recipe.from_sections(sections)
 
     def at_boundary(self, boundary: float) -> Condition:
-        """The same experts with another boundary, as a member of its family."""
+        """Return the same experts with another boundary, as a member of its family."""
         return replace(
             self,
             name=f"{self.family}-{boundary:g}",
@@ -72,7 +72,7 @@ class Condition:
         )
 
     def reversed(self) -> Condition:
-        """The two experts in the other order."""
+        """Return the two experts in the other order."""
         if self.late is None:
             raise ConfigError(f"`{self.name}` has one expert.", fix="Reverse one that has two.")
         family = f"{self.family}-reversed"
@@ -95,7 +95,7 @@ def method(
     family: str = METHOD,
     group: str | None = None,
 ) -> Condition:
-    """The full method; the defaults are the paper's.
+    """Return the full method; the defaults are the paper's.
 
     early = base + beta dare(-alpha (tuned - base)),   late = tuned + gamma dare(tuned - base)
 
@@ -120,7 +120,7 @@ def method(
 
 
 def knob(alpha: float) -> Condition:
-    """One set of weights on the line through base (alpha 0) and tuned (alpha -1)."""
+    """Return one set of weights on the line through base (alpha 0) and tuned (alpha -1)."""
     sign = "-" if alpha > 0 else "+"
     return Condition(
         name=f"{KNOB}{alpha:+g}",
@@ -131,7 +131,7 @@ def knob(alpha: float) -> Condition:
 
 
 def handover(boundary: float) -> Condition:
-    """Base while it is noisy, tuned for the details: switching without extrapolation."""
+    """Return base while it is noisy, tuned for the details: switching without extrapolation."""
     return Condition(
         name=f"{HANDOVER}-{boundary:g}",
         early="base",
@@ -143,7 +143,7 @@ def handover(boundary: float) -> Condition:
 
 
 def paper_conditions() -> list[Condition]:
-    """All that the claims need, each family from its tame to its wild end."""
+    """List all conditions that the claims need, each family from its tame to its wild end."""
     return list(_all())
 
 
@@ -170,7 +170,7 @@ def _all() -> Iterator[Condition]:
 
 
 def best_condition() -> Condition | None:
-    """The shipped recipe that works best on the pocket model, if there is one."""
+    """Return the shipped recipe that works best on the pocket model, if there is one."""
     path = shipped_recipes().get(BEST_RECIPE)
     if path is None:
         return None

@@ -39,12 +39,12 @@ class Alternative:
     distances: npt.NDArray[np.float64]
 
     def level(self, separation: float) -> float:
-        """Noise level at which the median pair is told apart with this d'."""
+        """Return the noise level at which the median pair is told apart with this d'."""
         ratio = float(np.median(self.distances)) / separation
         return ratio / (1 + ratio)
 
     def separation(self, levels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """d' of the median pair at noise levels inside (0, 1)."""
+        """Compute d' of the median pair at noise levels inside (0, 1)."""
         return float(np.median(self.distances)) * (1 - levels) / levels
 
 

@@ -105,7 +105,7 @@ PROMPTS = (
 
 
 def demo_stages() -> list[tuple[Method, Condition]]:
-    """The stages of the method, in the order they are shown."""
+    """Return the stages of the method, in the order they are shown."""
     base, naive, tuned = pick_conditions(["base", "naive", "tuned"])
     full = best_condition() or method()
     return [
@@ -297,7 +297,7 @@ def _write_clip(
 
 
 def demo_image(prompt: DemoPrompt) -> torch.Tensor:
-    """The photo with the objects painted on it, `[3, 256, 256]` in [0, 1]."""
+    """Return the photo with the objects painted on it, `[3, 256, 256]` in [0, 1]."""
     photo = fit_image(load_photo(prompt.photo), SIDE, SIDE)
     things = [(actor.color, actor.shape) for actor in prompt.program.actors]
     painted = draw_things(photo, dict(zip(things, prompt.starts, strict=True)))

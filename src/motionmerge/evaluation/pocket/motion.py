@@ -88,7 +88,7 @@ class CameraMove:
         return "tilts up" if y > 0 else "tilts down"
 
     def matrix(self) -> npt.NDArray[np.float64]:
-        """The transform of pixel coordinates (x, y, 1), `[3, 3]`."""
+        """Return the transform of pixel coordinates (x, y, 1), `[3, 3]`."""
         turn = self.zoom * np.array(
             [
                 [math.cos(self.angle), -math.sin(self.angle)],
@@ -221,20 +221,20 @@ def measure_clip(
 
 
 def psnr(picture: FloatArray, reference: FloatArray, *, where: Mask | None = None) -> float:
-    """Peak signal-to-noise ratio of values in [0, 1] in decibels, at most `MAX_PSNR`."""
+    """Compute the PSNR of values in [0, 1] in decibels, at most `MAX_PSNR`."""
     error = np.square(picture - reference)
     mean = float((error if where is None else error[where]).mean())
     return MAX_PSNR if mean <= 10 ** (-MAX_PSNR / 10) else -10 * math.log10(mean)
 
 
 def to_gray(frames: FloatArray) -> npt.NDArray[np.uint8]:
-    """Luma of `[frames, height, width, 3]` as contiguous 8-bit pictures, as DIS wants them."""
+    """Convert `[frames, height, width, 3]` to luma: contiguous 8-bit pictures for DIS."""
     luma = frames @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     return np.ascontiguousarray((luma.clip(0, 1) * 255).round().astype(np.uint8))
 
 
 def dense_flow(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> FloatArray:
-    """Optical flow `[height, width, 2]` (x, y) in pixels: where each pixel of `first` goes."""
+    """Compute where each pixel of `first` goes: flow `[height, width, 2]` (x, y) in pixels."""
     # The coarser presets are biased by up to 0.2 px.
     method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     start = np.zeros((*first.shape, 2), dtype=np.float32)
@@ -270,7 +270,7 @@ def fit_similarity(flow: FloatArray, *, where: Mask) -> CameraMove:
 
 
 def _camera_moves(grays: npt.NDArray[np.uint8], objects: Mask) -> list[CameraMove]:
-    """The camera's move since the first frame, for every frame.
+    """Return the camera's move since the first frame, for every frame.
 
     Chained over key frames, then corrected by the flow between the first frame and the key frame
     brought back by the chained estimate.
@@ -345,12 +345,12 @@ def _only(where: Mask, rows: slice, columns: slice) -> Mask:
 
 
 def color_distance(frame: FloatArray, color: str) -> FloatArray:
-    """Euclidean RGB distance of every pixel to a named color, `[height, width]`."""
+    """Compute the Euclidean RGB distance of every pixel to a named color, `[height, width]`."""
     return np.linalg.norm(frame - np.array(COLOR_VALUES[color], dtype=np.float32), axis=-1)
 
 
 def _object_mask(frame: FloatArray, program: Program) -> Mask:
-    """Pixels that may show an object or its soft border."""
+    """Return the pixels that may show an object or its soft border."""
     mask = np.zeros(frame.shape[:2], dtype=np.uint8)
     for actor in program.actors:
         mask |= (color_distance(frame, actor.color) < _COLOR_REACH).astype(np.uint8)
@@ -366,7 +366,7 @@ class _Blob:
 
 
 def _find_blob(frame: FloatArray, color: str) -> _Blob | None:
-    """The largest patch of a color, and how large the second largest is."""
+    """Return the largest patch of a color, and how large the second largest is."""
     mask = (color_distance(frame, color) < _COLOR_REACH).astype(np.uint8)
     opened = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
     num, _, stats, centers = cv2.connectedComponentsWithStats(opened, connectivity=8)

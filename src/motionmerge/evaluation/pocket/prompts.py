@@ -84,7 +84,7 @@ def _scene(rng: np.random.Generator, index: int, usable: dict[str, set[int]]) ->
 
 
 def _program(rng: np.random.Generator, index: int) -> Program:
-    """Difficulties and captioned cameras take turns; some sequences have two objects."""
+    """Draw a program: difficulties and captioned cameras take turns; some have two objects."""
     difficulty = DIFFICULTIES[index % len(DIFFICULTIES)]
     camera_is_captioned = index // len(DIFFICULTIES) % 2 == 0
     has_turning_pair = difficulty == "sequence" and index % 9 == 1
@@ -98,7 +98,7 @@ def _program(rng: np.random.Generator, index: int) -> Program:
 
 
 def _starts_are_clear(program: Program, starts: npt.NDArray[np.float64]) -> bool:
-    """Whether objects stay on the screen under the fastest camera, and apart from one another."""
+    """Return whether objects stay apart, and on the screen under the fastest camera."""
     paths = [
         start + object_displacement(actor.moves, _TIMES)
         for actor, start in zip(program.actors, starts, strict=True)
@@ -127,7 +127,7 @@ def _usable_canvases(canvases: Canvases, color: str) -> set[int]:
 
 
 def _texture_strength(picture: npt.NDArray[np.float32]) -> float:
-    """Median over the quarters of the least root-mean-square gradient along any direction.
+    """Compute how much structure a texture has: the median over its quarters of the least gradient.
 
     sqrt(smallest eigenvalue of mean(gradient gradient^T)), in gray values (0..255) per pixel
     """

@@ -97,7 +97,7 @@ class ConditionResults:
     clips: tuple[ClipResult, ...]
 
     def column(self, name: str) -> npt.NDArray[np.float64]:
-        """One measure of all clips, `[prompts]`."""
+        """Return one measure of all clips, `[prompts]`."""
         if name not in self._columns:
             values = [getattr(clip, name) for clip in self.clips]
             self._columns[name] = np.array(values, dtype=np.float64)

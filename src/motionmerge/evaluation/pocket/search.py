@@ -33,7 +33,7 @@ class Settings:
     reverse: bool = False
 
     def condition(self) -> Condition:
-        """The condition, with all settings in its name."""
+        """Return the condition, with all settings in its name."""
         made = method(
             boundary=self.boundary,
             alpha=self.alpha,
@@ -115,7 +115,7 @@ class _Search:
 
 
 def _stages(search: _Search) -> Iterator[list[Settings]]:
-    """Settings to try; each stage is drawn when the one before it has been tried."""
+    """Yield settings to try; each stage is drawn when the one before it has been tried."""
     yield [Settings(boundary=b, alpha=ALPHAS[1]) for b in SEARCHED_BOUNDARIES]
     yield [replace(search.best(), alpha=alpha) for alpha in ALPHAS]
     yield [replace(search.best(), drop_rate=rate) for rate in (0.0, 0.4, 0.9)]

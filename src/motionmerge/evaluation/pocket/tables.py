@@ -55,7 +55,7 @@ class Row:
     first_frame_db: Estimate
 
     def cells(self) -> list[str]:
-        """The row as texts, in the order of `HEADINGS`."""
+        """Return the row as texts, in the order of `HEADINGS`."""
         camera = "–" if self.camera_right is None else f"{self.camera_right.value:.0f}"
         return [
             self.name,
@@ -70,7 +70,7 @@ class Row:
 
 
 def table_row(results: ConditionResults) -> Row:
-    """Sum up one condition."""
+    """Compute the row of one condition."""
     told = [clip.camera_right for clip in results.clips if clip.camera_right is not None]
     return Row(
         name=results.condition.name,
@@ -94,7 +94,7 @@ def share_of(values: Sequence[bool]) -> Estimate:
 
 
 def markdown_table(rows: Iterable[Row], *, headings: Sequence[str] = HEADINGS) -> str:
-    """A Markdown table of conditions, with some of the columns."""
+    """Return a Markdown table of conditions, with some of the columns."""
     columns = [HEADINGS.index(heading) for heading in headings]
     lines = [" | ".join(headings), " | ".join("---" for _ in headings)]
     lines += [" | ".join(row.cells()[column] for column in columns) for row in rows]
@@ -102,7 +102,7 @@ def markdown_table(rows: Iterable[Row], *, headings: Sequence[str] = HEADINGS) -
 
 
 def markdown_claims(claims: Iterable[Claim]) -> str:
-    """A Markdown list of claims with verdicts and evidence."""
+    """Return a Markdown list of claims with verdicts and evidence."""
     lines = []
     for claim in claims:
         lines.append(f"* **({claim.number}) {claim.text}: {claim.verdict}.**")
@@ -170,7 +170,7 @@ def check_docs(root: Path) -> None:
 
 
 def replace_block(path: Path, text: str) -> None:
-    """Put `text` between the markers of a Markdown file.
+    """Write `text` between the markers of a Markdown file.
 
     Raises:
         DataError: The file or one of the markers is missing.

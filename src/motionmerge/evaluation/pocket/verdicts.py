@@ -24,7 +24,7 @@ _SLIDES = {
 
 
 def what_to_look_for(program: Program) -> str:
-    """Say what a prompt wants to be seen, as the rest of a sentence."""
+    """Describe what to see if a prompt is obeyed, as the rest of a sentence."""
     wanted = [f"{_name(actor)} going {' and then '.join(actor.moves)}" for actor in program.actors]
     if program.camera_is_captioned:
         wanted.append(f"{_SLIDES[program.camera]}, as the camera {program.camera}")
@@ -33,7 +33,7 @@ def what_to_look_for(program: Program) -> str:
 
 
 def disobedience(measures: ClipMeasures, program: Program) -> list[str]:
-    """Say what the objects and the camera do against the prompt; nothing where they obey."""
+    """List what the objects and the camera do against the prompt; nothing where they obey."""
     faults = []
     for actor, own in zip(program.actors, measures.actors, strict=True):
         wrong = [
@@ -54,7 +54,7 @@ def disobedience(measures: ClipMeasures, program: Program) -> list[str]:
 
 
 def damage(measures: ClipMeasures, program: Program) -> list[str]:
-    """Say what is no longer whole; nothing where all is."""
+    """List what is no longer whole; nothing where all is."""
     faults = [
         f"{_name(actor)} {_broken(own)}"
         for actor, own in zip(program.actors, measures.actors, strict=True)
@@ -64,7 +64,7 @@ def damage(measures: ClipMeasures, program: Program) -> list[str]:
 
 
 def result_sentence(full: ConditionResults, tuned: ConditionResults) -> str:
-    """Sum up a run in a sentence: two experts against the fine-tuned weights, whatever came out.
+    """Describe a run in a sentence: two experts against the fine-tuned weights.
 
     A difference whose paired 95 % interval holds 0 is said to be one that may be chance.
     """
@@ -110,7 +110,7 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _seen(moved: tuple[float, float], told: str) -> str:
-    """Say where an object went that did not go as told."""
+    """Describe where an object went that did not go as told."""
     x, y = moved
     if math.isnan(x) or math.isnan(y):
         return "is gone"

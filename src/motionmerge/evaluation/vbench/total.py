@@ -47,7 +47,7 @@ class Totals:
 
 
 def normalised(dimension: str, score: float) -> float:
-    """Bring a raw score to 0..1 by its published range.
+    """Scale a raw score to 0..1 by its published range.
 
     Raises:
         DataError: No total has the dimension.

@@ -18,7 +18,7 @@ from motionmerge.merging.algebra.terms import is_number
 
 
 def keep_largest(tensor: torch.Tensor, *, keep: float) -> torch.Tensor:
-    """Zero all entries but the `keep` share of largest magnitude, at least one.
+    """Set all entries to zero but the `keep` share of largest magnitude, at least one.
 
     Of entries with the same magnitude the earlier ones are kept, so that the result is the same
     everywhere.

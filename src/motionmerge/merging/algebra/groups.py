@@ -90,7 +90,7 @@ class Only(Applied):
         return selects(self.group)(name)
 
     def sources(self, name: str | None = None) -> Iterator[Source]:
-        """Give the vector's sources, unless the tensor is not selected."""
+        """Return the vector's sources, unless the tensor is not selected."""
         if name is None or self.reaches(name):
             yield from self.vector.sources(name)
 

@@ -90,7 +90,7 @@ class Checkpoint(Expression):
         return cls(Source(name, MemoryTensors(tensors)))
 
     def bind(self, origins: Mapping[str, Origin]) -> Checkpoint:
-        """Give the names in a formula their weights, and LoRAs the names of the anchor's tensors.
+        """Replace names in a formula by their weights; LoRAs get the names of the anchor.
 
         Args:
             origins: Weights by name; what is not among them keeps its own.
@@ -108,12 +108,12 @@ class Checkpoint(Expression):
         return self.anchor.name + "".join(_signed(vector) for vector in self.vectors)
 
     def vectors_inside(self) -> Iterator[TaskVector]:
-        """Give every task vector in the expression, outermost first."""
+        """Return every task vector in the expression, outermost first."""
         for vector in self.vectors:
             yield from vector.vectors_inside()
 
     def sources(self, name: str | None = None) -> Iterator[Source]:
-        """Give the sources whose tensor `name` enters the result; all sources for None."""
+        """Return the sources whose tensor `name` enters the result; all sources for None."""
         yield self.anchor
         for vector in self.vectors:
             yield from vector.sources(name)
@@ -223,7 +223,7 @@ class TaskVector(Expression):
 
     @abstractmethod
     def bind(self, origins: Mapping[str, Origin], anchor: Source) -> TaskVector:
-        """Give the names in a formula their weights.
+        """Replace the names in a formula by their weights.
 
         Args:
             origins: Weights by name; what is not among them keeps its own.
@@ -231,12 +231,12 @@ class TaskVector(Expression):
         """
 
     def sources(self, name: str | None = None) -> Iterator[Source]:
-        """Give the sources whose tensor `name` enters the value; all sources for None."""
+        """Return the sources whose tensor `name` enters the value; all sources for None."""
         for child in self.children:
             yield from child.sources(name)
 
     def vectors_inside(self) -> Iterator[TaskVector]:
-        """Give this task vector and every one inside it."""
+        """Return this task vector and every one inside it."""
         yield self
         for child in self.children:
             yield from child.vectors_inside()
@@ -293,18 +293,18 @@ class Difference(TaskVector):
         return Difference(self.minuend.bind(origins), self.subtrahend.bind(origins))
 
     def sources(self, name: str | None = None) -> Iterator[Source]:
-        """Give the sources of both checkpoints."""
+        """Return the sources of both checkpoints."""
         yield from self.minuend.sources(name)
         yield from self.subtrahend.sources(name)
 
     def vectors_inside(self) -> Iterator[TaskVector]:
-        """Give this task vector and those inside its two checkpoints."""
+        """Return this task vector and those inside its two checkpoints."""
         yield self
         yield from self.minuend.vectors_inside()
         yield from self.subtrahend.vectors_inside()
 
     def lower(self, lowering: Lowering) -> int | None:
-        """Subtract; None if a source lacks the tensor (see `check_coverage`)."""
+        """Compute the difference; None if a source lacks the tensor (see `check_coverage`)."""
         name, inputs = lowering.name, lowering.inputs
         if not all(inputs.has(source, name) for source in self.sources(name)):
             return None

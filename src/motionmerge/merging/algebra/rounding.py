@@ -85,7 +85,7 @@ def scatter_(values: npt.NDArray[np.float32], bits: npt.NDArray[np.uint16], dtyp
 
 
 def all_finite(raw: npt.NDArray[np.uint8], dtype: DType) -> bool:
-    """Tell from the bytes of floating-point numbers that none of them is infinite or NaN.
+    """Check by the bytes of floating-point numbers that none of them is infinite or NaN.
 
     As integers, the bits of all others are below those of infinity, whatever the sign.
     """

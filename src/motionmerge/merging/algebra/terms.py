@@ -35,7 +35,7 @@ class Expression(ABC):
 
     @abstractmethod
     def vectors_inside(self) -> Iterator[Expression]:
-        """Give every task vector in the expression, itself included, outermost first."""
+        """Return every task vector in the expression, itself included, outermost first."""
 
     def __str__(self) -> str:
         return self.formula()
@@ -58,7 +58,7 @@ class Expression(ABC):
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Tell whether a value can scale a task vector."""
+    """Return whether a value can scale a task vector."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -68,7 +68,7 @@ def quote(text: str) -> str:
 
 
 def describe(operand: object) -> str:
-    """Say what an operand is, for an error."""
+    """Describe an operand, for an error."""
     if is_number(operand):
         return f"the number {operand!r}"
     if isinstance(operand, Expression):

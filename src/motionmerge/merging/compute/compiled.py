@@ -28,7 +28,7 @@ _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_size_t
 
 
 def _address(entries: Bytes | Floats) -> int:
-    """Give the address of a contiguous array of at least one entry; NumPy's own way is slower."""
+    """Return the address of a contiguous array of at least one entry; NumPy's own way is slower."""
     return ctypes.addressof(ctypes.c_char.from_buffer(entries.data))
 
 
@@ -76,7 +76,7 @@ class Kernels:
         draw(b"".join(digests), threshold, _address(keep), keep.size // len(digests))
 
     def takes(self, dtype: DType) -> bool:
-        """Tell whether it can be computed with: bf16, fp16 or fp32."""
+        """Return whether it can be computed with: bf16, fp16 or fp32."""
         return (dtype, dtype) in self._steps
 
     def steps(self, dtype: DType, result: DType) -> bool:
@@ -95,7 +95,7 @@ class Kernels:
         *,
         target: DType | None = None,
     ) -> bool:
-        """anchor + f3 * (f2 * (f1 * (minuend - subtrahend))) in fp32, rounded to `target` once.
+        """Compute anchor + f3 * (f2 * (f1 * (minuend - subtrahend))) in fp32, rounded once.
 
         Args:
             dtype: Of the entries that are read; `steps` says which there are.
@@ -114,17 +114,17 @@ class Kernels:
         return bool(step(*places, *factors, mask, _address(result), count))
 
     def widen(self, dtype: DType, stored: Bytes, wide: Floats) -> None:
-        """bf16 or fp16 to fp32, exactly; `stored` holds the bytes of as many entries."""
+        """Convert bf16 or fp16 to fp32, exactly; `stored` holds the bytes of as many entries."""
         self._widen[dtype](_address(stored), _address(wide), wide.size)
 
     def round(self, dtype: DType, wide: Floats, stored: Bytes) -> None:
-        """fp32 to the nearest bf16 or fp16, ties to even; NaN of any kind becomes a quiet one."""
+        """Round fp32 to the nearest bf16 or fp16, ties to even; any NaN becomes a quiet one."""
         self._round[dtype](_address(wide), _address(stored), wide.size)
 
     def add_dropped(
         self, first: Floats, second: Floats, factor: float, keep: Bytes, target: Floats
     ) -> None:
-        """target = first + (factor * second) * keep, every operation rounded to fp32.
+        """Compute target = first + (factor * second) * keep, every operation rounded to fp32.
 
         `target` may be `first` or `second`.
         """
@@ -141,7 +141,7 @@ class Kernels:
         block: tuple[int, int],
         wide: Floats,
     ) -> None:
-        """wide = values[codes] * scale, rounded to fp32 once.
+        """Compute wide = values[codes] * scale, rounded to fp32 once.
 
         Args:
             codes: Entries `begin` and on of a matrix, `[count]`.
@@ -157,7 +157,7 @@ class Kernels:
         self._dequantise(*places, *layout, _address(wide), wide.size)
 
     def quantise(self, wide: Floats, scale: float, codes: Bytes) -> None:
-        """codes = fp8 (e4m3fn) nearest to wide / scale; what does not fit becomes NaN."""
+        """Compute codes = fp8 (e4m3fn) nearest to wide / scale; what does not fit becomes NaN."""
         self._quantise(_address(wide), scale, _address(codes), wide.size)
 
 

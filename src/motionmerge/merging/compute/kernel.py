@@ -53,7 +53,7 @@ class Values:
     dtype: DType
 
     def __getitem__(self, part: slice) -> Values:
-        """Give the entries `part.start` to `part.stop`; memory is shared."""
+        """Return the entries `part.start` to `part.stop`; memory is shared."""
         size = self.dtype.itemsize
         return Values(self.raw[part.start * size : part.stop * size], self.dtype)
 
@@ -83,14 +83,14 @@ class Workspace:
         self._buffers: dict[str, Bytes] = {}
 
     def buffer(self, key: str, size: int) -> Bytes:
-        """Give `size` bytes that belong to `key` until it asks again."""
+        """Return `size` bytes that belong to `key` until it asks again."""
         held = self._buffers.get(key)
         if held is None or held.size < size:
             held = self._buffers[key] = np.empty(size, dtype=np.uint8)
         return held[:size]
 
     def values(self, key: str, count: int, dtype: DType) -> Values:
-        """Give room for `count` entries that belongs to `key` until it asks again."""
+        """Return memory for `count` entries that belongs to `key` until it asks again."""
         return Values(self.buffer(key, count * dtype.itemsize), dtype)
 
 
@@ -101,7 +101,7 @@ class RegisterFile:
         self._registers: list[Floats] = []
 
     def first(self, count: int, size: int) -> list[Floats]:
-        """Give the first `count` registers, cut to `size` entries."""
+        """Return the first `count` registers, cut to `size` entries."""
         while len(self._registers) < count:
             self._registers.append(np.empty(STRETCH, dtype=np.float32))
         return [register[:size] for register in self._registers[:count]]
@@ -109,7 +109,7 @@ class RegisterFile:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads in each operation; the number before comes back.
+    """Limit torch to so many threads in each operation; afterwards it has as many as before.
 
     Does nothing while torch is not imported.
     """
@@ -218,8 +218,9 @@ def parts_of(blocks: Sequence[Block]) -> Iterator[tuple[Block, slice]]:
 def follow(
     along: Sequence[Along], stored: Mapping[Source, Values], results: Sequence[Values]
 ) -> bool:
-    """Compute lines in one pass each, with the bits of `execute` and `round_into`; False if it
-    cannot.
+    """Try the one-pass path; return False if any result needs the general one.
+
+    If it returns True, the bits equal those of `execute` and `round_into`.
 
     torch.lerp computes start + weight * (end - start) in fp32 for weights below a half, and rounds
     once. What is not finite is left to the long way, which says why.

@@ -39,14 +39,14 @@ class PlainKernels(Kernels):
         return False
 
     def widen(self, dtype: DType, stored: Bytes, wide: Floats) -> None:
-        """bf16 or fp16 to fp32, exactly."""
+        """Convert bf16 or fp16 to fp32, exactly."""
         if dtype == DType.BF16:
             np.left_shift(stored.view(np.uint16), 16, out=wide.view(np.uint32), dtype=np.uint32)
         else:
             np.copyto(wide, stored.view(np.float16))
 
     def round(self, dtype: DType, wide: Floats, stored: Bytes) -> None:
-        """fp32 to the nearest bf16 or fp16, ties to even; NaN of any kind becomes a quiet one."""
+        """Round fp32 to the nearest bf16 or fp16, ties to even; any NaN becomes a quiet one."""
         halves = stored.view(np.uint16)
         if dtype == DType.BF16:
             words = wide.view(np.uint32)
@@ -60,7 +60,7 @@ class PlainKernels(Kernels):
     def add_dropped(
         self, first: Floats, second: Floats, factor: float, keep: Bytes, target: Floats
     ) -> None:
-        """target = first + (factor * second) * keep, every operation rounded to fp32."""
+        """Compute target = first + (factor * second) * keep, every operation rounded to fp32."""
         step = second * np.float32(factor)
         step *= keep
         np.add(first, step, out=target)

@@ -181,7 +181,7 @@ class Chunk:
         self.runs: list[list[Run]] = [[] for _ in layout.sizes]
 
     def takes(self, tensor: TensorPlan, block: Block) -> bool:
-        """Tell whether a block fits in."""
+        """Return whether a block fits in."""
         return tensor.layout is self.layout and self.count + block.count <= CHUNK
 
     def add(self, tensor: TensorPlan, block: Block) -> None:
@@ -244,7 +244,7 @@ class Planner:
     def chunks(
         self, compute_whole: Callable[[MergeJob, str], None]
     ) -> Generator[Chunk, None, None]:
-        """Give all work, in the order of the first expert's tensors.
+        """Return all work, in the order of the first expert's tensors.
 
         Args:
             compute_whole: Computes and writes one tensor whose entries do not fit fp32 registers.
@@ -304,7 +304,7 @@ class Planner:
         shape: Sequence[int],
         dtypes: tuple[DType | None, ...],
     ) -> _Kind:
-        """Give what is done with a tensor; tensors that expressions cannot tell apart share it."""
+        """Return the tensor's plan; tensors that no expression can tell apart share one."""
         if not self._blockwise:
             with torch_threads(self._threads):
                 return self._new_kind(name, jobs, shape)
@@ -339,7 +339,7 @@ class Planner:
         return _Kind(self._layouts.setdefault(layout, layout), program, tuple(computed), comparable)
 
     def _program(self, name: str, lowering: Lowering, roots: Sequence[int]) -> BlockProgram:
-        """Give the program of some steps; equal steps without given tensors share one."""
+        """Return the program of some steps; equal steps without given tensors share one."""
         steps = lowering.steps
         sources = {step.source for step in steps if isinstance(step, Read)}
         halves = frozenset(s for s in sources if self._dtypes[s][name] in HALVES)

@@ -71,7 +71,7 @@ def _along(steps: Sequence[Step], last: Step) -> Along | None:
 def shortened(
     steps: Sequence[Step], roots: Sequence[int], *, halves: Collection[Source]
 ) -> tuple[list[Step], list[int]] | None:
-    """Give fewer steps with the same bits, and the new numbers of the roots.
+    """Return fewer steps with the same bits, and the new numbers of the roots.
 
     What is dropped from a task vector is left out where it is added, instead of before it is
     rescaled; a factor that is exact joins the next.
@@ -140,7 +140,7 @@ class _Shorter:
         return self._repeat(AddDropped(first, value, last, masks[0]))
 
     def _is_exact(self, number: int, factor: float) -> bool:
-        """Tell whether factor * step needs no rounding: bf16 and fp16 leave room for small ones."""
+        """Return whether factor * step needs no rounding: bf16 and fp16 leave room for it."""
         step = self._old[number]
         return (
             isinstance(step, Subtract)

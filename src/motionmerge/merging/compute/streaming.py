@@ -379,7 +379,7 @@ class _Pass:
         registers: Sequence[Floats],
         results: Sequence[Values],
     ) -> None:
-        """Say why a result is infinite or NaN, unless that is allowed."""
+        """Raise an error that says why a result is infinite or NaN, unless that is allowed."""
         for block, part in parts_of(blocks):
             faulty = [result[part] for result in results]
             for place, result in zip(program.roots, faulty, strict=True):
@@ -399,7 +399,7 @@ class _Pass:
             )
 
     def _checked(self, source: Source, chunk: Chunk, stored: Mapping[Source, Values]) -> Values:
-        """Give what a source holds; refuse NaN and infinity in it, unless they are allowed."""
+        """Return what a source holds; refuse NaN and infinity in it, unless they are allowed."""
         values = stored[source]
         if not self._inputs.allow_nonfinite and not values.are_finite:
             for block, part in parts_of([block for _, block in chunk.blocks]):
@@ -443,7 +443,7 @@ def _count(planned: Blocks) -> int:
 
 
 def num_threads(total_bytes: int) -> int:
-    """Give how many threads write so much: one per core, at most eight; fewer if it is little."""
+    """Return how many threads write so much: one per core, at most eight; fewer if it is little."""
     known = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     return min(cores, _MAX_THREADS, 1 + total_bytes // _BYTES_PER_THREAD)

@@ -81,7 +81,7 @@ class Sampled:
         return sum(block.count for block in self.blocks)
 
     def observe(self, registers: Sequence[Floats]) -> None:
-        """Tell the experts what became of the entries, whose registers are given."""
+        """Show the experts the results of the entries, whose registers are given."""
         for (write, result), root in zip(self.results, self.program.roots, strict=True):
             anchor = self.program.reads[write.job.checkpoint.anchor]
             if root != anchor:
@@ -129,7 +129,7 @@ class SamplePool:
 
 
 def _joined(found: Sequence[Sampled]) -> Sampled:
-    """Put samples of the same program one behind the other."""
+    """Concatenate samples of the same program."""
     first = found[0]
 
     def entries(parts: Iterable[Values]) -> Values:

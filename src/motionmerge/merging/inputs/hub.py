@@ -18,7 +18,7 @@ _VARIANTS = ("*.fp16*", "*.bf16*", "*.non_ema*")
 
 
 def hub_weights(name: str) -> Path:
-    """Give the path of weights on the hub, downloaded into its cache unless they are there.
+    """Return the path of weights on the hub, downloaded into its cache unless they are there.
 
     Args:
         name: `owner/name`, which is a pipeline or one model; `owner/name/folder` or

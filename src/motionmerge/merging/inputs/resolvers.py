@@ -15,7 +15,7 @@ _RESOLVERS: dict[str, Resolver] = {}
 
 
 def register_resolver(prefix: str, resolve: Resolver) -> None:
-    """Let inputs be written as `prefix:name`.
+    """Register a way to find inputs that are written as `prefix:name`.
 
     Args:
         prefix: At least two letters, so that it is no Windows drive.
@@ -25,7 +25,7 @@ def register_resolver(prefix: str, resolve: Resolver) -> None:
 
 
 def split_name(path: str) -> tuple[str, str] | None:
-    """Give prefix and name of `prefix:name`, or None for a path."""
+    """Return prefix and name of `prefix:name`, or None for a path."""
     prefix, colon, name = path.partition(":")
     return (prefix, name) if colon and prefix in _RESOLVERS else None
 

@@ -65,7 +65,7 @@ class MemoryTensors:
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
 
     def keys(self) -> list[str]:
-        """Give the tensors' names in order."""
+        """Return the tensors' names in order."""
         return list(self._tensors)
 
     def shape(self, name: str, /) -> tuple[int, ...]:
@@ -73,7 +73,7 @@ class MemoryTensors:
         return tuple(self._tensors[name].shape)
 
     def dtype(self, name: str, /) -> DType:
-        """Give a tensor's dtype."""
+        """Return a tensor's dtype."""
         return storable(self._tensors[name].dtype)
 
     def read(self, name: str, /) -> torch.Tensor:
@@ -114,7 +114,7 @@ class PipelineTensors:
         self._coded = {f"{m}.{key}": (coded[m], key) for m in coded for key in modules[m].keys()}  # noqa: SIM118
 
     def keys(self) -> list[str]:
-        """Give the prefixed names, module after module."""
+        """Return the prefixed names, module after module."""
         return list(self._owner)
 
     def shape(self, name: str, /) -> tuple[int, ...]:
@@ -123,7 +123,7 @@ class PipelineTensors:
         return source.shape(key)
 
     def dtype(self, name: str, /) -> DType:
-        """Give a tensor's dtype."""
+        """Return a tensor's dtype."""
         source, key = self._owner[name]
         return source.dtype(key)
 
@@ -138,7 +138,7 @@ class PipelineTensors:
         source.read_into(key, begin, target)
 
     def place(self, name: str, /) -> Place | None:
-        """Give the file and the byte in it where a tensor begins; None where it is not known."""
+        """Return the file and the byte in it where a tensor begins; None where it is not known."""
         source, key = self._owner[name]
         return source.place(key)
 
@@ -189,7 +189,7 @@ def module_folders(path: Path) -> list[Path]:
 
 
 def hash_origin(path: Path) -> str:
-    """Give `sha256:<hex>` of a weights file, of a sharded folder, or of a pipeline's modules."""
+    """Return `sha256:<hex>` of a weights file, of a sharded folder, or of a pipeline's modules."""
     folders = module_folders(path)
     if not folders:
         return hash_weights(path)
@@ -287,11 +287,11 @@ class OpenInputs:
         return self._sources
 
     def names(self, source: Source) -> list[str]:
-        """Give the names of a source's tensors, in its order."""
+        """Return the names of a source's tensors, in its order."""
         return list(self._open[source].keys())
 
     def has(self, source: Source, name: str) -> bool:
-        """Tell whether a source holds a tensor."""
+        """Return whether a source holds a tensor."""
         return name in self._names[source]
 
     def is_checkpoint(self, source: Source) -> bool:
@@ -309,11 +309,11 @@ class OpenInputs:
         return origin.unused_strengths() if isinstance(origin, MemoryTensors) else ()
 
     def shape(self, source: Source, name: str) -> tuple[int, ...]:
-        """Give a tensor's shape without reading it."""
+        """Return a tensor's shape without reading it."""
         return tuple(self._open[source].shape(name))
 
     def dtype(self, source: Source, name: str) -> DType:
-        """Give a tensor's dtype without reading it."""
+        """Return a tensor's dtype without reading it."""
         return self._open[source].dtype(name)
 
     def scaled(self, source: Source, name: str) -> ScaledWeight | None:
@@ -385,7 +385,7 @@ class OpenInputs:
         self._open[source].read_into(name, begin, target)
 
     def place(self, source: Source, name: str) -> Place | None:
-        """Give the file and the byte in it where a tensor begins; None where it is not known."""
+        """Return the file and the byte in it where a tensor begins; None where it is not known."""
         return self._open[source].place(name)
 
     @property

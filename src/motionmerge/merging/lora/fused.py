@@ -36,7 +36,7 @@ class Fusion:
     sizes: str
 
     def rows(self, known: Mapping[int, int], total: int, *, where: str) -> list[slice]:
-        """Work out which rows of the fused matrix belong to each part.
+        """Compute which rows of the fused matrix belong to each part.
 
         Args:
             known: Rows of some of the parts, by their number.
@@ -74,7 +74,7 @@ FUSIONS: tuple[Fusion, ...] = (
 
 
 def parts_of(flat: str) -> Iterator[tuple[Fusion, tuple[str, ...]]]:
-    """Give the parts that a fused path may consist of, or its other names alone.
+    """Return the parts that a fused path may consist of, or its other names alone.
 
     Args:
         flat: A module's path, e.g. `blocks_0_attn_qkv`.
@@ -89,7 +89,7 @@ def parts_of(flat: str) -> Iterator[tuple[Fusion, tuple[str, ...]]]:
 
 
 def wholes_of(flat: str) -> Iterator[tuple[Fusion, int, str]]:
-    """Give the fused paths that a path may be a part of, with its number among the parts.
+    """Return the fused paths that a path may be a part of, with its number among the parts.
 
     Args:
         flat: A module's path, e.g. `blocks_0_attn_to_q`.
@@ -103,6 +103,6 @@ def wholes_of(flat: str) -> Iterator[tuple[Fusion, int, str]]:
 
 
 def _stem(flat: str, ending: str) -> str | None:
-    """Give what is before an ending that begins where a name does."""
+    """Return what is before an ending that begins where a name does."""
     stem = flat.removesuffix(ending)
     return stem if flat.endswith(ending) and stem[-1:] in ("", "_") else None

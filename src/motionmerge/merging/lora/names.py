@@ -163,7 +163,7 @@ class ModelNames:
         return None
 
     def _of(self, flat: str, path: str, module: str, *, of_bias: bool) -> dict[str, str]:
-        """Give a module's tensor in every denoiser that is meant, by the denoiser's prefix."""
+        """Return a module's tensor in every denoiser that is meant, by the denoiser's prefix."""
         named = (self._biases if of_bias else self._weights).get(flat, {})
         return {
             denoiser: _nearest(candidates, path)

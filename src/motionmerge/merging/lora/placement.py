@@ -329,7 +329,7 @@ class _Model:
     def deal(
         self, dealt: FoundParts, piece: LoraPiece, parts: Sequence[str], file: TensorSource
     ) -> Sequence[slice | None]:
-        """Work out which rows of a fused module go to each of its parts in the model."""
+        """Compute which rows of a fused module go to each of its parts in the model."""
         if len(parts) == 1:
             return [None]
         known = {number: self.shapes[name][0] for number, name in enumerate(parts)}

@@ -91,7 +91,7 @@ def product(parts: Mapping[str, torch.Tensor], rows: Rows) -> torch.Tensor | Non
 
 
 def rows_of(tensor: torch.Tensor, rows: Rows | slice) -> torch.Tensor:
-    """Give some rows of a tensor, or for None the tensor."""
+    """Return some rows of a tensor, or for None the tensor."""
     if rows is None:
         return tensor
     if isinstance(rows, slice):
@@ -128,7 +128,7 @@ def _lokr(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _factor(parts: Mapping[str, torch.Tensor], name: str, *, tucker: str | None) -> torch.Tensor:
-    """Give a matrix: whole, as two factors, or as two factors around a kernel.
+    """Return a matrix: whole, as two factors, or as two factors around a kernel.
 
     a @ b;   with a kernel t [rank, rank, *kernel]:   out[o, i] = sum_pq a[p, o] t[p, q] b[q, i]
     """

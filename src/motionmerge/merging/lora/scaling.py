@@ -92,7 +92,7 @@ class LoraScaling:
                 )
 
     def strength(self, path: str, *, layer: str, rank: int | None, alpha: float | None) -> Strength:
-        """Give alpha / rank of a module; 1 if alpha or the rank is unknown.
+        """Return alpha / rank of a module; 1 if alpha or the rank is unknown.
 
         Args:
             path: The module as the file spells it; its beginning names the part of the pipeline.

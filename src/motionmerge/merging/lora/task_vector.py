@@ -144,11 +144,11 @@ class LoraTensors(MemoryTensors):
         return list(self._home)
 
     def has(self, name: str) -> bool:
-        """Tell whether a name is among `keys()`."""
+        """Return whether a name is among `keys()`."""
         return name in self._home
 
     def shape(self, name: str, /) -> tuple[int, ...]:
-        """Give the shape of a difference: the model's if it has as many entries per channel."""
+        """Return the shape of a difference: the model's if it has as many entries per channel."""
         wanted = self._model_shapes.get(name)
         for piece in self._home[name]:
             shape = self._shape(piece)
@@ -164,7 +164,7 @@ class LoraTensors(MemoryTensors):
         return wanted or ()
 
     def dtype(self, name: str, /) -> DType:
-        """Differences are computed in fp32."""
+        """Return fp32, in which differences are computed."""
         return DType.FP32
 
     def read(self, name: str, /) -> torch.Tensor:
@@ -184,7 +184,7 @@ class LoraTensors(MemoryTensors):
         return total
 
     def _shape(self, piece: LoraPiece) -> tuple[int, ...]:
-        """Give the shape of what a piece adds; nothing is read."""
+        """Return the shape of what a piece adds; nothing is read."""
         return piece_shape(self._file, piece)
 
 
@@ -223,7 +223,7 @@ class Lora(TaskVector):
         return replace(self, source=replace(self.source, origin=fitted))
 
     def sources(self, name: str | None = None) -> Iterator[Source]:
-        """Give the file, unless it leaves the tensor alone."""
+        """Return the file, unless it leaves the tensor alone."""
         origin = self.source.origin
         if name is None or not isinstance(origin, LoraTensors) or origin.has(name):
             yield self.source

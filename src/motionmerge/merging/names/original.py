@@ -229,7 +229,7 @@ def spellings_for(names: Iterable[str]) -> Callable[[str], tuple[Spelling, ...]]
 
 
 def split_number(flat: str) -> tuple[str, str]:
-    """Put `{}` in place of a block's number; the number comes second, empty if there is none."""
+    """Replace a block's number by `{}`; the number is returned second, empty if there is none."""
     found = _NUMBER.search(flat)
     if found is None:
         return flat, ""

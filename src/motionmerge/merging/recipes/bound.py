@@ -166,7 +166,7 @@ class BoundRecipe:
         like: Shapes | None = None,
         missing: Missing = "error",
     ) -> Fit:
-        """Lay the inputs of some experts side by side, once for each name space.
+        """Align the inputs of some experts, once for each name space.
 
         Args:
             opened: What `open` returned for these experts and `like`, if it is open.

@@ -208,7 +208,7 @@ class _Parser:
         return self._file(node, node.value) if kind == "file" else node.value
 
     def _file(self, node: ast.expr, path: str) -> Checkpoint:
-        """Give the input that a path in quotes stands for; a new one gets a name of its own."""
+        """Return the input that a path in quotes stands for; a new one gets a name of its own."""
         if path in self._names:
             return Checkpoint(Source(path))
         if self._files is None:

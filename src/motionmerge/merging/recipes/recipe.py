@@ -49,7 +49,7 @@ InputValue: TypeAlias = "str | Path | Mapping[str, torch.Tensor]"
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Give the recipes that ship with the package, by name."""
+    """Return the recipes that ship with the package, by name."""
     return {path.stem: path for path in sorted((PACKAGE / "recipes").glob("*.yaml"))}
 
 
@@ -115,7 +115,7 @@ class Recipe:
 
     @classmethod
     def made(cls, path: str | Path) -> Recipe:
-        """Give the recipe that made a merged file, from its header.
+        """Return the recipe that made a merged file, from its header.
 
         Raises:
             CheckpointError: The file cannot be read or was not made by a recipe.
@@ -402,7 +402,7 @@ def _dump(section: Mapping[str, Any]) -> str:
 
 
 def _without_names(expression: str, parameters: Mapping[str, float]) -> str:
-    """Put numbers in place of parameters' names, and a plus where two minus signs then meet."""
+    """Replace parameters' names by numbers, and two minus signs that then meet by a plus."""
     numbers = {name: repr(value) for name, value in parameters.items()}
     plain = _replaced(r"\b[A-Za-z_]\w*\b(?!=)", numbers, expression)  # no name of a setting
     return _replaced("- -", {"- -": "+ "}, plain)

@@ -102,7 +102,7 @@ class Sections(BaseModel):
     @field_validator("schedule", mode="before")
     @classmethod
     def _put_parameters_in(cls, entries: Any, info: ValidationInfo) -> Any:
-        """Put parameters in place of their names."""
+        """Replace the names of parameters by their values."""
         if "parameters" not in info.data:  # one of them is refused, which is told
             return None
         if not isinstance(entries, list):

@@ -68,7 +68,7 @@ class ConversionReport:
 def inspect_checkpoint(
     path: str | Path, *, overrides: Mapping[str, Mapping[str, Any]] | None = None
 ) -> ConversionReport:
-    """Tell what `convert_checkpoint` would find; nothing is written.
+    """Describe what `convert_checkpoint` would find; nothing is written.
 
     Raises:
         CheckpointError: the file cannot be read or is of another family.

@@ -95,19 +95,19 @@ class Component:
     file: str = "diffusion_pytorch_model.safetensors"
 
     def short_name(self, official: str) -> str | None:
-        """The official name inside this component; None for another component's tensor."""
+        """Return the official name inside this component; None for another component's tensor."""
         if self.prefix == _UNET_PREFIX and official.startswith(_ADAPTER_PREFIXES):
             return official
         return official.removeprefix(self.prefix) if official.startswith(self.prefix) else None
 
     def long_name(self, short: str) -> str:
-        """The official name in the whole checkpoint."""
+        """Return the official name in the whole checkpoint."""
         if self.prefix == _UNET_PREFIX and short.startswith(_ADAPTER_PREFIXES):
             return short
         return f"{self.prefix}{short}"
 
     def inner(self, module: nn.Module) -> nn.Module:
-        """The module that our names start from; transformers < 5.6 wraps its CLIP models."""
+        """Return the module that our names start from; transformers < 5.6 wraps its CLIP models."""
         wrapper = self.saved_prefix.rstrip(".")
         return getattr(module, wrapper, module) if wrapper else module
 
@@ -270,7 +270,7 @@ class OfficialCheckpoint:
             )
 
     def scheduler_config(self) -> dict[str, Any]:
-        """Arguments of `DynamicRescaleDDIMScheduler` that the schedule buffers tell."""
+        """Return the arguments of `DynamicRescaleDDIMScheduler` that the schedule buffers tell."""
         names = [name for name in ("alphas_cumprod", "scale_arr") if name in self.unused]
         return official_config.scheduler_config_from_buffers(
             {name: self.unused[name].read() for name in names}
@@ -308,7 +308,7 @@ def unconvert_unet_state_dict(ours: Mapping[str, torch.Tensor]) -> dict[str, tor
 
 
 def unconvert_component(component: Component, tensors: LazyTensors) -> LazyTensors:
-    """Give a component's tensors their official names inside it.
+    """Rename a component's tensors to their official names inside it.
 
     Raises:
         CheckpointError: a tensor is unknown.

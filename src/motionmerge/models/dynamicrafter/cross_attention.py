@@ -51,7 +51,7 @@ class CrossContext:
     def once(
         self, module: nn.Module, make: Callable[[], tuple[torch.Tensor, ...]]
     ) -> tuple[torch.Tensor, ...]:
-        """Give what a module makes of the tokens; with a cache, made only once."""
+        """Return a module's output for the tokens; with a cache, it is computed only once."""
         if self.cache is None:
             return make()
         if module not in self.cache.kept:
@@ -102,7 +102,7 @@ class TextImageAttnProcessor(IPAdapterAttnProcessor2_0):
 def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, num_heads: int
 ) -> torch.Tensor:
-    """Multi-head attention; rows of `query` that share a row of `key` are one sequence.
+    """Compute multi-head attention; rows of `query` that share a row of `key` are one sequence.
 
     Args:
         query: `[rows * shared, length, dim]`.

@@ -220,7 +220,7 @@ def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
 
 
 def _byte_symbols() -> list[str]:
-    """One printable character for each byte, in the vocabulary's order: printable bytes first."""
+    """List a printable character for each byte, printable bytes first, as the vocabulary does."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
     printable += range(ord("®"), ord("ÿ") + 1)
     num_hidden = 256 - len(printable)

@@ -46,7 +46,7 @@ class FastGroupNorm(nn.GroupNorm):
         return super().forward(input)
 
     def by_reductions(self, video: torch.Tensor) -> torch.Tensor:
-        """The same by fp32 reductions over all entries of a group."""
+        """Normalise by fp32 reductions over all entries of a group."""
         video = video.contiguous()
         batch, channels = video.shape[:2]
         groups = video.view(batch, self.num_groups, -1)
@@ -87,7 +87,7 @@ class FastGEGLU(GEGLU):
         return super().forward(hidden_states)
 
     def by_halves(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The same by two products."""
+        """Compute the gated unit by two products."""
         weights = self.proj.weight.chunk(2)
         biases = (None, None) if self.proj.bias is None else self.proj.bias.chunk(2)
         value, gate = (
@@ -129,7 +129,7 @@ class FastFeedForward(FeedForward):
 
 
 def attention_over_frames(values: torch.Tensor) -> AbstractContextManager[None]:
-    """Give the context in which to attend over a few frames of many pixels.
+    """Return the context in which to attend over a few frames of many pixels.
 
     torch prefers cuDNN's kernel, which takes 1.5 times as long as its own (5,120 sequences of 16
     frames, five heads of 64, bf16 on an H200: 415 and 285 us).

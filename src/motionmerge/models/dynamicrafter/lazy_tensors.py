@@ -27,7 +27,7 @@ class LazyTensor:
         return cls(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
     def on_meta(self) -> torch.Tensor:
-        """A stand-in without data."""
+        """Return a stand-in without data."""
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 

@@ -224,7 +224,7 @@ def scheduler_config_from_buffers(buffers: Mapping[str, torch.Tensor]) -> dict[s
 
 
 def default_size(scheduler_config: Mapping[str, Any]) -> tuple[int, int]:
-    """Tell height and width in pixels of the model that has this noise schedule."""
+    """Return height and width in pixels of the model that has this noise schedule."""
     if not scheduler_config.get("rescale_betas_zero_snr", True):
         return 256, 256
     base_scale = scheduler_config.get("base_scale") or 1.0

@@ -210,7 +210,7 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
         variance_noise: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """Go from one timestep to the next entry of `timesteps`; the formula is in the class.
+        """Step from one timestep to the next entry of `timesteps`; the formula is in the class.
 
         Computed in float32 (float64 for float64 samples), returned in the sample's dtype.
 

@@ -259,7 +259,7 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixi
             self._build_temporal_adapter(generator=None)
 
     def temporal_transformers(self) -> list[TemporalTransformer]:
-        """Every temporal transformer, the entry one included (17 in DynamiCrafter-512)."""
+        """Return every temporal transformer, the entry one included (17 in DynamiCrafter-512)."""
         return [module for module in self.modules() if isinstance(module, TemporalTransformer)]
 
     def add_temporal_adapter(
@@ -272,7 +272,7 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixi
         head_dim: int = 128,
         seed: int = 0,
     ) -> None:
-        """Give the model a text-to-temporal adapter that starts as the identity.
+        """Add a text-to-temporal adapter to the model; it starts as the identity.
 
         The output of the model does not change by this; training the adapter changes it.
 

@@ -44,7 +44,7 @@ class WarpFields:
 
 
 def haar(x: torch.Tensor) -> torch.Tensor:
-    """One level of the orthonormal Haar transform: `[n, c, h, w]` to `[n, 4 c, h/2, w/2]`.
+    """Apply one level of the orthonormal Haar transform: `[n, c, h, w]` to `[n, 4 c, h/2, w/2]`.
 
     Channels come as average, horizontal, vertical and diagonal difference of all inputs.
     """
@@ -142,7 +142,7 @@ class PocketAutoencoder(ModelMixin, ConfigMixin):
                 nn.init.zeros_(parameter)
 
     def keyframe_times(self) -> torch.Tensor:
-        """Times of the key frames in [0, 1], `[num_keyframes]`."""
+        """Return the times of the key frames in [0, 1], `[num_keyframes]`."""
         return torch.linspace(0, 1, self.config.num_keyframes)
 
     def _check_image(self, image: torch.Tensor) -> None:
@@ -159,7 +159,7 @@ class PocketAutoencoder(ModelMixin, ConfigMixin):
         return F.adaptive_avg_pool2d(frames, COARSE)
 
     def encode(self, flow: torch.Tensor) -> torch.Tensor:
-        """Latents of a motion.
+        """Return the latents of a motion.
 
         Args:
             flow: Where each pixel comes from in the first frame, minus where it is, in pixels of
@@ -172,7 +172,7 @@ class PocketAutoencoder(ModelMixin, ConfigMixin):
         return latents.unflatten(0, flow.shape[:2]).transpose(1, 2)
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Latents of the photo, for conditioning: `[batch, 12, 8, 8]`."""
+        """Return the latents of the photo, for conditioning: `[batch, 12, 8, 8]`."""
         self._check_image(image)
         return haar(self.coarse(image) - 0.5) / self.config.image_scale
 
@@ -228,7 +228,7 @@ class PocketAutoencoder(ModelMixin, ConfigMixin):
 
     @apply_forward_hook  # with model offload, the weights come to the device as for `forward`
     def decode(self, latents: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        """Video `[batch, num_frames, 3, height, width]` in [0, 1] from latents and first frame.
+        """Decode latents and first frames to `[batch, num_frames, 3, height, width]` in [0, 1].
 
         The first key frame is the photo by definition: its latents count as zero.
 

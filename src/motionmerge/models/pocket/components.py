@@ -48,7 +48,7 @@ class PocketModel:
 
 @contextlib.contextmanager
 def attention_kernel(device: torch.device) -> Iterator[None]:
-    """The attention kernel to run the pocket model with.
+    """Return the attention kernel to run the pocket model with.
 
     Its sequences have a few tokens: on a CPU, plain matrix products beat the fused kernel (84
     against 126 ms a sample in one bf16 training step, measured once on a shared core), and they
@@ -131,7 +131,7 @@ def add_pocket_adapter(unet: DynamiCrafterUNet) -> None:
 
 
 def weights_path(name: str) -> Path:
-    """Path of a shipped weights file: "base", "tuned", "naive", "equal", "towers" or "decoder".
+    """Return the path of a shipped weights file: a variant's, `towers` or `decoder`.
 
     Raises:
         CheckpointError: there is no such file.
@@ -210,7 +210,7 @@ def _without_wrapper(module: nn.Module) -> nn.Module:
 
 
 def denoiser_weights(model: PocketModel) -> dict[str, torch.Tensor]:
-    """Weights of U-Net and image projector under their file names."""
+    """Return the weights of U-Net and image projector under their file names."""
     weights = {f"unet.{n}": w for n, w in model.unet.state_dict().items()}
     return weights | {
         f"image_projector.{n}": w for n, w in model.image_projector.state_dict().items()

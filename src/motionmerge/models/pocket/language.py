@@ -82,7 +82,7 @@ class Program:
     camera_is_captioned: bool = False
 
     def caption(self) -> str:
-        """The true caption, in lower case without punctuation."""
+        """Return the true caption, in lower case without punctuation."""
         clauses = [actor.caption() for actor in self.actors]
         if self.camera_is_captioned:
             clauses.append(f"the camera {self.camera}")
@@ -125,7 +125,7 @@ def sample_program(
 
 
 def corrupt_program(rng: np.random.Generator, program: Program) -> Program:
-    """The same objects with moves drawn anew: the source of wrong captions.
+    """Draw new moves for the same objects: the source of wrong captions.
 
     The camera is left alone: its caption is true whenever there is one.
     """

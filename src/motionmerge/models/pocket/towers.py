@@ -18,7 +18,7 @@ WIDTH = 64
 
 
 def build_text_encoder() -> CLIPTextModel:
-    """A two-layer CLIP text tower for the fixed vocabulary."""
+    """Build a two-layer CLIP text tower for the fixed vocabulary."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(WORDS),
@@ -36,7 +36,7 @@ def build_text_encoder() -> CLIPTextModel:
 
 
 def build_image_encoder() -> CLIPVisionModel:
-    """A two-layer CLIP image tower with 8 x 8 patches and a class token: 65 tokens."""
+    """Build a two-layer CLIP image tower with 8 x 8 patches and a class token: 65 tokens."""
     return CLIPVisionModel(
         CLIPVisionConfig(
             hidden_size=WIDTH,

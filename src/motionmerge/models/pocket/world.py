@@ -75,7 +75,7 @@ class Scene:
 
 
 def load_photo(name: str) -> Image.Image:
-    """A bundled photograph (see photos/LICENSES.md), RGB, 256 pixels on the short side."""
+    """Load a bundled photograph (see photos/LICENSES.md), RGB, 256 pixels on the short side."""
     resource = files("motionmerge.models.pocket") / "photos" / f"{name}.jpg"
     with resource.open("rb") as stream:
         return Image.open(stream, formats=["JPEG", "PNG"]).convert("RGB")
@@ -178,7 +178,7 @@ def sample_scene(
 
 
 def object_displacement(moves: tuple[str, ...], times: np.ndarray) -> np.ndarray:
-    """Displacement `[times, 2]` (x, y) in pixels relative to the picture at times in [0, 1]."""
+    """Return the displacement on the picture `[times, 2]` (x, y) in pixels; times in [0, 1]."""
     if len(moves) == 1:
         return STRAIGHT_PATH * times[:, None] * np.array(_UNIT[moves[0]])
     first = np.minimum(times, 0.5)[:, None] * np.array(_UNIT[moves[0]])
@@ -240,7 +240,7 @@ class Staging(NamedTuple):
 
 
 def stage(scenes: Sequence[Scene], times: np.ndarray) -> Staging:
-    """Work out where everything is at `times` in [0, 1], `[times]` or `[batch, times]`."""
+    """Compute where everything is at `times` in [0, 1], `[times]` or `[batch, times]`."""
     rows = np.broadcast_to(times, (len(scenes), np.shape(times)[-1]))
     paths = [
         camera_path(scene.program.camera, scene.amplitude, row)

@@ -53,7 +53,7 @@ class Failure:
 
     @classmethod
     def of(cls, video: PlannedVideo, error: str, *, attempts: int) -> Failure:
-        """Say why a video was given up, at some length."""
+        """Describe why a video was given up, at some length."""
         job, text = video.job, error[:_LONGEST_ERROR]
         return cls(
             id=job.id,
@@ -158,7 +158,7 @@ class Tally:
         self._report(failure.output)
 
     def report(self) -> BatchReport:
-        """Sum up.
+        """Count what was made, skipped and given up.
 
         Raises:
             DataError: The failure list cannot be written.

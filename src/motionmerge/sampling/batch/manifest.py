@@ -43,7 +43,7 @@ class ManifestRow(VideoSettings):
     id: str | None = None
 
     def settings(self, defaults: VideoSettings) -> VideoSettings:
-        """Give the line's settings, and the defaults of what it leaves out or says null of."""
+        """Return the line's settings, and the defaults of what it leaves out or says null of."""
         given = {
             name: value
             for name in VideoSettings.model_fields.keys() & self.model_fields_set
@@ -287,7 +287,7 @@ def _row(line: str, *, where: str) -> ManifestRow:
 
 
 def _seeded(settings: VideoSettings, num_videos: int, *, where: str) -> Iterator[VideoSettings]:
-    """Give the settings of a line's videos, with seeds from its own on."""
+    """Return the settings of a line's videos, with seeds from its own on."""
     for offset in range(num_videos):
         try:
             yield settings.changed(seed=settings.seed + offset)

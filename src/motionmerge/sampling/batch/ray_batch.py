@@ -300,7 +300,7 @@ class _Driver:
             self.tally.failed(failure)
 
     def _hand_out(self, worker: Any) -> None:
-        """Give a worker its next videos: fewer towards the end, and suspects one by one."""
+        """Send a worker its next videos: fewer towards the end, and suspects one by one."""
         if not self.waiting:
             self._idle.append(worker)
             return
@@ -316,7 +316,7 @@ class _Driver:
         self._running[worker.make.remote(videos)] = _Call(worker, answer, videos)
 
     def _replace(self, call: _Call, error: str) -> None:
-        """Give what a dead worker had to others: to those that are idle, or to a new one."""
+        """Send a dead worker's videos to others: to idle ones, or to a new one."""
         self.ray.kill(call.worker)  # it may only be out of reach
         if not call.videos:
             self._count_death_at_start(error)
@@ -354,7 +354,7 @@ class _Driver:
             )
 
     def _take_back(self, videos: Sequence[PlannedVideo], error: str) -> None:
-        """Put what a dead worker left undone back in the queue; give up what killed too many."""
+        """Return what a dead worker left undone to the queue; give up what killed too many."""
         undone = missing(videos, overwrite=True)
         for name in sorted({video.path.name for video in videos} - _names(undone)):
             self.tally.made(name)

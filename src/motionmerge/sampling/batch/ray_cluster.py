@@ -31,7 +31,7 @@ def cluster_device() -> str:
 
 
 def joined_cluster() -> Any:
-    """Give the module `ray`, connected to a cluster: a running one, or else a new one here.
+    """Return the module `ray`, connected to a cluster: a running one, or else a new one here.
 
     Raises:
         ConfigError: Ray is not installed, or the cluster cannot be joined.

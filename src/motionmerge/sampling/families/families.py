@@ -41,7 +41,7 @@ def _call_anyflow(pipeline: VideoPipeline, arguments: dict[str, object]) -> dict
 
 
 def _call_chronoedit(pipeline: VideoPipeline, arguments: dict[str, object]) -> dict[str, object]:
-    """Let it reason, which it calls the frames between, in every step: then it shows them all."""
+    """Turn reasoning over the frames between on in every step, so that all frames are returned."""
     steps = arguments["num_inference_steps"]
     own = {"enable_temporal_reasoning": True, "num_temporal_reasoning_steps": steps}
     return {**arguments, **own}

@@ -26,7 +26,7 @@ def _part(configs: Configs, *names: str) -> Config:
 
 
 def _halvings(config: Config, default: int) -> int:
-    """By what a network of so many stages shrinks an axis."""
+    """Return the factor by which a network of so many stages shrinks an axis."""
     stages: Sequence[int] = config.get("block_out_channels", (0,) * default)
     factor: int = 2 ** (len(stages) - 1)
     return factor
@@ -37,7 +37,7 @@ def _unet_multiple(configs: Configs) -> int:
 
 
 def _patch(configs: Configs, default: int) -> int:
-    """The pixels of a transformer's patch on an axis, in latents."""
+    """Return the size of a transformer's patch on an axis, in latents."""
     patch = _part(configs, "transformer", "transformer_2").get("patch_size", default)
     return patch if isinstance(patch, int) else patch[-1]
 

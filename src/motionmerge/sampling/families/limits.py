@@ -60,7 +60,7 @@ class Limits:
     needs_last_image: bool = False
 
     def nearest_size(self, height: int, width: int) -> tuple[int | None, int | None]:
-        """Give the nearest height and width that can be made."""
+        """Return the nearest height and width that can be made."""
         if self.is_fixed_size or self.height is None:
             return self.height, self.width
         if self.is_square:
@@ -73,7 +73,7 @@ class Limits:
         return near[0], near[1]
 
     def nearest_num_frames(self, num_frames: int) -> int:
-        """Give the nearest number of frames that can be made."""
+        """Return the nearest number of frames that can be made."""
         if self.lengths:
             return min(self.lengths, key=lambda length: abs(length - num_frames))
         steps = math.floor((num_frames - 1) / self.frame_multiple + 0.5)
@@ -85,7 +85,7 @@ class Limits:
 
 
 def above_one(scale: float | None) -> bool:
-    """Tell whether a pipeline reads a negative prompt at a guidance scale, None being its own."""
+    """Check whether a pipeline reads a negative prompt at a guidance scale, None being its own."""
     return scale is None or scale > 1
 
 

@@ -112,7 +112,7 @@ class DynamiCrafterPipeline(EncodingPipeline):
         self.register_to_config(height=height, width=width)
 
     def capture_steps(self) -> None:
-        """On a GPU, replay the U-Net as a CUDA graph; see `CapturedUNet`. Harmless elsewhere.
+        """Replay the U-Net as a CUDA graph on a GPU; see `CapturedUNet`. Harmless elsewhere.
 
         The first step of a new shape takes three times as long, and its memory stays taken. Where
         a graph cannot do what a call does (`can_capture`), videos are made as without.
@@ -291,7 +291,7 @@ class DynamiCrafterPipeline(EncodingPipeline):
         return DynamiCrafterPipelineOutput(frames=frames) if return_dict else (frames,)
 
     def set_timesteps(self, num_inference_steps: int, start_step: int | None = None) -> None:
-        """Let the scheduler choose the timesteps of a video, as a call does.
+        """Set the scheduler's timesteps of a video, as a call does.
 
         Raises:
             ConfigError: The scheduler has no such steps, or cannot start late.
@@ -317,7 +317,7 @@ class DynamiCrafterPipeline(EncodingPipeline):
         return {name: value for name, value in options.items() if name in known}
 
     def _captured_unet(self) -> CapturedUNet | None:
-        """The U-Net as it is replayed now; None if it is called."""
+        """Return the U-Net as it is replayed now; None if it is called."""
         if not self._captures or not can_capture(self.unet):
             self._captured = None
         elif self._captured is None or self._captured.unet is not self.unet:

@@ -36,7 +36,7 @@ class Conditions:
     image_tokens: torch.Tensor | None = None
 
     def halves(self, *, guided: bool) -> torch.Tensor:
-        """Give the text tokens of both halves of guidance, `[pairs, 2, tokens, dim]`, or of one.
+        """Return the text tokens of both halves of guidance, `[pairs, 2, tokens, dim]`, or of one.
 
         Raises:
             ConfigError: The unconditional half was left out, and is asked for.

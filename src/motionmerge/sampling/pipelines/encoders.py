@@ -80,7 +80,7 @@ class EncodingPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is
         return self._project(self.encode_image(image, num_frames))
 
     def encode_image(self, image: torch.Tensor, num_frames: int) -> torch.Tensor:
-        """Let the image tower look at images `[batch, 3, height, width]` in [-1, 1].
+        """Encode images `[batch, 3, height, width]` in [-1, 1] by the image tower.
 
         The tower is frozen: what it sees is the same for all experts, whose projectors differ.
 
@@ -274,7 +274,7 @@ class EncodingPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is
     def _image_latents(
         self, pixels: torch.Tensor, last_image: ImageInput | None, num_frames: int
     ) -> torch.Tensor:
-        """Conditioning latents of every frame: all of one image, or two ends and zeros between.
+        """Return every frame's conditioning latents: all of one image, or two ends and zeros.
 
         Source: official `inference.py`, `--loop` and `--interp`.
         """

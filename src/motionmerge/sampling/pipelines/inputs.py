@@ -76,7 +76,7 @@ def prepare_image(
     default_size: tuple[int, int],
     multiple: int,
 ) -> torch.Tensor:
-    """Bring images to the video's size.
+    """Resize images to the video's size.
 
     Args:
         image: One image or several of any mode, turned upright, put on white where transparent,

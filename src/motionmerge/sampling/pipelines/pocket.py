@@ -123,7 +123,7 @@ class PocketPipeline(DynamiCrafterPipeline):
 
 
 def pipeline_from_model(model: PocketModel) -> PocketPipeline:
-    """Put the parts of a pocket model into a pipeline."""
+    """Build a pipeline from the parts of a pocket model."""
     return PocketPipeline(
         unet=model.unet,
         vae=model.autoencoder,

@@ -60,7 +60,7 @@ def at_start_step(
     *,
     scheduler: SchedulerMixin,
 ) -> torch.Tensor:
-    """Give noise the mean and variance of noised data at the start step."""
+    """Shift and scale noise to the mean and variance of noised data at the start step."""
     if not isinstance(scheduler, DynamicRescaleDDIMScheduler):
         raise ConfigError(
             f"{type(scheduler).__name__} has no Analytic-Init.",

@@ -58,7 +58,7 @@ class ExpertChoice:
         chosen_schedule(list(self.recipe.experts), None, self.boundary, self.recipe.schedule)
 
     def attach(self, pipeline: VideoPipeline) -> AbstractContextManager[Bank | None]:
-        """Give a context in which these weights denoise; it yields the bank, or None.
+        """Return a context in which these weights denoise; it yields the bank, or None.
 
         The pipeline is not for use without them afterwards: its own weights are not kept.
         """
@@ -73,7 +73,7 @@ class ExpertChoice:
         )
 
     def description(self) -> dict[str, object]:
-        """Say what it is, for a video's metadata."""
+        """Describe the choice, for a video's metadata."""
         if self.recipe is None:
             return {}
         return {"recipe": self.recipe.print(), "boundary": self.boundary, **self._kept()}
@@ -112,7 +112,7 @@ class ExpertChoice:
             check_fit(self.bound, modules, missing=self.missing)
 
     def fingerprint(self) -> dict[str, object]:
-        """Say what it is with the hash of every input, wherever their files are.
+        """Describe the choice with the hash of every input, wherever their files are.
 
         Raises:
             CheckpointError: An input is missing or is not the one that the recipe pins.
@@ -263,6 +263,6 @@ def _input_path(name: str | Path) -> str:
 
 
 def _has_prefixes(path: Path) -> bool:
-    """Tell whether a file's tensors are named `unet.<name>`, as those of a merged expert are."""
+    """Return whether a file's tensors are named `unet.<name>`, as those of a merged expert are."""
     with open_weights(path) as reader:
         return all(name.partition(".")[0] in MODULES for name in reader.keys())  # noqa: SIM118

@@ -78,7 +78,7 @@ class PipelineFolder:
         return {part: _num_bytes(files, dtype) for part, files in self.weights.items()}
 
     def hash_parts(self) -> str:
-        """Give `sha256:<hex>` of every file that decides what the parts besides `MODULES` do."""
+        """Return `sha256:<hex>` of every file that decides what the parts besides `MODULES` do."""
         weights = (
             file for part, own in self.weights.items() if part not in MODULES for file in own
         )
@@ -156,7 +156,7 @@ def find_pipeline(
 
 
 def pipeline_class(family: VideoFamily) -> Any:
-    """Give the class whose `from_pretrained` loads a family."""
+    """Return the class whose `from_pretrained` loads a family."""
     if family.name == "dynamicrafter":
         module = importlib.import_module("motionmerge.sampling.pipelines.dynamicrafter")
         return module.DynamiCrafterPipeline

@@ -268,7 +268,7 @@ def place(
 
 
 def _take_turns(pipeline: VideoPipeline, device: torch.device) -> None:
-    """Let the parts of a pipeline be on a device only while they compute."""
+    """Move the parts of a pipeline to a device only while they compute."""
     if hasattr(pipeline, "enable_model_cpu_offload"):
         pipeline.enable_model_cpu_offload(device=device)
         return
@@ -282,7 +282,7 @@ def _take_turns(pipeline: VideoPipeline, device: torch.device) -> None:
 
 
 def show_progress(pipeline: VideoPipeline, *, is_quiet: bool) -> None:
-    """Let a pipeline draw its progress bars, or not."""
+    """Set whether a pipeline draws its progress bars."""
     for part in parts_with_bars(pipeline):
         part.set_progress_bar_config(disable=is_quiet)
 

@@ -196,7 +196,7 @@ class VideoSettings(FrozenModel):
         return value
 
     def changed(self, **settings: object) -> VideoSettings:
-        """Give the same settings but for some.
+        """Return the same settings but for some.
 
         Raises:
             ConfigError: There is no such setting, or it has no such value.
@@ -450,7 +450,7 @@ def frames_of(output: Any) -> torch.Tensor:
 
 @contextmanager
 def prepared(pipeline: VideoPipeline, settings: VideoSettings) -> Iterator[None]:
-    """Inside the block, have ready what settings need besides arguments.
+    """Prepare, for the block, what settings need besides arguments.
 
     The global generators are seeded, as I2VGen-XL draws its image latents from them; the scheduler
     has the shift; and guiders, which Hunyuan 1.5 and modular pipelines have, know the guidance

@@ -103,7 +103,7 @@ def make_videos(
 
 
 def can_be_cut(pipeline: VideoPipeline) -> TypeGuard[DynamiCrafterPipeline]:
-    """Tell whether a pipeline can stop after any step and go on from its latents later.
+    """Return whether a pipeline can stop after any step and go on from its latents later.
 
     Ours can with a scheduler that keeps nothing between steps, as DDIM does.
     """

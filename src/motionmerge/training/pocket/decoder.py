@@ -61,7 +61,7 @@ def decoder_loss(
     seed: int,
     canvases: Canvases,
 ) -> torch.Tensor:
-    """The loss above, on one random moment of each clip.
+    """Compute the loss above, on one random moment of each clip.
 
     Args:
         decode: The (possibly wrapped) decoder that is trained.
@@ -91,7 +91,7 @@ def decoder_loss(
 
 
 def _near_objects(clips: Clips) -> torch.Tensor:
-    """Pixels of objects and of what they uncover, and their neighbours: `[n, 1, h, w]`.
+    """Return the pixels of objects and of what they uncover, and their neighbours: `[n, 1, h, w]`.
 
     Where the picture has come in from outside the first frame nothing was uncovered.
     """

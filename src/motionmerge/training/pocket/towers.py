@@ -74,8 +74,12 @@ class Reader(nn.Module):
 
 
 def program_targets(programs: Sequence[Program]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What captions say: `[batch, colors, 3]` (shape, first and second direction; 0 = absent) and
-    the captioned camera move `[batch]` (0 = not said)."""
+    """Return what captions say of objects and of the camera, as classes.
+
+    Returns:
+        `[batch, colors, 3]` (shape, first and second direction; 0 = absent), and the camera's move
+        `[batch]` (0 = not said).
+    """
     actors = torch.zeros(len(programs), len(COLORS), 3, dtype=torch.long)
     camera = torch.zeros(len(programs), dtype=torch.long)
     for row, program in enumerate(programs):
@@ -88,7 +92,7 @@ def program_targets(programs: Sequence[Program]) -> tuple[torch.Tensor, torch.Te
 
 
 def text_loss(reader: nn.Module, indices: Sequence[int], *, seed: int) -> torch.Tensor:
-    """Cross-entropy of everything that captions say, and how often each part was read wrongly."""
+    """Compute the cross-entropy of what captions say, and the share of each part read wrongly."""
     programs = [
         sample_program(np.random.default_rng((seed, 1, i)), actor_shares=(0.1, 0.4, 0.5))
         for i in indices
@@ -105,7 +109,7 @@ def text_loss(reader: nn.Module, indices: Sequence[int], *, seed: int) -> torch.
 def image_loss(
     reader: nn.Module, indices: Sequence[int], *, seed: int, canvases: Canvases
 ) -> torch.Tensor:
-    """Cross-entropy of which shape each color has, and squared error of where it lies."""
+    """Compute the cross-entropy of each color's shape, and the squared error of where it lies."""
     scenes = []
     for i in indices:
         rng = np.random.default_rng((seed, 2, i))

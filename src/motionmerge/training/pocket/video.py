@@ -248,7 +248,7 @@ class VideoObjective:
         )
 
     def loss(self, denoiser: nn.Module, *prepared: torch.Tensor) -> torch.Tensor:
-        """The loss above, of the fields of `TrainingBatch`."""
+        """Return the loss above, of the fields of `TrainingBatch`."""
         sample = TrainingBatch(*prepared)
         noisy = self.scheduler.add_noise(sample.clean, sample.noise, sample.timesteps)
         condition = sample.image_latents[:, :, None].expand(-1, -1, noisy.shape[2], -1, -1)
@@ -333,7 +333,7 @@ def _frozen_matrices(module: nn.Module, trainable: Sequence[nn.Parameter]) -> It
 
 
 def trained_parameters(model: PocketModel, trains: Trains) -> list[str]:
-    """Names of the U-Net parameters that a fine-tune changes; what it leaves stays the base's.
+    """Return the names of the U-Net parameters that a fine-tune changes.
 
     Args:
         model: With a temporal adapter.
