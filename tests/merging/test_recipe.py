@@ -292,3 +292,16 @@ def test_an_unknown_override_names_the_nearest_input(folder):
 def test_unknown_shipped_weights_are_refused(folder):
     with pytest.raises(CheckpointError, match="bsae"):
         realise(folder / "recipe.yaml", inputs={"base": "pocket:bsae"})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda tensors: Recipe.knob(lora=tensors),
+        lambda tensors: Recipe.edg(base="a.safetensors", tuned=tensors),
+        lambda tensors: Recipe.of_loras({"all": 1.0}, {"style": tensors}),
+    ],
+)
+def test_tensors_are_no_input_of_a_recipe_but_of_experts(make):
+    with pytest.raises(RecipeError, match=r"is a dict, not a path .*\n?.*memory:"):
+        make({"a": 1})

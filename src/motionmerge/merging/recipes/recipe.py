@@ -185,11 +185,11 @@ class Recipe:
             parameters: Other values of the recipe's parameters.
 
         Raises:
-            RecipeError: There is no such recipe or parameter.
+            RecipeError: There is no such recipe or parameter, or an input is no path or name.
         """
         recipe = replace(
             cls.load(name),
-            inputs={key: RecipeInput(str(path)) for key, path in inputs.items()},
+            inputs={key: RecipeInput(_path_of_input(key, path)) for key, path in inputs.items()},
             description=None,
             folder=None,
         )
@@ -280,7 +280,8 @@ class Recipe:
         by_name = [own for own in weights.values() if isinstance(own, Mapping)]
         names = list(dict.fromkeys([*files, *(name for own in by_name for name in own)]))
         names = names or ["style"]
-        inputs = {"base": OWN_MODEL} | {n: str(files.get(n, f"memory:{n}")) for n in names}
+        inputs = {"base": OWN_MODEL}
+        inputs |= {n: _path_of_input(n, files.get(n, f"memory:{n}")) for n in names}
         experts = {}
         for expert, own in weights.items():
             each = own if isinstance(own, Mapping) else dict.fromkeys(names, own)
@@ -393,6 +394,21 @@ class Recipe:
 
 
 _WIDE = 10**9
+
+
+def _path_of_input(name: str, path: object) -> str:
+    """Return an input as a recipe writes it.
+
+    Raises:
+        RecipeError: It is no path and no name, but tensors perhaps.
+    """
+    if not isinstance(path, str | Path):
+        raise RecipeError(
+            f"The recipe's input `{name}` is a {type(path).__name__}, not a path or a name.",
+            fix=f"Write 'memory:{name}' there, and pass `inputs={{'{name}': tensors}}` to "
+            "`experts()`.",
+        )
+    return str(path)
 
 
 def _dump(section: Mapping[str, Any]) -> str:
