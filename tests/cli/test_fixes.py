@@ -30,6 +30,8 @@ FILES = {
     "show_lora.py": ["show"],
     "merge.py": ["merge", "generate", "batch", "export loras"],
     "evaluate.py": ["evaluate pocket"],
+    "evaluate_fvd.py": ["evaluate fvd"],
+    "evaluate_vbench.py": ["evaluate vbench"],
     "train.py": ["train"],
     "export.py": ["export two-experts", "export loras", "export original"],
     "outputs.py": ["generate", "compare", "convert", "demo", "evaluate pocket", "export original"],

@@ -24,7 +24,6 @@ VERBS = {
     "generate": "Videos",
     "batch": "Videos",
     "demo": "Videos",
-    "measure": "Videos",
     "recipes": "Weights",
     "merge": "Weights",
     "extrapolate": "Weights",
@@ -32,8 +31,9 @@ VERBS = {
     "compare": "Weights",
     "export": "Weights",
     "convert": "Weights",
+    "measure": "Measuring",
+    "evaluate": "Measuring",
     "train": "The pocket model",
-    "evaluate": "The pocket model",
     "version": "Installation",
 }
 """In the order of `--help`, and the panel that each is shown in."""

@@ -29,14 +29,14 @@ SEARCH_FILE = "recipe.yaml"
 
 EXAMPLE = "Example: motionmerge evaluate pocket --condition knob --num 24 -o results"
 
-evaluate_app = typer.Typer(
-    help="Measure a model.", epilog=EXAMPLE, cls=VerbGroup, no_args_is_help=True
-)
+SUMMARY = "Measure by published definitions: VBench-I2V, FVD, and the claims on the pocket model."
+
+evaluate_app = typer.Typer(help=SUMMARY, epilog=EXAMPLE, cls=VerbGroup, no_args_is_help=True)
 
 
 @evaluate_app.callback()
 def evaluate() -> None:
-    """Measure a model."""
+    """Measure by published definitions: VBench-I2V, FVD, and the claims on the pocket model."""
 
 
 for name, (verb, example) in VBENCH_VERBS.items():

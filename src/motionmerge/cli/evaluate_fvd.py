@@ -16,7 +16,7 @@ from motionmerge.cli.options import OUTPUT, JsonOption
 if TYPE_CHECKING:
     from motionmerge.evaluation.video_features import VideoNetwork
 
-FVD_EXAMPLE = "Example: motionmerge evaluate fvd real generated --network i3d_pretrained_400.pt"
+FVD_EXAMPLE = "Example: motionmerge evaluate fvd real generated --network i3d_400.pt"
 
 _FEATURE_FILES = (".npy", ".safetensors")
 

@@ -162,7 +162,7 @@ def total(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...", help="Result files of VBench or FastVideo, or folders of such."
+            metavar="FILES", help="Result files of VBench or FastVideo, or folders of such."
         ),
     ],
     as_json: JsonOption = False,
@@ -310,8 +310,7 @@ def _write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 VBENCH_VERBS: Mapping[str, tuple[Callable[..., None], str]] = {
     "vbench": (
         vbench,
-        "Example: motionmerge evaluate vbench videos --images crop/8-5 "
-        "--weights dino=dino-vitb16 -o results",
+        "Example: motionmerge evaluate vbench videos --weights dino=dino-vitb16",
     ),
     "check": (
         check,

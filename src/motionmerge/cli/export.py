@@ -209,7 +209,7 @@ def comfyui(
 @export_app.command(
     "original",
     cls=Verb,
-    epilog="Example: motionmerge export original edg-official --model dynamicrafter -o merged",
+    epilog="Example: motionmerge export original edg-official --model folder -o merged",
 )
 def original(
     recipe: RecipeArgument,

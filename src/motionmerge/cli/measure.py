@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from motionmerge.evaluation.sources import Source
     from motionmerge.evaluation.summary import FailWhen, Summary
 
-EXAMPLE = 'Example: motionmerge measure videos -o measures --fail-when "motion_degree < 2"'
+EXAMPLE = 'Example: motionmerge measure videos --fail-when "motion_degree < 2"'
 SUMMARY_FILE = "summary.json"
 
 _MOST_LINES = 200
@@ -45,9 +45,7 @@ _SHOWN = {  # in the summary that people read, with decimals
 def measure(
     videos: Annotated[
         list[str],
-        typer.Argument(
-            metavar="VIDEOS...", help="Videos, GIFs, folders that hold some, or patterns."
-        ),
+        typer.Argument(metavar="VIDEOS", help="Videos, GIFs, folders that hold some, or patterns."),
     ],
     images: Annotated[
         Path | None,

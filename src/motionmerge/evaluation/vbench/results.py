@@ -169,7 +169,7 @@ def _scores_of(path: Path) -> dict[str, float]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path} is no result file: {str(error)[:200]}",
-            fix=f"Give VBench's *{_SUFFIX}, or what `fastvideo eval run --output` wrote.",
+            fix=f"Give VBench's *{_SUFFIX}, or FastVideo's file of scores.",
         ) from error
     return found
 
