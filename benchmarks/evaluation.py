@@ -24,7 +24,7 @@ from motionmerge.evaluation.clips import read_clip
 from motionmerge.evaluation.flow import dense_flow
 from motionmerge.evaluation.motion import measure_motion
 from motionmerge.evaluation.runs import measure_videos
-from motionmerge.evaluation.sources import Source
+from motionmerge.evaluation.sources import VideoSource
 from motionmerge.evaluation.statistics import bootstrap_mean
 from motionmerge.io.video import write_video
 
@@ -86,7 +86,7 @@ def main() -> None:
         rows: dict[str, Callable[[], object]] = {
             "decoding, flickering, scaling": lambda: read_clip(path),
             "motion, camera, steadiness, drift": lambda: measure_motion(clip),
-            "everything, as `measure` does": lambda: measure_videos([Source(path)]),
+            "everything, as `measure` does": lambda: measure_videos([VideoSource(path)]),
             "VBench's flickering, restated": lambda: vbench_flickering(path),
             "VBench's dynamic degree with DIS, restated": lambda: vbench_dynamic_degree(path),
         }

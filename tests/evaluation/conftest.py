@@ -43,7 +43,7 @@ def moving():
         middle[:2, 2] = [(width - canvas.shape[1]) / 2, (height - canvas.shape[0]) / 2]
         for part in np.linspace(0, 1, num):
             way = (float(part * shift[0]), float(part * shift[1]))
-            move = Move(height, width, way, zoom**part, part * angle)
+            move = Move(height=height, width=width, shift=way, zoom=zoom**part, angle=part * angle)
             frames.append(
                 cv2.warpAffine(
                     canvas, (move.matrix @ middle)[:2], (width, height), flags=cv2.INTER_CUBIC

@@ -35,7 +35,7 @@ MOVES = {
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("label", MOVES)
 def test_a_fit_returns_the_move_that_made_the_flow_and_its_name(size, label):
-    move = Move(*size, **MOVES[label])
+    move = Move(height=size[0], width=size[1], **MOVES[label])
     fit = fit_move(move.flow(), where=np.ones(size, dtype=bool))
     assert fit.move.shift == pytest.approx(move.shift, abs=1e-3)
     assert fit.move.zoom == pytest.approx(move.zoom, abs=1e-5)
@@ -45,13 +45,15 @@ def test_a_fit_returns_the_move_that_made_the_flow_and_its_name(size, label):
 
 
 def test_a_zoom_about_the_centre_is_no_pan_at_160_by_256():
-    fit = fit_move(Move(160, 256, zoom=1.05).flow(), where=np.ones((160, 256), dtype=bool))
+    fit = fit_move(
+        Move(height=160, width=256, zoom=1.05).flow(), where=np.ones((160, 256), dtype=bool)
+    )
     assert fit.move.label == "zoom_in"
     assert max(map(abs, fit.move.shift)) < 1e-3
 
 
 def test_a_large_object_does_not_pull_the_camera():
-    move = Move(160, 256, shift=(3.0, 0.0))
+    move = Move(height=160, width=256, shift=(3.0, 0.0))
     flow = move.flow()
     flow[20:140, 20:140] = (-9, 4)  # more than a third of the picture
     fit = fit_move(flow, where=np.ones((160, 256), dtype=bool))
@@ -60,7 +62,7 @@ def test_a_large_object_does_not_pull_the_camera():
 
 
 def test_a_move_and_its_matrix_are_the_same():
-    move = Move(90, 120, shift=(3.0, -2.0), zoom=1.2, angle=0.3)
+    move = Move(height=90, width=120, shift=(3.0, -2.0), zoom=1.2, angle=0.3)
     again = Move.from_matrix(move.matrix, height=90, width=120)
     assert again.shift == pytest.approx(move.shift)
     assert (again.zoom, again.angle) == pytest.approx((1.2, 0.3))
@@ -94,9 +96,9 @@ VBENCH = {  # of VBench's own code at 320 x 512
 @pytest.mark.parametrize(("move", "labels"), VBENCH.values(), ids=list(VBENCH))
 def test_the_rule_of_vbench_gives_its_labels_with_its_quirks(move, labels):
     tracks = Tracks(320, 512)
-    tracks.advance(np.zeros((320, 512, 2), np.float32), Move(320, 512))
+    tracks.advance(np.zeros((320, 512, 2), np.float32), Move(height=320, width=512))
     assert np.array_equal(tracks.start, tracks.now)
-    matrix = Move(320, 512, **move).matrix
+    matrix = Move(height=320, width=512, **move).matrix
     end = tracks.start @ matrix[:2, :2].T + matrix[:2, 2]
     assert vbench_labels(tracks.start, end, height=320, width=512) == labels
 

@@ -23,7 +23,7 @@ def true_degree(height, width, *, num, fps, every, **move):
         part = index / (num - 1)
         shift = tuple(part * one for one in move.get("shift", (0.0, 0.0)))
         zoom, angle = move.get("zoom", 1.0) ** part, part * move.get("angle", 0.0)
-        return Move(height, width, shift, zoom, angle).matrix
+        return Move(height=height, width=width, shift=shift, zoom=zoom, angle=angle).matrix
 
     total = 0.0
     for index in range(0, num - every, every):

@@ -15,7 +15,7 @@ from motionmerge.evaluation.runs import (
     merge_rows,
     read_rows,
 )
-from motionmerge.evaluation.sources import Photos, Source, find_videos, source_of
+from motionmerge.evaluation.sources import Photos, VideoSource, find_videos, source_of
 from motionmerge.evaluation.summary import FailWhen, summarise, worst_first
 from motionmerge.io.video import write_video
 from motionmerge.models.pocket.world import load_photo
@@ -152,7 +152,7 @@ def test_prompts_and_photos_are_found_where_people_keep_them(tmp_path):
         source = source_of(path, Photos.at(photos))
         prompt, photo = names[path.name]
         assert (source.prompt, source.photo and source.photo.name) == (prompt, photo)
-    assert source_of(videos / "fox-seed7-0123456789abcdef.mp4", Photos()) == Source(
+    assert source_of(videos / "fox-seed7-0123456789abcdef.mp4", Photos()) == VideoSource(
         videos / "fox-seed7-0123456789abcdef.mp4",
         "the fox runs",
         videos / "../photos/fox.png",

@@ -15,7 +15,7 @@ from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.runs import Measured
-    from motionmerge.evaluation.sources import Source
+    from motionmerge.evaluation.sources import VideoSource
     from motionmerge.evaluation.summary import FailWhen, Summary
 
 EXAMPLE = 'Example: motionmerge measure videos --fail-when "motion_degree < 2"'
@@ -138,7 +138,7 @@ def _eval_extra() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(total: int, *, shown: bool) -> Iterator[Callable[[Source], None]]:
+def _progress(total: int, *, shown: bool) -> Iterator[Callable[[VideoSource], None]]:
     """Show a bar on stderr, with the video's name."""
     from rich.console import Console
     from rich.markup import escape
@@ -147,7 +147,7 @@ def _progress(total: int, *, shown: bool) -> Iterator[Callable[[Source], None]]:
     with Progress(console=Console(stderr=True), disable=not shown, transient=True) as bar:
         task = bar.add_task("", total=total)
 
-        def show(source: Source) -> None:
+        def show(source: VideoSource) -> None:
             bar.update(task, description=escape(source.path.name[-40:]), advance=1)
 
         yield show

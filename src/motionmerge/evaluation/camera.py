@@ -125,7 +125,7 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Fit:
+class MoveFit:
     """A move and how much of the picture follows it.
 
     Args:
@@ -138,7 +138,7 @@ class Fit:
     following: float
 
 
-def fit_move(flow: FloatArray, *, where: Mask) -> Fit:
+def fit_move(flow: FloatArray, *, where: Mask) -> MoveFit:
     """Fit one move to a flow field; what moves otherwise loses its weight.
 
     minimise  sum_i w_i |T(p_i) - p_i - flow_i|^2,   w = 1 / (1 + r^2 / s^2)^2,   s^2 = 2 median r^2
@@ -154,7 +154,7 @@ def fit_move(flow: FloatArray, *, where: Mask) -> Fit:
     stride = max(1, round(min(height, width) / 64))
     rows, columns = np.nonzero(where[::stride, ::stride])
     if len(rows) < _MIN_POINTS:
-        return Fit(Move(height=height, width=width), 0.0)
+        return MoveFit(Move(height=height, width=width), 0.0)
     rows, columns = rows * stride, columns * stride
     points = np.stack([columns, rows], -1).astype(np.float64)
     moved = flow[rows, columns].astype(np.float64)
@@ -165,7 +165,9 @@ def fit_move(flow: FloatArray, *, where: Mask) -> Fit:
         matrix = _weighted_fit(points, points + moved, weights)
     apart = np.linalg.norm(_apply(matrix, points) - points - moved, axis=-1)
     near = np.maximum(1.0, 0.05 * np.linalg.norm(moved, axis=-1))
-    return Fit(Move.from_matrix(matrix, height=height, width=width), float((apart < near).mean()))
+    return MoveFit(
+        Move.from_matrix(matrix, height=height, width=width), float((apart < near).mean())
+    )
 
 
 def _start(points: npt.NDArray[np.float64], targets: npt.NDArray[np.float64]) -> Matrix:
@@ -348,7 +350,7 @@ def named_move(prompt: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def fit_pair(flow: FloatArray, *, gray: Picture, valid: Mask) -> Fit:
+def fit_pair(flow: FloatArray, *, gray: Picture, valid: Mask) -> MoveFit:
     """Fit a move to the flow of two frames, where the first has texture and the flow can be so."""
     where = textured(gray) & valid
     if where.mean() < 0.05:

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from motionmerge.evaluation.camera import (
     MIN_FOLLOWING,
     UNCLEAR,
-    Fit,
     Move,
+    MoveFit,
     Tracks,
     bring_back,
     fit_pair,
@@ -137,7 +137,7 @@ def _mean_length(vectors: FloatArray, *, where: Mask) -> float:
     return float(lengths(vectors)[where].mean())
 
 
-def _path(pair: FlowPair, fit: Fit, first: Picture, second: Picture) -> _Path:
+def _path(pair: FlowPair, fit: MoveFit, first: Picture, second: Picture) -> _Path:
     camera = fit.move.flow()
     own = None
     if pair.valid.mean() >= _TRUSTED:
@@ -185,7 +185,7 @@ def _slow_parts_again(paths: Sequence[_Path], grays: Picture, scale: float) -> l
     return result
 
 
-def _flow_and_fit(first: Picture, second: Picture) -> tuple[FlowPair, Fit]:
+def _flow_and_fit(first: Picture, second: Picture) -> tuple[FlowPair, MoveFit]:
     """Return the flow between two frames and the camera's move.
 
     Where most of the flow cannot be trusted, the move may be too large for it. Then features are
@@ -217,7 +217,7 @@ def _scaled_by(rest: FloatArray, move: Move) -> FloatArray:
     return np.asarray(rest @ turn.T, dtype=np.float32)
 
 
-def _add_pair(sums: _Sums, pair: FlowPair, fit: Fit, *, colors: Picture) -> None:
+def _add_pair(sums: _Sums, pair: FlowPair, fit: MoveFit, *, colors: Picture) -> None:
     valid = pair.valid
     sums.valid.append(float(valid.mean()))
     sums.top.append(_mean_of_longest(lengths(pair.forward)))

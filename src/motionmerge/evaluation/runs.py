@@ -21,7 +21,7 @@ from motionmerge.errors import ConfigError, DataError, MotionMergeError
 from motionmerge.evaluation import camera, clips, motion
 from motionmerge.evaluation.metrics import FAILURE, METRICS, NOTES, Group, Value
 from motionmerge.evaluation.similarity import psnr, ssim
-from motionmerge.evaluation.sources import Source
+from motionmerge.evaluation.sources import VideoSource
 from motionmerge.io.hashing import hash_file
 from motionmerge.io.video import fit_image, load_image
 
@@ -207,7 +207,7 @@ class Measured:
         failure: Why it cannot be measured.
     """
 
-    source: Source
+    source: VideoSource
     clip: str | None
     values: Values
     notes: tuple[str, ...] = ()
@@ -244,11 +244,11 @@ def metrics_of(group: Group) -> list[str]:
 
 
 def measure_videos(
-    sources: Iterable[Source],
+    sources: Iterable[VideoSource],
     *,
     kept: Kept | None = None,
     shard: Shard | None = None,
-    progress: Callable[[Source], None] | None = None,
+    progress: Callable[[VideoSource], None] | None = None,
 ) -> list[Measured]:
     """Measure videos, using what is kept already; those of other shards are left out.
 
@@ -273,7 +273,7 @@ def measure_videos(
     return measured
 
 
-def _measure(source: Source, kept: Kept, shard: Shard) -> Measured | None:
+def _measure(source: VideoSource, kept: Kept, shard: Shard) -> Measured | None:
     try:
         if not source.path.is_file():
             raise DataError("It is no file.")
@@ -339,7 +339,7 @@ def _reason(error: Exception) -> str:
 
 
 def _compare_photo(
-    source: Source, clip: str, frame: clips.Picture | None, kept: Kept
+    source: VideoSource, clip: str, frame: clips.Picture | None, kept: Kept
 ) -> tuple[dict[str, Value], tuple[str, ...]]:
     """Compare the first frame to the photo, fitted as the model's input is: covered and cut."""
     nothing: dict[str, Value] = dict.fromkeys(metrics_of("photo"))

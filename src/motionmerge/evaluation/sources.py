@@ -32,7 +32,7 @@ _MAX_MANIFEST = 64 << 20
 
 
 @dataclass(frozen=True)
-class Source:
+class VideoSource:
     """A video and what is known of it.
 
     Args:
@@ -131,7 +131,7 @@ class Photos:
         return self.one or next(known, None)
 
 
-def source_of(path: Path, photos: Photos) -> Source:
+def source_of(path: Path, photos: Photos) -> VideoSource:
     """Find out what is known of a video; nothing is guessed from likeness."""
     ours, numbered = _OURS.fullmatch(path.stem), _NUMBERED.fullmatch(path.stem)
     about = {**_in_name(numbered), **_in_manifest(path, ours), **_beside(path), **_inside_of(path)}
@@ -146,7 +146,7 @@ def source_of(path: Path, photos: Photos) -> Source:
     photo = photos.of(names)
     if photo is None and isinstance(image, Path) and image.is_file():
         photo = image
-    return Source(path, prompt, photo, seed if isinstance(seed, int) else None)
+    return VideoSource(path, prompt, photo, seed if isinstance(seed, int) else None)
 
 
 def _in_name(numbered: re.Match[str] | None) -> dict[str, Any]:

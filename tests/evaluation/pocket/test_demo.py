@@ -11,10 +11,10 @@ from PIL import Image
 from motionmerge.errors import ConfigError
 from motionmerge.evaluation.pocket.demo import PROMPTS, demo_image, demo_stages, run_demo
 from motionmerge.evaluation.pocket.report import (
-    Clip,
     Method,
     Numbers,
     Page,
+    PageClip,
     Shot,
     write_report,
 )
@@ -26,7 +26,7 @@ HOSTILE = '<script>alert("x")</script>'
 
 @pytest.fixture
 def page():
-    clip = Clip(
+    clip = PageClip(
         title="Base", video="videos/a.mp4", flow="images/a.jpg", degree=3.2, camera="pans left"
     )
     wrong = replace(clip, disobedience=(HOSTILE,), damage=(HOSTILE,))

@@ -8,7 +8,7 @@ import pytest
 
 from motionmerge.evaluation.pocket.conditions import pick_conditions
 from motionmerge.evaluation.pocket.motion import ActorMeasures, CameraMove, ClipMeasures
-from motionmerge.evaluation.pocket.report import Clip, Shot
+from motionmerge.evaluation.pocket.report import PageClip, Shot
 from motionmerge.evaluation.pocket.runs import ClipResult, ConditionResults
 from motionmerge.evaluation.pocket.typical import STAGES, typical_shots
 from motionmerge.evaluation.pocket.verdicts import (
@@ -134,7 +134,7 @@ def test_typical_prompts_have_the_badges_that_most_clips_have():
 
     def shot(name, *, faults, harm, tells_all=True):
         clips = tuple(
-            Clip(
+            PageClip(
                 title=title,
                 video="",
                 flow="",

@@ -11,7 +11,7 @@ from motionmerge.evaluation.vbench import dimensions as d
 from motionmerge.evaluation.vbench import rules
 from motionmerge.evaluation.vbench.dimensions import decode, measure_of
 from motionmerge.evaluation.vbench.frames import ERAS
-from motionmerge.evaluation.vbench.suite import Clip
+from motionmerge.evaluation.vbench.suite import SuiteClip
 
 HILLS, WALL = "a valley of blue hills", "a patterned wall with a moving light"
 
@@ -27,7 +27,7 @@ OF_HILLS = {
 
 def clip_of(vbench, name, number):
     image = vbench.images / f"{HILLS}.jpg"
-    return Clip(
+    return SuiteClip(
         path=vbench.videos / f"{name}-{number}.mp4",
         prompt=name,
         dimensions=tuple(OF_HILLS),
@@ -98,7 +98,7 @@ SHORT = [
 
 @pytest.mark.parametrize(("number", "dimension", "expected"), SHORT)
 def test_short_clips_are_measured_where_vbench_measures_them(vbench, number, dimension, expected):
-    clip = Clip(
+    clip = SuiteClip(
         path=vbench.folder / "short" / f"short-{number}.mp4",
         prompt="short",
         dimensions=(),

@@ -18,7 +18,7 @@ from motionmerge.evaluation.vbench.suite import (
     read_suite,
 )
 from motionmerge.io.video import write_video
-from motionmerge.sampling.batch.manifest import Job, vbench_name
+from motionmerge.sampling.batch.manifest import VideoJob, vbench_name
 from motionmerge.sampling.videos.make_video import VideoSettings
 
 BEAR = "a brown bear in the water"
@@ -114,7 +114,9 @@ def test_without_a_suite_names_say_prompt_image_and_camera(tmp_path):
 
 
 def test_what_a_batch_names_for_vbench_is_found(folder_of, tmp_path):
-    job = Job(1, "bear", 3, tmp_path / "x.jpg", VideoSettings(prompt=BEAR))
+    job = VideoJob(
+        line=1, id="bear", number=3, image=tmp_path / "x.jpg", settings=VideoSettings(prompt=BEAR)
+    )
     folder = folder_of(vbench_name(job, "0" * 16))
     (clip,) = clips_of_suite([ENTRY], folder, images=None)
     assert prompt_of(clip.path) == BEAR

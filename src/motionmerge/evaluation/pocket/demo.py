@@ -23,7 +23,7 @@ from motionmerge.evaluation.pocket.conditions import (
     pick_conditions,
 )
 from motionmerge.evaluation.pocket.motion import FloatArray, measure_clip
-from motionmerge.evaluation.pocket.report import Clip, Method, Numbers, Page, Shot, write_report
+from motionmerge.evaluation.pocket.report import Method, Numbers, Page, PageClip, Shot, write_report
 from motionmerge.evaluation.pocket.runs import (
     RESULTS_FILE,
     ConditionResults,
@@ -272,7 +272,7 @@ def _write_clip(
     *,
     scale: float,
     seed: int,
-) -> Clip:
+) -> PageClip:
     stem = f"{prompt.photo}-{shown.condition}".replace("+", "plus-")
     caption = prompt.program.caption()
     write_video(
@@ -285,7 +285,7 @@ def _write_clip(
     _save(folder / "images" / f"{stem}-flow.jpg", strip[::2, ::2])
     scene = Scene(prompt.program, 0.0, prompt.starts, 0)
     measures = measure_clip(F.adaptive_avg_pool2d(video, SIZE), scene)
-    return Clip(
+    return PageClip(
         title=shown.title,
         video=f"videos/{stem}.mp4",
         flow=f"images/{stem}-flow.jpg",

@@ -25,7 +25,7 @@ class Method:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip:
+class PageClip:
     """One video with what was measured on it.
 
     Args:
@@ -59,7 +59,7 @@ class Shot:
     tells_all: bool
     photo: str
     picture: str
-    clips: tuple[Clip, ...]
+    clips: tuple[PageClip, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ README_HEADINGS = (*HEADINGS[:3], "camera right (%)", "intact (%)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ConditionRow:
     """One condition's numbers with 95 % intervals; shares in percent.
 
     Args:
@@ -69,10 +69,10 @@ class Row:
         ]
 
 
-def table_row(results: ConditionResults) -> Row:
+def table_row(results: ConditionResults) -> ConditionRow:
     """Compute the row of one condition."""
     told = [clip.camera_right for clip in results.clips if clip.camera_right is not None]
-    return Row(
+    return ConditionRow(
         name=results.condition.name,
         degree=bootstrap_mean(results.column("degree")[results.moving]),
         obedience=share_of([clip.obeyed for clip in results.clips]),
@@ -93,7 +93,7 @@ def share_of(values: Sequence[bool]) -> Estimate:
     return wilson_interval(sum(values), len(values)).scaled(100)
 
 
-def markdown_table(rows: Iterable[Row], *, headings: Sequence[str] = HEADINGS) -> str:
+def markdown_table(rows: Iterable[ConditionRow], *, headings: Sequence[str] = HEADINGS) -> str:
     """Return a Markdown table of conditions, with some of the columns."""
     columns = [HEADINGS.index(heading) for heading in headings]
     lines = [" | ".join(headings), " | ".join("---" for _ in headings)]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
-from motionmerge.evaluation.pocket.report import Clip, Shot
+from motionmerge.evaluation.pocket.report import PageClip, Shot
 from motionmerge.evaluation.pocket.runs import ConditionResults
 from motionmerge.evaluation.pocket.verdicts import share
 from motionmerge.io.atomic import atomic_path
@@ -102,6 +102,6 @@ def write_animation(path: Path, shot: Shot, videos: Mapping[str, torch.Tensor]) 
         )
 
 
-def _label(clip: Clip) -> str:
+def _label(clip: PageClip) -> str:
     does = "disobeys" if clip.disobedience else "obeys"
     return f"{clip.title}: {clip.degree:.1f} px, {does}, {'breaks' if clip.damage else 'whole'}"

@@ -16,8 +16,8 @@ import av
 
 from motionmerge.evaluation.vbench.suite import (
     NUM_SAMPLES,
-    Clip,
     Entry,
+    SuiteClip,
     clips_of_folder,
     clips_of_suite,
     videos_in,
@@ -58,7 +58,7 @@ class Checked:
         width: Of most clips.
     """
 
-    clips: Sequence[Clip]
+    clips: Sequence[SuiteClip]
     faults: Sequence[Fault]
     renames: Mapping[str, str]
     num_frames: int
@@ -188,7 +188,7 @@ def _missing(
             yield Fault("missing", entry.prompt, f"has no sample {numbers} of 0 to 4")
 
 
-def _images(clips: Sequence[Clip], *, wanted: bool) -> Iterator[Fault]:
+def _images(clips: Sequence[SuiteClip], *, wanted: bool) -> Iterator[Fault]:
     if wanted:
         for prompt in sorted({clip.prompt for clip in clips if clip.image is None}):
             yield Fault("image", prompt, "has no first image")

@@ -19,7 +19,7 @@ from motionmerge.evaluation.vbench import frames as prepare
 from motionmerge.evaluation.vbench import rules
 from motionmerge.evaluation.vbench.frames import Era
 from motionmerge.evaluation.vbench.sources import Networks
-from motionmerge.evaluation.vbench.suite import Clip
+from motionmerge.evaluation.vbench.suite import SuiteClip
 from motionmerge.io.video import load_image, read_video
 
 _AT_ONCE = 16
@@ -36,7 +36,7 @@ class Decoded:
         fps: Frames per second.
     """
 
-    clip: Clip
+    clip: SuiteClip
     frames: npt.NDArray[np.uint8]
     fps: float
 
@@ -58,7 +58,7 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Measured:
+class DimensionValues:
     """A clip's value in a dimension, in the units of VBench's own result file.
 
     Attributes:
@@ -70,10 +70,10 @@ class Measured:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-Measure = Callable[[Decoded], Measured]
+Measure = Callable[[Decoded], DimensionValues]
 
 
-def decode(clip: Clip) -> Decoded:
+def decode(clip: SuiteClip) -> Decoded:
     """Read a clip.
 
     Raises:
@@ -116,7 +116,7 @@ def _features(network: ImageEncoder, pixels: torch.Tensor) -> torch.Tensor:
     return torch.cat([network.encode(some) for some in pixels.split(_AT_ONCE)])
 
 
-def _first_image(clip: Clip) -> Path:
+def _first_image(clip: SuiteClip) -> Path:
     if clip.image is None:
         raise DataError(
             f"{clip.path.name} has no first image.", fix="Give the folder of the first images."
@@ -124,34 +124,34 @@ def _first_image(clip: Clip) -> Path:
     return clip.image
 
 
-def _i2v_subject(network: ImageEncoder, era: Era, decoded: Decoded) -> Measured:
+def _i2v_subject(network: ImageEncoder, era: Era, decoded: Decoded) -> DimensionValues:
     image = load_image(_first_image(decoded.clip))
     decoded.require(2)
     first = network.encode(prepare.i2v_subject_image(image))[0]
     frames = _features(network, prepare.i2v_subject_frames(decoded.pixels(), era=era))
-    return Measured(rules.similarity_to_image(first, frames))
+    return DimensionValues(rules.similarity_to_image(first, frames))
 
 
-def _i2v_background(network: ImageEncoder, era: Era, decoded: Decoded) -> Measured:
+def _i2v_background(network: ImageEncoder, era: Era, decoded: Decoded) -> DimensionValues:
     image = load_image(_first_image(decoded.clip))
     decoded.require(2)
     first = network.encode(prepare.dreamsim_image(image))[0]
     frames = _features(network, prepare.dreamsim_frames(decoded.pixels(), era=era))
-    return Measured(rules.similarity_to_image(first, frames))
+    return DimensionValues(rules.similarity_to_image(first, frames))
 
 
 def _consistency(
     network: ImageEncoder, prepared: Callable[[torch.Tensor], torch.Tensor], decoded: Decoded
-) -> Measured:
+) -> DimensionValues:
     decoded.require(2)
     each = rules.consistencies(_features(network, prepared(decoded.pixels())))
     total = float(each.sum())
-    return Measured(total / len(each), {"video_sim": total, "cnt_per_video": len(each)})
+    return DimensionValues(total / len(each), {"video_sim": total, "cnt_per_video": len(each)})
 
 
 def _aesthetic(
     network: ImageEncoder, head: tuple[torch.Tensor, torch.Tensor], decoded: Decoded
-) -> Measured:
+) -> DimensionValues:
     features = _features(network, prepare.clip_frames(decoded.pixels()))
     weight, bias = head
     if features.shape[-1] != weight.shape[-1]:
@@ -162,10 +162,10 @@ def _aesthetic(
         )
     unit = features / features.norm(dim=-1, keepdim=True)
     scores = torch.nn.functional.linear(unit, weight, bias) / 10
-    return Measured(float(scores.double().mean()))
+    return DimensionValues(float(scores.double().mean()))
 
 
-def _dynamic_degree(network: FlowNetwork, decoded: Decoded) -> Measured:
+def _dynamic_degree(network: FlowNetwork, decoded: Decoded) -> DimensionValues:
     sampled = decoded.pixels()[:: rules.sampling_interval(decoded.fps)]
     height, width = sampled.shape[-2:]
     scores = [rules.flow_score(flow) for flow in network.flows(prepare.flow_frames(sampled))]
@@ -173,22 +173,22 @@ def _dynamic_degree(network: FlowNetwork, decoded: Decoded) -> Measured:
     needed = rules.needed_pairs(len(sampled))
     moves = rules.is_dynamic(scores, threshold=threshold, needed=needed)
     details = {"pair_scores": scores, "threshold": threshold, "needed_pairs": needed}
-    return Measured(float(moves), details)
+    return DimensionValues(float(moves), details)
 
 
-def _flickering(decoded: Decoded) -> Measured:
+def _flickering(decoded: Decoded) -> DimensionValues:
     decoded.require(2)
-    return Measured(rules.flickering(decoded.frames))
+    return DimensionValues(rules.flickering(decoded.frames))
 
 
-def _smoothness(in_between: Callable[..., Any], decoded: Decoded) -> Measured:
+def _smoothness(in_between: Callable[..., Any], decoded: Decoded) -> DimensionValues:
     decoded.require(3)
     kept = decoded.frames[::2]
     between = [
         _checked(in_between(first, second), like=first, plugin="amt")
         for first, second in pairwise(kept)
     ]
-    return Measured(rules.smoothness(decoded.frames, between))
+    return DimensionValues(rules.smoothness(decoded.frames, between))
 
 
 def _checked(frame: Any, *, like: npt.NDArray[np.uint8], plugin: str) -> npt.NDArray[np.uint8]:
@@ -201,7 +201,7 @@ def _checked(frame: Any, *, like: npt.NDArray[np.uint8], plugin: str) -> npt.NDA
     return array
 
 
-def _imaging(quality: Callable[..., Any], decoded: Decoded) -> Measured:
+def _imaging(quality: Callable[..., Any], decoded: Decoded) -> DimensionValues:
     scores: list[float] = []
     for some in decoded.pixels().split(_AT_ONCE):
         found = np.asarray(quality(prepare.quality_frames(some)), dtype=np.float64).ravel()
@@ -211,10 +211,10 @@ def _imaging(quality: Callable[..., Any], decoded: Decoded) -> Measured:
                 fix="Return one score a frame.",
             )
         scores.extend(found.tolist())
-    return Measured(float(np.mean(scores)))
+    return DimensionValues(float(np.mean(scores)))
 
 
-def _camera_motion(track: Callable[..., Any], decoded: Decoded) -> Measured:
+def _camera_motion(track: Callable[..., Any], decoded: Decoded) -> DimensionValues:
     if decoded.clip.camera is None:
         raise DataError(
             f"The prompt of {decoded.clip.path.name} names no move of the camera.",
@@ -229,9 +229,9 @@ def _camera_motion(track: Callable[..., Any], decoded: Decoded) -> Measured:
     height, width = decoded.frames.shape[1:3]
     labels = rules.camera_labels(tracks, height=height, width=width)
     details = {"prompt_type": decoded.clip.camera, "predict_type": list(labels)}
-    return Measured(float(decoded.clip.camera in labels), details)
+    return DimensionValues(float(decoded.clip.camera in labels), details)
 
 
-def clips_of(dimension: str, clips: list[Clip]) -> Iterator[Clip]:
+def clips_of(dimension: str, clips: list[SuiteClip]) -> Iterator[SuiteClip]:
     """Yield the clips that a dimension is measured on."""
     return (clip for clip in clips if dimension in clip.dimensions)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from motionmerge.errors import DataError
-from motionmerge.evaluation.vbench.run import Row
-from motionmerge.evaluation.vbench.suite import CAMERA_MOVES, Clip
+from motionmerge.evaluation.vbench.run import DimensionRow
+from motionmerge.evaluation.vbench.suite import CAMERA_MOVES, SuiteClip
 from motionmerge.evaluation.vbench.total import DIMENSIONS, IN_NO_TOTAL
 from motionmerge.io.atomic import atomic_path
 
@@ -38,19 +38,19 @@ class Score:
 
     dimension: str
     score: float | None
-    rows: Sequence[Row]
+    rows: Sequence[DimensionRow]
     faults: Mapping[str, str]
 
 
-def aggregate(rows: Iterable[Row]) -> dict[str, Score]:
+def aggregate(rows: Iterable[DimensionRow]) -> dict[str, Score]:
     """Average rows as VBench does: the two consistencies over frames, all else over clips."""
-    sorted_rows: dict[str, list[Row]] = {}
+    sorted_rows: dict[str, list[DimensionRow]] = {}
     for row in rows:
         sorted_rows.setdefault(row.dimension, []).append(row)
     return {name: _score(name, sorted_rows[name]) for name in DIMENSIONS if name in sorted_rows}
 
 
-def _score(dimension: str, rows: Sequence[Row]) -> Score:
+def _score(dimension: str, rows: Sequence[DimensionRow]) -> Score:
     good = [row for row in rows if row.value is not None]
     faults = {
         row.video: str(row.details.get("fault", "no value")) for row in rows if row.value is None
@@ -65,7 +65,7 @@ def _score(dimension: str, rows: Sequence[Row]) -> Score:
     return Score(dimension, value / 100 if dimension == "imaging_quality" else value, good, faults)
 
 
-def vbench_json(scores: Mapping[str, Score], clips: Sequence[Clip]) -> dict[str, list[Any]]:
+def vbench_json(scores: Mapping[str, Score], clips: Sequence[SuiteClip]) -> dict[str, list[Any]]:
     """Return scores in the layout of VBench's own result file.
 
     camera_motion lists only the moves that have a clip; VBench writes NaN for the others, which is
@@ -82,7 +82,7 @@ def vbench_json(scores: Mapping[str, Score], clips: Sequence[Clip]) -> dict[str,
     return found
 
 
-def _video(row: Row, clip: Clip | None) -> dict[str, Any]:
+def _video(row: DimensionRow, clip: SuiteClip | None) -> dict[str, Any]:
     value: float | bool | None = row.value
     if row.dimension == "dynamic_degree":
         value = bool(row.value)
@@ -93,7 +93,7 @@ def _video(row: Row, clip: Clip | None) -> dict[str, Any]:
     return entry
 
 
-def _moves(rows: Sequence[Row]) -> dict[str, float]:
+def _moves(rows: Sequence[DimensionRow]) -> dict[str, float]:
     values: dict[str, list[float]] = {}
     for row in rows:
         values.setdefault(row.details["prompt_type"], []).append(row.value or 0.0)

@@ -19,7 +19,7 @@ from motionmerge.errors import DataError, ShapeError
 from motionmerge.evaluation.vbench.dimensions import clips_of, decode, measure_of
 from motionmerge.evaluation.vbench.frames import Era, antialias_of
 from motionmerge.evaluation.vbench.sources import PLUGINS, SOURCES, Networks
-from motionmerge.evaluation.vbench.suite import Clip
+from motionmerge.evaluation.vbench.suite import SuiteClip
 from motionmerge.evaluation.vbench.total import DIMENSIONS
 from motionmerge.io.hashing import hash_file
 
@@ -43,7 +43,7 @@ _SECONDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class DimensionRow:
     """A clip's value in a dimension.
 
     Attributes:
@@ -76,7 +76,7 @@ class Row:
 class Job:
     """A value to measure."""
 
-    clip: Clip
+    clip: SuiteClip
     dimension: str
     digest: str
     config: str
@@ -88,7 +88,11 @@ class Job:
 
 
 def plan(
-    clips: Sequence[Clip], networks: Networks, *, era: Era, dimensions: Sequence[str] = DIMENSIONS
+    clips: Sequence[SuiteClip],
+    networks: Networks,
+    *,
+    era: Era,
+    dimensions: Sequence[str] = DIMENSIONS,
 ) -> list[Job]:
     """List what can be measured, dimension by dimension.
 
@@ -147,7 +151,7 @@ def run(
     era: Era,
     folder: Path,
     progress: Callable[[str], None] = lambda _: None,
-) -> list[Row]:
+) -> list[DimensionRow]:
     """Measure what has no row yet; one network is in memory at a time.
 
     Args:
@@ -183,12 +187,12 @@ def run(
     return [known[job.key] for job in jobs]
 
 
-def _measured(job: Job, measure: Callable[..., Any]) -> Row:
+def _measured(job: Job, measure: Callable[..., Any]) -> DimensionRow:
     digest, metric, config, video = job.key
     try:
         found = measure(decode(job.clip))
     except (DataError, ShapeError) as error:  # a plugin that fails ends the run
-        return Row(
+        return DimensionRow(
             clip=digest,
             metric=metric,
             value=None,
@@ -198,10 +202,10 @@ def _measured(job: Job, measure: Callable[..., Any]) -> Row:
         )
     if not math.isfinite(found.value):
         fault = {"fault": f"the network gave {found.value}"}
-        return Row(
+        return DimensionRow(
             clip=digest, metric=metric, value=None, config=config, video=video, details=fault
         )
-    return Row(
+    return DimensionRow(
         clip=digest,
         metric=metric,
         value=found.value,
@@ -211,7 +215,7 @@ def _measured(job: Job, measure: Callable[..., Any]) -> Row:
     )
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path) -> Iterator[DimensionRow]:
     """Yield the rows of a file; a last line that was cut off is none.
 
     Raises:
@@ -227,7 +231,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            yield Row(**json.loads(line))
+            yield DimensionRow(**json.loads(line))
         except (ValueError, TypeError, RecursionError) as error:
             if number == len(lines):
                 return  # a kill cut it off
@@ -236,11 +240,11 @@ def read_rows(path: Path) -> Iterator[Row]:
             ) from error
 
 
-def _key(row: Row) -> tuple[str, str, str, str]:
+def _key(row: DimensionRow) -> tuple[str, str, str, str]:
     return row.clip, row.metric, row.config, row.video
 
 
-def _append(path: Path, row: Row) -> None:
+def _append(path: Path, row: DimensionRow) -> None:
     """Write a row and wait until the disk has it; what a kill cut off before it is removed."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

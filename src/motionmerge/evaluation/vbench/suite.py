@@ -48,7 +48,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip:
+class SuiteClip:
     """A clip that was found.
 
     Attributes:
@@ -126,7 +126,9 @@ def camera_of(text: str) -> str | None:
     return next((move for words, move in CAMERA_MOVES.items() if words in text), None)
 
 
-def clips_of_suite(entries: Iterable[Entry], folder: Path, *, images: Path | None) -> list[Clip]:
+def clips_of_suite(
+    entries: Iterable[Entry], folder: Path, *, images: Path | None
+) -> list[SuiteClip]:
     """Find the clips of VBench's list, in its order; `check` says what is missing.
 
     Raises:
@@ -142,7 +144,7 @@ def clips_of_suite(entries: Iterable[Entry], folder: Path, *, images: Path | Non
                 found = image if image is not None and image.is_file() else None
                 camera = camera_of(entry.prompt)
                 clips.append(
-                    Clip(
+                    SuiteClip(
                         path=path,
                         prompt=entry.prompt,
                         dimensions=entry.dimensions,
@@ -153,7 +155,7 @@ def clips_of_suite(entries: Iterable[Entry], folder: Path, *, images: Path | Non
     return clips
 
 
-def clips_of_folder(folder: Path, *, images: Path | None) -> list[Clip]:
+def clips_of_folder(folder: Path, *, images: Path | None) -> list[SuiteClip]:
     """Take every video of a folder, for all dimensions that its name and image allow.
 
     Raises:
@@ -172,7 +174,7 @@ def clips_of_folder(folder: Path, *, images: Path | None) -> list[Clip]:
             and not (name.startswith("i2v_") and image is None)
         )
         clips.append(
-            Clip(path=path, prompt=prompt, dimensions=dimensions, image=image, camera=camera)
+            SuiteClip(path=path, prompt=prompt, dimensions=dimensions, image=image, camera=camera)
         )
     return clips
 
