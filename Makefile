@@ -15,9 +15,10 @@ demo: .venv/installed-eval
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-# Apart from the others, as whatever imports diffusers then imports these packages too.
+# Apart from the others, as whatever imports diffusers then imports these packages too. The package
+# itself is installed already, so that pip adds these alone.
 test-quantised: .venv/installed-dev
-	$(INSTALL) -c constraints.txt -e '.[dev,quantised]'
+	$(INSTALL) -c constraints.txt 'motionmerge[quantised]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/switching/test_quantised.py
 
 # The core with the oldest versions that are supported, in an environment of its own.
