@@ -12,13 +12,13 @@ from scipy import linalg
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.evaluation.frechet import (
     Moments,
+    doubts,
     frechet_distance,
     frechet_distance_at_infinity,
     frechet_distance_of_moments,
     inception_score,
     kernel_distance,
     read_features,
-    warn_of_few_clips,
 )
 
 
@@ -189,5 +189,6 @@ def test_sets_that_cannot_be_compared_are_refused():
 
 
 def test_few_clips_are_warned_of():
-    with pytest.warns(UserWarning, match="512 clips"):
-        warn_of_few_clips(512)
+    assert "fewer than 2048" in doubts(512, 512)
+    assert "512 and 2048 clips" in doubts(512, 2048)
+    assert doubts(2048, 2048) is None

@@ -96,7 +96,6 @@ def fvd(
         sets.append(found)
         failures |= failed
     num = min(map(len, sets))
-    frechet.warn_of_few_clips(num)
     covariance, real_clips, generated_clips = PRESETS[preset].covariance, *sets
     distance = frechet.frechet_distance(real_clips, generated_clips, covariance=covariance)
     at_infinity = kernel = None
@@ -106,6 +105,7 @@ def fvd(
         )
     if num >= frechet.FEWEST_FOR_KERNEL:
         kernel = frechet.kernel_distance(real_clips, generated_clips, gamma=gamma)
+    doubts = frechet.doubts(len(real_clips), len(generated_clips))
     used_gamma = 1 / real_clips.shape[1] if gamma is None else gamma
     if as_json:
         result = {
@@ -121,9 +121,12 @@ def fvd(
             "network": loaded.fingerprint if loaded else None,
             "gamma": used_gamma,
             "seed": seed,
+            "doubts": doubts,
         }
         print(json.dumps(result))
         return
+    if doubts:
+        typer.echo(f"Warning: {doubts}", err=True)
     for path, reason in failures.items():
         typer.echo(f"left out: {path}: {reason}", err=True)
     print(

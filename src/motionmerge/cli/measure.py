@@ -107,7 +107,9 @@ def measure(
         prepare_folder(output)
         kept = Kept.in_folder(output, part)
     with _progress(len(paths), shown=not as_json) as show:
-        sources = (source_of(path, photos) for path in paths)
+        found = [source_of(path, photos) for path in paths]
+        _warn_of_missing_photos(found, wanted=images)
+        sources = iter(found)
         measured = worst_first(measure_videos(sources, kept=kept, shard=part, progress=show))
     summary = summarise(measured)
     failing = _judge(condition, measured, summary)
@@ -120,6 +122,17 @@ def measure(
         _print_failing(condition, failing)
     if summary.num_failed or failing:
         raise typer.Exit(1)
+
+
+def _warn_of_missing_photos(sources: Sequence[VideoSource], *, wanted: Path | None) -> None:
+    """Print on stderr which videos have no photo, if photos were given."""
+    lacking = [source.path.name for source in sources if source.photo is None]
+    if wanted is not None and lacking:
+        typer.echo(
+            f"{len(lacking)} of {len(sources)} videos have no photo in {wanted}, e.g. "
+            f"{lacking[0]}. A photo is named as the video or its prompt; a single one is for all.",
+            err=True,
+        )
 
 
 @contextmanager

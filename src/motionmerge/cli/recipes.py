@@ -4,33 +4,49 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from motionmerge.cli.options import JsonOption
+import typer
 
-EXAMPLE = "Example: motionmerge recipes --json"
+from motionmerge.cli.options import JsonOption, recipe_names
+
+EXAMPLE = "Example: motionmerge recipes edg-official"
 
 if TYPE_CHECKING:
     from motionmerge.merging.recipes.recipe import Recipe
 
 
-def recipes(as_json: JsonOption = False) -> None:
-    """List the shipped recipes: what each is for, its inputs and its parameters.
+def recipes(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="Print this recipe, to be changed and given back as a file.",
+            autocompletion=recipe_names,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the shipped recipes, or print one: what each is for, its inputs and its parameters.
 
-    `motionmerge show NAME` prints formulas, schedule and cost of one.
+    `motionmerge show RECIPE` prints formulas, schedule and cost of one.
     """
     from motionmerge.merging.recipes.recipe import Recipe, shipped_recipes
 
+    if recipe is not None:
+        one = Recipe.load(recipe)
+        print(json.dumps(_described(one), indent=2) if as_json else one.print(), end="")
+        return
     found = {name: _described(Recipe.load(path)) for name, path in shipped_recipes().items()}
     if as_json:
         print(json.dumps(found, indent=2))
         return
-    for name, recipe in found.items():
+    for name, shipped in found.items():
         print(name)
-        print(f"    {recipe['summary']}")
-        print("    inputs: " + ", ".join(map(_input, recipe["inputs"].items())))
-        if recipe["parameters"]:
-            pairs = recipe["parameters"].items()
+        print(f"    {shipped['summary']}")
+        print("    inputs: " + ", ".join(map(_input, shipped["inputs"].items())))
+        if shipped["parameters"]:
+            pairs = shipped["parameters"].items()
             print("    parameters: " + ", ".join(f"{one} = {value:g}" for one, value in pairs))
         print()
     print("`motionmerge show NAME` prints a recipe; --input NAME=PATH gives an input of yours.")

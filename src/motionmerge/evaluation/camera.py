@@ -139,7 +139,7 @@ class MoveFit:
 
 
 def fit_move(flow: FloatArray, *, where: Mask) -> MoveFit:
-    """Fit one move to a flow field; what moves otherwise loses its weight.
+    """Fit one move to a flow field, giving low weight to vectors that do not follow it.
 
     minimise  sum_i w_i |T(p_i) - p_i - flow_i|^2,   w = 1 / (1 + r^2 / s^2)^2,   s^2 = 2 median r^2
 
@@ -249,7 +249,7 @@ def match_move(first: Picture, second: Picture) -> Move | None:
 def bring_back(
     picture: npt.NDArray[np.uint8], matrix: Matrix
 ) -> tuple[npt.NDArray[np.uint8], Mask]:
-    """Undo a move on a picture; also return which pixels of the result were on the screen."""
+    """Undo a move on a picture; also return a mask of the pixels that the picture covers."""
     height, width = picture.shape[:2]
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     size = (width, height)
@@ -351,7 +351,7 @@ def named_move(prompt: str) -> str | None:
 
 
 def fit_pair(flow: FloatArray, *, gray: Picture, valid: Mask) -> MoveFit:
-    """Fit a move to the flow of two frames, where the first has texture and the flow can be so."""
+    """Fit a move to the flow of textured, valid pixels, or if few, of all that stay inside."""
     where = textured(gray) & valid
     if where.mean() < 0.05:
         where = lands_inside(flow)

@@ -48,7 +48,7 @@ SUFFIXES = (
 _FORMATS = "asf,avi,gif,matroska,mov,mpeg,mpegts,mpegvideo,mxf,ogg,yuv4mpegpipe,apng,flv"
 """The demuxers of FFmpeg that may open a file: none that reads another file named in it."""
 
-_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+SAFE_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 
 _MAX_RATE = 1000.0
 _UNEVEN = 1.5  # times the median distance of two frames, for a rate that counts as variable
@@ -100,7 +100,7 @@ class _Stated:
 
 
 def read_clip(path: str | Path) -> Clip:
-    """Read a video: mp4, webm, GIF, animated WebP and what else FFmpeg reads.
+    """Read a video: GIF, animated WebP, or any format that FFmpeg reads, such as mp4.
 
     Raises:
         DataError: The file is missing, empty, damaged, ends early, has a single frame, or frames
@@ -125,7 +125,7 @@ def read_first_frame(path: str | Path) -> Picture:
 def read_comment(path: str | Path) -> str:
     """Return the comment in a video's metadata, where our own prompt and seed are; "" if none."""
     try:
-        with av.open(f"file:{path}", options=_OPTIONS) as container:
+        with av.open(f"file:{path}", options=SAFE_OPTIONS) as container:
             return container.metadata.get("comment", "")
     except (OSError, av.error.FFmpegError, ValueError):
         return ""
@@ -133,7 +133,7 @@ def read_comment(path: str | Path) -> str:
 
 @contextmanager
 def _named_faults() -> Iterator[None]:
-    """Turn what decoders raise into `DataError`."""
+    """Turn the errors of decoders into `DataError`."""
     try:
         yield
     except av.error.FFmpegError as error:
@@ -141,7 +141,7 @@ def _named_faults() -> Iterator[None]:
             f"It cannot be decoded: {error.strerror or error}.", fix="Make the video again."
         ) from error
     except UnidentifiedImageError as error:
-        raise DataError("It is no video.", fix="Give a video such as mp4 or GIF.") from error
+        raise DataError("It is not a video.", fix="Give a video such as mp4 or GIF.") from error
     except (OSError, EOFError, SyntaxError, ValueError) as error:
         raise DataError(f"It cannot be read: {error}.", fix="Make the video again.") from error
 
@@ -164,7 +164,7 @@ def _opened(path: Path) -> Iterator[tuple[_Stated, Iterator[tuple[Picture, float
             _check_size(image.height, image.width)
             yield _Stated(0.0, getattr(image, "n_frames", 1)), _webp_frames(image)
         return
-    with av.open(f"file:{path}", options=_OPTIONS) as container:
+    with av.open(f"file:{path}", options=SAFE_OPTIONS) as container:
         if not container.streams.video:
             raise DataError("It holds no video.", fix="Give a video such as mp4.")
         stream = container.streams.video[0]

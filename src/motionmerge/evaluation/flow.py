@@ -1,4 +1,4 @@
-"""Optical flow between two frames, where it can be trusted, and pictures of it.
+"""Optical flow between two frames, a mask of where it is reliable, and pictures of it.
 
 Flow: DIS, Kroeger et al. 2016 (arXiv 1603.03590), OpenCV's preset `MEDIUM`: the quicker ones are
 biased by up to 0.2 px. Pictures: direction as hue, length as saturation, one scale for everything
@@ -46,7 +46,7 @@ def to_gray(frames: npt.NDArray[np.uint8] | FloatArray) -> Picture:
 
 
 def dense_flow(first: Picture, second: Picture) -> FloatArray:
-    """Return the optical flow `[height, width, 2]` (x, y) in pixels: where pixels of `first` go."""
+    """Return the optical flow `[height, width, 2]` (x, y) in pixels, from `first` to `second`."""
     method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     start = np.zeros((*first.shape, 2), dtype=np.float32)
     return np.asarray(method.calc(first, second, start), dtype=np.float32)
@@ -89,7 +89,7 @@ def lengths(flow: FloatArray) -> FloatArray:
 
 
 def warped(picture: npt.NDArray[np.float32], flow: FloatArray) -> npt.NDArray[np.float32]:
-    """Fetch, for every pixel, what is in `picture` where the flow leads; the border goes on."""
+    """Sample `picture` where the flow leads from each pixel; outside, repeat the border."""
     height, width = flow.shape[:2]
     x = flow[..., 0] + np.arange(width, dtype=np.float32)
     y = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
@@ -98,7 +98,7 @@ def warped(picture: npt.NDArray[np.float32], flow: FloatArray) -> npt.NDArray[np
 
 
 def lands_inside(flow: FloatArray) -> Mask:
-    """Return which pixels go to a place inside the frame, `[height, width]`."""
+    """Return a mask of the pixels whose flow ends inside the frame, `[height, width]`."""
     height, width = flow.shape[:2]
     x = flow[..., 0] + np.arange(width, dtype=np.float32)
     y = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]

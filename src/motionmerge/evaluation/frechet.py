@@ -8,7 +8,6 @@ upwards by about 1 / n.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -273,6 +272,8 @@ def read_features(path: Path) -> Features:
         raise ConfigError(
             f"{path} is no feature file.", fix="Save the features as .npy or .safetensors."
         )
+    if not path.is_file():
+        raise DataError(f"There is no feature file {path}.", fix="Check the path.")
     try:
         size = path.stat().st_size
         if size > _LARGEST_FEATURES:
@@ -282,7 +283,9 @@ def read_features(path: Path) -> Features:
                 fix="Give the features after the network's pooling, one row a clip.",
             )
         if path.suffix == ".npy":
-            return checked_features(np.load(path, allow_pickle=False), where=str(path))
+            return checked_features(
+                np.load(path, allow_pickle=False), where=f"The features in {path}"
+            )
         from safetensors.numpy import load_file
 
         tensors = load_file(path)
@@ -297,7 +300,7 @@ def read_features(path: Path) -> Features:
             f"{path} holds {len(tensors)} tensors; which of them are the features?",
             fix="Save the features alone, as one tensor.",
         )
-    return checked_features(next(iter(tensors.values())), where=str(path))
+    return checked_features(next(iter(tensors.values())), where=f"The features in {path}")
 
 
 def checked_features(features: npt.ArrayLike, *, where: str = "The features") -> Features:
@@ -308,24 +311,28 @@ def checked_features(features: npt.ArrayLike, *, where: str = "The features") ->
     """
     array = np.asarray(features)
     is_number = array.dtype.kind in "fiu"
-    if not is_number or array.ndim != 2 or 0 in array.shape or not np.isfinite(array).all():
-        raise DataError(
-            f"{where}: an array of {array.dtype} and shape {list(array.shape)}, or with values "
-            "that are not finite.",
-            fix="Give a matrix of finite numbers, one row a clip.",
-        )
-    return array.astype(np.float64)
+    if not is_number or array.ndim != 2 or 0 in array.shape:
+        fault = f"are an array of {array.dtype} and shape {list(array.shape)}"
+    elif not np.isfinite(array).all():
+        fault = "hold NaN or infinity"
+    else:
+        return array.astype(np.float64)
+    raise DataError(f"{where} {fault}.", fix="Give a matrix of finite numbers, one row a clip.")
 
 
-def warn_of_few_clips(num: int) -> None:
-    """Warn where the bias of Frechet's distance hides what is measured."""
-    if num < ENOUGH_CLIPS:
-        warnings.warn(
-            f"{num} clips: with fewer than {ENOUGH_CLIPS} Frechet's distance says more about the "
-            "number of clips than about the videos. Compare only equal numbers, and look at the "
-            "distance at infinity and at the kernel distance.",
-            stacklevel=2,
+def doubts(num_first: int, num_second: int) -> str | None:
+    """Describe why Frechet's distance of so many clips says little; None if it does not."""
+    sentences = []
+    if num_first != num_second:
+        sentences.append(
+            f"{num_first} and {num_second} clips: compare distances of equal numbers alone."
         )
+    if min(num_first, num_second) < ENOUGH_CLIPS:
+        sentences.append(
+            f"With fewer than {ENOUGH_CLIPS} clips Frechet's distance says more about their number "
+            "than about the videos: look at the distance at infinity and at the kernel distance."
+        )
+    return " ".join(sentences) or None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How much moves in a clip, what of it is the camera, and how evenly: one pass over its samples.
+"""Measure a clip's motion, the camera's share of it and its steadiness, from its samples.
 
 Lengths are counted in pixels of a frame that is `REFERENCE_WIDTH` wide, and per second, so that
 sizes and frame rates can be compared. docs/reference/metrics.md defines every number.

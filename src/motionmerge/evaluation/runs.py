@@ -1,7 +1,7 @@
-"""Measure many videos: rows that are kept, shards that fit together, and nothing measured twice.
+"""Measure many videos, in shards if wanted, and keep the results so that none is measured twice.
 
 A result is a row (clip, metric, value, configuration): the clip by the SHA-256 of its bytes, the
-configuration by a hash of all that decides the value besides them. Rows are lines of JSON in
+configuration by a hash of everything else that decides the value. Rows are lines of JSON in
 `rows*.jsonl`; a clip's rows are written at once, and a line torn by a kill is left out when read.
 """
 
@@ -34,7 +34,7 @@ AGREEMENT = 1e-9
 Values = Mapping[str, Value]
 
 _UNFORESEEN = (cv2.error, ArithmeticError, LookupError, RuntimeError, ValueError, MemoryError)
-"""What libraries raise on files that nobody foresaw; the video is named, the others go on."""
+"""Errors of libraries on unforeseen files: the video is reported, and the run goes on."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Row:
         clip: SHA-256 of the file.
         metric: A name of `METRICS`, or of another set of metrics.
         value: See `Value`.
-        config: Hash of what else decides the value, see `config_hash`.
+        config: Hash of everything else that decides the value, see `config_hash`.
     """
 
     clip: str
@@ -55,12 +55,12 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What the row is about: there is one value for it."""
+        """Clip, metric and configuration: two rows with the same key must agree."""
         return self.clip, self.metric, self.config
 
 
 def config_hash(**settings: Any) -> str:
-    """Hash what decides a value besides the clip."""
+    """Hash the settings that decide a value, besides the clip."""
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:16]
 
@@ -90,7 +90,7 @@ def _agree(first: Value, second: Value) -> bool:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Read a file of rows; lines that are none are left out."""
+    """Yield the rows of a file, skipping damaged lines."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
@@ -104,7 +104,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 @dataclass
 class Kept:
-    """Rows that are there already, and the file that new ones go to.
+    """The results measured so far, and the file to which new ones are appended.
 
     Args:
         path: The file to append to; None keeps nothing.
@@ -119,7 +119,7 @@ class Kept:
         """Read all `rows*.jsonl` of a folder.
 
         Raises:
-            DataError: They contradict each other.
+            DataError: Two rows contradict each other.
         """
         kept = cls(folder / shard.file_name)
         rows = [row for path in sorted(folder.glob("rows*.jsonl")) for row in read_rows(path)]
@@ -128,7 +128,7 @@ class Kept:
         return kept
 
     def values(self, clip: str, config: str, needed: Iterable[str]) -> dict[str, Value] | None:
-        """Return the values of a clip if all are there that are needed, or why it has none."""
+        """Return a clip's values if all needed ones or its failure are kept, else None."""
         values = self.found.get((clip, config), {})
         return values if FAILURE in values or set(needed) <= set(values) else None
 
@@ -180,7 +180,7 @@ class Shard:
             if 1 <= shard.number <= shard.total:
                 return shard
         raise ConfigError(
-            f"The shard `{text}` is none.", fix="Write `K/N` with K from 1 to N, such as 1/4."
+            f"`{text}` is not a shard.", fix="Write `K/N` with K from 1 to N, such as 1/4."
         )
 
     @property
@@ -250,7 +250,7 @@ def measure_videos(
     shard: Shard | None = None,
     progress: Callable[[VideoSource], None] | None = None,
 ) -> list[Measured]:
-    """Measure videos, using what is kept already; those of other shards are left out.
+    """Measure the videos of one shard, except those whose results are kept.
 
     Args:
         sources: The videos.

@@ -219,8 +219,9 @@ def how_to_load(target: Target, plan: ExportPlan, folder: Path, family: str | No
     if target is DIFFUSERS:
         return _in_diffusers(plan, folder)
     return [
-        "motionmerge loads it: `lora(FILE, 1.0)` in a recipe, `--lora FILE=1.0`. Other tools take "
-        "a file for each denoiser: --for comfyui, diffusers or wan2gp."
+        "motionmerge loads it: `lora(FILE, 1.0)` in a recipe, which may change any layer; "
+        "`--lora FILE=1.0` if it changes only layers that PEFT knows. Other tools take a file for "
+        "each denoiser: --for comfyui, diffusers or wan2gp."
     ]
 
 

@@ -54,7 +54,7 @@ def disobedience(measures: ClipMeasures, program: Program) -> list[str]:
 
 
 def damage(measures: ClipMeasures, program: Program) -> list[str]:
-    """List what is no longer whole; nothing where all is."""
+    """List the objects that are no longer whole."""
     faults = [
         f"{_name(actor)} {_broken(own)}"
         for actor, own in zip(program.actors, measures.actors, strict=True)
@@ -110,7 +110,7 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _seen(moved: tuple[float, float], told: str) -> str:
-    """Describe where an object went that did not go as told."""
+    """Describe where an object went that did not obey its prompt."""
     x, y = moved
     if math.isnan(x) or math.isnan(y):
         return "is gone"

@@ -1,4 +1,4 @@
-"""Find what VBench-I2V would trip over in a folder of videos, before anything is measured.
+"""Find the files in a folder that VBench-I2V would miscount, before anything is measured.
 
 VBench itself only warns: a set numbered 1 to 5 loses a fifth of its clips, a stray file in front
 hides all, and the mean is over what is left.
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import av
 
+from motionmerge.evaluation.clips import SAFE_OPTIONS
 from motionmerge.evaluation.vbench.suite import (
     NUM_SAMPLES,
     Entry,
@@ -167,7 +168,7 @@ def _plain(text: str) -> str:
 
 
 def _ordered(renames: Mapping[str, str], present: set[str]) -> dict[str, str]:
-    """Order renames so that none overwrites a file; those in a ring are left out."""
+    """Order renames so that none overwrites a file; leave out those that form a ring."""
     waiting, there, ordered = dict(renames), set(present), {}
     while ready := [old for old, new in waiting.items() if new not in there]:
         for old in ready:
@@ -196,7 +197,7 @@ def _images(clips: Sequence[SuiteClip], *, wanted: bool) -> Iterator[Fault]:
 
 def _format(path: Path) -> _Format | Fault:
     try:
-        with av.open(f"file:{path}") as container:
+        with av.open(f"file:{path}", options=SAFE_OPTIONS) as container:
             if not container.streams.video:
                 return Fault("unreadable", path.name, "holds no video")
             stream = container.streams.video[0]

@@ -1,6 +1,6 @@
 """Measure clips in all dimensions whose files are there; every result is kept as one JSON line.
 
-A run that was killed goes on where it stopped: a line counts for the same clip (by content),
+A killed run goes on where it stopped: a line is used again for the same clip (by content),
 dimension and configuration (networks, first image, resize rule, target of the camera).
 """
 
@@ -39,7 +39,7 @@ _SECONDS = {
     "camera_motion": 0.5,
     "temporal_flickering": 0.01,
 }
-"""A frame of 320 x 512 on one CPU core, roughly; those of plugins are theirs to know."""
+"""Rough time of a 320 x 512 frame on one CPU core, a guess for plugins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +49,10 @@ class DimensionRow:
     Attributes:
         clip: SHA-256 of the clip's file.
         metric: `vbench.` and the dimension.
-        value: See `Measured`; None if it could not be measured.
+        value: See `DimensionValues`; None if it could not be measured.
         config: Hash of everything else that decides the value.
         video: The clip's file name.
-        details: What else belongs to it; `fault` says why there is no value.
+        details: Further results; `fault` is the reason if there is no value.
     """
 
     clip: str
@@ -83,7 +83,7 @@ class Job:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """Return what identifies its row; equal files may stand for several samples."""
+        """Return the key of its row, with the name: equal files may be several samples."""
         return self.digest, f"vbench.{self.dimension}", self.config, self.clip.path.name
 
 
@@ -125,7 +125,7 @@ def plan(
 def missing_files(
     networks: Networks, dimensions: Sequence[str] = DIMENSIONS
 ) -> dict[str, dict[str, str]]:
-    """Return the dimensions that are off, and what would switch each on: names and descriptions."""
+    """Return, for each dimension that is off, the files it lacks: names and descriptions."""
     words = {**SOURCES, **{name: what for name, (_, what) in PLUGINS.items()}}
     return {
         dimension: {name: words[name] for name in lacking}
@@ -152,7 +152,7 @@ def run(
     folder: Path,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[DimensionRow]:
-    """Measure what has no row yet; one network is in memory at a time.
+    """Run the jobs that have no row yet; one dimension's networks are in memory at a time.
 
     Args:
         jobs: From `plan`.
@@ -216,7 +216,7 @@ def _measured(job: Job, measure: Callable[..., Any]) -> DimensionRow:
 
 
 def read_rows(path: Path) -> Iterator[DimensionRow]:
-    """Yield the rows of a file; a last line that was cut off is none.
+    """Yield the rows of a file, skipping a last line that was cut off.
 
     Raises:
         DataError: The file cannot be read, or another line is no row.
@@ -245,7 +245,7 @@ def _key(row: DimensionRow) -> tuple[str, str, str, str]:
 
 
 def _append(path: Path, row: DimensionRow) -> None:
-    """Write a row and wait until the disk has it; what a kill cut off before it is removed."""
+    """Append a row and sync it to disk; first remove a line that a kill cut off."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:

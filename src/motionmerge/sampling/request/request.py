@@ -1,6 +1,6 @@
-"""A request for videos: which model, and which weights denoise; what does not go together.
+"""A request for videos: its model and its weights, and checks that its arguments fit together.
 
-The command line, pages and nodes fill one in, and this file decides what it means.
+The command line fills in a `VideoRequest`, and this file decides what it means.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ POCKET = "pocket"
 
 @dataclass(frozen=True, kw_only=True)
 class VideoRequest:
-    """Which model makes the videos, and with which weights; all as a person writes it.
+    """The model and the weights that make videos, as a user writes them.
 
     Attributes:
         model: A diffusers folder, a hub id such as `owner/name`, or `pocket`.
         variant: Which of the model's weight files to take, e.g. `fp16`.
         legacy: Whether the model's .bin files are read as well.
         dtype: fp32, fp16 or bf16; by default bf16 on a GPU and fp32 on a CPU.
-        device: Where it computes; by default on a GPU if there is one.
+        device: The torch device to compute on; by default a GPU if there is one.
         recipe: A recipe, its file, or the name of a shipped one.
         parameters: Other values of the recipe's parameters.
         inputs: Paths or names that replace the recipe's inputs.
-        loras: LoRAs on the model, in place of a recipe; `motion` turns those without a weight.
+        loras: LoRAs in place of a recipe; `motion` sets the weight of each that has none.
         base: What the model was fine-tuned from, for `motion`.
-        motion: The knob: the parameter `motion` of the recipe in force.
+        motion: How much motion to add: the recipe's parameter `motion`.
         weights: One set of weights in place of experts: a file, or a shipped variant of pocket.
         boundary: Noise level at which the second of two experts takes over.
         missing: See `ExpertChoice`.
@@ -76,7 +76,7 @@ class VideoRequest:
     missing: Missing = "error"
 
     def check(self) -> None:
-        """Refuse what does not go together; no file is looked at.
+        """Refuse arguments that exclude each other, without reading a file.
 
         Raises:
             ConfigError: Names the arguments.
@@ -128,8 +128,8 @@ class VideoRequest:
         """Find the model; nothing is loaded yet.
 
         Args:
-            cluster_device: What the machines of a cluster compute on, if `device` does not say;
-                None means that the model runs on this machine.
+            cluster_device: The device of a cluster's machines, used if `device` is None;
+                None if the model runs on this machine.
 
         Raises:
             ConfigError: As `check`, or there is no such device or dtype.
@@ -217,7 +217,7 @@ class VideoRequest:
         return ExpertChoice(boundary=boundary)
 
     def weighted_loras(self) -> list[WeightedLora]:
-        """Return the LoRAs with their weights: 1, or with `motion` the knob: -motion, then 1.
+        """Return the LoRAs with weights: by default 1, or with `motion` -motion, then 1.
 
         Raises:
             ConfigError: There is a `motion` and no LoRA for it to turn, or a LoRA is given twice.
@@ -244,11 +244,11 @@ class VideoRequest:
         return list(found.values())
 
     def _found_base(self, model: Path) -> str | Path:
-        """Return where the weights are that a model was fine-tuned from."""
+        """Return the path of the weights that the model was fine-tuned from."""
         if self.base is None:
             raise ConfigError(
-                "`motion=` extrapolates away from what a model was fine-tuned from, which is not "
-                "known.",
+                "`motion=` extrapolates away from the weights that the model was fine-tuned from, "
+                "and they are not known.",
                 fix="Add `base=`, a folder or a file, or a LoRA with `loras=`.",
             )
         self._refuse_two_sets(model)
@@ -256,7 +256,7 @@ class VideoRequest:
         return self.base if is_input else find_pipeline(self.base).path
 
     def _refuse_two_sets(self, model: Path) -> None:
-        """Refuse a variant beside plain weights: an input of a recipe is the plain ones."""
+        """Refuse a variant beside plain weights, because a recipe would read the plain ones."""
         for folder in module_folders(model) if self.variant else ():
             plain = weight_files(folder)
             if plain and plain != weight_files(folder, variant=self.variant):
@@ -283,7 +283,7 @@ def _check_kind(path: Path, *, expects_lora: bool) -> None:
     if expects_lora and not looks_like_one:
         example = f"; it has e.g. `{names[0]}`" if names else ""
         raise CheckpointError(
-            f"{path} is no LoRA: no tensor of it is a matrix of one, or a difference{example}.",
+            f"{path} is not a LoRA: none of its tensors is a LoRA matrix or a difference{example}.",
             fix="Pass whole weights as `weights=`, or as `base=` with `motion=`.",
         )
     if looks_like_one and not expects_lora:
