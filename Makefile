@@ -11,9 +11,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 demo: .venv/installed-eval
 	$(BIN)/motionmerge demo
 
-# Processes share the tests out; threads inside them would only wait for each other.
+# Processes share the tests out; threads inside them would only wait for each other. Some tests wait
+# for processes of their own, so that two cores have work for three.
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
 # Apart from the others, as whatever imports diffusers then imports these packages too. The package
 # itself is installed already, so that pip adds these alone.
