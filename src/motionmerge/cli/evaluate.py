@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,8 +15,15 @@ import typer
 
 from motionmerge.cli.evaluate_vbench import VBENCH_VERBS
 from motionmerge.cli.help import Verb, VerbGroup
-from motionmerge.cli.merge import parse_inputs
-from motionmerge.cli.options import EXPERTS, OUTPUT, JsonOption, MissingOption, OverwriteOption
+from motionmerge.cli.merge import counting_bar, parse_inputs
+from motionmerge.cli.options import (
+    EXPERTS,
+    OUTPUT,
+    JsonOption,
+    MissingOption,
+    OverwriteOption,
+    ResultsOption,
+)
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.pocket.claims import Claim
@@ -79,16 +85,7 @@ def pocket(
     steps: Annotated[
         int, typer.Option(min=1, max=1000, metavar="NUMBER", help="Denoising steps.")
     ] = 12,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FOLDER",
-            help="Folder for the results; those already there are used.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = Path("evaluation-pocket"),
+    output: ResultsOption = Path("evaluation-pocket"),
     write_docs: Annotated[
         bool,
         typer.Option(
@@ -131,7 +128,7 @@ def pocket(
     protocol = Protocol("validation" if search else split, num, seed, steps)
 
     def run(conditions: Sequence[Condition]) -> dict[str, ConditionResults]:
-        with _progress(len(conditions) * num, shown=not as_json) as tell:
+        with counting_bar(len(conditions) * num, shown=not as_json) as tell:
             return evaluate(
                 pipeline,
                 conditions,
@@ -174,17 +171,6 @@ def _own_weights(pairs: Iterable[str]) -> dict[str, Path]:
                 fix=f"Use NAME=FILE with a file that exists; names: {', '.join(VARIANTS)}.",
             )
     return found
-
-
-@contextmanager
-def _progress(total: int, *, shown: bool) -> Iterator[Callable[[str, int], None]]:
-    """Show a bar on stderr, with the condition's name."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), disable=not shown, transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda name, done: bar.update(task, description=name, advance=done)
 
 
 def _print_results(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from motionmerge.cli.merge import counting_bar
 from motionmerge.cli.options import OUTPUT, JsonOption
 
 if TYPE_CHECKING:
@@ -70,11 +70,9 @@ def fvd(
     """
     from motionmerge.errors import ConfigError
     from motionmerge.evaluation import frechet
-    from motionmerge.evaluation.video_features import PRESETS, clip_features, load_i3d
-    from motionmerge.text import fix_unknown_name
+    from motionmerge.evaluation.video_features import clip_features, load_i3d, preset_named
 
-    if preset not in PRESETS:
-        raise ConfigError(f"There is no preset {preset!r}.", fix=fix_unknown_name(preset, PRESETS))
+    chosen = preset_named(preset)
     loaded: VideoNetwork | None = None
     sets: list[frechet.Features] = []
     failures: dict[Path, str] = {}
@@ -89,14 +87,19 @@ def fvd(
                 fix="Pass --network i3d_pretrained_400.pt, or feature files.",
             )
         loaded = loaded or load_i3d(network)
-        with _progress(len(videos), path.name) as on_clip:
+        with counting_bar(len(videos), shown=True) as tell:
             found, failed = clip_features(
-                videos, loaded, preset, num_frames=frames, folder=features, on_clip=on_clip
+                videos,
+                loaded,
+                preset,
+                num_frames=frames,
+                folder=features,
+                on_clip=partial(tell, path.name, 1),
             )
         sets.append(found)
         failures |= failed
     num = min(map(len, sets))
-    covariance, real_clips, generated_clips = PRESETS[preset].covariance, *sets
+    covariance, real_clips, generated_clips = chosen.covariance, *sets
     distance = frechet.frechet_distance(real_clips, generated_clips, covariance=covariance)
     at_infinity = kernel = None
     if num >= frechet.FEWEST_TO_EXTRAPOLATE:
@@ -131,7 +134,7 @@ def fvd(
         typer.echo(f"left out: {path}: {reason}", err=True)
     print(
         f"FVD {distance:.2f}, {len(real_clips)} real and {len(generated_clips)} generated videos, "
-        f"preset {preset} ({PRESETS[preset].source})"
+        f"preset {preset} ({chosen.source})"
     )
     if at_infinity:
         print(f"FVD at infinity {at_infinity.text(2)}")
@@ -156,14 +159,3 @@ def _videos(folder: Path) -> list[Path]:
     if not found:
         raise DataError(f"{folder} holds no video.", fix="Give a folder of videos such as mp4.")
     return found
-
-
-@contextmanager
-def _progress(total: int, name: str) -> Iterator[Callable[[], None]]:
-    """Show a bar on stderr."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda: bar.update(task, advance=1)

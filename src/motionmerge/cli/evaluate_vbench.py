@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from motionmerge.cli.evaluate_fvd import FVD_EXAMPLE, fvd
-from motionmerge.cli.merge import parse_inputs
-from motionmerge.cli.options import MODEL, OUTPUT, JsonOption
+from motionmerge.cli.merge import counting_bar, parse_inputs
+from motionmerge.cli.options import MODEL, OUTPUT, JsonOption, ResultsOption
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.vbench.check import Checked
@@ -69,16 +68,7 @@ def vbench(
             "--dry-run", help="Show what is on and the time it takes.", rich_help_panel=OUTPUT
         ),
     ] = False,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FOLDER",
-            help="Folder for the results; those already there are used.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = Path("evaluation-vbench"),
+    output: ResultsOption = Path("evaluation-vbench"),
     as_json: JsonOption = False,
 ) -> None:
     """Measure VBench-I2V's dimensions, all those whose networks are given."""
@@ -119,8 +109,8 @@ def vbench(
         if as_json:
             print(json.dumps({**facts, "faults": [vars(fault) for fault in checked.faults]}))
         return
-    with _progress(len(jobs), shown=not as_json) as tell:
-        rows = run(jobs, networks, era=era, folder=output, progress=tell)
+    with counting_bar(len(jobs), shown=not as_json) as tell:
+        rows = run(jobs, networks, era=era, folder=output, progress=lambda name: tell(name, 1))
     scores = aggregate(rows)
     written = write_vbench(output, "motionmerge", vbench_json(scores, checked.clips))
     summary = {**facts, **_summary(scores)}
@@ -196,17 +186,6 @@ def _known(names: Iterable[str]) -> tuple[str, ...]:
             f"`{unknown[0]}` is no dimension of VBench-I2V.", fix=f"Use {', '.join(DIMENSIONS)}."
         )
     return tuple(name for name in DIMENSIONS if name in wanted)
-
-
-@contextmanager
-def _progress(total: int, *, shown: bool) -> Iterator[Callable[[str], None]]:
-    """Show a bar on stderr, with the dimension's name."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), disable=not shown, transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda name: bar.update(task, description=name, advance=1)
 
 
 def _print_before(

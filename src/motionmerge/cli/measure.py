@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from motionmerge.cli.merge import counting_bar
 from motionmerge.cli.options import OUTPUT, JsonOption
 from motionmerge.errors import ConfigError
 
@@ -106,11 +107,17 @@ def measure(
     if output is not None:
         prepare_folder(output)
         kept = Kept.in_folder(output, part)
-    with _progress(len(paths), shown=not as_json) as show:
-        found = [source_of(path, photos) for path in paths]
-        _warn_of_missing_photos(found, wanted=images)
-        sources = iter(found)
-        measured = worst_first(measure_videos(sources, kept=kept, shard=part, progress=show))
+    with counting_bar(len(paths), shown=not as_json) as tell:
+        sources = [source_of(path, photos) for path in paths]
+        _warn_of_missing_photos(sources, wanted=images)
+        measured = worst_first(
+            measure_videos(
+                sources,
+                kept=kept,
+                shard=part,
+                progress=lambda source: tell(source.path.name[-40:], 1),
+            )
+        )
     summary = summarise(measured)
     failing = _judge(condition, measured, summary)
     if output is not None and part.total == 1:
@@ -148,22 +155,6 @@ def _eval_extra() -> Iterator[None]:
             f"This needs {package}, which is not installed.",
             fix="Run `pip install 'motionmerge[eval]'`.",
         ) from error
-
-
-@contextmanager
-def _progress(total: int, *, shown: bool) -> Iterator[Callable[[VideoSource], None]]:
-    """Show a bar on stderr, with the video's name."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), disable=not shown, transient=True) as bar:
-        task = bar.add_task("", total=total)
-
-        def show(source: VideoSource) -> None:
-            bar.update(task, description=escape(source.path.name[-40:]), advance=1)
-
-        yield show
 
 
 def _judge(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,6 +127,18 @@ def parse_inputs(pairs: Iterable[str], *, flag: str = "--input") -> dict[str, st
             )
         parsed[name] = path
     return parsed
+
+
+@contextmanager
+def counting_bar(total: int, *, shown: bool) -> Iterator[Callable[[str, int], None]]:
+    """Show a bar on stderr; it is told the name of what is done, and how many more are."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not shown, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda name, done: bar.update(task, description=escape(name), advance=done)
 
 
 @contextmanager

@@ -87,6 +87,16 @@ OutputOption = Annotated[
         "--output", "-o", metavar="FOLDER", help="Folder to write to.", rich_help_panel=OUTPUT
     ),
 ]
+ResultsOption = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        help="Folder for the results; those already there are used.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Dtype = Literal["fp32", "fp16", "bf16", "fp8_e4m3fn", "fp8_e5m2"]
 ScaledDtype = Literal["fp32", "fp16", "bf16", "fp8_scaled", "fp8_e4m3fn", "fp8_e5m2"]
 _THAT_OF_THE_INPUTS = "that of the inputs"

@@ -7,7 +7,7 @@ take a file for each.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from motionmerge.errors import CheckpointError, ConfigError
@@ -74,15 +74,7 @@ COMFYUI = Target(
     plain_differences=True,
     most_dimensions=4,
 )
-ORIGINAL = Target(
-    name="original",
-    title="ComfyUI",
-    style="comfyui",
-    front=diffusion_model,
-    each_denoiser=True,
-    plain_differences=True,
-    most_dimensions=5,
-)
+ORIGINAL = replace(COMFYUI, name="original", most_dimensions=5)
 """The original code's names with the contents of a file for motionmerge."""
 # Wan2GP multiplies factors of linear layers only, and drops the changes of modulations.
 WAN2GP = Target(

@@ -98,6 +98,10 @@ class Only(Applied):
         """Lower the task vector where the tensor is selected; return None elsewhere."""
         return self.vector.lower(lowering) if self.reaches(lowering.name) else None
 
+    def _is_changed(self, name: str) -> bool:
+        """Return whether the task vector inside changes a tensor, selected or not."""
+        return next(iter(self.vector.sources(name)), None) is not None
+
     def verify(self, names: Sequence[str]) -> None:
         """Check that something is selected.
 
@@ -106,8 +110,8 @@ class Only(Applied):
                 selected is changed by the task vector, e.g. by a LoRA of other layers.
         """
         chosen = list(filter(selects(self.group), names))
-        if chosen and not any(any(True for _ in self.vector.sources(name)) for name in chosen):
-            touched = [name for name in names if any(True for _ in self.vector.sources(name))]
+        if chosen and not any(map(self._is_changed, chosen)):
+            touched = list(filter(self._is_changed, names))
             present = sorted({group_of(name) for name in touched})
             raise RecipeError(
                 f"`{self.formula()}` is nothing: `{self.vector}` changes {len(touched)} tensors, "

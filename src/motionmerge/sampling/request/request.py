@@ -169,11 +169,14 @@ class VideoRequest:
             _check_kinds(choice)
         own = choice
         if isinstance(model, ShippedModel) and self.weights is not None:
-            _check_kinds(own := from_weights(model.weights_file))
-            own.check(model.empty_modules())
-        choice.check({} if choice.recipe is None else model.empty_modules())
+            own = from_weights(model.weights_file)
+            _check_kinds(own)
+        modules = {} if own.recipe is None else model.empty_modules()
+        if own is not choice:
+            own.check(modules)
+        choice.check({} if choice.recipe is None else modules)
         if self.weights is not None and own.bound is not None:
-            self._check_whole(lacking_tensors(own.bound, modules := model.empty_modules()), modules)
+            self._check_whole(lacking_tensors(own.bound, modules), modules)
         return choice
 
     def _check_whole(
