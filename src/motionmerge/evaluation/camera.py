@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from motionmerge.evaluation.flow import FloatArray, Mask, Picture, lands_inside
+from motionmerge.evaluation.vbench.rules import GRID, camera_moves
 
 STATIC, UNCLEAR = "static", "unclear"
 LABELS = (
@@ -30,12 +31,8 @@ STILL_SHARE = 0.01
 MIN_FOLLOWING = 0.3
 """Of the textured pixels: if fewer follow one move, no camera move is named."""
 
-VBENCH_STILL_SHARE = 0.005
-"""Of the shorter side: VBench's threshold for a point that counts as moved."""
-
 _MIN_POINTS = 60
 _MIN_MATCHES = 20
-_GRID = 10
 
 Matrix = npt.NDArray[np.float64]
 
@@ -270,8 +267,8 @@ class Tracks:
 
     def __init__(self, height: int, width: int) -> None:
         margin = width / 64
-        x = np.linspace(margin, width - margin, _GRID)
-        y = np.linspace(margin, height - margin, _GRID)
+        x = np.linspace(margin, width - margin, GRID)
+        y = np.linspace(margin, height - margin, GRID)
         self.start: npt.NDArray[np.float64] = np.stack(np.meshgrid(x, y), axis=-1)
         self.now = self.start.copy()
 
@@ -285,47 +282,18 @@ class Tracks:
         self.now = np.where(is_inside[..., None], self.now + seen, moved)
 
 
-_SIDES = {  # of the two opposite edges' labels: what the camera does
-    ("left", "left"): "pan_right",
-    ("right", "right"): "pan_left",
-    ("down", "down"): "tilt_up",
-    ("up", "up"): "tilt_down",
-    ("static", "static"): STATIC,
-}
-_TOP_AND_DOWN = _SIDES | {("up", "down"): "zoom_in", ("down", "up"): "zoom_out"}
-_LEFT_AND_RIGHT = _SIDES | {("left", "right"): "zoom_in", ("right", "left"): "zoom_out"}
-
-
 def vbench_labels(
     start: npt.NDArray[np.float64], end: npt.NDArray[np.float64], *, height: int, width: int
 ) -> frozenset[str]:
     """Name camera moves by VBench's rule, with its quirks: a zoom may also be called a pan.
 
     Args:
-        start, end: `[10, 10, 2]` as (x, y) in pixels, rows from the top.
-        height, width: Of the frame.
+        start, end, height, width: See `camera_moves`.
 
     Returns:
         Some of the first six of `LABELS`, or `static`; empty where no rule fits.
-
-    Source: VBench, vbench2_beta_i2v/camera_motion.py.
     """
-    middle = _GRID // 2
-    still = VBENCH_STILL_SHARE * min(height, width)
-    # VBench cuts coordinates off at the point.
-    ways = np.trunc(end) - np.trunc(start)
-
-    def directions(row: int, column: int) -> list[str]:
-        x, y = ways[row, column]
-        found = ["right"] * bool(x > still) + ["left"] * bool(x < -still)
-        found += ["down"] * bool(y > still) + ["up"] * bool(y < -still)
-        return found or ["static"]
-
-    def pairs(rule: dict[tuple[str, str], str], one: list[str], other: list[str]) -> set[str]:
-        return {rule[pair] for a in one for b in other if (pair := (a, b)) in rule}
-
-    found = pairs(_TOP_AND_DOWN, directions(0, middle), directions(-1, middle))
-    found |= pairs(_LEFT_AND_RIGHT, directions(middle, 0), directions(middle, -1))
+    found = camera_moves(start, end, height=height, width=width) - {"None"}
     return frozenset(found - {STATIC} or found)
 
 

@@ -1,9 +1,9 @@
 """Read a video once: the frames that are measured, their times, and what is wrong with the file.
 
-Frames are taken about `SAMPLES_PER_SECOND` times a second and scaled until the longer side is
-`LONGER_SIDE`. Faults are named: a file that cannot be measured is a `DataError`, what can be
-measured but is odd is a note. Files may come from strangers: sizes, lengths and formats are
-bounded, and playlists, which name other files, are not opened.
+Frames are taken about eight times a second, as VBench's dynamic degree does, and scaled until the
+longer side is `LONGER_SIDE`. Faults are named: a file that cannot be measured is a `DataError`,
+what can be measured but is odd is a note. Files may come from strangers: sizes, lengths and formats
+are bounded, and playlists, which name other files, are not opened.
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from motionmerge.errors import DataError
+from motionmerge.evaluation.vbench.rules import sampling_interval
 
 LONGER_SIDE = 512
 """Pixels: larger frames are scaled down to it."""
 
 SHORTER_SIDE = 192
 """Pixels: smaller frames are scaled up to it, because optical flow is biased in small ones."""
-
-SAMPLES_PER_SECOND = 8
-"""Every `max(1, round(frame_rate / 8))`-th frame is measured, as VBench's dynamic degree does."""
 
 MAX_SAMPLES = 241
 """Thirty seconds; of a longer video only its beginning is measured, and a note says so."""
@@ -212,7 +210,7 @@ def _check_size(height: int, width: int) -> None:
 
 def _collect(frames: Iterator[tuple[Picture, float | None]], stated: _Stated) -> Clip:
     """Read all frames once; keep every `interval`-th one scaled, and the first as it is."""
-    interval = max(1, round(stated.rate / SAMPLES_PER_SECOND))
+    interval = sampling_interval(stated.rate)
     first: Picture | None = None
     before: Picture | None = None
     samples: list[Picture] = []

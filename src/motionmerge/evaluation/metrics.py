@@ -21,27 +21,28 @@ class Metric:
 
     Args:
         name: Letters, digits and `_`; what is like a metric of VBench but not it has a suffix.
-        unit: Of the value; empty for a share or a similarity.
         about: What it says, in a few words.
+        unit: Of the value; empty for a share or a similarity.
         group: See `Group`.
         is_label: The value is a word.
     """
 
     name: str
-    unit: str
     about: str
+    unit: str = ""
     group: Group = "clip"
     is_label: bool = False
 
 
-_DISTANCES = (1, 2, 4, 8, 16)
+DRIFT_DISTANCES = (1, 2, 4, 8, 16)
+"""Samples between two frames that are compared, an eighth of a second each."""
 
 METRICS = {
     metric.name: metric
     for metric in (
         Metric(name="width", unit="px", about="width of the file's frames"),
         Metric(name="height", unit="px", about="height of the file's frames"),
-        Metric(name="num_frames", unit="", about="frames in the file"),
+        Metric(name="num_frames", about="frames in the file"),
         Metric(name="frame_rate", unit="frames/s", about="frames per second"),
         Metric(name="seconds", unit="s", about="length of what was measured"),
         Metric(
@@ -58,27 +59,23 @@ METRICS = {
         ),
         Metric(
             name="camera_label",
-            unit="",
             about="dominant camera move of the whole clip",
             is_label=True,
         ),
         Metric(
             name="camera_amplitude",
-            unit="",
             about="how far it carries the picture, share of the width",
         ),
-        Metric(name="camera_pan", unit="", about="share of the width; to the right is positive"),
-        Metric(name="camera_tilt", unit="", about="share of the width; up is positive"),
-        Metric(name="camera_zoom", unit="", about="factor; above 1 is in"),
+        Metric(name="camera_pan", about="share of the width; to the right is positive"),
+        Metric(name="camera_tilt", about="share of the width; up is positive"),
+        Metric(name="camera_zoom", about="factor; above 1 is in"),
         Metric(name="camera_roll", unit="degrees", about="clockwise is positive"),
         Metric(
             name="camera_following",
-            unit="",
             about="share of textured pixels that follow the camera's move",
         ),
         Metric(
             name="camera_labels_dis",
-            unit="",
             about="moves by VBench's rule, joined by +",
             is_label=True,
         ),
@@ -87,48 +84,37 @@ METRICS = {
             unit="px",
             about="largest length for which VBench's rule says yes",
         ),
-        Metric(name="dynamic_degree_dis", unit="", about="VBench's rule of dynamic degree: 1 or 0"),
+        Metric(name="dynamic_degree_dis", about="VBench's rule of dynamic degree: 1 or 0"),
         Metric(
             name="temporal_flickering",
-            unit="",
             about="VBench's, to the letter; 1 is no change at all",
         ),
         Metric(
             name="warp_error",
-            unit="",
             about="mean difference after following the flow, share of white",
         ),
-        Metric(name="warp_valid", unit="", about="share of pixels that are seen in both frames"),
-        Metric(name="jerk", unit="", about="mean change of the flow over its mean length"),
-        Metric(name="frozen_share", unit="", about="share of the clip in which nothing moves"),
-        Metric(name="looping_share", unit="", about="share of frames that came before"),
+        Metric(name="warp_valid", about="share of pixels that are seen in both frames"),
+        Metric(name="jerk", about="mean change of the flow over its mean length"),
+        Metric(name="frozen_share", about="share of the clip in which nothing moves"),
+        Metric(name="looping_share", about="share of frames that came before"),
         *(
-            Metric(
-                name=f"drift_ssim_{distance}", unit="", about=f"structure kept over {distance}/8 s"
-            )
-            for distance in _DISTANCES
+            Metric(name=f"drift_ssim_{distance}", about=f"structure kept over {distance}/8 s")
+            for distance in DRIFT_DISTANCES
         ),
         *(
-            Metric(
-                name=f"drift_color_{distance}", unit="", about=f"colors kept over {distance}/8 s"
-            )
-            for distance in _DISTANCES
+            Metric(name=f"drift_color_{distance}", about=f"colors kept over {distance}/8 s")
+            for distance in DRIFT_DISTANCES
         ),
         Metric(
             name="first_frame_psnr", unit="dB", about="first frame against the photo", group="photo"
         ),
-        Metric(
-            name="first_frame_ssim", unit="", about="first frame against the photo", group="photo"
-        ),
+        Metric(name="first_frame_ssim", about="first frame against the photo", group="photo"),
         Metric(
             name="camera_agreement",
-            unit="",
             about="label is the move that the prompt names",
             group="prompt",
         ),
-        Metric(
-            name="camera_motion_dis", unit="", about="the same by VBench's rule", group="prompt"
-        ),
+        Metric(name="camera_motion_dis", about="the same by VBench's rule", group="prompt"),
     )
 }
 """Every metric by name, in the order of tables."""

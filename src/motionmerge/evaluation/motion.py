@@ -38,7 +38,14 @@ from motionmerge.evaluation.flow import (
     to_gray,
     warped,
 )
+from motionmerge.evaluation.metrics import DRIFT_DISTANCES
 from motionmerge.evaluation.similarity import color_histogram, color_overlap, ssim_map
+from motionmerge.evaluation.vbench.rules import (
+    DYNAMIC_LENGTH,
+    DYNAMIC_SIDE,
+    DYNAMIC_TOP,
+    needed_pairs,
+)
 
 REFERENCE_WIDTH = 512
 """Pixels: the width of the frame in which lengths are stated."""
@@ -48,15 +55,6 @@ FROZEN_SHARE = 1e-4
 
 FROZEN_PIXELS = 0.02
 """Of the file's frames, if they are small: what codecs make of still pictures."""
-
-DYNAMIC_SIDE, DYNAMIC_LENGTH = 256, 6.0
-"""VBench: a pair is dynamic above 6 px if the shorter side has 256."""
-
-DYNAMIC_TOP = 0.05
-"""VBench: the length of a pair is the mean of the longest twentieth of its vectors."""
-
-DRIFT_DISTANCES = (1, 2, 4, 8, 16)
-"""Samples between two frames that are compared, an eighth of a second each."""
 
 LOOP_GAP = 3
 """Samples: a frame that looks like one before is no loop unless it is that much later."""
@@ -291,7 +289,7 @@ def _dynamic(
 
     The largest length for which the rule says yes is kept, so that any threshold can be asked for.
     """
-    need = max(1, round(4 * num_samples / 16))
+    need = max(1, needed_pairs(num_samples))
     scale = DYNAMIC_SIDE / min(height, width)
     ranked = sorted(top, reverse=True)
     threshold = ranked[need - 1] * scale if len(ranked) >= need else 0.0

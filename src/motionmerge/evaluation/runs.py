@@ -22,6 +22,7 @@ from motionmerge.evaluation import camera, clips, motion
 from motionmerge.evaluation.metrics import FAILURE, METRICS, NOTES, Group, Value
 from motionmerge.evaluation.similarity import psnr, ssim
 from motionmerge.evaluation.sources import VideoSource
+from motionmerge.evaluation.vbench.rules import SAMPLES_PER_SECOND
 from motionmerge.io.hashing import hash_file
 from motionmerge.io.video import fit_image, load_image
 
@@ -307,7 +308,7 @@ def clip_config() -> str:
         opencv=cv2.__version__.split(".")[:2],
         longer=clips.LONGER_SIDE,
         shorter=clips.SHORTER_SIDE,
-        rate=clips.SAMPLES_PER_SECOND,
+        rate=SAMPLES_PER_SECOND,
         most=clips.MAX_SAMPLES,
     )
 

@@ -78,7 +78,7 @@ def _or_none(value: float) -> float | None:
 
 
 def summarise(measured: Sequence[Measured]) -> Summary:
-    """Summarise videos; those that cannot be measured are only counted."""
+    """Summarise videos; a video that cannot be measured is only counted."""
     whole = [one for one in measured if one.failure is None]
     means, nums = {}, {}
     for name, metric in METRICS.items():

@@ -70,6 +70,17 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
+def preset_named(name: str) -> Preset:
+    """Return a preset.
+
+    Raises:
+        ConfigError: There is none of this name.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"There is no preset {name!r}.", fix=fix_unknown_name(name, PRESETS))
+    return PRESETS[name]
+
+
 @dataclass(frozen=True)
 class VideoNetwork:
     """A network that turns clips into features.
@@ -166,8 +177,7 @@ def clip_features(
         ConfigError: There is no such preset.
         DataError: No video has features, or the folder cannot be written.
     """
-    if preset not in PRESETS:
-        raise ConfigError(f"There is no preset {preset!r}.", fix=fix_unknown_name(preset, PRESETS))
+    preset_named(preset)
     found, failures = [], {}
     for path in paths:
         try:

@@ -19,11 +19,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: It cannot be read, is too long or too deep, or holds something else.
     """
     try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_BYTES + 1)
-        if len(text) > _MAX_BYTES:
-            raise ValueError(f"it has more than {_MAX_BYTES} bytes")
-        value = json.loads(text)
+        value = load_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"Cannot read {path}: {str(error)[:300]}", fix="Download it again."
@@ -33,3 +29,18 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} holds no mapping but a {type(value).__name__}.", fix="Download it again."
         )
     return value
+
+
+def load_json(path: Path, *, most_bytes: int = _MAX_BYTES) -> Any:
+    """Load a JSON file of any kind, for callers that name its faults in their own words.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is too long, or no JSON.
+        RecursionError: It is too deep.
+    """
+    with path.open("rb") as file:
+        text = file.read(most_bytes + 1)
+    if len(text) > most_bytes:
+        raise ValueError(f"it has more than {most_bytes} bytes")
+    return json.loads(text)

@@ -310,7 +310,22 @@ def read_video(path: str | Path) -> tuple[torch.Tensor, float]:
         `[frames, 3, height, width]` float in [0, 1], and its frames per second.
 
     Raises:
-        DataError: The file is missing, damaged, holds no frame, or would not fit into 4 GiB.
+        DataError: As `read_frames`.
+    """
+    frames, rate = read_frames(path)
+    video = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+    return video.float() / 255, rate
+
+
+def read_frames(path: str | Path) -> tuple[npt.NDArray[np.uint8], float]:
+    """Read a whole video as it is decoded.
+
+    Returns:
+        `[frames, height, width, 3]` uint8, and its frames per second.
+
+    Raises:
+        DataError: The file is missing, damaged, holds no frame, or would not fit into 4 GiB as
+            floats.
     """
     frames: list[npt.NDArray[np.uint8]] = []
     try:
@@ -331,8 +346,7 @@ def read_video(path: str | Path) -> tuple[torch.Tensor, float]:
         raise DataError(f"Cannot read {path}: {error}", fix="Check the file.") from error
     if not frames:
         raise DataError(f"{path} holds no frame.", fix="Check the file.")
-    video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
-    return video.float() / 255, rate
+    return np.stack(frames), rate
 
 
 def read_video_metadata(path: str | Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ import numpy.typing as npt
 import torch
 
 from motionmerge.errors import ShapeError
+from motionmerge.evaluation.flow import dense_flow, to_gray
+from motionmerge.evaluation.similarity import MAX_PSNR
 from motionmerge.models.pocket.language import Actor, Program
 from motionmerge.models.pocket.world import (
     COLOR_VALUES,
@@ -34,7 +36,6 @@ REST_DEGREE = 1.0  # pixels: less than this is a camera at rest
 MIN_PATH_SHARE = 0.35  # of the true path, for a move that counts as made
 AREA_BAND = (0.5, 1.7)  # of the first area, for an object that counts as still there
 COPY_SHARE = 0.15  # of the first area, for a second blob that counts as a leftover
-MAX_PSNR = 100.0  # decibels, of equal pictures
 # Real clips overlap by 0.76 and more; an object in two equal pieces overlaps by 0.5 at most.
 MIN_OVERLAP = 0.6  # with the object as it was drawn, for one that keeps its shape
 # Lost are 0.16 at most in 99 of 100 real clips and 0.43 in whole generated ones; 0.5 and more when
@@ -225,20 +226,6 @@ def psnr(picture: FloatArray, reference: FloatArray, *, where: Mask | None = Non
     error = np.square(picture - reference)
     mean = float((error if where is None else error[where]).mean())
     return MAX_PSNR if mean <= 10 ** (-MAX_PSNR / 10) else -10 * math.log10(mean)
-
-
-def to_gray(frames: FloatArray) -> npt.NDArray[np.uint8]:
-    """Convert `[frames, height, width, 3]` to luma: contiguous 8-bit pictures for DIS."""
-    luma = frames @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    return np.ascontiguousarray((luma.clip(0, 1) * 255).round().astype(np.uint8))
-
-
-def dense_flow(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> FloatArray:
-    """Compute where each pixel of `first` goes: flow `[height, width, 2]` (x, y) in pixels."""
-    # The coarser presets are biased by up to 0.2 px.
-    method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    start = np.zeros((*first.shape, 2), dtype=np.float32)
-    return np.asarray(method.calc(first, second, start), dtype=np.float32)
 
 
 def fit_similarity(flow: FloatArray, *, where: Mask) -> CameraMove:

@@ -168,7 +168,7 @@ def _plain(text: str) -> str:
 
 
 def _ordered(renames: Mapping[str, str], present: set[str]) -> dict[str, str]:
-    """Order renames so that none overwrites a file; leave out those that form a ring."""
+    """Order renames so that none overwrites a file; leave out renames that form a ring."""
     waiting, there, ordered = dict(renames), set(present), {}
     while ready := [old for old, new in waiting.items() if new not in there]:
         for old in ready:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from motionmerge.errors import DataError, ShapeError
 from motionmerge.evaluation.backbones.protocol import FlowNetwork, ImageEncoder
@@ -20,7 +21,7 @@ from motionmerge.evaluation.vbench import rules
 from motionmerge.evaluation.vbench.frames import Era
 from motionmerge.evaluation.vbench.sources import Networks
 from motionmerge.evaluation.vbench.suite import SuiteClip
-from motionmerge.io.video import load_image, read_video
+from motionmerge.io.video import load_image, read_frames
 
 _AT_ONCE = 16
 """Frames that go through a network together."""
@@ -79,9 +80,7 @@ def decode(clip: SuiteClip) -> Decoded:
     Raises:
         DataError: It cannot be read.
     """
-    video, fps = read_video(clip.path)
-    frames = (video.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
-    return Decoded(clip, frames, fps)
+    return Decoded(clip, *read_frames(clip.path))
 
 
 def measure_of(dimension: str, networks: Networks, *, era: Era) -> Measure:
@@ -92,8 +91,18 @@ def measure_of(dimension: str, networks: Networks, *, era: Era) -> Measure:
         ConfigError: A plugin fails.
     """
     builders: Mapping[str, Callable[[], Measure]] = {
-        "i2v_subject": lambda: partial(_i2v_subject, networks.dino(), era),
-        "i2v_background": lambda: partial(_i2v_background, networks.dreamsim(), era),
+        "i2v_subject": lambda: partial(
+            _i2v,
+            networks.dino(),
+            prepare.i2v_subject_image,
+            partial(prepare.i2v_subject_frames, era=era),
+        ),
+        "i2v_background": lambda: partial(
+            _i2v,
+            networks.dreamsim(),
+            prepare.dreamsim_image,
+            partial(prepare.dreamsim_frames, era=era),
+        ),
         "camera_motion": lambda: partial(_camera_motion, networks.plugin("cotracker")),
         "subject_consistency": lambda: partial(
             _consistency, networks.dino(), prepare.subject_frames
@@ -124,19 +133,16 @@ def _first_image(clip: SuiteClip) -> Path:
     return clip.image
 
 
-def _i2v_subject(network: ImageEncoder, era: Era, decoded: Decoded) -> DimensionValues:
+def _i2v(
+    network: ImageEncoder,
+    prepared_image: Callable[[Image.Image], torch.Tensor],
+    prepared: Callable[[torch.Tensor], torch.Tensor],
+    decoded: Decoded,
+) -> DimensionValues:
     image = load_image(_first_image(decoded.clip))
     decoded.require(2)
-    first = network.encode(prepare.i2v_subject_image(image))[0]
-    frames = _features(network, prepare.i2v_subject_frames(decoded.pixels(), era=era))
-    return DimensionValues(rules.similarity_to_image(first, frames))
-
-
-def _i2v_background(network: ImageEncoder, era: Era, decoded: Decoded) -> DimensionValues:
-    image = load_image(_first_image(decoded.clip))
-    decoded.require(2)
-    first = network.encode(prepare.dreamsim_image(image))[0]
-    frames = _features(network, prepare.dreamsim_frames(decoded.pixels(), era=era))
+    first = network.encode(prepared_image(image))[0]
+    frames = _features(network, prepared(decoded.pixels()))
     return DimensionValues(rules.similarity_to_image(first, frames))
 
 

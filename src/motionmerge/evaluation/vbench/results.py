@@ -18,6 +18,7 @@ from motionmerge.evaluation.vbench.run import DimensionRow
 from motionmerge.evaluation.vbench.suite import CAMERA_MOVES, SuiteClip
 from motionmerge.evaluation.vbench.total import DIMENSIONS, IN_NO_TOTAL
 from motionmerge.io.atomic import atomic_path
+from motionmerge.io.json_file import load_json
 
 _SUFFIX = "_eval_results.json"
 _MOST_BYTES = 256 << 20
@@ -157,11 +158,7 @@ def read_scores(paths: Iterable[Path]) -> dict[str, float]:
 
 def _scores_of(path: Path) -> dict[str, float]:
     try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1)
-        if len(text) > _MOST_BYTES:
-            raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
-        value = json.loads(text)
+        value = load_json(path, most_bytes=_MOST_BYTES)
         found = _of_fastvideo(value) if isinstance(value, list) else _of_vbench(value)
         bad = [name for name, score in found.items() if not math.isfinite(score)]
         if bad or not found:

@@ -2,20 +2,34 @@
 
 Each rule is the published one, with what is odd in it: `needed_pairs` rounds halves to even, two
 sampled frames always count as dynamic, and the camera rule looks beside the middle of an edge.
+`measure` applies the same rules to optical flow, without torch: only those on features import it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise, product
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.nn import functional as F
 
-Features = torch.Tensor
+from motionmerge.lazy_torch import torch
+
+Features: TypeAlias = "torch.Tensor"
 FloatArray = npt.NDArray[np.float64]
+
+SAMPLES_PER_SECOND = 8
+"""How many frames a second dynamic_degree looks at, about."""
+
+DYNAMIC_SIDE, DYNAMIC_LENGTH = 256, 6.0
+"""A pair is dynamic above 6 px if the shorter side has 256."""
+
+DYNAMIC_TOP = 0.05
+"""The length of a pair is the mean of the longest twentieth of its vectors."""
+
+STILL_SHARE = 0.005
+"""Of the shorter side: a point of the camera rule that goes no farther counts as static."""
 
 GRID = 10
 """Points of a side of the grid that the camera rule follows."""
@@ -25,7 +39,8 @@ _MIDDLE = 5  # of 0..9: beside the middle, and so in VBench
 
 def cosine(first: Features, second: Features) -> FloatArray:
     """Return the cosines of vectors along the last axis, negative ones as 0."""
-    return F.cosine_similarity(first.double(), second.double(), dim=-1).clamp(min=0).numpy()
+    cosines = torch.nn.functional.cosine_similarity(first.double(), second.double(), dim=-1)
+    return cosines.clamp(min=0).numpy()
 
 
 def similarity_to_image(image: Features, frames: Features) -> float:
@@ -68,18 +83,18 @@ def smoothness(frames: npt.NDArray[np.uint8], between: Sequence[npt.NDArray[np.u
 
 def sampling_interval(fps: float) -> int:
     """Return how many frames dynamic_degree goes on at once: about eight frames a second."""
-    return max(1, round(fps / 8))
+    return max(1, round(fps / SAMPLES_PER_SECOND))
 
 
 def flow_score(flow: torch.Tensor) -> float:
     """Return the mean length of the largest 5 % of a flow `[height, width, 2]`, in pixels."""
     lengths = flow.float().norm(dim=-1).flatten()
-    return float(lengths.sort(descending=True).values[: int(lengths.numel() * 0.05)].mean())
+    return float(lengths.sort(descending=True).values[: int(lengths.numel() * DYNAMIC_TOP)].mean())
 
 
 def dynamic_threshold(height: int, width: int) -> float:
     """Return the score above which a pair moves, in pixels."""
-    return 6.0 * min(height, width) / 256
+    return DYNAMIC_LENGTH * min(height, width) / DYNAMIC_SIDE
 
 
 def needed_pairs(num_frames: int) -> int:
@@ -115,27 +130,35 @@ def camera_labels(tracks: npt.ArrayLike, *, height: int, width: int) -> tuple[st
     Returns:
         Sorted labels such as `pan_left`; `None` stands for points that move in no known way.
     """
-    points = np.asarray(tracks, dtype=np.float64)
-    ends = np.trunc(points[[0, -1]]).reshape(2, GRID, GRID, 2)
-    moved = ends[1] - ends[0]
-    limit = 0.005 * min(height, width)
-    middle, last = _MIDDLE, GRID - 1
-    top, down = (_directions(moved[row, middle], limit) for row in (0, last))
-    left, right = (_directions(moved[middle, column], limit) for column in (0, last))
-    found = {_TOP_DOWN.get(pair, "None") for pair in product(top, down)}
-    found |= {_LEFT_RIGHT.get(pair, "None") for pair in product(left, right)}
+    points = np.asarray(tracks, dtype=np.float64)[[0, -1]].reshape(2, GRID, GRID, 2)
+    found = camera_moves(*points, height=height, width=width)
     for lesser in ("static", "None"):
         if len(found) > 1:
             found.discard(lesser)
     return tuple(sorted(found))
 
 
+def camera_moves(start: FloatArray, end: FloatArray, *, height: int, width: int) -> set[str]:
+    """Name all that pairs of opposite edges say of the camera, `static` and `None` among it.
+
+    Args:
+        start: Where the points are at first, `[10, 10, 2]` as (x, y) in pixels, rows from the top.
+        end: Where they are at last; both are cut to whole pixels.
+        height: Of the frames.
+        width: Of the frames.
+
+    Source: VBench, vbench2_beta_i2v/camera_motion.py.
+    """
+    moved = np.trunc(end) - np.trunc(start)
+    limit = STILL_SHARE * min(height, width)
+    middle, last = _MIDDLE, GRID - 1
+    top, down = (_directions(moved[row, middle], limit) for row in (0, last))
+    left, right = (_directions(moved[middle, column], limit) for column in (0, last))
+    found = {_TOP_DOWN.get(pair, "None") for pair in product(top, down)}
+    return found | {_LEFT_RIGHT.get(pair, "None") for pair in product(left, right)}
+
+
 def _directions(moved: FloatArray, limit: float) -> list[str]:
-    across, along = moved
-    names = (
-        (across > limit, "right"),
-        (across < -limit, "left"),
-        (along > limit, "down"),
-        (along < -limit, "up"),
-    )
+    x, y = moved
+    names = ((x > limit, "right"), (x < -limit, "left"), (y > limit, "down"), (y < -limit, "up"))
     return [name for holds, name in names if holds] or ["static"]

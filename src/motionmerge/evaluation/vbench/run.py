@@ -189,29 +189,18 @@ def run(
 
 def _measured(job: Job, measure: Callable[..., Any]) -> DimensionRow:
     digest, metric, config, video = job.key
+    value, details = None, {}
     try:
         found = measure(decode(job.clip))
     except (DataError, ShapeError) as error:  # a plugin that fails ends the run
-        return DimensionRow(
-            clip=digest,
-            metric=metric,
-            value=None,
-            config=config,
-            video=video,
-            details={"fault": error.message},
-        )
-    if not math.isfinite(found.value):
-        fault = {"fault": f"the network gave {found.value}"}
-        return DimensionRow(
-            clip=digest, metric=metric, value=None, config=config, video=video, details=fault
-        )
+        details = {"fault": error.message}
+    else:
+        if math.isfinite(found.value):
+            value, details = found.value, dict(found.details)
+        else:
+            details = {"fault": f"the network gave {found.value}"}
     return DimensionRow(
-        clip=digest,
-        metric=metric,
-        value=found.value,
-        config=config,
-        video=video,
-        details=dict(found.details),
+        clip=digest, metric=metric, value=value, config=config, video=video, details=details
     )
 
 

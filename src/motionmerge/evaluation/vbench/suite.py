@@ -6,7 +6,6 @@ its prompt is its name without a number at its end.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from typing import Any
 
 from motionmerge.errors import DataError
 from motionmerge.evaluation.vbench.total import DIMENSIONS
+from motionmerge.io.json_file import load_json
 
 NUM_SAMPLES = 5
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webm", ".mov", ".mkv", ".avi", ".webp")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_MOST_BYTES = 64 << 20
 
 CAMERA_MOVES: Mapping[str, str] = {
     "camera pans left": "pan_left",
@@ -73,12 +72,7 @@ def read_suite(path: Path) -> list[Entry]:
         DataError: It cannot be read, or is no such list.
     """
     try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1)
-        if len(text) > _MOST_BYTES:
-            raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
-        values = json.loads(text)
-        return [_entry(value) for value in values]
+        return [_entry(value) for value in load_json(path)]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(
             f"{path} is no list of VBench-I2V's prompts: {str(error)[:200]}",
@@ -156,7 +150,7 @@ def clips_of_suite(
 
 
 def clips_of_folder(folder: Path, *, images: Path | None) -> list[SuiteClip]:
-    """Take every video of a folder, for all dimensions that its name and image allow.
+    """Return a clip for every video of a folder, with the dimensions that its name and image allow.
 
     Raises:
         DataError: There is no such folder.
