@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import math
@@ -9,6 +10,7 @@ import pkgutil
 import sys
 import types
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import diffusers
@@ -84,9 +86,15 @@ def variants() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "DDPMWuerstchenScheduler", {"scaler": 2.0}
 
 
+@cache
+def built(name: str, config: tuple[tuple[str, Any], ...]) -> Any:
+    """Build a scheduler once: some compute a schedule of 1000 steps for half a second."""
+    return CLASSES[name](**dict(config))
+
+
 def started(name: str, config: dict[str, Any], steps: int) -> Any:
-    """Build a scheduler and set its timesteps; None where it has no such number of steps."""
-    scheduler = CLASSES[name](**config)
+    """Give a new scheduler with its timesteps set; None where it has no such number of steps."""
+    scheduler = copy.deepcopy(built(name, tuple(config.items())))
     if name == "SCMScheduler":
         scheduler.set_timesteps(steps, intermediate_timesteps=1.3 if steps == 2 else None)
     elif name.startswith("Helios"):

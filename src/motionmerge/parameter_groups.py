@@ -74,7 +74,7 @@ def _first_group(patterns: tuple[tuple[str, str], ...], name: str) -> str | None
 
 
 def _anywhere(*patterns: tuple[str, str]) -> tuple[tuple[str, str], ...]:
-    """Let patterns fit anywhere in a name, not only at its beginning."""
+    """Make patterns fit anywhere in a name, not only at its beginning."""
     return tuple((group, f".*(?:{pattern})") for group, pattern in patterns)
 
 
