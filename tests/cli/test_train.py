@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import pytest
 from typer.testing import CliRunner
 
 from motionmerge.cli import app
@@ -14,6 +15,7 @@ from motionmerge.cli.train import PREFIX, Run
 from motionmerge.io.weights import open_weights
 from motionmerge.models.pocket.components import weights_path
 from motionmerge.training.pocket.runs import RUNS
+from motionmerge.training.pocket.video import VideoObjective
 
 
 def train(*arguments: str):
@@ -29,7 +31,11 @@ def test_a_dry_run_shows_the_settings_and_trains_nothing(tmp_path: Path):
     assert not folder.exists()
 
 
-def test_a_base_and_its_stage_one_are_trained_and_say_so_in_their_headers(tmp_path: Path):
+def test_a_base_and_its_stage_one_are_trained_and_say_so_in_their_headers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Drawing the 1500 pictures of the pool takes longer than a step; 20 do here.
+    monkeypatch.setitem(VideoObjective.__init__.__kwdefaults__, "num_canvases", 20)
     base, tuned = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
     short = ["--steps", "1", "--batch-size", "2", "--precision", "no", "--json"]
     first = train("pocket-base", *short, "-o", str(base), "--run-folder", str(tmp_path / "b"))
