@@ -68,3 +68,19 @@ def test_a_video_that_cannot_be_measured_is_named_and_fails(folder, tmp_path):
     assert result.stdout.startswith("! empty.mp4")
     assert "1 measured, 1 cannot be" in result.stdout
     assert run(tmp_path / "none.mp4").exit_code == 2
+
+
+def test_a_name_from_a_stranger_does_not_command_the_terminal(folder, tmp_path):
+    video = tmp_path / "\x1b[2Jx.mp4"
+    video.write_bytes((folder / "still.mp4").read_bytes())
+    result = run(video, "--fail-when", "motion_degree < 2")
+    assert result.exit_code == 1
+    assert "fail when motion_degree < 2: ?[2Jx.mp4" in result.stdout
+    assert "\x1b" not in result.output
+
+
+def test_the_summary_of_the_whole_does_not_stay_beside_a_part(folder, tmp_path):
+    assert run(folder, "-o", tmp_path).exit_code == 0
+    assert (tmp_path / "summary.json").is_file()
+    assert run(folder, "-o", tmp_path, "--shard", "1/2").exit_code == 0
+    assert not (tmp_path / "summary.json").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -184,6 +185,9 @@ def test_a_condition_finds_the_videos_that_meet_it(text, num, whole):
     [
         ("motion_degre < 2", "motion_degree"),
         ("motion_degree < two", "no number"),
+        ("motion_degree < nan", "no number"),
+        ("motion_degree < 1e999", "no number"),
+        ("camera_label == pan", "no camera label"),
         ("motion_degree <", "not complete"),
         ("motion_degree < 2 xor jerk > 1", "xor"),
         ("__import__('os')", "Cannot read"),
@@ -195,3 +199,71 @@ def test_a_condition_finds_the_videos_that_meet_it(text, num, whole):
 def test_a_condition_that_is_none_is_refused(text, reason):
     with pytest.raises(ConfigError, match=reason):
         FailWhen.parse(text)
+
+
+def test_a_failure_that_may_pass_is_not_kept_and_good_rows_win(folder, tmp_path, monkeypatch):
+    def fail(_):
+        raise MemoryError
+
+    output = tmp_path / "rows"
+    output.mkdir()
+    video = [VideoSource(folder / "cat-seed1.mp4")]
+    with monkeypatch.context() as patched:
+        patched.setattr("motionmerge.evaluation.clips.read_clip", fail)
+        (failed,) = measure_videos(video, kept=Kept.in_folder(output, Shard()))
+    assert failed.failure == "MemoryError: "
+    (again,) = measure_videos(video, kept=Kept.in_folder(output, Shard()))
+    assert again.failure is None
+    rows = output / "rows.jsonl"
+    last = json.loads(rows.read_text().splitlines()[-1])
+    with rows.open("a") as file:
+        file.write(json.dumps({**last, "metric": "failure", "value": "of another day"}) + "\n")
+    (whole,) = measure_videos(video, kept=Kept.in_folder(output, Shard()))
+    assert whole.failure is None and whole.values == again.values
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"),
+    [
+        *(("motion_degree", value) for value in (True, "12", [1], 1e300, float("nan"))),
+        *(("frozen_share", value) for value in (-0.1, 1.5)),
+        *(("camera_label", value) for value in (1, False)),
+        ("failure", 0),
+    ],
+)
+def test_a_value_that_no_metric_can_have_is_not_read(metric, value, tmp_path):
+    good = {"clip": "a", "metric": "motion_degree", "value": 3.5, "config": "c"}
+    lines = [{**good, "metric": metric, "value": value}, good]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert list(read_rows(path)) == [Row(**good)]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_pipes_in_a_folder_are_not_waited_for(folder, tmp_path):
+    for name in ("other.jsonl", "a-seed1-0123456789abcdef.json", "photo.jpg", "pipe.mp4"):
+        os.mkfifo(tmp_path / name)
+    video = tmp_path / "a-seed1-0123456789abcdef.mp4"
+    video.write_bytes((folder / "cat-seed1.mp4").read_bytes())
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    os.mkfifo(photos / "x.png")
+    with pytest.raises(DataError, match="no photo"):
+        Photos.at(photos)
+    assert source_of(video, Photos()).prompt == "a cat and the camera pans left"
+    assert source_of(tmp_path / "pipe.mp4", Photos()).prompt is None
+    (piped,) = measure_videos([VideoSource(tmp_path / "pipe.mp4")])
+    assert piped.failure == "It is no file."
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match="no plain file"):
+        Kept.in_folder(tmp_path, Shard())
+
+
+@pytest.mark.parametrize("image", ["x" * 5000, "a\0b", "\ud800.jpg"], ids=["long", "NUL", "half"])
+def test_a_sidecar_that_names_what_no_file_can_be_called_names_no_photo(image, tmp_path):
+    video = tmp_path / "clip.mp4"
+    video.write_bytes(b"nothing")
+    video.with_suffix(".json").write_text(json.dumps({"image": image, "prompt": "half \ud800"}))
+    found = source_of(video, Photos())
+    assert found.photo is None
+    assert found.prompt == "half ?"

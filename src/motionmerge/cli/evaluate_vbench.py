@@ -13,6 +13,7 @@ import typer
 from motionmerge.cli.evaluate_fvd import FVD_EXAMPLE, fvd
 from motionmerge.cli.merge import counting_bar, parse_inputs
 from motionmerge.cli.options import MODEL, OUTPUT, JsonOption, ResultsOption
+from motionmerge.cli.printing import harmless
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.vbench.check import Checked
@@ -225,7 +226,7 @@ def _duration(seconds: float) -> str:
 def _print_faults(checked: Checked) -> None:
     kinds: dict[str, list[str]] = {}
     for fault in checked.faults:
-        kinds.setdefault(fault.kind, []).append(f"{fault.name} {fault.message}")
+        kinds.setdefault(fault.kind, []).append(harmless(f"{fault.name} {fault.message}"))
     for kind, texts in kinds.items():
         print(f"{kind}: {len(texts)}")
         for text in texts[:_FEW]:
@@ -264,7 +265,7 @@ def _print_scores(scores: Mapping[str, Score]) -> None:
         value = "      -  " if score.score is None else f"{100 * score.score:7.2f} %"
         print(f"{name:<24}{value}  n = {len(score.rows)}")
         for video, why in list(score.faults.items())[:_FEW]:
-            print(f"    not counted: {video}: {why}")
+            print(f"    not counted: {harmless(video)}: {harmless(why)}")
     _print_totals(
         _totals({name: one.score for name, one in scores.items() if one.score is not None})
     )

@@ -22,6 +22,7 @@ import typer
 
 from motionmerge.cli.help import VerbGroup
 from motionmerge.cli.options import print_version
+from motionmerge.cli.printing import harmless
 from motionmerge.errors import MotionMergeError
 from motionmerge.packages import missing_package
 
@@ -205,8 +206,7 @@ def _machine_error(error: Exception) -> str | None:
 
 def _fault(error: Exception) -> str:
     """Describe in one line an error that nobody foresaw."""
-    text = " ".join(str(error).split())
-    text = "".join(sign if sign.isprintable() else "?" for sign in text)[:_LONGEST_FAULT]
+    text = harmless(" ".join(str(error).split()))[:_LONGEST_FAULT]
     name = type(error).__name__ + (f": {text}" if text else "")
     return (
         f"Fault: {name.removesuffix('.')}. This should not happen; report it with the output of "

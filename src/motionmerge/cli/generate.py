@@ -331,6 +331,11 @@ def _check_files(
 
     files = [(path, "a video") for path in videos]
     if sheet is not None:
+        if sheet.suffix.lower() != ".png":
+            raise ConfigError(
+                f"{sheet} is no name of a PNG, and a PNG is what would be written.",
+                fix=f"Write e.g. --sheet {sheet.stem}.png.",
+            )
         files.append((sheet, "the sheet"))
     taken = {behind_links(path): what for path, what in read if path is not None}
     for path, what in files:

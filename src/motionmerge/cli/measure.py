@@ -12,6 +12,7 @@ import typer
 
 from motionmerge.cli.merge import counting_bar
 from motionmerge.cli.options import OUTPUT, JsonOption
+from motionmerge.cli.printing import harmless
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def measure(
     if output is not None:
         prepare_folder(output)
         kept = Kept.in_folder(output, part)
+        (output / SUMMARY_FILE).unlink(missing_ok=True)  # of another set of videos, or of a part
     with counting_bar(len(paths), shown=not as_json) as tell:
         sources = [source_of(path, photos) for path in paths]
         _warn_of_missing_photos(sources, wanted=images)
@@ -115,7 +117,7 @@ def measure(
                 sources,
                 kept=kept,
                 shard=part,
-                progress=lambda source: tell(source.path.name[-40:], 1),
+                progress=lambda source: tell(harmless(source.path.name[-40:]), 1),
             )
         )
     summary = summarise(measured)
@@ -137,7 +139,8 @@ def _warn_of_missing_photos(sources: Sequence[VideoSource], *, wanted: Path | No
     if wanted is not None and lacking:
         typer.echo(
             f"{len(lacking)} of {len(sources)} videos have no photo in {wanted}, e.g. "
-            f"{lacking[0]}. A photo is named as the video or its prompt; a single one is for all.",
+            f"{harmless(lacking[0])}. A photo is named as the video or its prompt; a single one is "
+            "for all.",
             err=True,
         )
 
@@ -207,7 +210,7 @@ def _print_lines(measured: Sequence[Measured], summary: Summary) -> None:
     width = min(40, max((len(one.source.path.name) for one in measured), default=0))
     for one in measured[:_MOST_LINES]:
         mark = "!" if one.failure or one.warnings else " "
-        print(f"{mark} {_short(one.source.path.name, width)}  {_line(one)}")
+        print(f"{mark} {_short(one.source.path.name, width)}  {harmless(_line(one))}")
     if len(measured) > _MOST_LINES:
         print(f"  .. and {len(measured) - _MOST_LINES} more")
     print()
@@ -232,7 +235,7 @@ def _print_means(summary: Summary) -> None:
 
 
 def _short(name: str, width: int) -> str:
-    name = "".join(sign if sign.isprintable() else "?" for sign in name)
+    name = harmless(name)
     return (name if len(name) <= width else f"{name[: width - 12]}..{name[-10:]}").ljust(width)
 
 
@@ -270,6 +273,6 @@ def _camera(one: Measured) -> str:
 def _print_failing(condition: FailWhen | None, failing: Sequence[Measured]) -> None:
     if condition is None:
         return
-    names = ", ".join(one.source.path.name for one in failing[:5])
+    names = harmless(", ".join(one.source.path.name for one in failing[:5]))
     more = f" and {len(failing) - 5} more" if len(failing) > 5 else ""
     print(f"fail when {condition.text}: {f'{names}{more}' if failing else 'no video'}")

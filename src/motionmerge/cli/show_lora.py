@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from motionmerge.cli.printing import harmless
 from motionmerge.errors import CheckpointError, ConfigError, MotionMergeError
 
 if TYPE_CHECKING:
@@ -90,11 +91,11 @@ def described(path: Path, *, base: Path | None) -> dict[str, Any]:
 def print_note(found: Mapping[str, Any]) -> None:
     """Print the description as a table of groups and lines; without lines around when piped."""
     if "cannot_be_used" in found:
-        print(f"a LoRA that cannot be used: {_clean(found['cannot_be_used'])}")
+        print(f"a LoRA that cannot be used: {harmless(found['cannot_be_used'])}")
         return
     print(f"a LoRA, names as {', '.join(found['styles'])}")
     if found["adapters"]:
-        print(f"adapters: {_clean(', '.join(found['adapters']))}")
+        print(f"adapters: {harmless(', '.join(found['adapters']))}")
     if found["modules"]:
         print(f"for {', '.join(found['modules'])}, as its header says")
     rows = [_row(name, group) for name, group in found["groups"].items()]
@@ -110,7 +111,7 @@ def print_note(found: Mapping[str, Any]) -> None:
     if found["strangers"]:
         print(f"{len(found['strangers']):,} of its layers or keys go nowhere:")
         for name, why in list(found["strangers"].items())[:_SHOWN]:
-            print(f"  {_clean(name)}: {_clean(why)}")
+            print(f"  {harmless(name)}: {harmless(why)}")
         if len(found["strangers"]) > _SHOWN:
             print(f"  ... {len(found['strangers']) - _SHOWN} more")
     if found["unused_strengths"]:
@@ -131,7 +132,7 @@ def _row(name: str, group: Mapping[str, Any]) -> tuple[str, ...]:
         _range(group["ranks"]),
         _range(group["alphas"]),
         _range(group["scales"]),
-        _clean(", ".join(group["origins"])),
+        harmless(", ".join(group["origins"])),
         "" if change is None else f"{change:.2%} of the weights",
     )
 
@@ -168,9 +169,4 @@ def _template(name: str) -> str:
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(_clean, names[:_SHOWN])) + more
-
-
-def _clean(text: str) -> str:
-    """Return a file's own words without what a terminal would obey."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
+    return ", ".join(map(harmless, names[:_SHOWN])) + more

@@ -24,6 +24,7 @@ from motionmerge.evaluation.similarity import psnr, ssim
 from motionmerge.evaluation.sources import VideoSource
 from motionmerge.evaluation.vbench.rules import SAMPLES_PER_SECOND
 from motionmerge.io.hashing import hash_file
+from motionmerge.io.paths import is_plain_file, open_plain_file
 from motionmerge.io.video import fit_image, load_image
 
 FORMAT = 1
@@ -34,8 +35,14 @@ AGREEMENT = 1e-9
 
 Values = Mapping[str, Value]
 
-_UNFORESEEN = (cv2.error, ArithmeticError, LookupError, RuntimeError, ValueError, MemoryError)
-"""Errors of libraries on unforeseen files: the video is reported, and the run goes on."""
+_UNFORESEEN = (
+    *(cv2.error, ArithmeticError, LookupError, RuntimeError, ValueError),
+    *(MemoryError, OSError),
+)
+"""Errors of libraries and of the machine: the video is reported, and the run goes on.
+
+They may pass, so that nothing is kept of such a video and the next run tries it again.
+"""
 
 
 @dataclass(frozen=True)
@@ -91,16 +98,41 @@ def _agree(first: Value, second: Value) -> bool:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file, skipping damaged lines."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                row = Row(**json.loads(line))
-            except (ValueError, TypeError, RecursionError):
-                continue
-            is_value = row.value is None or isinstance(row.value, (str, int, float))
-            if is_value and all(isinstance(part, str) for part in row.key):
-                yield row
+    """Yield the rows of a file, skipping damaged lines and values that no metric can have.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        with open_plain_file(path) as file:
+            for line in file:
+                try:
+                    row = Row(**json.loads(line))
+                except (ValueError, TypeError, RecursionError):
+                    continue
+                if all(isinstance(part, str) for part in row.key) and _is_possible(row):
+                    yield row
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error}", fix="Remove it, or correct it.") from error
+
+
+def _is_possible(row: Row) -> bool:
+    """Check type and range of a value that comes from a file."""
+    value, metric = row.value, METRICS.get(row.metric)
+    is_word = row.metric in (NOTES, FAILURE) or (metric is not None and metric.is_label)
+    if value is None or isinstance(value, str):
+        return value is None or is_word or metric is None
+    if is_word or isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    is_share = row.metric.endswith("_share") or row.metric in _SHARES
+    return abs(value) <= (1 if is_share else 1e12) and (value >= 0 or not is_share)
+
+
+_SHARES = (
+    *("camera_following", "temporal_flickering", "warp_valid", "dynamic_degree_dis"),
+    *("camera_agreement", "camera_motion_dis"),
+)
+"""Metrics in 0..1, besides those that are named a share."""
 
 
 @dataclass
@@ -129,9 +161,11 @@ class Kept:
         return kept
 
     def values(self, clip: str, config: str, needed: Iterable[str]) -> dict[str, Value] | None:
-        """Return a clip's values if all needed ones or its failure are kept, else None."""
+        """Return a clip's values if all needed ones are kept, else its failure, else None."""
         values = self.found.get((clip, config), {})
-        return values if FAILURE in values or set(needed) <= set(values) else None
+        if set(needed) <= set(values):
+            return {metric: value for metric, value in values.items() if metric != FAILURE}
+        return {FAILURE: values[FAILURE]} if FAILURE in values else None
 
     def add(self, clip: str, config: str, values: Values) -> None:
         """Keep values: one write for all of them.
@@ -276,8 +310,8 @@ def measure_videos(
 
 def _measure(source: VideoSource, kept: Kept, shard: Shard) -> Measured | None:
     try:
-        if not source.path.is_file():
-            raise DataError("It is no file.")
+        if not is_plain_file(source.path):
+            raise DataError("It is no file.", fix="Leave it out.")
         name = hash_file(source.path)
     except (OSError, DataError) as error:
         if shard.number != 1:  # without bytes it belongs to the first
@@ -289,7 +323,10 @@ def _measure(source: VideoSource, kept: Kept, shard: Shard) -> Measured | None:
     values = kept.values(name, config, [*metrics_of("clip"), NOTES])
     frame: clips.Picture | None = None
     if values is None:
-        values, frame = _measure_clip(source.path)
+        try:
+            values, frame = _measure_clip(source.path)
+        except _UNFORESEEN as error:
+            return Measured(source=source, clip=name, values={}, failure=_reason(error))
         kept.add(name, config, values)
     if FAILURE in values:
         return Measured(source=source, clip=name, values={}, failure=str(values[FAILURE]))
@@ -328,7 +365,7 @@ def _measure_clip(path: Path) -> tuple[dict[str, Value], clips.Picture | None]:
             **motion.measure_motion(clip),
             NOTES: "; ".join(clip.notes),
         }
-    except (MotionMergeError, *_UNFORESEEN) as error:
+    except MotionMergeError as error:
         return {FAILURE: _reason(error)}, None
     return values, clip.first
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from motionmerge.errors import DataError
 from motionmerge.evaluation.clips import SUFFIXES, read_comment
+from motionmerge.io.paths import exists, is_plain_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MOST_VIDEOS = 100_000
@@ -66,7 +67,7 @@ def find_videos(names: Sequence[str | Path]) -> list[Path]:
         path = Path(name).expanduser()
         if path.is_dir():
             found |= dict.fromkeys(_inside(path))
-        elif path.exists() or path.is_symlink():
+        elif exists(path) or path.is_symlink():
             found[path] = None
         else:
             # Path.glob takes no absolute pattern.
@@ -120,7 +121,11 @@ class Photos:
             return cls(one=path)
         if not path.is_dir():
             raise DataError(f"There are no photos at {path}.", fix="Give a photo or a folder.")
-        photos = [one for one in sorted(path.rglob("*")) if one.suffix.lower() in IMAGE_SUFFIXES]
+        photos = [
+            one
+            for one in sorted(path.rglob("*"))
+            if one.suffix.lower() in IMAGE_SUFFIXES and is_plain_file(one)
+        ]
         if not photos:
             raise DataError(f"There is no photo in {path}.", fix="Give a folder that holds some.")
         return cls(by_name={one.stem: one for one in reversed(photos)})
@@ -136,7 +141,7 @@ def source_of(path: Path, photos: Photos) -> VideoSource:
     ours, numbered = _OURS.fullmatch(path.stem), _NUMBERED.fullmatch(path.stem)
     about = {**_in_name(numbered), **_in_manifest(path, ours), **_beside(path), **_inside_of(path)}
     prompt, seed, image = about.get("prompt"), about.get("seed"), about.get("image")
-    prompt = prompt if isinstance(prompt, str) and prompt else None
+    prompt = _writable(prompt) if isinstance(prompt, str) and prompt else None
     names = [
         ours["id"] if ours else None,
         path.stem,
@@ -144,9 +149,14 @@ def source_of(path: Path, photos: Photos) -> VideoSource:
         _CAMERA.sub("", numbered["prompt"]) if numbered else None,
     ]
     photo = photos.of(names)
-    if photo is None and isinstance(image, Path) and image.is_file():
+    if photo is None and isinstance(image, Path) and is_plain_file(image):
         photo = image
-    return VideoSource(path, prompt, photo, seed if isinstance(seed, int) else None)
+    return VideoSource(path, prompt, photo, seed if type(seed) is int else None)
+
+
+def _writable(text: str) -> str:
+    """Replace halves of characters, which JSON can hold and no file."""
+    return text.encode(errors="replace").decode()
 
 
 def _in_name(numbered: re.Match[str] | None) -> dict[str, Any]:
@@ -168,7 +178,7 @@ def _manifest_rows(folder: Path) -> dict[str, dict[str, Any]]:
     """Read the manifests of a folder: prompt and image by id, where an id has one line."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        if path.stat().st_size > _MAX_MANIFEST:
+        if not is_plain_file(path) or path.stat().st_size > _MAX_MANIFEST:
             continue
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             row = _mapping(line)
@@ -187,7 +197,7 @@ def _beside(path: Path) -> dict[str, Any]:
     for suffix in (".json", ".txt"):
         sidecar = path.with_suffix(suffix)
         try:
-            if not sidecar.is_file() or sidecar.stat().st_size > _MAX_SIDECAR:
+            if not is_plain_file(sidecar) or sidecar.stat().st_size > _MAX_SIDECAR:
                 continue
             text = sidecar.read_text(encoding="utf-8", errors="replace")
         except OSError:
@@ -203,7 +213,7 @@ def _beside(path: Path) -> dict[str, Any]:
 
 def _inside_of(path: Path) -> dict[str, Any]:
     """Read our own metadata: prompt and seed."""
-    about = _mapping(read_comment(path))
+    about = _mapping(read_comment(path) if is_plain_file(path) else "")
     return {key: about[key] for key in ("prompt", "seed") if about.get(key) is not None}
 
 

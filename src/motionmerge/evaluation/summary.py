@@ -6,6 +6,7 @@ with its photo, where these are known, so that several seeds of one prompt are n
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections import Counter
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from motionmerge.errors import ConfigError
+from motionmerge.evaluation.camera import LABELS
 from motionmerge.evaluation.metrics import METRICS
 from motionmerge.evaluation.runs import Measured
 from motionmerge.evaluation.statistics import Estimate, bootstrap_mean
@@ -135,7 +137,7 @@ _GRAMMAR = "Write `NAME < NUMBER`, joined by `and` and `or`, such as `motion_deg
 
 @dataclass(frozen=True)
 class _Comparison:
-    """`NAME OP VALUE`, or `mean NAME OP VALUE`."""
+    """`NAME OP VALUE`, or `mean NAME OP VALUE`; of several words, `== WORD` asks for one."""
 
     metric: str
     sign: str
@@ -147,6 +149,8 @@ class _Comparison:
         found: Any = one.values.get(self.metric)
         if self.of_mean:
             found = summary.means[self.metric].value if self.metric in summary.means else None
+        if isinstance(self.value, str) and found is not None:
+            return (self.value in str(found).split("+")) == (self.sign == "==")
         return None if found is None else _COMPARE[self.sign](found, self.value)
 
 
@@ -225,10 +229,18 @@ def _comparison(tokens: list[str], text: str, *, of_mean: bool) -> _Comparison:
             raise ConfigError(
                 f"The metric `{name}` is a word.", fix=f"Write `{name} == WORD` or `!=`."
             )
+        if value not in LABELS:
+            raise ConfigError(f"`{value}` is no camera label.", fix=fix_unknown_name(value, LABELS))
         return _Comparison(name, sign, value, of_mean)
+    number = _number(value)
+    if number is None:
+        raise ConfigError(f"`{name}` is compared to `{value}`, which is no number.", fix=_GRAMMAR)
+    return _Comparison(name, sign, number, of_mean)
+
+
+def _number(text: str) -> float | None:
     try:
-        return _Comparison(name, sign, float(value), of_mean)
-    except ValueError as error:
-        raise ConfigError(
-            f"`{name}` is compared to `{value}`, which is no number.", fix=_GRAMMAR
-        ) from error
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from motionmerge.io.atomic import atomic_path
-from motionmerge.io.paths import behind_links
+from motionmerge.io.paths import behind_links, open_plain_file
 
 REMEMBERED_BYTES = 64 << 20
 """Smaller files are hashed each time."""
@@ -51,7 +51,7 @@ def hash_file(path: Path) -> str:
 
 def _hash(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as stream:
+    with open_plain_file(path) as stream:
         buffer = bytearray(1 << 20)
         while count := stream.readinto(buffer):
             digest.update(memoryview(buffer)[:count])

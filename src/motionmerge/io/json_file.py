@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from motionmerge.errors import CheckpointError
+from motionmerge.io.paths import open_plain_file
 
 _MAX_BYTES = 64 << 20
 """An index of shards has a line for each tensor; no configuration comes near it."""
@@ -39,7 +40,7 @@ def load_json(path: Path, *, most_bytes: int = _MAX_BYTES) -> Any:
         ValueError: It is too long, or no JSON.
         RecursionError: It is too deep.
     """
-    with path.open("rb") as file:
+    with open_plain_file(path) as file:
         text = file.read(most_bytes + 1)
     if len(text) > most_bytes:
         raise ValueError(f"it has more than {most_bytes} bytes")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
+from io import BufferedReader
 from pathlib import Path
 
 from motionmerge.errors import CheckpointError
@@ -23,6 +26,29 @@ def exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
+
+
+def is_plain_file(path: Path) -> bool:
+    """Check whether a file is there that can be read to its end; of names from strangers."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or that no file can have
+        return False
+
+
+def open_plain_file(path: Path) -> BufferedReader:
+    """Open a file for reading, unless it is a pipe or a device, at which reading may never end.
+
+    For files that we find by ourselves: a pipe that a person names is meant.
+
+    Raises:
+        OSError: It cannot be opened, or is no plain file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "It is no plain file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def path_of_weights(name: str | Path, *, folder: Path | None = None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from motionmerge.evaluation.vbench.results import (
     vbench_json,
     write_vbench,
 )
-from motionmerge.evaluation.vbench.run import ROWS_FILE, missing_files, plan, run
+from motionmerge.evaluation.vbench.run import ROWS_FILE, missing_files, plan, read_rows, run
 from motionmerge.evaluation.vbench.sources import Networks
 from motionmerge.evaluation.vbench.suite import clips_of_folder
 
@@ -185,3 +186,64 @@ def test_the_command_measures_checks_and_totals(folder, networks, tmp_path):
     found = call("total", output)
     assert "camera_motion" in found.output
     assert "without subject_consistency" in found.output
+
+
+@pytest.mark.parametrize(
+    "score", ["true", '"0.5"', "1.2", "-0.3", "1e999", "1" + "0" * 400, "null", "[0.5]"]
+)
+def test_a_score_that_cannot_be_is_refused(tmp_path, score):
+    path = tmp_path / "x_eval_results.json"
+    path.write_text(f'{{"camera_motion": [{score}, {{}}, []]}}')
+    with pytest.raises(DataError, match="camera_motion is "):
+        read_scores([path])
+    path.write_text(f'[{{"scores": {{"vbench.dynamic_degree": {{"score": {score}}}}}}}]')
+    if score == "null":  # FastVideo skipped the metric
+        return
+    with pytest.raises(DataError, match="dynamic_degree is "):
+        read_scores([path])
+
+
+ROW = {"clip": "c", "metric": "vbench.dynamic_degree", "config": "f", "video": "a.mp4"}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"value": True},
+        {"value": "0.5"},
+        {"value": 1.5},
+        {"value": float("nan")},
+        {"value": 1.0, "clip": 3},
+        {"value": 1.0, "details": []},
+        {"value": 1.0, "metric": "vbench.subject_consistency"},
+        {"value": 1.0, "metric": "vbench.camera_motion", "details": {"prompt_type": 3}},
+    ],
+    ids=str,
+)
+def test_a_line_that_no_run_can_have_written_is_refused(tmp_path, changed):
+    path = tmp_path / "vbench.jsonl"
+    path.write_text(json.dumps({**ROW, "details": {}, **changed}) + "\n{}\n")
+    with pytest.raises(DataError, match="line 1 is no result"):
+        list(read_rows(path))
+
+
+def test_a_fault_is_tried_again_and_contradictions_are_refused(tmp_path, networks):
+    lines = [{**ROW, "details": {}, "value": value} for value in (1.0, None, 1.0)]
+    path = tmp_path / "vbench.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run([], networks, era=ERAS[0], folder=tmp_path)
+    path.write_text(
+        "".join(json.dumps({**line}) + "\n" for line in [*lines, {**lines[0], "value": 0.0}])
+    )
+    with pytest.raises(DataError, match=r"as 1\.0 and 0\.0"):
+        run([], networks, era=ERAS[0], folder=tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_among_the_files_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "vbench.jsonl")
+    with pytest.raises(DataError, match="no plain file"):
+        list(read_rows(tmp_path / "vbench.jsonl"))
+    os.mkfifo(tmp_path / "x_eval_results.json")
+    with pytest.raises(DataError, match="no plain file"):
+        read_scores([tmp_path])

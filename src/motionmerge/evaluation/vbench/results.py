@@ -23,6 +23,7 @@ from motionmerge.io.json_file import load_json
 _SUFFIX = "_eval_results.json"
 _MOST_BYTES = 256 << 20
 _FASTVIDEO = "vbench."
+_ROUNDING = 1e-6
 _OF_CLIPS = ("subject_consistency", "background_consistency")
 
 
@@ -160,10 +161,12 @@ def _scores_of(path: Path) -> dict[str, float]:
     try:
         value = load_json(path, most_bytes=_MOST_BYTES)
         found = _of_fastvideo(value) if isinstance(value, list) else _of_vbench(value)
-        bad = [name for name, score in found.items() if not math.isfinite(score)]
-        if bad or not found:
-            raise ValueError(f"{bad[0]} is no number" if bad else "it holds no dimension")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        if not found:
+            raise ValueError("it holds no dimension")
+    except (
+        *(OSError, ValueError, TypeError, KeyError, AttributeError),
+        *(RecursionError, OverflowError),
+    ) as error:
         raise DataError(
             f"{path} is no result file: {str(error)[:200]}",
             fix=f"Give VBench's *{_SUFFIX}, or FastVideo's file of scores.",
@@ -176,8 +179,17 @@ def _of_vbench(value: Mapping[str, Any]) -> dict[str, float]:
     for name, content in value.items():
         if name not in DIMENSIONS or not isinstance(content, list) or not content:
             raise ValueError(f"`{str(name)[:60]}` is no dimension with a score")
-        found[name] = float(content[0])
+        found[name] = _score_in(name, content[0])
     return found
+
+
+def _score_in(name: str, score: object) -> float:
+    """Check that a dimension's score is a number in 0..1, as VBench aggregates all of them."""
+    if isinstance(score, bool) or not isinstance(score, (int, float)) or score != score:
+        raise ValueError(f"{name} is no number but {str(score)[:40]!r}")
+    if not -_ROUNDING <= score <= 1 + _ROUNDING:
+        raise ValueError(f"{name} is {str(score)[:40]}, and a score is between 0 and 1")
+    return float(score)
 
 
 def _of_fastvideo(value: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -189,5 +201,5 @@ def _of_fastvideo(value: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             if name.startswith(_FASTVIDEO) and dimension in DIMENSIONS:
                 score = result["score"]
                 if score is not None:  # a metric that was skipped
-                    each.setdefault(dimension, []).append(float(score))
+                    each.setdefault(dimension, []).append(_score_in(dimension, score))
     return {name: math.fsum(scores) / len(scores) for name, scores in each.items()}

@@ -6,26 +6,29 @@ dimension and configuration (networks, first image, resize rule, target of the c
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from motionmerge.errors import DataError, ShapeError
+from motionmerge.evaluation.runs import AGREEMENT, config_hash
 from motionmerge.evaluation.vbench.dimensions import clips_of, decode, measure_of
 from motionmerge.evaluation.vbench.frames import Era, antialias_of
 from motionmerge.evaluation.vbench.sources import PLUGINS, SOURCES, Networks
 from motionmerge.evaluation.vbench.suite import SuiteClip
 from motionmerge.evaluation.vbench.total import DIMENSIONS
 from motionmerge.io.hashing import hash_file
+from motionmerge.io.paths import open_plain_file
 
 ROWS_FILE = "vbench.jsonl"
 RULES = 1
 """Raised when a rule changes, so that older lines no longer count."""
+
+_ROUNDING = 1e-6
 
 _SECONDS = {
     "i2v_subject": 0.6,
@@ -117,8 +120,7 @@ def plan(
                 own["image"] = _hash(clip.image, hashes) if clip.image is not None else None
             if dimension == "camera_motion":
                 own["camera"] = clip.camera
-            config = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
-            jobs.append(Job(clip, dimension, _hash(clip.path, hashes), config))
+            jobs.append(Job(clip, dimension, _hash(clip.path, hashes), config_hash(**own)))
     return jobs
 
 
@@ -163,17 +165,17 @@ def run(
 
     Returns:
         The rows of all jobs, in their order. A clip that cannot be measured has a row that says
-        why.
+        why; the next run tries it again.
 
     Raises:
         CheckpointError: A weights file is another network's.
         DataError: The rows cannot be read or written.
     """
     path = folder / ROWS_FILE
-    known = {_key(row): row for row in read_rows(path)}
+    known = _joined(read_rows(path), path)
     waiting: dict[str, list[Job]] = {}
     for job in jobs:
-        if job.key not in known:
+        if job.key not in known or known[job.key].value is None:
             waiting.setdefault(job.dimension, []).append(job)
         else:
             progress(job.dimension)
@@ -181,7 +183,8 @@ def run(
         measure = measure_of(dimension, networks, era=era)
         for job in some:
             row = _measured(job, measure)
-            _append(path, row)
+            if row != known.get(job.key):  # the same fault again
+                _append(path, row)
             known[job.key] = row
             progress(dimension)
     return [known[job.key] for job in jobs]
@@ -213,20 +216,75 @@ def read_rows(path: Path) -> Iterator[DimensionRow]:
     if not path.exists():
         return
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        with open_plain_file(path) as file:
+            lines = file.read().decode(errors="replace").split("\n")
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error}", fix="Check the file.") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            yield DimensionRow(**json.loads(line))
-        except (ValueError, TypeError, RecursionError) as error:
+            yield _row(json.loads(line))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             if number == len(lines):
                 return  # a kill cut it off
             raise DataError(
                 f"{path}, line {number} is no result: {error}", fix="Remove the line."
             ) from error
+
+
+_ROW_OF = {
+    "subject_consistency": ("cnt_per_video", "video_sim"),
+    "background_consistency": ("cnt_per_video", "video_sim"),
+}
+"""The numbers among the details from which a score is computed."""
+
+
+def _row(content: Mapping[str, Any]) -> DimensionRow:
+    """Build a row from what a file holds, checking types and ranges.
+
+    Raises:
+        ValueError: It cannot be a row of ours; TypeError and KeyError likewise.
+    """
+    row = DimensionRow(**content)
+    if not all(isinstance(part, str) for part in _key(row)) or not isinstance(row.details, dict):
+        raise ValueError("its parts are of other types")
+    if row.value is None:
+        return row
+    most = 100.0 if row.dimension == "imaging_quality" else 1.0
+    numbers = [(row.value, most)]
+    numbers += [(row.details[name], math.inf) for name in _ROW_OF.get(row.dimension, ())]
+    for number, largest in numbers:
+        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+        if not is_number or not math.isfinite(number):
+            raise ValueError(f"{str(number)[:40]!r} is no number")
+        is_free = row.dimension == "aesthetic_quality"  # of a linear layer
+        if not is_free and not -_ROUNDING <= number <= largest + _ROUNDING:
+            raise ValueError(f"{number} is not between 0 and {largest:g}")
+    if row.dimension == "camera_motion" and not isinstance(row.details["prompt_type"], str):
+        raise ValueError("its camera move is no text")
+    return row
+
+
+def _joined(
+    rows: Iterable[DimensionRow], path: Path
+) -> dict[tuple[str, str, str, str], DimensionRow]:
+    """Join rows by their keys: a value wins over a fault, and two values must agree.
+
+    Raises:
+        DataError: They do not.
+    """
+    known: dict[tuple[str, str, str, str], DimensionRow] = {}
+    for row in rows:
+        other = known.get(_key(row))
+        if other is None or other.value is None:
+            known[_key(row)] = row
+        elif row.value is not None and abs(row.value - other.value) > AGREEMENT:
+            raise DataError(
+                f"{path} gives {row.dimension} of {row.video} as {other.value} and {row.value}.",
+                fix="Remove the lines of one machine.",
+            )
+    return known
 
 
 def _key(row: DimensionRow) -> tuple[str, str, str, str]:

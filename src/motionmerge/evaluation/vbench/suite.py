@@ -15,6 +15,7 @@ from typing import Any
 from motionmerge.errors import DataError
 from motionmerge.evaluation.vbench.total import DIMENSIONS
 from motionmerge.io.json_file import load_json
+from motionmerge.io.paths import is_plain_file
 
 NUM_SAMPLES = 5
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webm", ".mov", ".mkv", ".avi", ".webp")
@@ -106,7 +107,7 @@ def videos_in(folder: Path) -> list[Path]:
         for path in files
         if path.suffix.lower() in VIDEO_SUFFIXES
         and not path.name.startswith(".")
-        and path.is_file()
+        and is_plain_file(path)
     ]
 
 
@@ -135,7 +136,7 @@ def clips_of_suite(
         for number in range(NUM_SAMPLES):
             path = videos.get(f"{entry.prompt}-{number}")
             if path is not None:
-                found = image if image is not None and image.is_file() else None
+                found = image if image is not None and is_plain_file(image) else None
                 camera = camera_of(entry.prompt)
                 clips.append(
                     SuiteClip(
