@@ -96,7 +96,9 @@ VBENCH = {  # of VBench's own code at 320 x 512
 @pytest.mark.parametrize(("move", "labels"), VBENCH.values(), ids=list(VBENCH))
 def test_the_rule_of_vbench_gives_its_labels_with_its_quirks(move, labels):
     tracks = Tracks(320, 512)
-    tracks.advance(np.zeros((320, 512, 2), np.float32), Move(height=320, width=512))
+    everywhere = np.ones((320, 512), dtype=bool)
+    rest = Move(height=320, width=512)
+    tracks.advance(np.zeros((320, 512, 2), np.float32), rest, own=everywhere)
     assert np.array_equal(tracks.start, tracks.now)
     matrix = Move(height=320, width=512, **move).matrix
     end = tracks.start @ matrix[:2, :2].T + matrix[:2, 2]
