@@ -68,6 +68,7 @@ _LOST = 0.6  # share of valid flow below which features are tried
 _FOLLOWED = 0.35  # share valid of what stays inside, below which nothing is followed (noise: 0.2)
 _TRUSTED = 0.3  # share of valid flow that motion apart from the camera needs
 _BLOCK, _SLOW = 4, 1.25  # pairs that are measured at once if they are slower, in the file's pixels
+_STRAIGHT = 0.9  # of the way pair by pair, which noise makes longer
 _DRIFT_PAIRS = 8  # compared at each distance
 _DRIFT_SIDE = 256
 _MIN_OVERLAP = 0.3
@@ -247,8 +248,9 @@ def own_motion(
 def _slow_parts_again(paths: Sequence[_Path | None], grays: Picture, scale: float) -> list[_Path]:
     """Measure slow parts over longer distances, because flow below half a pixel is biased.
 
-    Blocks of `_BLOCK` pairs that hardly move are measured from end to end as well, and the longer
-    way counts: the pairs' if things went to and fro. Pairs that cannot be followed are left out.
+    Blocks of `_BLOCK` pairs that hardly move are measured from end to end as well. That way counts
+    unless the pairs' is much longer: then things went to and fro. Pairs that cannot be followed are
+    left out.
     """
     result: list[_Path] = []
     for start in range(0, len(paths), _BLOCK):
@@ -259,7 +261,11 @@ def _slow_parts_again(paths: Sequence[_Path | None], grays: Picture, scale: floa
             step = _look_at(grays[start], grays[start + len(block)])
             whole = None if step.is_lost else step.path()
             has_parts = any(path.object is not None for path in known)
-            if whole and whole.length > total and (whole.object is not None or not has_parts):
+            if (
+                whole
+                and whole.length > _STRAIGHT * total
+                and (whole.object is not None or not has_parts)
+            ):
                 result.append(whole)
                 continue
         result.extend(known)
