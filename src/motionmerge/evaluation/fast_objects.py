@@ -71,7 +71,14 @@ def follow_fast_objects(pair: FlowPair, move: Move, first: Picture, second: Pict
     forward, backward = pair.forward.copy(), pair.backward.copy()
     # Ground beside an object that was found is covered by it; the camera's move is right there.
     forward[lost], backward[arrived] = camera[0][lost], camera[1][arrived]
-    search = _Search(first, second, lost, arrived, forward, backward)
+    search = _Search(
+        first=first,
+        second=second,
+        lost=lost,
+        arrived=arrived,
+        forward=forward,
+        backward=backward,
+    )
     for shift in (*_patch_moves(search), *_spot_moves(search)):
         search.take(shift)
     moved_in = (lengths(backward - camera[1]) > 1.0) & (~arrived | search.landed())
@@ -113,7 +120,7 @@ def _without_specks(mask: Mask) -> Mask:
     return np.asarray(kept[labels] if count > 1 else np.zeros_like(mask), dtype=np.bool_)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Search:
     """What is looked for, and what was found.
 

@@ -225,7 +225,7 @@ class Measured:
         return None if value is None or isinstance(value, str) else float(value)
 
 
-FROZEN_WARNING, LOOPING_WARNING, UNFOLLOWED_WARNING = 0.5, 0.25, 0.003
+FROZEN_WARNING, LOOPING_WARNING, UNFOLLOWED_WARNING = 0.5, 0.25, 0.001
 """Shares from which a video is called frozen or looping, or its motion larger than measured."""
 
 
