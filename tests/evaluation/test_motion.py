@@ -140,6 +140,13 @@ def test_an_object_over_flat_ground_is_no_move_of_the_camera(tmp_path):
     assert found["motion_degree"] == pytest.approx(20 * 8 * 100**2 / (320 * 512), rel=0.1)
 
 
+def test_nothing_moves_in_a_picture_without_texture(tmp_path):
+    write_video(tmp_path / "x.mp4", np.full((3, 64, 96, 3), 128, np.uint8), fps=8)
+    found = measure_motion(read_clip(tmp_path / "x.mp4"))
+    assert found["camera_label"] == "static"
+    assert found["motion_degree"] == found["object_motion"] == found["camera_degree"] == 0
+
+
 def test_cuts_and_noise_are_named_and_left_out(moving, tmp_path):
     scenes = [moving(160, 256, num=4, shift=(6.0, 0.0)), moving(160, 256, num=4)[:, :, ::-1]]
     write_video(tmp_path / "cut.mp4", np.concatenate(scenes), fps=8)

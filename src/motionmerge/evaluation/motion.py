@@ -147,7 +147,7 @@ def measure_motion(clip: Clip) -> dict[str, float | str | None]:
     return result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Step:
     """What is seen from one sample to the next.
 
@@ -164,13 +164,14 @@ class _Step:
     fit: MoveFit
     own: npt.NDArray[np.float32]
     way: npt.NDArray[np.float32]
-    unfollowed: float
-    is_lost: bool
+    unfollowed: float = 0.0
+    is_lost: bool = False
 
     def path(self) -> _Path:
         if not self.fit.is_supported:
             # Over flat ground nobody sees the ground's own motion: what moves are the objects.
-            return _Path(float(self.way.mean()), None, None)
+            apart = None if self.own.any() else 0.0
+            return _Path(float(self.way.mean()), apart, apart)
         valid = self.pair.valid
         own = float(self.own[valid].mean()) if valid.mean() >= _TRUSTED else None
         return _Path(float(self.way.mean()), float(lengths(self.fit.move.flow()).mean()), own)
@@ -182,16 +183,17 @@ def _look_at(first: Picture, second: Picture) -> _Step:
     if pair.valid.sum() < _FOLLOWED * stays.sum() or stays.mean() < _FOLLOWED / 3:
         nothing = np.zeros(first.shape, np.float32)
         rest = Move(height=first.shape[0], width=first.shape[1])
-        return _Step(pair, MoveFit(rest, 0.0), nothing, nothing, 1.0, is_lost=True)
+        fit = MoveFit(rest, 0.0)
+        return _Step(pair=pair, fit=fit, own=nothing, way=nothing, unfollowed=1.0, is_lost=True)
     if not fit.is_supported:
         own = _motion_over_flat_ground(pair, first, second)
-        return _Step(pair, fit, own, own, 0.0, is_lost=False)
+        return _Step(pair=pair, fit=fit, own=own, way=own)
     move = fit.move
     followed = follow_fast_objects(pair, move, first, second)
     camera = move.flow()
     own = own_motion(followed.pair, camera, first, second)
     way = np.where(own > 0, lengths(followed.pair.forward), lengths(camera))
-    return _Step(followed.pair, fit, own, way, followed.unfollowed, is_lost=False)
+    return _Step(pair=followed.pair, fit=fit, own=own, way=way, unfollowed=followed.unfollowed)
 
 
 def _motion_over_flat_ground(
