@@ -96,11 +96,24 @@ VBENCH = {  # of VBench's own code at 320 x 512
 @pytest.mark.parametrize(("move", "labels"), VBENCH.values(), ids=list(VBENCH))
 def test_the_rule_of_vbench_gives_its_labels_with_its_quirks(move, labels):
     tracks = Tracks(320, 512)
-    tracks.advance(np.zeros((320, 512, 2), np.float32), Move(height=320, width=512))
+    everywhere = np.ones((320, 512), dtype=bool)
+    rest = Move(height=320, width=512)
+    tracks.advance(np.zeros((320, 512, 2), np.float32), rest, own=everywhere)
     assert np.array_equal(tracks.start, tracks.now)
     matrix = Move(height=320, width=512, **move).matrix
     end = tracks.start @ matrix[:2, :2].T + matrix[:2, 2]
     assert vbench_labels(tracks.start, end, height=320, width=512) == labels
+
+
+def test_points_on_the_border_of_two_pixels_do_not_move_by_one_when_a_clip_is_still():
+    tracks = Tracks(320, 192)
+    for _ in range(15):
+        flow = np.full((320, 192, 2), -0.1, np.float32)  # what codecs make of flat ground
+        flow[150:170, 90:110] = 0
+        tracks.advance(flow, Move(height=320, width=192), own=np.zeros((320, 192), dtype=bool))
+    assert np.array_equal(tracks.start, tracks.now)
+    end = tracks.now - 1e-3
+    assert vbench_labels(tracks.start, end, height=320, width=192) == {"static"}
 
 
 @pytest.mark.parametrize(

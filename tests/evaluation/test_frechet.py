@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +103,61 @@ def test_extrapolating_takes_the_bias_away():
     assert found.low <= found.value <= found.high
 
 
+def test_the_interval_at_infinity_holds_the_truth_as_often_as_it_says():
+    random = np.random.default_rng(2)
+    held = {"equal": 0, "apart": 0}
+    for _ in range(40):
+        for law, mean in (("equal", 0.0), ("apart", 1.0)):
+            one, two = random.standard_normal((2, 60, 8)) + np.array([[[0.0]], [[mean]]])
+            found = frechet_distance_at_infinity(one, two, covariance="sample")
+            held[law] += found.low <= 8 * mean**2 <= found.high
+    # 38 are expected; an interval of the line alone holds 32 or fewer.
+    assert min(held.values()) >= 35, held
+
+
+def test_with_few_clips_a_dimension_the_value_at_infinity_has_no_interval():
+    found = frechet_distance_at_infinity(*FEW_CLIPS, covariance="sample")
+    assert np.isnan([found.low, found.high]).all()
+    assert "no interval" in found.text()
+    assert "needs 1000 clips" in doubts(64, 64, dim=400)
+
+
+@pytest.mark.parametrize("largest", [1e160, 1e300])
+def test_an_overflow_is_no_distance_of_zero(largest):
+    one, two = (largest * rows for rows in SMALL)
+    with pytest.raises(DataError, match="too large"):
+        frechet_distance(one, two, covariance="sample")
+    with pytest.raises(DataError, match="too large"):
+        kernel_distance(one, two)
+    with pytest.raises(DataError, match="too large"):
+        moments = (Moments.of(rows) for rows in (one, two))
+        frechet_distance_of_moments(*moments, covariance="sample")
+
+
+def test_moments_that_are_not_finite_have_no_distance():
+    good = Moments.of(SMALL[0])
+    bad = replace(good, sums=np.full(6, np.nan))
+    for pair in ((good, bad), (bad, good), (bad, bad)):
+        with pytest.raises(DataError, match="no finite number"):
+            frechet_distance_of_moments(*pair, covariance="sample")
+
+
+@pytest.mark.parametrize("gamma", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_kernel_that_is_none_is_refused(gamma):
+    with pytest.raises(ConfigError, match="`gamma`"):
+        kernel_distance(*SMALL, gamma=gamma)
+
+
+def test_settings_that_cannot_be_are_refused():
+    with pytest.raises(ConfigError, match="0 splits"):
+        inception_score(np.full((4, 2), 0.5), num_splits=0)
+    with pytest.raises(ConfigError, match="`num_sizes`"):
+        frechet_distance_at_infinity(*SMALL, covariance="sample", num_sizes=2)
+    for distance in (kernel_distance, partial(frechet_distance_at_infinity, covariance="sample")):
+        with pytest.raises(ConfigError, match="level"):
+            distance(*SMALL, level=1.0)
+
+
 def test_the_kernel_distance_is_that_of_independent_arithmetic():
     assert kernel_distance(*SMALL).value == pytest.approx(0.10531625271810041, rel=1e-9)
     assert kernel_distance(*SMALL, gamma=1).value == pytest.approx(6.5539510681428155, rel=1e-9)
@@ -189,6 +246,6 @@ def test_sets_that_cannot_be_compared_are_refused():
 
 
 def test_few_clips_are_warned_of():
-    assert "fewer than 2048" in doubts(512, 512)
-    assert "512 and 2048 clips" in doubts(512, 2048)
-    assert doubts(2048, 2048) is None
+    assert "fewer than 2048" in doubts(512, 512, dim=8)
+    assert "512 and 2048 clips" in doubts(512, 2048, dim=8)
+    assert doubts(2048, 2048, dim=400) is None

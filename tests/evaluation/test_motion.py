@@ -93,6 +93,81 @@ def test_objects_are_told_from_the_camera(pan, label, moving, tmp_path):
     assert found["camera_degree"] == pytest.approx(2 * pan, abs=1)
 
 
+def ball(size):
+    """A flat red disc, and where it is."""
+    where = np.hypot(*(np.mgrid[:size, :size] - (size - 1) / 2)) < size / 2
+    return np.broadcast_to(np.array([220, 40, 30], np.uint8), (size, size, 3)), where
+
+
+def carried(frames, patch, where, *, step):
+    """Draw a patch that goes to the right by `step` pixels a frame."""
+    frames, size = frames.copy(), len(patch)
+    for index, frame in enumerate(frames):
+        frame[60 : 60 + size, 10 + step * index : 10 + step * index + size][where] = patch[where]
+    return frames
+
+
+@pytest.mark.parametrize(("size", "step"), [(64, 80), (100, 60), (100, 140)])
+def test_objects_that_are_too_fast_for_flow_are_followed(size, step, moving, tmp_path):
+    patch = np.asarray(load_photo("coffee").resize((size, size)))
+    where = np.ones((size, size), dtype=bool)
+    frames = carried(moving(320, 512, num=3), patch, where, step=step)
+    write_video(tmp_path / "x.mp4", frames, fps=8)
+    found = measure_motion(read_clip(tmp_path / "x.mp4"))
+    truth = step * 8 * size**2 / (320 * 512)
+    assert found["motion_degree"] == pytest.approx(truth, rel=0.2)
+    assert found["object_motion"] == pytest.approx(truth, rel=0.2)
+    assert found["camera_label"] == "static"
+
+
+def test_what_could_not_be_followed_is_said(moving, tmp_path):
+    frames = carried(moving(320, 512, num=3), *ball(160), step=80)
+    write_video(tmp_path / "x.mp4", frames, fps=8)
+    found = measure_motion(read_clip(tmp_path / "x.mp4"))
+    assert found["motion_degree"] < 0.8 * 80 * 8 * np.pi * 80**2 / (320 * 512)
+    assert found["unfollowed_share"] > 0.02
+    write_video(tmp_path / "y.mp4", moving(160, 256, num=3, shift=(20.0, 0.0)), fps=8)
+    assert measure_motion(read_clip(tmp_path / "y.mp4"))["unfollowed_share"] == 0
+
+
+def test_an_object_over_flat_ground_is_no_move_of_the_camera(tmp_path):
+    ground, where = np.full((4, 320, 512, 3), 128, np.uint8), np.ones((100, 100), dtype=bool)
+    patch = np.asarray(load_photo("coffee").resize((100, 100)))
+    write_video(tmp_path / "x.mp4", carried(ground, patch, where, step=20), fps=8)
+    found = measure_motion(read_clip(tmp_path / "x.mp4"))
+    assert found["camera_label"] == "unclear" and found["camera_labels_dis"] == "none"
+    assert found["camera_pan"] is found["camera_degree"] is found["object_motion"] is None
+    assert found["motion_degree"] == pytest.approx(20 * 8 * 100**2 / (320 * 512), rel=0.1)
+
+
+def test_nothing_moves_in_a_picture_without_texture(tmp_path):
+    write_video(tmp_path / "x.mp4", np.full((3, 64, 96, 3), 128, np.uint8), fps=8)
+    found = measure_motion(read_clip(tmp_path / "x.mp4"))
+    assert found["camera_label"] == "static"
+    assert found["motion_degree"] == found["object_motion"] == found["camera_degree"] == 0
+
+
+def test_cuts_and_noise_are_named_and_left_out(moving, tmp_path):
+    scenes = [moving(160, 256, num=4, shift=(6.0, 0.0)), moving(160, 256, num=4)[:, :, ::-1]]
+    write_video(tmp_path / "cut.mp4", np.concatenate(scenes), fps=8)
+    found = measure_motion(read_clip(tmp_path / "cut.mp4"))
+    assert found["cut_share"] == pytest.approx(1 / 7)
+    assert found["camera_label"] == "unclear" and found["camera_pan"] is None
+    assert found["motion_degree"] == pytest.approx(6 * 2 / (6 / 8), rel=0.05)
+    noise = np.random.default_rng(0).integers(0, 256, (4, 160, 256, 3), dtype=np.uint8)
+    write_video(tmp_path / "noise.mp4", noise, fps=8)
+    found = measure_motion(read_clip(tmp_path / "noise.mp4"))
+    assert found["cut_share"] == 1 and found["camera_label"] == "unclear"
+    assert found["motion_degree"] is found["dynamic_degree_dis"] is None
+
+
+def test_a_roll_of_more_than_half_a_turn_keeps_its_direction(moving, tmp_path):
+    write_video(tmp_path / "x.mp4", moving(96, 96, num=17, angle=-np.radians(200)), fps=8)
+    found = measure_motion(read_clip(tmp_path / "x.mp4"))
+    assert found["camera_label"] == "roll_clockwise"
+    assert found["camera_roll"] == pytest.approx(200, abs=2)
+
+
 def test_still_and_looping_clips_are_known(moving, tmp_path):
     still = moving(96, 96, num=9)
     write_video(tmp_path / "still.mp4", still, fps=8)
@@ -148,6 +223,16 @@ def test_moving_pictures_are_videos(suffix, moving, tmp_path):
     clip = read_clip(path)
     assert clip.num_frames == 5 and clip.frame_rate == pytest.approx(10)
     assert clip.notes == ()
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_moving_pictures_are_sampled_by_their_rate(suffix, moving, tmp_path):
+    frames = [Image.fromarray(one) for one in moving(64, 96, num=13, shift=(8.0, 0.0))]
+    path = tmp_path / f"x{suffix}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=40)
+    clip = read_clip(path)
+    assert clip.frame_rate == pytest.approx(25)
+    assert clip.times == pytest.approx([0, 0.12, 0.24, 0.36, 0.48])
 
 
 def test_a_rate_that_varies_is_named_and_times_are_the_files(moving, tmp_path):

@@ -146,9 +146,14 @@ def test_the_verb_compares_feature_files_without_a_network(tmp_path):
     result = run(tmp_path / "real.npy", tmp_path / "generated.npy", "--preset", "videogpt")
     assert result.exit_code == 0
     assert "FVD at infinity" in result.stdout and "KVD" in result.stdout
+    for name in ("real", "generated"):
+        np.save(tmp_path / f"{name}.npy", random.standard_normal((40, 60)))
+    result = run(tmp_path / "real.npy", tmp_path / "generated.npy", "--json")
+    assert json.loads(result.stdout)["fvd_at_infinity"]["low"] is None
 
 
 def test_the_verb_says_what_it_lacks(folders, tmp_path):
+    assert "--gamma" in run(*folders, "--gamma", "0", "--network", "no.pt").stderr
     assert "no network is given" in run(*folders).stderr
     assert "no folder and no feature file" in run(tmp_path / "no", tmp_path / "no").stderr
     assert "Write `styleganv`" in run(*folders, "--preset", "stylegan").stderr

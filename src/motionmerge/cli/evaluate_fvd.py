@@ -14,6 +14,7 @@ from motionmerge.cli.merge import counting_bar
 from motionmerge.cli.options import OUTPUT, JsonOption
 
 if TYPE_CHECKING:
+    from motionmerge.evaluation.statistics import Estimate
     from motionmerge.evaluation.video_features import VideoNetwork
 
 FVD_EXAMPLE = "Example: motionmerge evaluate fvd real generated --network i3d_400.pt"
@@ -50,7 +51,9 @@ def fvd(
     gamma: Annotated[
         float | None,
         typer.Option(
-            metavar="NUMBER", help="Of the kernel distance.", show_default="1 / dim, as KID"
+            metavar="NUMBER",
+            help="Of the kernel distance, above 0.",
+            show_default="1 / dim, as KID",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Of the subsets.")] = 0,
@@ -73,6 +76,8 @@ def fvd(
     from motionmerge.evaluation.video_features import clip_features, load_i3d, preset_named
 
     chosen = preset_named(preset)
+    if gamma is not None:
+        frechet.checked_gamma(gamma, dim=1)  # before hours of features
     loaded: VideoNetwork | None = None
     sets: list[frechet.Features] = []
     failures: dict[Path, str] = {}
@@ -108,13 +113,14 @@ def fvd(
         )
     if num >= frechet.FEWEST_FOR_KERNEL:
         kernel = frechet.kernel_distance(real_clips, generated_clips, gamma=gamma)
-    doubts = frechet.doubts(len(real_clips), len(generated_clips))
-    used_gamma = 1 / real_clips.shape[1] if gamma is None else gamma
+    dim = real_clips.shape[1]
+    doubts = frechet.doubts(len(real_clips), len(generated_clips), dim=dim)
+    used_gamma = frechet.checked_gamma(gamma, dim=dim)
     if as_json:
         result = {
             "fvd": distance,
-            "fvd_at_infinity": asdict(at_infinity) if at_infinity else None,
-            "kvd": asdict(kernel) if kernel else None,
+            "fvd_at_infinity": _as_json(at_infinity),
+            "kvd": _as_json(kernel),
             "num_real": len(real_clips),
             "num_generated": len(generated_clips),
             "failed": {str(path): reason for path, reason in failures.items()},
@@ -142,6 +148,13 @@ def fvd(
         print(f"KVD {kernel.text(4)}, gamma {used_gamma:g}")
     if loaded:
         print(f"network {loaded.fingerprint}")
+
+
+def _as_json(estimate: Estimate | None) -> dict[str, float | None] | None:
+    """Return an estimate as JSON has it: ends of an interval that there is not are null."""
+    if estimate is None:
+        return None
+    return {key: None if value != value else value for key, value in asdict(estimate).items()}
 
 
 def _videos(folder: Path) -> list[Path]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from motionmerge.evaluation.flow import FloatArray, Mask, Picture, lands_inside
+from motionmerge.evaluation.flow import FloatArray, Mask, Picture, lands_inside, lengths
 from motionmerge.evaluation.vbench.rules import GRID, camera_moves
 
 STATIC, UNCLEAR = "static", "unclear"
@@ -31,6 +31,11 @@ STILL_SHARE = 0.01
 MIN_FOLLOWING = 0.3
 """Of the textured pixels: if fewer follow one move, no camera move is named."""
 
+MIN_SUPPORT = 4
+"""Of the 8 parts of the border: if the texture that follows a move is in fewer of them, the move
+may be that of an object over flat ground."""
+
+_TEXTURE = 1e-5
 _MIN_POINTS = 60
 _MIN_MATCHES = 20
 
@@ -72,6 +77,11 @@ class Move:
         zoom = max(math.hypot(matrix[0, 0], matrix[1, 0]), 1e-6)
         angle = math.atan2(matrix[1, 0], matrix[0, 0])
         return cls(height=height, width=width, shift=(float(x), float(y)), zoom=zoom, angle=angle)
+
+    def inverse(self) -> Move:
+        """Return the move back."""
+        matrix: Matrix = np.linalg.inv(self.matrix).astype(np.float64)
+        return Move.from_matrix(matrix, height=self.height, width=self.width)
 
     @property
     def _centre(self) -> npt.NDArray[np.float64]:
@@ -129,10 +139,17 @@ class MoveFit:
         move: Where the picture goes.
         following: Share of the pixels looked at that go where the move says, within the larger of
             one pixel and a twentieth of their way.
+        support: In how many of the 8 parts of the frame's border texture follows the move.
     """
 
     move: Move
     following: float
+    support: int = 0
+
+    @property
+    def is_supported(self) -> bool:
+        """Whether what follows the move is spread over the frame, as the ground is."""
+        return self.following >= MIN_FOLLOWING and self.support >= MIN_SUPPORT
 
 
 def fit_move(flow: FloatArray, *, where: Mask) -> MoveFit:
@@ -205,9 +222,13 @@ def _weighted_fit(
 
 def textured(gray: Picture) -> Mask:
     """Return where a picture has structure in two directions, as flow needs; all if hardly any."""
-    strength = cv2.cornerMinEigenVal(gray, 7, ksize=3)
-    mask = strength > 1e-5
+    mask = has_texture(gray)
     return mask if mask.mean() > 0.02 else np.ones_like(mask)
+
+
+def has_texture(gray: Picture) -> Mask:
+    """Return where a picture has structure in two directions, `[height, width]`."""
+    return np.asarray(cv2.cornerMinEigenVal(gray, 7, ksize=3) > _TEXTURE, dtype=np.bool_)
 
 
 def match_move(first: Picture, second: Picture) -> Move | None:
@@ -272,12 +293,21 @@ class Tracks:
         self.start: npt.NDArray[np.float64] = np.stack(np.meshgrid(x, y), axis=-1)
         self.now = self.start.copy()
 
-    def advance(self, flow: FloatArray, move: Move) -> None:
-        """Move the points on by one flow field."""
+    def advance(self, flow: FloatArray, move: Move, *, own: Mask) -> None:
+        """Move the points on by one flow field.
+
+        Args:
+            flow: `[height, width, 2]`.
+            move: The camera's.
+            own: Where things move apart from the camera, `[height, width]`. Elsewhere points move
+                as the camera does, because flow over flat ground is noise, which adds up.
+        """
         height, width = flow.shape[:2]
         x, y = (self.now[..., axis].astype(np.float32) for axis in (0, 1))
         seen = cv2.remap(flow, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         is_inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+        column = x.round().clip(0, width - 1).astype(int)
+        is_inside &= own[y.round().clip(0, height - 1).astype(int), column]
         moved = _apply(move.matrix, self.now.reshape(-1, 2)).reshape(self.now.shape)
         self.now = np.where(is_inside[..., None], self.now + seen, moved)
 
@@ -293,7 +323,9 @@ def vbench_labels(
     Returns:
         Some of the first six of `LABELS`, or `static`; empty where no rule fits.
     """
-    found = camera_moves(start, end, height=height, width=width) - {"None"}
+    # VBench cuts both places to whole pixels. Here the way between them is cut, because a point
+    # at rest on the border of two pixels would move by one, which is a move in a small frame.
+    found = camera_moves(np.zeros_like(start), end - start, height=height, width=width) - {"None"}
     return frozenset(found - {STATIC} or found)
 
 
@@ -323,4 +355,25 @@ def fit_pair(flow: FloatArray, *, gray: Picture, valid: Mask) -> MoveFit:
     where = textured(gray) & valid
     if where.mean() < 0.05:
         where = lands_inside(flow)
-    return fit_move(flow, where=where)
+    fit = fit_move(flow, where=where)
+    return replace(fit, support=_support(fit.move, flow, has_texture(gray) & valid))
+
+
+def _support(move: Move, flow: FloatArray, where: Mask) -> int:
+    """Count the parts of the border, of 8, in which texture follows a move.
+
+    The border is that of what stays in the frame, a sixth of it wide; its parts are the outer 8 of
+    3 x 3 fields, and one counts if at least 2 % of it follows.
+    """
+    expected = move.flow()
+    stays = lands_inside(expected)
+    if not stays.any():
+        return 0
+    near = np.maximum(1.0, 0.05 * lengths(expected))
+    follows = (where & stays & (lengths(flow - expected) < near)).astype(np.uint8)
+    x, y, width, height = cv2.boundingRect(stays.astype(np.uint8))
+    part = follows[y : y + height, x : x + width]
+    sixth = (height // 6 + 1, width // 6 + 1)
+    part[sixth[0] : height - sixth[0], sixth[1] : width - sixth[1]] = 0
+    fields = [field for rows in np.array_split(part, 3) for field in np.array_split(rows, 3, 1)]
+    return sum(bool(field.size and field.mean() >= 0.02) for field in fields)

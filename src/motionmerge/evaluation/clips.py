@@ -160,7 +160,7 @@ def _opened(path: Path) -> Iterator[tuple[_Stated, Iterator[tuple[Picture, float
     if start[:4] == b"RIFF" and start[8:] == b"WEBP":  # FFmpeg reads no animated WebP
         with Image.open(path, formats=["WEBP"]) as image:
             _check_size(image.height, image.width)
-            yield _Stated(0.0, getattr(image, "n_frames", 1)), _webp_frames(image)
+            yield _Stated(_webp_rate(path), getattr(image, "n_frames", 1)), _webp_frames(image)
         return
     with av.open(f"file:{path}", options=SAFE_OPTIONS) as container:
         if not container.streams.video:
@@ -170,6 +170,25 @@ def _opened(path: Path) -> Iterator[tuple[_Stated, Iterator[tuple[Picture, float
         stream.thread_type = "AUTO"
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         yield _Stated(rate if 0 < rate <= _MAX_RATE else 0.0, stream.frames), _av_frames(container)
+
+
+def _webp_rate(path: Path) -> float:
+    """Return the mean frame rate by the durations of an animated WebP, 0 where it has none.
+
+    They are in the chunks of the file, so that no frame is decoded twice.
+    """
+    milliseconds, num = 0, 0
+    with path.open("rb") as file:
+        file.seek(12)
+        while num < MAX_FRAMES and len(header := file.read(8)) == 8:
+            size = int.from_bytes(header[4:], "little")
+            if header[:4] == b"ANMF":  # place and size of a frame, 12 bytes, then its duration
+                milliseconds += int.from_bytes(file.read(15)[12:], "little")
+                num += 1
+                file.seek(-15, 1)
+            file.seek(size + size % 2, 1)
+    rate = 1000 * num / milliseconds if milliseconds else 0.0
+    return rate if rate <= _MAX_RATE else 0.0
 
 
 def _webp_frames(image: Image.Image) -> Iterator[tuple[Picture, float | None]]:

@@ -8,6 +8,8 @@ upwards by about 1 / n.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -24,6 +26,9 @@ Covariance = Literal["sample", "population"]
 
 ENOUGH_CLIPS = 2048
 """Clips of published FVDs; with fewer the bias decides (34 at 512 where the true distance is 1)."""
+
+CLIPS_A_DIMENSION = 2.5
+"""Below, the bias is no line in 1 / n yet: the value at infinity has no interval (see docs)."""
 
 FEWEST_TO_EXTRAPOLATE = 32
 FEWEST_FOR_KERNEL = 3
@@ -61,7 +66,9 @@ class Moments:
         rows = checked_features(features)
         about = np.broadcast_to(np.asarray(shift, np.float64), rows.shape[1:]).copy()
         moved = rows - about
-        return cls(num=len(rows), sums=moved.sum(0), products=moved.T @ moved, shift=about)
+        with np.errstate(over="ignore"):  # the distance refuses what is not finite
+            products = moved.T @ moved
+        return cls(num=len(rows), sums=moved.sum(0), products=products, shift=about)
 
     def __add__(self, other: Moments) -> Moments:
         """Join two shards.
@@ -103,21 +110,43 @@ def frechet_distance(
     below 0 by more than rounding, and right where there are fewer clips than dimensions.
 
     Raises:
-        DataError: The features are no finite matrices of equal width, or there are fewer than 2.
+        DataError: The features are no finite matrices of equal width, there are fewer than 2, or
+            they are so large that the distance is no finite number.
 
     Source: Frechet 1957; Heusel et al. 2017 (FID); Unterthiner et al. 2018 (FVD).
     """
     one, two = _checked_pair(first, second)
     roots = []
-    for rows in (one, two):
-        root: Features = (rows - rows.mean(0)) / math.sqrt(_divisor(len(rows), covariance))
-        if len(root) > root.shape[1]:
-            root = np.linalg.qr(root).R  # the same products, from fewer rows
-        roots.append(root)
-    shared = np.linalg.norm(roots[0] @ roots[1].T, ord="nuc")
-    traces = sum(float((root**2).sum()) for root in roots)
-    moved = float(((one.mean(0) - two.mean(0)) ** 2).sum())
-    return max(0.0, moved + traces - 2 * float(shared))
+    with _overflow_named():
+        for rows in (one, two):
+            root: Features = (rows - rows.mean(0)) / math.sqrt(_divisor(len(rows), covariance))
+            if len(root) > root.shape[1]:
+                root = np.linalg.qr(root).R  # the same products, from fewer rows
+            roots.append(root)
+        shared = np.linalg.norm(roots[0] @ roots[1].T, ord="nuc")
+        traces = sum(float((root**2).sum()) for root in roots)
+        moved = float(((one.mean(0) - two.mean(0)) ** 2).sum())
+        return max(0.0, _finite(moved + traces - 2 * float(shared)))
+
+
+@contextmanager
+def _overflow_named() -> Iterator[None]:
+    """Turn what numpy does with numbers that are too large into `DataError`."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
+    except np.linalg.LinAlgError as error:
+        _finite(math.nan, cause=error)
+
+
+def _finite(number: float, *, cause: Exception | None = None) -> float:
+    """Return a finite number; `max(0.0, nan)` would be 0, the best of all distances."""
+    if math.isfinite(number):
+        return number
+    raise DataError(
+        "The distance of these features is no finite number: they are too large.",
+        fix="Give the features as the network computes them, below 1e100.",
+    ) from cause
 
 
 def frechet_distance_of_moments(
@@ -129,19 +158,26 @@ def frechet_distance_of_moments(
     dimensions, and to rounding elsewhere.
 
     Raises:
-        DataError: The dimensions differ, or there are fewer than 2 clips.
+        DataError: The dimensions differ, there are fewer than 2 clips, the moments are not finite,
+            or so large that the distance is not.
     """
     if first.shift.shape != second.shift.shape:
         raise DataError(
             f"Features of {len(first.shift)} and {len(second.shift)} dimensions have no distance.",
             fix="Compute both with the same network.",
         )
-    one, two = first.covariance(covariance), second.covariance(covariance)
-    values, vectors = np.linalg.eigh(one)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    shared = np.sqrt(np.linalg.eigvalsh(root @ two @ root).clip(0)).sum()
-    moved = float(((first.mean() - second.mean()) ** 2).sum())
-    return max(0.0, moved + float(np.trace(one) + np.trace(two) - 2 * shared))
+    with _overflow_named():
+        one, two = first.covariance(covariance), second.covariance(covariance)
+        root = _square_root(one)
+        shared = np.sqrt(np.linalg.eigvalsh(root @ two @ root).clip(0)).sum()
+        moved = float(((first.mean() - second.mean()) ** 2).sum())
+        return max(0.0, _finite(moved + float(np.trace(one) + np.trace(two) - 2 * shared)))
+
+
+def _square_root(matrix: Features) -> Features:
+    """Return the root of a symmetric matrix, with eigenvalues below 0 taken as 0."""
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 
 
 def frechet_distance_at_infinity(
@@ -156,16 +192,27 @@ def frechet_distance_at_infinity(
     """Extrapolate Frechet's distance to infinitely many clips.
 
     The distances of random subsets of n clips, n from half of all to all, lie on a line in 1 / n;
-    where the line meets 0 the bias is gone. The interval is that of the line's intercept; subsets
-    overlap, so it is a little too narrow.
+    where the line meets 0 the bias is gone. The variance is that of the line's intercept, for the
+    choice of the subsets, and that of the distance by its influence function, for the choice of the
+    clips; the interval is Student's with the line's degrees of freedom. In simulations of known
+    laws it held the truth in 91 to 99 % of the cases where 95 % were asked for. With fewer than
+    `CLIPS_A_DIMENSION` clips a dimension the value is still too high: its ends are then NaN.
 
     Raises:
         DataError: As `frechet_distance`, or there are fewer than 32 clips in a set.
+        ConfigError: There are fewer than 3 sizes, or the level is outside (0, 1).
 
-    Source: Chong and Forsyth 2020 (FID at infinity).
+    Source: Chong and Forsyth 2020 (FID at infinity); Olkin and Pukelsheim 1982 (the optimal map
+    between Gaussians, whose potentials are the influence function).
     """
     from scipy import stats
 
+    _check_level(level)
+    if num_sizes < 3:
+        raise ConfigError(
+            f"A line through {num_sizes} distances has no interval.",
+            fix="Set `num_sizes` to 3 or more.",
+        )
     one, two = _checked_pair(first, second)
     most = min(len(one), len(two))
     if most < FEWEST_TO_EXTRAPOLATE:
@@ -184,9 +231,34 @@ def frechet_distance_at_infinity(
         for size in sizes
     ]
     line = stats.linregress(1 / sizes, distances)
-    spread = float(stats.t.ppf((1 + level) / 2, num_sizes - 2) * line.intercept_stderr)
     value = float(line.intercept)
+    if most < CLIPS_A_DIMENSION * one.shape[1]:
+        return Estimate(value, math.nan, math.nan, most)
+    variance = float(line.intercept_stderr) ** 2 + _sampling_variance(one, two)
+    spread = float(stats.t.ppf((1 + level) / 2, num_sizes - 2)) * math.sqrt(variance)
     return Estimate(value, value - spread, value + spread, most)
+
+
+def _sampling_variance(one: Features, two: Features) -> float:
+    """Return the variance of Frechet's distance over draws of the clips (delta method).
+
+    A clip x moves the distance by  2 (m1 - m2) x + x^T (I - T) x,  x counted from its mean, where
+    T = C1^(-1/2) (C1^(1/2) C2 C1^(1/2))^(1/2) C1^(-1/2) maps one Gaussian to the other.
+    """
+    variance = 0.0
+    for rows, others in ((one, two), (two, one)):
+        centered = rows - rows.mean(0)
+        values, vectors = np.linalg.eigh(np.cov(centered.T, ddof=1).reshape(2 * [rows.shape[1]]))
+        scale = np.sqrt(values.clip(0))
+        is_used = scale > 1e-7 * scale.max()
+        inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=is_used)
+        root, inverse_root = (vectors * scale) @ vectors.T, (vectors * inverse) @ vectors.T
+        its = np.cov(others.T, ddof=1).reshape(root.shape)
+        optimal_map = inverse_root @ _square_root(root @ its @ root) @ inverse_root
+        moves = 2 * centered @ (rows.mean(0) - others.mean(0))
+        moves += (centered * (centered - centered @ optimal_map)).sum(1)
+        variance += float(moves.var(ddof=1)) / len(rows)
+    return _finite(variance)
 
 
 def kernel_distance(
@@ -202,16 +274,29 @@ def kernel_distance(
 
     Args:
         first, second: Features, `[clips, dim]`.
-        gamma: 1 / dim if None, as KID has it; the FVD paper has 1, which gives other numbers.
+        gamma: Above 0; 1 / dim if None, as KID has it; the FVD paper has 1, which gives other
+            numbers.
         level: Of the interval.
 
     Raises:
         DataError: As `frechet_distance`, or there are fewer than 3 clips in a set.
+        ConfigError: `gamma` is no finite number above 0, or the level is outside (0, 1).
 
     Source: Binkowski et al. 2018 (KID); Unterthiner et al. 2018; Efron and Stein 1981.
     """
+    _check_level(level)
     one, two = _checked_pair(first, second, fewest=FEWEST_FOR_KERNEL)
-    factor = 1 / one.shape[1] if gamma is None else gamma
+    factor = checked_gamma(gamma, dim=one.shape[1])
+    with _overflow_named():
+        value, variance = _kernel_distance_and_variance(one, two, factor)
+        _finite(value + variance)
+    spread = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(variance)
+    return Estimate(value, value - spread, value + spread, min(len(one), len(two)))
+
+
+def _kernel_distance_and_variance(
+    one: Features, two: Features, factor: float
+) -> tuple[float, float]:
     within = [_without_diagonal((factor * (rows @ rows.T) + 1) ** 3) for rows in (one, two)]
     across = (factor * (one @ two.T) + 1) ** 3
     value = within[0].mean + within[1].mean - 2 * float(across.mean())
@@ -223,8 +308,28 @@ def kernel_distance(
         pairs_across = (rows.sum() - rows.sum(1)) / ((n - 1) * rows.shape[1])
         left_out = pairs_within - 2 * pairs_across
         variance += (n - 1) / n * float(((left_out - left_out.mean()) ** 2).sum())
-    spread = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(variance)
-    return Estimate(value, value - spread, value + spread, min(len(one), len(two)))
+    return value, variance
+
+
+def checked_gamma(gamma: float | None, *, dim: int) -> float:
+    """Return the factor of the kernel of `kernel_distance`.
+
+    Raises:
+        ConfigError: It is no finite number above 0.
+    """
+    if gamma is None:
+        return 1 / dim
+    if not (math.isfinite(gamma) and gamma > 0):
+        raise ConfigError(
+            f"A `gamma` of {gamma} makes no kernel.",
+            fix="Give `gamma=` a finite number above 0, such as 1, or leave it out.",
+        )
+    return gamma
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ConfigError(f"An interval has no level {level}.", fix="Set `level` to 0.95, say.")
 
 
 def inception_score(
@@ -242,9 +347,15 @@ def inception_score(
 
     Raises:
         DataError: Rows are no probabilities, or there are fewer clips than splits.
+        ConfigError: There is no split.
 
     Source: Salimans et al. 2016; Saito et al. 2020 (TGAN2, for videos).
     """
+    if num_splits < 1:
+        raise ConfigError(
+            f"There are no inception scores of {num_splits} splits.",
+            fix="Set `num_splits` to 10, as published, or to 1.",
+        )
     rows = checked_features(probabilities)
     if (rows < 0).any() or not np.allclose(rows.sum(1), 1, atol=1e-3) or len(rows) < num_splits:
         raise DataError(
@@ -320,8 +431,13 @@ def checked_features(features: npt.ArrayLike, *, where: str = "The features") ->
     raise DataError(f"{where} {fault}.", fix="Give a matrix of finite numbers, one row a clip.")
 
 
-def doubts(num_first: int, num_second: int) -> str | None:
-    """Describe why Frechet's distance of so many clips says little; None if it does not."""
+def doubts(num_first: int, num_second: int, *, dim: int) -> str | None:
+    """Describe why Frechet's distance of so many clips says little; None if it does not.
+
+    Args:
+        num_first, num_second: Clips.
+        dim: Numbers of each clip's features.
+    """
     sentences = []
     if num_first != num_second:
         sentences.append(
@@ -331,6 +447,11 @@ def doubts(num_first: int, num_second: int) -> str | None:
         sentences.append(
             f"With fewer than {ENOUGH_CLIPS} clips Frechet's distance says more about their number "
             "than about the videos: look at the distance at infinity and at the kernel distance."
+        )
+    if FEWEST_TO_EXTRAPOLATE <= min(num_first, num_second) < CLIPS_A_DIMENSION * dim:
+        sentences.append(
+            f"Of {dim} features, the distance at infinity needs "
+            f"{math.ceil(CLIPS_A_DIMENSION * dim)} clips; with fewer it is still too high."
         )
     return " ".join(sentences) or None
 

@@ -96,6 +96,14 @@ METRICS = {
         Metric(name="warp_valid", about="share of pixels that are seen in both frames"),
         Metric(name="jerk", about="mean change of the flow over its mean length"),
         Metric(name="frozen_share", about="share of the clip in which nothing moves"),
+        Metric(
+            name="unfollowed_share",
+            about="share of the picture that moves where nothing could follow it",
+        ),
+        Metric(
+            name="cut_share",
+            about="share of the steps in which nothing could be followed",
+        ),
         Metric(name="looping_share", about="share of frames that came before"),
         *(
             Metric(name=f"drift_ssim_{distance}", about=f"structure kept over {distance}/8 s")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import cv2
@@ -17,23 +17,28 @@ import numpy.typing as npt
 
 from motionmerge.evaluation.camera import (
     MIN_FOLLOWING,
+    MIN_SUPPORT,
+    STATIC,
     UNCLEAR,
     Move,
     MoveFit,
     Tracks,
     bring_back,
     fit_pair,
+    has_texture,
     match_move,
     textured,
     vbench_labels,
 )
 from motionmerge.evaluation.clips import Clip
+from motionmerge.evaluation.fast_objects import filled, follow_fast_objects
 from motionmerge.evaluation.flow import (
     FloatArray,
     FlowPair,
     Mask,
     Picture,
     dense_flow,
+    lands_inside,
     lengths,
     to_gray,
     warped,
@@ -60,8 +65,10 @@ LOOP_GAP = 3
 """Samples: a frame that looks like one before is no loop unless it is that much later."""
 
 _LOST = 0.6  # share of valid flow below which features are tried
+_FOLLOWED = 0.35  # share valid of what stays inside, below which nothing is followed (noise: 0.2)
 _TRUSTED = 0.3  # share of valid flow that motion apart from the camera needs
 _BLOCK, _SLOW = 4, 1.25  # pairs that are measured at once if they are slower, in the file's pixels
+_STRAIGHT = 0.9  # of the way pair by pair, which noise makes longer
 _DRIFT_PAIRS = 8  # compared at each distance
 _DRIFT_SIDE = 256
 _MIN_OVERLAP = 0.3
@@ -76,12 +83,12 @@ class _Path:
 
     Args:
         length: How far things go.
-        camera: How far the camera's move carries them.
-        object: How far they go apart from it; None where the flow cannot be trusted at all.
+        camera: How far the camera's move carries them; None where it is not known.
+        object: How far they go apart from it; None where the camera's move is not known.
     """
 
     length: float
-    camera: float
+    camera: float | None
     object: float | None
 
 
@@ -89,7 +96,9 @@ class _Path:
 class _Sums:
     """What is gathered from pair to pair of samples; lengths in pixels of the measured frame."""
 
-    paths: list[_Path] = field(default_factory=list)
+    paths: list[_Path | None] = field(default_factory=list)  # None: nothing can be followed
+    unfollowed: list[float] = field(default_factory=list)
+    support: list[int] = field(default_factory=list)
     top: list[float] = field(default_factory=list)
     warp: list[float] = field(default_factory=list)
     valid: list[float] = field(default_factory=list)
@@ -111,19 +120,26 @@ def measure_motion(clip: Clip) -> dict[str, float | str | None]:
     sums, tracks = _Sums(), Tracks(height, width)
     before: FloatArray | None = None
     for index, (now, later) in enumerate(pairwise(grays)):
-        pair, fit = _flow_and_fit(now, later)
-        sums.paths.append(_path(pair, fit, now, later))
-        _add_pair(sums, pair, fit, colors=clip.samples[index : index + 2])
+        step = _look_at(now, later)
+        _add_step(sums, step, colors=clip.samples[index : index + 2])
+        if step.is_lost:
+            before = None
+            continue
         if before is not None:
-            sums.jerk.append(_mean_length(pair.forward - before, where=textured(now)))
-        before = pair.forward
-        tracks.advance(pair.forward, fit.move)
+            sums.jerk.append(_mean_length(step.pair.forward - before, where=textured(now)))
+        before = step.pair.forward
+        tracks.advance(before, step.fit.move, own=step.own > 0)
     whole = _whole_move(sums.steps, grays)
+    is_spread = None not in sums.paths and _is_spread(whole, sums.support)
+    following = float(np.mean(sums.following))
     result: dict[str, float | str | None] = {}
-    result |= _per_second(_slow_parts_again(sums.paths, grays, scale), clip.seconds, width)
-    result |= _camera(whole, float(np.mean(sums.following)))
+    result |= _per_second(
+        _slow_parts_again(sums.paths, grays, scale), _followed_seconds(clip, sums.paths), width
+    )
+    result |= _camera(whole, following, is_known=is_spread and following >= MIN_FOLLOWING)
     labels = vbench_labels(tracks.start, tracks.now, height=height, width=width)
-    result["camera_labels_dis"] = "+".join(sorted(labels)) or "none"
+    # Points that are lost on their way, or over flat ground, have no move.
+    result["camera_labels_dis"] = ("+".join(sorted(labels)) if is_spread else "") or "none"
     result |= _dynamic(sums.top, height, width, num_samples=len(grays))
     result |= _steadiness(sums, max(FROZEN_SHARE * width, FROZEN_PIXELS * scale))
     result["looping_share"] = looping_share(grays)
@@ -131,16 +147,84 @@ def measure_motion(clip: Clip) -> dict[str, float | str | None]:
     return result
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """What is seen from one sample to the next.
+
+    Args:
+        pair, fit: The flow, and the camera's move in it.
+        own: How far each pixel goes apart from the camera, `[height, width]`.
+        way: How far it goes: by the flow where it moves apart from the camera, else as the camera
+            says, because flow over flat ground is arbitrary.
+        unfollowed: Share of the picture that could not be followed.
+        is_lost: Nothing can be followed: a cut, noise, or a move that is too fast.
+    """
+
+    pair: FlowPair
+    fit: MoveFit
+    own: npt.NDArray[np.float32]
+    way: npt.NDArray[np.float32]
+    unfollowed: float = 0.0
+    is_lost: bool = False
+
+    def path(self) -> _Path:
+        if not self.fit.is_supported:
+            # Over flat ground nobody sees the ground's own motion: what moves are the objects.
+            apart = None if self.own.any() else 0.0
+            return _Path(float(self.way.mean()), apart, apart)
+        valid = self.pair.valid
+        own = float(self.own[valid].mean()) if valid.mean() >= _TRUSTED else None
+        return _Path(float(self.way.mean()), float(lengths(self.fit.move.flow()).mean()), own)
+
+
+def _look_at(first: Picture, second: Picture) -> _Step:
+    pair, fit = _flow_and_fit(first, second)
+    stays = lands_inside(pair.forward)
+    if pair.valid.sum() < _FOLLOWED * stays.sum() or stays.mean() < _FOLLOWED / 3:
+        nothing = np.zeros(first.shape, np.float32)
+        rest = Move(height=first.shape[0], width=first.shape[1])
+        fit = MoveFit(rest, 0.0)
+        return _Step(pair=pair, fit=fit, own=nothing, way=nothing, unfollowed=1.0, is_lost=True)
+    if not fit.is_supported:
+        own = _motion_over_flat_ground(pair, first, second)
+        return _Step(pair=pair, fit=fit, own=own, way=own)
+    move = fit.move
+    followed = follow_fast_objects(pair, move, first, second)
+    camera = move.flow()
+    own = own_motion(followed.pair, camera, first, second)
+    way = np.where(own > 0, lengths(followed.pair.forward), lengths(camera))
+    return _Step(pair=followed.pair, fit=fit, own=own, way=way, unfollowed=followed.unfollowed)
+
+
+def _motion_over_flat_ground(
+    pair: FlowPair, first: Picture, second: Picture
+) -> npt.NDArray[np.float32]:
+    """Return how far objects go, in pixels; ground without texture is taken to stand still.
+
+    Flow spreads from an object over flat ground; it counts inside the outline of what has texture.
+    """
+    still = np.zeros_like(pair.forward)
+    seen = own_motion(pair, still, first, second) > 0
+    outline = filled(has_texture(first) & seen).astype(np.uint8)
+    # Texture is seen from four pixels away.
+    return lengths(pair.forward) * cv2.erode(outline, np.ones((9, 9), np.uint8))
+
+
+def _is_spread(whole: Move, support: Sequence[int]) -> bool:
+    """Check whether what follows the camera's move is spread over the frame, or nothing moves."""
+    return whole.label == STATIC or float(np.median(support)) >= MIN_SUPPORT
+
+
+def _followed_seconds(clip: Clip, paths: Sequence[_Path | None]) -> float | None:
+    """Return how long the parts of a clip are in which something could be followed."""
+    if clip.times is None:
+        return None
+    steps = np.diff(clip.times)
+    return float(sum(step for step, path in zip(steps, paths, strict=True) if path is not None))
+
+
 def _mean_length(vectors: FloatArray, *, where: Mask) -> float:
     return float(lengths(vectors)[where].mean())
-
-
-def _path(pair: FlowPair, fit: MoveFit, first: Picture, second: Picture) -> _Path:
-    camera = fit.move.flow()
-    own = None
-    if pair.valid.mean() >= _TRUSTED:
-        own = float(own_motion(pair, camera, first, second)[pair.valid].mean())
-    return _Path(float(lengths(pair.forward).mean()), float(lengths(camera).mean()), own)
 
 
 def own_motion(
@@ -163,23 +247,30 @@ def own_motion(
     return lengths(pair.forward - camera) * near
 
 
-def _slow_parts_again(paths: Sequence[_Path], grays: Picture, scale: float) -> list[_Path]:
+def _slow_parts_again(paths: Sequence[_Path | None], grays: Picture, scale: float) -> list[_Path]:
     """Measure slow parts over longer distances, because flow below half a pixel is biased.
 
-    Blocks of `_BLOCK` pairs that hardly move are measured from end to end as well, and the longer
-    way counts: the pairs' if things went to and fro.
+    Blocks of `_BLOCK` pairs that hardly move are measured from end to end as well. That way counts
+    unless the pairs' is much longer: then things went to and fro. Pairs that cannot be followed are
+    left out.
     """
     result: list[_Path] = []
     for start in range(0, len(paths), _BLOCK):
         block = paths[start : start + _BLOCK]
-        total = sum(path.length for path in block)
-        if len(block) > 1 and total < _SLOW * scale * len(block):
-            first, last = grays[start], grays[start + len(block)]
-            whole = _path(*_flow_and_fit(first, last), first, last)
-            if whole.length > total and whole.object is not None:
+        known = [path for path in block if path is not None]
+        total = sum(path.length for path in known)
+        if len(block) == len(known) > 1 and total < _SLOW * scale * len(block):
+            step = _look_at(grays[start], grays[start + len(block)])
+            whole = None if step.is_lost else step.path()
+            has_parts = any(path.object is not None for path in known)
+            if (
+                whole
+                and whole.length > _STRAIGHT * total
+                and (whole.object is not None or not has_parts)
+            ):
                 result.append(whole)
                 continue
-        result.extend(block)
+        result.extend(known)
     return result
 
 
@@ -199,9 +290,8 @@ def _flow_and_fit(first: Picture, second: Picture) -> tuple[FlowPair, MoveFit]:
     back, seen = bring_back(second, move.matrix)
     undone = move.flow()
     forward = undone + _scaled_by(dense_flow(first, back), move)
-    inverse: npt.NDArray[np.float64] = np.linalg.inv(move.matrix).astype(np.float64)
-    again, its_seen = bring_back(first, inverse)
-    returned = Move.from_matrix(inverse, height=move.height, width=move.width)
+    returned = move.inverse()
+    again, its_seen = bring_back(first, returned.matrix)
     backward = returned.flow() + _scaled_by(dense_flow(second, again), returned)
     better = FlowPair(forward.astype(np.float32), backward.astype(np.float32))
     if better.valid[seen].sum() <= pair.valid.sum() or not its_seen.any():
@@ -215,16 +305,21 @@ def _scaled_by(rest: FloatArray, move: Move) -> FloatArray:
     return np.asarray(rest @ turn.T, dtype=np.float32)
 
 
-def _add_pair(sums: _Sums, pair: FlowPair, fit: MoveFit, *, colors: Picture) -> None:
-    valid = pair.valid
+def _add_step(sums: _Sums, step: _Step, *, colors: Picture) -> None:
+    pair, valid = step.pair, step.pair.valid
     sums.valid.append(float(valid.mean()))
-    sums.top.append(_mean_of_longest(lengths(pair.forward)))
+    sums.following.append(step.fit.following)
+    sums.support.append(step.fit.support)
+    sums.steps.append(step.fit.move.matrix)
+    sums.paths.append(None if step.is_lost else step.path())
+    if step.is_lost:
+        return
+    sums.unfollowed.append(step.unfollowed)
+    sums.top.append(_mean_of_longest(step.way))
     if valid.any():
         now, later = (one.astype(np.float32) for one in colors)
         apart = np.abs(warped(later, pair.forward) - now)
         sums.warp.append(float(apart[valid].mean()) / 255)
-    sums.following.append(fit.following)
-    sums.steps.append(fit.move.matrix)
 
 
 def _mean_of_longest(far: FloatArray) -> float:
@@ -236,9 +331,10 @@ def _mean_of_longest(far: FloatArray) -> float:
 def _whole_move(steps: Sequence[npt.NDArray[np.float64]], grays: Picture) -> Move:
     """Chain the moves from sample to sample; take their drift out where the ends overlap."""
     height, width = grays.shape[1:]
-    matrix = np.eye(3)
+    matrix, turned = np.eye(3), 0.0
     for step in steps:
         matrix = step @ matrix
+        turned += math.atan2(step[1, 0], step[0, 0])
     back, seen = bring_back(grays[-1], matrix)
     if seen.mean() >= _MIN_OVERLAP:
         rest = FlowPair.between(grays[0], back)
@@ -248,38 +344,44 @@ def _whole_move(steps: Sequence[npt.NDArray[np.float64]], grays: Picture) -> Mov
             left = max(fit.move.amounts().values())
             if fit.following >= MIN_FOLLOWING and left < 0.05 * min(height, width):
                 matrix = matrix @ fit.move.matrix
-    return Move.from_matrix(matrix, height=height, width=width)
+    move = Move.from_matrix(matrix, height=height, width=width)
+    # A matrix knows an angle up to whole turns; the steps know how many there were.
+    turns = round((turned - move.angle) / (2 * math.pi))
+    return replace(move, angle=move.angle + 2 * math.pi * turns)
 
 
 def _per_second(
     paths: Sequence[_Path], seconds: float | None, width: int
 ) -> dict[str, float | str | None]:
     names = ("motion_degree", "motion_share", "camera_degree", "object_motion")
-    if not seconds:
+    if not seconds or not paths:
         return dict.fromkeys(names)
     unit = REFERENCE_WIDTH / width / seconds
     degree = sum(path.length for path in paths) * unit
     own = [path.object for path in paths if path.object is not None]
+    camera = [path.camera for path in paths if path.camera is not None]
     return {
         "motion_degree": degree,
         "motion_share": degree / REFERENCE_WIDTH,
-        "camera_degree": sum(path.camera for path in paths) * unit,
         # A number that some pairs do not have would be too small.
+        "camera_degree": sum(camera) * unit if len(camera) == len(paths) else None,
         "object_motion": sum(own) * unit if len(own) == len(paths) else None,
     }
 
 
-def _camera(whole: Move, following: float) -> dict[str, float | str | None]:
+def _camera(whole: Move, following: float, *, is_known: bool) -> dict[str, float | str | None]:
     x, y = whole.shift
-    return {
-        "camera_label": whole.label if following >= MIN_FOLLOWING else UNCLEAR,
+    found: dict[str, float | str | None] = {
         "camera_amplitude": whole.amplitude,
         "camera_pan": -x / whole.width,
         "camera_tilt": y / whole.height,
         "camera_zoom": whole.zoom,
         "camera_roll": -math.degrees(whole.angle),
-        "camera_following": following,
     }
+    if not is_known:
+        found = dict.fromkeys(found)
+    label = whole.label if is_known else UNCLEAR
+    return {"camera_label": label, **found, "camera_following": following}
 
 
 def _dynamic(
@@ -289,6 +391,8 @@ def _dynamic(
 
     The largest length for which the rule says yes is kept, so that any threshold can be asked for.
     """
+    if not top:
+        return {"dynamic_threshold_dis": None, "dynamic_degree_dis": None}
     need = max(1, needed_pairs(num_samples))
     scale = DYNAMIC_SIDE / min(height, width)
     ranked = sorted(top, reverse=True)
@@ -300,14 +404,16 @@ def _dynamic(
 
 
 def _steadiness(sums: _Sums, still: float) -> dict[str, float | str | None]:
-    far = np.array([path.length for path in sums.paths])
-    frozen, middle = far < still, float(far.mean())
+    far = np.array([path.length for path in sums.paths if path is not None])
+    middle = float(far.mean()) if len(far) else 0.0
     moves = middle > _JERK_LENGTH and sums.jerk
     return {
         "warp_error": float(np.mean(sums.warp)) if sums.warp else None,
         "warp_valid": float(np.mean(sums.valid)),
         "jerk": float(np.mean(sums.jerk)) / middle if moves else None,
-        "frozen_share": float(frozen.mean()),
+        "frozen_share": float((far < still).sum()) / len(sums.paths),
+        "unfollowed_share": float(np.mean(sums.unfollowed)) if sums.unfollowed else None,
+        "cut_share": sums.paths.count(None) / len(sums.paths),
     }
 
 

@@ -27,7 +27,7 @@ from motionmerge.io.hashing import hash_file
 from motionmerge.io.paths import is_plain_file, open_plain_file
 from motionmerge.io.video import fit_image, load_image
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when a metric changes its meaning: kept rows are then not used."""
 
 ROWS_FILE = "rows.jsonl"
@@ -259,13 +259,15 @@ class Measured:
         return None if value is None or isinstance(value, str) else float(value)
 
 
-FROZEN_WARNING, LOOPING_WARNING = 0.5, 0.25
-"""Shares from which a video is called frozen or looping."""
+FROZEN_WARNING, LOOPING_WARNING, UNFOLLOWED_WARNING = 0.5, 0.25, 0.001
+"""Shares from which a video is called frozen or looping, or its motion larger than measured."""
 
 
 def _warnings(values: Values) -> Iterator[str]:
     for metric, limit, text in (
         ("frozen_share", FROZEN_WARNING, "FROZEN: nothing moves in {:.0%} of it"),
+        ("cut_share", 1e-9, "CUTS: {:.0%} of its steps cannot be followed, and are left out"),
+        ("unfollowed_share", UNFOLLOWED_WARNING, "{:.1%} of the picture moves too fast to follow"),
         ("looping_share", LOOPING_WARNING, "LOOPS: {:.0%} of its frames came before"),
     ):
         value = values.get(metric)

@@ -32,7 +32,7 @@ class Estimate:
 
     Args:
         value: The estimate from all prompts.
-        low, high: Ends of the interval; NaN where one prompt alone gives none.
+        low, high: Ends of the interval; NaN where there is none, as for one prompt alone.
         num: How many prompts it rests on.
     """
 
@@ -49,7 +49,7 @@ class Estimate:
         """Write as `3.2 [2.9, 3.6]`."""
         form = f"{'+' if sign else ''}.{digits}f"
         if math.isnan(self.low):
-            return f"{self.value:{form}} [one alone]"
+            return f"{self.value:{form}} [{'one alone' if self.num == 1 else 'no interval'}]"
         return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
 
