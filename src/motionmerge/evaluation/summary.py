@@ -91,7 +91,8 @@ def summarise(measured: Sequence[Measured]) -> Summary:
         values = [number for one in having if (number := one.number(name)) is not None]
         means[name] = bootstrap_mean(values, clusters=clusters)
         nums[name] = len(having)
-    lengths = [one.number("dynamic_threshold_dis") or 0.0 for one in whole]
+    known = [one.number("dynamic_threshold_dis") for one in whole]  # of noise it is not
+    lengths = [length for length in known if length is not None]
     return Summary(
         num_measured=len(whole),
         num_failed=len(measured) - len(whole),
@@ -113,10 +114,14 @@ def _cluster(one: Measured) -> tuple[str, ...]:
 
 
 def worst_first(measured: Sequence[Measured]) -> list[Measured]:
-    """Sort: what cannot be measured, then what has warnings, then by motion, the stillest first."""
+    """Sort: what cannot be measured, then what has warnings, then by motion, the stillest first.
+
+    A video whose motion is unknown, as that of noise, comes before those that have one.
+    """
 
     def place(one: Measured) -> tuple[bool, bool, float]:
-        return one.failure is None, not one.warnings, one.number("motion_degree") or 0.0
+        degree = one.number("motion_degree")
+        return one.failure is None, not one.warnings, -1.0 if degree is None else degree
 
     return sorted(measured, key=place)
 
