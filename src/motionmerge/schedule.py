@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Number
 from typing import Any, TypeGuard
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, ValidationInfo, field_validator
@@ -28,6 +29,12 @@ def is_finite_number(value: object) -> TypeGuard[float]:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
     return abs(value) < 1 << 63  # NaN is not
+
+
+def plain_number(value: Any) -> Any:
+    """Return a scalar of NumPy as Python's own number, which recipes can print; others as is."""
+    is_scalar = isinstance(value, Number) and hasattr(value, "item")
+    return value.item() if is_scalar else value
 
 
 SCHEDULE_EXAMPLE = "Write one `- {expert: NAME, above: 0.64}` line per expert."
@@ -69,6 +76,7 @@ class ScheduleEntry:
     def _check_threshold(cls, value: Any, info: ValidationInfo) -> float | None:
         """Accept a number as it is: one with a name keeps it."""
         name, expert = info.field_name, info.data.get("expert")
+        value = plain_number(value)
         if value is not None and not is_finite_number(value):
             raise RecipeError(
                 f"`{name}` of the schedule entry of `{expert}` is {shown(value)}.",

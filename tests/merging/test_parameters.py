@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from motionmerge.errors import RecipeError
 from motionmerge.merging.algebra.named import named, number_text
 from motionmerge.merging.in_memory import realise
 from motionmerge.merging.recipes.recipe import Recipe
+from motionmerge.schedule import ScheduleEntry
 
 from .conftest import make_pair, same_bits
 
@@ -130,3 +132,19 @@ def test_writing_out_leaves_what_stands_in_quotes():
     plain = recipe.written_out()
     assert plain.experts["consistency"] == recipe.experts["consistency"]
     assert '"re:motion- -"' in plain.print()
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int64], ids=str)
+def test_a_number_of_numpy_is_that_number(kind):
+    recipe = Recipe.parse(TEXT).with_parameters(motion=kind(0.5), boundary=kind(1))
+    assert recipe == Recipe.parse(TEXT).with_parameters(
+        motion=kind(0.5).item(), boundary=kind(1).item()
+    )
+    assert ScheduleEntry("a", above=kind(1)) == ScheduleEntry("a", above=1)
+    with pytest.raises(RecipeError, match="motion"):
+        Recipe.parse(TEXT).with_parameters(motion=np.float32("nan"))
+
+
+def test_a_lora_is_not_called_as_the_model_that_it_is_for():
+    with pytest.raises(RecipeError, match="A LoRA is called `base`"):
+        Recipe.of_loras({"a": {"base": 1.0}})

@@ -36,7 +36,7 @@ from motionmerge.merging.inputs.resolvers import PACKAGE, resolve, split_name
 from motionmerge.merging.inputs.sources import MemoryTensors, Origin
 from motionmerge.merging.recipes.parser import parse_expression
 from motionmerge.merging.recipes.sections import MAX_BYTES, RecipeInput, check_use, read_sections
-from motionmerge.schedule import PAPER_BOUNDARY, ExpertSchedule, ScheduleEntry
+from motionmerge.schedule import PAPER_BOUNDARY, ExpertSchedule, ScheduleEntry, plain_number
 from motionmerge.text import fix_unknown_name, nearest_name
 
 METADATA_KEY = "motionmerge.recipe"
@@ -281,6 +281,11 @@ class Recipe:
         names = list(dict.fromkeys([*files, *(name for own in by_name for name in own)]))
         names = names or ["style"]
         inputs = {"base": OWN_MODEL}
+        if "base" in names:
+            raise RecipeError(
+                "A LoRA is called `base`, which is the model that the LoRAs are for.",
+                fix="Give the LoRA another name.",
+            )
         inputs |= {n: _path_of_input(n, files.get(n, f"memory:{n}")) for n in names}
         experts = {}
         for expert, own in weights.items():
@@ -325,7 +330,8 @@ class Recipe:
                     if self.parameters
                     else f"Add `parameters: {{{name}: ...}}` to the recipe, and use it there.",
                 )
-        changed = replace(self, parameters={**self.parameters, **values})
+        numbers = {name: plain_number(value) for name, value in values.items()}
+        changed = replace(self, parameters={**self.parameters, **numbers})
         return Recipe.parse(changed.print(), folder=self.folder)
 
     def written_out(self) -> Recipe:
