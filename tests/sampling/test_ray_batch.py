@@ -165,7 +165,7 @@ def test_relative_paths_are_those_of_the_driver_and_a_video_elsewhere_is_a_failu
             os.chdir(self.folder)
             return super().load(encode)
 
-    (tmp_path / "machine").mkdir()
+    (tmp_path / "machine/videos").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ray_batch, "_SECONDS_UNTIL_A_WARNING", 1)
     shutil.copy(weights_path("tuned"), "own.safetensors")

@@ -21,7 +21,7 @@ from motionmerge.cli.video_flags import (
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from motionmerge.sampling.batch.batch import BatchProgress
+    from motionmerge.sampling.batch.batch import BatchProgress, BatchReport
 
 
 WORK = "Work"
@@ -172,7 +172,7 @@ def batch(
     if not todo:
         report = tally.report()
         remove_stale_lists(output, world_size)
-        _print_report({**asdict(report), "skipped": found}, as_json)
+        _print_report(_summary(report, found), as_json)
         return
     prepare_folder(output)
     options = BatchOptions(
@@ -189,7 +189,7 @@ def batch(
         with loaded(chosen, experts) as (pipeline, bank):
             report = run_batch(pipeline, todo, options, bank=bank, tally=tally)
     remove_stale_lists(output, world_size)
-    _print_report({**asdict(report), "skipped": found}, as_json)
+    _print_report(_summary(report, found), as_json)
     if report.failures and world_size == 1:
         raise typer.Exit(1)
 
@@ -216,7 +216,7 @@ def _progress_printer(rank: int, world_size: int, found: int) -> Callable[[Batch
     who = f"[{rank}/{world_size}] " if world_size > 1 else ""
 
     def show(now: BatchProgress) -> None:
-        finished = now.done + now.failed
+        finished = now.done + now.failed + now.found
         left = now.seconds / max(1, finished) * (now.total - finished)
         line = f"{who}{found + finished}/{found + now.total}, {now.failed} failed, "
         line += f"{left:.0f} s left: {now.last}"
@@ -234,6 +234,13 @@ def _print_plan(names: list[str], total: int, as_json: bool) -> None:
     for name in names:
         print(name)
     print(f"{len(names)} of {total} videos are missing")
+
+
+def _summary(report: BatchReport, found: int) -> dict[str, Any]:
+    """Sum up for people; what was found before or in the meantime is one number."""
+    summary = {**asdict(report), "skipped": found + len(report.found)}
+    del summary["found"]
+    return summary
 
 
 def _print_report(result: dict[str, Any], as_json: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,10 +51,13 @@ class Failure:
     output: str
     attempts: int
     error: str
+    host: str
 
     @classmethod
-    def of(cls, video: PlannedVideo, error: str, *, attempts: int) -> Failure:
-        """Describe why a video was given up, at some length."""
+    def of(
+        cls, video: PlannedVideo, error: str, *, attempts: int, host: str | None = None
+    ) -> Failure:
+        """Describe why a video was given up, at some length, and where: by default here."""
         job, text = video.job, error[:_LONGEST_ERROR]
         return cls(
             id=job.id,
@@ -62,6 +66,7 @@ class Failure:
             output=video.path.name,
             attempts=attempts,
             error=text,
+            host=platform.node() if host is None else host,
         )
 
 
@@ -72,8 +77,9 @@ class BatchProgress:
     Attributes:
         total: Videos to make.
         done, failed: Made, given up.
-        last: Name of the video that was made or given up last.
+        last: Name of the video that was made, given up or found last.
         seconds: Since the start.
+        found: Made by another batch in the meantime.
     """
 
     total: int
@@ -81,6 +87,7 @@ class BatchProgress:
     failed: int
     last: str
     seconds: float
+    found: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,11 +98,13 @@ class BatchReport:
         done: Names of the videos made.
         failures: What was given up.
         seconds: How long it took.
+        found: Names of videos that another batch on the same folder made in the meantime.
     """
 
     done: tuple[str, ...]
     failures: tuple[Failure, ...]
     seconds: float
+    found: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +146,16 @@ class Tally:
         self._total, self._path, self._on_progress = total, failure_list, on_progress
         self._done: list[str] = []
         self._failures: list[Failure] = []
+        self._found: list[str] = []
 
     def made(self, name: str) -> None:
         """Count a video that was made."""
         self._done.append(name)
+        self._report(name)
+
+    def found(self, name: str) -> None:
+        """Count a video that another batch made in the meantime."""
+        self._found.append(name)
         self._report(name)
 
     def failed(self, failure: Failure) -> None:
@@ -165,7 +180,8 @@ class Tally:
         """
         _write_failures(self._path, self._failures)
         seconds = time.monotonic() - self._started
-        return BatchReport(tuple(self._done), tuple(self._failures), seconds)
+        found = tuple(self._found)
+        return BatchReport(tuple(self._done), tuple(self._failures), seconds, found)
 
     def _report(self, name: str) -> None:
         if self._on_progress is not None:
@@ -175,6 +191,7 @@ class Tally:
                 failed=len(self._failures),
                 last=name,
                 seconds=time.monotonic() - self._started,
+                found=len(self._found),
             )
             self._on_progress(progress)
 
@@ -278,6 +295,10 @@ def _is_made(video: PlannedVideo, *, overwrite: bool) -> bool:
     return configuration == video.configuration
 
 
+class _Found(Exception):
+    """Another batch made the video in the meantime."""
+
+
 def run_batch(
     pipeline: VideoPipeline,
     videos: Sequence[PlannedVideo],
@@ -306,6 +327,8 @@ def run_batch(
             for video, error in _make(pipeline, waiting, bank, options):
                 if error is None:
                     tally.made(video.path.name)
+                elif isinstance(error, _Found):
+                    tally.found(video.path.name)
                 elif isinstance(error, OSError) and error.errno in _DISK_ERRORS:
                     raise DataError(
                         f"The batch stops at {video.path}: {error}",
@@ -344,6 +367,8 @@ def _write(video: PlannedVideo, outcome: Outcome, options: BatchOptions) -> Base
     about = {**provenance(options.metadata, settings), CONFIGURATION_KEY: video.configuration}
     try:
         assert outcome.video is not None
+        if not missing([video], overwrite=True):
+            return _Found()
         write_video(
             video.path, outcome.video, fps=settings.frame_rate or options.frame_rate, metadata=about
         )

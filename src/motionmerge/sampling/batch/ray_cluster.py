@@ -15,6 +15,12 @@ _OBJECT_STORE_BYTES = 200_000_000
 _SECONDS_TO_REACH_A_CLUSTER = 10.0
 """How long we try to open a connection."""
 
+_START_ON_A_NODE = (
+    "Something answers at this address, so start the driver on a node of the cluster (`ray start "
+    "--address=..` makes this machine one, with --num-cpus=0 if it is not to compute)"
+)
+"""What helps where a cluster is up, but the driver cannot join it."""
+
 _NUM_TRIES = "RAY_NUM_REDIS_GET_RETRIES"
 """Ray's variable for how often it tries to reach a cluster."""
 
@@ -55,10 +61,7 @@ def num_places(ray: Any, needs: Mapping[str, int]) -> int:
         ConfigError: There is room for none.
     """
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    places = sum(
-        min(int(machine.get(name, 0) // amount) for name, amount in needs.items())
-        for machine in machines
-    )
+    places = sum(num_places_of(machine, needs) for machine in machines)
     if places == 0:
         largest = {name: max((of.get(name, 0) for of in machines), default=0) for name in needs}
         raise ConfigError(
@@ -69,6 +72,11 @@ def num_places(ray: Any, needs: Mapping[str, int]) -> int:
             else f"Set OMP_NUM_THREADS={max(1, int(largest['CPU']))}, or add larger machines.",
         )
     return places
+
+
+def num_places_of(machine: Mapping[str, float], needs: Mapping[str, int]) -> int:
+    """Count the workers for which one machine has room when nothing else runs there."""
+    return min(int(machine.get(name, 0) // amount) for name, amount in needs.items())
 
 
 def words(resources: Mapping[str, float]) -> str:
@@ -96,8 +104,9 @@ def _joins(ray: Any, address: str, quiet: Mapping[str, object]) -> bool:
     Raises:
         ConfigError: It cannot be joined.
     """
+    is_up = False
     try:
-        _knock(address)
+        is_up = _knock(address)
         ray.init(address=address, **quiet)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         is_nowhere = isinstance(error, ConnectionError) and error.__cause__ is None
@@ -106,14 +115,17 @@ def _joins(ray: Any, address: str, quiet: Mapping[str, object]) -> bool:
         where = "that runs here" if address == "auto" else f"of RAY_ADDRESS={address}"
         raise ConfigError(
             f"The Ray cluster {where} cannot be joined: {error}",
-            fix="See that it is up; set RAY_AUTH_MODE=token if it wants a token; set "
-            "RAY_ADDRESS=local for a cluster that is started here.",
+            fix=f"{_START_ON_A_NODE if is_up else 'See that it is up'}; set RAY_AUTH_MODE=token "
+            "if it wants a token; set RAY_ADDRESS=local for a cluster that is started here.",
         ) from error
     return True
 
 
-def _knock(address: str) -> None:
+def _knock(address: str) -> bool:
     """Open a connection to `host:port`: where nobody listens, Ray itself would try for minutes.
+
+    Returns:
+        Whether somebody answered; False where there is no port to ask.
 
     Raises:
         OSError: Nobody answers.
@@ -122,3 +134,5 @@ def _knock(address: str) -> None:
     if port.isdigit() and "/" not in host:
         target = (host.strip("[]"), int(port))
         socket.create_connection(target, timeout=_SECONDS_TO_REACH_A_CLUSTER).close()
+        return True
+    return False
