@@ -23,10 +23,11 @@ from typer.testing import CliRunner
 from motionmerge.cli import app
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.models.pocket.components import weights_path
-from motionmerge.sampling.batch import ray_batch
+from motionmerge.sampling.batch import ray_driver
 from motionmerge.sampling.batch.batch import BatchOptions, BatchProgress, Tally, missing, run_batch
 from motionmerge.sampling.batch.manifest import PlannedVideo, plan, read_manifest
-from motionmerge.sampling.batch.ray_batch import run_on_ray, with_absolute_paths
+from motionmerge.sampling.batch.ray_batch import run_on_ray
+from motionmerge.sampling.batch.ray_worker import with_absolute_paths
 from motionmerge.sampling.request.experts import ExpertChoice, from_recipe
 from motionmerge.sampling.request.folder import find_pipeline
 from motionmerge.sampling.request.model import FolderModel, ShippedModel
@@ -167,7 +168,7 @@ def test_relative_paths_are_those_of_the_driver_and_a_video_elsewhere_is_a_failu
 
     (tmp_path / "machine/videos").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ray_batch, "_SECONDS_UNTIL_A_WARNING", 1)
+    monkeypatch.setattr(ray_driver, "_SECONDS_UNTIL_A_WARNING", 1)
     shutil.copy(weights_path("tuned"), "own.safetensors")
     not_shared = Path("/proc/self/cwd/videos")  # in each process another one
     videos = planned(Path(), Path("videos"), range(1)) + planned(Path(), not_shared, range(1, 2))

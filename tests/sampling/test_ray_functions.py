@@ -13,7 +13,7 @@ from motionmerge.merging.in_memory import realise
 from motionmerge.merging.recipes.functions import FUNCTIONS, register_function
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.sampling.batch.batch import BatchOptions
-from motionmerge.sampling.batch.ray_batch import Worker, sent_functions
+from motionmerge.sampling.batch.ray_worker import Worker, sent_functions
 from motionmerge.sampling.request.experts import ExpertChoice
 from motionmerge.sampling.request.model import ShippedModel
 

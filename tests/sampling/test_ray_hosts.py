@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from motionmerge.errors import CheckpointError, ConfigError
-from motionmerge.sampling.batch import ray_batch
-from motionmerge.sampling.batch.batch import BatchOptions, BatchReport, run_batch
+from motionmerge.sampling.batch import ray_driver
+from motionmerge.sampling.batch.batch import BatchOptions, BatchReport, Tally, run_batch
 from motionmerge.sampling.batch.manifest import PlannedVideo, plan, read_manifest
 from motionmerge.sampling.batch.ray_batch import run_on_ray
 from motionmerge.sampling.request.experts import ExpertChoice
@@ -137,7 +137,7 @@ def test_a_folder_that_no_host_shares_ends_the_batch_before_its_videos_are_made(
 def test_a_host_that_joins_is_used_and_a_lost_one_costs_nothing(
     cluster: Any, tmp_path: Path, photo_of: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_batch, "_SECONDS_BETWEEN_LOOKS", 0.2)
+    monkeypatch.setattr(ray_driver, "_SECONDS_BETWEEN_LOOKS", 0.2)
     videos = planned(tmp_path, count=20, image=photo_of, output=tmp_path / "videos")
     newcomer: list[Any] = []
 
@@ -162,7 +162,7 @@ def test_a_host_that_joins_is_used_and_a_lost_one_costs_nothing(
             pipeline.__class__ = type("PocketPipeline", (type(pipeline),), {"__call__": call})
             return pipeline, where
 
-    tally = ray_batch.Tally(20, on_progress=join)
+    tally = Tally(20, on_progress=join)
     report, _ = run(Slow(folder=str(tmp_path)), videos, tally=tally)
     assert (len(set(report.done)), report.failures) == (20, ())
     assert len(newcomer) == 2
