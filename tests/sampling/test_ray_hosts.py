@@ -138,34 +138,40 @@ def test_a_host_that_joins_is_used_and_a_lost_one_costs_nothing(
     cluster: Any, tmp_path: Path, photo_of: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_driver, "_SECONDS_BETWEEN_LOOKS", 0.2)
-    videos = planned(tmp_path, count=20, image=photo_of, output=tmp_path / "videos")
-    newcomer: list[Any] = []
+    videos = planned(tmp_path, count=6, image=photo_of, output=tmp_path / "videos")
+    threads, is_at_work = torch.get_num_threads(), tmp_path / "new-is-at-work"
+    newcomers: list[Any] = []
 
-    def join(progress: Any) -> None:
-        if not newcomer:
-            newcomer.append(
-                cluster.add_node(num_cpus=torch.get_num_threads(), env_vars={"HOST": "new"})
-            )
-        if (tmp_path / "loaded-new").exists() and len(newcomer) == 1:
-            newcomer.append(None)
-            cluster.remove_node(newcomer[0], allow_graceful=False)
+    def join_and_be_lost(progress: Any) -> None:
+        if not newcomers:
+            newcomers.append(cluster.add_node(num_cpus=threads, env_vars={"HOST": "new"}))
+        elif is_at_work.exists() and len(newcomers) == 1:
+            newcomers.append(None)
+            cluster.remove_node(newcomers[0], allow_graceful=False)
 
-    class Slow(OnHosts):
+    class Patient(OnHosts):
+        """After a video each, the first hosts wait until the new one makes one without end."""
+
         def load(self, encode: Any = None) -> tuple[Any, str]:
             pipeline, where = super().load(encode)
-            start = type(pipeline).__call__
+            start, made = type(pipeline).__call__, []
 
             def call(pipeline: Any, *arguments: Any, **options: Any) -> Any:
-                time.sleep(1.5)
+                if os.environ["HOST"] == "new":
+                    is_at_work.touch()
+                    time.sleep(600)
+                while made and not is_at_work.exists():
+                    time.sleep(0.05)
+                made.append(1)
                 return start(pipeline, *arguments, **options)
 
             pipeline.__class__ = type("PocketPipeline", (type(pipeline),), {"__call__": call})
             return pipeline, where
 
-    tally = Tally(20, on_progress=join)
-    report, _ = run(Slow(folder=str(tmp_path)), videos, tally=tally)
-    assert (len(set(report.done)), report.failures) == (20, ())
-    assert len(newcomer) == 2
+    tally = Tally(len(videos), on_progress=join_and_be_lost)
+    report, _ = run(Patient(folder=str(tmp_path)), videos, tally=tally)
+    assert len(newcomers) == 2
+    assert (len(report.done), len(set(report.done)), report.failures) == (6, 6, ())
 
 
 def test_a_second_batch_makes_nothing_that_the_first_has_made(
@@ -177,7 +183,7 @@ def test_a_second_batch_makes_nothing_that_the_first_has_made(
     run_batch(pipeline, videos[1:])
     videos[3].path.write_bytes(b"")  # damaged
     times = [video.path.stat().st_mtime_ns for video in videos[1:3]]
-    report, _ = run(OnHosts(folder=str(tmp_path)), videos)
+    report, _ = run(ShippedModel(), videos, num_workers=1)
     assert set(report.done) == {videos[0].path.name, videos[3].path.name}
     assert set(report.found) == {video.path.name for video in videos[1:3]}
     assert [video.path.stat().st_mtime_ns for video in videos[1:3]] == times
