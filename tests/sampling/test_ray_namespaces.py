@@ -28,7 +28,7 @@ pytestmark = pytest.mark.hosts
 
 HEAD, OTHER = (f"mm{os.getpid()}{letter}" for letter in "ab")
 ADDRESSES = {HEAD: "10.77.0.1", OTHER: "10.77.0.2"}
-COUNT = 24
+COUNT = 10
 QUICK_TO_NOTICE = {
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "1000",
@@ -116,7 +116,7 @@ def test_the_death_of_a_whole_host_loses_no_video_and_makes_none_twice(
     head = f"{RAY_START} --head --node-ip-address={ADDRESSES[HEAD]} --include-dashboard=false"
     batch = (
         f"'{sys.executable}' -m motionmerge.cli batch '{manifest}' -o '{videos}' --size 64 "
-        f"--steps 25 --ray --json > '{tmp_path}/report.json'"
+        f"--steps 8 --ray --json > '{tmp_path}/report.json'"
     )
     join = f"{RAY_START} --node-ip-address={ADDRESSES[OTHER]} --address=$RAY_ADDRESS --block"
     hosts = []
