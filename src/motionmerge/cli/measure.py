@@ -92,7 +92,7 @@ def measure(
     videos, from a sidecar or a manifest, or from names as VBench wants them. The exit code is 1 if
     a video cannot be measured or meets --fail-when.
     """
-    with _eval_extra():
+    with needs_eval_extra():
         from motionmerge.evaluation.runs import Kept, Shard, measure_videos
         from motionmerge.evaluation.sources import Photos, find_videos, source_of
         from motionmerge.evaluation.summary import FailWhen, summarise, worst_first
@@ -146,8 +146,8 @@ def _warn_of_missing_photos(sources: Sequence[VideoSource], *, wanted: Path | No
 
 
 @contextmanager
-def _eval_extra() -> Iterator[None]:
-    """Name this verb's own extra where a package is missing: it needs no torch."""
+def needs_eval_extra() -> Iterator[None]:
+    """Name the extra where a package for measuring is missing; measuring needs no torch."""
     try:
         yield
     except ModuleNotFoundError as error:

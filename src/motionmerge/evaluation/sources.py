@@ -121,19 +121,30 @@ class Photos:
             return cls(one=path)
         if not path.is_dir():
             raise DataError(f"There are no photos at {path}.", fix="Give a photo or a folder.")
-        photos = [
-            one
-            for one in sorted(path.rglob("*"))
-            if one.suffix.lower() in IMAGE_SUFFIXES and is_plain_file(one)
-        ]
-        if not photos:
-            raise DataError(f"There is no photo in {path}.", fix="Give a folder that holds some.")
-        return cls(by_name={one.stem: one for one in reversed(photos)})
+        return cls(by_name={one.stem: one for one in reversed(photos_in(path))})
 
     def of(self, names: Sequence[str | None]) -> Path | None:
         """Return the photo of the first name that has one."""
         known = (self.by_name[name] for name in names if name is not None and name in self.by_name)
         return self.one or next(known, None)
+
+
+def photos_in(path: Path) -> list[Path]:
+    """List the photos of a folder, sorted, or the one at a path.
+
+    Raises:
+        DataError: There is none.
+    """
+    if is_plain_file(path):
+        return [path]
+    photos = [
+        one
+        for one in sorted(path.rglob("*"))
+        if one.suffix.lower() in IMAGE_SUFFIXES and is_plain_file(one)
+    ]
+    if not photos:
+        raise DataError(f"There is no photo in {path}.", fix="Give a folder that holds some.")
+    return photos
 
 
 def source_of(path: Path, photos: Photos) -> VideoSource:
