@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from motionmerge.config import shown
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.io.paths import behind_links, exists, folder_of, path_of
 from motionmerge.io.weights import open_weights
@@ -36,7 +37,13 @@ from motionmerge.merging.inputs.resolvers import PACKAGE, resolve, split_name
 from motionmerge.merging.inputs.sources import MemoryTensors, Origin
 from motionmerge.merging.recipes.parser import parse_expression
 from motionmerge.merging.recipes.sections import MAX_BYTES, RecipeInput, check_use, read_sections
-from motionmerge.schedule import PAPER_BOUNDARY, ExpertSchedule, ScheduleEntry
+from motionmerge.schedule import (
+    PAPER_BOUNDARY,
+    ExpertSchedule,
+    ScheduleEntry,
+    is_finite_number,
+    plain_number,
+)
 from motionmerge.text import fix_unknown_name, nearest_name
 
 METADATA_KEY = "motionmerge.recipe"
@@ -280,12 +287,17 @@ class Recipe:
         by_name = [own for own in weights.values() if isinstance(own, Mapping)]
         names = list(dict.fromkeys([*files, *(name for own in by_name for name in own)]))
         names = names or ["style"]
+        if "base" in names:
+            raise RecipeError(
+                "`base` is the model to which the LoRAs are added, and no name for one of them.",
+                fix="Give the LoRA another name, such as `style`.",
+            )
         inputs = {"base": OWN_MODEL}
         inputs |= {n: _path_of_input(n, files.get(n, f"memory:{n}")) for n in names}
         experts = {}
         for expert, own in weights.items():
             each = own if isinstance(own, Mapping) else dict.fromkeys(names, own)
-            numbers = {n: w if type(w) is int else float(w) for n, w in each.items()}
+            numbers = {n: _number(f"The weight of `{n}` in `{expert}`", w) for n, w in each.items()}
             terms = (f"lora({name}, {weight!r})" for name, weight in numbers.items())
             experts[expert] = " + ".join(["base", *terms])
         sections: dict[str, Any] = {"inputs": inputs, "experts": experts}
@@ -325,7 +337,10 @@ class Recipe:
                     if self.parameters
                     else f"Add `parameters: {{{name}: ...}}` to the recipe, and use it there.",
                 )
-        changed = replace(self, parameters={**self.parameters, **values})
+        numbers = {
+            name: _number(f"The parameter `{name}`", value) for name, value in values.items()
+        }
+        changed = replace(self, parameters={**self.parameters, **numbers})
         return Recipe.parse(changed.print(), folder=self.folder)
 
     def written_out(self) -> Recipe:
@@ -394,6 +409,18 @@ class Recipe:
 
 
 _WIDE = 10**9
+
+
+def _number(name: str, value: object) -> float:
+    """Return a number as Python writes it, also one of numpy's.
+
+    Raises:
+        RecipeError: It is no finite number.
+    """
+    number = plain_number(value)
+    if not is_finite_number(number):
+        raise RecipeError(f"{name} is {shown(value)}, not a number.", fix="Give a finite number.")
+    return number
 
 
 def _path_of_input(name: str, path: object) -> str:
