@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +12,7 @@ import typer
 from motionmerge.cli.evaluate_fvd import FVD_EXAMPLE, fvd
 from motionmerge.cli.merge import counting_bar, parse_inputs
 from motionmerge.cli.options import MODEL, OUTPUT, JsonOption, PartOption, ResultsOption
-from motionmerge.cli.printing import harmless
+from motionmerge.cli.printing import harmless, quoted
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.vbench.check import Checked
@@ -169,7 +168,7 @@ def check(
         print(f"{len(checked.clips)} clips, {len(checked.faults)} faults")
         _print_faults(checked)
         for old, new in checked.renames.items():
-            old_path, new_path = (shlex.quote(str(folder / name)) for name in (old, new))
+            old_path, new_path = (quoted(folder / name) for name in (old, new))
             print(f"mv -n -- {old_path} {new_path}")
     if checked.faults:
         raise typer.Exit(1)
@@ -318,7 +317,7 @@ def _write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     from motionmerge.io.atomic import atomic_path
 
     with atomic_path(folder / _SUMMARY_FILE) as temporary:
-        temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
+        temporary.write_text(json.dumps(summary, indent=2), encoding="utf-8")
 
 
 VBENCH_VERBS: Mapping[str, tuple[Callable[..., None], str]] = {

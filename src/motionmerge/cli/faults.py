@@ -225,7 +225,8 @@ def _unwritable_output() -> str | None:
 
 
 def _tell(text: str) -> None:
-    """Print to stderr, if that can be written."""
+    """Print to stderr, if that can be written; messages repeat names from strangers."""
+    text = "\n".join(map(harmless, text.split("\n")))
     try:
         typer.echo(text, err=True)
     except OSError:

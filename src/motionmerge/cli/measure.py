@@ -120,7 +120,7 @@ def measure(
     if output is not None and part.is_whole:
         _write_summary(output / SUMMARY_FILE, summary)
     if as_json:
-        print(json.dumps(_result(measured, summary, failing), ensure_ascii=False))
+        print(json.dumps(_result(measured, summary, failing)))
     else:
         _print_lines(measured, summary)
         _print_failing(condition, failing)

@@ -24,7 +24,7 @@ def exists(path: Path) -> bool:
     """Check whether something is there; under a name that is too long nothing is."""
     try:
         return path.exists()
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
@@ -33,6 +33,22 @@ def is_plain_file(path: Path) -> bool:
     try:
         return path.is_file()
     except (OSError, ValueError):  # a name that is too long, or that no file can have
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Check whether a folder is there; of names that nothing can have there is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def is_link(path: Path) -> bool:
+    """Check whether a link is there, also one that leads nowhere."""
+    try:
+        return path.is_symlink()
+    except (OSError, ValueError):
         return False
 
 
