@@ -12,6 +12,11 @@ def harmless(text: str) -> str:
     return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
+def harmless_lines(text: str) -> str:
+    """Return a text of several lines without what a terminal would obey."""
+    return "\n".join(map(harmless, text.split("\n")))
+
+
 def quoted(path: Path) -> str:
     """Return a path as bash and zsh read it, in printable signs alone."""
     text = str(path)

@@ -55,8 +55,6 @@ def is_link(path: Path) -> bool:
 def open_plain_file(path: Path) -> BufferedReader:
     """Open a file for reading, unless it is a pipe or a device, at which reading may never end.
 
-    For files that we find by ourselves: a pipe that a person names is meant.
-
     Raises:
         OSError: It cannot be opened, or is no plain file.
     """

@@ -24,6 +24,7 @@ from motionmerge.evaluation.vbench.run import missing_files, plan, run
 from motionmerge.evaluation.vbench.sources import Networks
 from motionmerge.evaluation.vbench.suite import clips_of_folder
 from motionmerge.evaluation.vbench.total import DIMENSIONS
+from motionmerge.io.video import read_frames
 
 CHEAP = ("temporal_flickering", "camera_motion")
 
@@ -330,3 +331,12 @@ def test_a_gpu_gives_the_scores_of_the_cpu(vbench):
                 for one in (vbench.networks, on_gpu)
             )
             assert second == pytest.approx(first, abs=2e-4), dimension
+
+
+def test_a_playlist_that_is_called_a_video_opens_no_other_file(vbench, tmp_path):
+    clip = vbench.folder / "short" / "short-3.mp4"
+    playlist = f"ffconcat version 1.0\nfile '{clip.name}'\n"
+    (tmp_path / clip.name).write_bytes(clip.read_bytes())
+    (tmp_path / "list-0.mp4").write_text(playlist)
+    with pytest.raises(DataError, match="Cannot read"):
+        read_frames(tmp_path / "list-0.mp4")

@@ -27,7 +27,7 @@ import yaml
 
 from motionmerge.config import shown
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
-from motionmerge.io.paths import behind_links, exists, folder_of, path_of
+from motionmerge.io.paths import behind_links, exists, folder_of, open_plain_file, path_of
 from motionmerge.io.weights import open_weights
 from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra.named import NamedFloat, NamedInt
@@ -114,7 +114,7 @@ class Recipe:
                 fix=names if near is None else f"Write `{near}` instead of `{path}`.",
             )
         try:
-            with path.open("rb") as file:
+            with open_plain_file(path) as file:
                 text = file.read(MAX_BYTES + 1).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"Cannot read the recipe {path}: {error}.", fix=names) from error
