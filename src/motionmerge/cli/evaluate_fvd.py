@@ -12,6 +12,7 @@ import typer
 
 from motionmerge.cli.merge import counting_bar
 from motionmerge.cli.options import OUTPUT, JsonOption
+from motionmerge.cli.printing import harmless
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.statistics import Estimate
@@ -137,7 +138,7 @@ def fvd(
     if doubts:
         typer.echo(f"Warning: {doubts}", err=True)
     for path, reason in failures.items():
-        typer.echo(f"left out: {path}: {reason}", err=True)
+        typer.echo(harmless(f"left out: {path}: {reason}"), err=True)
     print(
         f"FVD {distance:.2f}, {len(real_clips)} real and {len(generated_clips)} generated videos, "
         f"preset {preset} ({chosen.source})"
@@ -159,16 +160,11 @@ def _as_json(estimate: Estimate | None) -> dict[str, float | None] | None:
 
 def _videos(folder: Path) -> list[Path]:
     from motionmerge.errors import DataError
-    from motionmerge.evaluation.clips import SUFFIXES
+    from motionmerge.evaluation.sources import find_videos
 
     if not folder.is_dir():
         raise DataError(
             f"{folder} is no folder and no feature file.",
             fix="Give a folder of videos, or a .npy or .safetensors file.",
         )
-    found = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
-    )
-    if not found:
-        raise DataError(f"{folder} holds no video.", fix="Give a folder of videos such as mp4.")
-    return found
+    return find_videos([folder])

@@ -315,7 +315,8 @@ def _measure(
     planned: Sequence[_PlannedPoint], output: Path, *, quiet: bool
 ) -> dict[int, list[Measured]]:
     """Measure every video once, and sort the results by point."""
-    from motionmerge.evaluation.runs import Kept, Shard, measure_videos
+    from motionmerge.evaluation.row_files import Shard
+    from motionmerge.evaluation.runs import Kept, measure_videos
     from motionmerge.evaluation.sources import VideoSource
 
     sources: dict[Path, VideoSource] = {
