@@ -72,12 +72,12 @@ def fvd(
     Numbers of different presets, networks, frames or numbers of videos are not comparable.
     """
     from motionmerge.errors import ConfigError
-    from motionmerge.evaluation import frechet
+    from motionmerge.evaluation import frechet, kernel_and_inception
     from motionmerge.evaluation.video_features import clip_features, load_i3d, preset_named
 
     chosen = preset_named(preset)
     if gamma is not None:
-        frechet.checked_gamma(gamma, dim=1)  # before hours of features
+        kernel_and_inception.checked_gamma(gamma, dim=1)  # before hours of features
     loaded: VideoNetwork | None = None
     sets: list[frechet.Features] = []
     failures: dict[Path, str] = {}
@@ -111,11 +111,11 @@ def fvd(
         at_infinity = frechet.frechet_distance_at_infinity(
             real_clips, generated_clips, covariance=covariance, seed=seed
         )
-    if num >= frechet.FEWEST_FOR_KERNEL:
-        kernel = frechet.kernel_distance(real_clips, generated_clips, gamma=gamma)
+    if num >= kernel_and_inception.FEWEST_FOR_KERNEL:
+        kernel = kernel_and_inception.kernel_distance(real_clips, generated_clips, gamma=gamma)
     dim = real_clips.shape[1]
     doubts = frechet.doubts(len(real_clips), len(generated_clips), dim=dim)
-    used_gamma = frechet.checked_gamma(gamma, dim=dim)
+    used_gamma = kernel_and_inception.checked_gamma(gamma, dim=dim)
     if as_json:
         result = {
             "fvd": distance,
