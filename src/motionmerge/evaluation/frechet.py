@@ -1,7 +1,7 @@
 """Frechet's distance between sets of videos, from features of a network, also at infinity.
 
-All functions take features, `[clips, dim]`, one row a clip. Numbers of different presets (network, geometry,
-covariance) or of different numbers of clips are not comparable: Frechet's distance is biased
+All functions take features, `[clips, dim]`, one row a clip. Numbers of different presets (network,
+geometry, covariance) or of different numbers of clips are not comparable: the distance is biased
 upwards by about 1 / n.
 """
 
