@@ -53,7 +53,7 @@ def test_every_pixel_of_a_real_clip_is_that_of_the_video(data, tmp_path):
 
 
 def test_dropped_videos_are_named_with_their_reason(data):
-    with pytest.raises(DataError, match="gives 7 clips .* not 9; 2 videos were dropped"):
+    with pytest.raises(DataError, match=r"gives 7 clips .* not 9; 2 videos were dropped"):
         select_clips(data, protocol(num=9), folder=None)
     dropped = {one.id: one.dropped for seed in range(9) for one in
                select_clips(data, protocol(seed=seed), folder=None).dropped}  # fmt: skip

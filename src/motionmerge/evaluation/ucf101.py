@@ -171,7 +171,8 @@ def select_clips(
             f"{folder} holds {num_known} clips already, more than the {protocol.num} asked for.",
             fix=f"Give another folder, or `num=` as {num_known} or more.",
         )
-    clips, dropped = [], []
+    clips: list[Outcome] = []
+    dropped: list[Outcome] = []
     ordered = sorted(
         candidates, key=lambda one: (whole_number_for(protocol.seed, "ucf101", one.id), one.id)
     )
