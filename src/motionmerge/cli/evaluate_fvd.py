@@ -181,7 +181,7 @@ def fvd(
     _print_others(others)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _OneSet:
     """What is computed of the generated videos alone."""
 
@@ -207,7 +207,7 @@ class _OneSet:
             ConfigError: They do not fit together.
         """
         if c3d is None and photos is None and not weights:
-            return cls([], None, None, None, frames)
+            return cls(videos=[], c3d=None, photos=None, networks=None, frames=frames)
         from motionmerge.errors import ConfigError
         from motionmerge.evaluation.one_set import C3D_FRAMES
         from motionmerge.evaluation.sources import Photos
@@ -232,7 +232,8 @@ class _OneSet:
                 f"{', '.join(_DREAMSIM)}.",
             )
         found = None if photos is None else Photos.at(photos)
-        return cls(_videos(generated), c3d, found, networks, frames)
+        videos = _videos(generated)
+        return cls(videos=videos, c3d=c3d, photos=found, networks=networks, frames=frames)
 
     def compute(self, folder: Path | None, preset: str) -> dict[str, Any]:
         """Compute IS and PIC, as far as they were asked for."""

@@ -94,7 +94,7 @@ class ClipProtocol:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ClipOutcome:
     """What became of a video.
 
     Attributes:
@@ -125,8 +125,8 @@ class Selection:
     """
 
     settings: dict[str, Any]
-    clips: list[Outcome]
-    dropped: list[Outcome]
+    clips: list[ClipOutcome]
+    dropped: list[ClipOutcome]
 
     def as_json(self) -> dict[str, Any]:
         """Return what `protocol.json` holds."""
@@ -171,8 +171,8 @@ def select_clips(
             f"{folder} holds {num_known} clips already, more than the {protocol.num} asked for.",
             fix=f"Give another folder, or `num=` as {num_known} or more.",
         )
-    clips: list[Outcome] = []
-    dropped: list[Outcome] = []
+    clips: list[ClipOutcome] = []
+    dropped: list[ClipOutcome] = []
     ordered = sorted(
         candidates, key=lambda one: (whole_number_for(protocol.seed, "ucf101", one.id), one.id)
     )
@@ -205,7 +205,7 @@ def select_clips(
     return selection
 
 
-def _take(candidate: Candidate, protocol: ClipProtocol, folder: Path | None) -> Outcome:
+def _take(candidate: Candidate, protocol: ClipProtocol, folder: Path | None) -> ClipOutcome:
     """Read a video, and write its clip and its photo if it is long enough."""
     prompt = PromptRule(protocol.prompt).of(candidate.class_name)
     name = candidate.id
@@ -213,10 +213,12 @@ def _take(candidate: Candidate, protocol: ClipProtocol, folder: Path | None) -> 
         frames, rate = read_frames(candidate.path)
     except DataError as error:
         why = error.message.replace(str(candidate.path), candidate.path.name)
-        return Outcome(id=name, prompt=prompt, num_frames=0, frame_rate=0, dropped=why)
+        return ClipOutcome(id=name, prompt=prompt, num_frames=0, frame_rate=0, dropped=why)
     num = len(frames)
     if num < protocol.span:
-        return Outcome(id=name, prompt=prompt, num_frames=num, frame_rate=rate, dropped="too short")
+        return ClipOutcome(
+            id=name, prompt=prompt, num_frames=num, frame_rate=rate, dropped="too short"
+        )
     start = whole_number_for(protocol.seed, "ucf101 start", name) % (num - protocol.span + 1)
     if folder is not None:
         clip = _fitted(frames[start : start + protocol.span : protocol.stride], protocol.size)
@@ -226,7 +228,7 @@ def _take(candidate: Candidate, protocol: ClipProtocol, folder: Path | None) -> 
         except OSError as error:
             raise _cannot_write(folder, error) from error
         write_lossless(folder / REAL / f"{name}.mkv", clip, fps=(rate or 25) / protocol.stride)
-    return Outcome(id=name, prompt=prompt, num_frames=num, frame_rate=rate, start=start)
+    return ClipOutcome(id=name, prompt=prompt, num_frames=num, frame_rate=rate, start=start)
 
 
 def _fitted(clip: Frames, size: tuple[int, int] | None) -> Frames:
@@ -272,13 +274,13 @@ def _manifest_lines(selection: Selection, protocol: ClipProtocol) -> Iterator[st
         yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _is_written(one: Outcome, folder: Path) -> bool:
+def _is_written(one: ClipOutcome, folder: Path) -> bool:
     """Check whether a kept clip is still there; one that was dropped has no files."""
     files = (folder / PHOTOS / f"{one.id}.png", folder / REAL / f"{one.id}.mkv")
     return one.start is None or all(map(is_plain_file, files))
 
 
-def _read_log(folder: Path, settings: dict[str, Any]) -> dict[str, Outcome]:
+def _read_log(folder: Path, settings: dict[str, Any]) -> dict[str, ClipOutcome]:
     """Read what became of the videos in an earlier run of the same protocol; start a log if none.
 
     The number of clips may change: the order stays.
@@ -302,7 +304,7 @@ def _read_log(folder: Path, settings: dict[str, Any]) -> dict[str, Outcome]:
     known = {}
     for line in lines:
         try:
-            one = Outcome(**json.loads(line))
+            one = ClipOutcome(**json.loads(line))
         except (ValueError, TypeError, RecursionError):  # torn by a kill: it is done again
             continue
         known[one.id] = one
