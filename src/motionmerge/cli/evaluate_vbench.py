@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from motionmerge.cli.evaluate_fvd import FVD_EXAMPLE, fvd
+from motionmerge.cli.evaluate_ucf101 import UCF101_EXAMPLE, ucf101
 from motionmerge.cli.merge import counting_bar, parse_inputs
 from motionmerge.cli.options import MODEL, OUTPUT, JsonOption, PartOption, ResultsOption
 from motionmerge.cli.printing import harmless, quoted
@@ -330,6 +331,7 @@ VBENCH_VERBS: Mapping[str, tuple[Callable[..., None], str]] = {
         "Example: motionmerge evaluate check videos --suite vbench2_i2v_full_info.json",
     ),
     "total": (total, "Example: motionmerge evaluate total results"),
+    "ucf101": (ucf101, UCF101_EXAMPLE),
     "fvd": (fvd, FVD_EXAMPLE),
 }
 """The verbs under `motionmerge evaluate`, with their examples."""
