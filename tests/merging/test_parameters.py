@@ -146,5 +146,5 @@ def test_a_number_of_numpy_is_that_number(kind):
 
 
 def test_a_lora_is_not_called_as_the_model_that_it_is_for():
-    with pytest.raises(RecipeError, match="A LoRA is called `base`"):
+    with pytest.raises(RecipeError, match="`base` is the model"):
         Recipe.of_loras({"a": {"base": 1.0}})

@@ -33,6 +33,7 @@ VERBS = {
     "convert": "Weights",
     "measure": "Measuring",
     "evaluate": "Measuring",
+    "sweep": "Measuring",
     "train": "The pocket model",
     "version": "Installation",
 }
