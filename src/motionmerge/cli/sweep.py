@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -213,16 +212,18 @@ def _manifest(
         )
     texts = read_prompts(read_list(prompts), source=str(prompts))
     return [
-        {"image": str(photo.absolute()), "prompt": text, "id": f"{_plain_id(photo)}-{number:03}"}
+        {"image": str(photo.absolute()), "prompt": text, "id": f"{_id_of(photo)}-{number:03}"}
         for photo in photos_in(photos)
         for number, text in enumerate(texts, start=1)
     ]
 
 
-def _plain_id(photo: Path) -> str:
-    """Name a photo in the letters of ids; its path tells photos of one name apart."""
+def _id_of(photo: Path) -> str:
+    """Name a photo in the letters of ids; its bytes tell photos of one name apart, wherever."""
+    from motionmerge.io.hashing import hash_file
+
     plain = re.sub(r"[^A-Za-z0-9._]+", "_", photo.stem)[:40]
-    return f"{plain}-{hashlib.sha256(str(photo.absolute()).encode()).hexdigest()[:6]}"
+    return f"{plain}-{hash_file(photo)[:6]}"
 
 
 def _jobs(

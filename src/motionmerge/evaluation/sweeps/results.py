@@ -79,20 +79,22 @@ def _qualities(summary: Summary) -> tuple[float | None, ...]:
 
 
 def front_of(qualities: Sequence[tuple[float | None, ...]]) -> list[bool]:
-    """Return which points no other point beats; more is better, an unknown quality beats nothing.
+    """Return which points no other point beats; more is better.
 
     Args:
-        qualities: Of each point. A quality that some point lacks is compared among the others.
+        qualities: Of each point. Points are compared where all of them have a value; a point of
+            which nothing is known is not on the front.
     """
+    known = [own for own in qualities if any(value is not None for value in own)]
+    common = [number for number, each in enumerate(zip(*known, strict=True)) if None not in each]
 
     def beats(one: tuple[float | None, ...], other: tuple[float | None, ...]) -> bool:
-        pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
-        return bool(pairs) and all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+        pairs = [(one[number] or 0.0, other[number] or 0.0) for number in common]
+        return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
-    known = [any(value is not None for value in own) for own in qualities]
     return [
-        known[number] and not any(beats(other, own) for other in qualities)
-        for number, own in enumerate(qualities)
+        own in known and bool(common) and not any(beats(other, own) for other in known)
+        for own in qualities
     ]
 
 
