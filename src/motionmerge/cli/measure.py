@@ -26,23 +26,6 @@ SUMMARY_FILE = "summary.json"
 _MOST_LINES = 200
 """Videos that get a line of their own; all are in the folder's files."""
 
-_SHOWN = {  # in the summary that people read, with decimals
-    "motion_degree": 1,
-    "camera_degree": 1,
-    "object_motion": 1,
-    "camera_agreement": 2,
-    "dynamic_degree_dis": 2,
-    "first_frame_psnr": 1,
-    "first_frame_ssim": 3,
-    "drift_ssim_8": 3,
-    "drift_color_8": 3,
-    "warp_error": 4,
-    "temporal_flickering": 4,
-    "jerk": 2,
-    "frozen_share": 2,
-    "looping_share": 2,
-}
-
 
 def measure(
     videos: Annotated[
@@ -92,7 +75,8 @@ def measure(
     videos, from a sidecar or a manifest, or from names as VBench wants them. The exit code is 1 if
     a video cannot be measured or meets --fail-when.
     """
-    with _eval_extra():
+    with eval_extra():
+        from motionmerge.evaluation.report.sets import write_list
         from motionmerge.evaluation.runs import Kept, Shard, measure_videos
         from motionmerge.evaluation.sources import Photos, find_videos, source_of
         from motionmerge.evaluation.summary import FailWhen, summarise, worst_first
@@ -112,6 +96,8 @@ def measure(
     with counting_bar(len(paths), shown=not as_json) as tell:
         sources = [source_of(path, photos) for path in paths]
         _warn_of_missing_photos(sources, wanted=images)
+        if output is not None:
+            write_list(output, sources)
         measured = worst_first(
             measure_videos(
                 sources,
@@ -146,7 +132,7 @@ def _warn_of_missing_photos(sources: Sequence[VideoSource], *, wanted: Path | No
 
 
 @contextmanager
-def _eval_extra() -> Iterator[None]:
+def eval_extra() -> Iterator[None]:
     """Name this verb's own extra where a package is missing: it needs no torch."""
     try:
         yield
@@ -222,9 +208,9 @@ def _print_lines(measured: Sequence[Measured], summary: Summary) -> None:
 
 
 def _print_means(summary: Summary) -> None:
-    from motionmerge.evaluation.metrics import METRICS
+    from motionmerge.evaluation.metrics import HEADLINES, METRICS
 
-    for name, digits in _SHOWN.items():
+    for name, digits in HEADLINES.items():
         if name in summary.means:
             mean = summary.means[name].text(digits)
             unit = f" {METRICS[name].unit}" if METRICS[name].unit else ""
