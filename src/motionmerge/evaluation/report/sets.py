@@ -13,17 +13,23 @@ from pathlib import Path
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.evaluation.clips import read_comment
 from motionmerge.evaluation.runs import Kept, Measured, Shard, measure_videos
-from motionmerge.evaluation.sources import Photos, VideoSource, find_videos, source_of
+from motionmerge.evaluation.sources import Photos, VideoSource, find_videos, id_in_name, source_of
 from motionmerge.io.atomic import atomic_path
 from motionmerge.io.hashing import hash_file
 from motionmerge.io.json_file import load_json
 from motionmerge.io.paths import is_plain_file
 
 Key = tuple[str, str, str]
-"""Prompt, photo (its SHA-256) and seed or number: what videos share that are compared."""
+"""Prompt, photo and seed or number: what videos share that are compared.
+
+The photo is the SHA-256 of its file, or, where that is unknown, the id in our own videos' names.
+"""
 
 _NUMBER = re.compile(r"-(\d+)$")
-_SHOWN = ("family", "num_inference_steps", "guidance_scale", "motion", "boundary", "motionmerge")
+_SHOWN = (
+    *("family", "height", "width", "num_frames", "num_inference_steps", "guidance_scale"),
+    *("boundary", "motionmerge"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +79,10 @@ def pairing_key(source: VideoSource) -> Key:
     if source.prompt is None and source.photo is None:
         return "", "", source.path.stem
     try:
-        photo = "" if source.photo is None else hash_file(source.photo)
+        photo = id_in_name(source.path) if source.photo is None else hash_file(source.photo)
     except OSError:  # it was there when it was found
         photo = str(source.photo)
-    return source.prompt or "", photo, take
+    return source.prompt or "", photo or "", take
 
 
 def check_sets(sets: Sequence[ReportSet], baseline: str | None) -> str:
@@ -196,7 +202,9 @@ def made_by(sources: Sequence[VideoSource]) -> dict[str, str]:
     return about
 
 
-_MOST_READ = 200
+_MOST_READ = 200  # videos
+_MOST_FILES = 6
+_SHORT_HASH = len("sha256:") + 12
 
 
 def _about(text: str) -> dict[str, str]:
@@ -208,10 +216,9 @@ def _about(text: str) -> dict[str, str]:
         return {}
     about = {name: str(value[name])[:80] for name in _SHOWN if value.get(name) is not None}
     weights = value.get("weights")
-    if isinstance(weights, str):
-        about["weights"] = weights[:16]
-    elif isinstance(weights, dict):
-        about["weights"] = ", ".join(f"{k}: {str(v)[:12]}" for k, v in list(weights.items())[:4])
+    if isinstance(weights, (str, list)):
+        hashes = [weights] if isinstance(weights, str) else weights[:_MOST_FILES]
+        about["weights"] = ", ".join(str(one)[:_SHORT_HASH] for one in hashes)
     recipe = value.get("recipe")
     if recipe is not None:
         about["recipe"] = str(recipe)[:2000]

@@ -112,7 +112,7 @@ def paired_differences(
 
 
 def _values(one: ReportSet, metric: str) -> dict[Key, float]:
-    """Return a metric by what videos are paired by; several videos with the same give their mean."""
+    """Return a metric by key; several videos with one key give their mean."""
     found = {}
     for key, videos in one.by_key.items():
         numbers = [number for video in videos if (number := video.number(metric)) is not None]
