@@ -236,6 +236,7 @@ def _render(*, table: Table, **content: object) -> str:
     digest = hashlib.sha256(script.encode()).digest()
     return environment.get_template("report.html.j2").render(
         table=table,
+        has_too_few=any(line.has_too_few for line in table.lines),
         metrics=METRICS,
         digits=HEADLINES,
         dimensions=DIMENSIONS,

@@ -66,6 +66,13 @@ class TableLine:
     summary: Summary
     cells: Mapping[str, Cell]
 
+    @property
+    def has_too_few(self) -> bool:
+        """Whether so few prompts are paired that no corrected p-value can get below `LEVEL`."""
+        found = [cell.difference for cell in self.cells.values() if cell.difference is not None]
+        most = max((one.mean.num for one in found), default=0)
+        return bool(found) and len(found) * 2.0 ** (1 - most) >= LEVEL
+
 
 @dataclass(frozen=True)
 class Table:
