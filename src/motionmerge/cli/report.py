@@ -109,7 +109,8 @@ def report(
         }
         print(json.dumps(result))
         return
-    print(f"Wrote {harmless(str(written.page))} with {written.num_shown} scenes side by side.")
+    scenes = "1 scene" if written.num_shown == 1 else f"{written.num_shown} scenes"
+    print(f"Wrote {harmless(str(written.page))} with {scenes} side by side.")
     if written.num_left_out:
         print(f"{written.num_left_out} more scenes had no room; allow them with --max-mb.")
     print(f"The table: {', '.join(harmless(path.name) for path in written.tables)}")

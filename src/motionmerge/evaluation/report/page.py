@@ -68,13 +68,17 @@ class ShownVideo:
         """Name and text of what was measured on it."""
         if self.measured is None or self.measured.failure is not None:
             return []
-        found = [("camera", str(self.measured.values.get("camera_label", "unknown")))]
+        found = [("camera", _words(str(self.measured.values.get("camera_label"))))]
         for name in _OF_A_CLIP:
             value = self.measured.number(name)
             if value is not None:
                 text = f"{value:.{HEADLINES[name]}f} {METRICS[name].unit}".rstrip()
-                found.append((name.replace("_", " "), text))
+                found.append((_words(name), text))
         return found
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 @dataclass(frozen=True)
