@@ -20,7 +20,7 @@ from motionmerge.evaluation.report.embedding import (
     strip_uri,
 )
 from motionmerge.evaluation.report.radar import vbench_radar
-from motionmerge.evaluation.report.scenes import Scene, is_frozen, order_scenes
+from motionmerge.evaluation.report.scenes import SharedScene, is_frozen, order_scenes
 from motionmerge.evaluation.report.sets import Figure, ReportSet, check_sets
 from motionmerge.evaluation.report.table import (
     LEVEL,
@@ -43,7 +43,7 @@ _MOST_LISTED = 500  # scenes without videos
 _OF_A_CLIP = ("motion_degree", "object_motion", "first_frame_psnr", "warp_error")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ShownVideo:
     """A video of a scene as the page shows it.
 
@@ -85,7 +85,7 @@ def _words(name: str) -> str:
 class ShownScene:
     """A scene with its photo and videos, encoded."""
 
-    scene: Scene
+    scene: SharedScene
     photo: str | None
     videos: Sequence[ShownVideo]
 
@@ -169,10 +169,10 @@ def write_report(
 
 
 def _with_videos(
-    scenes: Sequence[Scene], colors: Mapping[str, str], *, most_bytes: int
+    scenes: Sequence[SharedScene], colors: Mapping[str, str], *, most_bytes: int
 ) -> tuple[list[ShownScene], float]:
     """Encode the first scenes, as many as fit, with all flow on one scale (pixels a second)."""
-    chosen: list[tuple[Scene, str | None, dict[str, EmbeddedVideo]]] = []
+    chosen: list[tuple[SharedScene, str | None, dict[str, EmbeddedVideo]]] = []
     used = 0
     for scene in scenes:
         videos = {name: embed_video(one.source.path) for name, one in scene.videos.items()}
@@ -191,12 +191,20 @@ def _with_videos(
             embedded = videos.get(name)
             has_flow = embedded is not None and embedded.flows
             strip = strip_uri(embedded.flows, scale=scale) if embedded and has_flow else None
-            those.append(ShownVideo(name, color, scene.videos.get(name), embedded, strip))
+            those.append(
+                ShownVideo(
+                    name=name,
+                    color=color,
+                    measured=scene.videos.get(name),
+                    embedded=embedded,
+                    strip=strip,
+                )
+            )
         shown.append(ShownScene(scene, photo, those))
     return shown, scale
 
 
-def _num_alone(sets: Sequence[ReportSet], scenes: Sequence[Scene]) -> int:
+def _num_alone(sets: Sequence[ReportSet], scenes: Sequence[SharedScene]) -> int:
     """Count the videos of which no other set has the prompt, photo and seed."""
     shared = {scene.key for scene in scenes}
     return sum(

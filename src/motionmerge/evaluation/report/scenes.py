@@ -18,7 +18,7 @@ from motionmerge.evaluation.runs import FROZEN_WARNING, Measured
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class SharedScene:
     """One prompt, photo and seed.
 
     Args:
@@ -62,7 +62,7 @@ def is_frozen(one: Measured) -> bool:
     return share is not None and share >= FROZEN_WARNING
 
 
-def order_scenes(sets: Sequence[ReportSet]) -> list[Scene]:
+def order_scenes(sets: Sequence[ReportSet]) -> list[SharedScene]:
     """Find the scenes that at least two sets share (with one set, all), the most telling first."""
     spread = _spreads([one for each in sets for one in each.measured])
     counts = Counter(key for one in sets for key in one.by_key)
@@ -70,7 +70,7 @@ def order_scenes(sets: Sequence[ReportSet]) -> list[Scene]:
     return sorted(scenes, key=lambda one: (-one.num_failed, -one.num_frozen, -one.disagreement))
 
 
-def _scene(key: Key, sets: Sequence[ReportSet], spread: Mapping[str, float]) -> Scene:
+def _scene(key: Key, sets: Sequence[ReportSet], spread: Mapping[str, float]) -> SharedScene:
     found = {one.name: one.by_key[key] for one in sets if key in one.by_key}
     videos = {name: those[0] for name, those in found.items()}
     ranges: dict[str, tuple[float, float]] = {}
@@ -80,7 +80,7 @@ def _scene(key: Key, sets: Sequence[ReportSet], spread: Mapping[str, float]) -> 
             ranges[metric] = min(numbers), max(numbers)
     scaled = {name: (high - low) / spread[name] for name, (low, high) in ranges.items()}
     most = max(scaled, key=lambda name: scaled[name], default=None)
-    return Scene(
+    return SharedScene(
         key=key,
         videos=videos,
         more=sum(len(those) - 1 for those in found.values()),

@@ -24,7 +24,7 @@ LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """How a set differs from the baseline in one metric.
 
     Args:
@@ -55,7 +55,7 @@ class Cell:
 
     mean: Estimate
     num: int
-    difference: Difference | None = None
+    difference: PairedDifference | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def compare_sets(sets: Sequence[ReportSet], *, baseline: str) -> Table:
 
 def paired_differences(
     one: ReportSet, baseline: ReportSet, *, metrics: Sequence[str]
-) -> dict[str, Difference]:
+) -> dict[str, PairedDifference]:
     """Compare a set to the baseline, over the videos that both have."""
     means, nums, p_values = {}, {}, {}
     for metric in metrics:
@@ -115,7 +115,7 @@ def paired_differences(
             nums[metric] = len(keys)
             p_values[metric] = sign_flip_p_value(differences, clusters=clusters)
     corrected = holm(p_values)
-    return {name: Difference(means[name], nums[name], corrected[name]) for name in means}
+    return {name: PairedDifference(means[name], nums[name], corrected[name]) for name in means}
 
 
 def _values(one: ReportSet, metric: str) -> dict[Key, float]:
