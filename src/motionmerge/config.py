@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.functional_validators import ModelWrapValidatorHandler
+from pydantic_core import ArgsKwargs
 
-from motionmerge.errors import ConfigError
+from motionmerge.errors import ConfigError, RecipeError
 from motionmerge.text import fix_unknown_name
 
 Place: TypeAlias = "tuple[int | str, ...]"
@@ -84,6 +86,24 @@ def explained(
     else:
         message = f"{where}: {first['msg']} (got {shown(value)})."
     return ConfigError(message, fix=fix(place) or f"Correct `{where}`.")
+
+
+def named_fault(cls: type, data: Any, handler: ModelWrapValidatorHandler[Any], *, fix: str) -> Any:
+    """Build a part of a recipe; name what is wrong with one that is written in Python.
+
+    Of one in a file, the reader of the file names it, because it knows where it stands.
+
+    Raises:
+        RecipeError: An argument is unknown, missing or refused.
+    """
+    try:
+        return handler(data)
+    except ValidationError as error:
+        if not isinstance(data, ArgsKwargs):
+            raise
+        below, known = (cls.__name__,), [one.name for one in fields(cls)]
+        fault = explained(error, below=below, names=lambda _: known, fix=lambda _: fix)
+        raise RecipeError(fault.message, fix=fault.fix) from error
 
 
 def _written(place: Place) -> str:

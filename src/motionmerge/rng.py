@@ -35,6 +35,16 @@ def generator_for(seed: int, *names: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
+def whole_number_for(seed: int, *names: str) -> int:
+    """Return a whole number from 0 to 2^63 - 1 that depends on `seed` and `names` and on no more.
+
+    Neither torch nor NumPy draws it: it is the same in every version of both.
+    """
+    key = json.dumps([seed, *names]).encode()
+    digest = hashlib.blake2b(key, digest_size=8, person=b"motionmerge int").digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
 def mask_bits(seed: int, tensor_name: str, block: int, count: int) -> npt.NDArray[np.uint16]:
     """Draw the 16-bit values that decide which entries of one block of a tensor are kept (mask v1).
 

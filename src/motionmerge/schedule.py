@@ -7,13 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Number
 from typing import Any, TypeGuard
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, ValidationInfo, field_validator
+import numpy as np
+from pydantic import (
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass as validated_dataclass
+from pydantic.functional_validators import ModelWrapValidatorHandler
 
-from motionmerge.config import explained, shown
+from motionmerge.config import explained, named_fault, shown
 from motionmerge.errors import RecipeError
 from motionmerge.noise_levels import noise_level
 
@@ -32,9 +40,8 @@ def is_finite_number(value: object) -> TypeGuard[float]:
 
 
 def plain_number(value: Any) -> Any:
-    """Return a scalar of NumPy as Python's own number, which recipes can print; others as is."""
-    is_scalar = isinstance(value, Number) and hasattr(value, "item")
-    return value.item() if is_scalar else value
+    """Return Python's own number for one of numpy's; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 SCHEDULE_EXAMPLE = "Write one `- {expert: NAME, above: 0.64}` line per expert."
@@ -56,6 +63,11 @@ class ScheduleEntry:
         RecipeError: The name is empty, a value is out of range, or two conditions are set.
     """
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_the_fault(cls, data: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+        return named_fault(cls, data, handler, fix=SCHEDULE_EXAMPLE)
+
     expert: str
     above: float | None = None
     timestep: float | None = None
@@ -75,8 +87,7 @@ class ScheduleEntry:
     @classmethod
     def _check_threshold(cls, value: Any, info: ValidationInfo) -> float | None:
         """Accept a number as it is: one with a name keeps it."""
-        name, expert = info.field_name, info.data.get("expert")
-        value = plain_number(value)
+        name, expert, value = info.field_name, info.data.get("expert"), plain_number(value)
         if value is not None and not is_finite_number(value):
             raise RecipeError(
                 f"`{name}` of the schedule entry of `{expert}` is {shown(value)}.",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from motionmerge.cli import app
+from motionmerge.cli.printing import quoted
 from motionmerge.io.video import write_video
 
 
@@ -84,3 +87,25 @@ def test_the_summary_of_the_whole_does_not_stay_beside_a_part(folder, tmp_path):
     assert (tmp_path / "summary.json").is_file()
     assert run(folder, "-o", tmp_path, "--shard", "1/2").exit_code == 0
     assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-here/x", "\x1b[2J"])
+def test_a_name_that_leads_nowhere_is_an_error_of_the_user(name):
+    result = run(name)
+    assert result.exit_code == 2
+    assert "There is no video at" in result.stderr and "\x1b" not in result.stderr
+    assert run("x.mp4", "--images", name).exit_code == 2
+
+
+def test_a_name_in_another_encoding_is_printed_and_written(folder, tmp_path):
+    video = tmp_path / os.fsdecode(b"\xff.mp4")
+    video.write_bytes((folder / "still.mp4").read_bytes())
+    video.with_suffix(".txt").write_bytes(b"caf\xe9, camera static")
+    for words in ((), ("--json",), ("-o", tmp_path / "out")):
+        result = run(video, *words)
+        assert result.exit_code == 0, result.output
+
+
+def test_renames_are_commands_without_what_a_terminal_obeys():
+    assert quoted(Path("a b")) == "'a b'"
+    assert quoted(Path("it's\x1b\xe9")) == r"$'it\x27s\x1b\xc3\xa9'"

@@ -18,10 +18,9 @@ from motionmerge.evaluation.frechet import (
     frechet_distance,
     frechet_distance_at_infinity,
     frechet_distance_of_moments,
-    inception_score,
-    kernel_distance,
     read_features,
 )
+from motionmerge.evaluation.kernel_and_inception import inception_score, kernel_distance
 
 
 def waves(num, dim, a, p, q, b, r, s, m):

@@ -8,14 +8,8 @@ import os
 import pytest
 
 from motionmerge.errors import ConfigError, DataError
-from motionmerge.evaluation.runs import (
-    Kept,
-    Row,
-    Shard,
-    measure_videos,
-    merge_rows,
-    read_rows,
-)
+from motionmerge.evaluation.row_files import Shard, append_rows, joined, read_row_files
+from motionmerge.evaluation.runs import ROWS, Kept, Row, measure_videos
 from motionmerge.evaluation.sources import Photos, VideoSource, find_videos, source_of
 from motionmerge.evaluation.summary import FailWhen, summarise, worst_first
 from motionmerge.io.video import write_video
@@ -39,7 +33,7 @@ def sources(folder, photos=None):
 
 
 def rows_of(folder):
-    return merge_rows(row for path in folder.glob("rows*.jsonl") for row in read_rows(path))
+    return sorted(joined(read_row_files(folder, ROWS, Row.of)).values(), key=lambda row: row.key)
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +80,9 @@ def test_seven_shards_are_one_run(whole, folder, tmp_path):
 
 def test_rows_merge_to_the_same_in_any_order_and_contradictions_are_named():
     rows = [Row("a", "x", 1.0, "c"), Row("b", "x", None, "c"), Row("a", "y", "static", "c")]
-    assert merge_rows(rows) == merge_rows([*reversed(rows), *rows])
+    assert joined(rows) == joined([*reversed(rows), *rows])
     with pytest.raises(DataError, match="x of the clip a as 1"):
-        merge_rows([*rows, Row("a", "x", 1.1, "c")])
+        joined([*rows, Row("a", "x", 1.1, "c")])
 
 
 def test_what_cannot_be_measured_is_counted_and_in_no_mean(whole):
@@ -188,6 +182,7 @@ def test_a_condition_finds_the_videos_that_meet_it(text, num, whole):
         ("motion_degree < nan", "no number"),
         ("motion_degree < 1e999", "no number"),
         ("camera_label == pan", "no camera label"),
+        ("camera_labels_dis == roll_clockwise", "no camera label"),
         ("motion_degree <", "not complete"),
         ("motion_degree < 2 xor jerk > 1", "xor"),
         ("__import__('os')", "Cannot read"),
@@ -201,9 +196,10 @@ def test_a_condition_that_is_none_is_refused(text, reason):
         FailWhen.parse(text)
 
 
-def test_a_failure_that_may_pass_is_not_kept_and_good_rows_win(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [MemoryError(), DataError("It cannot be read: [Errno 5].")])
+def test_a_failure_is_tried_again_and_good_rows_win(error, folder, tmp_path, monkeypatch):
     def fail(_):
-        raise MemoryError
+        raise error
 
     output = tmp_path / "rows"
     output.mkdir()
@@ -211,13 +207,14 @@ def test_a_failure_that_may_pass_is_not_kept_and_good_rows_win(folder, tmp_path,
     with monkeypatch.context() as patched:
         patched.setattr("motionmerge.evaluation.clips.read_clip", fail)
         (failed,) = measure_videos(video, kept=Kept.in_folder(output, Shard()))
-    assert failed.failure == "MemoryError: "
+    assert failed.failure in ("MemoryError: ", "It cannot be read: [Errno 5].")
     (again,) = measure_videos(video, kept=Kept.in_folder(output, Shard()))
     assert again.failure is None
     rows = output / "rows.jsonl"
     last = json.loads(rows.read_text().splitlines()[-1])
     with rows.open("a") as file:
-        file.write(json.dumps({**last, "metric": "failure", "value": "of another day"}) + "\n")
+        for text in ("of an older version", "of another one"):
+            file.write(json.dumps({**last, "metric": "failure", "value": text}) + "\n")
     (whole,) = measure_videos(video, kept=Kept.in_folder(output, Shard()))
     assert whole.failure is None and whole.values == again.values
 
@@ -225,18 +222,19 @@ def test_a_failure_that_may_pass_is_not_kept_and_good_rows_win(folder, tmp_path,
 @pytest.mark.parametrize(
     ("metric", "value"),
     [
-        *(("motion_degree", value) for value in (True, "12", [1], 1e300, float("nan"))),
+        *(("motion_degree", value) for value in (True, "12", [1], -1, 1e300, float("nan"))),
         *(("frozen_share", value) for value in (-0.1, 1.5)),
-        *(("camera_label", value) for value in (1, False)),
+        *(("camera_label", value) for value in (1, False, "\x1b[2J")),
         ("failure", 0),
     ],
 )
-def test_a_value_that_no_metric_can_have_is_not_read(metric, value, tmp_path):
+def test_a_value_that_no_metric_can_have_is_refused_with_its_line(metric, value, tmp_path):
     good = {"clip": "a", "metric": "motion_degree", "value": 3.5, "config": "c"}
-    lines = [{**good, "metric": metric, "value": value}, good]
+    lines = [good, {**good, "metric": metric, "value": value}]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert list(read_rows(path)) == [Row(**good)]
+    with pytest.raises(DataError, match="line 2 is no result"):
+        Kept.in_folder(tmp_path, Shard())
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
@@ -267,3 +265,13 @@ def test_a_sidecar_that_names_what_no_file_can_be_called_names_no_photo(image, t
     found = source_of(video, Photos())
     assert found.photo is None
     assert found.prompt == "half ?"
+
+
+def test_a_torn_line_is_removed_and_one_without_its_newline_is_kept(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    first, second = ({"clip": "a", "metric": name, "value": 1, "config": "c"} for name in "xy")
+    for torn, num in ((json.dumps(first), 2), (json.dumps(first)[:-9], 1), ("x" * 200_000, 1)):
+        path.write_text(torn)
+        append_rows(path, [second])
+        rows = read_row_files(tmp_path, ROWS, Row.of)
+        assert rows[-1] == Row(**second) and len(rows) == num

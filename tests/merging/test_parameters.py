@@ -136,15 +136,15 @@ def test_writing_out_leaves_what_stands_in_quotes():
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int64], ids=str)
 def test_a_number_of_numpy_is_that_number(kind):
-    recipe = Recipe.parse(TEXT).with_parameters(motion=kind(0.5), boundary=kind(1))
-    assert recipe == Recipe.parse(TEXT).with_parameters(
-        motion=kind(0.5).item(), boundary=kind(1).item()
-    )
+    numbers = {"motion": kind(0.5), "boundary": kind(1)}
+    plain = {name: number.item() for name, number in numbers.items()}
+    recipe = Recipe.parse(TEXT)
+    assert recipe.with_parameters(**numbers) == recipe.with_parameters(**plain)
     assert ScheduleEntry("a", above=kind(1)) == ScheduleEntry("a", above=1)
     with pytest.raises(RecipeError, match="motion"):
         Recipe.parse(TEXT).with_parameters(motion=np.float32("nan"))
 
 
 def test_a_lora_is_not_called_as_the_model_that_it_is_for():
-    with pytest.raises(RecipeError, match="A LoRA is called `base`"):
+    with pytest.raises(RecipeError, match="`base` is the model"):
         Recipe.of_loras({"a": {"base": 1.0}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from motionmerge.merging.inputs.sources import Source
 from motionmerge.merging.merge import realise
 from motionmerge.merging.recipes.parser import MAX_DEPTH, parse_expression
 from motionmerge.merging.recipes.recipe import Recipe, RecipeInput, shipped_recipes
+from motionmerge.schedule import ScheduleEntry
 
 from .conftest import RECIPE
 
@@ -305,3 +307,38 @@ def test_unknown_shipped_weights_are_refused(folder):
 def test_tensors_are_no_input_of_a_recipe_but_of_experts(make):
     with pytest.raises(RecipeError, match=r"is a dict, not a path .*\n?.*memory:"):
         make({"a": 1})
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, np.int64, np.uint8])
+def test_numbers_of_numpy_are_numbers(kind):
+    one = kind(1)
+    knob = Recipe.knob(motion=one, base="a", tuned="b")
+    assert knob == Recipe.knob(motion=1, base="a", tuned="b")
+    assert Recipe.parse(knob.print()) == knob
+    entry = ScheduleEntry("a", above=one)
+    assert entry == ScheduleEntry("a", above=1)
+    loras = Recipe.of_loras({"noisy": one, "clean": {"style": one}}, boundary=one)
+    own = one.item()
+    plain = Recipe.of_loras({"noisy": own, "clean": {"style": own}}, boundary=own)
+    assert loras.print() == plain.print()
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: Recipe.knob(motion=np.float32("nan"), lora="x"), "`motion` is .*nan"),
+        (lambda: Recipe.knob(motion=np.ones(2), lora="x"), "`motion` is array"),
+        (lambda: Recipe.of_loras({"all": float("nan")}), "weight of `style` in `all` is nan"),
+        (lambda: Recipe.of_loras({"all": "1"}), "weight of `style` in `all` is '1'"),
+        (lambda: Recipe.of_loras({"all": 1.0}, {"base": "x"}), "`base` is the model"),
+        (lambda: Recipe.of_loras({"all": {"base": 1.0}}), "`base` is the model"),
+        (lambda: ScheduleEntry("a", abov=0.5), "no setting `abov`"),
+        (lambda: ScheduleEntry(), "no `expert`"),
+        (lambda: RecipeInput(3), "is 3, not text"),
+        (lambda: RecipeInput("a", sha256="12"), "sha256 is '12', not 64"),
+    ],
+)
+def test_what_is_wrong_in_python_is_named_as_in_a_file(make, reason):
+    with pytest.raises(RecipeError, match=reason) as caught:
+        make()
+    assert caught.value.fix

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,14 @@ def test_a_list_of_absurd_size_is_refused_and_not_read_to_its_end(folder: Path) 
         file.truncate(10**12)  # holes take no room on the disk
     with pytest.raises(DataError, match="larger than the 64 MiB"):
         read_manifest(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_in_place_of_a_manifest_or_image_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(DataError, match="no plain file"):
+        read_manifest(tmp_path / "pipe.jsonl")
+    for image in ("pipe.jsonl", "a\0b", "x" * 5000):
+        (tmp_path / "list.jsonl").write_text(json.dumps({"image": image}) + "\n")
+        with pytest.raises(DataError, match="there is no"):
+            read_manifest(tmp_path / "list.jsonl")

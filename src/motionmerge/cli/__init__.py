@@ -34,6 +34,7 @@ VERBS = {
     "measure": "Measuring",
     "report": "Measuring",
     "evaluate": "Measuring",
+    "sweep": "Measuring",
     "train": "The pocket model",
     "version": "Installation",
 }

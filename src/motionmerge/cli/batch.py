@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,7 +21,10 @@ from motionmerge.cli.video_flags import (
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from motionmerge.sampling.batch.batch import BatchProgress
+    from motionmerge.sampling.batch.batch import BatchOptions, BatchProgress, BatchReport, Tally
+    from motionmerge.sampling.batch.manifest import PlannedVideo
+    from motionmerge.sampling.request.experts import ExpertChoice
+    from motionmerge.sampling.request.model import ModelChoice
 
 
 WORK = "Work"
@@ -120,7 +123,6 @@ def batch(
         missing,
         rank_and_world_size,
         remove_stale_lists,
-        run_batch,
         shard,
     )
     from motionmerge.sampling.batch.manifest import (
@@ -133,7 +135,7 @@ def batch(
 
     rank, world_size = rank_and_world_size()
     _check_sharing(ray, workers, world_size)
-    chosen = flags.request.open_model(cluster_device=_cluster_device() if ray else None)
+    chosen = flags.request.open_model(cluster_device=cluster_device_of_ray() if ray else None)
     experts = flags.chosen_experts(chosen)
     jobs = read_manifest(manifest, defaults=flags.settings(), num_videos=flags.num_videos)
     for job in jobs:
@@ -166,7 +168,7 @@ def batch(
         _print_plan([video.path.name for video in todo], len(planned), as_json)
         return
     found = len(planned) - len(todo)
-    show = _progress_printer(rank, world_size, found)
+    show = progress_printer(rank, world_size, found)
     failures = failure_list(output, rank, world_size)
     tally = Tally(len(todo), failure_list=failures, on_progress=show)
     if not todo:
@@ -181,17 +183,34 @@ def batch(
         videos_per_switch=videos_per_switch,
         retries=retries,
     )
-    if ray:
-        from motionmerge.sampling.batch.ray_batch import run_on_ray
-
-        report = run_on_ray(chosen, experts, todo, options, num_workers=workers, tally=tally)
-    else:
-        with loaded(chosen, experts) as (pipeline, bank):
-            report = run_batch(pipeline, todo, options, bank=bank, tally=tally)
+    report = make_videos(
+        chosen, experts, todo, options, tally=tally, uses_ray=ray, num_workers=workers
+    )
     remove_stale_lists(output, world_size)
     _print_report({**asdict(report), "skipped": found}, as_json)
     if report.failures and world_size == 1:
         raise typer.Exit(1)
+
+
+def make_videos(
+    model: ModelChoice,
+    experts: ExpertChoice,
+    videos: Sequence[PlannedVideo],
+    options: BatchOptions,
+    *,
+    tally: Tally,
+    uses_ray: bool,
+    num_workers: int | None,
+) -> BatchReport:
+    """Make videos in this process, or on a Ray cluster."""
+    if uses_ray:
+        from motionmerge.sampling.batch.ray_batch import run_on_ray
+
+        return run_on_ray(model, experts, videos, options, num_workers=num_workers, tally=tally)
+    from motionmerge.sampling.batch.batch import run_batch
+
+    with loaded(model, experts) as (pipeline, bank):
+        return run_batch(pipeline, videos, options, bank=bank, tally=tally)
 
 
 def _check_sharing(ray: bool, workers: int | None, world_size: int) -> None:
@@ -204,13 +223,14 @@ def _check_sharing(ray: bool, workers: int | None, world_size: int) -> None:
         raise ConfigError("--workers is for --ray.", fix="Add --ray, or leave it out.")
 
 
-def _cluster_device() -> str:
+def cluster_device_of_ray() -> str:
+    """Return the device that the machines of the Ray cluster have."""
     from motionmerge.sampling.batch.ray_cluster import cluster_device
 
     return cluster_device()
 
 
-def _progress_printer(rank: int, world_size: int, found: int) -> Callable[[BatchProgress], None]:
+def progress_printer(rank: int, world_size: int, found: int) -> Callable[[BatchProgress], None]:
     """Show a line on stderr: redrawn on a terminal, one a video elsewhere."""
     is_terminal = sys.stderr.isatty()
     who = f"[{rank}/{world_size}] " if world_size > 1 else ""

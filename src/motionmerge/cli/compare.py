@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from motionmerge.cli.options import OUTPUT, JsonOption, NonfiniteOption, OverwriteOption
+from motionmerge.cli.printing import harmless_lines
 from motionmerge.errors import ConfigError
 
 EXAMPLE = "Example: motionmerge compare base.safetensors tuned.safetensors"
@@ -45,7 +46,10 @@ def compare(
     comparison = run(first, second, base=base, allow_nonfinite=allow_nan)
     if plot is not None:
         draw_comparison(comparison, plot)
-    print(json.dumps(comparison.to_dict(), indent=2) if as_json else comparison)
+    if as_json:
+        print(json.dumps(comparison.to_dict(), indent=2))
+    else:
+        print(harmless_lines(str(comparison)))
     if plot is not None and not as_json:
         print(f"Drew {plot}.")
 

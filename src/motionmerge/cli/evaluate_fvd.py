@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.merge import counting_bar
+from motionmerge.cli.merge import counting_bar, parse_inputs
 from motionmerge.cli.options import OUTPUT, JsonOption
+from motionmerge.cli.printing import harmless
 
 if TYPE_CHECKING:
+    from motionmerge.evaluation.sources import Photos
     from motionmerge.evaluation.statistics import Estimate
+    from motionmerge.evaluation.vbench.sources import Networks
     from motionmerge.evaluation.video_features import VideoNetwork
 
 FVD_EXAMPLE = "Example: motionmerge evaluate fvd real generated --network i3d_400.pt"
 
 _FEATURE_FILES = (".npy", ".safetensors")
+_DREAMSIM = ("dreamsim-dino", "dreamsim-clip", "dreamsim-open-clip", "dreamsim-lora")
 
 
 def fvd(
@@ -57,6 +62,29 @@ def fvd(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Of the subsets.")] = 0,
+    c3d: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also compute the inception score (IS) of the generated videos: StyleGAN-V's "
+            "c3d_ucf101.pt, a TorchScript file from somebody you trust.",
+        ),
+    ] = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Also compute the input conformity (PIC) of the generated videos to these first "
+            "photos; needs DreamSim's --weights.",
+        ),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="DreamSim's: dreamsim-dino, -clip, -open-clip and -lora; repeatable.",
+        ),
+    ] = None,
     features: Annotated[
         Path | None,
         typer.Option(
@@ -72,12 +100,13 @@ def fvd(
     Numbers of different presets, networks, frames or numbers of videos are not comparable.
     """
     from motionmerge.errors import ConfigError
-    from motionmerge.evaluation import frechet
+    from motionmerge.evaluation import frechet, kernel_and_inception
     from motionmerge.evaluation.video_features import clip_features, load_i3d, preset_named
 
     chosen = preset_named(preset)
+    more = _OneSet.checked(generated, c3d=c3d, photos=photos, weights=weights, frames=frames)
     if gamma is not None:
-        frechet.checked_gamma(gamma, dim=1)  # before hours of features
+        kernel_and_inception.checked_gamma(gamma, dim=1)  # before hours of features
     loaded: VideoNetwork | None = None
     sets: list[frechet.Features] = []
     failures: dict[Path, str] = {}
@@ -103,6 +132,7 @@ def fvd(
             )
         sets.append(found)
         failures |= failed
+    others = more.compute(features, preset)
     num = min(map(len, sets))
     covariance, real_clips, generated_clips = chosen.covariance, *sets
     distance = frechet.frechet_distance(real_clips, generated_clips, covariance=covariance)
@@ -111,11 +141,11 @@ def fvd(
         at_infinity = frechet.frechet_distance_at_infinity(
             real_clips, generated_clips, covariance=covariance, seed=seed
         )
-    if num >= frechet.FEWEST_FOR_KERNEL:
-        kernel = frechet.kernel_distance(real_clips, generated_clips, gamma=gamma)
+    if num >= kernel_and_inception.FEWEST_FOR_KERNEL:
+        kernel = kernel_and_inception.kernel_distance(real_clips, generated_clips, gamma=gamma)
     dim = real_clips.shape[1]
     doubts = frechet.doubts(len(real_clips), len(generated_clips), dim=dim)
-    used_gamma = frechet.checked_gamma(gamma, dim=dim)
+    used_gamma = kernel_and_inception.checked_gamma(gamma, dim=dim)
     if as_json:
         result = {
             "fvd": distance,
@@ -131,13 +161,14 @@ def fvd(
             "gamma": used_gamma,
             "seed": seed,
             "doubts": doubts,
+            **others,
         }
         print(json.dumps(result))
         return
     if doubts:
         typer.echo(f"Warning: {doubts}", err=True)
     for path, reason in failures.items():
-        typer.echo(f"left out: {path}: {reason}", err=True)
+        typer.echo(harmless(f"left out: {path}: {reason}"), err=True)
     print(
         f"FVD {distance:.2f}, {len(real_clips)} real and {len(generated_clips)} generated videos, "
         f"preset {preset} ({chosen.source})"
@@ -148,6 +179,138 @@ def fvd(
         print(f"KVD {kernel.text(4)}, gamma {used_gamma:g}")
     if loaded:
         print(f"network {loaded.fingerprint}")
+    _print_others(others)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OneSet:
+    """What is computed of the generated videos alone."""
+
+    videos: list[Path]
+    c3d: Path | None
+    photos: Photos | None
+    networks: Networks | None
+    frames: int
+
+    @classmethod
+    def checked(
+        cls,
+        generated: Path,
+        *,
+        c3d: Path | None,
+        photos: Path | None,
+        weights: list[str] | None,
+        frames: int,
+    ) -> _OneSet:
+        """Check the flags, before hours of features.
+
+        Raises:
+            ConfigError: They do not fit together.
+        """
+        if c3d is None and photos is None and not weights:
+            return cls(videos=[], c3d=None, photos=None, networks=None, frames=frames)
+        from motionmerge.errors import ConfigError
+        from motionmerge.evaluation.one_set import C3D_FRAMES
+        from motionmerge.evaluation.sources import Photos
+        from motionmerge.evaluation.vbench.sources import Networks
+
+        if generated.suffix in _FEATURE_FILES:
+            raise ConfigError(
+                "--c3d and --photos need videos, and the generated ones come as features.",
+                fix="Give the folder of generated videos.",
+            )
+        if c3d is not None and frames != C3D_FRAMES:
+            raise ConfigError(
+                f"C3D takes {C3D_FRAMES} frames, not {frames}.", fix=f"Give --frames {C3D_FRAMES}."
+            )
+        given = parse_inputs(weights or (), flag="--weights")
+        networks = Networks({name: Path(path) for name, path in given.items()}, {})
+        missing = networks.missing_for("i2v_background")
+        if (photos is None) != (not given) or (photos is not None and missing):
+            raise ConfigError(
+                "PIC needs --photos and all four files of DreamSim.",
+                fix="Give --photos FOLDER, and --weights NAME=PATH with each of "
+                f"{', '.join(_DREAMSIM)}.",
+            )
+        found = None if photos is None else Photos.at(photos)
+        videos = _videos(generated)
+        return cls(videos=videos, c3d=c3d, photos=found, networks=networks, frames=frames)
+
+    def compute(self, folder: Path | None, preset: str) -> dict[str, Any]:
+        """Compute IS and PIC, as far as they were asked for."""
+        result: dict[str, Any] = {}
+        if self.c3d is not None:
+            result["is"] = self._inception(self.c3d, folder, preset)
+        if self.photos is not None and self.networks is not None:
+            result["pic"] = self._conformity(self.photos, self.networks)
+        return result
+
+    def _inception(self, path: Path, folder: Path | None, preset: str) -> dict[str, Any]:
+        from motionmerge.evaluation import frechet, one_set
+        from motionmerge.evaluation.kernel_and_inception import inception_score
+        from motionmerge.evaluation.video_features import clip_features
+
+        network = one_set.load_c3d(path)
+        with counting_bar(len(self.videos), shown=True) as tell:
+            rows, failures = clip_features(
+                self.videos, network, preset, num_frames=self.frames, folder=folder,
+                on_clip=partial(tell, "C3D", 1),
+            )  # fmt: skip
+        mean, deviation = inception_score(
+            rows, num_splits=one_set.SPLITS, shuffle_seed=one_set.SHUFFLE_SEED
+        )
+        few = f"fewer than {frechet.ENOUGH_CLIPS} videos: IS is too low"
+        return {
+            "mean": mean,
+            "deviation": deviation,
+            "splits": one_set.SPLITS,
+            "shuffle_seed": one_set.SHUFFLE_SEED,
+            "num": len(rows),
+            "network": network.fingerprint,
+            "doubts": few if len(rows) < frechet.ENOUGH_CLIPS else None,
+            "failed": {str(video): reason for video, reason in failures.items()},
+        }
+
+    def _conformity(self, photos: Photos, networks: Networks) -> dict[str, Any]:
+        from motionmerge.errors import DataError
+        from motionmerge.evaluation.one_set import input_conformities
+        from motionmerge.evaluation.statistics import bootstrap_mean
+
+        with counting_bar(len(self.videos), shown=True) as tell:
+            found, failures = input_conformities(
+                self.videos, photos, networks.dreamsim(), num_frames=self.frames,
+                on_clip=partial(tell, "DreamSim", 1),
+            )  # fmt: skip
+        if not found:
+            path, reason = next(iter(failures.items()))
+            raise DataError(
+                f"None of {len(failures)} videos has an input conformity. {path}: {reason}",
+                fix="Give --photos a folder with a photo of each video's name.",
+            )
+        estimate = bootstrap_mean(list(found.values()))
+        interval = _as_json(estimate) or {}
+        return {
+            "mean": interval["value"],
+            "low": interval["low"],
+            "high": interval["high"],
+            "num": len(found),
+            "networks": networks.hashes("i2v_background"),
+            "failed": {str(video): reason for video, reason in failures.items()},
+        }
+
+
+def _print_others(others: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, one in others.items():
+        spread = ""
+        if "deviation" in one:
+            spread = f" +- {one['deviation']:.2f} over {one['splits']} splits"
+        elif one["low"] is not None:
+            spread = f" [{one['low']:.4f}, {one['high']:.4f}]"
+        print(f"{name.upper()} {one['mean']:.4f}{spread}, n = {one['num']}")
+        if one.get("doubts"):
+            typer.echo(f"Warning: {one['doubts']}", err=True)
+        for path, reason in one["failed"].items():
+            typer.echo(f"left out: {path}: {reason}", err=True)
 
 
 def _as_json(estimate: Estimate | None) -> dict[str, float | None] | None:
@@ -159,16 +322,11 @@ def _as_json(estimate: Estimate | None) -> dict[str, float | None] | None:
 
 def _videos(folder: Path) -> list[Path]:
     from motionmerge.errors import DataError
-    from motionmerge.evaluation.clips import SUFFIXES
+    from motionmerge.evaluation.sources import find_videos
 
     if not folder.is_dir():
         raise DataError(
             f"{folder} is no folder and no feature file.",
             fix="Give a folder of videos, or a .npy or .safetensors file.",
         )
-    found = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
-    )
-    if not found:
-        raise DataError(f"{folder} holds no video.", fix="Give a folder of videos such as mp4.")
-    return found
+    return find_videos([folder])

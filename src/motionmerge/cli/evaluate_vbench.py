@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from motionmerge.cli.evaluate_fvd import FVD_EXAMPLE, fvd
+from motionmerge.cli.evaluate_ucf101 import UCF101_EXAMPLE, ucf101
 from motionmerge.cli.merge import counting_bar, parse_inputs
-from motionmerge.cli.options import MODEL, OUTPUT, JsonOption, ResultsOption
-from motionmerge.cli.printing import harmless
+from motionmerge.cli.options import MODEL, OUTPUT, JsonOption, PartOption, ResultsOption
+from motionmerge.cli.printing import harmless, quoted
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.vbench.check import Checked
     from motionmerge.evaluation.vbench.results import Score
     from motionmerge.evaluation.vbench.suite import Entry
+
+_RESULTS, _SUMMARY_FILE = "motionmerge", "summary.json"
 
 _FEW = 20
 """Faults of one kind that are printed."""
@@ -63,6 +65,14 @@ def vbench(
             help="Resize as torchvision did before 0.17, for numbers of before 2024.",
         ),
     ] = False,
+    device: Annotated[
+        Literal["cpu", "cuda"],
+        typer.Option(
+            help="Where the networks compute; plugins choose for themselves.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "cpu",
+    shard: PartOption = "1/1",
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -73,6 +83,7 @@ def vbench(
     as_json: JsonOption = False,
 ) -> None:
     """Measure VBench-I2V's dimensions, all those whose networks are given."""
+    from motionmerge.evaluation.row_files import Shard
     from motionmerge.evaluation.vbench.check import check as check_videos
     from motionmerge.evaluation.vbench.frames import ERAS
     from motionmerge.evaluation.vbench.results import aggregate, vbench_json, write_vbench
@@ -82,8 +93,9 @@ def vbench(
     from motionmerge.io.atomic import check_folder
 
     wanted = _known(dimension) if dimension else DIMENSIONS
+    part = Shard.parse(shard)
     given = parse_inputs(weights or (), flag="--weights")
-    networks = Networks({name: Path(path) for name, path in given.items()}, {})
+    networks = Networks({name: Path(path) for name, path in given.items()}, {}, device)
     era = ERAS[1] if old_resize else ERAS[0]
     checked = check_videos(folder, entries=_entries(suite), images=images)
     check_folder(output)
@@ -94,7 +106,7 @@ def vbench(
         if name not in off
         for source, digest in networks.hashes(name).items()
     }
-    jobs = plan(checked.clips, networks, era=era, dimensions=wanted)
+    jobs = plan(checked.clips, networks, era=era, dimensions=wanted, shard=part)
     seconds = estimate_seconds(
         jobs, num_frames=checked.num_frames, height=checked.height, width=checked.width
     )
@@ -102,24 +114,38 @@ def vbench(
         _print_before(checked, hashes, off, num_jobs=len(jobs), seconds=seconds)
     facts = {
         "resize": era,
+        "device": device,
         "networks": hashes,
         "off": off,
+        "shard": shard,
         "estimated_seconds": round(seconds, 1),
     }
     if dry_run:
         if as_json:
             print(json.dumps({**facts, "faults": [vars(fault) for fault in checked.faults]}))
         return
+    _remove_results(output)
     with counting_bar(len(jobs), shown=not as_json) as tell:
-        rows = run(jobs, networks, era=era, folder=output, progress=lambda name: tell(name, 1))
+        rows = run(
+            jobs,
+            networks,
+            era=era,
+            folder=output,
+            shard=part,
+            progress=lambda name: tell(name, 1),
+        )
     scores = aggregate(rows)
-    written = write_vbench(output, "motionmerge", vbench_json(scores, checked.clips))
     summary = {**facts, **_summary(scores)}
-    _write_summary(output, summary)
+    written = []
+    if part.is_whole:
+        written = write_vbench(output, _RESULTS, vbench_json(scores, checked.clips))
+        _write_summary(output, summary)
     if as_json:
         print(json.dumps(summary))
         return
     _print_scores(scores)
+    if not part.is_whole:
+        typer.echo(f"part {shard} alone; run the verb without --shard for the whole", err=True)
     for path in written:
         typer.echo(f"wrote {path}", err=True)
 
@@ -143,7 +169,7 @@ def check(
         print(f"{len(checked.clips)} clips, {len(checked.faults)} faults")
         _print_faults(checked)
         for old, new in checked.renames.items():
-            old_path, new_path = (shlex.quote(str(folder / name)) for name in (old, new))
+            old_path, new_path = (quoted(folder / name) for name in (old, new))
             print(f"mv -n -- {old_path} {new_path}")
     if checked.faults:
         raise typer.Exit(1)
@@ -280,11 +306,19 @@ def _print_totals(found: Mapping[str, Any]) -> None:
             print(f"{name:<24}      -    without {', '.join(missing[name])}")
 
 
+def _remove_results(folder: Path) -> None:
+    """Remove results of another run, so that they do not lie beside the rows of a part."""
+    from motionmerge.evaluation.vbench.results import results_in
+
+    for path in (folder / _SUMMARY_FILE, *results_in(folder, _RESULTS)):
+        path.unlink(missing_ok=True)
+
+
 def _write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     from motionmerge.io.atomic import atomic_path
 
-    with atomic_path(folder / "summary.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
+    with atomic_path(folder / _SUMMARY_FILE) as temporary:
+        temporary.write_text(json.dumps(summary, indent=2), encoding="utf-8")
 
 
 VBENCH_VERBS: Mapping[str, tuple[Callable[..., None], str]] = {
@@ -297,6 +331,7 @@ VBENCH_VERBS: Mapping[str, tuple[Callable[..., None], str]] = {
         "Example: motionmerge evaluate check videos --suite vbench2_i2v_full_info.json",
     ),
     "total": (total, "Example: motionmerge evaluate total results"),
+    "ucf101": (ucf101, UCF101_EXAMPLE),
     "fvd": (fvd, FVD_EXAMPLE),
 }
 """The verbs under `motionmerge evaluate`, with their examples."""

@@ -22,7 +22,7 @@ import typer
 
 from motionmerge.cli.help import VerbGroup
 from motionmerge.cli.options import print_version
-from motionmerge.cli.printing import harmless
+from motionmerge.cli.printing import harmless, harmless_lines
 from motionmerge.errors import MotionMergeError
 from motionmerge.packages import missing_package
 
@@ -225,9 +225,9 @@ def _unwritable_output() -> str | None:
 
 
 def _tell(text: str) -> None:
-    """Print to stderr, if that can be written."""
+    """Print to stderr, if that can be written; messages repeat names from strangers."""
     try:
-        typer.echo(text, err=True)
+        typer.echo(harmless_lines(text), err=True)
     except OSError:
         _into_nothing(sys.stderr)
 

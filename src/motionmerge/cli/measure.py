@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from motionmerge.cli.merge import counting_bar
-from motionmerge.cli.options import OUTPUT, JsonOption
+from motionmerge.cli.options import OUTPUT, JsonOption, PartOption
 from motionmerge.cli.printing import harmless
 from motionmerge.errors import ConfigError
 
@@ -40,13 +40,7 @@ def measure(
             "or the one photo of all. A manifest beside the videos tells as well.",
         ),
     ] = None,
-    shard: Annotated[
-        str,
-        typer.Option(
-            metavar="K/N",
-            help="Measure the K-th of N parts, K from 1; run the verb without it for the whole.",
-        ),
-    ] = "1/1",
+    shard: PartOption = "1/1",
     fail_when: Annotated[
         str | None,
         typer.Option(
@@ -75,16 +69,17 @@ def measure(
     videos, from a sidecar or a manifest, or from names as VBench wants them. The exit code is 1 if
     a video cannot be measured or meets --fail-when.
     """
-    with eval_extra():
+    with needs_eval_extra():
         from motionmerge.evaluation.report.sets import write_list
-        from motionmerge.evaluation.runs import Kept, Shard, measure_videos
+        from motionmerge.evaluation.row_files import Shard
+        from motionmerge.evaluation.runs import Kept, measure_videos
         from motionmerge.evaluation.sources import Photos, find_videos, source_of
         from motionmerge.evaluation.summary import FailWhen, summarise, worst_first
         from motionmerge.io.atomic import prepare_folder
 
     condition = None if fail_when is None else FailWhen.parse(fail_when)
     part = Shard.parse(shard)
-    if part.total > 1 and output is None:
+    if not part.is_whole and output is None:
         raise ConfigError("A part of the videos is kept nowhere.", fix="Add -o FOLDER.")
     photos = Photos.at(images)
     paths = find_videos(videos)
@@ -108,10 +103,10 @@ def measure(
         )
     summary = summarise(measured)
     failing = _judge(condition, measured, summary)
-    if output is not None and part.total == 1:
+    if output is not None and part.is_whole:
         _write_summary(output / SUMMARY_FILE, summary)
     if as_json:
-        print(json.dumps(_result(measured, summary, failing), ensure_ascii=False))
+        print(json.dumps(_result(measured, summary, failing)))
     else:
         _print_lines(measured, summary)
         _print_failing(condition, failing)
@@ -132,8 +127,8 @@ def _warn_of_missing_photos(sources: Sequence[VideoSource], *, wanted: Path | No
 
 
 @contextmanager
-def eval_extra() -> Iterator[None]:
-    """Name this verb's own extra where a package is missing: it needs no torch."""
+def needs_eval_extra() -> Iterator[None]:
+    """Name the extra where a package for measuring is missing; measuring needs no torch."""
     try:
         yield
     except ModuleNotFoundError as error:

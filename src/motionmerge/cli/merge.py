@@ -26,6 +26,7 @@ from motionmerge.cli.options import (
     ShardOption,
     StochasticOption,
 )
+from motionmerge.cli.printing import harmless_lines
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def carry_out(recipe: Recipe, output: Path, *, as_json: bool, **options: Any) ->
     check_folder(output)
     with progress_bar("merge") as progress:
         report = run(recipe, output, progress=progress, **options)
-    print(json.dumps(report.to_dict(), indent=2) if as_json else report)
+    print(json.dumps(report.to_dict(), indent=2) if as_json else harmless_lines(str(report)))
 
 
 def load_recipe(recipe: str, changed: Sequence[str] | None, motion: float | None) -> Recipe:

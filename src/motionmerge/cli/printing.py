@@ -1,6 +1,27 @@
 """Text of strangers in a terminal: names of files, prompts, metadata."""
 
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
 
 def harmless(text: str) -> str:
     """Return a text on one line, without what a terminal would obey."""
     return "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
+def harmless_lines(text: str) -> str:
+    """Return a text of several lines without what a terminal would obey."""
+    return "\n".join(map(harmless, text.split("\n")))
+
+
+def quoted(path: Path) -> str:
+    """Return a path as bash and zsh read it, in printable signs alone."""
+    text = str(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    plain = set(range(32, 127)) - set(b"'\\")
+    signs = (chr(one) if one in plain else f"\\x{one:02x}" for one in os.fsencode(text))
+    return f"$'{''.join(signs)}'"

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from motionmerge.cli.measure import eval_extra
+from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.merge import counting_bar
 from motionmerge.cli.options import OUTPUT, JsonOption, OverwriteOption
 from motionmerge.cli.printing import harmless
@@ -78,7 +78,7 @@ def report(
     The page needs no other file and asks for none. Videos of the same prompt, photo and seed are
     paired. What `measure -o` kept in a folder is used; other videos are measured first.
     """
-    with eval_extra():
+    with needs_eval_extra():
         from motionmerge.evaluation.report.page import write_report
         from motionmerge.evaluation.report.sets import check_sets, read_set, split_name
         from motionmerge.evaluation.sources import Photos

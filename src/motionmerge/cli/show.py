@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from motionmerge.cli.options import JsonOption, recipe_names
+from motionmerge.cli.printing import harmless, harmless_lines
 from motionmerge.cli.show_lora import check_base, described, names_in, print_note
 from motionmerge.errors import CheckpointError, MotionMergeError, RecipeError
 from motionmerge.text import nearest_name
@@ -185,7 +186,7 @@ def _model_card(metadata: Mapping[str, str]) -> dict[str, Any]:
     """List what training wrote into the header: run, settings, data, loss, time and machine."""
     try:
         card = json.loads(metadata.get("model_card", ""))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return {"model_card": card} if isinstance(card, dict) else {}
 
@@ -236,15 +237,14 @@ def _as_text(found: dict[str, Any]) -> str:
         lines += ["", "The recipe that made it:", "", found["recipe"].rstrip()]
     for entry in found.get("cite", []):
         lines += ["", entry]
-    return "\n".join(lines)
+    return harmless_lines("\n".join(lines))
 
 
 def _line(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_line(inner)}" for name, inner in value.items())
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join(harmless(str(one)) for one in value)
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    # A file's own words may hold what a terminal obeys.
-    return "".join(sign if sign.isprintable() else "?" for sign in str(value))
+    return harmless(str(value))

@@ -331,13 +331,14 @@ def parse_sigmas(text: str) -> tuple[float, ...]:
 def with_video_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Make a command whose flags are its own and those of `VideoFlags`.
 
-    The command gets the latter as one argument, `flags`, which stands for them in its signature.
+    The command gets the latter as one argument, `flags`, which stands for them in its signature. A
+    parameter of its own replaces the flag of that name.
     """
     shared = get_type_hints(VideoFlags, include_extras=True)
-    defaults = {field.name: field.default for field in fields(VideoFlags)}
-    own = inspect.signature(command, eval_str=True).parameters.values()
+    own = inspect.signature(command, eval_str=True).parameters
+    defaults = {field.name: field.default for field in fields(VideoFlags) if field.name not in own}
     parameters: list[inspect.Parameter] = []
-    for parameter in own:
+    for parameter in own.values():
         if parameter.name != "flags":
             parameters.append(parameter)
             continue

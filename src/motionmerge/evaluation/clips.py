@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from motionmerge.errors import DataError
 from motionmerge.evaluation.vbench.rules import sampling_interval
+from motionmerge.io.video import SAFE_OPTIONS
 
 LONGER_SIDE = 512
 """Pixels: larger frames are scaled down to it."""
@@ -42,11 +43,6 @@ SUFFIXES = (
     *(".mpg", ".mpeg", ".mxf", ".ogv", ".ts", ".wmv", ".y4m"),
 )
 """What is taken for a video in a folder; a file that is named by itself may have any suffix."""
-
-_FORMATS = "asf,avi,gif,matroska,mov,mpeg,mpegts,mpegvideo,mxf,ogg,yuv4mpegpipe,apng,flv"
-"""The demuxers of FFmpeg that may open a file: none that reads another file named in it."""
-
-SAFE_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 
 _MAX_RATE = 1000.0
 _UNEVEN = 1.5  # times the median distance of two frames, for a rate that counts as variable

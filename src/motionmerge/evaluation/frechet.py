@@ -1,7 +1,7 @@
-"""Distances between sets of videos, from features of a network: FVD, FVD at infinity, KVD, and IS.
+"""Frechet's distance between sets of videos, from features of a network, also at infinity.
 
-All take features, `[clips, dim]`, one row a clip. Numbers of different presets (network, geometry,
-covariance) or of different numbers of clips are not comparable: Frechet's distance is biased
+All functions take features, `[clips, dim]`, one row a clip. Numbers of different presets (network,
+geometry, covariance) or of different numbers of clips are not comparable: the distance is biased
 upwards by about 1 / n.
 """
 
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Literal, get_args
 
 import numpy as np
@@ -31,7 +30,6 @@ CLIPS_A_DIMENSION = 2.5
 """Below, the bias is no line in 1 / n yet: the value at infinity has no interval (see docs)."""
 
 FEWEST_TO_EXTRAPOLATE = 32
-FEWEST_FOR_KERNEL = 3
 """Clips in each set."""
 
 _LARGEST_FEATURES = 8 * 1024**3
@@ -115,9 +113,9 @@ def frechet_distance(
 
     Source: Frechet 1957; Heusel et al. 2017 (FID); Unterthiner et al. 2018 (FVD).
     """
-    one, two = _checked_pair(first, second)
+    one, two = checked_pair(first, second)
     roots = []
-    with _overflow_named():
+    with overflow_named():
         for rows in (one, two):
             root: Features = (rows - rows.mean(0)) / math.sqrt(_divisor(len(rows), covariance))
             if len(root) > root.shape[1]:
@@ -126,21 +124,29 @@ def frechet_distance(
         shared = np.linalg.norm(roots[0] @ roots[1].T, ord="nuc")
         traces = sum(float((root**2).sum()) for root in roots)
         moved = float(((one.mean(0) - two.mean(0)) ** 2).sum())
-        return max(0.0, _finite(moved + traces - 2 * float(shared)))
+        return max(0.0, finite_distance(moved + traces - 2 * float(shared)))
 
 
 @contextmanager
-def _overflow_named() -> Iterator[None]:
-    """Turn what numpy does with numbers that are too large into `DataError`."""
+def overflow_named() -> Iterator[None]:
+    """Turn what numpy does with numbers that are too large into `DataError`.
+
+    Raises:
+        DataError: In place of numpy's error.
+    """
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             yield
     except np.linalg.LinAlgError as error:
-        _finite(math.nan, cause=error)
+        finite_distance(math.nan, cause=error)
 
 
-def _finite(number: float, *, cause: Exception | None = None) -> float:
-    """Return a finite number; `max(0.0, nan)` would be 0, the best of all distances."""
+def finite_distance(number: float, *, cause: Exception | None = None) -> float:
+    """Return a finite number; `max(0.0, nan)` would be 0, the best of all distances.
+
+    Raises:
+        DataError: It is not finite.
+    """
     if math.isfinite(number):
         return number
     raise DataError(
@@ -166,12 +172,12 @@ def frechet_distance_of_moments(
             f"Features of {len(first.shift)} and {len(second.shift)} dimensions have no distance.",
             fix="Compute both with the same network.",
         )
-    with _overflow_named():
+    with overflow_named():
         one, two = first.covariance(covariance), second.covariance(covariance)
         root = _square_root(one)
         shared = np.sqrt(np.linalg.eigvalsh(root @ two @ root).clip(0)).sum()
         moved = float(((first.mean() - second.mean()) ** 2).sum())
-        return max(0.0, _finite(moved + float(np.trace(one) + np.trace(two) - 2 * shared)))
+        return max(0.0, finite_distance(moved + float(np.trace(one) + np.trace(two) - 2 * shared)))
 
 
 def _square_root(matrix: Features) -> Features:
@@ -207,13 +213,13 @@ def frechet_distance_at_infinity(
     """
     from scipy import stats
 
-    _check_level(level)
+    check_level(level)
     if num_sizes < 3:
         raise ConfigError(
             f"A line through {num_sizes} distances has no interval.",
             fix="Set `num_sizes` to 3 or more.",
         )
-    one, two = _checked_pair(first, second)
+    one, two = checked_pair(first, second)
     most = min(len(one), len(two))
     if most < FEWEST_TO_EXTRAPOLATE:
         raise DataError(
@@ -258,118 +264,17 @@ def _sampling_variance(one: Features, two: Features) -> float:
         moves = 2 * centered @ (rows.mean(0) - others.mean(0))
         moves += (centered * (centered - centered @ optimal_map)).sum(1)
         variance += float(moves.var(ddof=1)) / len(rows)
-    return _finite(variance)
+    return finite_distance(variance)
 
 
-def kernel_distance(
-    first: npt.ArrayLike,
-    second: npt.ArrayLike,
-    *,
-    gamma: float | None = None,
-    level: float = 0.95,
-) -> Estimate:
-    """Compute the kernel distance (KVD, as KID): the unbiased squared MMD of (gamma <a, b> + 1)^3.
-
-    The interval is a jackknife's: from the distances without each clip in turn.
-
-    Args:
-        first, second: Features, `[clips, dim]`.
-        gamma: Above 0; 1 / dim if None, as KID has it; the FVD paper has 1, which gives other
-            numbers.
-        level: Of the interval.
+def check_level(level: float) -> None:
+    """Refuse the level of an interval that is not between 0 and 1.
 
     Raises:
-        DataError: As `frechet_distance`, or there are fewer than 3 clips in a set.
-        ConfigError: `gamma` is no finite number above 0, or the level is outside (0, 1).
-
-    Source: Binkowski et al. 2018 (KID); Unterthiner et al. 2018; Efron and Stein 1981.
+        ConfigError: It is not.
     """
-    _check_level(level)
-    one, two = _checked_pair(first, second, fewest=FEWEST_FOR_KERNEL)
-    factor = checked_gamma(gamma, dim=one.shape[1])
-    with _overflow_named():
-        value, variance = _kernel_distance_and_variance(one, two, factor)
-        _finite(value + variance)
-    spread = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(variance)
-    return Estimate(value, value - spread, value + spread, min(len(one), len(two)))
-
-
-def _kernel_distance_and_variance(
-    one: Features, two: Features, factor: float
-) -> tuple[float, float]:
-    within = [_without_diagonal((factor * (rows @ rows.T) + 1) ** 3) for rows in (one, two)]
-    across = (factor * (one @ two.T) + 1) ** 3
-    value = within[0].mean + within[1].mean - 2 * float(across.mean())
-    variance = 0.0
-    for own, rows in zip(within, (across, across.T), strict=True):
-        # Without clip i: the pairs within lose its row and column, those across lose its row.
-        n = len(rows)
-        pairs_within = (own.mean * n * (n - 1) - 2 * own.row_sums) / ((n - 1) * (n - 2))
-        pairs_across = (rows.sum() - rows.sum(1)) / ((n - 1) * rows.shape[1])
-        left_out = pairs_within - 2 * pairs_across
-        variance += (n - 1) / n * float(((left_out - left_out.mean()) ** 2).sum())
-    return value, variance
-
-
-def checked_gamma(gamma: float | None, *, dim: int) -> float:
-    """Return the factor of the kernel of `kernel_distance`.
-
-    Raises:
-        ConfigError: It is no finite number above 0.
-    """
-    if gamma is None:
-        return 1 / dim
-    if not (math.isfinite(gamma) and gamma > 0):
-        raise ConfigError(
-            f"A `gamma` of {gamma} makes no kernel.",
-            fix="Give `gamma=` a finite number above 0, such as 1, or leave it out.",
-        )
-    return gamma
-
-
-def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ConfigError(f"An interval has no level {level}.", fix="Set `level` to 0.95, say.")
-
-
-def inception_score(
-    probabilities: npt.ArrayLike, *, num_splits: int = 10, shuffle_seed: int | None = None
-) -> tuple[float, float]:
-    """Compute the inception score of class probabilities: its mean and deviation over splits.
-
-        exp(mean over clips of KL(p(y | clip) || p(y)))
-
-    Args:
-        probabilities: `[clips, classes]`; rows add up to 1.
-        num_splits: Into how many parts the clips are cut.
-        shuffle_seed: Of `numpy.random.RandomState`: 42 as StyleGAN-V, None for no shuffling as in
-            TGAN2.
-
-    Raises:
-        DataError: Rows are no probabilities, or there are fewer clips than splits.
-        ConfigError: There is no split.
-
-    Source: Salimans et al. 2016; Saito et al. 2020 (TGAN2, for videos).
-    """
-    if num_splits < 1:
-        raise ConfigError(
-            f"There are no inception scores of {num_splits} splits.",
-            fix="Set `num_splits` to 10, as published, or to 1.",
-        )
-    rows = checked_features(probabilities)
-    if (rows < 0).any() or not np.allclose(rows.sum(1), 1, atol=1e-3) or len(rows) < num_splits:
-        raise DataError(
-            f"An array of shape {list(rows.shape)} has no inception score in {num_splits} splits.",
-            fix="Pass class probabilities (after the softmax) of at least one clip per split.",
-        )
-    if shuffle_seed is not None:
-        rows = rows[np.random.RandomState(shuffle_seed).permutation(len(rows))]
-    tiny = np.finfo(np.float64).tiny
-    scores = []
-    for part in np.array_split(rows, num_splits):
-        log_ratio = np.log(part.clip(tiny)) - np.log(part.mean(0).clip(tiny))
-        scores.append(math.exp(float((part * log_ratio).sum(1).mean())))
-    return float(np.mean(scores)), float(np.std(scores))
 
 
 def read_features(path: Path) -> Features:
@@ -456,20 +361,6 @@ def doubts(num_first: int, num_second: int, *, dim: int) -> str | None:
     return " ".join(sentences) or None
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """The mean over pairs of unlike clips, and each clip's sum over the others."""
-
-    mean: float
-    row_sums: Features
-
-
-def _without_diagonal(kernel: Features) -> _Pairs:
-    sums = kernel.sum(1) - np.diagonal(kernel)
-    n = len(kernel)
-    return _Pairs(float(sums.sum()) / (n * (n - 1)), sums)
-
-
 def _divisor(num: int, kind: Covariance) -> int:
     if kind not in get_args(Covariance):
         raise ConfigError(
@@ -480,9 +371,14 @@ def _divisor(num: int, kind: Covariance) -> int:
     return num if kind == "population" else num - 1
 
 
-def _checked_pair(
+def checked_pair(
     first: npt.ArrayLike, second: npt.ArrayLike, *, fewest: int = 2
 ) -> tuple[Features, Features]:
+    """Return the features of two sets as fp64, both `[clips, dim]`.
+
+    Raises:
+        DataError: They are no finite matrices of one width, or there are fewer clips.
+    """
     one, two = checked_features(first), checked_features(second)
     if one.shape[1] != two.shape[1] or min(len(one), len(two)) < fewest:
         raise DataError(

@@ -1,14 +1,14 @@
 """Measure many videos, in shards if wanted, and keep the results so that none is measured twice.
 
 A result is a row (clip, metric, value, configuration): the clip by the SHA-256 of its bytes, the
-configuration by a hash of everything else that decides the value. Rows are lines of JSON in
-`rows*.jsonl`; a clip's rows are written at once, and a line torn by a kill is left out when read.
+configuration by a hash of everything else that decides the value. A clip's rows are written at
+once. Of a video that cannot be measured nothing is kept: what failed may pass, so that the next
+run tries it again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,21 +17,30 @@ from typing import Any
 import cv2
 import numpy as np
 
-from motionmerge.errors import ConfigError, DataError, MotionMergeError
+from motionmerge.errors import DataError, MotionMergeError
 from motionmerge.evaluation import camera, clips, motion
 from motionmerge.evaluation.metrics import FAILURE, METRICS, NOTES, Group, Value
+from motionmerge.evaluation.row_files import (
+    WHOLE,
+    Shard,
+    append_rows,
+    config_hash,
+    joined,
+    read_row_files,
+)
 from motionmerge.evaluation.similarity import psnr, ssim
 from motionmerge.evaluation.sources import VideoSource
 from motionmerge.evaluation.vbench.rules import SAMPLES_PER_SECOND
+from motionmerge.evaluation.vbench.suite import CAMERA_MOVES
 from motionmerge.io.hashing import hash_file
-from motionmerge.io.paths import is_plain_file, open_plain_file
+from motionmerge.io.paths import is_plain_file
 from motionmerge.io.video import fit_image, load_image
 
 FORMAT = 2
 """Raise it when a metric changes its meaning: kept rows are then not used."""
 
-ROWS_FILE = "rows.jsonl"
-AGREEMENT = 1e-9
+ROWS = "rows"
+"""Stem of the files of rows."""
 
 Values = Mapping[str, Value]
 
@@ -39,10 +48,7 @@ _UNFORESEEN = (
     *(cv2.error, ArithmeticError, LookupError, RuntimeError, ValueError),
     *(MemoryError, OSError),
 )
-"""Errors of libraries and of the machine: the video is reported, and the run goes on.
-
-They may pass, so that nothing is kept of such a video and the next run tries it again.
-"""
+"""Errors of libraries and of the machine: the video is reported, and the run goes on."""
 
 
 @dataclass(frozen=True)
@@ -66,73 +72,59 @@ class Row:
         """Clip, metric and configuration: two rows with the same key must agree."""
         return self.clip, self.metric, self.config
 
+    @property
+    def is_fault(self) -> bool:
+        """Whether it says why a clip could not be measured; older versions kept such rows."""
+        return self.metric == FAILURE
 
-def config_hash(**settings: Any) -> str:
-    """Hash the settings that decide a value, besides the clip."""
-    text = json.dumps(settings, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:16]
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Row:
+        """Build a row from what a file holds, checking types and ranges.
 
-
-def merge_rows(rows: Iterable[Row]) -> list[Row]:
-    """Join rows of several shards: each key once, in an order that does not depend on them.
-
-    Raises:
-        DataError: Two rows give different values for the same key.
-    """
-    merged: dict[tuple[str, str, str], Row] = {}
-    for row in rows:
-        other = merged.setdefault(row.key, row)
-        if not _agree(row.value, other.value):
-            raise DataError(
-                f"Two rows give {row.metric} of the clip {row.clip[:12]} as {other.value} and "
-                f"{row.value}.",
-                fix="Remove the rows of one machine, and measure its videos again.",
-            )
-    return [merged[key] for key in sorted(merged)]
+        Raises:
+            ValueError: No run can have written it; TypeError likewise.
+        """
+        row = cls(**content)
+        if not all(isinstance(part, str) for part in row.key):
+            raise ValueError("its parts are of other types")
+        if not _is_possible(row.metric, row.value):
+            raise ValueError(f"{row.metric[:60]} cannot be {str(row.value)[:60]!r}")
+        return row
 
 
-def _agree(first: Value, second: Value) -> bool:
-    if isinstance(first, (int, float)) and isinstance(second, (int, float)):
-        return abs(first - second) <= AGREEMENT * max(1.0, abs(first))
-    return first == second
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file, skipping damaged lines and values that no metric can have.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    try:
-        with open_plain_file(path) as file:
-            for line in file:
-                try:
-                    row = Row(**json.loads(line))
-                except (ValueError, TypeError, RecursionError):
-                    continue
-                if all(isinstance(part, str) for part in row.key) and _is_possible(row):
-                    yield row
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error}", fix="Remove it, or correct it.") from error
-
-
-def _is_possible(row: Row) -> bool:
-    """Check type and range of a value that comes from a file."""
-    value, metric = row.value, METRICS.get(row.metric)
-    is_word = row.metric in (NOTES, FAILURE) or (metric is not None and metric.is_label)
-    if value is None or isinstance(value, str):
-        return value is None or is_word or metric is None
-    if is_word or isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    is_share = row.metric.endswith("_share") or row.metric in _SHARES
-    return abs(value) <= (1 if is_share else 1e12) and (value >= 0 or not is_share)
+def labels_of(metric: str) -> tuple[str, ...]:
+    """Return the words that a metric can have, besides those joined by `+`."""
+    if metric == "camera_labels_dis":
+        return (*CAMERA_MOVES.values(), "None", "none")
+    return camera.LABELS
 
 
 _SHARES = (
     *("camera_following", "temporal_flickering", "warp_valid", "dynamic_degree_dis"),
     *("camera_agreement", "camera_motion_dis"),
 )
-"""Metrics in 0..1, besides those that are named a share."""
+"""Metrics in 0..1, besides those that are named a share; a share of the width may be above 1."""
+
+_SIGNED = ("camera_pan", "camera_tilt", "camera_roll", "first_frame", "drift")
+"""How the names of metrics begin that may be negative."""
+
+_LARGEST = 1e12
+
+
+def _is_possible(name: str, value: object) -> bool:
+    """Check the type and range of a value that comes from a file."""
+    metric = METRICS.get(name)
+    if name in (NOTES, FAILURE):
+        return value is None or isinstance(value, str)
+    if value is None or metric is None:  # of a metric that this version does not have
+        return value is None or isinstance(value, (str, int, float))
+    if metric.is_label:
+        return isinstance(value, str) and set(value.split("+")) <= set(labels_of(name))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    is_share = (name.endswith("_share") and name != "motion_share") or name in _SHARES
+    least = -_LARGEST if name.startswith(_SIGNED) else 0.0
+    return least <= value <= (1.0 if is_share else _LARGEST)
 
 
 @dataclass
@@ -149,23 +141,21 @@ class Kept:
 
     @classmethod
     def in_folder(cls, folder: Path, shard: Shard) -> Kept:
-        """Read all `rows*.jsonl` of a folder.
+        """Read the rows of all parts in a folder.
 
         Raises:
-            DataError: Two rows contradict each other.
+            DataError: A line is no row, or two rows contradict each other.
         """
-        kept = cls(folder / shard.file_name)
-        rows = [row for path in sorted(folder.glob("rows*.jsonl")) for row in read_rows(path)]
-        for row in merge_rows(rows):
-            kept.found.setdefault((row.clip, row.config), {})[row.metric] = row.value
+        kept = cls(folder / shard.file_name(ROWS))
+        for row in joined(read_row_files(folder, ROWS, Row.of)).values():
+            if not row.is_fault:
+                kept.found.setdefault((row.clip, row.config), {})[row.metric] = row.value
         return kept
 
     def values(self, clip: str, config: str, needed: Iterable[str]) -> dict[str, Value] | None:
-        """Return a clip's values if all needed ones are kept, else its failure, else None."""
+        """Return a clip's values if all needed ones are kept, else None."""
         values = self.found.get((clip, config), {})
-        if set(needed) <= set(values):
-            return {metric: value for metric, value in values.items() if metric != FAILURE}
-        return {FAILURE: values[FAILURE]} if FAILURE in values else None
+        return values if set(needed) <= set(values) else None
 
     def add(self, clip: str, config: str, values: Values) -> None:
         """Keep values: one write for all of them.
@@ -174,60 +164,9 @@ class Kept:
             DataError: The file cannot be written.
         """
         self.found.setdefault((clip, config), {}).update(values)
-        if self.path is None:
-            return
-        rows = (Row(clip, metric, value, config) for metric, value in values.items())
-        text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
-        try:
-            with self.path.open("ab+") as file:
-                if file.tell():  # a line that was torn by a kill must not swallow the next one
-                    file.seek(-1, 2)
-                    text = text if file.read(1) == b"\n" else "\n" + text
-                file.write(text.encode(errors="backslashreplace"))
-        except OSError as error:
-            raise DataError(
-                f"Cannot write {self.path}: {error}", fix="Check the folder and its free space."
-            ) from error
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One of several parts of a set of videos; which part a video is in depends on its bytes alone.
-
-    Args:
-        number: From 1.
-        total: How many there are.
-    """
-
-    number: int = 1
-    total: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Shard:
-        """Read `K/N`.
-
-        Raises:
-            ConfigError: It is something else.
-        """
-        first, slash, second = text.partition("/")
-        if slash and first.isascii() and second.isascii() and first.isdigit() and second.isdigit():
-            shard = cls(int(first), int(second))
-            if 1 <= shard.number <= shard.total:
-                return shard
-        raise ConfigError(
-            f"`{text}` is not a shard.", fix="Write `K/N` with K from 1 to N, such as 1/4."
-        )
-
-    @property
-    def file_name(self) -> str:
-        """The file that this shard's rows go to, so that no two processes write to one."""
-        if self.total == 1:
-            return ROWS_FILE
-        return f"rows-{self.number}-of-{self.total}.jsonl"
-
-    def holds(self, clip: str) -> bool:
-        """Return whether a clip belongs to this part."""
-        return int(clip[:16], 16) % self.total == self.number - 1
+        if self.path is not None:
+            rows = [Row(clip, metric, value, config) for metric, value in values.items()]
+            append_rows(self.path, [asdict(row) for row in rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +238,7 @@ def measure_videos(
         DataError: Rows cannot be written. A video that cannot be measured is no error: its
             `failure` says why.
     """
-    kept, shard = kept or Kept(), shard or Shard()
+    kept, shard = kept or Kept(), shard or WHOLE
     measured = []
     for source in sources:
         one = _measure(source, kept, shard)
@@ -327,11 +266,9 @@ def _measure(source: VideoSource, kept: Kept, shard: Shard) -> Measured | None:
     if values is None:
         try:
             values, frame = _measure_clip(source.path)
-        except _UNFORESEEN as error:
+        except (MotionMergeError, *_UNFORESEEN) as error:
             return Measured(source=source, clip=name, values={}, failure=_reason(error))
         kept.add(name, config, values)
-    if FAILURE in values:
-        return Measured(source=source, clip=name, values={}, failure=str(values[FAILURE]))
     notes = tuple(str(values[NOTES] or "").split("; ")) if values[NOTES] else ()
     own = {metric: values[metric] for metric in metrics_of("clip")}
     with_photo, photo_note = _compare_photo(source, name, frame, kept)
@@ -352,23 +289,27 @@ def clip_config() -> str:
     )
 
 
-def _measure_clip(path: Path) -> tuple[dict[str, Value], clips.Picture | None]:
-    """Measure what needs the video alone; also return its first frame, if it has one."""
-    try:
-        clip = clips.read_clip(path)
-        height, width = clip.size
-        values: dict[str, Value] = {
-            "width": width,
-            "height": height,
-            "num_frames": clip.num_frames,
-            "frame_rate": clip.frame_rate,
-            "seconds": clip.seconds,
-            "temporal_flickering": clip.flicker,
-            **motion.measure_motion(clip),
-            NOTES: "; ".join(clip.notes),
-        }
-    except MotionMergeError as error:
-        return {FAILURE: _reason(error)}, None
+def _measure_clip(path: Path) -> tuple[dict[str, Value], clips.Picture]:
+    """Measure what needs the video alone; also return its first frame.
+
+    Raises:
+        DataError: It cannot be measured.
+    """
+    clip = clips.read_clip(path)
+    height, width = clip.size
+    values: dict[str, Value] = {
+        "width": width,
+        "height": height,
+        "num_frames": clip.num_frames,
+        "frame_rate": clip.frame_rate,
+        "seconds": clip.seconds,
+        "temporal_flickering": clip.flicker,
+        **motion.measure_motion(clip),
+        NOTES: "; ".join(clip.notes),
+    }
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise DataError(f"Its {name} came out as {value}.", fix="Make the video again.")
     return values, clip.first
 
 

@@ -18,16 +18,15 @@ from typing import Any
 
 from motionmerge.errors import DataError
 from motionmerge.evaluation.clips import SUFFIXES, read_comment
-from motionmerge.io.paths import exists, is_plain_file
+from motionmerge.evaluation.vbench.suite import CAMERA_MOVES, IMAGE_SUFFIXES
+from motionmerge.io.paths import exists, is_folder, is_link, is_plain_file, open_plain_file, path_of
+from motionmerge.text import lines_of
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MOST_VIDEOS = 100_000
 
 _OURS = re.compile(r"(?P<id>.+)-seed(?P<seed>-?\d+)-[0-9a-f]{16}")
 _NUMBERED = re.compile(r"(?P<prompt>.+)-\d+")
-_CAMERA = re.compile(
-    r", camera (pans left|pans right|tilts up|tilts down|zooms in|zooms out|static)$"
-)
+_CAMERA = re.compile(f", ({'|'.join(CAMERA_MOVES)})$")
 _MAX_SIDECAR = 1 << 20
 _MAX_MANIFEST = 64 << 20
 
@@ -64,16 +63,16 @@ def find_videos(names: Sequence[str | Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for name in names:
-        path = Path(name).expanduser()
-        if path.is_dir():
+        path = path_of(name)
+        if is_folder(path):
             found |= dict.fromkeys(_inside(path))
-        elif exists(path) or path.is_symlink():
+        elif exists(path) or is_link(path):
             found[path] = None
         else:
             # Path.glob takes no absolute pattern.
             matches = [Path(one) for one in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
             if not matches:
-                raise DataError(f"There is no video at {name}.", fix="Check the path.")
+                raise DataError(f"There is no video at {str(name)[:200]}.", fix="Check the path.")
             for match in matches:
                 found |= dict.fromkeys(_inside(match) if match.is_dir() else [match])
     if not found:
@@ -92,7 +91,7 @@ def find_videos(names: Sequence[str | Path]) -> list[Path]:
 def _inside(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
+        if path.suffix.lower() in SUFFIXES and not hidden and is_plain_file(path):
             yield path
 
 
@@ -117,23 +116,36 @@ class Photos:
         """
         if path is None:
             return cls()
-        if path.is_file():
+        if is_plain_file(path):
             return cls(one=path)
-        if not path.is_dir():
-            raise DataError(f"There are no photos at {path}.", fix="Give a photo or a folder.")
-        photos = [
-            one
-            for one in sorted(path.rglob("*"))
-            if one.suffix.lower() in IMAGE_SUFFIXES and is_plain_file(one)
-        ]
-        if not photos:
-            raise DataError(f"There is no photo in {path}.", fix="Give a folder that holds some.")
-        return cls(by_name={one.stem: one for one in reversed(photos)})
+        if not is_folder(path):
+            raise DataError(
+                f"There are no photos at {str(path)[:200]}.", fix="Give a photo or a folder."
+            )
+        return cls(by_name={one.stem: one for one in reversed(photos_in(path))})
 
     def of(self, names: Sequence[str | None]) -> Path | None:
         """Return the photo of the first name that has one."""
         known = (self.by_name[name] for name in names if name is not None and name in self.by_name)
         return self.one or next(known, None)
+
+
+def photos_in(path: Path) -> list[Path]:
+    """List the photos of a folder, sorted, or the one at a path.
+
+    Raises:
+        DataError: There is none.
+    """
+    if is_plain_file(path):
+        return [path]
+    photos = [
+        one
+        for one in sorted(path.rglob("*"))
+        if one.suffix.lower() in IMAGE_SUFFIXES and is_plain_file(one)
+    ]
+    if not photos:
+        raise DataError(f"There is no photo in {path}.", fix="Give a folder that holds some.")
+    return photos
 
 
 def source_of(path: Path, photos: Photos) -> VideoSource:
@@ -184,9 +196,7 @@ def _manifest_rows(folder: Path) -> dict[str, dict[str, Any]]:
     """Read the manifests of a folder: prompt and image by id, where an id has one line."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        if not is_plain_file(path) or path.stat().st_size > _MAX_MANIFEST:
-            continue
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in lines_of(_text_of(path, most_bytes=_MAX_MANIFEST)):
             row = _mapping(line)
             image = row.get("image")
             if isinstance(image, str):
@@ -201,12 +211,8 @@ def _manifest_rows(folder: Path) -> dict[str, dict[str, Any]]:
 def _beside(path: Path) -> dict[str, Any]:
     """Read a sidecar: JSON with `prompt`, `seed`, `image`, or a text that is the prompt."""
     for suffix in (".json", ".txt"):
-        sidecar = path.with_suffix(suffix)
-        try:
-            if not is_plain_file(sidecar) or sidecar.stat().st_size > _MAX_SIDECAR:
-                continue
-            text = sidecar.read_text(encoding="utf-8", errors="replace")
-        except OSError:
+        text = _text_of(path.with_suffix(suffix), most_bytes=_MAX_SIDECAR)
+        if not text:
             continue
         if suffix == ".txt":
             return {"prompt": text.strip()}
@@ -215,6 +221,16 @@ def _beside(path: Path) -> dict[str, Any]:
             about["image"] = path.parent / about["image"]
         return about
     return {}
+
+
+def _text_of(path: Path, *, most_bytes: int) -> str:
+    """Read a file that may lie beside a video; "" if it cannot be read or is too long."""
+    try:
+        with open_plain_file(path) as file:
+            content = file.read(most_bytes + 1)
+    except (OSError, ValueError):
+        return ""
+    return content.decode(errors="replace") if len(content) <= most_bytes else ""
 
 
 def _inside_of(path: Path) -> dict[str, Any]:

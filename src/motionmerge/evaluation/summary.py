@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from motionmerge.errors import ConfigError
-from motionmerge.evaluation.camera import LABELS
 from motionmerge.evaluation.metrics import METRICS
-from motionmerge.evaluation.runs import Measured
+from motionmerge.evaluation.runs import Measured, labels_of
 from motionmerge.evaluation.statistics import Estimate, bootstrap_mean
 from motionmerge.text import fix_unknown_name
 
@@ -234,8 +233,10 @@ def _comparison(tokens: list[str], text: str, *, of_mean: bool) -> _Comparison:
             raise ConfigError(
                 f"The metric `{name}` is a word.", fix=f"Write `{name} == WORD` or `!=`."
             )
-        if value not in LABELS:
-            raise ConfigError(f"`{value}` is no camera label.", fix=fix_unknown_name(value, LABELS))
+        if value not in (labels := labels_of(name)):
+            raise ConfigError(
+                f"`{value}` is no camera label of `{name}`.", fix=fix_unknown_name(value, labels)
+            )
         return _Comparison(name, sign, value, of_mean)
     number = _number(value)
     if number is None:

@@ -230,18 +230,28 @@ def _is_torch_script(path: Path) -> bool:
         return any("/code/" in name for name in archive.namelist())
 
 
-def _torch_script(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+def load_torch_script(path: Path, *, fix: str) -> Callable[..., torch.Tensor]:
+    """Load a TorchScript file, which is a program.
+
+    Raises:
+        DataError: The file is missing or is none; `fix` says what to give.
+    """
+    if not path.is_file():
+        raise DataError(f"There is no network at {path}.", fix=fix)
     try:
-        network = torch.jit.load(str(path), map_location="cpu").eval()
+        network: Callable[..., torch.Tensor] = torch.jit.load(str(path), map_location="cpu").eval()
     except RuntimeError as error:
         raise DataError(
-            f"{path} is no TorchScript that can be loaded: {str(error)[:300]}",
-            fix="Download it again, or pass i3d_pretrained_400.pt.",
+            f"{path} is no TorchScript that can be loaded: {str(error)[:300]}", fix=fix
         ) from error
+    return network
+
+
+def _torch_script(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    network = load_torch_script(path, fix="Download it again, or pass i3d_pretrained_400.pt.")
 
     def compute(video: torch.Tensor) -> torch.Tensor:
         # StyleGAN-V's file has these words; videos are resized and scaled already.
-        features: torch.Tensor = network(video, rescale=False, resize=False, return_features=True)
-        return features
+        return network(video, rescale=False, resize=False, return_features=True)
 
     return compute

@@ -24,7 +24,7 @@ def exists(path: Path) -> bool:
     """Check whether something is there; under a name that is too long nothing is."""
     try:
         return path.exists()
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
@@ -36,10 +36,24 @@ def is_plain_file(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """Check whether a folder is there; of names that nothing can have there is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def is_link(path: Path) -> bool:
+    """Check whether a link is there, also one that leads nowhere."""
+    try:
+        return path.is_symlink()
+    except (OSError, ValueError):
+        return False
+
+
 def open_plain_file(path: Path) -> BufferedReader:
     """Open a file for reading, unless it is a pipe or a device, at which reading may never end.
-
-    For files that we find by ourselves: a pipe that a person names is meant.
 
     Raises:
         OSError: It cannot be opened, or is no plain file.

@@ -33,6 +33,11 @@ MAX_IMAGE_PIXELS = 89_000_000
 MAX_IMAGE_BYTES = 2**29
 MAX_VIDEO_BYTES = 4 * 2**30
 
+_VIDEO_FORMATS = "asf,avi,gif,matroska,mov,mpeg,mpegts,mpegvideo,mxf,ogg,yuv4mpegpipe,apng,flv"
+"""The demuxers of FFmpeg that may open a file: none that reads another file named in it."""
+
+SAFE_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _VIDEO_FORMATS}
+
 IMAGE_FORMATS = (
     *("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "TGA"),
 )
@@ -329,7 +334,7 @@ def read_frames(path: str | Path) -> tuple[npt.NDArray[np.uint8], float]:
     """
     frames: list[npt.NDArray[np.uint8]] = []
     try:
-        with av.open(_local(path)) as container:
+        with av.open(_local(path), options=SAFE_OPTIONS) as container:
             if not container.streams.video:
                 raise DataError(f"{path} holds no video.", fix="Use a video file such as mp4.")
             stream = container.streams.video[0]

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from motionmerge.cli import app
 from motionmerge.errors import CheckpointError, ConfigError, DataError
+from motionmerge.evaluation.row_files import Shard
+from motionmerge.evaluation.vbench.dimensions import clips_of, decode, measure_of
 from motionmerge.evaluation.vbench.frames import ERAS
 from motionmerge.evaluation.vbench.results import (
     aggregate,
@@ -18,9 +20,11 @@ from motionmerge.evaluation.vbench.results import (
     vbench_json,
     write_vbench,
 )
-from motionmerge.evaluation.vbench.run import ROWS_FILE, missing_files, plan, read_rows, run
+from motionmerge.evaluation.vbench.run import missing_files, plan, run
 from motionmerge.evaluation.vbench.sources import Networks
 from motionmerge.evaluation.vbench.suite import clips_of_folder
+from motionmerge.evaluation.vbench.total import DIMENSIONS
+from motionmerge.io.video import read_frames
 
 CHEAP = ("temporal_flickering", "camera_motion")
 
@@ -58,7 +62,7 @@ def measured(folder, networks, output):
 
 def test_a_killed_run_goes_on_and_gives_the_same_rows(folder, networks, tmp_path):
     _, rows = measured(folder, networks, tmp_path / "out")
-    path = tmp_path / "out" / ROWS_FILE
+    path = tmp_path / "out" / "vbench.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:2]) + lines[2][:20])
     _, again = measured(folder, networks, tmp_path / "out")
@@ -71,7 +75,7 @@ def test_another_plugin_or_clip_is_measured_anew(folder, networks, tmp_path):
     path = networks.paths["cotracker"]
     path.write_text(TRACK.replace("zeros", "ones"))
     measured(folder, networks, tmp_path / "out")
-    lines = [json.loads(line) for line in (tmp_path / "out" / ROWS_FILE).open()]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "vbench.jsonl").open()]
     assert len([one for one in lines if one["metric"] == "vbench.camera_motion"]) == 4
     assert len([one for one in lines if one["metric"] == "vbench.temporal_flickering"]) == 3
 
@@ -220,11 +224,11 @@ ROW = {"clip": "c", "metric": "vbench.dynamic_degree", "config": "f", "video": "
     ],
     ids=str,
 )
-def test_a_line_that_no_run_can_have_written_is_refused(tmp_path, changed):
+def test_a_line_that_no_run_can_have_written_is_refused(tmp_path, networks, changed):
     path = tmp_path / "vbench.jsonl"
     path.write_text(json.dumps({**ROW, "details": {}, **changed}) + "\n{}\n")
     with pytest.raises(DataError, match="line 1 is no result"):
-        list(read_rows(path))
+        run([], networks, era=ERAS[0], folder=tmp_path)
 
 
 def test_a_fault_is_tried_again_and_contradictions_are_refused(tmp_path, networks):
@@ -240,10 +244,99 @@ def test_a_fault_is_tried_again_and_contradictions_are_refused(tmp_path, network
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
-def test_a_pipe_among_the_files_is_not_waited_for(tmp_path):
+def test_a_pipe_among_the_files_is_not_waited_for(tmp_path, networks):
     os.mkfifo(tmp_path / "vbench.jsonl")
     with pytest.raises(DataError, match="no plain file"):
-        list(read_rows(tmp_path / "vbench.jsonl"))
+        run([], networks, era=ERAS[0], folder=tmp_path)
     os.mkfifo(tmp_path / "x_eval_results.json")
     with pytest.raises(DataError, match="no plain file"):
         read_scores([tmp_path])
+
+
+NETWORKS = ("background_consistency", "temporal_flickering")
+
+
+def test_seven_parts_are_one_run(folder, vbench, tmp_path):
+    """With random networks; the order in which the parts run does not count."""
+    short = vbench.folder / "short"
+    for number, name in enumerate(("a-0", "b-0", "c-0")):
+        (folder / f"{name}.mp4").write_bytes(
+            (short / "short-3.mp4").read_bytes() + bytes(number + 1)
+        )
+    clips = clips_of_folder(folder, images=None)
+    settings = {"era": ERAS[0], "dimensions": NETWORKS}
+    whole = run(
+        plan(clips, vbench.networks, **settings),
+        vbench.networks,
+        era=ERAS[0],
+        folder=tmp_path / "whole",
+    )
+    parts = tmp_path / "parts"
+    for number in range(7, 0, -1):
+        shard = Shard(number, 7)
+        jobs = plan(clips, vbench.networks, **settings, shard=shard)
+        run(jobs, vbench.networks, era=ERAS[0], folder=parts, shard=shard)
+    assert len(list(parts.iterdir())) > 1
+    again = run(
+        plan(clips, vbench.networks, **settings), vbench.networks, era=ERAS[0], folder=parts
+    )
+    assert not (parts / "vbench.jsonl").exists()  # but for what failed, which fails the same way
+    scores, others = aggregate(whole), aggregate(again)
+    assert list(scores) == list(NETWORKS)
+    for name, score in scores.items():
+        assert score.score == pytest.approx(others[name].score, abs=1e-9)
+        assert (len(score.rows), score.faults) == (len(others[name].rows), others[name].faults)
+
+
+def test_the_results_of_the_whole_do_not_stay_beside_a_part(folder, tmp_path):
+    def call(*words):
+        words = ("evaluate", "vbench", folder, "-o", tmp_path / "out", *words)
+        return CliRunner().invoke(app, [*map(str, words)])
+
+    results = {"summary.json", "motionmerge_temporal_flickering_eval_results.json"}
+    assert call().exit_code == 0
+    assert results <= {path.name for path in (tmp_path / "out").iterdir()}
+    part = call("--shard", "1/2")
+    assert "part 1/2 alone" in part.output
+    assert not results & {path.name for path in (tmp_path / "out").iterdir()}
+    assert call("--shard", "3/2").exit_code == 2
+
+
+@pytest.mark.parametrize("tracks", ["float('nan') * torch.ones(len(frames), 100, 2)", "None"])
+def test_what_a_plugin_gives_is_checked_before_it_is_kept(folder, networks, tmp_path, tracks):
+    networks.paths["cotracker"].write_text(f"import torch\ndef track(frames): return {tracks}\n")
+    for _ in range(2):
+        _, rows = measured(folder, networks, tmp_path / "out")
+    faults = [row for row in rows if row.dimension == "camera_motion"]
+    assert [row.value for row in faults] == [None, None]
+
+
+def test_a_gpu_that_is_not_there_is_named(networks):
+    with pytest.raises(ConfigError, match="no device"):
+        Networks(networks.paths, {}, "tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no GPU"):
+            Networks(networks.paths, {}, "cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_scores_of_the_cpu(vbench):
+    clips = clips_of_folder(vbench.folder / "videos", images=vbench.folder / "images")
+    on_gpu = Networks(vbench.networks.paths, vbench.networks.num_heads, "cuda")
+    dimensions = [name for name in DIMENSIONS if not on_gpu.missing_for(name)]
+    for dimension in dimensions:
+        for clip in clips_of(dimension, clips[:2]):
+            first, second = (
+                measure_of(dimension, one, era=ERAS[0])(decode(clip)).value
+                for one in (vbench.networks, on_gpu)
+            )
+            assert second == pytest.approx(first, abs=2e-4), dimension
+
+
+def test_a_playlist_that_is_called_a_video_opens_no_other_file(vbench, tmp_path):
+    clip = vbench.folder / "short" / "short-3.mp4"
+    playlist = f"ffconcat version 1.0\nfile '{clip.name}'\n"
+    (tmp_path / clip.name).write_bytes(clip.read_bytes())
+    (tmp_path / "list-0.mp4").write_text(playlist)
+    with pytest.raises(DataError, match="Cannot read"):
+        read_frames(tmp_path / "list-0.mp4")

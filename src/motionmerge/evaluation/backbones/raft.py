@@ -151,7 +151,8 @@ class Raft(nn.Module):
                 fix=f"Pad both sides to multiples of {_STRIDE}.",
             )
         before = None
-        for image in (2 * (frames / 255) - 1).split(1):
+        device = next(self.parameters()).device
+        for image in (2 * (frames.to(device) / 255) - 1).split(1):
             features = self.fnet(image)
             if before is not None:
                 coarse, mask = self.coarse_flow(*before, features)

@@ -107,7 +107,7 @@ class VisionTower(nn.Module):
                 f"Frames of {list(pixels.shape[-2:])} pixels are smaller than a patch.",
                 fix=f"Use frames of at least {self.shape.patch} pixels a side.",
             )
-        patches = self.patches(pixels)
+        patches = self.patches(pixels.to(self.token.device))
         positions = self.stretched(*patches.shape[-2:])
         tokens = patches.flatten(2).transpose(1, 2)
         first = self.token.expand(len(tokens), 1, -1)

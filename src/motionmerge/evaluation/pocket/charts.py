@@ -1,13 +1,13 @@
-"""Charts of an evaluation, as PNG for the docs and as SVG that follows a page's colors."""
+"""Charts of an evaluation on the pocket model."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from motionmerge.evaluation.figures import INK, new_figure
 from motionmerge.evaluation.pocket.claims import family
 from motionmerge.evaluation.pocket.conditions import (
     BEST,
@@ -34,13 +34,12 @@ FAMILIES = {  # name, legend, color
     BEST_REVERSED: ("best found, reversed", "#8457c9"),
 }
 VARIANT_COLORS = {"base": "#2f9e44", "tuned": "#2563eb", "naive": "#a16207", "equal": "#0f766e"}
-_INK = "#010203"  # becomes the page's text color in SVG
 _DEGREE, _SHARE, _INTACT = "#d6336c", "#2563eb", "#7a7f87"  # of the knob's three curves
 
 
 def front_chart(results: Mapping[str, ConditionResults]) -> Figure:
     """Draw obedience against motion degree: every family a line, 95 % intervals as crosses."""
-    figure, axes = _figure(7.2, 4.6)
+    figure, axes = new_figure(7.2, 4.6)
     for name, (label, color) in FAMILIES.items():
         members = family(results, name)
         if members:
@@ -68,7 +67,7 @@ def front_chart(results: Mapping[str, ConditionResults]) -> Figure:
     axes.legend(
         frameon=False,
         fontsize=8,
-        labelcolor=_INK,
+        labelcolor=INK,
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
         ncols=2,
@@ -98,7 +97,7 @@ def _draw_family(axes: Axes, members: Sequence[ConditionResults], label: str, co
 
 def knob_chart(results: Mapping[str, ConditionResults]) -> Figure:
     """Draw motion degree, obedience and intact objects along the motion knob."""
-    figure, axes = _figure(6.4, 3.4)
+    figure, axes = new_figure(6.4, 3.4)
     members = family(results, KNOB)
     alphas = [one.condition.setting for one in members]
     degrees = [bootstrap_mean(m.column("degree")[m.moving], num_resamples=2_000) for m in members]
@@ -116,67 +115,31 @@ def knob_chart(results: Mapping[str, ConditionResults]) -> Figure:
     shares.set_ylim(0, 102)
     shares.spines["top"].set_visible(False)
     for spine in shares.spines.values():
-        spine.set_color(_INK)
-    shares.tick_params(colors=_INK)
+        spine.set_color(INK)
+    shares.tick_params(colors=INK)
     return figure
 
 
 def decided_chart(alternatives: Sequence[Alternative]) -> Figure:
     """Draw how well each alternative can be told apart at each noise level."""
-    figure, axes = _figure(6.4, 3.4)
+    figure, axes = new_figure(6.4, 3.4)
     levels = np.linspace(0.3, 0.995, 200)
     for alternative, color in zip(alternatives, ("#d6336c", "#e08a00", "#2563eb"), strict=False):
         axes.plot(levels, alternative.separation(levels), color=color, label=alternative.name)
         axes.plot(alternative.level(1), 1, "o", color=color)
-    axes.axhline(1, color=_INK, linewidth=0.6, linestyle=":")
+    axes.axhline(1, color=INK, linewidth=0.6, linestyle=":")
     axes.set_yscale("log")
     axes.set_ylim(0.2, 60)
     axes.invert_xaxis()
     axes.set_xlabel("noise level (1 noise … 0 clean)")
     axes.set_ylabel("d′ of the two alternatives")
-    axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     return figure
 
 
-def to_png(figure: Figure) -> bytes:
-    """Return the chart on white."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def to_svg(figure: Figure) -> str:
-    """Return the chart as an SVG element without background, in the page's colors.
-
-    Text has the color of the text around it. The knob's curves and their axes have the page's
-    `--chart-degree`, `--chart-share` and `--chart-intact`, where it sets them.
-    """
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "motionmerge"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    for name, color in (("degree", _DEGREE), ("share", _SHARE), ("intact", _INTACT)):
-        text = text.replace(color, f"var(--chart-{name}, {color})")
-    return text
+KNOB_COLORS = {"chart-degree": _DEGREE, "chart-share": _SHARE, "chart-intact": _INTACT}
+"""Of the knob's curves and their axes, by the page's variables that may set them."""
 
 
 def _x(results: ConditionResults) -> float:
     return 100 * results.obedience
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(_INK)
-    axes.tick_params(colors=_INK)
-    axes.xaxis.label.set_color(_INK)
-    axes.yaxis.label.set_color(_INK)
-    return figure, axes

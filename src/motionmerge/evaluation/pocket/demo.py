@@ -13,8 +13,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from motionmerge.errors import ConfigError
+from motionmerge.evaluation.figures import to_svg
 from motionmerge.evaluation.flow import Picture, flow_legend, flow_picture, shared_scale, video_flow
-from motionmerge.evaluation.pocket.charts import knob_chart, to_svg
+from motionmerge.evaluation.pocket.charts import KNOB_COLORS, knob_chart
 from motionmerge.evaluation.pocket.conditions import (
     Condition,
     best_condition,
@@ -244,7 +245,7 @@ def run_demo(
         rows=tuple(_numbers(title, results) for title, results in of.items()),
         num_table_prompts=num_table_prompts,
         flow_scale=scale,
-        knob_svg=to_svg(knob_chart(measured)),
+        knob_svg=to_svg(knob_chart(measured), variables=KNOB_COLORS),
         seed=seed,
     )
     return write_demo_page(page, folder / PAGE_FILE)

@@ -18,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from motionmerge.errors import DataError
 from motionmerge.evaluation.pocket.conditions import Condition
 from motionmerge.evaluation.pocket.motion import ClipMeasures, measure_clip
 from motionmerge.evaluation.pocket.prompts import DIFFICULTIES, first_frames, scenes
 from motionmerge.io.atomic import check_file, prepare_folder
+from motionmerge.io.paths import open_plain_file
 from motionmerge.io.weights import hash_weights
 from motionmerge.merging.inputs.coverage import Missing
 from motionmerge.models.pocket.components import weights_path
@@ -259,17 +261,25 @@ def read_results(path: Path) -> dict[str, dict[int, ClipResult]]:
 
     A line that was torn by a crash is left out, so that its clip is made again; so is one of an
     older version that lacks a measure.
+
+    Raises:
+        DataError: It cannot be read.
     """
     kept: dict[str, dict[int, ClipResult]] = {}
     if not path.exists():
         return kept
-    for line in path.read_text(encoding="utf-8").splitlines():
+    try:
+        with open_plain_file(path) as file:
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error}", fix="Remove it, or correct it.") from error
+    for line in lines:
         try:
             entry = json.loads(line)
             clip = ClipResult(**entry["clip"])
-        except (ValueError, TypeError, KeyError):
+            kept.setdefault(entry["key"], {})[clip.prompt] = clip
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue
-        kept.setdefault(entry["key"], {})[clip.prompt] = clip
     return kept
 
 

@@ -133,7 +133,8 @@ def write_docs(
     Raises:
         DataError: There is no README.md, or it has no place for the numbers.
     """
-    from motionmerge.evaluation.pocket.charts import decided_chart, front_chart, knob_chart, to_png
+    from motionmerge.evaluation.figures import to_png
+    from motionmerge.evaluation.pocket.charts import decided_chart, front_chart, knob_chart
 
     images = root / "docs" / "images"
     charts = {

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.evaluation.clips import read_comment
-from motionmerge.evaluation.runs import Kept, Measured, Shard, measure_videos
+from motionmerge.evaluation.row_files import Shard
+from motionmerge.evaluation.runs import Kept, Measured, measure_videos
 from motionmerge.evaluation.sources import Photos, VideoSource, find_videos, id_in_name, source_of
 from motionmerge.io.atomic import atomic_path
 from motionmerge.io.hashing import hash_file

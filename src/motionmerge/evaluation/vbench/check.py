@@ -14,7 +14,6 @@ from pathlib import Path
 
 import av
 
-from motionmerge.evaluation.clips import SAFE_OPTIONS
 from motionmerge.evaluation.vbench.suite import (
     NUM_SAMPLES,
     Entry,
@@ -23,6 +22,7 @@ from motionmerge.evaluation.vbench.suite import (
     clips_of_suite,
     videos_in,
 )
+from motionmerge.io.video import SAFE_OPTIONS
 
 LONG_SECONDS = 5.0
 """From here on a clip belongs to VBench-Long."""

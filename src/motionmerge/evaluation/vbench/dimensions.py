@@ -122,7 +122,7 @@ def measure_of(dimension: str, networks: Networks, *, era: Era) -> Measure:
 
 
 def _features(network: ImageEncoder, pixels: torch.Tensor) -> torch.Tensor:
-    return torch.cat([network.encode(some) for some in pixels.split(_AT_ONCE)])
+    return torch.cat([network.encode(some).cpu() for some in pixels.split(_AT_ONCE)])
 
 
 def _first_image(clip: SuiteClip) -> Path:
@@ -141,7 +141,7 @@ def _i2v(
 ) -> DimensionValues:
     image = load_image(_first_image(decoded.clip))
     decoded.require(2)
-    first = network.encode(prepared_image(image))[0]
+    first = network.encode(prepared_image(image))[0].cpu()
     frames = _features(network, prepared(decoded.pixels()))
     return DimensionValues(rules.similarity_to_image(first, frames))
 
@@ -174,7 +174,8 @@ def _aesthetic(
 def _dynamic_degree(network: FlowNetwork, decoded: Decoded) -> DimensionValues:
     sampled = decoded.pixels()[:: rules.sampling_interval(decoded.fps)]
     height, width = sampled.shape[-2:]
-    scores = [rules.flow_score(flow) for flow in network.flows(prepare.flow_frames(sampled))]
+    flows = network.flows(prepare.flow_frames(sampled))
+    scores = [rules.flow_score(flow) for flow in flows]
     threshold = rules.dynamic_threshold(height, width)
     needed = rules.needed_pairs(len(sampled))
     moves = rules.is_dynamic(scores, threshold=threshold, needed=needed)
@@ -232,6 +233,8 @@ def _camera_motion(track: Callable[..., Any], decoded: Decoded) -> DimensionValu
             f"The plugin `cotracker` returned {list(tracks.shape)}.",
             fix=f"Return [{len(decoded.frames)}, {rules.GRID**2}, 2].",
         )
+    if not np.isfinite(tracks).all():  # it would count as static
+        raise DataError("The plugin `cotracker` returned NaN.", fix="Return pixels.")
     height, width = decoded.frames.shape[1:3]
     labels = rules.camera_labels(tracks, height=height, width=width)
     details = {"prompt_type": decoded.clip.camera, "predict_type": list(labels)}

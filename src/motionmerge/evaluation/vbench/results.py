@@ -135,6 +135,12 @@ def write_vbench(folder: Path, name: str, results: Mapping[str, list[Any]]) -> l
     return written
 
 
+def results_in(folder: Path, name: str) -> list[Path]:
+    """List the files of a folder that `write_vbench` would write under this name."""
+    names = (f"{name}{_SUFFIX}", f"{name}_{IN_NO_TOTAL}{_SUFFIX}")
+    return [folder / one for one in names if (folder / one).exists()]
+
+
 def read_scores(paths: Iterable[Path]) -> dict[str, float]:
     """Read raw scores in 0..1 from result files of VBench or FastVideo, or folders of such.
 

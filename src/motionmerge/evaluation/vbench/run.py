@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from motionmerge.errors import DataError, ShapeError
-from motionmerge.evaluation.runs import AGREEMENT, config_hash
+from motionmerge.evaluation.row_files import (
+    WHOLE,
+    Shard,
+    append_rows,
+    config_hash,
+    joined,
+    read_row_files,
+)
 from motionmerge.evaluation.vbench.dimensions import clips_of, decode, measure_of
 from motionmerge.evaluation.vbench.frames import Era, antialias_of
 from motionmerge.evaluation.vbench.sources import PLUGINS, SOURCES, Networks
 from motionmerge.evaluation.vbench.suite import SuiteClip
 from motionmerge.evaluation.vbench.total import DIMENSIONS
 from motionmerge.io.hashing import hash_file
-from motionmerge.io.paths import open_plain_file
 
-ROWS_FILE = "vbench.jsonl"
+ROWS = "vbench"
+"""Stem of the files of rows."""
+
 RULES = 1
 """Raised when a rule changes, so that older lines no longer count."""
 
@@ -70,9 +79,15 @@ class DimensionRow:
         """Return the dimension's name."""
         return self.metric.removeprefix("vbench.")
 
-    def line(self) -> str:
-        """Return the row as one line of JSON."""
-        return json.dumps(vars(self), ensure_ascii=False, allow_nan=False) + "\n"
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """Return what decides the value, with the name: equal files may be several samples."""
+        return self.clip, self.metric, self.config, self.video
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether it says why there is no value."""
+        return self.value is None
 
 
 @dataclass(frozen=True)
@@ -96,8 +111,9 @@ def plan(
     *,
     era: Era,
     dimensions: Sequence[str] = DIMENSIONS,
+    shard: Shard = WHOLE,
 ) -> list[Job]:
-    """List what can be measured, dimension by dimension.
+    """List what can be measured, dimension by dimension, in one part of the clips.
 
     Raises:
         CheckpointError: A weights file cannot be read.
@@ -114,13 +130,18 @@ def plan(
             "networks": networks.hashes(dimension),
             "antialias": antialias_of(dimension, era),
         }
+        if networks.device != "cpu":  # its numbers differ in the last digits
+            common["device"] = networks.device
         for clip in clips_of(dimension, list(clips)):
+            digest = _hash(clip.path, hashes)
+            if not shard.holds(digest):
+                continue
             own = dict(common)
             if dimension.startswith("i2v_"):
                 own["image"] = _hash(clip.image, hashes) if clip.image is not None else None
             if dimension == "camera_motion":
                 own["camera"] = clip.camera
-            jobs.append(Job(clip, dimension, _hash(clip.path, hashes), config_hash(**own)))
+            jobs.append(Job(clip, dimension, digest, config_hash(**own)))
     return jobs
 
 
@@ -152,6 +173,7 @@ def run(
     *,
     era: Era,
     folder: Path,
+    shard: Shard = WHOLE,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[DimensionRow]:
     """Run the jobs that have no row yet; one dimension's networks are in memory at a time.
@@ -160,7 +182,8 @@ def run(
         jobs: From `plan`.
         networks: The same as for `plan`.
         era: The same as for `plan`.
-        folder: Where `vbench.jsonl` grows.
+        folder: Where `vbench.jsonl` grows, or the file of a part.
+        shard: The same as for `plan`.
         progress: Called with a dimension's name after each of its clips.
 
     Returns:
@@ -171,8 +194,8 @@ def run(
         CheckpointError: A weights file is another network's.
         DataError: The rows cannot be read or written.
     """
-    path = folder / ROWS_FILE
-    known = _joined(read_rows(path), path)
+    path = folder / shard.file_name(ROWS)
+    known = joined(read_row_files(folder, ROWS, _row))
     waiting: dict[str, list[Job]] = {}
     for job in jobs:
         if job.key not in known or known[job.key].value is None:
@@ -182,9 +205,10 @@ def run(
     for dimension, some in waiting.items():
         measure = measure_of(dimension, networks, era=era)
         for job in some:
-            row = _measured(job, measure)
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as exact as on a CPU
+                row = _measured(job, measure)
             if row != known.get(job.key):  # the same fault again
-                _append(path, row)
+                append_rows(path, [vars(row)])
             known[job.key] = row
             progress(dimension)
     return [known[job.key] for job in jobs]
@@ -192,45 +216,22 @@ def run(
 
 def _measured(job: Job, measure: Callable[..., Any]) -> DimensionRow:
     digest, metric, config, video = job.key
-    value, details = None, {}
+    row = DimensionRow(
+        clip=digest, metric=metric, value=None, config=config, video=video, details={}
+    )
     try:
         found = measure(decode(job.clip))
+        row = replace(row, value=found.value, details=dict(found.details))
+        _check_row(row)
     except (DataError, ShapeError) as error:  # a plugin that fails ends the run
-        details = {"fault": error.message}
+        fault = error.message
+    except (MemoryError, torch.OutOfMemoryError):
+        fault = "the memory does not suffice"
+    except ValueError as error:
+        fault = f"what the network gave is no score: {error}"
     else:
-        if math.isfinite(found.value):
-            value, details = found.value, dict(found.details)
-        else:
-            details = {"fault": f"the network gave {found.value}"}
-    return DimensionRow(
-        clip=digest, metric=metric, value=value, config=config, video=video, details=details
-    )
-
-
-def read_rows(path: Path) -> Iterator[DimensionRow]:
-    """Yield the rows of a file, skipping a last line that was cut off.
-
-    Raises:
-        DataError: The file cannot be read, or another line is no row.
-    """
-    if not path.exists():
-        return
-    try:
-        with open_plain_file(path) as file:
-            lines = file.read().decode(errors="replace").split("\n")
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error}", fix="Check the file.") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield _row(json.loads(line))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            if number == len(lines):
-                return  # a kill cut it off
-            raise DataError(
-                f"{path}, line {number} is no result: {error}", fix="Remove the line."
-            ) from error
+        return row
+    return replace(row, value=None, details={"fault": fault})
 
 
 _ROW_OF = {
@@ -247,10 +248,23 @@ def _row(content: Mapping[str, Any]) -> DimensionRow:
         ValueError: It cannot be a row of ours; TypeError and KeyError likewise.
     """
     row = DimensionRow(**content)
-    if not all(isinstance(part, str) for part in _key(row)) or not isinstance(row.details, dict):
+    _check_row(row)
+    return row
+
+
+def _check_row(row: DimensionRow) -> None:
+    """Check the types and ranges of a row.
+
+    Raises:
+        ValueError: No score can be like this; KeyError if one of the details is missing.
+    """
+    if not all(isinstance(part, str) for part in row.key) or not isinstance(row.details, dict):
         raise ValueError("its parts are of other types")
+    json.dumps(row.details, allow_nan=False)
     if row.value is None:
-        return row
+        return
+    if row.dimension not in DIMENSIONS:
+        raise ValueError(f"{row.metric[:60]!r} is no dimension")
     most = 100.0 if row.dimension == "imaging_quality" else 1.0
     numbers = [(row.value, most)]
     numbers += [(row.details[name], math.inf) for name in _ROW_OF.get(row.dimension, ())]
@@ -263,52 +277,6 @@ def _row(content: Mapping[str, Any]) -> DimensionRow:
             raise ValueError(f"{number} is not between 0 and {largest:g}")
     if row.dimension == "camera_motion" and not isinstance(row.details["prompt_type"], str):
         raise ValueError("its camera move is no text")
-    return row
-
-
-def _joined(
-    rows: Iterable[DimensionRow], path: Path
-) -> dict[tuple[str, str, str, str], DimensionRow]:
-    """Join rows by their keys: a value wins over a fault, and two values must agree.
-
-    Raises:
-        DataError: They do not.
-    """
-    known: dict[tuple[str, str, str, str], DimensionRow] = {}
-    for row in rows:
-        other = known.get(_key(row))
-        if other is None or other.value is None:
-            known[_key(row)] = row
-        elif row.value is not None and abs(row.value - other.value) > AGREEMENT:
-            raise DataError(
-                f"{path} gives {row.dimension} of {row.video} as {other.value} and {row.value}.",
-                fix="Remove the lines of one machine.",
-            )
-    return known
-
-
-def _key(row: DimensionRow) -> tuple[str, str, str, str]:
-    return row.clip, row.metric, row.config, row.video
-
-
-def _append(path: Path, row: DimensionRow) -> None:
-    """Append a row and sync it to disk; first remove a line that a kill cut off."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
-            end = file.seek(0, os.SEEK_END)
-            if end:
-                file.seek(end - 1)
-                if file.read(1) != b"\n":
-                    whole = path.read_bytes()
-                    file.truncate(whole.rfind(b"\n") + 1)
-            file.write(row.line().encode())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise DataError(
-            f"Cannot write {path}: {error}", fix="Check the folder and its free space."
-        ) from error
 
 
 def _hash(path: Path, known: dict[Path, str]) -> str:

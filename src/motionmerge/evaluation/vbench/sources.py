@@ -63,10 +63,12 @@ class Networks:
     Attributes:
         paths: By the names of `SOURCES` and `PLUGINS`.
         num_heads: Heads of the vision transformers where not the width over 64, by name.
+        device: Where the networks compute, `cpu` or `cuda`; plugins choose for themselves.
     """
 
     paths: Mapping[str, Path]
     num_heads: Mapping[str, int]
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         known = {**SOURCES, **PLUGINS}
@@ -77,6 +79,10 @@ class Networks:
                 )
             if not path.exists():
                 raise ConfigError(f"There is no {path} for `{name}`.", fix="Check the path.")
+        if self.device not in ("cpu", "cuda"):
+            raise ConfigError(f"`{self.device}` is no device.", fix="Use `cpu` or `cuda`.")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("PyTorch sees no GPU here.", fix="Use device='cpu'.")
 
     def missing_for(self, dimension: str) -> tuple[str, ...]:
         """Return the names of files that a dimension still needs."""
@@ -122,11 +128,15 @@ class Networks:
             )
         lora = read_state(folder)
         num_heads = self.num_heads.get("dreamsim-dino")
-        return build_dreamsim(branches, lora, alpha=alpha, num_heads=num_heads)
+        network = build_dreamsim(branches, lora, alpha=alpha, num_heads=num_heads)
+        for tower in network.towers:
+            tower.to(self.device)
+        return network
 
     def raft(self) -> Raft:
         """Build RAFT."""
-        return build_raft(read_state(self.paths["raft"]), source=str(self.paths["raft"]))
+        path = self.paths["raft"]
+        return build_raft(read_state(path), source=str(path)).to(self.device)
 
     def aesthetic_head(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Read LAION's head: weight `[1, 768]` and bias `[1]`.
@@ -175,13 +185,14 @@ class Networks:
 
     def _tower(self, name: str, *, activation: str, epsilon: float) -> VisionTower:
         path = self.paths[name]
-        return build_tower(
+        tower = build_tower(
             read_state(path),
             source=str(path),
             activation=activation,
             epsilon=epsilon,
             num_heads=self.num_heads.get(name),
         )
+        return tower.to(self.device)
 
 
 def _folder_hash(path: Path) -> str:

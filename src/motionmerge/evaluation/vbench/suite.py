@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from motionmerge.errors import DataError
+from motionmerge.evaluation.clips import SUFFIXES
 from motionmerge.evaluation.vbench.total import DIMENSIONS
 from motionmerge.io.json_file import load_json
 from motionmerge.io.paths import is_plain_file
 
 NUM_SAMPLES = 5
-VIDEO_SUFFIXES = (".mp4", ".gif", ".webm", ".mov", ".mkv", ".avi", ".webp")
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 CAMERA_MOVES: Mapping[str, str] = {
     "camera pans left": "pan_left",
@@ -105,9 +105,7 @@ def videos_in(folder: Path) -> list[Path]:
     return [
         path
         for path in files
-        if path.suffix.lower() in VIDEO_SUFFIXES
-        and not path.name.startswith(".")
-        and is_plain_file(path)
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and is_plain_file(path)
     ]
 
 
@@ -176,7 +174,7 @@ def clips_of_folder(folder: Path, *, images: Path | None) -> list[SuiteClip]:
 
 def _images_in(folder: Path) -> list[Path]:
     try:
-        return [p for p in sorted(folder.iterdir()) if p.suffix.lower() in _IMAGE_SUFFIXES]
+        return [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
     except OSError as error:
         raise DataError(
             f"Cannot list {folder}: {error}", fix="Give the folder of the first images."

@@ -25,8 +25,9 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from motionmerge.config import shown
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
-from motionmerge.io.paths import behind_links, exists, folder_of, path_of
+from motionmerge.io.paths import behind_links, exists, folder_of, open_plain_file, path_of
 from motionmerge.io.weights import open_weights
 from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra.named import NamedFloat, NamedInt
@@ -36,7 +37,13 @@ from motionmerge.merging.inputs.resolvers import PACKAGE, resolve, split_name
 from motionmerge.merging.inputs.sources import MemoryTensors, Origin
 from motionmerge.merging.recipes.parser import parse_expression
 from motionmerge.merging.recipes.sections import MAX_BYTES, RecipeInput, check_use, read_sections
-from motionmerge.schedule import PAPER_BOUNDARY, ExpertSchedule, ScheduleEntry, plain_number
+from motionmerge.schedule import (
+    PAPER_BOUNDARY,
+    ExpertSchedule,
+    ScheduleEntry,
+    is_finite_number,
+    plain_number,
+)
 from motionmerge.text import fix_unknown_name, nearest_name
 
 METADATA_KEY = "motionmerge.recipe"
@@ -107,7 +114,7 @@ class Recipe:
                 fix=names if near is None else f"Write `{near}` instead of `{path}`.",
             )
         try:
-            with path.open("rb") as file:
+            with open_plain_file(path) as file:
                 text = file.read(MAX_BYTES + 1).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"Cannot read the recipe {path}: {error}.", fix=names) from error
@@ -280,17 +287,17 @@ class Recipe:
         by_name = [own for own in weights.values() if isinstance(own, Mapping)]
         names = list(dict.fromkeys([*files, *(name for own in by_name for name in own)]))
         names = names or ["style"]
-        inputs = {"base": OWN_MODEL}
         if "base" in names:
             raise RecipeError(
-                "A LoRA is called `base`, which is the model that the LoRAs are for.",
-                fix="Give the LoRA another name.",
+                "`base` is the model to which the LoRAs are added, and no name for one of them.",
+                fix="Give the LoRA another name, such as `style`.",
             )
+        inputs = {"base": OWN_MODEL}
         inputs |= {n: _path_of_input(n, files.get(n, f"memory:{n}")) for n in names}
         experts = {}
         for expert, own in weights.items():
             each = own if isinstance(own, Mapping) else dict.fromkeys(names, own)
-            numbers = {n: w if type(w) is int else float(w) for n, w in each.items()}
+            numbers = {n: _number(f"The weight of `{n}` in `{expert}`", w) for n, w in each.items()}
             terms = (f"lora({name}, {weight!r})" for name, weight in numbers.items())
             experts[expert] = " + ".join(["base", *terms])
         sections: dict[str, Any] = {"inputs": inputs, "experts": experts}
@@ -330,7 +337,9 @@ class Recipe:
                     if self.parameters
                     else f"Add `parameters: {{{name}: ...}}` to the recipe, and use it there.",
                 )
-        numbers = {name: plain_number(value) for name, value in values.items()}
+        numbers = {
+            name: _number(f"The parameter `{name}`", value) for name, value in values.items()
+        }
         changed = replace(self, parameters={**self.parameters, **numbers})
         return Recipe.parse(changed.print(), folder=self.folder)
 
@@ -400,6 +409,18 @@ class Recipe:
 
 
 _WIDE = 10**9
+
+
+def _number(name: str, value: object) -> float:
+    """Return a number as Python writes it, also one of numpy's.
+
+    Raises:
+        RecipeError: It is no finite number.
+    """
+    number = plain_number(value)
+    if not is_finite_number(number):
+        raise RecipeError(f"{name} is {shown(value)}, not a number.", fix="Give a finite number.")
+    return number
 
 
 def _path_of_input(name: str, path: object) -> str:

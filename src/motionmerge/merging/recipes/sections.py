@@ -17,10 +17,12 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic.dataclasses import dataclass
+from pydantic.functional_validators import ModelWrapValidatorHandler
 
-from motionmerge.config import Place, explained
+from motionmerge.config import Place, explained, named_fault
 from motionmerge.errors import ConfigError, RecipeError
 from motionmerge.merging.algebra.named import NamedFloat, NamedInt, named, number_text
 from motionmerge.merging.algebra.nodes import Checkpoint
@@ -31,6 +33,8 @@ from motionmerge.text import parse_yaml
 MAX_BYTES = 64 * 1024
 """Longest recipe."""
 
+_INPUT_FIX = "Give a path as text, and `sha256` as the 64 hexadecimal digits of `sha256sum PATH`."
+
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class RecipeInput:
@@ -40,6 +44,11 @@ class RecipeInput:
         path: A path, relative to the recipe's folder, or `prefix:name` (see `register_resolver`).
         sha256: Hex digest that the weights must have; None accepts any.
     """
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_the_fault(cls, data: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+        return named_fault(cls, data, handler, fix=_INPUT_FIX)
 
     path: str
     sha256: str | None = None

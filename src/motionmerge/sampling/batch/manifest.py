@@ -16,7 +16,7 @@ from PIL import Image
 
 from motionmerge.errors import ConfigError, DataError, MotionMergeError
 from motionmerge.io.hashing import hash_file
-from motionmerge.io.paths import exists, path_of
+from motionmerge.io.paths import is_plain_file, open_plain_file, path_of
 from motionmerge.io.video import load_image
 from motionmerge.sampling.families.limits import Limits, VideoFamily
 from motionmerge.sampling.videos.make_video import VideoSettings
@@ -140,8 +140,8 @@ def read_manifest(
         where = f"{path}, line {number}"
         row = _row(line, where=where)
         image = path.parent / path_of(row.image)
-        if not (exists(image) and image.is_file()):
-            raise DataError(f"{where}: there is no {image}.", fix="Check `image`.")
+        if not is_plain_file(image):
+            raise DataError(f"{where}: there is no {str(image)[:300]}.", fix="Check `image`.")
         settings = row.settings(defaults or VideoSettings())
         name = _checked_id(row.id or image.stem, where=where, own=row.id)
         for own in _seeded(settings, num_videos, where=where):
@@ -237,7 +237,7 @@ def read_list(path: Path) -> str:
         DataError: It cannot be read, is no UTF-8, or is larger than `MOST_LIST_BYTES`.
     """
     try:
-        with path.open("rb") as file:
+        with open_plain_file(path) as file:
             data = file.read(MOST_LIST_BYTES + 1)
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error}", fix="Check the path.") from error

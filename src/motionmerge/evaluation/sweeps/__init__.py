@@ -1,0 +1,1 @@
+"""Many values of a recipe's numbers, measured on the same photos and prompts."""

@@ -1,0 +1,144 @@
+"""What a sweep's points measure: means with intervals, differences from the first, the front.
+
+All points have the same photos, prompts and seeds, so that differences are paired.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from motionmerge.evaluation.runs import Measured
+from motionmerge.evaluation.statistics import Estimate, paired_difference
+from motionmerge.evaluation.summary import Summary, summarise
+from motionmerge.evaluation.sweeps.grid import Point
+
+MOTION = "motion_degree"
+FIDELITY, OBEDIENCE = "first_frame_ssim", "camera_agreement"
+WANTED_HIGH = (MOTION, FIDELITY, OBEDIENCE)
+"""What the front trades against each other: how much moves, is the photo kept, does it obey."""
+
+SHOWN = (MOTION, "object_motion", FIDELITY, "drift_ssim_8", "warp_error", OBEDIENCE, "frozen_share")
+"""Metrics of tables and curves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointResult:
+    """A point and what its videos measure.
+
+    Attributes:
+        point: The values.
+        measured: Its videos, in the order of the manifest.
+        summary: Over them.
+        more_motion: Its motion less that of the first point, paired; None for the first itself.
+        is_on_front: No other point is at least as good in everything and better in something.
+    """
+
+    point: Point
+    measured: Sequence[Measured]
+    summary: Summary
+    more_motion: Estimate | None
+    is_on_front: bool
+
+    def mean(self, metric: str) -> Estimate | None:
+        """Return the mean of a metric; None where no video has it."""
+        return self.summary.means.get(metric)
+
+
+def results_of(
+    measured: Mapping[int, Sequence[Measured]], points: Sequence[Point]
+) -> list[PointResult]:
+    """Summarise the videos of every point.
+
+    Args:
+        measured: By the number of the point, each in the same order.
+        points: The points.
+    """
+    summaries = [summarise(measured[number]) for number in range(len(points))]
+    front = front_of([_qualities(summary) for summary in summaries])
+    return [
+        PointResult(
+            point=point,
+            measured=measured[number],
+            summary=summaries[number],
+            more_motion=_difference(measured[number], measured[0]) if number else None,
+            is_on_front=front[number],
+        )
+        for number, point in enumerate(points)
+    ]
+
+
+def _qualities(summary: Summary) -> tuple[float | None, ...]:
+    return tuple(
+        summary.means[metric].value if metric in summary.means else None for metric in WANTED_HIGH
+    )
+
+
+def front_of(qualities: Sequence[tuple[float | None, ...]]) -> list[bool]:
+    """Return which points no other point beats; more is better, an unknown quality beats nothing.
+
+    Args:
+        qualities: Of each point. A quality that some point lacks is compared among the others.
+    """
+
+    def beats(one: tuple[float | None, ...], other: tuple[float | None, ...]) -> bool:
+        pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
+        return bool(pairs) and all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+
+    known = [any(value is not None for value in own) for own in qualities]
+    return [
+        known[number] and not any(beats(other, own) for other in qualities)
+        for number, own in enumerate(qualities)
+    ]
+
+
+def _difference(own: Sequence[Measured], first: Sequence[Measured]) -> Estimate | None:
+    pairs = [
+        (a, b, one.source.cluster or (str(one.source.path),))
+        for one, other in zip(own, first, strict=True)
+        if (a := one.number(MOTION)) is not None and (b := other.number(MOTION)) is not None
+    ]
+    if not pairs:
+        return None
+    ours, theirs, clusters = zip(*pairs, strict=True)
+    return paired_difference(ours, theirs, clusters=clusters)
+
+
+def to_table(results: Sequence[PointResult]) -> list[dict[str, Any]]:
+    """Return one flat mapping for each point: values, means and intervals."""
+    rows = []
+    for result in results:
+        row: dict[str, Any] = {**result.point.values, "strategy": result.point.strategy}
+        row |= {
+            "num_videos": result.summary.num_measured,
+            "num_failed": result.summary.num_failed,
+            "num_warned": result.summary.num_warned,
+            "is_on_front": result.is_on_front,
+        }
+        for metric in SHOWN:
+            row |= _columns(metric, result.mean(metric))
+        row |= _columns("more_motion", result.more_motion)
+        rows.append(row)
+    return rows
+
+
+def _columns(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    if estimate is None:
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    found = asdict(estimate)
+    keys = {name: "value", f"{name}_low": "low", f"{name}_high": "high"}
+    return {key: found[own] if math.isfinite(found[own]) else None for key, own in keys.items()}
+
+
+def to_csv(results: Sequence[PointResult]) -> str:
+    """Return the table as CSV."""
+    rows = to_table(results)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
