@@ -116,7 +116,7 @@ class Page:
     seed: int
 
 
-def write_report(page: Page, path: Path) -> Path:
+def write_demo_page(page: Page, path: Path) -> Path:
     """Write the page; every text in it is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
