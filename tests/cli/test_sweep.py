@@ -49,6 +49,7 @@ def test_a_sweep_makes_each_video_once_and_goes_on(sweep):
     assert len(table) == 5 and table[0].startswith("motion,strategy,num_videos")
     for name in ("front.png", "curves-motion.png", "sheet-1.png"):
         assert (Path("out") / name).read_bytes().startswith(b"\x89PNG")
+    assert "motion 1, dynamics-first" in Path("out/report.html").read_text(encoding="utf-8")
     videos[0].unlink()
     assert json.loads(sweep(*words, "--dry-run").stdout)["missing"] == 1
 

@@ -37,6 +37,7 @@ EXAMPLE = "Example: motionmerge sweep pocket --over motion=0,1 --manifest a.json
 
 _STRATEGIES = "dynamics-first, consistency-first, dynamics-alone, consistency-alone, averaged"
 _MOST_SHEETS = 3
+_MOST_ON_THE_PAGE = 8  # points
 
 
 @with_video_flags
@@ -124,9 +125,9 @@ def sweep(
 ) -> None:
     """Make the same videos at every point of a grid of a recipe's numbers, and measure them.
 
-    Photos, prompts and seeds are the same at all points. Writes sweep.json and sweep.csv, curves
-    with 95 % bands, the front of motion against fidelity and obedience, and sheets of frames. The
-    same command goes on after a kill.
+    Photos, prompts and seeds are the same at all points. Writes a page with the best points side by
+    side, curves with 95 % bands, the front of motion against fidelity and obedience, sheets of
+    frames, and all values as JSON and CSV. The same command goes on after a kill.
     """
     with needs_eval_extra():
         from motionmerge.evaluation.sweeps.grid import Axis, points_of
@@ -354,7 +355,8 @@ def _write(results: Sequence[PointResult], output: Path, *, title: str) -> None:
     content = {"recipe": title, "points": table}
     files["sweep.json"] = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
     files["sweep.csv"] = to_csv(results).encode()
-    files |= {name: to_png(figure) for name, figure in _charts(results)}
+    charts = dict(_charts(results))
+    files |= {f"{name}.png": to_png(figure) for name, figure in charts.items()}
     for name, data in files.items():
         try:
             with atomic_path(output / name) as temporary:
@@ -364,15 +366,42 @@ def _write(results: Sequence[PointResult], output: Path, *, title: str) -> None:
                 f"Cannot write {output / name}: {error}", fix="Check the folder."
             ) from error
     _write_sheets(results, output)
+    _write_report(results, charts, output, title=title)
+
+
+def _write_report(
+    results: Sequence[PointResult], charts: Mapping[str, Any], output: Path, *, title: str
+) -> None:
+    """Compare the first point and the best ones side by side on one page, with the charts."""
+    from motionmerge.evaluation.figures import to_svg
+    from motionmerge.evaluation.report.page import write_report
+    from motionmerge.evaluation.report.sets import Figure, ReportSet
+
+    best = [one for one in results[1:] if one.is_on_front]
+    others = [one for one in results[1:] if not one.is_on_front]
+    shown = [results[0], *best, *others][:_MOST_ON_THE_PAGE]
+    write_report(
+        [
+            ReportSet(
+                name=one.point.name,
+                measured=one.measured,
+                about={"on the front": "yes" if one.is_on_front else "no"},
+            )
+            for one in shown
+        ],
+        to=output / "report.html",
+        title=f"Sweep of {title}",
+        figures=[Figure(name.replace("-", " "), to_svg(chart)) for name, chart in charts.items()],
+    )
 
 
 def _charts(results: Sequence[PointResult]) -> Iterator[tuple[str, Any]]:
     from motionmerge.evaluation.sweeps.charts import curves_chart, front_chart
 
-    yield "front.png", front_chart(results)
+    yield "front", front_chart(results)
     for axis in results[0].point.values:
         if len({one.point.values[axis] for one in results}) > 1:
-            yield f"curves-{axis}.png", curves_chart(results, axis=axis)
+            yield f"curves-{axis}", curves_chart(results, axis=axis)
 
 
 def _write_sheets(results: Sequence[PointResult], output: Path) -> None:
@@ -406,4 +435,4 @@ def _print_results(results: Sequence[PointResult], output: Path) -> None:
         mark = "*" if one.is_on_front else " "
         print(f"{mark}{number:3}  {one.point.name}: {'; '.join(parts) or 'nothing measured'}")
     print("* no other point has more of all: motion, fidelity to the photo, obedience")
-    typer.echo(f"wrote {output / 'sweep.json'}, charts and sheets beside it", err=True)
+    typer.echo(f"wrote {output / 'report.html'}; values, charts and sheets beside it", err=True)

@@ -44,7 +44,7 @@ ROWS = "rows"
 
 Values = Mapping[str, Value]
 
-_UNFORESEEN = (
+UNFORESEEN = (
     *(cv2.error, ArithmeticError, LookupError, RuntimeError, ValueError),
     *(MemoryError, OSError),
 )
@@ -266,7 +266,7 @@ def _measure(source: VideoSource, kept: Kept, shard: Shard) -> Measured | None:
     if values is None:
         try:
             values, frame = _measure_clip(source.path)
-        except (MotionMergeError, *_UNFORESEEN) as error:
+        except (MotionMergeError, *UNFORESEEN) as error:
             return Measured(source=source, clip=name, values={}, failure=_reason(error))
         kept.add(name, config, values)
     notes = tuple(str(values[NOTES] or "").split("; ")) if values[NOTES] else ()

@@ -28,6 +28,7 @@ from motionmerge.evaluation.flow import (
     to_gray,
 )
 from motionmerge.evaluation.motion import REFERENCE_WIDTH
+from motionmerge.evaluation.runs import UNFORESEEN
 from motionmerge.io.paths import is_plain_file
 from motionmerge.io.video import load_image
 
@@ -70,9 +71,13 @@ class EmbeddedVideo:
 def embed_video(path: Path) -> EmbeddedVideo:
     """Read a video once, and encode what the page shows of it."""
     try:
-        clip = read_clip(path)
-    except DataError:
+        return _embedded(path)
+    except (DataError, *UNFORESEEN):  # that it cannot be measured is said elsewhere
         return EmbeddedVideo(uri=None)
+
+
+def _embedded(path: Path) -> EmbeddedVideo:
+    clip = read_clip(path)
     kind = _playable_kind(path)
     if kind is not None:
         uri = data_uri(path.read_bytes(), f"video/{kind}")

@@ -40,6 +40,7 @@ DEFAULT_MEGABYTES = 40.0
 _TEMPLATES = Path(__file__).parent / "templates"
 _NUM_COLORS = 8  # in the style sheet
 _MOST_LISTED = 500  # scenes without videos
+_MOST_TOO_LARGE = 5  # scenes that are encoded in vain
 _OF_A_CLIP = ("motion_degree", "object_motion", "first_frame_psnr", "warp_error")
 
 
@@ -137,6 +138,7 @@ def write_report(
     table = compare_sets(sets, baseline=baseline)
     scenes = order_scenes(sets)
     shown, scale = _with_videos(scenes, colors, most_bytes=int(max_megabytes * 1e6))
+    shown_keys = {one.scene.key for one in shown}
     radar = vbench_radar(sets, colors)
     text = _render(
         title=title,
@@ -144,7 +146,7 @@ def write_report(
         colors=colors,
         table=table,
         shown=shown,
-        left_out=scenes[len(shown) :],
+        left_out=[scene for scene in scenes if scene.key not in shown_keys],
         most_listed=_MOST_LISTED,
         flow_scale=scale,
         legend=legend_uri(),
@@ -171,17 +173,21 @@ def write_report(
 def _with_videos(
     scenes: Sequence[SharedScene], colors: Mapping[str, str], *, most_bytes: int
 ) -> tuple[list[ShownScene], float]:
-    """Encode the first scenes, as many as fit, with all flow on one scale (pixels a second)."""
+    """Encode the first scenes that fit, with all flow on one scale (pixels a second)."""
     chosen: list[tuple[SharedScene, str | None, dict[str, EmbeddedVideo]]] = []
-    used = 0
+    used = num_too_large = 0
     for scene in scenes:
         videos = {name: embed_video(one.source.path) for name, one in scene.videos.items()}
         photos = (photo_uri(one.source.photo) for one in scene.videos.values())
         photo = next((uri for uri in photos if uri is not None), None)
-        used += sum(one.num_bytes for one in videos.values()) + len(photo or "")
-        if used > most_bytes:
-            break
-        chosen.append((scene, photo, videos))
+        size = sum(one.num_bytes for one in videos.values()) + len(photo or "")
+        if used + size <= most_bytes:
+            used += size
+            chosen.append((scene, photo, videos))
+        else:
+            num_too_large += 1  # the next may be smaller, but not for ever
+            if num_too_large == _MOST_TOO_LARGE:
+                break
     flows = [flow for _, _, videos in chosen for one in videos.values() for flow in one.flows]
     scale = shared_scale(flows) if flows else 1.0
     shown = []
