@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: motionmerge sweep pocket --over motion=0,1 --manifest a.jsonl -o out"
 
 _STRATEGIES = "dynamics-first, consistency-first, dynamics-alone, consistency-alone, averaged"
+_TITLES = {"front": "Motion against fidelity; full dots are beaten by no other"}
 _MOST_SHEETS = 3
 _MOST_ON_THE_PAGE = 8  # points
 
@@ -391,7 +392,10 @@ def _write_report(
         ],
         to=output / "report.html",
         title=f"Sweep of {title}",
-        figures=[Figure(name.replace("-", " "), to_svg(chart)) for name, chart in charts.items()],
+        figures=[
+            Figure(_TITLES.get(name, f"Along {name.partition('-')[2]}"), to_svg(chart))
+            for name, chart in charts.items()
+        ],
     )
 
 
