@@ -14,9 +14,7 @@ from motionmerge.cli.merge import counting_bar
 from motionmerge.cli.options import OUTPUT, JsonOption, OutputOption
 from motionmerge.cli.printing import harmless
 
-UCF101_EXAMPLE = (
-    "Example: motionmerge evaluate ucf101 UCF-101 -o ucf --stride 3 --prompt class-name"
-)
+UCF101_EXAMPLE = "Example: motionmerge evaluate ucf101 UCF -o ucf --stride 3 --prompt class-name"
 
 _FEW = 20
 """Dropped videos that are printed."""

@@ -331,11 +331,6 @@ def _check_files(
 
     files = [(path, "a video") for path in videos]
     if sheet is not None:
-        if sheet.suffix.lower() != ".png":
-            raise ConfigError(
-                f"{sheet} is no name of a PNG, and a PNG is what would be written.",
-                fix=f"Write e.g. --sheet {sheet.stem}.png.",
-            )
         files.append((sheet, "the sheet"))
     taken = {behind_links(path): what for path, what in read if path is not None}
     for path, what in files:
@@ -352,6 +347,11 @@ def _check_files(
                 f"{path} is no name of an mp4, and an mp4 is what would be written.",
                 fix=f"Write e.g. --output {path.stem}.mp4.",
             )
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        raise ConfigError(
+            f"{sheet} is no name of a PNG, and a PNG is what would be written.",
+            fix=f"Write e.g. --sheet {sheet.stem}.png.",
+        )
     taken_names = [path for path, _ in files if path.exists()]
     if taken_names and not overwrite and may_ask:
         overwrite = _may_replace(taken_names)
