@@ -54,6 +54,15 @@ def test_a_sweep_makes_each_video_once_and_goes_on(sweep):
     assert json.loads(sweep(*words, "--dry-run").stdout)["missing"] == 1
 
 
+def test_inputs_and_parameters_of_the_recipe_can_be_others(sweep):
+    swap = ["--input", "tuned=pocket:naive", "--set", "motion=0.5"]
+    words = ["--over", "boundary=0.5,0.7", "--dry-run"]
+    result = sweep(*words, *swap)
+    assert result.exit_code == 0, result.output
+    missing = sweep(*words, "--input", "tuned=nowhere.safetensors")
+    assert missing.exit_code == 2 and "nowhere.safetensors" in missing.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

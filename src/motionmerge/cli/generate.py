@@ -121,7 +121,13 @@ def generate(
     The pocket model ships with the package and takes seconds on a CPU; most others need a GPU.
     """
     from motionmerge.io.atomic import prepare_folder
-    from motionmerge.io.video import contact_sheet, eight_bit, load_image, write_video
+    from motionmerge.io.video import (
+        contact_sheet,
+        eight_bit,
+        load_image,
+        spread_frames,
+        write_video,
+    )
     from motionmerge.sampling.batch.manifest import check_number
     from motionmerge.sampling.request.model import FolderModel
     from motionmerge.sampling.videos.make_video import encode_ahead, make_video
@@ -195,7 +201,7 @@ def generate(
             seconds = round(time.monotonic() - started, 2)
             made.append({"output": str(path), "seconds": seconds, **own})
             if sheet is not None:
-                rows.append(eight_bit(video[:: max(1, len(video) // 8)]))
+                rows.append(eight_bit(spread_frames(video)))
             if not as_json:
                 _print_made(path, tuple(video.shape), seconds, settings.seed)
     if sheet is not None:

@@ -98,7 +98,7 @@ def measure(
                 sources,
                 kept=kept,
                 shard=part,
-                progress=lambda source: tell(harmless(source.path.name[-40:]), 1),
+                progress=lambda source: tell(source.path.name[-40:], 1),
             )
         )
     summary = summarise(measured)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -27,6 +27,8 @@ from motionmerge.errors import DataError, ShapeError
 from motionmerge.io.atomic import atomic_path
 from motionmerge.io.heif import is_heif, open_heif
 from motionmerge.lazy_torch import torch
+
+VideoType = TypeVar("VideoType", "torch.Tensor", "npt.NDArray[np.uint8]")
 
 MIN_IMAGE_SIDE = 16
 MAX_IMAGE_PIXELS = 89_000_000
@@ -404,6 +406,11 @@ def _lacking(text: str, font: _Font) -> set[str]:
 
     box = drawn(_NO_CHARACTER)
     return {c for c in set(text) if not c.isspace() and drawn(c) == box}
+
+
+def spread_frames(video: VideoType, *, num: int = 8) -> VideoType:
+    """Return about `num` frames of a video, evenly spread, the first among them."""
+    return video[:: max(1, len(video) // num)]
 
 
 def contact_sheet(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,15 +50,15 @@ class PointResult:
 
 
 def results_of(
-    measured: Mapping[int, Sequence[Measured]], points: Sequence[Point]
+    measured: Sequence[Sequence[Measured]], points: Sequence[Point]
 ) -> list[PointResult]:
     """Summarise the videos of every point.
 
     Args:
-        measured: By the number of the point, each in the same order.
+        measured: Of every point, in the same order of prompts.
         points: The points.
     """
-    summaries = [summarise(measured[number]) for number in range(len(points))]
+    summaries = list(map(summarise, measured))
     front = front_of([_qualities(summary) for summary in summaries])
     return [
         PointResult(
