@@ -156,10 +156,9 @@ def _judge(
 
 
 def _write_summary(path: Path, summary: Summary) -> None:
-    from motionmerge.io.atomic import atomic_path
+    from motionmerge.io.atomic import write_whole
 
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(summary.to_dict(), indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(summary.to_dict(), indent=2) + "\n")
 
 
 def _result(

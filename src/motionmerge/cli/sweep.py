@@ -29,7 +29,7 @@ from motionmerge.cli.options import (
     WorkersOption,
 )
 from motionmerge.cli.video_flags import StepPlanner, VideoFlags, with_video_flags
-from motionmerge.errors import ConfigError, DataError
+from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.runs import Measured
@@ -331,28 +331,23 @@ def _measure(
 def _write(results: Sequence[PointResult], output: Path, *, title: str) -> None:
     """Write values, charts and sheets, each whole or not at all."""
     from motionmerge.evaluation.figures import to_png
-    from motionmerge.evaluation.sweeps.results import to_csv, to_table
-    from motionmerge.io.atomic import atomic_path
+    from motionmerge.evaluation.sweeps.results import to_table
+    from motionmerge.evaluation.tables import csv_text
+    from motionmerge.io.atomic import write_whole
 
-    files: dict[str, bytes] = {}
+    files: dict[str, str | bytes] = {}
     table = to_table(results)
     for row, result in zip(table, results, strict=True):
         row["recipe"] = result.point.recipe.print()
         row["boundary_of_schedule"] = result.point.boundary
         row["videos"] = [one.source.path.name for one in result.measured]
-    content = {"recipe": title, "points": table}
-    files["sweep.json"] = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-    files["sweep.csv"] = to_csv(results).encode()
+    found = {"recipe": title, "points": table}
+    files["sweep.json"] = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    files["sweep.csv"] = csv_text(to_table(results))
     charts = dict(_charts(results))
     files |= {f"{name}.png": to_png(figure) for name, figure in charts.items()}
-    for name, data in files.items():
-        try:
-            with atomic_path(output / name) as temporary:
-                temporary.write_bytes(data)
-        except OSError as error:
-            raise DataError(
-                f"Cannot write {output / name}: {error}", fix="Check the folder."
-            ) from error
+    for name, content in files.items():
+        write_whole(output / name, content)
     _write_sheets(results, output)
     _write_report(results, charts, output, title=title)
 

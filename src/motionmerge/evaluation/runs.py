@@ -103,7 +103,7 @@ _SHARES = (
     *("camera_following", "temporal_flickering", "warp_valid", "dynamic_degree_dis"),
     *("camera_agreement", "camera_motion_dis"),
 )
-"""Metrics in 0..1, besides those that are named a share; a share of the width may be above 1."""
+"""Metrics in 0..1 whose names do not end with `_share`; a share of the width may be above 1."""
 
 _SIGNED = ("camera_pan", "camera_tilt", "camera_roll", "first_frame", "drift")
 """How the names of metrics begin that may be negative."""

@@ -221,12 +221,17 @@ def write_video(
     frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with _named_write_errors(path), atomic_path(path) as temporary:
+    with named_write_errors(path), atomic_path(path) as temporary:
         _encode(temporary, frames, fps=fps, metadata=metadata, crf=crf)
 
 
 @contextmanager
-def _named_write_errors(path: str | Path) -> Iterator[None]:
+def named_write_errors(path: str | Path) -> Iterator[None]:
+    """Name the file that cannot be written.
+
+    Raises:
+        DataError: In place of the errors of the machine and of FFmpeg.
+    """
     try:
         yield
     except (OSError, av.error.FFmpegError) as error:
@@ -455,6 +460,6 @@ def contact_sheet(
         for j, frame in enumerate(row):
             sheet.paste(Image.fromarray(frame), (gap + j * (width + gap), top + band))
     if path is not None:
-        with _named_write_errors(path), atomic_path(path) as temporary:
+        with named_write_errors(path), atomic_path(path) as temporary:
             sheet.save(temporary, format="PNG")
     return sheet

@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import av
 import cv2
@@ -30,7 +30,7 @@ from motionmerge.evaluation.flow import (
 from motionmerge.evaluation.motion import REFERENCE_WIDTH
 from motionmerge.evaluation.runs import UNFORESEEN
 from motionmerge.io.paths import is_plain_file
-from motionmerge.io.video import load_image
+from motionmerge.io.video import load_image, write_video
 
 AS_IS_BYTES = 1_000_000
 """A larger file is shown by its measured frames."""
@@ -108,19 +108,10 @@ def _playable_kind(path: Path) -> str | None:
 def _encoded(clip: Clip) -> bytes:
     seconds = clip.seconds
     rate = (len(clip.samples) - 1) / seconds if seconds else _DEFAULT_RATE
-    height, width = (side // 2 * 2 for side in clip.samples.shape[1:3])
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        options = {"crf": "26", "preset": "medium"}
-        stream = container.add_stream(
-            "libx264", rate=Fraction(rate).limit_denominator(1001), options=options
-        )
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        for sample in clip.samples[:, :height, :width]:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(sample), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return buffer.getvalue()
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        write_video(path, clip.samples, fps=rate, crf=26)
+        return path.read_bytes()
 
 
 def _flows(clip: Clip) -> tuple[FloatArray, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from motionmerge.errors import ConfigError
 from motionmerge.evaluation.flow import shared_scale
+from motionmerge.evaluation.html import filled
 from motionmerge.evaluation.metrics import HEADLINES, METRICS
 from motionmerge.evaluation.motion import REFERENCE_WIDTH
 from motionmerge.evaluation.report.embedding import (
@@ -32,7 +33,7 @@ from motionmerge.evaluation.report.table import (
 )
 from motionmerge.evaluation.runs import Measured
 from motionmerge.evaluation.vbench.total import DIMENSIONS, RANGES, Totals, totals
-from motionmerge.io.atomic import atomic_path
+from motionmerge.io.atomic import write_whole
 from motionmerge.version import __version__
 
 DEFAULT_MEGABYTES = 40.0
@@ -128,6 +129,7 @@ def write_report(
 
     Raises:
         ConfigError: There is no set, two have one name, none is the baseline, or `to` is no page.
+        DataError: A file cannot be written.
     """
     if to.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"`{to.name}` is no page.", fix="End the name with .html.")
@@ -160,8 +162,7 @@ def write_report(
         to.with_suffix(".tex"): to_latex(table),
     }
     for path, content in {**tables, to: text}.items():
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content.encode(errors="backslashreplace"))
+        write_whole(path, content)
     return WrittenReport(
         page=to,
         tables=tuple(tables),
@@ -240,19 +241,11 @@ def _vbench_lines(sets: Sequence[ReportSet]) -> list[VBenchLine]:
 
 
 def _render(*, table: Table, **content: object) -> str:
-    """Fill the template: every text is escaped, and no script but ours may run."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """Fill the template; no script but ours may run."""
     script = (_TEMPLATES / "players.js").read_text(encoding="utf-8")
     digest = hashlib.sha256(script.encode()).digest()
-    return environment.get_template("report.html.j2").render(
+    return filled(
+        _TEMPLATES / "report.html.j2",
         table=table,
         has_too_few=any(line.has_too_few for line in table.lines),
         metrics=METRICS,

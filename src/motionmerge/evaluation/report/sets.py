@@ -12,10 +12,10 @@ from pathlib import Path
 
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.evaluation.clips import read_comment
-from motionmerge.evaluation.row_files import Shard
+from motionmerge.evaluation.row_files import WHOLE
 from motionmerge.evaluation.runs import Kept, Measured, measure_videos
 from motionmerge.evaluation.sources import Photos, VideoSource, find_videos, id_in_name, source_of
-from motionmerge.io.atomic import atomic_path
+from motionmerge.io.atomic import write_whole
 from motionmerge.io.hashing import hash_file
 from motionmerge.io.json_file import load_json
 from motionmerge.io.paths import is_plain_file
@@ -39,7 +39,7 @@ class ReportSet:
 
     Args:
         name: As the page calls it.
-        measured: Its videos; those that cannot be measured belong to it.
+        measured: Its videos, also the ones that cannot be measured.
         about: What made it, such as preset and weight hash, by name.
         vbench: Raw scores of VBench-I2V in 0..1 by dimension, where there are some.
     """
@@ -140,7 +140,7 @@ def read_set(
     listed = read_list(path)
     photos = photos or Photos()
     sources = listed or [source_of(one, photos) for one in find_videos([path])]
-    kept = replace(Kept.in_folder(path, Shard()), path=None) if path.is_dir() else Kept()
+    kept = replace(Kept.in_folder(path, WHOLE), path=None) if path.is_dir() else Kept()
     measured = measure_videos(sources, kept=kept, progress=progress)
     return ReportSet(name=name, measured=measured, about=made_by(sources), vbench=vbench or {})
 
@@ -150,7 +150,11 @@ _MOST_BYTES = 256 << 20
 
 
 def write_list(folder: Path, sources: Iterable[VideoSource]) -> None:
-    """Write which videos the rows of a folder are of, for `read_list`."""
+    """Write which videos the rows of a folder are of, for `read_list`.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
     rows = [
         {
             "path": str(one.path.resolve()),
@@ -160,9 +164,7 @@ def write_list(folder: Path, sources: Iterable[VideoSource]) -> None:
         }
         for one in sources
     ]
-    with atomic_path(folder / LIST_FILE) as temporary:
-        text = json.dumps(rows, indent=1, ensure_ascii=False)
-        temporary.write_bytes(text.encode(errors="backslashreplace"))
+    write_whole(folder / LIST_FILE, json.dumps(rows, indent=1, ensure_ascii=False))
 
 
 def read_list(folder: Path) -> list[VideoSource]:

@@ -6,8 +6,6 @@ the clusters. Their p-values are corrected for the number of metrics (Holm), set
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -18,6 +16,7 @@ from motionmerge.evaluation.motion import REFERENCE_WIDTH
 from motionmerge.evaluation.report.sets import Key, ReportSet
 from motionmerge.evaluation.statistics import Estimate, bootstrap_mean, holm, sign_flip_p_value
 from motionmerge.evaluation.summary import Summary, summarise
+from motionmerge.evaluation.tables import csv_text
 
 LEVEL = 0.05
 """A corrected p-value below it is called a difference."""
@@ -142,19 +141,21 @@ def table_rows(table: Table) -> list[dict[str, str | int | float | None]]:
     for line in table.lines:
         for metric, cell in line.cells.items():
             change = cell.difference
+            mean = cell.mean.to_dict()
+            difference = {} if change is None else change.mean.to_dict()
             rows.append(
                 {
                     "set": line.name,
                     "metric": metric,
                     "unit": METRICS[metric].unit,
-                    "mean": cell.mean.value,
-                    "low": _finite(cell.mean.low),
-                    "high": _finite(cell.mean.high),
+                    "mean": mean["value"],
+                    "low": mean["low"],
+                    "high": mean["high"],
                     "num_videos": cell.num,
                     "num_prompts": cell.mean.num,
-                    "difference": None if change is None else change.mean.value,
-                    "difference_low": None if change is None else _finite(change.mean.low),
-                    "difference_high": None if change is None else _finite(change.mean.high),
+                    "difference": difference.get("value"),
+                    "difference_low": difference.get("low"),
+                    "difference_high": difference.get("high"),
                     "num_pairs": None if change is None else change.num,
                     "p_value_holm": None if change is None else change.p_value,
                 }
@@ -162,20 +163,9 @@ def table_rows(table: Table) -> list[dict[str, str | int | float | None]]:
     return rows
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def to_csv(table: Table) -> str:
-    """Write one row for each set and metric; cells that a spreadsheet would compute are quoted."""
-    rows, text = table_rows(table), io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["set"], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        name = str(row["set"])
-        is_formula = name.startswith(("=", "+", "-", "@"))
-        writer.writerow({**row, "set": f"'{name}" if is_formula else name})
-    return text.getvalue()
+    """Write one row for each set and metric."""
+    return csv_text(table_rows(table)) or "set\n"
 
 
 def to_json(table: Table, sets: Sequence[ReportSet]) -> str:

@@ -5,11 +5,8 @@ All points have the same photos, prompts and seeds, so that differences are pair
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from motionmerge.evaluation.runs import Measured
@@ -129,18 +126,6 @@ def to_table(results: Sequence[PointResult]) -> list[dict[str, Any]]:
 
 
 def _columns(name: str, estimate: Estimate | None) -> dict[str, float | None]:
-    if estimate is None:
-        return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
-    found = asdict(estimate)
-    keys = {name: "value", f"{name}_low": "low", f"{name}_high": "high"}
-    return {key: found[own] if math.isfinite(found[own]) else None for key, own in keys.items()}
-
-
-def to_csv(results: Sequence[PointResult]) -> str:
-    """Return the table as CSV."""
-    rows = to_table(results)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    found = {} if estimate is None else estimate.to_dict()
+    columns = {"value": name, "low": f"{name}_low", "high": f"{name}_high"}
+    return {column: found.get(part) for part, column in columns.items()}
