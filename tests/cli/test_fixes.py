@@ -32,6 +32,7 @@ FILES = {
     "evaluate.py": ["evaluate pocket"],
     "evaluate_fvd.py": ["evaluate fvd"],
     "evaluate_vbench.py": ["evaluate vbench"],
+    "evaluate_ucf101.py": ["evaluate ucf101"],
     "train.py": ["train"],
     "export.py": ["export two-experts", "export loras", "export original"],
     "outputs.py": ["generate", "compare", "convert", "demo", "evaluate pocket", "export original"],

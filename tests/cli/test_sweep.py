@@ -49,8 +49,18 @@ def test_a_sweep_makes_each_video_once_and_goes_on(sweep):
     assert len(table) == 5 and table[0].startswith("motion,strategy,num_videos")
     for name in ("front.png", "curves-motion.png", "sheet-1.png"):
         assert (Path("out") / name).read_bytes().startswith(b"\x89PNG")
+    assert "motion 1, dynamics-first" in Path("out/report.html").read_text(encoding="utf-8")
     videos[0].unlink()
     assert json.loads(sweep(*words, "--dry-run").stdout)["missing"] == 1
+
+
+def test_inputs_and_parameters_of_the_recipe_can_be_others(sweep):
+    swap = ["--input", "tuned=pocket:naive", "--set", "motion=0.5"]
+    words = ["--over", "boundary=0.5,0.7", "--dry-run"]
+    result = sweep(*words, *swap)
+    assert result.exit_code == 0, result.output
+    missing = sweep(*words, "--input", "tuned=nowhere.safetensors")
+    assert missing.exit_code == 2 and "nowhere.safetensors" in missing.stderr
 
 
 @pytest.mark.parametrize(

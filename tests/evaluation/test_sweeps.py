@@ -104,10 +104,17 @@ qualities = st.lists(
 
 @given(qualities)
 def test_a_point_is_on_the_front_unless_another_is_better(points):
-    def beats(one, other):
-        pairs = [(a, b) for a, b in zip(one, other, strict=True) if None not in (a, b)]
-        return bool(pairs) and min(a - b for a, b in pairs) >= 0 < max(a - b for a, b in pairs)
+    known = [point for point in points if point != (None, None, None)]
+    common = [n for n in range(3) if known and all(point[n] is not None for point in known)]
 
-    for point, is_on_front in zip(points, front_of(points), strict=True):
-        is_beaten = any(beats(other, point) for other in points)
-        assert is_on_front == (not is_beaten and point != (None, None, None))
+    def beats(one, other):
+        pairs = [(one[n], other[n]) for n in common]
+        return min(a - b for a, b in pairs) >= 0 < max(a - b for a, b in pairs)
+
+    front = front_of(points)
+    assert any(front) == bool(common), "where points can be compared, there is a best one"
+    for point, is_on_front in zip(points, front, strict=True):
+        if point not in known or not common:
+            assert not is_on_front
+        else:
+            assert is_on_front == (not any(beats(other, point) for other in known))

@@ -32,6 +32,7 @@ VERBS = {
     "export": "Weights",
     "convert": "Weights",
     "measure": "Measuring",
+    "report": "Measuring",
     "evaluate": "Measuring",
     "sweep": "Measuring",
     "train": "The pocket model",

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from motionmerge.cli.options import OUTPUT, JsonOption, OverwriteOption
+from motionmerge.cli.options import (
+    OUTPUT,
+    WORK,
+    JsonOption,
+    OverwriteOption,
+    RayOption,
+    WorkersOption,
+)
 from motionmerge.cli.video_flags import (
     StepPlanner,
     VideoFlags,
@@ -27,7 +34,6 @@ if TYPE_CHECKING:
     from motionmerge.sampling.request.model import ModelChoice
 
 
-WORK = "Work"
 EXAMPLE = "Example: motionmerge batch videos.jsonl -o videos"
 
 
@@ -71,24 +77,8 @@ def batch(
             rich_help_panel=WORK,
         ),
     ] = 1,
-    ray: Annotated[
-        bool,
-        typer.Option(
-            "--ray",
-            help="Share the videos between workers of a Ray cluster.",
-            rich_help_panel=WORK,
-        ),
-    ] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="NUMBER",
-            help="How many workers, for --ray.",
-            show_default="as many as it has GPUs",
-            rich_help_panel=WORK,
-        ),
-    ] = None,
+    ray: RayOption = False,
+    workers: WorkersOption = None,
     names: Annotated[
         Literal["configuration", "vbench"],
         typer.Option(
@@ -219,6 +209,15 @@ def _check_sharing(ray: bool, workers: int | None, world_size: int) -> None:
             f"--ray was given to one of {world_size} processes that share the videos already.",
             fix="Start one process, without torchrun or srun, or leave --ray out.",
         )
+    check_workers(ray, workers)
+
+
+def check_workers(ray: bool, workers: int | None) -> None:
+    """Refuse a number of workers without a cluster.
+
+    Raises:
+        ConfigError: It is so.
+    """
     if workers is not None and not ray:
         raise ConfigError("--workers is for --ray.", fix="Add --ray, or leave it out.")
 

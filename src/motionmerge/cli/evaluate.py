@@ -35,14 +35,14 @@ SEARCH_FILE = "recipe.yaml"
 
 EXAMPLE = "Example: motionmerge evaluate pocket --condition knob --num 24 -o results"
 
-SUMMARY = "Measure by published definitions: VBench-I2V, FVD, and the claims on the pocket model."
+SUMMARY = "Measure by published definitions: VBench-I2V, FVD, UCF101, the pocket model's claims."
 
 evaluate_app = typer.Typer(help=SUMMARY, epilog=EXAMPLE, cls=VerbGroup, no_args_is_help=True)
 
 
 @evaluate_app.callback()
 def evaluate() -> None:
-    """Measure by published definitions: VBench-I2V, FVD, and the claims on the pocket model."""
+    """Measure by published definitions: VBench-I2V, FVD, UCF101, the pocket model's claims."""
 
 
 for name, (verb, example) in VBENCH_VERBS.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,8 +16,8 @@ from motionmerge.cli.options import OUTPUT, JsonOption
 from motionmerge.cli.printing import harmless
 
 if TYPE_CHECKING:
+    from motionmerge.evaluation.frechet import Features
     from motionmerge.evaluation.sources import Photos
-    from motionmerge.evaluation.statistics import Estimate
     from motionmerge.evaluation.vbench.sources import Networks
     from motionmerge.evaluation.video_features import VideoNetwork
 
@@ -101,7 +101,7 @@ def fvd(
     """
     from motionmerge.errors import ConfigError
     from motionmerge.evaluation import frechet, kernel_and_inception
-    from motionmerge.evaluation.video_features import clip_features, load_i3d, preset_named
+    from motionmerge.evaluation.video_features import load_i3d, preset_named
 
     chosen = preset_named(preset)
     more = _OneSet.checked(generated, c3d=c3d, photos=photos, weights=weights, frames=frames)
@@ -121,15 +121,7 @@ def fvd(
                 fix="Pass --network i3d_pretrained_400.pt, or feature files.",
             )
         loaded = loaded or load_i3d(network)
-        with counting_bar(len(videos), shown=True) as tell:
-            found, failed = clip_features(
-                videos,
-                loaded,
-                preset,
-                num_frames=frames,
-                folder=features,
-                on_clip=partial(tell, path.name, 1),
-            )
+        found, failed = _features(videos, loaded, preset, frames, features, label=path.name)
         sets.append(found)
         failures |= failed
     others = more.compute(features, preset)
@@ -149,8 +141,8 @@ def fvd(
     if as_json:
         result = {
             "fvd": distance,
-            "fvd_at_infinity": _as_json(at_infinity),
-            "kvd": _as_json(kernel),
+            "fvd_at_infinity": at_infinity and at_infinity.to_dict(),
+            "kvd": kernel and kernel.to_dict(),
             "num_real": len(real_clips),
             "num_generated": len(generated_clips),
             "failed": {str(path): reason for path, reason in failures.items()},
@@ -167,8 +159,7 @@ def fvd(
         return
     if doubts:
         typer.echo(f"Warning: {doubts}", err=True)
-    for path, reason in failures.items():
-        typer.echo(harmless(f"left out: {path}: {reason}"), err=True)
+    _print_left_out(failures)
     print(
         f"FVD {distance:.2f}, {len(real_clips)} real and {len(generated_clips)} generated videos, "
         f"preset {preset} ({chosen.source})"
@@ -180,6 +171,29 @@ def fvd(
     if loaded:
         print(f"network {loaded.fingerprint}")
     _print_others(others)
+
+
+def _features(
+    videos: list[Path],
+    network: VideoNetwork,
+    preset: str,
+    frames: int,
+    folder: Path | None,
+    *,
+    label: str,
+) -> tuple[Features, dict[Path, str]]:
+    """Compute the features of videos under a bar."""
+    from motionmerge.evaluation.video_features import clip_features
+
+    with counting_bar(len(videos), shown=True) as tell:
+        return clip_features(
+            videos,
+            network,
+            preset,
+            num_frames=frames,
+            folder=folder,
+            on_clip=partial(tell, label, 1),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,14 +262,9 @@ class _OneSet:
     def _inception(self, path: Path, folder: Path | None, preset: str) -> dict[str, Any]:
         from motionmerge.evaluation import frechet, one_set
         from motionmerge.evaluation.kernel_and_inception import inception_score
-        from motionmerge.evaluation.video_features import clip_features
 
         network = one_set.load_c3d(path)
-        with counting_bar(len(self.videos), shown=True) as tell:
-            rows, failures = clip_features(
-                self.videos, network, preset, num_frames=self.frames, folder=folder,
-                on_clip=partial(tell, "C3D", 1),
-            )  # fmt: skip
+        rows, failures = _features(self.videos, network, preset, self.frames, folder, label="C3D")
         mean, deviation = inception_score(
             rows, num_splits=one_set.SPLITS, shuffle_seed=one_set.SHUFFLE_SEED
         )
@@ -287,8 +296,7 @@ class _OneSet:
                 f"None of {len(failures)} videos has an input conformity. {path}: {reason}",
                 fix="Give --photos a folder with a photo of each video's name.",
             )
-        estimate = bootstrap_mean(list(found.values()))
-        interval = _as_json(estimate) or {}
+        interval = bootstrap_mean(list(found.values())).to_dict()
         return {
             "mean": interval["value"],
             "low": interval["low"],
@@ -309,15 +317,12 @@ def _print_others(others: Mapping[str, Mapping[str, Any]]) -> None:
         print(f"{name.upper()} {one['mean']:.4f}{spread}, n = {one['num']}")
         if one.get("doubts"):
             typer.echo(f"Warning: {one['doubts']}", err=True)
-        for path, reason in one["failed"].items():
-            typer.echo(f"left out: {path}: {reason}", err=True)
+        _print_left_out(one["failed"])
 
 
-def _as_json(estimate: Estimate | None) -> dict[str, float | None] | None:
-    """Return an estimate as JSON has it: ends of an interval that there is not are null."""
-    if estimate is None:
-        return None
-    return {key: None if value != value else value for key, value in asdict(estimate).items()}
+def _print_left_out(failures: Mapping[Any, str]) -> None:
+    for path, reason in failures.items():
+        typer.echo(harmless(f"left out: {path}: {reason}"), err=True)
 
 
 def _videos(folder: Path) -> list[Path]:

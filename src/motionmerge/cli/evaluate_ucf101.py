@@ -12,14 +12,9 @@ import typer
 
 from motionmerge.cli.merge import counting_bar
 from motionmerge.cli.options import OUTPUT, JsonOption, OutputOption
-from motionmerge.cli.printing import harmless
+from motionmerge.cli.printing import harmless, print_first
 
-UCF101_EXAMPLE = (
-    "Example: motionmerge evaluate ucf101 UCF-101 -o ucf --stride 3 --prompt class-name"
-)
-
-_FEW = 20
-"""Dropped videos that are printed."""
+UCF101_EXAMPLE = "Example: motionmerge evaluate ucf101 UCF -o ucf --stride 3 --prompt class-name"
 
 
 def ucf101(
@@ -111,10 +106,7 @@ def ucf101(
         f"{harmless(prompt)}; size: {size or 'as they are'}"
     )
     print(f"{len(found.dropped)} videos dropped on the way")
-    for one in found.dropped[:_FEW]:
-        print(f"    {one.id}: {harmless(one.dropped or '')}")
-    if len(found.dropped) > _FEW:
-        print(f"    and {len(found.dropped) - _FEW} more (--json lists all)")
+    print_first([f"{one.id}: {one.dropped}" for one in found.dropped])
     if not dry_run:
         print(f"motionmerge batch {output / MANIFEST} -o VIDEOS, then")
         print(f"motionmerge evaluate fvd {output / REAL} VIDEOS --network FILE")

@@ -13,7 +13,7 @@ from motionmerge.cli.evaluate_fvd import FVD_EXAMPLE, fvd
 from motionmerge.cli.evaluate_ucf101 import UCF101_EXAMPLE, ucf101
 from motionmerge.cli.merge import counting_bar, parse_inputs
 from motionmerge.cli.options import MODEL, OUTPUT, JsonOption, PartOption, ResultsOption
-from motionmerge.cli.printing import harmless, quoted
+from motionmerge.cli.printing import FEW, harmless, print_first, quoted
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.vbench.check import Checked
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 _RESULTS, _SUMMARY_FILE = "motionmerge", "summary.json"
 
-_FEW = 20
-"""Faults of one kind that are printed."""
 
 FolderArgument = Annotated[
     Path, typer.Argument(metavar="FOLDER", help="Folder of the videos, PROMPT-NUMBER.mp4.")
@@ -252,13 +250,10 @@ def _duration(seconds: float) -> str:
 def _print_faults(checked: Checked) -> None:
     kinds: dict[str, list[str]] = {}
     for fault in checked.faults:
-        kinds.setdefault(fault.kind, []).append(harmless(f"{fault.name} {fault.message}"))
+        kinds.setdefault(fault.kind, []).append(f"{fault.name} {fault.message}")
     for kind, texts in kinds.items():
         print(f"{kind}: {len(texts)}")
-        for text in texts[:_FEW]:
-            print(f"    {text}")
-        if len(texts) > _FEW:
-            print(f"    and {len(texts) - _FEW} more (--json lists all)")
+        print_first(texts)
 
 
 def _summary(scores: Mapping[str, Score]) -> dict[str, Any]:
@@ -290,7 +285,7 @@ def _print_scores(scores: Mapping[str, Score]) -> None:
     for name, score in scores.items():
         value = "      -  " if score.score is None else f"{100 * score.score:7.2f} %"
         print(f"{name:<24}{value}  n = {len(score.rows)}")
-        for video, why in list(score.faults.items())[:_FEW]:
+        for video, why in list(score.faults.items())[:FEW]:
             print(f"    not counted: {harmless(video)}: {harmless(why)}")
     _print_totals(
         _totals({name: one.score for name, one in scores.items() if one.score is not None})
@@ -315,10 +310,9 @@ def _remove_results(folder: Path) -> None:
 
 
 def _write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    from motionmerge.io.atomic import atomic_path
+    from motionmerge.io.atomic import write_whole
 
-    with atomic_path(folder / _SUMMARY_FILE) as temporary:
-        temporary.write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    write_whole(folder / _SUMMARY_FILE, json.dumps(summary, indent=2))
 
 
 VBENCH_VERBS: Mapping[str, tuple[Callable[..., None], str]] = {

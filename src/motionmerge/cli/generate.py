@@ -121,7 +121,13 @@ def generate(
     The pocket model ships with the package and takes seconds on a CPU; most others need a GPU.
     """
     from motionmerge.io.atomic import prepare_folder
-    from motionmerge.io.video import contact_sheet, eight_bit, load_image, write_video
+    from motionmerge.io.video import (
+        contact_sheet,
+        eight_bit,
+        load_image,
+        spread_frames,
+        write_video,
+    )
     from motionmerge.sampling.batch.manifest import check_number
     from motionmerge.sampling.request.model import FolderModel
     from motionmerge.sampling.videos.make_video import encode_ahead, make_video
@@ -195,7 +201,7 @@ def generate(
             seconds = round(time.monotonic() - started, 2)
             made.append({"output": str(path), "seconds": seconds, **own})
             if sheet is not None:
-                rows.append(eight_bit(video[:: max(1, len(video) // 8)]))
+                rows.append(eight_bit(spread_frames(video)))
             if not as_json:
                 _print_made(path, tuple(video.shape), seconds, settings.seed)
     if sheet is not None:
@@ -331,11 +337,6 @@ def _check_files(
 
     files = [(path, "a video") for path in videos]
     if sheet is not None:
-        if sheet.suffix.lower() != ".png":
-            raise ConfigError(
-                f"{sheet} is no name of a PNG, and a PNG is what would be written.",
-                fix=f"Write e.g. --sheet {sheet.stem}.png.",
-            )
         files.append((sheet, "the sheet"))
     taken = {behind_links(path): what for path, what in read if path is not None}
     for path, what in files:
@@ -352,6 +353,11 @@ def _check_files(
                 f"{path} is no name of an mp4, and an mp4 is what would be written.",
                 fix=f"Write e.g. --output {path.stem}.mp4.",
             )
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        raise ConfigError(
+            f"{sheet} is no name of a PNG, and a PNG is what would be written.",
+            fix=f"Write e.g. --sheet {sheet.stem}.png.",
+        )
     taken_names = [path for path, _ in files if path.exists()]
     if taken_names and not overwrite and may_ask:
         overwrite = _may_replace(taken_names)

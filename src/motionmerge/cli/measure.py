@@ -26,23 +26,6 @@ SUMMARY_FILE = "summary.json"
 _MOST_LINES = 200
 """Videos that get a line of their own; all are in the folder's files."""
 
-_SHOWN = {  # in the summary that people read, with decimals
-    "motion_degree": 1,
-    "camera_degree": 1,
-    "object_motion": 1,
-    "camera_agreement": 2,
-    "dynamic_degree_dis": 2,
-    "first_frame_psnr": 1,
-    "first_frame_ssim": 3,
-    "drift_ssim_8": 3,
-    "drift_color_8": 3,
-    "warp_error": 4,
-    "temporal_flickering": 4,
-    "jerk": 2,
-    "frozen_share": 2,
-    "looping_share": 2,
-}
-
 
 def measure(
     videos: Annotated[
@@ -87,6 +70,7 @@ def measure(
     a video cannot be measured or meets --fail-when.
     """
     with needs_eval_extra():
+        from motionmerge.evaluation.report.sets import write_list
         from motionmerge.evaluation.row_files import Shard
         from motionmerge.evaluation.runs import Kept, measure_videos
         from motionmerge.evaluation.sources import Photos, find_videos, source_of
@@ -107,12 +91,14 @@ def measure(
     with counting_bar(len(paths), shown=not as_json) as tell:
         sources = [source_of(path, photos) for path in paths]
         _warn_of_missing_photos(sources, wanted=images)
+        if output is not None:
+            write_list(output, sources)
         measured = worst_first(
             measure_videos(
                 sources,
                 kept=kept,
                 shard=part,
-                progress=lambda source: tell(harmless(source.path.name[-40:]), 1),
+                progress=lambda source: tell(source.path.name[-40:], 1),
             )
         )
     summary = summarise(measured)
@@ -170,10 +156,9 @@ def _judge(
 
 
 def _write_summary(path: Path, summary: Summary) -> None:
-    from motionmerge.io.atomic import atomic_path
+    from motionmerge.io.atomic import write_whole
 
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(summary.to_dict(), indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(summary.to_dict(), indent=2) + "\n")
 
 
 def _result(
@@ -217,9 +202,9 @@ def _print_lines(measured: Sequence[Measured], summary: Summary) -> None:
 
 
 def _print_means(summary: Summary) -> None:
-    from motionmerge.evaluation.metrics import METRICS
+    from motionmerge.evaluation.metrics import HEADLINES, METRICS
 
-    for name, digits in _SHOWN.items():
+    for name, digits in HEADLINES.items():
         if name in summary.means:
             mean = summary.means[name].text(digits)
             unit = f" {METRICS[name].unit}" if METRICS[name].unit else ""

@@ -26,7 +26,7 @@ from motionmerge.cli.options import (
     ShardOption,
     StochasticOption,
 )
-from motionmerge.cli.printing import harmless_lines
+from motionmerge.cli.printing import harmless, harmless_lines
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def counting_bar(total: int, *, shown: bool) -> Iterator[Callable[[str, int], No
 
     with Progress(console=Console(stderr=True), disable=not shown, transient=True) as bar:
         task = bar.add_task("", total=total)
-        yield lambda name, done: bar.update(task, description=escape(name), advance=done)
+        yield lambda name, done: bar.update(task, description=escape(harmless(name)), advance=done)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ MODEL = "Model"
 EXPERTS = "Experts"
 VIDEO = "Video"
 OUTPUT = "Output"
+WORK = "Work"
 
 
 def recipe_names() -> list[str]:
@@ -128,6 +129,24 @@ DryRunOption = Annotated[
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)
+]
+RayOption = Annotated[
+    bool,
+    typer.Option(
+        "--ray",
+        help="Share the videos between workers of a Ray cluster.",
+        rich_help_panel=WORK,
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="NUMBER",
+        help="How many workers, for --ray.",
+        show_default="as many as it has GPUs",
+        rich_help_panel=WORK,
+    ),
 ]
 PartOption = Annotated[
     str,

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
+
+FEW = 20
+"""Lines of one kind that are printed."""
 
 
 def harmless(text: str) -> str:
@@ -15,6 +19,14 @@ def harmless(text: str) -> str:
 def harmless_lines(text: str) -> str:
     """Return a text of several lines without what a terminal would obey."""
     return "\n".join(map(harmless, text.split("\n")))
+
+
+def print_first(lines: Sequence[str]) -> None:
+    """Print the first lines, indented, and how many more `--json` lists."""
+    for line in lines[:FEW]:
+        print(f"    {harmless(line)}")
+    if len(lines) > FEW:
+        print(f"    and {len(lines) - FEW} more (--json lists all)")
 
 
 def quoted(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,17 +12,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from motionmerge.cli.batch import (
-    WORK,
+    check_workers,
     cluster_device_of_ray,
     make_videos,
     progress_printer,
 )
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.merge import counting_bar
-from motionmerge.cli.options import EXPERTS, OUTPUT, JsonOption
-from motionmerge.cli.printing import harmless
+from motionmerge.cli.options import (
+    EXPERTS,
+    OUTPUT,
+    WORK,
+    JsonOption,
+    RayOption,
+    RecipeArgument,
+    WorkersOption,
+)
 from motionmerge.cli.video_flags import StepPlanner, VideoFlags, with_video_flags
-from motionmerge.errors import ConfigError, DataError
+from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.runs import Measured
@@ -37,14 +43,14 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: motionmerge sweep pocket --over motion=0,1 --manifest a.jsonl -o out"
 
 _STRATEGIES = "dynamics-first, consistency-first, dynamics-alone, consistency-alone, averaged"
+_TITLES = {"front": "Motion against fidelity; full dots are beaten by no other"}
 _MOST_SHEETS = 3
+_MOST_ON_THE_PAGE = 8  # points
 
 
 @with_video_flags
 def sweep(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")
-    ],
+    recipe: RecipeArgument,
     output: Annotated[
         Path,
         typer.Option(
@@ -95,24 +101,8 @@ def sweep(
         ),
     ] = None,
     flags: VideoFlags = VideoFlags(),
-    ray: Annotated[
-        bool,
-        typer.Option(
-            "--ray",
-            help="Share the videos between workers of a Ray cluster.",
-            rich_help_panel=WORK,
-        ),
-    ] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="NUMBER",
-            help="How many workers, for --ray.",
-            show_default="as many as it has GPUs",
-            rich_help_panel=WORK,
-        ),
-    ] = None,
+    ray: RayOption = False,
+    workers: WorkersOption = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -125,9 +115,9 @@ def sweep(
 ) -> None:
     """Make the same videos at every point of a grid of a recipe's numbers, and measure them.
 
-    Photos, prompts and seeds are the same at all points. Writes sweep.json and sweep.csv, curves
-    with 95 % bands, the front of motion against fidelity and obedience, and sheets of frames. The
-    same command goes on after a kill.
+    Photos, prompts and seeds are the same at all points. Writes a page with the best points side by
+    side, curves with 95 % bands, the front of motion against fidelity and obedience, sheets of
+    frames, and all values as JSON and CSV. The same command goes on after a kill.
     """
     with needs_eval_extra():
         from motionmerge.evaluation.sweeps.grid import Axis, points_of
@@ -142,12 +132,12 @@ def sweep(
         raise ConfigError(
             "There is nothing to sweep.", fix="Add e.g. --over motion=-0.5:1:7, or strategies."
         )
-    own = {**flags.request.parameters, **({} if flags.motion is None else {"motion": flags.motion})}
-    changed = Recipe.load(recipe).with_parameters(**own)
-    points = points_of(changed, axes, strategies=strategies)
-    model = flags.request.open_model(cluster_device=cluster_device_of_ray() if ray else None)
+    request = flags.request
+    model = request.open_model(cluster_device=cluster_device_of_ray() if ray else None)
+    own = {**request.parameters, **({} if request.motion is None else {"motion": request.motion})}
+    points = points_of(Recipe.load(recipe).with_parameters(**own), axes, strategies=strategies)
     check_folder(output)
-    jobs = _jobs(flags, model, _manifest(photos, prompts, manifest, output))
+    jobs = _jobs(flags, model, photos=photos, prompts=prompts, manifest=manifest)
     planned = _plan(points, flags, model, jobs, output / "videos")
     left = {v.path for one in planned for v in one.videos if not v.path.exists()}
     _print_plan(points, num_each=len(jobs), num_left=len(left), quiet=as_json)
@@ -174,6 +164,7 @@ class _PlannedPoint:
     """A point with its weights and its videos, in the order of the jobs."""
 
     experts: ExpertChoice
+    metadata: dict[str, object]
     videos: Sequence[PlannedVideo]
 
 
@@ -193,54 +184,35 @@ def _check_flags(flags: VideoFlags, *, ray: bool, workers: int | None) -> None:
             "A sweep was started as one of several processes.",
             fix="Start one process; --ray shares the videos between machines.",
         )
-    if workers is not None and not ray:
-        raise ConfigError("--workers is for --ray.", fix="Add --ray, or leave it out.")
-
-
-def _manifest(
-    photos: Path | None, prompts: Path | None, manifest: Path | None, output: Path
-) -> list[dict[str, str]] | Path:
-    """Return the manifest that was given, or the lines of one of all photos and prompts."""
-    from motionmerge.evaluation.sources import photos_in
-    from motionmerge.sampling.batch.manifest import read_list
-    from motionmerge.sampling.videos.make_video import read_prompts
-
-    if manifest is not None and photos is None and prompts is None:
-        return manifest
-    if manifest is not None or photos is None or prompts is None:
-        raise ConfigError(
-            "A sweep needs photos and prompts.", fix="Give --photos and --prompts, or --manifest."
-        )
-    texts = read_prompts(read_list(prompts), source=str(prompts))
-    return [
-        {"image": str(photo.absolute()), "prompt": text, "id": f"{_plain_id(photo)}-{number:03}"}
-        for photo in photos_in(photos)
-        for number, text in enumerate(texts, start=1)
-    ]
-
-
-def _plain_id(photo: Path) -> str:
-    """Name a photo in the letters of ids; its path tells photos of one name apart."""
-    plain = re.sub(r"[^A-Za-z0-9._]+", "_", photo.stem)[:40]
-    return f"{plain}-{hashlib.sha256(str(photo.absolute()).encode()).hexdigest()[:6]}"
+    check_workers(ray, workers)
 
 
 def _jobs(
-    flags: VideoFlags, model: ModelChoice, lines: list[dict[str, str]] | Path
+    flags: VideoFlags,
+    model: ModelChoice,
+    *,
+    photos: Path | None,
+    prompts: Path | None,
+    manifest: Path | None,
 ) -> list[VideoJob]:
-    import tempfile
+    """Read the videos to make, of a manifest or of all photos with all prompts, and check them."""
+    from motionmerge.sampling.batch.manifest import parse_manifest, read_manifest
 
-    from motionmerge.sampling.batch.manifest import read_manifest
-
-    defaults = flags.settings()
-    if isinstance(lines, Path):
-        jobs = read_manifest(lines, defaults=defaults, num_videos=flags.num_videos)
+    defaults, num_videos = flags.settings(), flags.num_videos
+    if manifest is not None and photos is None and prompts is None:
+        jobs = read_manifest(manifest, defaults=defaults, num_videos=num_videos)
+    elif manifest is not None or photos is None or prompts is None:
+        raise ConfigError(
+            "A sweep needs photos and prompts.", fix="Give --photos and --prompts, or --manifest."
+        )
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "sweep.jsonl"
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            path.write_text(text, encoding="utf-8")
-            jobs = read_manifest(path, defaults=defaults, num_videos=flags.num_videos)
+        jobs = parse_manifest(
+            "\n".join(_lines(photos, prompts)),
+            source="all photos with all prompts",
+            folder=Path(),
+            defaults=defaults,
+            num_videos=num_videos,
+        )
     for job in jobs:
         job.check(model.family, model.limits)
         with job.named_errors():
@@ -248,6 +220,28 @@ def _jobs(
     return [
         replace(job, settings=job.settings.resolved(model.family, model.limits)) for job in jobs
     ]
+
+
+def _lines(photos: Path, prompts: Path) -> Iterator[str]:
+    """Yield the lines of a manifest of all photos with all prompts."""
+    from motionmerge.evaluation.sources import photos_in
+    from motionmerge.sampling.batch.manifest import read_list
+    from motionmerge.sampling.videos.make_video import read_prompts
+
+    texts = read_prompts(read_list(prompts), source=str(prompts))
+    for photo in photos_in(photos):
+        name, image = _id_of(photo), str(photo.absolute())
+        for number, text in enumerate(texts, start=1):
+            row = {"image": image, "prompt": text, "id": f"{name}-{number:03}"}
+            yield json.dumps(row, ensure_ascii=False)
+
+
+def _id_of(photo: Path) -> str:
+    """Name a photo in the letters of ids; its bytes tell photos of one name apart, wherever."""
+    from motionmerge.io.hashing import hash_file
+
+    plain = re.sub(r"[^A-Za-z0-9._]+", "_", photo.stem)[:40]
+    return f"{plain}-{hash_file(photo)[:6]}"
 
 
 def _plan(
@@ -259,6 +253,7 @@ def _plan(
 ) -> list[_PlannedPoint]:
     """Find the weights of every point, and name its videos; equal points share theirs."""
     from motionmerge.sampling.batch.manifest import check_number, plan
+    from motionmerge.sampling.videos.provenance import made_with
 
     check_number(len(points) * len(jobs), source="the sweep")
     planned = []
@@ -273,8 +268,9 @@ def _plan(
         typer.echo(f"{point.name}:", err=True)
         planner.show()
         made_by = experts.fingerprint()
+        metadata = made_with(model.family.name, fingerprint, made_by)
         videos = plan(jobs, folder, fingerprint={**fingerprint, **made_by})
-        planned.append(_PlannedPoint(experts, videos))
+        planned.append(_PlannedPoint(experts, metadata, videos))
     return planned
 
 
@@ -291,7 +287,6 @@ def _make(
 ) -> list[Failure]:
     """Make the videos that are missing, point by point."""
     from motionmerge.sampling.batch.batch import BatchOptions, Tally, missing
-    from motionmerge.sampling.videos.provenance import made_with
 
     failures: list[Failure] = []
     for number, one in enumerate(planned, start=1):
@@ -299,10 +294,7 @@ def _make(
         if not todo:
             continue
         typer.echo(f"point {number} of {len(planned)}", err=True)
-        options = BatchOptions(
-            metadata=made_with(model.family.name, model.fingerprint(), one.experts.fingerprint()),
-            frame_rate=model.limits.frame_rate,
-        )
+        options = BatchOptions(metadata=one.metadata, frame_rate=model.limits.frame_rate)
         tally = Tally(len(todo), on_progress=progress_printer(0, 1, len(one.videos) - len(todo)))
         report = make_videos(
             model, one.experts, todo, options, tally=tally, uses_ray=ray, num_workers=workers
@@ -313,9 +305,9 @@ def _make(
 
 def _measure(
     planned: Sequence[_PlannedPoint], output: Path, *, quiet: bool
-) -> dict[int, list[Measured]]:
+) -> list[list[Measured]]:
     """Measure every video once, and sort the results by point."""
-    from motionmerge.evaluation.row_files import Shard
+    from motionmerge.evaluation.row_files import WHOLE
     from motionmerge.evaluation.runs import Kept, measure_videos
     from motionmerge.evaluation.sources import VideoSource
 
@@ -329,75 +321,99 @@ def _measure(
     with counting_bar(len(sources), shown=not quiet) as tell:
         found = measure_videos(
             sources.values(),
-            kept=Kept.in_folder(output, Shard()),
-            progress=lambda source: tell(harmless(source.path.name[-40:]), 1),
+            kept=Kept.in_folder(output, WHOLE),
+            progress=lambda source: tell(source.path.name[-40:], 1),
         )
     by_path = {one.source.path: one for one in found}
-    return {
-        number: [by_path[video.path] for video in one.videos] for number, one in enumerate(planned)
-    }
+    return [[by_path[video.path] for video in one.videos] for one in planned]
 
 
 def _write(results: Sequence[PointResult], output: Path, *, title: str) -> None:
     """Write values, charts and sheets, each whole or not at all."""
     from motionmerge.evaluation.figures import to_png
-    from motionmerge.evaluation.sweeps.results import to_csv, to_table
-    from motionmerge.io.atomic import atomic_path
+    from motionmerge.evaluation.sweeps.results import to_table
+    from motionmerge.evaluation.tables import csv_text
+    from motionmerge.io.atomic import write_whole
 
-    files: dict[str, bytes] = {}
+    files: dict[str, str | bytes] = {}
     table = to_table(results)
     for row, result in zip(table, results, strict=True):
         row["recipe"] = result.point.recipe.print()
         row["boundary_of_schedule"] = result.point.boundary
         row["videos"] = [one.source.path.name for one in result.measured]
-    content = {"recipe": title, "points": table}
-    files["sweep.json"] = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-    files["sweep.csv"] = to_csv(results).encode()
-    files |= {name: to_png(figure) for name, figure in _charts(results)}
-    for name, data in files.items():
-        try:
-            with atomic_path(output / name) as temporary:
-                temporary.write_bytes(data)
-        except OSError as error:
-            raise DataError(
-                f"Cannot write {output / name}: {error}", fix="Check the folder."
-            ) from error
+    found = {"recipe": title, "points": table}
+    files["sweep.json"] = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    files["sweep.csv"] = csv_text(to_table(results))
+    charts = dict(_charts(results))
+    files |= {f"{name}.png": to_png(figure) for name, figure in charts.items()}
+    for name, content in files.items():
+        write_whole(output / name, content)
     _write_sheets(results, output)
+    _write_report(results, charts, output, title=title)
+
+
+def _write_report(
+    results: Sequence[PointResult], charts: Mapping[str, Any], output: Path, *, title: str
+) -> None:
+    """Compare the first point and the best ones side by side on one page, with the charts."""
+    from motionmerge.evaluation.figures import to_svg
+    from motionmerge.evaluation.report.page import write_report
+    from motionmerge.evaluation.report.sets import Figure, ReportSet
+
+    best = [one for one in results[1:] if one.is_on_front]
+    others = [one for one in results[1:] if not one.is_on_front]
+    shown = [results[0], *best, *others][:_MOST_ON_THE_PAGE]
+    write_report(
+        [
+            ReportSet(
+                name=one.point.name,
+                measured=one.measured,
+                about={"on the front": "yes" if one.is_on_front else "no"},
+            )
+            for one in shown
+        ],
+        to=output / "report.html",
+        title=f"Sweep of {title}",
+        figures=[
+            Figure(_TITLES.get(name, f"Along {name.partition('-')[2]}"), to_svg(chart))
+            for name, chart in charts.items()
+        ],
+    )
 
 
 def _charts(results: Sequence[PointResult]) -> Iterator[tuple[str, Any]]:
     from motionmerge.evaluation.sweeps.charts import curves_chart, front_chart
 
-    yield "front.png", front_chart(results)
+    yield "front", front_chart(results)
     for axis in results[0].point.values:
         if len({one.point.values[axis] for one in results}) > 1:
-            yield f"curves-{axis}.png", curves_chart(results, axis=axis)
+            yield f"curves-{axis}", curves_chart(results, axis=axis)
 
 
 def _write_sheets(results: Sequence[PointResult], output: Path) -> None:
     """Draw the first videos' frames, a row for each point."""
-    from motionmerge.io.video import contact_sheet, read_video
+    from motionmerge.io.video import contact_sheet, read_frames, spread_frames
 
     for number in range(min(_MOST_SHEETS, len(results[0].measured))):
         shown = [one for one in results if one.measured[number].failure is None]
         if not shown:
             continue
-        videos = [read_video(one.measured[number].source.path)[0] for one in shown]
+        videos = [read_frames(one.measured[number].source.path)[0] for one in shown]
         contact_sheet(
-            [video[:: max(1, len(video) // 8)] for video in videos],
+            [spread_frames(video) for video in videos],
             labels=[one.point.name for one in shown],
             path=output / f"sheet-{number + 1}.png",
         )
 
 
 def _print_results(results: Sequence[PointResult], output: Path) -> None:
-    from motionmerge.evaluation.sweeps.results import FIDELITY, MOTION, OBEDIENCE
+    from motionmerge.evaluation.metrics import HEADLINES
+    from motionmerge.evaluation.sweeps.results import WANTED_HIGH
 
-    digits: Mapping[str, int] = {MOTION: 1, FIDELITY: 3, OBEDIENCE: 2}
     for number, one in enumerate(results, start=1):
         parts = [
-            f"{metric} {mean.text(places)}"
-            for metric, places in digits.items()
+            f"{metric} {mean.text(HEADLINES[metric])}"
+            for metric in WANTED_HIGH
             if (mean := one.mean(metric)) is not None
         ]
         if one.summary.num_warned:
@@ -405,4 +421,4 @@ def _print_results(results: Sequence[PointResult], output: Path) -> None:
         mark = "*" if one.is_on_front else " "
         print(f"{mark}{number:3}  {one.point.name}: {'; '.join(parts) or 'nothing measured'}")
     print("* no other point has more of all: motion, fidelity to the photo, obedience")
-    typer.echo(f"wrote {output / 'sweep.json'}, charts and sheets beside it", err=True)
+    typer.echo(f"wrote {output / 'report.html'}; values, charts and sheets beside it", err=True)

@@ -332,11 +332,11 @@ def with_video_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Make a command whose flags are its own and those of `VideoFlags`.
 
     The command gets the latter as one argument, `flags`, which stands for them in its signature. A
-    parameter of its own replaces the flag of that name.
+    parameter of its own stands for the flag of that name, and says what `flags` has there.
     """
     shared = get_type_hints(VideoFlags, include_extras=True)
     own = inspect.signature(command, eval_str=True).parameters
-    defaults = {field.name: field.default for field in fields(VideoFlags) if field.name not in own}
+    defaults = {field.name: field.default for field in fields(VideoFlags)}
     parameters: list[inspect.Parameter] = []
     for parameter in own.values():
         if parameter.name != "flags":
@@ -345,12 +345,13 @@ def with_video_flags(command: Callable[..., None]) -> Callable[..., None]:
         parameters += [
             parameter.replace(name=name, annotation=shared[name], default=default)
             for name, default in defaults.items()
+            if name not in own
         ]
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        flags = VideoFlags(**{name: values.pop(name) for name in defaults})
-        command(flags=flags, **values)
+        flags = VideoFlags(**{name: values[name] for name in defaults})
+        command(flags=flags, **{n: value for n, value in values.items() if n in own})
 
     signature = inspect.Signature(parameters)
     run.__signature__ = signature  # type: ignore[attr-defined]

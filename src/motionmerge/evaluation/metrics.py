@@ -127,5 +127,23 @@ METRICS = {
 }
 """Every metric by name, in the order of tables."""
 
+HEADLINES = {
+    "motion_degree": 1,
+    "camera_degree": 1,
+    "object_motion": 1,
+    "camera_agreement": 2,
+    "dynamic_degree_dis": 2,
+    "first_frame_psnr": 1,
+    "first_frame_ssim": 3,
+    "drift_ssim_8": 3,
+    "drift_color_8": 3,
+    "warp_error": 4,
+    "temporal_flickering": 4,
+    "jerk": 2,
+    "frozen_share": 2,
+    "looping_share": 2,
+}
+"""The metrics that people are shown first, with how many decimals."""
+
 NOTES, FAILURE = "notes", "failure"
 """Rows beside the metrics: what is odd about a video, and why it cannot be measured."""

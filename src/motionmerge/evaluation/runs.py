@@ -44,7 +44,7 @@ ROWS = "rows"
 
 Values = Mapping[str, Value]
 
-_UNFORESEEN = (
+UNFORESEEN = (
     *(cv2.error, ArithmeticError, LookupError, RuntimeError, ValueError),
     *(MemoryError, OSError),
 )
@@ -103,7 +103,7 @@ _SHARES = (
     *("camera_following", "temporal_flickering", "warp_valid", "dynamic_degree_dis"),
     *("camera_agreement", "camera_motion_dis"),
 )
-"""Metrics in 0..1, besides those that are named a share; a share of the width may be above 1."""
+"""Metrics in 0..1 whose names do not end with `_share`; a share of the width may be above 1."""
 
 _SIGNED = ("camera_pan", "camera_tilt", "camera_roll", "first_frame", "drift")
 """How the names of metrics begin that may be negative."""
@@ -266,7 +266,7 @@ def _measure(source: VideoSource, kept: Kept, shard: Shard) -> Measured | None:
     if values is None:
         try:
             values, frame = _measure_clip(source.path)
-        except (MotionMergeError, *_UNFORESEEN) as error:
+        except (MotionMergeError, *UNFORESEEN) as error:
             return Measured(source=source, clip=name, values={}, failure=_reason(error))
         kept.add(name, config, values)
     notes = tuple(str(values[NOTES] or "").split("; ")) if values[NOTES] else ()

@@ -166,6 +166,12 @@ def source_of(path: Path, photos: Photos) -> VideoSource:
     return VideoSource(path, prompt, photo, seed if type(seed) is int else None)
 
 
+def id_in_name(path: Path) -> str | None:
+    """Return the id that `batch` put into a video's name: by default its photo's name."""
+    ours = _OURS.fullmatch(path.stem)
+    return ours["id"] if ours else None
+
+
 def _writable(text: str) -> str:
     """Replace halves of characters, which JSON can hold and no file."""
     return text.encode(errors="replace").decode()

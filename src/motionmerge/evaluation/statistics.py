@@ -45,6 +45,10 @@ class Estimate:
         """Return the same in another unit, e.g. percent."""
         return Estimate(self.value * factor, self.low * factor, self.high * factor, self.num)
 
+    def to_dict(self) -> dict[str, float | None]:
+        """Return it as JSON has it: ends of an interval that there is not are None."""
+        return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
+
     def text(self, digits: int = 1, *, sign: bool = False) -> str:
         """Write as `3.2 [2.9, 3.6]`."""
         form = f"{'+' if sign else ''}.{digits}f"

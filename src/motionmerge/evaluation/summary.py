@@ -58,8 +58,8 @@ class Summary:
             "metrics": {
                 name: {
                     "mean": mean.value,
-                    "low": _or_none(mean.low),
-                    "high": _or_none(mean.high),
+                    "low": mean.to_dict()["low"],
+                    "high": mean.to_dict()["high"],
                     "num_clusters": mean.num,
                     "num_videos": self.nums[name],
                     "unit": METRICS[name].unit,
@@ -72,10 +72,6 @@ class Summary:
                 for threshold, share in self.dynamic_curve.items()
             ],
         }
-
-
-def _or_none(value: float) -> float | None:
-    return None if value != value else value
 
 
 def summarise(measured: Sequence[Measured]) -> Summary:
@@ -115,7 +111,7 @@ def _cluster(one: Measured) -> tuple[str, ...]:
 def worst_first(measured: Sequence[Measured]) -> list[Measured]:
     """Sort: what cannot be measured, then what has warnings, then by motion, the stillest first.
 
-    A video whose motion is unknown, as that of noise, comes before those that have one.
+    A video whose motion is unknown, such as pure noise, comes before all whose motion is known.
     """
 
     def place(one: Measured) -> tuple[bool, bool, float]:

@@ -1,7 +1,7 @@
 """Choose clips of UCF101 for image-to-video without training on it, and record the protocol.
 
 The order of the videos and the first frame of each clip come from the seed and the file's name
-alone, so `--num 512` takes the first of those that `--num 2048` takes, on every machine.
+alone, so `--num 512` takes the first 512 clips of `--num 2048`, on every machine.
 
 Papers do not agree on split, prompt and stride; `protocol.json` records all that was chosen.
 """
@@ -9,6 +9,7 @@ Papers do not agree on split, prompt and stride; `protocol.json` records all tha
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,17 +23,17 @@ import numpy.typing as npt
 from PIL import Image
 
 from motionmerge.errors import ConfigError, DataError
+from motionmerge.evaluation.row_files import append_rows, read_row_file
 from motionmerge.evaluation.ucf101_layout import Candidate, PromptRule, find_candidates
-from motionmerge.io.atomic import atomic_path
+from motionmerge.io.atomic import atomic_path, write_whole
 from motionmerge.io.hashing import hash_file
-from motionmerge.io.paths import is_plain_file, open_plain_file
-from motionmerge.io.video import fit_image, read_frames
+from motionmerge.io.paths import is_plain_file
+from motionmerge.io.video import fit_image, named_write_errors, read_frames
 from motionmerge.rng import whole_number_for
 
 FORMAT = 1
 PHOTOS, REAL = "photos", "real"
 LOG, MANIFEST, PROTOCOL = "selection.log", "manifest.jsonl", "protocol.json"
-_MOST_LOG_BYTES = 64 << 20
 
 Frames = npt.NDArray[np.uint8]
 
@@ -183,7 +184,7 @@ def select_clips(
         if one is None or folder is None or not _is_written(one, folder):
             one = _take(candidate, protocol, folder)
             if folder is not None:
-                _append(folder / LOG, json.dumps(asdict(one)))
+                append_rows(folder / LOG, [asdict(one)])
         if one.start is None:
             dropped.append(one)
             continue
@@ -200,8 +201,8 @@ def select_clips(
         )  # fmt: skip
     selection = Selection(settings=settings, clips=clips, dropped=dropped)
     if folder is not None:
-        _write_text(folder / MANIFEST, "".join(_manifest_lines(selection, protocol)))
-        _write_text(folder / PROTOCOL, json.dumps(selection.as_json(), indent=2) + "\n")
+        write_whole(folder / MANIFEST, "".join(_manifest_lines(selection, protocol)))
+        write_whole(folder / PROTOCOL, json.dumps(selection.as_json(), indent=2) + "\n")
     return selection
 
 
@@ -222,11 +223,9 @@ def _take(candidate: Candidate, protocol: ClipProtocol, folder: Path | None) -> 
     start = whole_number_for(protocol.seed, "ucf101 start", name) % (num - protocol.span + 1)
     if folder is not None:
         clip = _fitted(frames[start : start + protocol.span : protocol.stride], protocol.size)
-        try:
-            with atomic_path(folder / PHOTOS / f"{name}.png") as temporary:
-                Image.fromarray(clip[0]).save(temporary, format="PNG")
-        except OSError as error:
-            raise _cannot_write(folder, error) from error
+        photo = io.BytesIO()
+        Image.fromarray(clip[0]).save(photo, format="PNG")
+        write_whole(folder / PHOTOS / f"{name}.png", photo.getvalue())
         write_lossless(folder / REAL / f"{name}.mkv", clip, fps=(rate or 25) / protocol.stride)
     return ClipOutcome(id=name, prompt=prompt, num_frames=num, frame_rate=rate, start=start)
 
@@ -245,20 +244,18 @@ def write_lossless(path: Path, frames: Frames, *, fps: float) -> None:
     Raises:
         DataError: The file cannot be written.
     """
-    try:
-        with (
-            atomic_path(path) as temporary,
-            av.open(f"file:{temporary}", "w", format="matroska") as container,
-        ):
-            stream = container.add_stream("ffv1", rate=Fraction(fps).limit_denominator(1001))
-            stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt = "bgr0"
-            for array in frames:
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
-                container.mux(stream.encode(frame.reformat(format="bgr0")))
-            container.mux(stream.encode(None))
-    except (OSError, av.error.FFmpegError) as error:
-        raise _cannot_write(path, error) from error
+    with (
+        named_write_errors(path),
+        atomic_path(path) as temporary,
+        av.open(f"file:{temporary}", "w", format="matroska") as container,
+    ):
+        stream = container.add_stream("ffv1", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "bgr0"
+        for array in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="bgr0")))
+        container.mux(stream.encode(None))
 
 
 def _manifest_lines(selection: Selection, protocol: ClipProtocol) -> Iterator[str]:
@@ -285,52 +282,18 @@ def _read_log(folder: Path, settings: dict[str, Any]) -> dict[str, ClipOutcome]:
 
     The number of clips may change: the order stays.
     """
-    path = folder / LOG
-    header = json.dumps({**settings, "num": None})
+    path, header = folder / LOG, {**settings, "num": None}
     if not path.exists():
-        _append(path, header)
+        append_rows(path, [header])
         return {}
-    try:
-        with open_plain_file(path) as file:
-            text = file.read(_MOST_LOG_BYTES).decode(errors="replace")
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error}", fix="Remove it.") from error
-    first, *lines = text.splitlines() or [""]
-    if first != header:
+    # As JSON has it: a size is a list there.
+    first, *rows = read_row_file(path, dict) or [{}]
+    if first != json.loads(json.dumps(header)):
         raise DataError(
             f"{folder} holds clips of another protocol or another list of videos.",
             fix="Give another folder, or remove this one.",
         )
-    known = {}
-    for line in lines:
-        try:
-            one = ClipOutcome(**json.loads(line))
-        except (ValueError, TypeError, RecursionError):  # torn by a kill: it is done again
-            continue
-        known[one.id] = one
-    return known
-
-
-def _append(path: Path, line: str) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
-            is_torn = False
-            if file.tell():  # a line that was torn by a kill must not swallow the next one
-                file.seek(-1, 2)
-                is_torn = file.read(1) != b"\n"
-            file.write((b"\n" if is_torn else b"") + line.encode() + b"\n")
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
-def _cannot_write(path: Path, error: Exception) -> DataError:
-    return DataError(f"Cannot write {path}: {error}", fix="Check the folder and its free space.")
+        return {row["id"]: ClipOutcome(**row) for row in rows}
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged: {error}", fix="Give another folder.") from error

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from motionmerge.errors import ConfigError
+from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.paths import behind_links
 
 _LONGEST_NAME = 200
@@ -51,6 +51,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Write a small file that appears only when it is whole; what UTF-8 lacks becomes an escape.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    data = content if isinstance(content, bytes) else content.encode(errors="backslashreplace")
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise DataError(
+            f"Cannot write {path}: {error}", fix="Check the folder and its free space."
+        ) from error
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -27,6 +27,8 @@ from motionmerge.errors import DataError, ShapeError
 from motionmerge.io.atomic import atomic_path
 from motionmerge.io.heif import is_heif, open_heif
 from motionmerge.lazy_torch import torch
+
+VideoType = TypeVar("VideoType", "torch.Tensor", "npt.NDArray[np.uint8]")
 
 MIN_IMAGE_SIDE = 16
 MAX_IMAGE_PIXELS = 89_000_000
@@ -219,12 +221,17 @@ def write_video(
     frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with _named_write_errors(path), atomic_path(path) as temporary:
+    with named_write_errors(path), atomic_path(path) as temporary:
         _encode(temporary, frames, fps=fps, metadata=metadata, crf=crf)
 
 
 @contextmanager
-def _named_write_errors(path: str | Path) -> Iterator[None]:
+def named_write_errors(path: str | Path) -> Iterator[None]:
+    """Name the file that cannot be written.
+
+    Raises:
+        DataError: In place of the errors of the machine and of FFmpeg.
+    """
     try:
         yield
     except (OSError, av.error.FFmpegError) as error:
@@ -406,6 +413,11 @@ def _lacking(text: str, font: _Font) -> set[str]:
     return {c for c in set(text) if not c.isspace() and drawn(c) == box}
 
 
+def spread_frames(video: VideoType, *, num: int = 8) -> VideoType:
+    """Return about `num` frames of a video, evenly spread, the first among them."""
+    return video[:: max(1, len(video) // num)]
+
+
 def contact_sheet(
     videos: Sequence[torch.Tensor | npt.NDArray[Any]],
     *,
@@ -448,6 +460,6 @@ def contact_sheet(
         for j, frame in enumerate(row):
             sheet.paste(Image.fromarray(frame), (gap + j * (width + gap), top + band))
     if path is not None:
-        with _named_write_errors(path), atomic_path(path) as temporary:
+        with named_write_errors(path), atomic_path(path) as temporary:
             sheet.save(temporary, format="PNG")
     return sheet

@@ -16,7 +16,7 @@ from motionmerge.evaluation.pocket.report import (
     Page,
     PageClip,
     Shot,
-    write_report,
+    write_demo_page,
 )
 from motionmerge.evaluation.statistics import Estimate
 from motionmerge.models.pocket.text import PocketTokenizer
@@ -64,19 +64,19 @@ def page():
 
 
 def test_the_report_escapes_html(page, tmp_path):
-    text = write_report(page, tmp_path / "index.html").read_text()
+    text = write_demo_page(page, tmp_path / "index.html").read_text()
     assert HOSTILE not in text
     assert "&lt;script&gt;" in text
     assert "<svg></svg>" in text
 
 
 def test_the_report_needs_no_network(page, tmp_path):
-    text = write_report(page, tmp_path / "index.html").read_text()
+    text = write_demo_page(page, tmp_path / "index.html").read_text()
     assert not re.search(r"(src|href)=\"(https?:)?//", text)
 
 
 def test_a_clip_obeys_and_is_whole_only_where_nothing_is_wrong(page, tmp_path):
-    text = write_report(page, tmp_path / "index.html").read_text()
+    text = write_demo_page(page, tmp_path / "index.html").read_text()
     for word in ("✓ obeys", "✓ whole", "✗ disobeys", "✗ breaks"):
         assert text.count(word) == 1
 

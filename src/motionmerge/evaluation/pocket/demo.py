@@ -24,7 +24,14 @@ from motionmerge.evaluation.pocket.conditions import (
     pick_conditions,
 )
 from motionmerge.evaluation.pocket.motion import FloatArray, measure_clip
-from motionmerge.evaluation.pocket.report import Method, Numbers, Page, PageClip, Shot, write_report
+from motionmerge.evaluation.pocket.report import (
+    Method,
+    Numbers,
+    Page,
+    PageClip,
+    Shot,
+    write_demo_page,
+)
 from motionmerge.evaluation.pocket.runs import (
     RESULTS_FILE,
     ConditionResults,
@@ -241,7 +248,7 @@ def run_demo(
         knob_svg=to_svg(knob_chart(measured), variables=KNOB_COLORS),
         seed=seed,
     )
-    return write_report(page, folder / PAGE_FILE)
+    return write_demo_page(page, folder / PAGE_FILE)
 
 
 def _check_outputs(folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from motionmerge.evaluation.html import filled
 from motionmerge.evaluation.statistics import Estimate
 from motionmerge.io.atomic import atomic_path
 from motionmerge.version import __version__
@@ -116,18 +117,9 @@ class Page:
     seed: int
 
 
-def write_report(page: Page, path: Path) -> Path:
+def write_demo_page(page: Page, path: Path) -> Path:
     """Write the page; every text in it is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("report.html.j2")
+    template = Path(__file__).parent / "templates" / "report.html.j2"
     with atomic_path(path) as temporary:
-        temporary.write_text(template.render(page=page, version=__version__), encoding="utf-8")
+        temporary.write_text(filled(template, page=page, version=__version__), encoding="utf-8")
     return path

@@ -25,7 +25,10 @@ STRATEGIES: Mapping[str, str] = {
 }
 """Ways of using a recipe's two experts, as in Figure 5 of the paper."""
 
-_EXAMPLE = "Write `NAME=FROM:TO:COUNT`, such as motion=-0.5:1:7, or `NAME=A,B,C`."
+_EXAMPLE = (
+    "Write `NAME=FROM:TO:COUNT` with a count from 2 to 1000, such as motion=-0.5:1:7, or "
+    "`NAME=A,B,C`."
+)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,8 @@ All points have the same photos, prompts and seeds, so that differences are pair
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from motionmerge.evaluation.runs import Measured
@@ -50,15 +47,15 @@ class PointResult:
 
 
 def results_of(
-    measured: Mapping[int, Sequence[Measured]], points: Sequence[Point]
+    measured: Sequence[Sequence[Measured]], points: Sequence[Point]
 ) -> list[PointResult]:
     """Summarise the videos of every point.
 
     Args:
-        measured: By the number of the point, each in the same order.
+        measured: Of every point, in the same order of prompts.
         points: The points.
     """
-    summaries = [summarise(measured[number]) for number in range(len(points))]
+    summaries = list(map(summarise, measured))
     front = front_of([_qualities(summary) for summary in summaries])
     return [
         PointResult(
@@ -79,20 +76,22 @@ def _qualities(summary: Summary) -> tuple[float | None, ...]:
 
 
 def front_of(qualities: Sequence[tuple[float | None, ...]]) -> list[bool]:
-    """Return which points no other point beats; more is better, an unknown quality beats nothing.
+    """Return which points no other point beats; more is better.
 
     Args:
-        qualities: Of each point. A quality that some point lacks is compared among the others.
+        qualities: Of each point. Points are compared where all of them have a value; a point of
+            which nothing is known is not on the front.
     """
+    known = [own for own in qualities if any(value is not None for value in own)]
+    common = [number for number, each in enumerate(zip(*known, strict=True)) if None not in each]
 
     def beats(one: tuple[float | None, ...], other: tuple[float | None, ...]) -> bool:
-        pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
-        return bool(pairs) and all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+        pairs = [(one[number] or 0.0, other[number] or 0.0) for number in common]
+        return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
-    known = [any(value is not None for value in own) for own in qualities]
     return [
-        known[number] and not any(beats(other, own) for other in qualities)
-        for number, own in enumerate(qualities)
+        own in known and bool(common) and not any(beats(other, own) for other in known)
+        for own in qualities
     ]
 
 
@@ -127,18 +126,6 @@ def to_table(results: Sequence[PointResult]) -> list[dict[str, Any]]:
 
 
 def _columns(name: str, estimate: Estimate | None) -> dict[str, float | None]:
-    if estimate is None:
-        return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
-    found = asdict(estimate)
-    keys = {name: "value", f"{name}_low": "low", f"{name}_high": "high"}
-    return {key: found[own] if math.isfinite(found[own]) else None for key, own in keys.items()}
-
-
-def to_csv(results: Sequence[PointResult]) -> str:
-    """Return the table as CSV."""
-    rows = to_table(results)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    found = {} if estimate is None else estimate.to_dict()
+    columns = {"value": name, "low": f"{name}_low", "high": f"{name}_high"}
+    return {column: found.get(part) for part, column in columns.items()}

@@ -17,7 +17,7 @@ from motionmerge.errors import DataError
 from motionmerge.evaluation.vbench.run import DimensionRow
 from motionmerge.evaluation.vbench.suite import CAMERA_MOVES, SuiteClip
 from motionmerge.evaluation.vbench.total import DIMENSIONS, IN_NO_TOTAL
-from motionmerge.io.atomic import atomic_path
+from motionmerge.io.atomic import write_whole
 from motionmerge.io.json_file import load_json
 
 _SUFFIX = "_eval_results.json"
@@ -122,15 +122,7 @@ def write_vbench(folder: Path, name: str, results: Mapping[str, list[Any]]) -> l
     written = []
     for file, content in parts.items():
         if content:
-            try:
-                with atomic_path(folder / file) as temporary:
-                    temporary.write_text(
-                        json.dumps(content, indent=4, allow_nan=False), encoding="utf-8"
-                    )
-            except OSError as error:
-                raise DataError(
-                    f"Cannot write {folder / file}: {error}", fix="Check the folder."
-                ) from error
+            write_whole(folder / file, json.dumps(content, indent=4, allow_nan=False))
             written.append(folder / file)
     return written
 

@@ -118,10 +118,34 @@ class PlannedVideo:
 def read_manifest(
     path: Path, *, defaults: VideoSettings | None = None, num_videos: int = 1
 ) -> list[VideoJob]:
-    """Read a manifest, one JSON mapping a line, and check every line.
+    """Read a manifest as `parse_manifest` does; images are relative to its folder.
+
+    Raises:
+        DataError: It cannot be read, or as `parse_manifest`.
+    """
+    return parse_manifest(
+        read_list(path),
+        source=str(path),
+        folder=path.parent,
+        defaults=defaults,
+        num_videos=num_videos,
+    )
+
+
+def parse_manifest(
+    text: str,
+    *,
+    source: str,
+    folder: Path,
+    defaults: VideoSettings | None = None,
+    num_videos: int = 1,
+) -> list[VideoJob]:
+    """Parse a manifest, one JSON mapping a line, and check every line.
 
     Args:
-        path: The file; its folder is what images are relative to.
+        text: The lines.
+        source: Where they come from, for error messages.
+        folder: What images are relative to.
         defaults: What a line leaves out.
         num_videos: Videos of each line, with seeds from its own on.
 
@@ -129,17 +153,17 @@ def read_manifest(
         DataError: A line is no such mapping, its image is missing, two lines are the same video, or
             there are more than `MOST_VIDEOS`.
     """
-    lines = lines_of(read_list(path))
-    check_number(sum(bool(line.strip()) for line in lines) * num_videos, source=str(path))
+    lines = lines_of(text)
+    check_number(sum(bool(line.strip()) for line in lines) * num_videos, source=source)
     jobs: list[VideoJob] = []
     seen: dict[tuple[str, Path, VideoSettings], int] = {}
     counts: dict[str | None, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        where = f"{path}, line {number}"
+        where = f"{source}, line {number}"
         row = _row(line, where=where)
-        image = path.parent / path_of(row.image)
+        image = folder / path_of(row.image)
         if not is_plain_file(image):
             raise DataError(f"{where}: there is no {str(image)[:300]}.", fix="Check `image`.")
         settings = row.settings(defaults or VideoSettings())
@@ -148,14 +172,14 @@ def read_manifest(
             twin = seen.setdefault((name, image, own), number)
             if twin != number:
                 raise DataError(
-                    f"{path}: lines {twin} and {number} are the same video.",
+                    f"{source}: lines {twin} and {number} are the same video.",
                     fix="Remove one, or give them different seeds.",
                 )
             order = counts[own.prompt] = counts.get(own.prompt, -1) + 1
             jobs.append(VideoJob(line=number, id=name, number=order, image=image, settings=own))
     if not jobs:
         raise DataError(
-            f"{path} is empty.", fix='Write lines such as {"image": ..., "prompt": ..}.'
+            f"{source} is empty.", fix='Write lines such as {"image": ..., "prompt": ..}.'
         )
     return jobs
 

@@ -1,0 +1,129 @@
+"""`motionmerge report`: sets of measured videos compared on one page that can be sent on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from motionmerge.cli.measure import needs_eval_extra
+from motionmerge.cli.merge import counting_bar
+from motionmerge.cli.options import OUTPUT, JsonOption, OverwriteOption
+from motionmerge.cli.printing import harmless
+from motionmerge.errors import ConfigError
+
+EXAMPLE = "Example: motionmerge report base=videos/base full=videos/full -o report.html"
+
+
+def report(
+    sets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SETS",
+            help="Sets of videos: folders that hold some or that `measure -o` wrote to, or "
+            "patterns; NAME=PATH names one.",
+        ),
+    ],
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The set that the others are compared to.",
+            show_default="the first",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Photos that the videos were made from, as for `measure`.",
+        ),
+    ] = None,
+    vbench: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="VBench's result files of the set NAME, or a folder of such; repeatable.",
+        ),
+    ] = None,
+    title: Annotated[str, typer.Option(metavar="TEXT", help="Of the page.")] = "Videos compared",
+    max_mb: Annotated[
+        float,
+        typer.Option(
+            "--max-mb",
+            metavar="NUMBER",
+            min=0,
+            help="About how large the page may get; scenes beyond it are listed without videos.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = 40,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The page; its table goes beside it as .csv, .json and .tex.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = Path("report.html"),
+    as_json: JsonOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Compare sets of videos on one page: numbers with intervals, and the videos side by side.
+
+    The page needs no other file and asks for none. Videos of the same prompt, photo and seed are
+    paired. What `measure -o` kept in a folder is used; other videos are measured first.
+    """
+    with needs_eval_extra():
+        from motionmerge.evaluation.report.page import write_report
+        from motionmerge.evaluation.report.sets import check_sets, read_set, split_name
+        from motionmerge.evaluation.sources import Photos
+        from motionmerge.evaluation.vbench.results import read_scores
+        from motionmerge.io.atomic import check_new_file
+
+    for suffix in (output.suffix, ".csv", ".json", ".tex"):
+        check_new_file(output.with_suffix(suffix), overwrite=overwrite)
+    named = [split_name(text) for text in sets]
+    scores = {
+        name: read_scores(paths)
+        for name, paths in _vbench_files(vbench or (), [name for name, _ in named]).items()
+    }
+    photos = Photos.at(images)
+    found = []
+    with counting_bar(len(named), shown=not as_json) as tell:
+        for name, path in named:
+            found.append(read_set(name, path, photos=photos, vbench=scores.get(name)))
+            tell(name[-40:], 1)
+    check_sets(found, baseline)
+    written = write_report(found, to=output, title=title, baseline=baseline, max_megabytes=max_mb)
+    if as_json:
+        result = {
+            "page": str(written.page),
+            "tables": [str(path) for path in written.tables],
+            "num_shown": written.num_shown,
+            "num_left_out": written.num_left_out,
+        }
+        print(json.dumps(result))
+        return
+    scenes = "1 scene" if written.num_shown == 1 else f"{written.num_shown} scenes"
+    print(f"Wrote {harmless(str(written.page))} with {scenes} side by side.")
+    if written.num_left_out:
+        print(f"{written.num_left_out} more scenes had no room; allow them with --max-mb.")
+    print(f"The table: {', '.join(harmless(path.name) for path in written.tables)}")
+
+
+def _vbench_files(given: Sequence[str], names: Sequence[str]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        if name not in names or not path:
+            raise ConfigError(
+                f"`{text}` names no set; there are {', '.join(names)}.",
+                fix=f"Write --vbench {names[0]}=PATH.",
+            )
+        found.setdefault(name, []).append(Path(path).expanduser())
+    return found
