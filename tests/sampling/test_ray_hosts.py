@@ -1,23 +1,23 @@
-"""A batch on several hosts of a Ray cluster: one bad host costs no video, and is named."""
+"""A batch on several hosts of a Ray cluster: a bad or lost host costs no video, and is named."""
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
+import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.errors import CheckpointError
 from motionmerge.sampling.batch import ray_driver
-from motionmerge.sampling.batch.batch import BatchOptions, BatchReport, Tally, run_batch
-from motionmerge.sampling.batch.manifest import PlannedVideo, plan, read_manifest
+from motionmerge.sampling.batch.batch import BatchOptions, BatchProgress, Tally
+from motionmerge.sampling.batch.manifest import plan, read_manifest
 from motionmerge.sampling.batch.ray_batch import run_on_ray
 from motionmerge.sampling.request.experts import ExpertChoice
 from motionmerge.sampling.request.model import ShippedModel
@@ -30,161 +30,93 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'moti
 
 pytestmark = pytest.mark.slow
 
+# So that no worker imports the tests.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
 FAST = VideoSettings(prompt="the camera pans left", height=64, width=64, num_inference_steps=1)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A cluster of two nodes, each with a place for one worker; `HOST` says which it is."""
-    from ray.cluster_utils import Cluster
-
-    os.environ.update(
-        RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0", RAY_AUTH_MODE="disabled"
-    )
-    quiet = {"include_dashboard": False, "object_store_memory": 80_000_000}
-    own = Cluster()
-    for name in ("good", "bad"):
-        own.add_node(num_cpus=torch.get_num_threads(), env_vars={"HOST": name}, **quiet)
-    ray.init(address=own.address, log_to_driver=False, logging_level="error")
-    yield own
-    ray.shutdown()
-    own.shutdown()
-    del os.environ["RAY_AUTH_MODE"]
+COUNT = 7
 
 
 @dataclass(frozen=True)
 class OnHosts(ShippedModel):
-    """The pocket model, on hosts whose working folder is of their own; some lack the model."""
+    """The pocket model, on four hosts.
+
+    `no-model` cannot load it. `no-images` works in a folder without the photo. `new` makes a video
+    without end. `first` makes a video, and goes on once `new` is at work.
+    """
 
     folder: str = ""
-    lacking: tuple[str, ...] = ()
 
     def load(self, encode: Any = None) -> tuple[Any, str]:
-        host = os.environ["HOST"]
-        Path(self.folder, f"loaded-{host}").touch()
-        if host in self.lacking:
+        host, folder = os.environ["HOST"], Path(self.folder)
+        (folder / f"loaded-{host}").touch()
+        if host == "no-model":
             raise CheckpointError("There is no model here.", fix="Copy it.")
-        if (Path(self.folder) / host).exists():
-            os.chdir(Path(self.folder) / host)
-        while not all(Path(self.folder, f"loaded-{name}").exists() for name in ("good", "bad")):
-            time.sleep(0.05)  # so that each host gets its share
+        if host == "no-images":
+            os.chdir(folder / "empty")
+            return super().load(encode)
+        os.chdir(folder)
+        while not (folder / "loaded-no-images").exists():
+            time.sleep(0.05)
         pipeline, where = super().load(encode)
+        start, made, is_at_work = type(pipeline).__call__, [], folder / "new-is-at-work"
+
+        def call(pipeline: Any, *arguments: Any, **options: Any) -> Any:
+            if host == "new":
+                is_at_work.touch()
+                time.sleep(600)
+            while made and not is_at_work.exists():
+                time.sleep(0.05)
+            made.append(1)
+            return start(pipeline, *arguments, **options)
+
+        pipeline.__class__ = type("PocketPipeline", (type(pipeline),), {"__call__": call})
         return pipeline, where
 
 
-def planned(folder: Path, *, count: int, image: Path, output: Path) -> list[PlannedVideo]:
-    rows = [{"image": str(image), "seed": seed} for seed in range(count)]
-    return plan(read_manifest(write_manifest(folder, rows), defaults=FAST), output, fingerprint={})
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="Linux has it")
+def test_bad_hosts_are_named_one_that_joins_is_used_and_a_lost_one_costs_nothing(
+    add_host: Callable[..., Any],
+    ray_cluster: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ray_driver, "_SECONDS_BETWEEN_LOOKS", 0.2)
+    Path("empty").mkdir()
+    photo(24).save("photo.png")
+    Path("broken.png").write_bytes(b"no image")
+    photos = Path("/proc/self/cwd")  # in each process another folder
+    rows = [{"image": str(photos / "photo.png"), "seed": seed} for seed in range(COUNT)]
+    rows.insert(2, {"image": str(photos / "broken.png"), "id": "broken"})
+    jobs = read_manifest(write_manifest(tmp_path, rows), defaults=FAST)
+    videos = plan(jobs, tmp_path / "videos", fingerprint={})
+    hosts = {name: add_host(name) for name in ("no-model", "no-images")}
 
+    def join_and_be_lost(progress: BatchProgress) -> None:
+        if "new" not in hosts:
+            hosts["new"] = add_host("new")
+        elif Path("new-is-at-work").exists() and hosts["new"] in ray_cluster.worker_nodes:
+            ray_cluster.remove_node(hosts["new"], allow_graceful=False)
 
-def run(model: Any, videos: list[PlannedVideo], **options: Any) -> tuple[BatchReport, list[str]]:
+    tally = Tally(len(videos), failure_list=Path("failures.jsonl"), on_progress=join_and_be_lost)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        report = run_on_ray(model, ExpertChoice(), videos, BatchOptions(), **options)
-    return report, [str(one.message) for one in seen if "gives up the host" in str(one.message)]
-
-
-@pytest.fixture
-def photo_of(tmp_path: Path) -> Path:
-    photo(24).save(tmp_path / "photo.png")
-    return tmp_path / "photo.png"
-
-
-def test_a_host_that_lacks_the_model_is_named_and_the_others_go_on(
-    cluster: Any, tmp_path: Path, photo_of: Path
-) -> None:
-    videos = planned(tmp_path, count=3, image=photo_of, output=tmp_path / "videos")
-    model = OnHosts(folder=str(tmp_path), lacking=("bad",))
-    report, (warning,) = run(model, videos)
-    assert (len(report.done), report.failures) == (3, ())
-    assert "could not load the model. There is no model here." in warning
-    assert any(node["NodeID"][:12] in warning for node in ray.nodes())
-
-    model = OnHosts(folder=str(tmp_path), lacking=("bad", "good"))
-    with pytest.raises(CheckpointError, match=r"no model here\. \(on .*Ray node"):
-        run(model, videos)
-
-
-@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="Linux has it")
-def test_videos_for_which_a_host_lacks_images_are_made_elsewhere(
-    cluster: Any, tmp_path: Path, photo_of: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for host in ("good", "bad"):
-        (tmp_path / host).mkdir()
-    shutil.copy(photo_of, tmp_path / "good")
-    monkeypatch.chdir(tmp_path)
-    image = Path("/proc/self/cwd/photo.png")
-    videos = planned(tmp_path, count=8, image=image, output=tmp_path / "videos")
-    report, given_up = run(OnHosts(folder=str(tmp_path)), videos)
-    assert (len(report.done), report.failures) == (8, ())
-    assert len(given_up) == 1 and "Cannot read the image" in given_up[0]
-
-
-@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="Linux has it")
-def test_a_folder_that_no_host_shares_ends_the_batch_before_its_videos_are_made(
-    cluster: Any, tmp_path: Path, photo_of: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for host in ("good", "bad"):
-        (tmp_path / host).mkdir()
-    monkeypatch.chdir(tmp_path)
-    output = Path("/proc/self/cwd/videos")
-    videos = planned(tmp_path, count=9, image=photo_of, output=output)
-    with pytest.raises(ConfigError, match=r"No host .* is left.*Ray node .*no output folder"):
-        run(OnHosts(folder=str(tmp_path)), videos)
-    assert not list(tmp_path.rglob("*.mp4"))
-
-
-def test_a_host_that_joins_is_used_and_a_lost_one_costs_nothing(
-    cluster: Any, tmp_path: Path, photo_of: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray_driver, "_SECONDS_BETWEEN_LOOKS", 0.2)
-    videos = planned(tmp_path, count=6, image=photo_of, output=tmp_path / "videos")
-    threads, is_at_work = torch.get_num_threads(), tmp_path / "new-is-at-work"
-    newcomers: list[Any] = []
-
-    def join_and_be_lost(progress: Any) -> None:
-        if not newcomers:
-            newcomers.append(cluster.add_node(num_cpus=threads, env_vars={"HOST": "new"}))
-        elif is_at_work.exists() and len(newcomers) == 1:
-            newcomers.append(None)
-            cluster.remove_node(newcomers[0], allow_graceful=False)
-
-    class Patient(OnHosts):
-        """After a video each, the first hosts wait until the new one makes one without end."""
-
-        def load(self, encode: Any = None) -> tuple[Any, str]:
-            pipeline, where = super().load(encode)
-            start, made = type(pipeline).__call__, []
-
-            def call(pipeline: Any, *arguments: Any, **options: Any) -> Any:
-                if os.environ["HOST"] == "new":
-                    is_at_work.touch()
-                    time.sleep(600)
-                while made and not is_at_work.exists():
-                    time.sleep(0.05)
-                made.append(1)
-                return start(pipeline, *arguments, **options)
-
-            pipeline.__class__ = type("PocketPipeline", (type(pipeline),), {"__call__": call})
-            return pipeline, where
-
-    tally = Tally(len(videos), on_progress=join_and_be_lost)
-    report, _ = run(Patient(folder=str(tmp_path)), videos, tally=tally)
-    assert len(newcomers) == 2
-    assert (len(report.done), len(set(report.done)), report.failures) == (6, 6, ())
-
-
-def test_a_second_batch_makes_nothing_that_the_first_has_made(
-    cluster: Any, tmp_path: Path, photo_of: Path
-) -> None:
-    videos = planned(tmp_path, count=4, image=photo_of, output=tmp_path / "videos")
-    pipeline, _ = ShippedModel().load()
-    pipeline.set_progress_bar_config(disable=True)
-    run_batch(pipeline, videos[1:])
-    videos[3].path.write_bytes(b"")  # damaged
-    times = [video.path.stat().st_mtime_ns for video in videos[1:3]]
-    report, _ = run(ShippedModel(), videos, num_workers=1)
-    assert set(report.done) == {videos[0].path.name, videos[3].path.name}
-    assert set(report.found) == {video.path.name for video in videos[1:3]}
-    assert [video.path.stat().st_mtime_ns for video in videos[1:3]] == times
-    assert run_batch(pipeline, videos[:1]).found == (videos[0].path.name,)
+        report = run_on_ray(
+            OnHosts(folder=str(tmp_path)), ExpertChoice(), videos, BatchOptions(), tally=tally
+        )
+    assert (len(report.done), len(set(report.done))) == (COUNT, COUNT)
+    assert hosts["new"] not in ray_cluster.worker_nodes
+    given_up = sorted(str(one.message) for one in seen if "gives up the host" in str(one.message))
+    assert len(given_up) == 2
+    for reason, host in (
+        ("could not load the model. There is no model here.", "no-model"),
+        ("3 videos in a row failed there. Cannot read the image", "no-images"),
+    ):
+        assert any(
+            reason in warning and f"Ray node {hosts[host].node_id[:12]})" in warning
+            for warning in given_up
+        )
+    (line,) = map(json.loads, Path("failures.jsonl").read_text().splitlines())
+    assert line["id"] == "broken" and "Ray node" in line["host"]
+    assert hosts["no-images"].node_id[:12] not in line["host"]

@@ -63,7 +63,7 @@ def run_on_ray(
         prepare_folder(folder)
     options_of_ray = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0), "max_restarts": 0}
     actor_class = ray.remote(**options_of_ray)(Worker)
-    hosts = Hosts(ray, needs)
+    hosts = Hosts(ray.nodes, needs)
     driver = RayDriver(
         ray=ray,
         new_worker=lambda where: actor_class.options(scheduling_strategy=where).remote(

@@ -6,14 +6,15 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from motionmerge.errors import ConfigError, MotionMergeError
 from motionmerge.sampling.batch.batch import BatchReport
 from motionmerge.sampling.batch.manifest import PlannedVideo
 from motionmerge.sampling.batch.ray_cluster import words
-from motionmerge.sampling.batch.ray_hosts import Hosts, is_here, lack_of
+from motionmerge.sampling.batch.ray_hosts import Hosts
 from motionmerge.sampling.batch.ray_queue import VideoQueue
 
 _SECONDS_UNTIL_A_WARNING = 30.0
@@ -31,12 +32,12 @@ class _Call:
     """What a worker was told to do.
 
     Attributes:
-        worker: Who.
+        worker: Number of the worker.
         answer: Of the worker, before it begins: the id of its node.
         videos: What to make; none while it loads the model.
     """
 
-    worker: Any
+    worker: int
     answer: Any
     videos: Sequence[PlannedVideo] = ()
 
@@ -62,10 +63,12 @@ class RayDriver:
     free: Mapping[str, float]
     queue: VideoQueue
     num_workers: int | None
-    _nodes: dict[Any, str | None] = field(default_factory=dict)
+    _workers: dict[int, Any] = field(default_factory=dict)
+    _num_started: int = 0
+    _nodes: dict[int, str] = field(default_factory=dict)
     _running: dict[Any, _Call] = field(default_factory=dict)
-    _idle: list[Any] = field(default_factory=list)
-    _wants: dict[Any, int] = field(default_factory=dict)
+    _idle: list[int] = field(default_factory=list)
+    _wants: dict[int, int] = field(default_factory=dict)
     _deaths_at_start: int = 0
     _idle_deaths: int = 0
     _last_look: float = -math.inf
@@ -91,8 +94,11 @@ class RayDriver:
                     self._receive(call, result)
                     self._idle.append(call.worker)
         finally:
-            for worker in list(self._nodes):
-                self.ray.kill(worker)
+            # No handle may live on in the traceback of an error: Ray gives the workers of the next
+            # cluster that this process joins the same ids, and ends a worker as soon as a handle of
+            # its id is deleted.
+            while self._workers:
+                self.ray.kill(self._workers.popitem()[1])
         return self.queue.tally.report()
 
     def _fill(self) -> None:
@@ -104,11 +110,11 @@ class RayDriver:
         if not self.queue.waiting:
             return
         now = time.monotonic()
-        if self._nodes and now - self._last_look < _SECONDS_BETWEEN_LOOKS:
+        if self._workers and now - self._last_look < _SECONDS_BETWEEN_LOOKS:
             return
         self._last_look = now
         if self.hosts.is_end():
-            if not self._nodes:
+            if not self._workers:
                 self.queue.fail_the_lacking()
                 raise ConfigError(
                     f"No host of the cluster is left. {self.hosts.last_reason}",
@@ -117,17 +123,18 @@ class RayDriver:
                 )
             return
         wanted = self.hosts.num_places() if self.num_workers is None else self.num_workers
-        wanted = min(wanted, len(self._nodes) + len(self.queue.waiting))
-        for _ in range(max(wanted - len(self._nodes), 0 if self._running else 1)):
+        wanted = min(wanted, len(self._workers) + len(self.queue.waiting))
+        for _ in range(max(wanted - len(self._workers), 0 if self._running else 1)):
             self._start_worker()
 
     def _start_worker(self) -> None:
         is_for_all = any(video.path not in self.queue.lacked for video in self.queue.waiting)
         avoided = () if is_for_all else (self.queue.lacked[self.queue.waiting[0].path][0],)
-        worker = self.new_worker(self.hosts.strategy(avoided))
-        self._nodes[worker] = None
-        answer = worker.answer.remote()
-        self._running[worker.load.remote()] = _Call(worker, answer)
+        self._num_started += 1
+        number = self._num_started
+        self._workers[number] = self.new_worker(self.hosts.strategy(avoided))
+        answer = self._workers[number].answer.remote()
+        self._running[self._workers[number].load.remote()] = _Call(number, answer)
 
     def _next_done(self) -> Any:
         """Wait until a call is over or it is time to look for new hosts.
@@ -162,28 +169,7 @@ class RayDriver:
             self._deaths_at_start = 0
             self.hosts.loaded(node or "")
             return
-        report, lacks = result
-        videos = {video.path.name: video for video in call.videos}
-        for name, reason in lacks.items():
-            is_own = lack_of(videos[name]) is None  # this machine has it, so the host is at fault
-            self.queue.take_elsewhere(videos[name], node, reason, is_own=is_own)
-        for name in (*report.done, *report.found):
-            path = videos[name].path
-            if not is_here(path):
-                text = (
-                    f"A worker made this video, but here there is no {path}: the folder "
-                    "is not the same on all machines."
-                )
-                self.queue.take_elsewhere(videos[name], node, text, is_own=True)
-                continue
-            self.hosts.made(node or "")
-            self.queue.lacked.pop(videos[name].path, None)
-            if name in report.found:
-                self.queue.found(videos[name])
-            else:
-                self.queue.tally.made(name)
-        for failure in report.failures:
-            self.queue.tally.failed(replace(failure, host=self.hosts.name(node)))
+        self.queue.receive(call.videos, *result, node=node)
 
     def _serve_idle(self) -> None:
         """Give idle workers something to do; move them if what is left must go elsewhere."""
@@ -196,13 +182,13 @@ class RayDriver:
         while self._idle and self.queue.waiting:
             self._dismiss(self._idle.pop())
 
-    def _hand_out(self, worker: Any) -> None:
+    def _hand_out(self, worker: int) -> None:
         """Give a worker its next videos: fewer towards the end, and suspects one by one."""
-        node = self._nodes[worker]
+        node = self._nodes.get(worker)
         if node is not None and self.hosts.is_useless(node):
             self._dismiss(worker)
             return
-        share = math.ceil(len(self.queue.waiting) / max(1, len(self._nodes)))
+        share = math.ceil(len(self.queue.waiting) / max(1, len(self._workers)))
         size = min(self._wants[worker], share)
         if node is not None and not self.hosts.has_made(node):
             size = 1  # until it has shown that its files are there
@@ -210,21 +196,19 @@ class RayDriver:
         if not videos:
             self._idle.append(worker)
             return
-        answer = worker.answer.remote()
-        self._running[worker.make.remote(videos)] = _Call(worker, answer, videos)
+        answer = self._workers[worker].answer.remote()
+        self._running[self._workers[worker].make.remote(videos)] = _Call(worker, answer, videos)
 
     def _node(self, call: _Call) -> str | None:
         """Return where a worker is, or None if it never said."""
-        if self._nodes.get(call.worker) is None:
-            try:
+        if call.worker not in self._nodes:
+            with suppress(self.ray.exceptions.RayError):
                 self._nodes[call.worker] = self.ray.get(call.answer, timeout=1)
-            except self.ray.exceptions.RayError:
-                return None
-        return self._nodes[call.worker]
+        return self._nodes.get(call.worker)
 
-    def _dismiss(self, worker: Any) -> None:
+    def _dismiss(self, worker: int) -> None:
         """End a worker, and make room for another."""
-        self.ray.kill(worker)  # it may only be out of reach
+        self.ray.kill(self._workers.pop(worker))  # it may only be out of reach
         self._nodes.pop(worker, None)
         self._wants.pop(worker, None)
         self._last_look = -math.inf
@@ -243,7 +227,7 @@ class RayDriver:
                 self.hosts.exclude(node, message)
             else:
                 self.hosts.close(node, f"it could not load the model. {message}", fix=fix)
-        if node is None or (not self._nodes and self.hosts.is_end()):
+        if node is None or (not self._workers and self.hosts.is_end()):
             if isinstance(cause, MotionMergeError):
                 raise type(cause)(f"{cause.message} (on {name})", fix=cause.fix) from None
             raise error
@@ -271,7 +255,7 @@ class RayDriver:
 
     def _count_death_at_start(self, error: str) -> None:
         self._deaths_at_start += 1
-        if self._deaths_at_start > self.queue.retries + max(1, len(self._nodes)):
+        if self._deaths_at_start > self.queue.retries + max(1, len(self._workers)):
             raise ConfigError(
                 f"Workers die before the model is loaded; the last one: {error}",
                 fix="See that the model fits into their memory, or lower `num_workers`.",
@@ -279,7 +263,7 @@ class RayDriver:
 
     def _count_idle_death(self, error: str) -> None:
         self._idle_deaths += 1
-        if self._idle_deaths > _MOST_IDLE_DEATHS * max(1, len(self._nodes)):
+        if self._idle_deaths > _MOST_IDLE_DEATHS * max(1, len(self._workers)):
             raise ConfigError(
                 f"Workers die before they begin a video; the last one: {error}",
                 fix="Look for what ends them in Ray's logs; the same command goes on.",

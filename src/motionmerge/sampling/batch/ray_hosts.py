@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ class Hosts:
     """The machines of a cluster, by the ids that Ray gives its nodes.
 
     Args:
-        ray: The module.
+        nodes: Lists the nodes of the cluster: `ray.nodes`.
         needs: What a worker takes of a machine.
     """
 
-    def __init__(self, ray: Any, needs: Mapping[str, int]) -> None:
-        self._ray, self._needs = ray, needs
+    def __init__(
+        self, nodes: Callable[[], Sequence[Mapping[str, Any]]], needs: Mapping[str, int]
+    ) -> None:
+        self._nodes, self._needs = nodes, needs
         self._closed: set[str] = set()
         self._useless: set[str] = set()
         self._loaded: set[str] = set()
@@ -40,7 +42,7 @@ class Hosts:
         """Describe a host for people: its name, address and node id."""
         if node is None:
             return "an unknown host"
-        for known in self._ray.nodes():
+        for known in self._nodes():
             if known["NodeID"] == node:
                 where = f"{known['NodeManagerHostname']} ({known['NodeManagerAddress']}"
                 return f"{where}, Ray node {node[:12]})"
@@ -105,10 +107,10 @@ class Hosts:
         elsewhere = NotIn(*nodes)  # type: ignore[no-untyped-call]  # Ray's own
         return NodeLabelSchedulingStrategy(hard={"ray.io/node-id": elsewhere})
 
-    def _open(self) -> list[dict[str, Any]]:
+    def _open(self) -> list[Mapping[str, Any]]:
         return [
             node
-            for node in self._ray.nodes()
+            for node in self._nodes()
             if node["Alive"] and node["NodeID"] not in self._closed
         ]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from motionmerge.sampling.batch.batch import Failure, Tally, missing
+from motionmerge.sampling.batch.batch import BatchReport, Failure, Tally, missing
 from motionmerge.sampling.batch.manifest import PlannedVideo
-from motionmerge.sampling.batch.ray_hosts import Hosts
+from motionmerge.sampling.batch.ray_hosts import Hosts, is_here, lack_of
 
 
 class VideoQueue:
@@ -61,7 +62,45 @@ class VideoQueue:
         self.tally.found(video.path.name)
         random.SystemRandom().shuffle(self.waiting)
 
-    def take_elsewhere(
+    def receive(
+        self,
+        videos: Sequence[PlannedVideo],
+        report: BatchReport,
+        lacks: Mapping[str, str],
+        *,
+        node: str | None,
+    ) -> None:
+        """Count what a worker made of its videos, and take back what its host lacks files for.
+
+        Args:
+            videos: What the worker was given.
+            report: What it did.
+            lacks: What the host lacks for a video, by the video's name.
+            node: Where the worker is.
+        """
+        by_name = {video.path.name: video for video in videos}
+        for name, reason in lacks.items():
+            is_own = lack_of(by_name[name]) is None  # this machine has it, so the host is at fault
+            self._take_elsewhere(by_name[name], node, reason, is_own=is_own)
+        for name in (*report.done, *report.found):
+            video = by_name[name]
+            if not is_here(video.path):
+                text = (
+                    f"A worker made this video, but here there is no {video.path}: the folder "
+                    "is not the same on all machines."
+                )
+                self._take_elsewhere(video, node, text, is_own=True)
+                continue
+            self._hosts.made(node or "")
+            self.lacked.pop(video.path, None)
+            if name in report.found:
+                self.found(video)
+            else:
+                self.tally.made(name)
+        for failure in report.failures:
+            self.tally.failed(replace(failure, host=self._hosts.name(node)))
+
+    def _take_elsewhere(
         self, video: PlannedVideo, node: str | None, reason: str, *, is_own: bool
     ) -> None:
         """Try a video once on another host, if it failed for what this one lacks."""
