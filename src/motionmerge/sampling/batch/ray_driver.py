@@ -172,7 +172,7 @@ class RayDriver:
         self.queue.receive(call.videos, *result, node=node)
 
     def _serve_idle(self) -> None:
-        """Give idle workers something to do; move them if what is left must go elsewhere."""
+        """Hand idle workers something to do; move them if what is left must go elsewhere."""
         for worker in list(self._idle):
             self._idle.remove(worker)
             self._hand_out(worker)
@@ -183,7 +183,7 @@ class RayDriver:
             self._dismiss(self._idle.pop())
 
     def _hand_out(self, worker: int) -> None:
-        """Give a worker its next videos: fewer towards the end, and suspects one by one."""
+        """Hand a worker its next videos: fewer towards the end, and suspects one by one."""
         node = self._nodes.get(worker)
         if node is not None and self.hosts.is_useless(node):
             self._dismiss(worker)
@@ -233,7 +233,7 @@ class RayDriver:
             raise error
 
     def _replace(self, call: _Call, error: str) -> None:
-        """Give what a dead worker had to others: to those that are idle, or to a new one."""
+        """Hand what a dead worker had to others: to those that are idle, or to a new one."""
         node = self._node(call)
         has_begun = self._has_begun(call)
         self._dismiss(call.worker)

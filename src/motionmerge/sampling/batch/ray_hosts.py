@@ -98,7 +98,7 @@ class Hosts:
         return node in self._lacking and self._lacking[node] == 0
 
     def strategy(self, avoided: Collection[str]) -> Any:
-        """Say where Ray may start a worker: not on hosts that are closed or avoided."""
+        """Return where Ray may start a worker: not on hosts that are closed or avoided."""
         from ray.util.scheduling_strategies import NodeLabelSchedulingStrategy, NotIn
 
         nodes = sorted({*self._closed, *avoided})
@@ -109,9 +109,7 @@ class Hosts:
 
     def _open(self) -> list[Mapping[str, Any]]:
         return [
-            node
-            for node in self._nodes()
-            if node["Alive"] and node["NodeID"] not in self._closed
+            node for node in self._nodes() if node["Alive"] and node["NodeID"] not in self._closed
         ]
 
 
