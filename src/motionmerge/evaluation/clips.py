@@ -104,18 +104,6 @@ def read_clip(path: str | Path) -> Clip:
         return _collect(frames, stated)
 
 
-def read_first_frame(path: str | Path) -> Picture:
-    """Read the first frame of a video, `[height, width, 3]`.
-
-    Raises:
-        DataError: As for `read_clip`, as far as the first frame shows it.
-    """
-    with _named_faults(), _opened(Path(path)) as (_, frames):
-        for picture, _time in frames:
-            return picture
-    raise DataError("It has no frame.", fix="Make the video again.")
-
-
 def read_comment(path: str | Path) -> str:
     """Return the comment in a video's metadata, where our own prompt and seed are; "" if none."""
     try:

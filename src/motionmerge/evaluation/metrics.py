@@ -1,4 +1,4 @@
-"""The metrics that are measured without any weights: their names, units and meanings.
+"""The metrics that `measure` measures: their names, units and meanings.
 
 docs/reference/metrics.md has the same list with the formulas.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Group = Literal["clip", "photo", "prompt"]
-"""What a metric needs besides the video: nothing, the photo it was made from, or its prompt."""
+Group = Literal["clip", "photo", "prompt", "features", "photo features"]
+"""What a metric needs besides the video: nothing, the photo it was made from, its prompt, a network
+for features, or both of these."""
 
 Value = float | str | None
 """A number, a label, or None where a video does not have the metric."""
@@ -123,6 +124,24 @@ METRICS = {
             group="prompt",
         ),
         Metric(name="camera_motion_dis", about="the same by VBench's rule", group="prompt"),
+        Metric(
+            name="subject_consistency_efflite0",
+            about="VBench's rule on another network's features",
+            group="features",
+        ),
+        *(
+            Metric(
+                name=f"drift_efflite0_{distance}",
+                about=f"features kept over {distance}/8 s",
+                group="features",
+            )
+            for distance in DRIFT_DISTANCES
+        ),
+        Metric(
+            name="i2v_subject_efflite0",
+            about="VBench's rule on another network's features",
+            group="photo features",
+        ),
     )
 }
 """Every metric by name, in the order of tables."""
@@ -137,6 +156,9 @@ HEADLINES = {
     "first_frame_ssim": 3,
     "drift_ssim_8": 3,
     "drift_color_8": 3,
+    "drift_efflite0_8": 3,
+    "subject_consistency_efflite0": 3,
+    "i2v_subject_efflite0": 3,
     "warp_error": 4,
     "temporal_flickering": 4,
     "jerk": 2,

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -35,6 +35,9 @@ from motionmerge.evaluation.vbench.suite import CAMERA_MOVES
 from motionmerge.io.hashing import hash_file
 from motionmerge.io.paths import is_plain_file
 from motionmerge.io.video import fit_image, load_image
+
+if TYPE_CHECKING:  # only those who ask for features need torch
+    from motionmerge.evaluation.semantic import SemanticFeatures
 
 FORMAT = 2
 """Raise it when a metric changes its meaning: kept rows are then not used."""
@@ -102,6 +105,7 @@ def labels_of(metric: str) -> tuple[str, ...]:
 _SHARES = (
     *("camera_following", "temporal_flickering", "warp_valid", "dynamic_degree_dis"),
     *("camera_agreement", "camera_motion_dis"),
+    *("subject_consistency_efflite0", "i2v_subject_efflite0"),
 )
 """Metrics in 0..1 whose names do not end with `_share`; a share of the width may be above 1."""
 
@@ -224,6 +228,7 @@ def measure_videos(
     *,
     kept: Kept | None = None,
     shard: Shard | None = None,
+    features: SemanticFeatures | None = None,
     progress: Callable[[VideoSource], None] | None = None,
 ) -> list[Measured]:
     """Measure the videos of one shard, except those whose results are kept.
@@ -232,6 +237,7 @@ def measure_videos(
         sources: The videos.
         kept: Where rows are found and kept; by default nothing is.
         shard: Which part of the videos.
+        features: Measures what its network sees as well.
         progress: Called after each, also after those of other shards.
 
     Raises:
@@ -241,7 +247,7 @@ def measure_videos(
     kept, shard = kept or Kept(), shard or WHOLE
     measured = []
     for source in sources:
-        one = _measure(source, kept, shard)
+        one = _measure(source, kept, shard, features)
         if one is not None:
             measured.append(one)
         if progress is not None:
@@ -249,7 +255,9 @@ def measure_videos(
     return measured
 
 
-def _measure(source: VideoSource, kept: Kept, shard: Shard) -> Measured | None:
+def _measure(
+    source: VideoSource, kept: Kept, shard: Shard, features: SemanticFeatures | None
+) -> Measured | None:
     try:
         if not is_plain_file(source.path):
             raise DataError("It is no file.", fix="Leave it out.")
@@ -260,21 +268,61 @@ def _measure(source: VideoSource, kept: Kept, shard: Shard) -> Measured | None:
         return Measured(source=source, clip=None, values={}, failure=_reason(error))
     if not shard.holds(name):
         return None
-    config = clip_config()
-    values = kept.values(name, config, [*metrics_of("clip"), NOTES])
-    frame: clips.Picture | None = None
-    if values is None:
-        try:
-            values, frame = _measure_clip(source.path)
-        except (MotionMergeError, *UNFORESEEN) as error:
-            return Measured(source=source, clip=name, values={}, failure=_reason(error))
-        kept.add(name, config, values)
+    one = _OneVideo(source, name, kept)
+    try:
+        values = one.values(clip_config(), [*metrics_of("clip"), NOTES], _measure_clip)
+        if features is not None:
+            config = config_hash(clip=clip_config(), weights=features.loaded.fingerprint)
+            found = one.values(
+                config, metrics_of("features"), lambda clip: features.of_clip(clip.samples)
+            )
+            values = {**values, **found}
+    except (MotionMergeError, *UNFORESEEN) as error:
+        return Measured(source=source, clip=name, values={}, failure=_reason(error))
     notes = tuple(str(values[NOTES] or "").split("; ")) if values[NOTES] else ()
-    own = {metric: values[metric] for metric in metrics_of("clip")}
-    with_photo, photo_note = _compare_photo(source, name, frame, kept)
+    own = {metric: value for metric, value in values.items() if metric != NOTES}
+    with_photo, photo_note = _compare_photo(one, features)
     own |= with_photo
     own |= camera_agreement(source.prompt, own)
     return Measured(source=source, clip=name, values=own, notes=(*notes, *photo_note))
+
+
+@dataclass
+class _OneVideo:
+    """A video whose rows are looked up, and which is decoded once where one is missing."""
+
+    source: VideoSource
+    name: str
+    kept: Kept
+    _clip: clips.Clip | None = None
+
+    @property
+    def clip(self) -> clips.Clip:
+        """The decoded video.
+
+        Raises:
+            DataError: It cannot be decoded.
+        """
+        if self._clip is None:
+            self._clip = clips.read_clip(self.source.path)
+        return self._clip
+
+    def values(
+        self, config: str, metrics: list[str], compute: Callable[[clips.Clip], dict[str, Value]]
+    ) -> dict[str, Value]:
+        """Return these metrics from the kept rows, or compute and keep them.
+
+        Raises:
+            DataError: The video cannot be measured, or a value is not finite.
+        """
+        found = self.kept.values(self.name, config, metrics)
+        if found is None:
+            found = compute(self.clip)
+            for name, value in found.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise DataError(f"Its {name} came out as {value}.", fix="Make the video again.")
+            self.kept.add(self.name, config, found)
+        return {metric: found[metric] for metric in metrics}
 
 
 def clip_config() -> str:
@@ -289,15 +337,10 @@ def clip_config() -> str:
     )
 
 
-def _measure_clip(path: Path) -> tuple[dict[str, Value], clips.Picture]:
-    """Measure what needs the video alone; also return its first frame.
-
-    Raises:
-        DataError: It cannot be measured.
-    """
-    clip = clips.read_clip(path)
+def _measure_clip(clip: clips.Clip) -> dict[str, Value]:
+    """Measure what needs the video alone."""
     height, width = clip.size
-    values: dict[str, Value] = {
+    return {
         "width": width,
         "height": height,
         "num_frames": clip.num_frames,
@@ -307,10 +350,6 @@ def _measure_clip(path: Path) -> tuple[dict[str, Value], clips.Picture]:
         **motion.measure_motion(clip),
         NOTES: "; ".join(clip.notes),
     }
-    for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise DataError(f"Its {name} came out as {value}.", fix="Make the video again.")
-    return values, clip.first
 
 
 def _reason(error: Exception) -> str:
@@ -320,23 +359,35 @@ def _reason(error: Exception) -> str:
 
 
 def _compare_photo(
-    source: VideoSource, clip: str, frame: clips.Picture | None, kept: Kept
+    one: _OneVideo, features: SemanticFeatures | None
 ) -> tuple[dict[str, Value], tuple[str, ...]]:
-    """Compare the first frame to the photo, fitted as the model's input is: covered and cut."""
+    """Compare the video to its photo, fitted as the model's input is: covered and cut."""
     nothing: dict[str, Value] = dict.fromkeys(metrics_of("photo"))
-    if source.photo is None:
+    path = one.source.photo
+    if path is None:
         return nothing, ()
+
+    def photo_of(clip: clips.Clip) -> clips.Picture:
+        return np.asarray(fit_image(load_image(path), *clip.size))
+
+    def first_frame(clip: clips.Clip) -> dict[str, Value]:
+        photo = photo_of(clip)
+        return {
+            "first_frame_psnr": psnr(clip.first, photo),
+            "first_frame_ssim": ssim(clip.first, photo),
+        }
+
     try:
-        config = config_hash(format=FORMAT, photo=hash_file(source.photo))
-        values = kept.values(clip, config, nothing)
-        if values is None:
-            frame = clips.read_first_frame(source.path) if frame is None else frame
-            photo = np.asarray(fit_image(load_image(source.photo), *frame.shape[:2]))
-            values = {
-                "first_frame_psnr": psnr(frame, photo),
-                "first_frame_ssim": ssim(frame, photo),
-            }
-            kept.add(clip, config, values)
+        photo_hash = hash_file(path)
+        config = config_hash(format=FORMAT, photo=photo_hash)
+        values = one.values(config, list(nothing), first_frame)
+        if features is not None:
+            weights = features.loaded.fingerprint
+            values |= one.values(
+                config_hash(clip=clip_config(), photo=photo_hash, weights=weights),
+                metrics_of("photo features"),
+                lambda clip: features.of_photo(clip.samples, photo_of(clip)),
+            )
     except (OSError, MotionMergeError) as error:
         return nothing, (f"its photo cannot be used: {_reason(error).rstrip('.')}",)
     return values, ()
