@@ -22,8 +22,8 @@ CHEAP = {
 def ray_cluster() -> Iterator[Any]:
     """A cluster that wants a token, of one host with a place for one worker.
 
-    There is one for all tests of a process, because Ray gives the actors of a second one the same
-    ids, and because it takes seconds to start.
+    There is one for all tests of a process: it takes seconds to start, and once a process has used
+    a token, Ray cancels the actors that it starts in a cluster without.
     """
     ray = pytest.importorskip("ray", reason="pip install 'motionmerge[ray]'")
     from ray._raylet import AuthenticationTokenLoader, Config

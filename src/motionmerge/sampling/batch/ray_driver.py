@@ -94,11 +94,8 @@ class RayDriver:
                     self._receive(call, result)
                     self._idle.append(call.worker)
         finally:
-            # No handle may live on in the traceback of an error: Ray gives the workers of the next
-            # cluster that this process joins the same ids, and ends a worker as soon as a handle of
-            # its id is deleted.
-            while self._workers:
-                self.ray.kill(self._workers.popitem()[1])
+            for worker in self._workers.values():
+                self.ray.kill(worker)
         return self.queue.tally.report()
 
     def _fill(self) -> None:
