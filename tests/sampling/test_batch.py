@@ -339,6 +339,16 @@ def test_a_video_that_could_not_be_written_is_tried_again(tmp_path: Path) -> Non
     assert contents(tmp_path / "out").keys() == {planned[0].path.name}
 
 
+def test_a_video_that_another_batch_has_made_meanwhile_is_not_written_again(tmp_path: Path) -> None:
+    pipeline, planned = tiny_pipeline(), planned_videos(tmp_path)
+    assert len(run_batch(pipeline, planned).done) == 1
+    before = planned[0].path.stat()
+    report = run_batch(pipeline, planned)
+    assert (report.done, report.found, report.failures) == ((), (planned[0].path.name,), ())
+    now = planned[0].path.stat()
+    assert (now.st_ino, now.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_a_full_disk_stops_the_batch(tmp_path: Path) -> None:
     pipeline, planned = tiny_pipeline(), planned_videos(tmp_path, count=3)
     calls = 0

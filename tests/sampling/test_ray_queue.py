@@ -22,7 +22,7 @@ from motionmerge.sampling.batch.batch import (
 )
 from motionmerge.sampling.batch.manifest import PlannedVideo, plan, read_manifest
 from motionmerge.sampling.batch.ray_driver import RayDriver
-from motionmerge.sampling.batch.ray_hosts import Hosts
+from motionmerge.sampling.batch.ray_hosts import Hosts, lack_of
 from motionmerge.sampling.batch.ray_queue import VideoQueue
 from motionmerge.sampling.videos.make_video import VideoSettings
 
@@ -157,6 +157,17 @@ def test_a_video_for_which_this_machine_lacks_a_file_too_is_not_tried_again(
         one.lacks("a")
     assert [failure.attempts for failure in one.failures()] == [1] * 4
     assert not given_up and not one.hosts.is_useless("a")  # no fault of the host
+
+
+def test_a_worker_sees_what_its_host_lacks_before_it_makes_a_video(
+    case: Callable[..., Case], tmp_path: Path
+) -> None:
+    (video,) = case("a").videos
+    assert lack_of(video) is None
+    (tmp_path / "photo.png").unlink()
+    assert "Cannot read the image" in (lack_of(video) or "")
+    (tmp_path / "out").rmdir()
+    assert "There is no output folder" in (lack_of(video) or "")
 
 
 def test_a_video_that_is_not_here_once_made_is_tried_on_another_host(
