@@ -179,6 +179,41 @@ def test_one_part_with_two_keys_is_refused_by_both() -> None:
         both_ways({"denoiser": model()}, file)
 
 
+SEVERAL_WAYS = {
+    "a LoRA and its product": ("lora_A.weight", "lora_B.weight", "diff"),
+    "a LoRA and a LoKr": ("lora_A.weight", "lora_B.weight", "lokr_w1", "lokr_w2"),
+    "a LoRA and a LoHa": (
+        "lora_A.weight", "lora_B.weight", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b",
+    ),
+    "a matrix and its own factors": ("lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", SEVERAL_WAYS.values(), ids=list(SEVERAL_WAYS))
+def test_a_weight_that_is_changed_in_several_ways_is_refused(parts: tuple[str, ...]) -> None:
+    """Other programs take one of the ways, and not all the same."""
+    file = {f"{Q}.{part}": torch.ones(6, 6) for part in parts}
+    base = Checkpoint.from_tensors(zeros({"denoiser": model()}), name="base")
+    for way in (
+        lambda: (base + lora(file, 1.0)).tensors(),
+        lambda: read_lora(file, {"denoiser": model()}, name="style", missing="keep"),
+    ):
+        with pytest.raises(CheckpointError, match=f"mean the weight of `{Q}`: .*{parts[-1]}"):
+            way()
+
+
+@pytest.mark.parametrize("left", ["lora_A", "lora_B"])
+def test_one_matrix_without_the_other_is_no_matter_of_dense_weights(left: str) -> None:
+    file = pair("proj_out") | {f"{Q}.{left}.weight": torch.ones(6, 6)}
+    base = Checkpoint.from_tensors(zeros({"denoiser": model()}), name="base")
+    for way in (
+        lambda: (base + lora(file, 1.0)).tensors(),
+        lambda: read_lora(file, {"denoiser": model()}, name="style"),
+    ):
+        with pytest.raises(CheckpointError, match=r"(?s)incomplete.*Fix: Download the file again"):
+            way()
+
+
 @pytest.mark.parametrize(
     ("first", "second"), [("default", "other"), ("", "other"), ("my-style", "my.style")]
 )
