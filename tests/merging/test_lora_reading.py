@@ -249,6 +249,25 @@ def test_a_file_that_names_the_second_denoiser_means_the_first_by_the_plain_name
     assert both_ways(nets, pair(f"transformer_2.{Q}")) == {f"transformer_2.{Q}.weight": 1.0}
 
 
+@pytest.mark.parametrize("front", ["pipe.", ""])
+def test_the_two_denoisers_of_diffsynth_studio_are_told_apart(front: str) -> None:
+    nets = {name: model() for name in TWO}
+    first, second = (pair(f"{front}{dit}.blocks.0.self_attn.q") for dit in ("dit", "dit2"))
+    wanted = [f"{name}.{Q}.weight" for name in TWO]
+    assert both_ways(nets, first) == dict.fromkeys(wanted, 1.0)
+    assert both_ways(nets, second) == {wanted[1]: 1.0}
+    larger = pair(f"{front}dit2.blocks.0.self_attn.q", size=10)
+    assert both_ways(nets, first | larger) == dict(zip(wanted, (1.0, 10.0), strict=True))
+
+
+@pytest.mark.parametrize("adapter", ["default", "my-style"])
+@pytest.mark.parametrize("parts", [("lora_A", "lora_B"), ("lora_down", "lora_up")])
+def test_an_adapters_name_may_follow_either_spelling(adapter: str, parts: tuple[str, str]) -> None:
+    down, up = (f"diffusion_model.{Q}.{part}.{adapter}.weight" for part in parts)
+    file = {down: torch.ones(1, 6), up: torch.ones(6, 1)}
+    assert both_ways({"denoiser": model()}, file) == {f"{Q}.weight": 1.0}
+
+
 def test_a_modules_name_is_not_taken_for_the_beginning_of_a_layers() -> None:
     """`transformer_blocks.{}.norm2` is what MiniMax-H3's `blocks.{}.norm2` is in diffusers."""
     norm = "blocks.0.norm2"

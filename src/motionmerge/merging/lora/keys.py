@@ -15,12 +15,12 @@ from motionmerge.errors import CheckpointError
 
 _ADAPTER = r"(?:\.(?P<adapter>.+))?"
 _PARTS: tuple[tuple[str, str], ...] = (
-    ("down", rf"(?:\.lora_A{_ADAPTER}|[._]lora(?:_linear_layer)?[._]down)\.weight"),
-    ("up", rf"(?:\.lora_B{_ADAPTER}|[._]lora(?:_linear_layer)?[._]up)\.weight"),
+    ("down", rf"(?:\.lora_A|[._]lora(?:_linear_layer)?[._]down){_ADAPTER}\.weight"),
+    ("up", rf"(?:\.lora_B|[._]lora(?:_linear_layer)?[._]up){_ADAPTER}\.weight"),
     ("mid", r"\.lora_mid\.weight"),
     ("alpha", r"\.alpha"),
     ("bias", r"\.(?:diff_b|b_norm)"),
-    ("up_bias", rf"(?:\.lora_B{_ADAPTER}|[._]lora(?:_linear_layer)?[._]up)\.bias"),
+    ("up_bias", rf"(?:\.lora_B|[._]lora(?:_linear_layer)?[._]up){_ADAPTER}\.bias"),
     ("full", r"\.(?:diff|w_norm)"),
     ("modulation", r"\.diff_m"),
     *((part, rf"\.{part}") for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")),
