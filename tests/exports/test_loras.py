@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -203,6 +204,28 @@ def fused(pair, files, folder):
         for module in ("transformer", "transformer_2")
         for name, value in getattr(pipeline, module).state_dict().items()
     }
+
+
+@pytest.mark.parametrize("kind", ["hunyuan-video-1.5", "cosmos", "cosmos-2"])
+def test_what_is_to_be_typed_works_where_the_pipeline_itself_loads_no_lora(kind, tmp_path):
+    inputs = inputs_of(kind)
+    written = export_loras(MORE, tmp_path, rank=FULL_RANK, target="diffusers", inputs=inputs)
+    pipe = SimpleNamespace(transformer=DENOISERS[kind]())
+    pipe.transformer.load_state_dict(inputs["base"])
+    for line in written.usage[1:]:
+        exec(line.strip(), {"pipe": pipe})
+    wanted = realise(MORE, inputs=inputs)["more"]
+    changed = 0
+    for path, layer in pipe.transformer.named_modules():
+        if isinstance(getattr(layer, "base_layer", None), torch.nn.Linear):
+            name = f"{path}.weight"
+            found = layer.base_layer.weight + layer.get_delta_weight("more")
+            torch.testing.assert_close(found, wanted[name], atol=1e-4, rtol=1e-4)
+            changed += 1
+    held = load_file(tmp_path / "more.safetensors")
+    loaded = {name for name in pipe.transformer.state_dict() if ".lora_" in name}
+    assert changed > 10 and len(loaded) == len(held)
+    assert ("cond_type_embed.weight" in written["more"].left_out) == (kind == "hunyuan-video-1.5")
 
 
 @pytest.mark.parametrize("target", ["diffusers", "comfyui"])

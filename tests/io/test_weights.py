@@ -78,7 +78,7 @@ def test_the_header_ends_at_a_multiple_of_eight_bytes(tmp_path):
         assert struct.unpack("<Q", path.read_bytes()[:8])[0] % 8 == 0
 
 
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "module"])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "module", "model", "generator_ema"])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_ckpt_is_read_through_its_wrapper(tmp_path, tensors, wrapper, zipped):
     if not zipped:
@@ -88,6 +88,12 @@ def test_a_ckpt_is_read_through_its_wrapper(tmp_path, tensors, wrapper, zipped):
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with open_weights(path) as reader:
         assert_same(reader, tensors)
+
+
+def test_a_ckpt_with_weights_and_their_average_is_refused_by_both_names(tmp_path, tensors):
+    torch.save({"generator": tensors, "generator_ema": tensors, "step": 3}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="several models: `generator`, `generator_ema`"):
+        open_weights(tmp_path / "a.pt")
 
 
 # Folders

@@ -179,6 +179,41 @@ def test_one_part_with_two_keys_is_refused_by_both() -> None:
         both_ways({"denoiser": model()}, file)
 
 
+SEVERAL_WAYS = {
+    "a LoRA and its product": ("lora_A.weight", "lora_B.weight", "diff"),
+    "a LoRA and a LoKr": ("lora_A.weight", "lora_B.weight", "lokr_w1", "lokr_w2"),
+    "a LoRA and a LoHa": (
+        "lora_A.weight", "lora_B.weight", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b",
+    ),
+    "a matrix and its own factors": ("lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", SEVERAL_WAYS.values(), ids=list(SEVERAL_WAYS))
+def test_a_weight_that_is_changed_in_several_ways_is_refused(parts: tuple[str, ...]) -> None:
+    """Other programs take one of the ways, and not all the same."""
+    file = {f"{Q}.{part}": torch.ones(6, 6) for part in parts}
+    base = Checkpoint.from_tensors(zeros({"denoiser": model()}), name="base")
+    for way in (
+        lambda: (base + lora(file, 1.0)).tensors(),
+        lambda: read_lora(file, {"denoiser": model()}, name="style", missing="keep"),
+    ):
+        with pytest.raises(CheckpointError, match=f"mean the weight of `{Q}`: .*{parts[-1]}"):
+            way()
+
+
+@pytest.mark.parametrize("left", ["lora_A", "lora_B"])
+def test_one_matrix_without_the_other_is_no_matter_of_dense_weights(left: str) -> None:
+    file = pair("proj_out") | {f"{Q}.{left}.weight": torch.ones(6, 6)}
+    base = Checkpoint.from_tensors(zeros({"denoiser": model()}), name="base")
+    for way in (
+        lambda: (base + lora(file, 1.0)).tensors(),
+        lambda: read_lora(file, {"denoiser": model()}, name="style"),
+    ):
+        with pytest.raises(CheckpointError, match=r"(?s)incomplete.*Fix: Download the file again"):
+            way()
+
+
 @pytest.mark.parametrize(
     ("first", "second"), [("default", "other"), ("", "other"), ("my-style", "my.style")]
 )
@@ -212,6 +247,25 @@ def test_a_file_that_names_the_second_denoiser_means_the_first_by_the_plain_name
     assert both_ways(nets, dict(reversed(file.items()))) == expected
     assert both_ways(nets, pair(f"transformer.{Q}")) == dict.fromkeys(expected, 1.0)
     assert both_ways(nets, pair(f"transformer_2.{Q}")) == {f"transformer_2.{Q}.weight": 1.0}
+
+
+@pytest.mark.parametrize("front", ["pipe.", ""])
+def test_the_two_denoisers_of_diffsynth_studio_are_told_apart(front: str) -> None:
+    nets = {name: model() for name in TWO}
+    first, second = (pair(f"{front}{dit}.blocks.0.self_attn.q") for dit in ("dit", "dit2"))
+    wanted = [f"{name}.{Q}.weight" for name in TWO]
+    assert both_ways(nets, first) == dict.fromkeys(wanted, 1.0)
+    assert both_ways(nets, second) == {wanted[1]: 1.0}
+    larger = pair(f"{front}dit2.blocks.0.self_attn.q", size=10)
+    assert both_ways(nets, first | larger) == dict(zip(wanted, (1.0, 10.0), strict=True))
+
+
+@pytest.mark.parametrize("adapter", ["default", "my-style"])
+@pytest.mark.parametrize("parts", [("lora_A", "lora_B"), ("lora_down", "lora_up")])
+def test_an_adapters_name_may_follow_either_spelling(adapter: str, parts: tuple[str, str]) -> None:
+    down, up = (f"diffusion_model.{Q}.{part}.{adapter}.weight" for part in parts)
+    file = {down: torch.ones(1, 6), up: torch.ones(6, 1)}
+    assert both_ways({"denoiser": model()}, file) == {f"{Q}.weight": 1.0}
 
 
 def test_a_modules_name_is_not_taken_for_the_beginning_of_a_layers() -> None:

@@ -252,6 +252,20 @@ def test_plain_alphas_that_disagree_are_refused_by_name(tmp_path: Path) -> None:
         strength(with_header(tmp_path, {"lora_alpha": "8", "network_alpha": "4"}))
 
 
+@pytest.mark.parametrize("key", ["transformer.r", "lora_rank", "ss_network_dim"])
+def test_a_rank_in_a_plain_header_that_is_not_the_factors_is_refused(
+    tmp_path: Path, key: str
+) -> None:
+    """Alpha over which of the two, nothing says."""
+    for rank in ("2", "Dynamic", "None"):
+        assert strength(with_header(tmp_path, {"lora_alpha": "8", key: rank})) == [4.0]
+    own = pair() | {"transformer.to_q.alpha": torch.tensor(2.0)}
+    assert strength(with_header(tmp_path, {"lora_alpha": "8", key: "64"}, own)) == [1.0]
+    assert strength(with_header(tmp_path, {key: "64"})) == [1.0]
+    with pytest.raises(CheckpointError, match=r"has rank 2, but .*lora_alpha.* says 64"):
+        strength(with_header(tmp_path, {"lora_alpha": "8", key: "64"}))
+
+
 def test_what_is_nearer_to_the_layer_counts_more(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 20, "r": 2}))
     path = tmp_path / "adapter_model.safetensors"

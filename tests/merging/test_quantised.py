@@ -275,6 +275,7 @@ FOREIGN = {
     "torchao 2": {f"{LAYER}._weight_qdata": INT8, f"{LAYER}._weight_scale": torch.ones(24)},
     "optimum-quanto": {f"{LAYER}.weight._data": INT8, f"{LAYER}.weight._scale": torch.ones(24)},
     "SVDQuant": {f"{LAYER}.qweight": INT8, f"{LAYER}.wscales": torch.ones(2, 24)},
+    "HQQ": {f"{LAYER}.W_q": BYTES, f"{LAYER}.scale": torch.ones(24), f"{LAYER}.zero": BYTES},
     "GPTQ or AWQ": {f"{LAYER}.qweight": INT8.int(), f"{LAYER}.qzeros": INT8.int()},
     "nvfp4": {
         f"{LAYER}.weight": BYTES,
@@ -333,6 +334,10 @@ FAULTS = {
     "has no scale": faulty(scale_weight=None, comfy_quant=as_bytes({"format": "float8_e4m3fn"})),
     "has `scale`, which is not read": faulty(scale_weight=None, scale=torch.tensor(0.5)),
     "has `weight_scales`": faulty(scale_weight=None, weight_scales=torch.ones(24)),
+    **{
+        f"has `{last}`": faulty(scale_weight=None, **{last: torch.ones(24)})
+        for last in ("weight_s", "weight_amax", "_extra_state", "input_scale")
+    },
     "has `max_scale`": faulty(scale_weight=None, **{"weight.max_scale": torch.ones(24)}),
     "holds nan": faulty(scale_weight=torch.tensor(float("nan"))),
     "holds inf": faulty(scale_weight=torch.tensor(float("inf"))),
@@ -344,6 +349,19 @@ FAULTS = {
 def test_scales_and_weights_that_do_not_belong_together_are_refused(fault):
     with pytest.raises(CheckpointError, match=fault):
         values(FAULTS[fault])
+
+
+def test_fp8_whose_scales_are_in_a_file_beside_it_is_refused(tmp_path):
+    """As HunyuanVideo publishes it: `..._fp8.pt` and `..._fp8_map.pt`."""
+    state, _ = checkpoint()
+    del state[f"{LAYER}.scale_weight"]
+    torch.save(state, tmp_path / "states_fp8.pt")
+    start = Checkpoint.load(tmp_path / "states_fp8.pt")
+    change, _ = lora_file()
+    (start + lora(change, 1.0)).tensors()
+    torch.save({LAYER: torch.tensor(0.01)}, tmp_path / "states_fp8_map.pt")
+    with pytest.raises(CheckpointError, match=r"scales are in states_fp8_map\.pt"):
+        (start + lora(change, 1.0)).tensors()
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])

@@ -120,6 +120,8 @@ class LoraLayers:
         """Check whether two factors stand for a tensor's change."""
         if name not in self._layout or not name.endswith(".weight"):
             return False
+        if name.endswith(self._target.drops):
+            return False
         return 2 <= len(self._layout[name].shape) <= self._target.most_dimensions
 
     def _add_factors(self, path: str, name: str, change: torch.Tensor) -> None:

@@ -63,6 +63,7 @@ DIFFUSERS = Target(
     each_denoiser=True,
     plain_differences=False,
     most_dimensions=5,
+    drops=("cond_type_embed.weight", "fps_embedding.weight"),  # tables, whose factors it ignores
 )
 # ComfyUI reads factors of 5-d kernels, but diffusers, which reads the other keys, refuses the file.
 COMFYUI = Target(
@@ -209,7 +210,7 @@ def how_to_load(target: Target, plan: ExportPlan, folder: Path, family: str | No
     if target is WAN2GP:
         return _in_wan2gp(plan, family)
     if target is DIFFUSERS:
-        return _in_diffusers(plan, folder)
+        return _in_diffusers(plan, folder, family)
     return [
         "motionmerge loads it: `lora(FILE, 1.0)` in a recipe, which may change any layer; "
         "`--lora FILE=1.0` if it changes only layers that PEFT knows. Other tools take a file for "
@@ -339,9 +340,21 @@ def _in_wan2gp(plan: ExportPlan, family: str | None) -> list[str]:
     return lines
 
 
-def _in_diffusers(plan: ExportPlan, folder: Path) -> list[str]:
+_LOADED_BY_THE_DENOISER = ("cosmos", "hunyuan-video-1.5")
+"""Families whose pipelines in diffusers have no `load_lora_weights`; their transformers load."""
+
+
+def _in_diffusers(plan: ExportPlan, folder: Path, family: str | None) -> list[str]:
     lines = ["diffusers loads it:"]
+    pipe = "pipe"
     for file in plan.files:
+        if family in _LOADED_BY_THE_DENOISER:
+            pipe = "pipe.transformer"
+            lines.append(
+                f'  {pipe}.load_lora_adapter("{folder}", weight_name="{file.stem}.safetensors", '
+                f'adapter_name="{file.stem}")'
+            )
+            continue
         second = ", load_into_transformer_2=True" if file.modules[0] == _PAIR[1] else ""
         lines.append(
             f'  pipe.load_lora_weights("{folder}", weight_name="{file.stem}.safetensors", '
@@ -354,7 +367,7 @@ def _in_diffusers(plan: ExportPlan, folder: Path) -> list[str]:
         names = ", ".join(f'"{stem}"' for stem in stems)
         weights = ", ".join("1.0" for _ in stems)
         when = f"  # {expert}" if len(experts) > 1 else ""
-        lines.append(f"  pipe.set_adapters([{names}], [{weights}]){when}")
+        lines.append(f"  {pipe}.set_adapters([{names}], [{weights}]){when}")
     return lines
 
 

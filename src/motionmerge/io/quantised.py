@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from motionmerge.errors import CheckpointError
@@ -31,7 +32,6 @@ _SCALES = ("scale_weight", "weight_scale", "weight_scale_inv", "SCB")
 _ACTIVATIONS = ("input_scale", "scale_input")
 _CODES = (DType.FP8_E4M3FN, DType.FP8_E5M2, DType.INT8)
 _FP8 = (DType.FP8_E4M3FN, DType.FP8_E5M2)
-_ODD = re.compile(r"scale|zero|rotat|hadamard|outlier|smooth|codebook")
 _INVERSE_BLOCK = 128
 _BLOCKS = tuple(2**power for power in range(4, 12))
 
@@ -72,6 +72,7 @@ _FOREIGN = {
         "torchao": r"(:(qdata|_data|scale|zero_point|tensor_impl.*)|\._weight_qdata)$",
         "optimum-quanto": r"\.weight\._(data|scale|shift)$",
         "SVDQuant (nunchaku)": r"\.(wscales|wtscale|smooth_factor|wzeros)$",
+        "HQQ": r"\.W_q$",
         "GPTQ or AWQ": r"\.(qweight|qzeros|g_idx)$",
         "modelopt": r"\.weight_quantizer\.[^.]+$",
     }.items()
@@ -195,6 +196,23 @@ def describe_quantisation(file: Stored, metadata: Mapping[str, str]) -> str | No
         kind = f"{dtype_name(weight.codes)} with `{weight.style}`"
         kinds[kind] = kinds.get(kind, 0) + 1
     return ", ".join(f"{kind}: {count} layers" for kind, count in kinds.items())
+
+
+def refuse_scales_elsewhere(path: Path, file: Stored, *, called: str) -> None:
+    """Refuse fp8 whose scales are in another file: `X_map.pt` beside `X.pt`, as of HunyuanVideo.
+
+    Raises:
+        CheckpointError: There is such a file, and fp8 in this one.
+
+    Source: hyvideo/modules/fp8_optimization.py of HunyuanVideo.
+    """
+    beside = path.with_name(f"{path.stem}_map{path.suffix}")
+    if beside.is_file() and any(file.dtype(key) in _FP8 for key in file.keys()):  # noqa: SIM118
+        raise CheckpointError(
+            f"`{called}` is quantised: it has codes in fp8, and their scales are in {beside.name}, "
+            "which is not read.",
+            fix=UNQUANTISED,
+        )
 
 
 def beside_weights(file: Stored, metadata: Mapping[str, str]) -> frozenset[str]:
@@ -400,12 +418,15 @@ class _Reader:
     def _check_companions(self, layers: set[str]) -> None:
         """Refuse what stands beside codes, and may change what they stand for.
 
-        Beside fp8 without a known scale as well, which otherwise is plain numbers.
+        Beside fp8 without a known scale as well, which otherwise is plain numbers: whatever a layer
+        has beyond weight and bias may be a scale under a name that is not known.
         """
+        is_marked = any(key.rpartition(".")[2] == MARKER for key in self._hidden)
         for key in self._keys:
             layer, _, last = key.rpartition(".")
             layer = layer.removesuffix(".weight")  # `X.weight.scale` belongs to `X` too
-            if key in self._hidden or last in _ACTIVATIONS or not _ODD.search(last):
+            is_harmless = last in ("weight", "bias") or (is_marked and last in _ACTIVATIONS)
+            if key in self._hidden or is_harmless:
                 continue
             name = _join(layer, "weight")
             if layer in layers or (name in self._keys and self._file.dtype(name) in _FP8):

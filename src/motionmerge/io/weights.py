@@ -40,6 +40,11 @@ _PICKLE_FAULTS = (  # what torch.load raises on damaged files, besides Unpicklin
     struct.error,
 )
 _WRAPPERS = ("state_dict", "module")
+_ENTRIES = (
+    "model", "model_state_dict", "generator", "generator_ema", "ema", "ema_state_dict", "net",
+    "network", "transformer", "dit", "params", "params_ema", "weights",
+)  # fmt: skip
+"""What training scripts call the weights beside optimizer and step; read where there is one."""
 _META = "meta tensor, which has a shape and no values (no data)"
 _LAYERS_OWN = ("weight", "bias")
 _SHARD = re.compile(r"-\d+-of-(\d{1,9})\.safetensors$")
@@ -57,7 +62,7 @@ class PickleFile:
         self.path = path
         self.metadata: dict[str, str] = {}
         state = _load_pickle(path)
-        for wrapper in _WRAPPERS:
+        for wrapper in (*_WRAPPERS, _entry(path, state), *_WRAPPERS):
             if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
                 state = state[wrapper]
         if not isinstance(state, dict):
@@ -84,6 +89,23 @@ class PickleFile:
     def close(self) -> None:
         """Release the tensors, and with them the mapped file."""
         self.tensors = {}
+
+
+def _entry(path: Path, state: Any) -> str | None:
+    """Return the entry of a checkpoint of a training that holds the weights; None if none does.
+
+    Raises:
+        CheckpointError: Several do, such as the weights and their moving average.
+    """
+    held = state if isinstance(state, dict) else {}
+    found = [name for name in _ENTRIES if isinstance(held.get(name), dict)]
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{path} holds the weights of several models: {', '.join(f'`{n}`' for n in found)}.",
+            fix="Save the one that you mean alone: "
+            f"`torch.save(torch.load(file, weights_only=True)['{found[-1]}'], 'one.pt')`.",
+        )
+    return found[0] if found else None
 
 
 def _refuse_special_tensors(path: Path, state: Mapping[Any, Any]) -> None:

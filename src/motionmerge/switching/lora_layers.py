@@ -229,9 +229,16 @@ def _shape_of_weight(layer: Any) -> tuple[int, ...]:
 
 
 def _check_pair(module: LoraModule, file: TensorSource, *, name: str) -> None:
-    """Refuse matrices that have no rank in common."""
-    if not {"down", "up"} <= module.keys.keys():
+    """Refuse one matrix without the other, and matrices that have no rank in common."""
+    found = module.keys.keys() & {"down", "up"}
+    if not found:
         return
+    if len(found) == 1:
+        key = module.keys[found.pop()]
+        raise CheckpointError(
+            f"The LoRA `{name}` is incomplete: `{key}` has no second matrix.",
+            fix="Download the file again.",
+        )
     down, up = (list(file.shape(module.keys[part])) for part in ("down", "up"))
     if min(len(down), len(up)) < 2 or down[0] != up[1]:
         raise ShapeError(

@@ -105,7 +105,10 @@ def check_coverage(
                 strangers |= inputs.strangers(source)
                 unmatched |= dict.fromkeys(inputs.strangers(source), (checkpoint.anchor.name,))
     if unmatched and not any(reached):
-        raise nothing_matched({source.name: _held(source, inputs) for source in inputs.sources})
+        raise nothing_matched(
+            {source.name: _held(source, inputs) for source in inputs.sources},
+            loras=[source.name for source in inputs.sources if not inputs.is_checkpoint(source)],
+        )
     if unmatched and missing == "error":
         raise _one_sided(unmatched, strangers)
     matched = (name for name in names if all(inputs.has(s, name) for s in inputs.sources))

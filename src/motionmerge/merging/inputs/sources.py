@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from motionmerge.errors import CheckpointError, RecipeError
-from motionmerge.io.quantised import UNQUANTISED, ScaledWeight
+from motionmerge.io.quantised import UNQUANTISED, ScaledWeight, refuse_scales_elsewhere
 from motionmerge.io.weights import WeightsReader, copy_bytes, hash_weights, open_weights
 from motionmerge.lazy_torch import torch
 from motionmerge.merging.compute.compiled import Floats
@@ -279,6 +279,7 @@ class OpenInputs:
     def _file(self, path: Path, called: str) -> TensorSource:
         """Open weights, whose codes are seen as the values that they stand for."""
         reader = self._stack.enter_context(open_weights(path))
+        refuse_scales_elsewhere(path, reader, called=called)
         return dequantised(reader, reader.metadata, called=called)
 
     @property

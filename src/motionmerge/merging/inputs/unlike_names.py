@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from motionmerge.errors import CheckpointError
 from motionmerge.merging.inputs.pieces import Shapes
@@ -11,11 +11,13 @@ from motionmerge.merging.names.original import family_of_names
 from motionmerge.merging.names.wrappers import bare_names
 
 
-def nothing_matched(held: Mapping[str, Shapes]) -> CheckpointError:
+def nothing_matched(held: Mapping[str, Shapes], *, loras: Collection[str]) -> CheckpointError:
     """Return the error for checkpoints without a common name.
 
     Args:
-        held: Names and shapes of each checkpoint's tensors, by what it is called.
+        held: Names and shapes of each checkpoint's tensors, by what it is called; of a LoRA what
+            fits nothing.
+        loras: Which of them are LoRAs.
     """
     found = {name: readings(shapes)[0].denoisers for name, shapes in held.items()}
     pair = next((name for name, denoisers in found.items() if len(denoisers) > 1), None)
@@ -31,6 +33,11 @@ def nothing_matched(held: Mapping[str, Shapes]) -> CheckpointError:
     fix = "Use checkpoints of one layout (`motionmerge convert` changes DynamiCrafter's)."
     if None not in families:
         fix = "Use checkpoints of one model."
+    if loras:
+        fix = (
+            "Use a LoRA for this model: `motionmerge show LORA --base MODEL` lists which layers of "
+            "the model it has."
+        )
     return CheckpointError(f"The inputs have no tensor name in common: {listed}.", fix=fix)
 
 

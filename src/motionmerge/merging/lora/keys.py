@@ -15,12 +15,12 @@ from motionmerge.errors import CheckpointError
 
 _ADAPTER = r"(?:\.(?P<adapter>.+))?"
 _PARTS: tuple[tuple[str, str], ...] = (
-    ("down", rf"(?:\.lora_A{_ADAPTER}|[._]lora(?:_linear_layer)?[._]down)\.weight"),
-    ("up", rf"(?:\.lora_B{_ADAPTER}|[._]lora(?:_linear_layer)?[._]up)\.weight"),
+    ("down", rf"(?:\.lora_A|[._]lora(?:_linear_layer)?[._]down){_ADAPTER}\.weight"),
+    ("up", rf"(?:\.lora_B|[._]lora(?:_linear_layer)?[._]up){_ADAPTER}\.weight"),
     ("mid", r"\.lora_mid\.weight"),
     ("alpha", r"\.alpha"),
     ("bias", r"\.(?:diff_b|b_norm)"),
-    ("up_bias", rf"(?:\.lora_B{_ADAPTER}|[._]lora(?:_linear_layer)?[._]up)\.bias"),
+    ("up_bias", rf"(?:\.lora_B|[._]lora(?:_linear_layer)?[._]up){_ADAPTER}\.bias"),
     ("full", r"\.(?:diff|w_norm)"),
     ("modulation", r"\.diff_m"),
     *((part, rf"\.{part}") for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")),
@@ -50,6 +50,14 @@ _TARGETS = {"bias": "bias", "up_bias": "bias", "modulation": "modulation"}
 
 _PLAIN = {"full", "bias", "modulation"}
 """Parts that alpha does not scale."""
+
+_WAYS = (
+    re.compile(r"down|up|mid"),
+    re.compile(r"full"),
+    re.compile(r"hada_\w+"),
+    re.compile(r"lokr_\w+"),
+)
+"""Parts that belong together: a weight is changed by those of one line."""
 
 
 @dataclass
@@ -129,6 +137,8 @@ def group_keys(keys: Iterable[str]) -> LoraKeys:
             rest.append(key)
     if len(adapters) > 1:
         raise _several_adapters(adapters)
+    for module in modules.values():
+        _refuse_several_ways(module)
     empty = [path for path, module in modules.items() if module.keys.keys() == {"alpha"}]
     alphas = [modules.pop(path).keys["alpha"] for path in empty]
     _refuse_unknown_parts(modules, [*rest, *alphas])
@@ -153,6 +163,20 @@ def clash(first: str, second: str, *, what: str) -> CheckpointError:
         f"Two keys of the LoRA file mean {what}: `{first}` and `{second}`.",
         fix="Save the file again with each layer once; both would be added up.",
     )
+
+
+def _refuse_several_ways(module: LoraModule) -> None:
+    """Refuse matrices of several kinds for one weight, and a matrix beside its own factors.
+
+    Raises:
+        CheckpointError: Programs that load such a file take one of them, and not all the same.
+    """
+    parts = module.parts("weight")
+    ways = [[key, parts[f"{part}_a"]] for part, key in parts.items() if f"{part}_a" in parts]
+    ways += [[key for part, key in parts.items() if way.fullmatch(part)] for way in _WAYS]
+    ways = [keys for keys in ways if keys]
+    if len(ways) > 1:
+        raise clash(ways[0][0], ways[-1][-1], what=f"the weight of `{module.path}`")
 
 
 def _refuse_other_kinds(key: str) -> None:

@@ -29,6 +29,9 @@ _WRAPPER = re.compile(
 )
 _MODULE = re.compile(rf"^(?:{'|'.join(sorted(MODULES, key=len, reverse=True))})\.")
 _PARTICULAR = ("transformer_2.", "image_projector.")
+_FIRST_OF_TWO = re.compile(r"^(?:pipe\.)?dit\.")
+_SECOND_OF_TWO = re.compile(r"^(?:pipe\.)?dit2\.")
+"""What DiffSynth-Studio calls the denoisers of a pair."""
 _OTHER_COMPONENT = re.compile(
     r"^(?:base_model\.model\.)?(text_encoder(?:_\d)?|text_encoders|vae|first_stage_model"
     r"|conditioner|cond_stage_model)[._]|^lora_(te\d?)_"
@@ -103,8 +106,12 @@ class ModelNames:
         self._weights: dict[str, dict[str, list[tuple[int, str, str]]]] = {}
         self._biases: dict[str, dict[str, list[tuple[int, str, str]]]] = {}
         self._only = frozenset(f"{module}." for module in only)
-        self._exact = len(only) > 1 or any(
-            module in _PARTICULAR for path in paths for _, module, _ in _unwrapped(path)
+        paths = list(paths)
+        self._is_of_pair = any(map(_SECOND_OF_TWO.match, paths))
+        self._exact = (
+            len(only) > 1
+            or self._is_of_pair
+            or any(module in _PARTICULAR for path in paths for _, module, _ in _unwrapped(path))
         )
         split = bare_names(names)
         self._spellings = spellings_for(split)
@@ -173,6 +180,9 @@ class ModelNames:
 
     def _read(self, path: str) -> Iterator[tuple[str, str, Spelling]]:
         """Yield what a path may mean: a module of the pipeline, the path in it, and a name."""
+        if self._is_of_pair:
+            path = _FIRST_OF_TWO.sub("transformer.", path)
+            path = _SECOND_OF_TWO.sub("transformer_2.", path)
         read = list(_unwrapped(path))
         # Flat, `transformer.blocks` looks like `transformer_blocks` of another family: the module
         # is taken off first, though names of CogVideoX's original code begin with it.

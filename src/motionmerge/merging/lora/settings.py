@@ -49,7 +49,8 @@ _ALPHA_OF_PEFT = 8
 """The default of peft's settings."""
 
 _PLAIN_ALPHAS = ("lora_alpha", "network_alpha", "alpha", "ss_network_alpha")
-_PLAIN = (*_PLAIN_ALPHAS, "alpha_pattern", "rank_pattern", "use_rslora")
+_PLAIN_RANKS = ("r", "rank", "lora_rank", "network_dim", "ss_network_dim")
+_PLAIN = (*_PLAIN_ALPHAS, *_PLAIN_RANKS, "alpha_pattern", "rank_pattern", "use_rslora")
 _NOTHING = ("", "none", "null", "nan")
 
 
@@ -183,7 +184,9 @@ def _plain(metadata: Mapping[str, str], where: str) -> dict[str, LoraSettings]:
     found = {}
     shared = {name: value for name, value in split.get("", {}).items() if name not in _PLAIN_ALPHAS}
     for component, own in split.items():
-        given = {**shared, **own}
+        # What has no alpha of its own, only a rank, has that of all parts.
+        has_alpha = any(name in own for name in _PLAIN_ALPHAS)
+        given = {**(shared if has_alpha else split.get("", {})), **own}
         prefix = f"{component}." if component else ""
         alphas = {
             name: _number(given[name], name, where) for name in _PLAIN_ALPHAS if name in given
@@ -200,10 +203,21 @@ def _plain(metadata: Mapping[str, str], where: str) -> dict[str, LoraSettings]:
             if name in given
         }
         read |= {"lora_alpha": next(iter(alphas.values()), None)}
+        read |= {"r": _plain_rank(given)}
         read |= {"use_rslora": given.get("use_rslora")}
         names = ", ".join(f"`{prefix}{name}`" for name in alphas or given)
         found[component] = _settings(read, f"{names} in the header", where)
     return found
+
+
+def _plain_rank(given: Mapping[str, str]) -> str | None:
+    """Return the rank in a plain header; None where it has none, or several.
+
+    Kohya's scripts write `Dynamic` where the layers differ.
+    """
+    ranks = {given[name].strip() for name in _PLAIN_RANKS if name in given}
+    ranks = {rank for rank in ranks if rank.isdecimal() and int(rank[:9]) > 0}
+    return ranks.pop() if len(ranks) == 1 else None
 
 
 def _refuse_other_effects(given: Mapping[str, Any], where: str) -> None:
