@@ -17,8 +17,10 @@ from motionmerge.cli.merge import counting_bar
 from motionmerge.cli.options import (
     EXPERTS,
     OUTPUT,
-    WORK,
     JsonOption,
+    ManifestOption,
+    PhotosOption,
+    PromptsOption,
     RayOption,
     RecipeArgument,
     WorkersOption,
@@ -78,28 +80,9 @@ def sweep(
             rich_help_panel=EXPERTS,
         ),
     ] = "dynamics-first",
-    photos: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH",
-            help="A photo, or a folder of some; each gets every prompt of --prompts.",
-            rich_help_panel=WORK,
-        ),
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Text file with one prompt a line.", rich_help_panel=WORK
-        ),
-    ] = None,
-    manifest: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="In place of both: pairs of photo and prompt, as for batch.",
-            rich_help_panel=WORK,
-        ),
-    ] = None,
+    photos: PhotosOption = None,
+    prompts: PromptsOption = None,
+    manifest: ManifestOption = None,
     flags: VideoFlags = VideoFlags(),
     ray: RayOption = False,
     workers: WorkersOption = None,

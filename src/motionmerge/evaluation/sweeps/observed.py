@@ -102,3 +102,7 @@ class Bench(Protocol):
     def seconds(self, *, num_clips: int, num_steps: int) -> float | None:
         """Estimate how long that takes; None where nothing was timed yet."""
         ...
+
+    def key(self, variant: Variant, *, num_clips: int, num_steps: int) -> str:
+        """Hash all that decides what is observed of a set of weights."""
+        ...

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from motionmerge.errors import ConfigError, DataError
-from motionmerge.evaluation.row_files import WHOLE
+from motionmerge.evaluation.row_files import WHOLE, config_hash
 from motionmerge.evaluation.runs import Kept, Measured, measure_videos
 from motionmerge.evaluation.sources import VideoSource, photos_in
 from motionmerge.evaluation.sweeps.observed import Objective, Observed
@@ -134,7 +134,7 @@ class VideoBench:
         on_progress: Told of every video.
     """
 
-    objectives = OBJECTIVES
+    objectives: Mapping[str, Objective] = OBJECTIVES
 
     def __init__(
         self,
@@ -185,6 +185,11 @@ class VideoBench:
     def seconds(self, *, num_clips: int, num_steps: int) -> float | None:
         """Estimate the time of so many videos; None where none was timed in this folder."""
         return self._pace.seconds(work_of(self._chosen(num_clips, num_steps)))
+
+    def key(self, variant: Variant, *, num_clips: int, num_steps: int) -> str:
+        """Hash the configurations of the videos."""
+        planned = self._maker.plan(variant, self._chosen(num_clips, num_steps))
+        return config_hash(videos=[video.configuration for video in planned.videos])
 
     def _chosen(self, num_clips: int, num_steps: int) -> list[VideoJob]:
         """Return the first jobs, with fewer steps where theirs are more."""
