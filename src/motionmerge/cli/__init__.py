@@ -36,6 +36,7 @@ VERBS = {
     "evaluate": "Measuring",
     "sweep": "Measuring",
     "tune": "Measuring",
+    "probe": "Measuring",
     "train": "The pocket model",
     "version": "Installation",
 }

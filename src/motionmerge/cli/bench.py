@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from motionmerge.evaluation.sweeps.observed import Bench
     from motionmerge.merging.recipes.recipe import Recipe
     from motionmerge.sampling.batch.variants import Variant
+    from motionmerge.sampling.request.experts import ExpertChoice
     from motionmerge.sampling.request.model import ModelChoice
 
 POCKET_CLIPS, POCKET_STEPS = 48, 12
@@ -45,9 +46,16 @@ def variant_builder(flags: VideoFlags, model: ModelChoice) -> Callable[[str, Rec
     """Return what finds the weights of a recipe for a model, and checks that they fit."""
     from motionmerge.sampling.batch.variants import Variant
 
+    known: dict[str, ExpertChoice] = {}  # finding and checking weights takes a while
+
     def build(name: str, recipe: Recipe) -> Variant:
-        request = replace(flags.request, recipe=recipe, parameters={}, motion=None, boundary=None)
-        return Variant(name, request.open_experts(model))
+        text = recipe.print()
+        if text not in known:
+            request = replace(
+                flags.request, recipe=recipe, parameters={}, motion=None, boundary=None
+            )
+            known[text] = request.open_experts(model)
+        return Variant(name, known[text])
 
     return build
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from motionmerge.cli.batch import check_workers, cluster_device_of_ray, progress_printer
+from motionmerge.cli.bench import own_recipe
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.merge import counting_bar
 from motionmerge.cli.options import (
@@ -110,7 +111,6 @@ def sweep(
         from motionmerge.evaluation.sweeps.results import results_of
         from motionmerge.evaluation.sweeps.videos import measure_planned, read_jobs
     from motionmerge.io.atomic import check_folder, prepare_folder
-    from motionmerge.merging.recipes.recipe import Recipe
     from motionmerge.sampling.batch.variants import VariantMaker, missing_of
 
     _check_flags(flags, ray=ray, workers=workers)
@@ -120,10 +120,9 @@ def sweep(
         raise ConfigError(
             "There is nothing to sweep.", fix="Add e.g. --over motion=-0.5:1:7, or strategies."
         )
-    request = flags.request
-    model = request.open_model(cluster_device=cluster_device_of_ray() if ray else None)
-    own = {**request.parameters, **({} if request.motion is None else {"motion": request.motion})}
-    points = points_of(Recipe.load(recipe).with_parameters(**own), axes, strategies=strategies)
+    chosen = own_recipe(flags, recipe)
+    model = flags.request.open_model(cluster_device=cluster_device_of_ray() if ray else None)
+    points = points_of(chosen, axes, strategies=strategies)
     check_folder(output)
     jobs = read_jobs(
         model,
@@ -164,12 +163,6 @@ def sweep(
 def _check_flags(flags: VideoFlags, *, ray: bool, workers: int | None) -> None:
     from motionmerge.sampling.batch.batch import rank_and_world_size
 
-    for name in ("weights", "lora", "base"):
-        if getattr(flags, name):
-            raise ConfigError(
-                f"--{name} is not for sweeps, whose recipe is the argument.",
-                fix="Leave it out; --input NAME=PATH replaces an input of the recipe.",
-            )
     if flags.boundary is not None:
         raise ConfigError("--boundary is one value.", fix="Write --over boundary=0.5,0.64,0.9.")
     if rank_and_world_size()[1] > 1:
