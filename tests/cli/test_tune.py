@@ -78,7 +78,7 @@ def test_a_probe_of_the_pocket_model_needs_no_photos(run):
         ("probe", ["pocket", "--expert", "dynamcs"], "no expert `dynamcs`"),
         ("probe", ["pocket", "--windows", "3"], "leave noise levels out"),
         ("probe", ["pocket", "--window", "1.5"], "cannot be 1.5 wide"),
-        ("probe", ["pocket", "--steps", "1"], "0 have a denoising step"),
+        ("probe", ["pocket", "--steps", "1"], "have a denoising step of 1"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(run, verb, words, reason):

@@ -156,7 +156,7 @@ def test_no_candidate_is_ranked_before_one_that_beats_it(qualities):
         for b, other in enumerate(qualities):
             if one != other and all(x >= y for x, y in zip(one, other, strict=True)):
                 assert place[a] < place[b]
-    assert 1 <= num_kept(len(qualities)) <= len(qualities)
+    assert 1 <= num_kept(len(qualities), num_objectives=2) <= len(qualities)
 
 
 @given(several)
@@ -200,6 +200,12 @@ def test_a_search_goes_on_after_a_kill_as_if_it_had_not_been_killed(tmp_path):
             tuner(tmp_path / "killed", KnownBench(ends_after)).run(8)
     assert values(tuner(tmp_path / "killed", KnownBench()).run(8)) == values(whole)
     assert values(tuner(tmp_path / "whole", KnownBench(), seed=1).run(8)) != values(whole)
+
+
+def test_a_journal_of_something_else_is_named(tmp_path):
+    (tmp_path / "trials.journal").write_text('{"op_code": "none"}\n[1]\n')
+    with pytest.raises(DataError, match=r"trials\.journal is no journal"):
+        tuner(tmp_path, KnownBench()).run(2)
 
 
 def test_a_search_stops_when_the_front_rests(tmp_path):

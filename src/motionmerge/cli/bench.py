@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from motionmerge.cli.batch import progress_printer
-from motionmerge.cli.video_flags import POCKET, VideoFlags, load_model
+from motionmerge.cli.video_flags import POCKET, VideoFlags, load_model, without_left_out
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -105,6 +107,14 @@ def open_bench(
     maker = VariantMaker(model, output / "videos", load=lambda: load_model(model))
     chosen = spread(jobs, seed=settings.seed)[:num_clips]
     return VideoBench(maker, chosen, output, on_progress=progress_printer(0, 1, 0))
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Print warnings of what is made without the place in our code that they come from."""
+    with without_left_out():
+        warnings.showwarning = lambda message, *_, **__: tell(f"warning: {message}")
+        yield  # the block above puts back what it was
 
 
 def tell(text: str) -> None:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from motionmerge.cli.bench import open_bench, own_recipe, tell, variant_builder
+from motionmerge.cli.bench import (
+    open_bench,
+    own_recipe,
+    tell,
+    variant_builder,
+    warnings_as_lines,
+)
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.options import (
     EXPERTS,
@@ -22,7 +28,7 @@ from motionmerge.cli.options import (
     PromptsOption,
     RecipeArgument,
 )
-from motionmerge.cli.video_flags import VideoFlags, with_video_flags, without_left_out
+from motionmerge.cli.video_flags import VideoFlags, with_video_flags
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -122,7 +128,7 @@ def probe(
         _print_plan(with_steps, bench, as_json=as_json)
         return
     prepare_folder(output)
-    with without_left_out():
+    with warnings_as_lines():
         found = measure_windows(
             bench,
             chosen,

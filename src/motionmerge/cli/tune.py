@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from motionmerge.cli.bench import open_bench, own_recipe, tell, variant_builder
+from motionmerge.cli.bench import (
+    open_bench,
+    own_recipe,
+    tell,
+    variant_builder,
+    warnings_as_lines,
+)
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.options import (
     EXPERTS,
@@ -21,7 +27,7 @@ from motionmerge.cli.options import (
     PromptsOption,
     RecipeArgument,
 )
-from motionmerge.cli.video_flags import VideoFlags, with_video_flags, without_left_out
+from motionmerge.cli.video_flags import VideoFlags, with_video_flags
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -135,7 +141,7 @@ def tune(
     if dry_run:
         _print_plan(tuner, space, num_trials, about=bench.about, as_json=as_json)
         return
-    with without_left_out():
+    with warnings_as_lines():
         tuning = tuner.run(num_trials)
     _write(tuning, output, recipe=recipe, about=bench.about, seed=flags.seed)
     if as_json:
@@ -197,6 +203,9 @@ def _print_results(tuning: Tuning, output: Path) -> None:
         print(f"front-{number}.yaml  {one.candidate.variant.name}: {texts}")
     if tuning.num_failed:
         print(f"{tuning.num_failed} candidates could not be measured")
+    num_lost = sum(one.observed.num_failed for one in tuning.tried)
+    if num_lost:
+        print(f"{num_lost} videos of these candidates failed, and are in no number")
     if tuning.stopped_early:
         print("stopped early: the front had not moved for 12 candidates")
     if tuning.chosen is tuning.reference:

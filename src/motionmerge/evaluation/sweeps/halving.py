@@ -1,7 +1,8 @@
 """Successive halving of several objectives: few clips and steps for many, all of them for the best.
 
 Candidates are ranked by fronts: those that no other beats first, then those that only these beat,
-and so on. Inside a front the best of each objective in turn comes first, so that its ends survive.
+and so on. Inside a front the most balanced and the best of each objective take turns, so that its
+middle and its ends survive.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ Qualities = tuple[float, ...]
 KEPT_SHARE = 1 / 3
 """Of the candidates of a rung, how many reach the next."""
 
-_FEWEST_KEPT = 3
 _FEWEST_CLIPS = 4
 _FEWEST_STEPS = 6
 """Half of fewer steps would leave experts out."""
@@ -56,9 +56,9 @@ def rungs_of(num_clips: int, num_steps: int) -> list[Rung]:
     return rungs
 
 
-def num_kept(num: int) -> int:
-    """Return how many of a rung's candidates reach the next."""
-    return min(num, max(_FEWEST_KEPT, math.ceil(num * KEPT_SHARE)))
+def num_kept(num: int, *, num_objectives: int) -> int:
+    """Return how many of a rung's candidates reach the next: a third, or one for each turn."""
+    return min(num, max(1 + num_objectives, math.ceil(num * KEPT_SHARE)))
 
 
 def ranked(qualities: Sequence[Qualities]) -> list[int]:
@@ -68,20 +68,30 @@ def ranked(qualities: Sequence[Qualities]) -> list[int]:
     while left:
         on_front = front_of([qualities[number] for number in left])
         front = [number for number, is_best in zip(left, on_front, strict=True) if is_best]
-        order += _ends_first(front or left, qualities)
+        order += _by_turns(front or left, qualities)
         left = [number for number in left if number not in order]
     return order
 
 
-def _ends_first(front: Sequence[int], qualities: Sequence[Qualities]) -> list[int]:
+def _by_turns(front: Sequence[int], qualities: Sequence[Qualities]) -> list[int]:
+    """Sort a front: the most balanced, the most of each objective, the next balanced, and so on."""
+    own = [qualities[number] for number in front]
+    lows = [min(each) for each in zip(*own, strict=True)]
+    spans = [max(each) - low for each, low in zip(zip(*own, strict=True), lows, strict=True)]
+
+    def balance(number: int) -> float:
+        parts = zip(qualities[number], lows, spans, strict=True)
+        return min((value - low) / span if span else 1.0 for value, low, span in parts)
+
     order: list[int] = []
     left = list(front)
-    objective = 0
     while left:
-        best = max(left, key=lambda number: qualities[number][objective])
-        order.append(best)
-        left.remove(best)
-        objective = (objective + 1) % len(qualities[best])
+        turn = len(order) % (len(spans) + 1)
+        worth = {
+            number: qualities[number][turn - 1] if turn else balance(number) for number in left
+        }
+        order.append(max(left, key=worth.__getitem__))
+        left.remove(order[-1])
     return order
 
 

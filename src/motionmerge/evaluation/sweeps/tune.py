@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from motionmerge.evaluation.sweeps.halving import (
 from motionmerge.evaluation.sweeps.observed import Bench, Objective, Observed
 from motionmerge.evaluation.sweeps.results import front_of
 from motionmerge.evaluation.sweeps.space import Range, candidate, own_values
-from motionmerge.io.atomic import prepare_folder
+from motionmerge.io.atomic import check_file, prepare_folder
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.sampling.batch.variants import Variant
 from motionmerge.text import fix_unknown_name
@@ -170,7 +169,7 @@ class Tuner:
             if own is None:
                 return None
             total += own * (num + 1)
-            num = num_kept(num)
+            num = self._num_kept(num)
         return total
 
     def run(self, num_trials: int) -> Tuning:
@@ -187,7 +186,7 @@ class Tuner:
         for before, rung in zip(self.rungs, self.rungs[1:], strict=False):
             equals = [one for one in tried if one.rung == before]
             best = ranked([self._qualities(one.observed) for one in equals])
-            climbing = [equals[number] for number in best[: num_kept(len(best))]]
+            climbing = [equals[number] for number in best[: self._num_kept(len(best))]]
             rest = [one for one in tried if one not in climbing]
             reference = self._measured(self._reference, rung)
             tried = [self._measured(one.candidate, rung) for one in climbing] + rest
@@ -294,6 +293,9 @@ class Tuner:
             stopped_early=stopped_early,
         )
 
+    def _num_kept(self, num: int) -> int:
+        return num_kept(num, num_objectives=len(self._objectives))
+
     def _qualities(self, observed: Observed) -> Qualities:
         return tuple(_value(observed, one.metric) for one in self._objectives.values())
 
@@ -310,15 +312,21 @@ class Tuner:
             ),
         }
         text = json.dumps(about, sort_keys=True)
-        backend = optuna.storages.journal.JournalFileBackend(str(self._folder / JOURNAL))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        path = self._folder / JOURNAL
+        check_file(path)
+        try:
+            backend = optuna.storages.journal.JournalFileBackend(str(path))
             study = optuna.create_study(
                 storage=optuna.storages.JournalStorage(backend),
                 study_name=hashlib.sha256(text.encode()).hexdigest()[:16],
                 directions=["maximize"] * len(self._objectives),
                 load_if_exists=True,
             )
+        except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+            raise DataError(
+                f"{path} is no journal of Optuna's: {error}",
+                fix="Remove it; what was measured is kept elsewhere.",
+            ) from error
         own = own_values(self._recipe, self._space)
         if own is not None and not study.get_trials(deepcopy=False):
             study.enqueue_trial({one.name: _stored(one, own[one.name]) for one in self._space})
