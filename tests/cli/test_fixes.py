@@ -29,6 +29,7 @@ FILES = {
     "lora_flags.py": ["generate", "batch"],
     "show_lora.py": ["show"],
     "merge.py": ["merge", "generate", "batch", "export loras"],
+    "bench.py": ["sweep", "tune", "probe"],
     "evaluate.py": ["evaluate pocket"],
     "evaluate_fvd.py": ["evaluate fvd"],
     "evaluate_vbench.py": ["evaluate vbench"],

@@ -22,7 +22,7 @@ from motionmerge.evaluation.sweeps.halving import (
     rungs_of,
     trials_without_news,
 )
-from motionmerge.evaluation.sweeps.observed import Objective, Observed
+from motionmerge.evaluation.sweeps.observed import Goal, Observed
 from motionmerge.evaluation.sweeps.pace import Pace
 from motionmerge.evaluation.sweeps.probe import probe, windows_of, with_window
 from motionmerge.evaluation.sweeps.space import Range, candidate, own_values, space_of
@@ -42,9 +42,9 @@ class KnownBench:
     """Motion grows with the knob; the picture holds until it is at 0.6. Few steps show less."""
 
     objectives = {  # noqa: RUF012
-        "motion": Objective(metric="degree", unit="px"),
-        "first_frame": Objective(metric="ssim"),
-        "camera": Objective(metric="agreement"),
+        "motion": Goal(metric="degree", unit="px"),
+        "first_frame": Goal(metric="ssim"),
+        "camera": Goal(metric="agreement"),
     }
     num_clips, num_steps, about = 16, 12, "16 sums"
 

@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from motionmerge.evaluation.pocket.runs import FORMAT, ClipResult, KeptRun, Protocol
-from motionmerge.evaluation.sweeps.observed import Objective, Observed
+from motionmerge.evaluation.sweeps.observed import Goal, Observed
 from motionmerge.evaluation.sweeps.pace import Pace
 from motionmerge.sampling.batch.variants import Variant
 from motionmerge.sampling.pipelines.pocket import load_pocket
 
 OBJECTIVES = {
-    "motion": Objective(metric="degree", unit="px"),
-    "obedience": Objective(metric="obeyed"),
-    "intact": Objective(metric="intact"),
-    "camera": Objective(metric="camera_right"),
-    "direction": Objective(metric="direction_right"),
-    "whole": Objective(metric="whole"),
-    "first_frame": Objective(metric="first_frame_db", unit="dB"),
-    "background": Objective(metric="background_db", unit="dB"),
+    "motion": Goal(metric="degree", unit="px"),
+    "obedience": Goal(metric="obeyed"),
+    "intact": Goal(metric="intact"),
+    "camera": Goal(metric="camera_right"),
+    "direction": Goal(metric="direction_right"),
+    "whole": Goal(metric="whole"),
+    "first_frame": Goal(metric="first_frame_db", unit="dB"),
+    "background": Goal(metric="background_db", unit="dB"),
 }
 """What is measured with the scene known: docs/pocket.md has the definitions."""
 
@@ -39,7 +39,7 @@ class PocketBench:
         split: `validation`, or `test`, which is not for choosing.
     """
 
-    objectives: Mapping[str, Objective] = OBJECTIVES
+    objectives: Mapping[str, Goal] = OBJECTIVES
 
     def __init__(
         self,

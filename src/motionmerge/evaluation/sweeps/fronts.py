@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from motionmerge.evaluation.figures import INK, new_figure
 from motionmerge.evaluation.statistics import Estimate
-from motionmerge.evaluation.sweeps.observed import Objective
+from motionmerge.evaluation.sweeps.observed import Goal
 from motionmerge.evaluation.sweeps.tune import Tried, Tuning
 from motionmerge.version import __version__
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _FRONT, _OTHER, _REFERENCE = "#d6336c", "#7a7f87", "#2563eb"
 
 
-def texts_of(one: Tried, objectives: Mapping[str, Objective]) -> Iterator[str]:
+def texts_of(one: Tried, objectives: Mapping[str, Goal]) -> Iterator[str]:
     """Yield each objective's mean with its interval, and the paired difference, in words."""
     for name, objective in objectives.items():
         mean = one.observed.mean(objective.metric)
@@ -85,7 +85,7 @@ def tuning_to_dict(tuning: Tuning, files: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _entry(one: Tried, objectives: Mapping[str, Objective]) -> dict[str, Any]:
+def _entry(one: Tried, objectives: Mapping[str, Goal]) -> dict[str, Any]:
     means = {name: one.observed.mean(each.metric) for name, each in objectives.items()}
     return {
         "trial": one.candidate.number,
@@ -147,5 +147,5 @@ def _arms(mean: Estimate) -> list[list[float]]:
     return [[max(0.0, arm) if arm == arm else 0.0] for arm in arms]
 
 
-def _label(name: str, objective: Objective) -> str:
+def _label(name: str, objective: Goal) -> str:
     return f"{name} ({objective.unit})" if objective.unit else name

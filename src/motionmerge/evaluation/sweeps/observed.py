@@ -65,7 +65,7 @@ class Observed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
+class Goal:
     """Something to have much of.
 
     Attributes:
@@ -90,7 +90,7 @@ class Bench(Protocol):
         about: The clips in words.
     """
 
-    objectives: Mapping[str, Objective]
+    objectives: Mapping[str, Goal]
     num_clips: int
     num_steps: int
     about: str

@@ -16,7 +16,7 @@ import numpy as np
 from motionmerge.errors import ConfigError
 from motionmerge.evaluation.figures import INK, style_axes
 from motionmerge.evaluation.statistics import Estimate
-from motionmerge.evaluation.sweeps.observed import Bench, Objective, Observed
+from motionmerge.evaluation.sweeps.observed import Bench, Goal, Observed
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.sampling.batch.variants import Variant
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
@@ -136,7 +136,7 @@ class Injected:
     observed: Observed
     more: Mapping[str, Estimate]
 
-    def to_dict(self, objectives: Mapping[str, Objective]) -> dict[str, Any]:
+    def to_dict(self, objectives: Mapping[str, Goal]) -> dict[str, Any]:
         """Return it as JSON has it."""
         means = {name: self.observed.mean(one.metric) for name, one in objectives.items()}
         return {
@@ -158,7 +158,7 @@ class Probe:
         windows: From noise to clean.
     """
 
-    objectives: Mapping[str, Objective]
+    objectives: Mapping[str, Goal]
     without: Observed
     everywhere: Injected
     windows: Sequence[Injected]
@@ -180,7 +180,7 @@ def probe(
     *,
     expert: str,
     build: Callable[[str, Recipe], Variant],
-    objectives: Mapping[str, Objective],
+    objectives: Mapping[str, Goal],
     tell: Callable[[str], None] | None = None,
 ) -> Probe:
     """Measure an expert inside every window; what was measured before is not measured again.

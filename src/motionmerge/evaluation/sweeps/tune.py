@@ -25,7 +25,7 @@ from motionmerge.evaluation.sweeps.halving import (
     rungs_of,
     trials_without_news,
 )
-from motionmerge.evaluation.sweeps.observed import Bench, Objective, Observed
+from motionmerge.evaluation.sweeps.observed import Bench, Goal, Observed
 from motionmerge.evaluation.sweeps.results import front_of
 from motionmerge.evaluation.sweeps.space import Range, candidate, own_values
 from motionmerge.io.atomic import check_file, prepare_folder
@@ -49,7 +49,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class Proposal:
     """A recipe that was tried.
 
     Attributes:
@@ -65,11 +65,11 @@ class Candidate:
     recipe: Recipe
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Tried:
     """A candidate with what was measured, on the highest rung that it reached."""
 
-    candidate: Candidate
+    candidate: Proposal
     rung: Rung
     observed: Observed
     is_on_front: bool = False
@@ -96,7 +96,7 @@ class Tuning:
     reference: Tried
     chosen: Tried
     why: str
-    objectives: Mapping[str, Objective]
+    objectives: Mapping[str, Goal]
     rungs: Sequence[Rung]
     num_failed: int
     stopped_early: bool
@@ -109,7 +109,7 @@ class Tuning:
         return sorted(on_front, key=lambda one: -_value(one.observed, metric))
 
 
-def pick_objectives(bench: Bench, text: str) -> dict[str, Objective]:
+def pick_objectives(bench: Bench, text: str) -> dict[str, Goal]:
     """Read objectives with commas between them.
 
     Raises:
@@ -148,7 +148,7 @@ class Tuner:
         space: Sequence[Range],
         *,
         build: Callable[[str, Recipe], Variant],
-        objectives: Mapping[str, Objective],
+        objectives: Mapping[str, Goal],
         folder: Path,
         seed: int = 0,
         tell: Tell | None = None,
@@ -157,7 +157,7 @@ class Tuner:
         self._build, self._objectives, self._folder = build, dict(objectives), folder
         self._seed, self._tell = seed, tell or (lambda _: None)
         self.rungs = rungs_of(bench.num_clips, bench.num_steps)
-        self._reference = Candidate(
+        self._reference = Proposal(
             number=None, values={}, variant=build("as it was", recipe), recipe=recipe
         )
 
@@ -216,7 +216,7 @@ class Tuner:
                 recipe = candidate(self._recipe, values)
                 variant = self._build(_name(values), recipe)
                 one = self._measured(
-                    Candidate(number=number, values=values, variant=variant, recipe=recipe),
+                    Proposal(number=number, values=values, variant=variant, recipe=recipe),
                     self.rungs[0],
                 )
             except DataError as error:
@@ -248,7 +248,7 @@ class Tuner:
         trial = study.ask()
         return trial.number, {one.name: _drawn(one, _suggest(trial, one)) for one in self._space}
 
-    def _measured(self, one: Candidate, rung: Rung) -> Tried:
+    def _measured(self, one: Proposal, rung: Rung) -> Tried:
         observed = self._bench.observe(
             one.variant, num_clips=rung.num_clips, num_steps=rung.num_steps
         )
@@ -267,7 +267,7 @@ class Tuner:
             f"{one.variant.name}: {', '.join(texts)} ({rung.num_clips} clips, "
             f"{rung.num_steps} steps)"
         )
-        return Tried(one, rung, observed)
+        return Tried(candidate=one, rung=rung, observed=observed)
 
     def _judged(
         self, tried: list[Tried], reference: Tried, num_failed: int, stopped_early: bool
@@ -334,7 +334,7 @@ class Tuner:
 
 
 def choose(
-    front: Sequence[Tried], reference: Tried, objectives: Mapping[str, Objective]
+    front: Sequence[Tried], reference: Tried, objectives: Mapping[str, Goal]
 ) -> tuple[Tried, str]:
     """Choose what gains most in the first objective and loses in none, as far as intervals tell."""
     first, *others = objectives

@@ -15,7 +15,7 @@ from motionmerge.errors import ConfigError, DataError
 from motionmerge.evaluation.row_files import WHOLE, config_hash
 from motionmerge.evaluation.runs import Kept, Measured, measure_videos
 from motionmerge.evaluation.sources import VideoSource, photos_in
-from motionmerge.evaluation.sweeps.observed import Objective, Observed
+from motionmerge.evaluation.sweeps.observed import Goal, Observed
 from motionmerge.evaluation.sweeps.pace import Pace, work_of
 from motionmerge.io.hashing import hash_file
 from motionmerge.sampling.batch.batch import BatchProgress, Failure, Tally, missing
@@ -30,11 +30,11 @@ from motionmerge.sampling.request.model import ModelChoice
 from motionmerge.sampling.videos.make_video import VideoSettings, read_prompts
 
 OBJECTIVES = {
-    "motion": Objective(metric="motion_degree", unit="px/s", digits=1),
-    "object_motion": Objective(metric="object_motion", unit="px/s", digits=1),
-    "first_frame": Objective(metric="first_frame_ssim", digits=3),
-    "camera": Objective(metric="camera_agreement"),
-    "drift": Objective(metric="drift_ssim_8", digits=3),
+    "motion": Goal(metric="motion_degree", unit="px/s", digits=1),
+    "object_motion": Goal(metric="object_motion", unit="px/s", digits=1),
+    "first_frame": Goal(metric="first_frame_ssim", digits=3),
+    "camera": Goal(metric="camera_agreement"),
+    "drift": Goal(metric="drift_ssim_8", digits=3),
 }
 """What can be measured of any model's videos without further weights."""
 
@@ -134,7 +134,7 @@ class VideoBench:
         on_progress: Told of every video.
     """
 
-    objectives: Mapping[str, Objective] = OBJECTIVES
+    objectives: Mapping[str, Goal] = OBJECTIVES
 
     def __init__(
         self,
