@@ -20,6 +20,7 @@ _EXTRAS = {
         "ftfy",
     ),
     "eval": ("cv2", "scipy", "matplotlib", "jinja2"),
+    "tune": ("optuna",),
     "ray": ("ray",),
 }
 _PROJECTS = {"PIL": "pillow", "cv2": "opencv-python-headless"}

@@ -68,10 +68,10 @@ def test_inputs_and_parameters_of_the_recipe_can_be_others(sweep):
     [
         ([], "nothing to sweep"),
         (["--over", "motion=1:2"], "Cannot read"),
-        (["--over", "gamma=1,2"], "no number `gamma`"),
+        (["--over", "gama=1,2"], "no number `gama`"),
         (["--over", "motion=0,1", "--boundary", "0.5"], "one value"),
-        (["--over", "motion=0,1", "--weights", "base"], "--weights is not for sweeps"),
-        (["--over", "motion=0,1", "--manifest", "x.jsonl"], "needs photos and prompts"),
+        (["--over", "motion=0,1", "--weights", "base"], "--weights is not for this verb"),
+        (["--over", "motion=0,1", "--manifest", "x.jsonl"], "need photos and prompts"),
         (["--over", "motion=0,1", "--workers", "2"], "--workers is for --ray"),
         (["--over", "boundary=0.5,1.5"], "no noise level"),
     ],

@@ -35,6 +35,8 @@ VERBS = {
     "report": "Measuring",
     "evaluate": "Measuring",
     "sweep": "Measuring",
+    "tune": "Measuring",
+    "probe": "Measuring",
     "train": "The pocket model",
     "version": "Installation",
 }

@@ -21,7 +21,6 @@ from motionmerge.cli.options import (
     OUTPUT,
     JsonOption,
     MissingOption,
-    OverwriteOption,
     ResultsOption,
 )
 
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
     from motionmerge.evaluation.pocket.claims import Claim
     from motionmerge.evaluation.pocket.conditions import Condition
     from motionmerge.evaluation.pocket.runs import ConditionResults
-    from motionmerge.evaluation.pocket.search import SearchResult
-
-SEARCH_FILE = "recipe.yaml"
 
 EXAMPLE = "Example: motionmerge evaluate pocket --condition knob --num 24 -o results"
 
@@ -78,9 +74,6 @@ def pocket(
         ),
     ] = None,
     missing: MissingOption = "error",
-    search: Annotated[
-        bool, typer.Option("--search", help="Find the best settings, on validation prompts.")
-    ] = False,
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of prompts and noise.")] = 0,
     steps: Annotated[
         int, typer.Option(min=1, max=1000, metavar="NUMBER", help="Denoising steps.")
@@ -95,24 +88,17 @@ def pocket(
         ),
     ] = False,
     as_json: JsonOption = False,
-    overwrite: OverwriteOption = False,
 ) -> None:
     """Measure motion degree, obedience and fidelity on held-out prompts, and judge the claims."""
     from motionmerge.errors import ConfigError
     from motionmerge.evaluation.pocket.claims import judge
     from motionmerge.evaluation.pocket.conditions import paper_conditions, pick_conditions
     from motionmerge.evaluation.pocket.runs import Protocol, evaluate
-    from motionmerge.evaluation.pocket.search import search as search_settings
     from motionmerge.evaluation.pocket.tables import check_docs
     from motionmerge.evaluation.pocket.tables import write_docs as write_tables
-    from motionmerge.io.atomic import check_folder, check_new_file
+    from motionmerge.io.atomic import check_folder
     from motionmerge.sampling.pipelines.pocket import load_pocket
 
-    if search and (condition or write_docs):
-        raise ConfigError(
-            "--search chooses its own conditions and writes no docs.",
-            fix="Run it alone, put its recipe into the package, and evaluate then.",
-        )
     inputs = _own_weights(replaced or ())
     if inputs and write_docs:
         raise ConfigError(
@@ -120,12 +106,10 @@ def pocket(
             fix="Leave one of them out.",
         )
     check_folder(output)
-    if search:
-        check_new_file(output / SEARCH_FILE, overwrite=overwrite)
     if write_docs:
         check_docs(Path.cwd())
     pipeline = load_pocket("base")
-    protocol = Protocol("validation" if search else split, num, seed, steps)
+    protocol = Protocol(split, num, seed, steps)
 
     def run(conditions: Sequence[Condition]) -> dict[str, ConditionResults]:
         with counting_bar(len(conditions) * num, shown=not as_json) as tell:
@@ -139,9 +123,6 @@ def pocket(
                 missing=missing,
             )
 
-    if search:
-        _print_search(search_settings(run), output, as_json=as_json)
-        return
     results = run(pick_conditions(condition) if condition else paper_conditions())
     _print_results(results, judge(results), as_json=as_json)
     if write_docs:
@@ -204,26 +185,3 @@ def _print_table(results: Iterable[ConditionResults]) -> None:
     for first, *others in lines:
         cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
         print("  ".join([first.ljust(widths[0]), *cells]))
-
-
-def _print_search(found: SearchResult, output: Path, *, as_json: bool) -> None:
-    from motionmerge.evaluation.pocket.tables import table_row
-    from motionmerge.io.atomic import atomic_path
-
-    recipe = found.best.condition.recipe().print() if found.best else None
-    if recipe is not None:
-        with atomic_path(output / SEARCH_FILE) as temporary:
-            temporary.write_text(recipe, encoding="utf-8")
-    if as_json:
-        tried = [asdict(table_row(one)) for one in found.tried]
-        print(json.dumps({"best": recipe, "tried": tried}))
-        return
-    _print_table(sorted(found.tried, key=lambda one: -one.degree))
-    print(
-        f"\nAsked for: obedience of at least {100 * found.min_obedience:.1f} %, "
-        f"intact at least {100 * found.min_intact:.1f} %."
-    )
-    if found.best is None:
-        print("No setting gives that.")
-    else:
-        print(f"Best: {found.best.condition.name}\n\n{recipe}\nwrote {output / SEARCH_FILE}")

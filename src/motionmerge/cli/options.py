@@ -130,6 +130,38 @@ DryRunOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)
 ]
+PhotosOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="A photo, or a folder of some; each gets every prompt of --prompts.",
+        rich_help_panel=WORK,
+    ),
+]
+PromptsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Text file with one prompt a line.", rich_help_panel=WORK),
+]
+ManifestOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="In place of both: pairs of photo and prompt, as for batch.",
+        rich_help_panel=WORK,
+    ),
+]
+ClipsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--clips",
+        min=2,
+        max=10_000,
+        metavar="NUMBER",
+        help="Videos for a full measurement.",
+        show_default="all; of the pocket model's own prompts 48",
+        rich_help_panel=WORK,
+    ),
+]
 RayOption = Annotated[
     bool,
     typer.Option(

@@ -3,42 +3,45 @@
 from __future__ import annotations
 
 import json
-import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.batch import (
-    check_workers,
-    cluster_device_of_ray,
-    make_videos,
-    progress_printer,
-)
+from motionmerge.cli.batch import check_workers, cluster_device_of_ray, progress_printer
+from motionmerge.cli.bench import own_recipe
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.merge import counting_bar
 from motionmerge.cli.options import (
     EXPERTS,
     OUTPUT,
-    WORK,
     JsonOption,
+    ManifestOption,
+    PhotosOption,
+    PromptsOption,
     RayOption,
     RecipeArgument,
     WorkersOption,
 )
-from motionmerge.cli.video_flags import StepPlanner, VideoFlags, with_video_flags
+from motionmerge.cli.video_flags import (
+    StepPlanner,
+    VideoFlags,
+    load_model,
+    with_video_flags,
+    without_left_out,
+)
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from motionmerge.evaluation.runs import Measured
     from motionmerge.evaluation.sweeps.grid import Point
+    from motionmerge.evaluation.sweeps.pace import Pace
     from motionmerge.evaluation.sweeps.results import PointResult
     from motionmerge.sampling.batch.batch import Failure
-    from motionmerge.sampling.batch.manifest import PlannedVideo, VideoJob
-    from motionmerge.sampling.request.experts import ExpertChoice
-    from motionmerge.sampling.request.model import ModelChoice
+    from motionmerge.sampling.batch.manifest import VideoJob
+    from motionmerge.sampling.batch.variants import PlannedVariant, VariantMaker
 
 EXAMPLE = "Example: motionmerge sweep pocket --over motion=0,1 --manifest a.jsonl -o out"
 
@@ -78,28 +81,9 @@ def sweep(
             rich_help_panel=EXPERTS,
         ),
     ] = "dynamics-first",
-    photos: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH",
-            help="A photo, or a folder of some; each gets every prompt of --prompts.",
-            rich_help_panel=WORK,
-        ),
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Text file with one prompt a line.", rich_help_panel=WORK
-        ),
-    ] = None,
-    manifest: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="In place of both: pairs of photo and prompt, as for batch.",
-            rich_help_panel=WORK,
-        ),
-    ] = None,
+    photos: PhotosOption = None,
+    prompts: PromptsOption = None,
+    manifest: ManifestOption = None,
     flags: VideoFlags = VideoFlags(),
     ray: RayOption = False,
     workers: WorkersOption = None,
@@ -120,10 +104,14 @@ def sweep(
     frames, and all values as JSON and CSV. The same command goes on after a kill.
     """
     with needs_eval_extra():
+        from motionmerge.evaluation.row_files import WHOLE
+        from motionmerge.evaluation.runs import Kept
         from motionmerge.evaluation.sweeps.grid import Axis, points_of
+        from motionmerge.evaluation.sweeps.pace import Pace, work_of
         from motionmerge.evaluation.sweeps.results import results_of
+        from motionmerge.evaluation.sweeps.videos import measure_planned, read_jobs
     from motionmerge.io.atomic import check_folder, prepare_folder
-    from motionmerge.merging.recipes.recipe import Recipe
+    from motionmerge.sampling.batch.variants import VariantMaker, missing_of
 
     _check_flags(flags, ray=ray, workers=workers)
     axes = [Axis.parse(text) for text in over or ()]
@@ -132,22 +120,35 @@ def sweep(
         raise ConfigError(
             "There is nothing to sweep.", fix="Add e.g. --over motion=-0.5:1:7, or strategies."
         )
-    request = flags.request
-    model = request.open_model(cluster_device=cluster_device_of_ray() if ray else None)
-    own = {**request.parameters, **({} if request.motion is None else {"motion": request.motion})}
-    points = points_of(Recipe.load(recipe).with_parameters(**own), axes, strategies=strategies)
+    chosen = own_recipe(flags, recipe)
+    model = flags.request.open_model(cluster_device=cluster_device_of_ray() if ray else None)
+    points = points_of(chosen, axes, strategies=strategies)
     check_folder(output)
-    jobs = _jobs(flags, model, photos=photos, prompts=prompts, manifest=manifest)
-    planned = _plan(points, flags, model, jobs, output / "videos")
-    left = {v.path for one in planned for v in one.videos if not v.path.exists()}
-    _print_plan(points, num_each=len(jobs), num_left=len(left), quiet=as_json)
+    jobs = read_jobs(
+        model,
+        photos=photos,
+        prompts=prompts,
+        manifest=manifest,
+        defaults=flags.settings(),
+        num_videos=flags.num_videos,
+    )
+    maker = VariantMaker(model, output / "videos", load=lambda: load_model(model))
+    planned = _plan(points, flags, maker, jobs)
+    left = [video.job for videos in missing_of(planned) for video in videos]
+    pace = Pace(output, model.name)
+    seconds = pace.seconds(work_of(left))
+    _print_plan(points, num_each=len(jobs), num_left=len(left), seconds=seconds, quiet=as_json)
     if dry_run:
         if as_json:
-            print(json.dumps({"points": [one.name for one in points], "missing": len(left)}))
+            names = [one.name for one in points]
+            print(json.dumps({"points": names, "missing": len(left), "seconds": seconds}))
         return
     prepare_folder(output / "videos")
-    failures = _make(planned, model, ray=ray, workers=workers)
-    measured = _measure(planned, output, quiet=as_json)
+    failures = _make(planned, maker, pace, ray=ray, workers=workers)
+    num_videos = len({video.path for one in planned for video in one.videos})
+    with counting_bar(num_videos, shown=not as_json) as tell:
+        kept = Kept.in_folder(output, WHOLE)
+        measured = measure_planned(planned, kept, progress=lambda name: tell(name[-40:], 1))
     results = results_of(measured, points)
     _write(results, output, title=recipe)
     if as_json:
@@ -159,24 +160,9 @@ def sweep(
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True)
-class _PlannedPoint:
-    """A point with its weights and its videos, in the order of the jobs."""
-
-    experts: ExpertChoice
-    metadata: dict[str, object]
-    videos: Sequence[PlannedVideo]
-
-
 def _check_flags(flags: VideoFlags, *, ray: bool, workers: int | None) -> None:
     from motionmerge.sampling.batch.batch import rank_and_world_size
 
-    for name in ("weights", "lora", "base"):
-        if getattr(flags, name):
-            raise ConfigError(
-                f"--{name} is not for sweeps, whose recipe is the argument.",
-                fix="Leave it out; --input NAME=PATH replaces an input of the recipe.",
-            )
     if flags.boundary is not None:
         raise ConfigError("--boundary is one value.", fix="Write --over boundary=0.5,0.64,0.9.")
     if rank_and_world_size()[1] > 1:
@@ -187,145 +173,77 @@ def _check_flags(flags: VideoFlags, *, ray: bool, workers: int | None) -> None:
     check_workers(ray, workers)
 
 
-def _jobs(
-    flags: VideoFlags,
-    model: ModelChoice,
-    *,
-    photos: Path | None,
-    prompts: Path | None,
-    manifest: Path | None,
-) -> list[VideoJob]:
-    """Read the videos to make, of a manifest or of all photos with all prompts, and check them."""
-    from motionmerge.sampling.batch.manifest import parse_manifest, read_manifest
-
-    defaults, num_videos = flags.settings(), flags.num_videos
-    if manifest is not None and photos is None and prompts is None:
-        jobs = read_manifest(manifest, defaults=defaults, num_videos=num_videos)
-    elif manifest is not None or photos is None or prompts is None:
-        raise ConfigError(
-            "A sweep needs photos and prompts.", fix="Give --photos and --prompts, or --manifest."
-        )
-    else:
-        jobs = parse_manifest(
-            "\n".join(_lines(photos, prompts)),
-            source="all photos with all prompts",
-            folder=Path(),
-            defaults=defaults,
-            num_videos=num_videos,
-        )
-    for job in jobs:
-        job.check(model.family, model.limits)
-        with job.named_errors():
-            model.check_prompt(job.settings.prompt or "")
-    return [
-        replace(job, settings=job.settings.resolved(model.family, model.limits)) for job in jobs
-    ]
-
-
-def _lines(photos: Path, prompts: Path) -> Iterator[str]:
-    """Yield the lines of a manifest of all photos with all prompts."""
-    from motionmerge.evaluation.sources import photos_in
-    from motionmerge.sampling.batch.manifest import read_list
-    from motionmerge.sampling.videos.make_video import read_prompts
-
-    texts = read_prompts(read_list(prompts), source=str(prompts))
-    for photo in photos_in(photos):
-        name, image = _id_of(photo), str(photo.absolute())
-        for number, text in enumerate(texts, start=1):
-            row = {"image": image, "prompt": text, "id": f"{name}-{number:03}"}
-            yield json.dumps(row, ensure_ascii=False)
-
-
-def _id_of(photo: Path) -> str:
-    """Name a photo in the letters of ids; its bytes tell photos of one name apart, wherever."""
-    from motionmerge.io.hashing import hash_file
-
-    plain = re.sub(r"[^A-Za-z0-9._]+", "_", photo.stem)[:40]
-    return f"{plain}-{hash_file(photo)[:6]}"
-
-
 def _plan(
-    points: Sequence[Point],
-    flags: VideoFlags,
-    model: ModelChoice,
-    jobs: Sequence[VideoJob],
-    folder: Path,
-) -> list[_PlannedPoint]:
+    points: Sequence[Point], flags: VideoFlags, maker: VariantMaker, jobs: Sequence[VideoJob]
+) -> list[PlannedVariant]:
     """Find the weights of every point, and name its videos; equal points share theirs."""
-    from motionmerge.sampling.batch.manifest import check_number, plan
-    from motionmerge.sampling.videos.provenance import made_with
+    from motionmerge.sampling.batch.manifest import check_number
+    from motionmerge.sampling.batch.variants import Variant
 
     check_number(len(points) * len(jobs), source="the sweep")
     planned = []
-    fingerprint = model.fingerprint()
     for point in points:
         request = replace(
             flags.request, recipe=point.recipe, parameters={}, motion=None, boundary=point.boundary
         )
-        experts = request.open_experts(model)
-        planner = StepPlanner(model, experts)
+        experts = request.open_experts(maker.model)
+        planner = StepPlanner(maker.model, experts)
         planner.add(jobs[0].settings)
         typer.echo(f"{point.name}:", err=True)
         planner.show()
-        made_by = experts.fingerprint()
-        metadata = made_with(model.family.name, fingerprint, made_by)
-        videos = plan(jobs, folder, fingerprint={**fingerprint, **made_by})
-        planned.append(_PlannedPoint(experts, metadata, videos))
+        planned.append(maker.plan(Variant(point.name, experts), jobs))
     return planned
 
 
-def _print_plan(points: Sequence[Point], *, num_each: int, num_left: int, quiet: bool) -> None:
+def _print_plan(
+    points: Sequence[Point], *, num_each: int, num_left: int, seconds: float | None, quiet: bool
+) -> None:
+    from motionmerge.evaluation.sweeps.pace import duration
+
     if quiet:
         return
     for number, point in enumerate(points, start=1):
         print(f"{number:3}  {point.name}")
-    print(f"{len(points)} points of {num_each} videos each, {num_left} to make")
+    print(
+        f"{len(points)} points of {num_each} videos each, {num_left} to make: {duration(seconds)}"
+    )
 
 
 def _make(
-    planned: Sequence[_PlannedPoint], model: ModelChoice, *, ray: bool, workers: int | None
-) -> list[Failure]:
-    """Make the videos that are missing, point by point."""
-    from motionmerge.sampling.batch.batch import BatchOptions, Tally, missing
+    planned: Sequence[PlannedVariant],
+    maker: VariantMaker,
+    pace: Pace,
+    *,
+    ray: bool,
+    workers: int | None,
+) -> Sequence[Failure]:
+    """Make the videos that are missing, point by point, in a model that is loaded once."""
+    from motionmerge.evaluation.sweeps.pace import work_of
+    from motionmerge.sampling.batch.batch import Tally
+    from motionmerge.sampling.batch.variants import missing_of
 
-    failures: list[Failure] = []
-    for number, one in enumerate(planned, start=1):
-        todo = missing(one.videos, overwrite=False)
-        if not todo:
-            continue
-        typer.echo(f"point {number} of {len(planned)}", err=True)
-        options = BatchOptions(metadata=one.metadata, frame_rate=model.limits.frame_rate)
-        tally = Tally(len(todo), on_progress=progress_printer(0, 1, len(one.videos) - len(todo)))
-        report = make_videos(
-            model, one.experts, todo, options, tally=tally, uses_ray=ray, num_workers=workers
-        )
-        failures += report.failures
-    return failures
+    left = missing_of(planned)
+    todo = [video for videos in left for video in videos]
+    if not todo:
+        return ()
+    found = len({video.path for one in planned for video in one.videos}) - len(todo)
+    tally = Tally(len(todo), on_progress=progress_printer(0, 1, found))
+    started = time.monotonic()
+    with without_left_out():
+        for one, videos in zip(planned, left, strict=True):
+            if ray and videos:
+                from motionmerge.sampling.batch.ray_batch import run_on_ray
 
-
-def _measure(
-    planned: Sequence[_PlannedPoint], output: Path, *, quiet: bool
-) -> list[list[Measured]]:
-    """Measure every video once, and sort the results by point."""
-    from motionmerge.evaluation.row_files import WHOLE
-    from motionmerge.evaluation.runs import Kept, measure_videos
-    from motionmerge.evaluation.sources import VideoSource
-
-    sources: dict[Path, VideoSource] = {
-        video.path: VideoSource(
-            video.path, video.job.settings.prompt, video.job.image, video.job.settings.seed
-        )
-        for one in planned
-        for video in one.videos
-    }
-    with counting_bar(len(sources), shown=not quiet) as tell:
-        found = measure_videos(
-            sources.values(),
-            kept=Kept.in_folder(output, WHOLE),
-            progress=lambda source: tell(source.path.name[-40:], 1),
-        )
-    by_path = {one.source.path: one for one in found}
-    return [[by_path[video.path] for video in one.videos] for one in planned]
+                options = maker.options(one)
+                run_on_ray(
+                    maker.model, one.experts, videos, options, num_workers=workers, tally=tally
+                )
+            else:
+                maker.make(one, videos, tally=tally)
+    report = tally.report()
+    if not report.failures:
+        pace.add(work_of([video.job for video in todo]), time.monotonic() - started)
+    return report.failures
 
 
 def _write(results: Sequence[PointResult], output: Path, *, title: str) -> None:

@@ -407,6 +407,17 @@ def loaded(
         experts: Which weights denoise.
         encode: Called with the pipeline before experts take their part of the memory.
     """
+    pipeline = load_model(model, encode=encode)
+    with without_left_out():
+        attached = experts.attach(pipeline)
+    with attached as bank:
+        if bank is not None and bank.placement and model.path is not None:
+            typer.echo(f"experts of {bank.placement}", err=True)
+        yield pipeline, bank
+
+
+def load_model(model: ModelChoice, *, encode: Callable[[Any], None] | None = None) -> Any:
+    """Load a model and return its pipeline; print where it is, unless it is the pocket model."""
     from diffusers.utils import logging
 
     from motionmerge.sampling.request.loading import show_progress
@@ -418,10 +429,12 @@ def loaded(
     show_progress(pipeline, is_quiet=is_quiet)
     if model.path is not None:
         typer.echo(placement, err=True)
+    return pipeline
+
+
+@contextmanager
+def without_left_out() -> Iterator[None]:
+    """Print no warning of what `--missing keep` leaves out: it was said when it was checked."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", _LEFT_OUT)  # said before
-        attached = experts.attach(pipeline)
-    with attached as bank:
-        if bank is not None and bank.placement and model.path is not None:
-            typer.echo(f"experts of {bank.placement}", err=True)
-        yield pipeline, bank
+        warnings.filterwarnings("ignore", _LEFT_OUT)
+        yield

@@ -19,7 +19,6 @@ from motionmerge.evaluation.pocket.conditions import (
 )
 from motionmerge.evaluation.pocket.prompts import DIFFICULTIES
 from motionmerge.evaluation.pocket.runs import ClipResult, ConditionResults, Protocol
-from motionmerge.evaluation.pocket.search import search
 from motionmerge.evaluation.pocket.tables import replace_block, table_row, write_docs
 
 NUM = 60
@@ -145,42 +144,6 @@ def test_equal_results_have_no_advantage():
     members = family(as_the_paper_says(), "knob")
     gain = advantage(members[2], members)
     assert gain.low <= 0 <= gain.high + 1e-9
-
-
-def test_the_search_takes_the_most_motion_that_obeys_enough():
-    def run(conditions):
-        return {
-            one.name: made_up(
-                one,
-                degree=2 + 4 * (1 - (one.boundary or 1)),
-                obedience=0.95 if (one.boundary or 1) >= 0.5 else 0.6,
-            )
-            for one in conditions
-        }
-
-    found = search(run)
-    assert found.best is not None
-    assert found.best.condition.boundary == 0.5
-    assert found.best.obedience >= found.min_obedience
-
-
-def test_the_search_takes_nothing_that_breaks_more_than_half_way_to_the_base():
-    def run(conditions):
-        return {
-            one.name: made_up(
-                one,
-                degree=6 - 4 * (one.boundary or 1),
-                obedience=0.95,
-                # 0.4 where only the base denoises, 0.8 where only the tuned weights do
-                intact=0.4 if one.name == "base" else 0.4 + 0.4 * (one.boundary or 1),
-            )
-            for one in conditions
-        }
-
-    found = search(run)
-    assert found.min_intact == pytest.approx(0.6)
-    assert found.best is not None
-    assert found.best.condition.boundary == 0.5
 
 
 def test_docs_get_their_numbers_between_the_markers(tmp_path):

@@ -21,7 +21,7 @@ from motionmerge.text import fix_unknown_name
 KNOB_VALUES = (-0.5, -0.25, 0.25, 0.5, 1.0)
 BOUNDARIES = (0.91, 0.8, 0.64)
 BEST_RECIPE = "pocket"
-"""The shipped recipe that `evaluate pocket --search` found."""
+"""The shipped recipe that works best on the pocket model."""
 
 KNOB, HANDOVER, METHOD, REVERSED = "knob", "handover", "paper", "paper-reversed"
 BEST, BEST_REVERSED = "best", "best-reversed"

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -163,32 +164,84 @@ def evaluate(
     Raises:
         ConfigError: The folder cannot be written to.
     """
-    path = folder / RESULTS_FILE
-    prepare_folder(folder)
-    check_file(path)
-    chosen, canvases = scenes(protocol.split, num=protocol.num, seed=protocol.seed)
-    kept = read_results(path)
     results = {}
-    frozen = _hash_frozen_parts(pipeline)
+    run = KeptRun(pipeline, folder)
     for condition in conditions:
-        key = _key(condition, protocol, inputs or {}, frozen=frozen, missing=missing)
-        found = {i: clip for i, clip in kept.get(key, {}).items() if i < protocol.num}
+        own = _used(condition, inputs)
+        key = _key(condition, protocol, inputs or {}, frozen=run.frozen, missing=missing)
+        clips = run.clips(
+            partial(experts, pipeline, recipe=condition.recipe(), inputs=own, missing=missing),
+            name=condition.name,
+            key=key,
+            protocol=protocol,
+            progress=progress,
+        )
+        results[condition.name] = ConditionResults(condition, clips)
+    return results
+
+
+class KeptRun:
+    """Clips of a pocket pipeline, each made and measured once and kept in a folder.
+
+    Args:
+        pipeline: A `PocketPipeline`.
+        folder: Where `results.jsonl` is.
+
+    Raises:
+        ConfigError: The folder cannot be written to.
+    """
+
+    def __init__(self, pipeline: Any, folder: Path) -> None:
+        self._pipeline, self._path = pipeline, folder / RESULTS_FILE
+        prepare_folder(folder)
+        check_file(self._path)
+        self._kept = read_results(self._path)
+        self.frozen = _hash_frozen_parts(pipeline)
+
+    def num_kept(self, key: str) -> int:
+        """Return how many clips under a key are there."""
+        return len(self._kept.get(key, {}))
+
+    def clips(
+        self,
+        attach: Callable[[], AbstractContextManager[object]],
+        *,
+        name: str,
+        key: str,
+        protocol: Protocol,
+        progress: Progress | None = None,
+    ) -> tuple[ClipResult, ...]:
+        """Return the clips of a set of weights, in the order of the prompts.
+
+        Args:
+            attach: Returns a context in which these weights denoise.
+            name: Of the weights, in the file.
+            key: Hash of all that decides the results, see `ClipResult`.
+            protocol: Prompts, noise and steps.
+            progress: Told of every finished batch, also of prompts found in the folder.
+        """
+        found = {i: clip for i, clip in self._kept.get(key, {}).items() if i < protocol.num}
         if progress is not None and found:
-            progress(condition.name, len(found))
+            progress(name, len(found))
         todo = [index for index in range(protocol.num) if index not in found]
         if todo:
-            own = _used(condition, inputs)
-            with experts(pipeline, recipe=condition.recipe(), inputs=own, missing=missing):
+            chosen, canvases = _scenes(protocol.split, protocol.num, protocol.seed)
+            with attach():
                 for start in range(0, len(todo), BATCH_SIZE):
                     batch = todo[start : start + BATCH_SIZE]
-                    clips = _run_batch(pipeline, batch, chosen, canvases, protocol)
-                    _append(path, key, condition.name, clips)
+                    clips = _run_batch(self._pipeline, batch, chosen, canvases, protocol)
+                    _append(self._path, key, name, clips)
                     found |= {clip.prompt: clip for clip in clips}
                     if progress is not None:
-                        progress(condition.name, len(batch))
-        in_order = tuple(found[index] for index in range(protocol.num))
-        results[condition.name] = ConditionResults(condition, in_order)
-    return results
+                        progress(name, len(batch))
+            self._kept.setdefault(key, {}).update(found)
+        return tuple(found[index] for index in range(protocol.num))
+
+
+@lru_cache(maxsize=2)
+def _scenes(split: str, num: int, seed: int) -> tuple[list[Scene], Canvases]:
+    """Draw the scenes once for all sets of weights."""
+    return scenes(split, num=num, seed=seed)
 
 
 def generate(

@@ -5,19 +5,23 @@ All points have the same photos, prompts and seeds, so that differences are pair
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from motionmerge.evaluation.runs import Measured
-from motionmerge.evaluation.statistics import Estimate, paired_difference
+from motionmerge.evaluation.statistics import Estimate
 from motionmerge.evaluation.summary import Summary, summarise
 from motionmerge.evaluation.sweeps.grid import Point
+from motionmerge.evaluation.sweeps.observed import Observed
 
 MOTION = "motion_degree"
 FIDELITY, OBEDIENCE = "first_frame_ssim", "camera_agreement"
 WANTED_HIGH = (MOTION, FIDELITY, OBEDIENCE)
 """What the front trades against each other: how much moves, is the photo kept, does it obey."""
+
+MORE = {"more_motion": MOTION, "more_fidelity": FIDELITY, "more_obedience": OBEDIENCE}
+"""Columns of the paired differences."""
 
 SHOWN = (MOTION, "object_motion", FIDELITY, "drift_ssim_8", "warp_error", OBEDIENCE, "frozen_share")
 """Metrics of tables and curves."""
@@ -31,14 +35,15 @@ class PointResult:
         point: The values.
         measured: Its videos, in the order of the manifest.
         summary: Over them.
-        more_motion: Its motion less that of the first point, paired; None for the first itself.
+        more: How much more of each of `WANTED_HIGH` it has than the first point, paired; nothing
+            for the first itself.
         is_on_front: No other point is at least as good in everything and better in something.
     """
 
     point: Point
     measured: Sequence[Measured]
     summary: Summary
-    more_motion: Estimate | None
+    more: Mapping[str, Estimate]
     is_on_front: bool
 
     def mean(self, metric: str) -> Estimate | None:
@@ -57,12 +62,17 @@ def results_of(
     """
     summaries = list(map(summarise, measured))
     front = front_of([_qualities(summary) for summary in summaries])
+    observed = [Observed.of_videos(own, WANTED_HIGH) for own in measured]
     return [
         PointResult(
             point=point,
             measured=measured[number],
             summary=summaries[number],
-            more_motion=_difference(measured[number], measured[0]) if number else None,
+            more={
+                metric: more
+                for metric in WANTED_HIGH
+                if number and (more := observed[number].difference(observed[0], metric))
+            },
             is_on_front=front[number],
         )
         for number, point in enumerate(points)
@@ -95,18 +105,6 @@ def front_of(qualities: Sequence[tuple[float | None, ...]]) -> list[bool]:
     ]
 
 
-def _difference(own: Sequence[Measured], first: Sequence[Measured]) -> Estimate | None:
-    pairs = [
-        (a, b, one.source.cluster or (str(one.source.path),))
-        for one, other in zip(own, first, strict=True)
-        if (a := one.number(MOTION)) is not None and (b := other.number(MOTION)) is not None
-    ]
-    if not pairs:
-        return None
-    ours, theirs, clusters = zip(*pairs, strict=True)
-    return paired_difference(ours, theirs, clusters=clusters)
-
-
 def to_table(results: Sequence[PointResult]) -> list[dict[str, Any]]:
     """Return one flat mapping for each point: values, means and intervals."""
     rows = []
@@ -120,7 +118,8 @@ def to_table(results: Sequence[PointResult]) -> list[dict[str, Any]]:
         }
         for metric in SHOWN:
             row |= _columns(metric, result.mean(metric))
-        row |= _columns("more_motion", result.more_motion)
+        for name, metric in MORE.items():
+            row |= _columns(name, result.more.get(metric))
         rows.append(row)
     return rows
 

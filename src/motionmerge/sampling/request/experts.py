@@ -57,10 +57,15 @@ class ExpertChoice:
             )
         chosen_schedule(list(self.recipe.experts), None, self.boundary, self.recipe.schedule)
 
-    def attach(self, pipeline: VideoPipeline) -> AbstractContextManager[Bank | None]:
+    def attach(
+        self, pipeline: VideoPipeline, *, restore: bool = False
+    ) -> AbstractContextManager[Bank | None]:
         """Return a context in which these weights denoise; it yields the bank, or None.
 
-        The pipeline is not for use without them afterwards: its own weights are not kept.
+        Args:
+            pipeline: What denoises.
+            restore: Keep its own weights to give them back. Without, it is not for use without
+                these weights afterwards.
         """
         if self.bound is None:
             return nullcontext()
@@ -68,7 +73,7 @@ class ExpertChoice:
             pipeline,
             self.bound,
             boundary=self.boundary,
-            restore=False,
+            restore=restore,
             missing=self.missing,
         )
 

@@ -1,0 +1,122 @@
+"""What `tune` and `probe` measure on: photos with prompts, or the pocket model's own prompts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from motionmerge.cli.batch import progress_printer
+from motionmerge.cli.video_flags import POCKET, VideoFlags, load_model, without_left_out
+from motionmerge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from motionmerge.evaluation.sweeps.observed import Bench
+    from motionmerge.merging.recipes.recipe import Recipe
+    from motionmerge.sampling.batch.variants import Variant
+    from motionmerge.sampling.request.experts import ExpertChoice
+    from motionmerge.sampling.request.model import ModelChoice
+
+POCKET_CLIPS, POCKET_STEPS = 48, 12
+
+
+def own_recipe(flags: VideoFlags, name: str) -> Recipe:
+    """Load the recipe that is the argument, with the parameters of --set and --motion.
+
+    Raises:
+        ConfigError: Flags ask for other weights than the recipe's.
+    """
+    from motionmerge.merging.recipes.recipe import Recipe
+
+    for other in ("weights", "lora", "base"):
+        if getattr(flags, other):
+            raise ConfigError(
+                f"--{other} is not for this verb, whose recipe is the argument.",
+                fix="Leave it out; --input NAME=PATH replaces an input of the recipe.",
+            )
+    request = flags.request
+    own = {**request.parameters, **({} if request.motion is None else {"motion": request.motion})}
+    return Recipe.load(name).with_parameters(**own)
+
+
+def variant_builder(flags: VideoFlags, model: ModelChoice) -> Callable[[str, Recipe], Variant]:
+    """Return what finds the weights of a recipe for a model, and checks that they fit."""
+    from motionmerge.sampling.batch.variants import Variant
+
+    known: dict[str, ExpertChoice] = {}  # finding and checking weights takes a while
+
+    def build(name: str, recipe: Recipe) -> Variant:
+        text = recipe.print()
+        if text not in known:
+            request = replace(
+                flags.request, recipe=recipe, parameters={}, motion=None, boundary=None
+            )
+            known[text] = request.open_experts(model)
+        return Variant(name, known[text])
+
+    return build
+
+
+def open_bench(
+    flags: VideoFlags,
+    model: ModelChoice,
+    output: Path,
+    *,
+    photos: Path | None,
+    prompts: Path | None,
+    manifest: Path | None,
+    num_clips: int | None,
+) -> Bench:
+    """Choose what is measured on; without photos, the pocket model's own prompts.
+
+    Raises:
+        ConfigError: There is nothing to measure on, or flags do not go with it.
+    """
+    from motionmerge.evaluation.sweeps.videos import VideoBench, read_jobs, spread
+    from motionmerge.sampling.batch.variants import VariantMaker
+
+    settings = flags.settings()
+    if (photos, prompts, manifest) == (None, None, None) and flags.model == POCKET:
+        from motionmerge.evaluation.pocket.bench import PocketBench
+
+        given = settings.model_dump(exclude_defaults=True, exclude_none=True)
+        for name in set(given) - {"num_inference_steps", "seed"}:
+            raise ConfigError(
+                f"`{name}` is not for the pocket model's own prompts, whose clips are all alike.",
+                fix="Leave it out, or give `photos=` and `prompts=`.",
+            )
+        return PocketBench(
+            output,
+            num_clips=num_clips or POCKET_CLIPS,
+            num_steps=settings.num_inference_steps or POCKET_STEPS,
+            seed=settings.seed,
+        )
+    jobs = read_jobs(
+        model,
+        photos=photos,
+        prompts=prompts,
+        manifest=manifest,
+        defaults=settings,
+        num_videos=flags.num_videos,
+    )
+    maker = VariantMaker(model, output / "videos", load=lambda: load_model(model))
+    chosen = spread(jobs, seed=settings.seed)[:num_clips]
+    return VideoBench(maker, chosen, output, on_progress=progress_printer(0, 1, 0))
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Print warnings of what is made without the place in our code that they come from."""
+    with without_left_out():
+        warnings.showwarning = lambda message, *_, **__: tell(f"warning: {message}")
+        yield  # the block above puts back what it was
+
+
+def tell(text: str) -> None:
+    """Print what was done, on stderr."""
+    typer.echo(text, err=True)

@@ -1,0 +1,244 @@
+"""`motionmerge probe`: at which noise levels an expert decides motion, obedience and appearance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from motionmerge.cli.bench import (
+    open_bench,
+    own_recipe,
+    tell,
+    variant_builder,
+    warnings_as_lines,
+)
+from motionmerge.cli.measure import needs_eval_extra
+from motionmerge.cli.options import (
+    EXPERTS,
+    OUTPUT,
+    WORK,
+    ClipsOption,
+    JsonOption,
+    ManifestOption,
+    PhotosOption,
+    PromptsOption,
+    RecipeArgument,
+)
+from motionmerge.cli.video_flags import VideoFlags, with_video_flags
+from motionmerge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from motionmerge.evaluation.sweeps.observed import Bench
+    from motionmerge.evaluation.sweeps.probe import Probe, Window
+    from motionmerge.merging.recipes.recipe import Recipe
+    from motionmerge.sampling.request.model import ModelChoice
+
+EXAMPLE = "Example: motionmerge probe pocket -o probe"
+
+_LOOKED_AT = ("motion", "obedience", "camera", "first_frame", "intact", "drift")
+
+
+@with_video_flags
+def probe(
+    recipe: RecipeArgument,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Folder for values, the chart and videos; what is there already is used.",
+            rich_help_panel=OUTPUT,
+        ),
+    ],
+    expert: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The expert inside the window; the recipe's other one denoises outside it.",
+            show_default="the recipe's first",
+            rich_help_panel=EXPERTS,
+        ),
+    ] = None,
+    windows: Annotated[
+        int,
+        typer.Option(
+            min=2,
+            max=100,
+            metavar="NUMBER",
+            help="How many places the window takes between noise and clean.",
+            rich_help_panel=WORK,
+        ),
+    ] = 7,
+    window: Annotated[
+        float,
+        typer.Option(
+            metavar="NUMBER", help="Of the window, in noise levels.", rich_help_panel=WORK
+        ),
+    ] = 0.25,
+    photos: PhotosOption = None,
+    prompts: PromptsOption = None,
+    manifest: ManifestOption = None,
+    clips: ClipsOption = None,
+    flags: VideoFlags = VideoFlags(),
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything; print the windows and about how long they take.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the noise levels at which an expert of RECIPE decides motion, obedience and appearance.
+
+    It denoises inside a window that slides from noise to clean, and the recipe's other expert
+    outside it. The change against the other expert alone is drawn, with 95 % intervals. The same
+    command goes on after a kill. Without photos the pocket model is measured on validation prompts
+    of its own.
+    """
+    with needs_eval_extra():
+        from motionmerge.evaluation.sweeps.probe import (
+            noisy_expert,
+            other_expert,
+            windows_of,
+        )
+        from motionmerge.evaluation.sweeps.probe import probe as measure_windows
+    from motionmerge.io.atomic import check_folder, prepare_folder
+
+    if flags.boundary is not None:
+        raise ConfigError("--boundary is not for windows.", fix="Leave it out.")
+    chosen = own_recipe(flags, recipe)
+    inside = expert or noisy_expert(chosen)
+    other_expert(chosen, inside)
+    wanted = windows_of(windows, window)
+    model = flags.request.open_model()
+    check_folder(output)
+    bench = open_bench(
+        flags, model, output, photos=photos, prompts=prompts, manifest=manifest, num_clips=clips
+    )
+    build = variant_builder(flags, model)
+    with_steps = _with_steps(flags, model, bench, chosen, wanted, expert=inside)
+    if dry_run:
+        _print_plan(with_steps, bench, as_json=as_json)
+        return
+    prepare_folder(output)
+    with warnings_as_lines():
+        found = measure_windows(
+            bench,
+            chosen,
+            with_steps,
+            expert=inside,
+            build=build,
+            objectives={
+                name: bench.objectives[name] for name in _LOOKED_AT if name in bench.objectives
+            },
+            tell=tell,
+        )
+    left_out = [one for one in wanted if one not in with_steps]
+    _write(found, output, recipe=recipe, expert=inside, bench=bench, left_out=left_out)
+    if as_json:
+        print((output / "probe.json").read_text(encoding="utf-8"))
+    else:
+        _print_results(found, output, expert=inside)
+
+
+def _with_steps(
+    flags: VideoFlags,
+    model: ModelChoice,
+    bench: Bench,
+    recipe: Recipe,
+    windows: Sequence[Window],
+    *,
+    expert: str,
+) -> list[Window]:
+    """Leave out windows in which no denoising step is, and say so.
+
+    Raises:
+        ConfigError: Fewer than two are left.
+    """
+    from motionmerge.evaluation.sweeps.probe import with_window
+
+    own = flags.settings()
+    if own.sigmas is None:
+        own = own.changed(num_inference_steps=bench.num_steps)
+    settings = own.steps(model.family, model.limits)
+    build, scheduler = variant_builder(flags, model), model.scheduler()
+    kept = []
+    for window in windows:
+        variant = build(window.name, with_window(recipe, window, expert=expert))
+        plan = variant.experts.plan_steps(model, scheduler, settings)
+        if plan is not None and f"`{expert}`" in (plan.warning or ""):
+            tell(f"no step is in the window {window.name}, which is left out: {plan.line}")
+        else:
+            kept.append(window)
+    if len(kept) < 2:
+        raise ConfigError(
+            f"Of {len(windows)} windows {len(kept)} have a denoising step of {bench.num_steps}.",
+            fix="Give more --steps, or a larger --window.",
+        )
+    return kept
+
+
+def _print_plan(windows: Sequence[Window], bench: Bench, *, as_json: bool) -> None:
+    from motionmerge.evaluation.sweeps.pace import duration
+
+    one = bench.seconds(num_clips=bench.num_clips, num_steps=bench.num_steps)
+    seconds = None if one is None else one * (len(windows) + 2)
+    if as_json:
+        print(json.dumps({"windows": [vars(one) for one in windows], "seconds": seconds}))
+        return
+    for window in windows:
+        print(f"noise levels {window.name}")
+    print(
+        f"{len(windows)} windows and each expert alone, on {bench.about} with {bench.num_steps} "
+        f"steps: {duration(seconds)}"
+    )
+
+
+def _write(
+    found: Probe,
+    output: Path,
+    *,
+    recipe: str,
+    expert: str,
+    bench: Bench,
+    left_out: Sequence[Window],
+) -> None:
+    from motionmerge.evaluation.figures import to_svg
+    from motionmerge.evaluation.sweeps.probe import probe_chart
+    from motionmerge.io.atomic import write_whole
+
+    means = {name: found.without.mean(one.metric) for name, one in found.objectives.items()}
+    about = {
+        "recipe": recipe,
+        "expert": expert,
+        "about": bench.about,
+        "num_steps": bench.num_steps,
+        "objectives": {name: one.metric for name, one in found.objectives.items()},
+        "without": {name: mean.to_dict() for name, mean in means.items() if mean is not None},
+        "throughout": found.everywhere.to_dict(found.objectives),
+        "windows": [one.to_dict(found.objectives) for one in found.windows],
+        "windows_without_steps": [{"from": one.high, "to": one.low} for one in left_out],
+    }
+    write_whole(output / "probe.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    write_whole(output / "probe.svg", to_svg(probe_chart(found, expert=expert)) + "\n")
+
+
+def _print_results(found: Probe, output: Path, *, expert: str) -> None:
+    for one in [*found.windows, found.everywhere]:
+        texts = (
+            f"{name} {more.text(found.objectives[name].digits, sign=True)}"
+            for name, more in one.more.items()
+        )
+        print(f"{expert} from {one.window.name}: {'; '.join(texts)}")
+    for name in found.objectives:
+        strongest = found.strongest(name)
+        place = "in no window for sure" if strongest is None else f"from {strongest.window.name}"
+        print(f"{name} changes most {place}")
+    typer.echo(f"wrote {output / 'probe.svg'} and probe.json", err=True)
