@@ -1,26 +1,37 @@
-"""The training loop: resume, averaging, determinism, refusals."""
+"""The training loop: exact resume, averaging, determinism, refusals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+import signal
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from motionmerge.errors import CheckpointError
-from motionmerge.training.trainer import CpuObjective, TrainerSettings, fit, learning_rate_at
+from motionmerge.errors import CheckpointError, ConfigError, DataError
+from motionmerge.training.objective import FunctionObjective, LossFunction
+from motionmerge.training.samples import draw_sample
+from motionmerge.training.settings import RunStopped, TrainerSettings, learning_rate_at
+from motionmerge.training.trainer import fit
 
 SETTINGS = TrainerSettings(
     steps=40, batch_size=4, learning_rate=0.05, warmup_steps=5, ema_decay=0.9, precision="no",
     save_every=10, log_every=5,
 )  # fmt: skip
+CLIPS = 37
+"""So few that 40 steps of 4 samples see each clip four times."""
 
 
 def regression_loss(module: nn.Module, indices: Sequence[int]) -> torch.Tensor:
-    x = torch.stack([torch.randn(3, generator=torch.Generator().manual_seed(i)) for i in indices])
+    one = {"num_clips": CLIPS, "num_views": 1, "num_condition_frames": 1, "drop": 0.0}
+    clips = [draw_sample(0, index, **one).clip for index in indices]
+    x = torch.stack([torch.randn(3, generator=torch.Generator().manual_seed(i)) for i in clips])
     target = x @ torch.tensor([[1.0], [2.0], [-1.0]])
     return nn.functional.mse_loss(module(x), target)
 
@@ -30,49 +41,199 @@ def make() -> nn.Module:
     return nn.Linear(3, 1)
 
 
-class Killed(Exception):
-    pass
+def make_with_dropout() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.3), nn.Linear(8, 1))
+
+
+def train(
+    folder: Path,
+    settings: TrainerSettings = SETTINGS,
+    *,
+    loss: LossFunction = regression_loss,
+    build: Callable[[], nn.Module] = make,
+    **options: Any,
+) -> nn.Module:
+    module = build()
+    fit(module, FunctionObjective(loss), settings, folder, **options)
+    return module
+
+
+def at_step(step: int, what: Callable[[], None], settings: TrainerSettings) -> LossFunction:
+    """The loss, and something that happens when the samples of a step are asked for."""
+
+    def loss(module: nn.Module, indices: Sequence[int]) -> torch.Tensor:
+        if indices[0] // settings.batch_size == step:
+            what()
+        return regression_loss(module, indices)
+
+    return loss
+
+
+def train_and_be_killed(folder: Path, settings: TrainerSettings, *, step: int) -> None:
+    """Train in a child process that gets SIGKILL in the middle of a step."""
+    child = os.fork()
+    if child == 0:
+        dies = at_step(step, lambda: os.kill(os.getpid(), signal.SIGKILL), settings)
+        try:
+            train(folder, settings, loss=dies, build=make_with_dropout)
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [{key: x[key] for key in x if key != "seconds"} for x in lines]
 
 
 def test_training_lowers_the_loss_and_logs_it(tmp_path: Path):
     seen = []
-    result = fit(make(), CpuObjective(regression_loss), SETTINGS, tmp_path, on_progress=seen.append)
+    objective = FunctionObjective(regression_loss)
+    result = fit(make(), objective, SETTINGS, tmp_path, on_progress=seen.append)
     assert result.loss < 0.2 * seen[0].loss
     assert [p.step for p in seen] == list(range(5, 41, 5))
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path):
-    whole, resumed = make(), make()
-    fit(whole, CpuObjective(regression_loss), SETTINGS, tmp_path / "whole")
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
+    tmp_path: Path, accumulate: int
+):
+    settings = replace(SETTINGS, accumulate=accumulate, save_every=7, log_every=3)
+    whole = train(tmp_path / "whole", settings, build=make_with_dropout)
+    for step in (3, 8, 23, 23, 39):
+        train_and_be_killed(tmp_path / "killed", settings, step=step)
+    with (tmp_path / "killed/log.jsonl").open("a") as stream:
+        stream.write('{"step": 39, "lo')
+    again = train(tmp_path / "killed", settings, build=make_with_dropout)
+    for mine, theirs in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
+    assert len(list((tmp_path / "killed").glob("state-*.pt"))) == settings.keep_states
 
-    def dies(module: nn.Module, indices: Sequence[int]) -> torch.Tensor:
-        if indices[0] >= 25 * SETTINGS.batch_size:
-            raise Killed
+
+def test_dropout_differs_from_step_to_step_and_leaves_the_callers_random_numbers_alone(
+    tmp_path: Path,
+):
+    seen: list[bytes] = []
+
+    def loss(module: nn.Module, indices: Sequence[int]) -> torch.Tensor:
+        seen.append(torch.rand(4).numpy().tobytes())
         return regression_loss(module, indices)
 
-    with pytest.raises(Killed):
-        fit(resumed, CpuObjective(dies), SETTINGS, tmp_path / "killed")
-    again = make()
-    fit(again, CpuObjective(regression_loss), SETTINGS, tmp_path / "killed")
-    assert torch.equal(whole.weight, again.weight)
-    assert torch.equal(whole.bias, again.bias)
+    module, before = make(), torch.random.get_rng_state()
+    fit(module, FunctionObjective(loss), SETTINGS, tmp_path)
+    assert len(set(seen)) == SETTINGS.steps
+    assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_only_the_trainable_parameters_change(tmp_path: Path):
-    module, fresh = make(), make()
-    fit(module, CpuObjective(regression_loss), SETTINGS, tmp_path, trainable=[module.weight])
+def test_accumulated_batches_give_the_gradient_of_the_whole(tmp_path: Path):
+    one = train(tmp_path / "1")
+    for accumulate in (2, 4):
+        several = train(tmp_path / str(accumulate), replace(SETTINGS, accumulate=accumulate))
+        torch.testing.assert_close(several.weight, one.weight, atol=1e-5, rtol=0)
+
+
+def test_sigterm_saves_the_state_and_ends_well(tmp_path: Path):
+    told = at_step(12, lambda: os.kill(os.getpid(), signal.SIGTERM), SETTINGS)
+    with pytest.raises(RunStopped) as stopped:
+        train(tmp_path / "stopped", loss=told)
+    assert (stopped.value.code, stopped.value.step) == (0, 13)
+    assert (tmp_path / "stopped/state-00000013.pt").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    again = train(tmp_path / "stopped")
+    assert torch.equal(again.weight, train(tmp_path / "whole").weight)
+    assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_batch_and_state(tmp_path: Path):
+    def breaks(module: nn.Module, indices: Sequence[int]) -> torch.Tensor:
+        return regression_loss(module, indices) * (float("nan") if indices[0] == 17 * 4 else 1)
+
+    with pytest.raises(DataError, match=r"step 18 .*state-00000010\.pt"):
+        train(tmp_path, loss=breaks)
+    assert torch.load(tmp_path / "bad-batch.pt")["indices"] == [68, 69, 70, 71]
+    assert [path.name for path in tmp_path.glob("state-*")] == ["state-00000010.pt"]
+    assert torch.isfinite(train(tmp_path).weight).all()
+
+
+def test_only_the_trainable_parameters_change_and_no_other_gets_a_gradient(tmp_path: Path):
+    module, fresh, flags = make(), make(), []
+
+    def loss(module: nn.Module, indices: Sequence[int]) -> torch.Tensor:
+        flags.append(fresh.bias.requires_grad and not module.bias.requires_grad)
+        return regression_loss(module, indices)
+
+    fit(module, FunctionObjective(loss), SETTINGS, tmp_path, trainable=[module.weight])
     assert not torch.equal(module.weight, fresh.weight)
     assert torch.equal(module.bias, fresh.bias)
+    assert all(flags)
+    assert module.bias.requires_grad
 
 
-def test_a_state_of_other_settings_is_refused(tmp_path: Path):
-    fit(make(), CpuObjective(regression_loss), SETTINGS, tmp_path)
-    with pytest.raises(CheckpointError, match="other settings"):
-        fit(make(), CpuObjective(regression_loss), replace(SETTINGS, learning_rate=0.1), tmp_path)
+def test_without_averaging_the_weights_themselves_are_kept(tmp_path: Path):
+    settings = replace(SETTINGS, ema_decay=None)
+    module = train(tmp_path, settings)
+    saved = torch.load(tmp_path / "state-00000040.pt")
+    assert torch.equal(module.weight, saved["trained"][0])
+    assert not torch.equal(module.weight, train(tmp_path / "averaged").weight)
 
 
-def test_the_learning_rate_warms_up_and_falls_to_zero():
+def other_base() -> nn.Module:
+    module = make()
+    with torch.no_grad():
+        module.weight += 1e-3
+    return module
+
+
+@pytest.mark.parametrize(
+    ("what", "options"),
+    [
+        ("settings", {"settings": replace(SETTINGS, learning_rate=0.1)}),
+        ("base", {"build": other_base}),
+        ("data", {"identity": {"data": "fast"}}),
+    ],
+)
+def test_the_state_of_another_run_is_refused(tmp_path: Path, what: str, options: dict[str, Any]):
+    train(tmp_path, identity={"data": "slow"})
+    with pytest.raises(CheckpointError, match=rf"other settings or inputs: {what}:"):
+        train(tmp_path, **{"identity": {"data": "slow"}, **options})
+
+
+def test_the_state_of_a_run_that_trained_other_parameters_is_refused(tmp_path: Path):
+    train(tmp_path)
+    module = make()
+    objective = FunctionObjective(regression_loss)
+    with pytest.raises(CheckpointError, match="trained"):
+        fit(module, objective, SETTINGS, tmp_path, trainable=[module.weight])
+
+
+def test_a_state_that_cannot_be_read_is_named_and_the_one_before_it_serves(tmp_path: Path):
+    whole = train(tmp_path)
+    newest = tmp_path / "state-00000040.pt"
+    newest.write_bytes(newest.read_bytes()[:200])
+    with pytest.raises(CheckpointError, match=newest.name):
+        train(tmp_path)
+    newest.unlink()
+    assert torch.equal(train(tmp_path).weight, whole.weight)
+
+
+def test_a_run_with_a_constant_rate_can_be_made_longer(tmp_path: Path):
+    constant = replace(SETTINGS, decay="none")
+    longer = replace(constant, steps=60)
+    train(tmp_path / "extended", constant)
+    extended = train(tmp_path / "extended", longer)
+    assert torch.equal(extended.weight, train(tmp_path / "whole", longer).weight)
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="3 accumulated"):
+        train(tmp_path, replace(SETTINGS, accumulate=3))
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero_or_stays():
     rates = [learning_rate_at(step, SETTINGS) for step in range(SETTINGS.steps)]
     assert rates[0] == pytest.approx(0.01)
     assert max(rates) == pytest.approx(SETTINGS.learning_rate)
     assert rates[-1] < 0.01 * SETTINGS.learning_rate
+    assert learning_rate_at(39, replace(SETTINGS, decay="none")) == SETTINGS.learning_rate

@@ -175,7 +175,7 @@ def _train(
 
     from motionmerge.io.atomic import check_folder, check_new_file
     from motionmerge.training.pocket.runs import RUNS, RunInputs, run
-    from motionmerge.training.trainer import TrainingProgress
+    from motionmerge.training.settings import RunStopped, TrainingProgress
 
     check_new_file(output, overwrite=overwrite)
     check_folder(folder)
@@ -193,14 +193,22 @@ def _train(
             err=True,
         )
 
-    result = run(
-        name,
-        output,
-        folder=folder,
-        inputs=RunInputs(**inputs),
-        changes=changes,
-        on_progress=report,
-    )
+    try:
+        result = run(
+            name,
+            output,
+            folder=folder,
+            inputs=RunInputs(**inputs),
+            changes=changes,
+            on_progress=report,
+        )
+    except RunStopped as stopped:
+        typer.echo(
+            f"stopped after step {stopped.step}, the state is in {stopped.folder}: "
+            "the same command goes on",
+            err=True,
+        )
+        raise
     if not result.is_main_process:
         return
     if as_json:

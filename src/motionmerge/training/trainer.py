@@ -1,7 +1,8 @@
 """The training loop: AdamW, warm-up and cosine, EMA, resume after a kill, any number of processes.
 
-A batch is a range of sample indices and every sample is drawn from (seed, index) alone, so a run is
-the same whether it was interrupted or not, and on one process or several, up to rounding.
+A batch is a range of sample indices, every sample is drawn from (seed, index) alone, and torch is
+seeded from (seed, step, process) before each step. So a run is the same, bit for bit, whether it
+was interrupted or not; and on one process or several up to rounding, where there is no dropout.
 
 A small network leaves a GPU idle while Python looks for the next kernel. So on one GPU, worker
 processes draw the samples and a step, optimizer and all, is captured once and replayed.
@@ -9,157 +10,38 @@ processes draw the samples and a step, optimizer and all, is captured once and r
 
 from __future__ import annotations
 
-import json
-import math
-import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from diffusers.training_utils import EMAModel
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
-from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.atomic import atomic_path
 from motionmerge.models.cuda_graphs import ReplayedCall
+from motionmerge.rng import whole_number_for
 
-LossFunction = Callable[[nn.Module, Sequence[int]], torch.Tensor]
-"""Takes the (possibly wrapped) module and sample indices; returns the mean loss."""
-
-MAX_WORKERS = 14
-"""Processes that draw samples for a GPU."""
+from .batches import batches_left
+from .objective import Drawn, Objective
+from .run_state import RunFolder, weights_hash
+from .settings import (
+    RunStopped,
+    TrainerSettings,
+    TrainingProgress,
+    TrainingResult,
+    learning_rate_at,
+)
 
 WARMUP_RUNS = 3
 """Steps before one is captured: they allocate the optimizer's state and pick kernels."""
-
-Drawn = Any
-"""What `draw` makes of sample indices: tensors in tuples, named or not."""
-
-
-class Objective(Protocol):
-    """A loss in three steps, so that a GPU need not wait for any of them."""
-
-    @property
-    def can_use_gpu(self) -> bool: ...
-
-    @property
-    def draw(self) -> Callable[[Sequence[int]], Drawn]:
-        """Sample indices to tensors on the CPU, in another process: it must pickle."""
-        ...
-
-    def to(self, device: torch.device) -> None:
-        """Move what `prepare` needs."""
-        ...
-
-    def prepare(self, drawn: Drawn) -> tuple[torch.Tensor, ...]:
-        """Convert what was drawn, on the device, to what the loss needs; no gradients."""
-        ...
-
-    def loss(self, module: nn.Module, *prepared: torch.Tensor) -> torch.Tensor:
-        """Compute the mean loss.
-
-        No `.item()` and no branch on values: the call is captured as a CUDA graph.
-        """
-        ...
-
-
-class CpuObjective:
-    """A `LossFunction` as an `Objective` that stays on the CPU."""
-
-    can_use_gpu = False
-
-    def __init__(self, loss_function: LossFunction) -> None:
-        self._loss_function = loss_function
-
-    @property
-    def draw(self) -> Callable[[Sequence[int]], Drawn]:
-        return torch.tensor
-
-    def to(self, device: torch.device) -> None:
-        """Move nothing: `fit` heeds `can_use_gpu`."""
-
-    def prepare(self, drawn: Drawn) -> tuple[torch.Tensor, ...]:
-        return (drawn,)
-
-    def loss(self, module: nn.Module, *prepared: torch.Tensor) -> torch.Tensor:
-        return self._loss_function(module, prepared[0].tolist())
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerSettings:
-    """How to optimize.
-
-    Args:
-        steps: Optimizer steps.
-        batch_size: Samples a step, over all processes.
-        learning_rate: At the end of the warm-up; falls to zero along a cosine.
-        warmup_steps: Linear warm-up.
-        weight_decay: Of AdamW.
-        ema_decay: Of the running average of the weights, which is what is kept.
-        max_grad_norm: Gradients are clipped to this norm.
-        seed: Seeds samples, noise and initial weights.
-        precision: "bf16" (autocast) or "no".
-        save_every, log_every: In steps.
-    """
-
-    steps: int
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    warmup_steps: int = 200
-    weight_decay: float = 0.01
-    ema_decay: float = 0.999
-    max_grad_norm: float = 1.0
-    seed: int = 0
-    precision: str = "bf16"
-    save_every: int = 100
-    log_every: int = 25
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """What a run did.
-
-    Args:
-        steps: Optimizer steps, in all.
-        loss: Mean loss over the last tenth of the run.
-        seconds: Wall time, over all sittings.
-        num_processes: Of the last sitting.
-        is_main_process: Whether this process is the one to write files.
-        device: "cpu", or the name of the GPU.
-    """
-
-    steps: int
-    loss: float
-    seconds: float
-    num_processes: int
-    is_main_process: bool
-    device: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingProgress:
-    """One line of the log: `step` of `steps` done in `seconds`."""
-
-    step: int
-    steps: int
-    loss: float
-    learning_rate: float
-    seconds: float
-
-
-def learning_rate_at(step: int, settings: TrainerSettings) -> float:
-    """Compute the learning rate: warm-up, then cosine to zero."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    share = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def fit(
@@ -169,153 +51,339 @@ def fit(
     folder: Path,
     *,
     trainable: Iterable[nn.Parameter] | None = None,
+    identity: Mapping[str, Any] | None = None,
     kernels: Callable[[torch.device], AbstractContextManager[None]] | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainingResult:
     """Train `module` in place and leave it with the averaged (EMA) weights, on the CPU.
 
-    The state is saved to `folder/state.pt` (atomically) and picked up again when it is there; the
-    log is `folder/log.jsonl`.
+    States are saved to `folder` (atomically) and the newest is picked up again; the log is
+    `folder/log.jsonl`. What is not trained gets no gradients meanwhile.
 
     Args:
-        module: The network; its convolutions keep `requires_grad`, trained or not (a frozen one
-            crashes CPU bf16 backward in torch 2.13).
+        module: The network.
         objective: What to minimize, on a GPU if it can and there is one.
         settings: How to optimize.
-        folder: Where state and log go; made when missing.
+        folder: Where states and log go; made when missing.
         trainable: The parameters to optimize; all by default.
+        identity: What makes this run another than one with the same settings, module and trained
+            parameters: its data and objective. JSON values.
         kernels: Context in which the loss is computed, for models that choose their kernels.
         on_progress: Called after each logged step, on the main process.
 
     Raises:
-        ConfigError: the batch does not divide by the number of processes.
-        CheckpointError: the saved state belongs to other settings.
+        ConfigError: the batch does not divide by the number of processes and accumulated batches.
+        CheckpointError: the saved state belongs to another run.
+        DataError: the loss is not a number; the batch is saved, and the state before it kept.
+        RunStopped: the process was told to end (SIGTERM); the state is saved.
     """
     accelerator = Accelerator(cpu=not (objective.can_use_gpu and torch.cuda.is_available()))
-    device = accelerator.device
-    share, rest = divmod(settings.batch_size, accelerator.num_processes)
-    if rest:
+    share = _share(settings, accelerator.num_processes)
+    parameters = list(module.parameters() if trainable is None else trainable)
+    fingerprint = _fingerprint(module, parameters, settings, identity or {})
+    with ExitStack() as cleanup:
+        cleanup.enter_context(_frozen_but(module, parameters))
+        cleanup.enter_context(torch.random.fork_rng())
+        run = _Run(
+            module,
+            objective,
+            settings,
+            RunFolder(folder, fingerprint, keep=settings.keep_states),
+            parameters,
+            accelerator,
+            kernels,
+        )
+        should_stop = cleanup.enter_context(_told_to_stop())
+        run.restore()
+        batches = batches_left(
+            objective, settings, run.done, share, accelerator.process_index, accelerator.device
+        )
+        for drawn in batches:
+            run.step(drawn)
+            if run.is_logged_now and (progress := run.log()) and on_progress is not None:
+                on_progress(progress)
+            is_told = _any_process(accelerator, is_true=should_stop.is_set())
+            if run.is_saved_now or is_told:
+                run.save()
+            if is_told and run.done < settings.steps:
+                raise RunStopped(run.done, folder)
+        return run.finish()
+
+
+def _share(settings: TrainerSettings, num_processes: int) -> int:
+    """Return the samples of one batch of one process."""
+    share, rest = divmod(settings.batch_size, num_processes * settings.accumulate)
+    if rest or not share:
         raise ConfigError(
-            f"A batch of {settings.batch_size} does not divide by {accelerator.num_processes} "
-            "processes.",
+            f"A batch of {settings.batch_size} does not divide by {num_processes} processes with "
+            f"{settings.accumulate} accumulated batches.",
             fix="Choose a batch size that does.",
         )
-    module.to(device)
-    objective.to(device)
-    parameters = list(module.parameters() if trainable is None else trainable)
-    optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
-    ema = EMAModel(
-        parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75, foreach=True
-    )
-    state = _State(folder, module, optimizer, ema, settings)
-    first_step, elapsed = state.load()
-    ema.to(device)
-    wrapped, optimizer = accelerator.prepare(module, optimizer)
-    wrapped.train()
-    rate = torch.zeros((), device=device)
-    for group in optimizer.param_groups:
-        group.update(lr=rate, capturable=device.type == "cuda")
+    return share
 
-    def chosen_kernels() -> AbstractContextManager[None]:
-        return nullcontext() if kernels is None else kernels(device)
 
-    def train_step(*prepared: torch.Tensor) -> torch.Tensor:
-        with chosen_kernels(), _autocast(device, settings):
-            loss = objective.loss(wrapped, *prepared)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
-        optimizer.step()
-        module.zero_grad(set_to_none=True)
-        return loss.detach()
+def _fingerprint(
+    module: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    settings: TrainerSettings,
+    identity: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what makes a run this one; without what may change between two sittings."""
+    free = {"save_every", "log_every", "save_minutes", "keep_states"}
+    if settings.decay == "none":
+        free.add("steps")  # more steps go on as the first ones did
+    trained = {id(parameter) for parameter in parameters}
+    names = [name for name, value in module.named_parameters() if id(value) in trained]
+    return {
+        "settings": {key: value for key, value in asdict(settings).items() if key not in free},
+        "trained": names,
+        "base": weights_hash(module),
+        **identity,
+    }
 
-    run_step: Callable[..., torch.Tensor] = train_step
-    if device.type == "cuda" and accelerator.num_processes == 1:
-        run_step = _CapturedStep(train_step, device)
-    started = time.monotonic() - elapsed
-    recent: list[torch.Tensor] = []
-    batches = _batches(objective, settings, first_step, share, accelerator.process_index, device)
-    for step, drawn in enumerate(batches, first_step):
-        learning_rate = learning_rate_at(step, settings)
-        rate.fill_(learning_rate)
-        recent = [*recent[1 - settings.log_every :], run_step(*objective.prepare(drawn))]
-        ema.step(parameters)
-        done = step + 1
-        if accelerator.is_main_process:
-            if done % settings.log_every == 0 or done == settings.steps:
-                mean = float(torch.stack(recent).mean())
-                seconds = time.monotonic() - started
-                progress = TrainingProgress(
-                    step=done,
-                    steps=settings.steps,
-                    loss=mean,
-                    learning_rate=learning_rate,
-                    seconds=round(seconds, 1),
-                )
-                state.log(progress)
-                if on_progress is not None:
-                    on_progress(progress)
-            if done % settings.save_every == 0 or done == settings.steps:
-                state.save(done, time.monotonic() - started)
-    ema.copy_to(parameters)
-    module.to("cpu")
-    objective.to(torch.device("cpu"))
-    accelerator.wait_for_everyone()
-    return TrainingResult(
-        steps=settings.steps,
-        loss=state.final_loss(),
-        seconds=time.monotonic() - started,
-        num_processes=accelerator.num_processes,
-        is_main_process=accelerator.is_main_process,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-    )
+
+@contextmanager
+def _frozen_but(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Compute no gradients of what is not trained."""
+    kept = set(map(id, parameters))
+    before = [(value, value.requires_grad) for value in module.parameters()]
+    for value, _ in before:
+        value.requires_grad_(id(value) in kept)
+    try:
+        yield
+    finally:
+        for value, flag in before:
+            value.requires_grad_(flag)
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM sets, instead of ending the process at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # Python takes signals in its main thread alone
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _any_process(accelerator: Accelerator, *, is_true: bool) -> bool:
+    if accelerator.num_processes == 1:
+        return is_true
+    count = torch.tensor(float(is_true), device=accelerator.device)
+    return bool(accelerator.reduce(count, "sum") > 0)
+
+
+class _Run:
+    """A run under way: its modules, optimizer, averages and books."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        objective: Objective,
+        settings: TrainerSettings,
+        books: RunFolder,
+        parameters: list[nn.Parameter],
+        accelerator: Accelerator,
+        kernels: Callable[[torch.device], AbstractContextManager[None]] | None,
+    ) -> None:
+        self.module, self.objective, self.settings = module, objective, settings
+        self.books, self.parameters, self.accelerator = books, parameters, accelerator
+        self.kernels, self.device = kernels, accelerator.device
+        self.done, self.elapsed = 0, 0.0
+        module.to(self.device)
+        objective.to(self.device)
+        self.optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
+        self.ema: EMAModel | None = None
+        if settings.ema_decay is not None:
+            self.ema = EMAModel(
+                parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75, foreach=True
+            )
+        self.recent: list[torch.Tensor] = []
+        """Loss and gradient norm of each step since the last line of the log."""
+
+    def restore(self) -> None:
+        """Go on from the newest state, or begin."""
+        saved = self.books.load()
+        if saved is not None:
+            for mine, then in zip(self.parameters, saved["trained"], strict=True):
+                mine.data.copy_(then)
+            for name, buffer in self.module.named_buffers():
+                buffer.copy_(saved["buffers"][name])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            if self.ema is not None:
+                self.ema.load_state_dict(saved["ema"])
+            self.done, self.elapsed = saved["step"], saved["seconds"]
+            self.recent = self._recent_of(saved["recent"])
+        if self.accelerator.is_main_process:
+            self.books.trim_log(self.done)
+        if self.ema is not None:
+            self.ema.to(self.device)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.module, self.optimizer)
+        self.wrapped.train()
+        self.rate = torch.zeros((), device=self.device)
+        for group in self.optimizer.param_groups:
+            group.update(lr=self.rate, capturable=self.device.type == "cuda")
+        self.run_step: Callable[..., torch.Tensor] = self._step
+        is_alone = self.accelerator.num_processes == self.settings.accumulate == 1
+        if self.device.type == "cuda" and is_alone:
+            self.run_step = _CapturedStep(self._step, self.device)
+        self.started = self.saved_at = time.monotonic()
+
+    def _recent_of(self, saved: torch.Tensor) -> list[torch.Tensor]:
+        """Return this process's share of what was not yet logged, `[processes, steps, 2]`."""
+        if len(saved) != self.accelerator.num_processes:  # another number: all have the mean
+            saved = saved.mean(0, keepdim=True).expand(self.accelerator.num_processes, -1, -1)
+        return list(saved[self.accelerator.process_index].to(self.device).unbind())
+
+    @property
+    def seconds(self) -> float:
+        """Wall time over all sittings."""
+        return self.elapsed + time.monotonic() - self.started
+
+    def step(self, drawn: Sequence[Drawn]) -> None:
+        """Do one optimizer step on the batches of this process."""
+        names = ("training step", str(self.done), str(self.accelerator.process_index))
+        torch.manual_seed(whole_number_for(self.settings.seed, *names))
+        self.rate.fill_(learning_rate_at(self.done, self.settings))
+        if len(drawn) == 1:
+            figures = self.run_step(*self.objective.prepare(drawn[0]))
+        else:
+            figures = self._accumulated(drawn)
+        self.recent.append(figures)
+        if self.ema is not None:
+            self.ema.step(self.parameters)
+        self.done += 1
+        if self.device.type == "cpu":
+            self._check_finite()
+
+    def _loss(self, *prepared: torch.Tensor) -> torch.Tensor:
+        kernels = nullcontext() if self.kernels is None else self.kernels(self.device)
+        with kernels, _autocast(self.device, self.settings):
+            return self.objective.loss(self.wrapped, *prepared)
+
+    def _step(self, *prepared: torch.Tensor) -> torch.Tensor:
+        loss = self._loss(*prepared)
+        self.accelerator.backward(loss)
+        return self._optimize(loss.detach())
+
+    def _accumulated(self, drawn: Sequence[Drawn]) -> torch.Tensor:
+        total = torch.zeros((), device=self.device)
+        for number, one in enumerate(drawn, 1):
+            is_last = number == len(drawn)
+            sync = nullcontext() if is_last else self.accelerator.no_sync(self.wrapped)
+            with sync:
+                loss = self._loss(*self.objective.prepare(one)) / len(drawn)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        return self._optimize(total)
+
+    def _optimize(self, loss: torch.Tensor) -> torch.Tensor:
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+        self.optimizer.step()
+        self.module.zero_grad(set_to_none=True)
+        return torch.stack([loss.float(), torch.as_tensor(norm).to(loss.device).float()])
+
+    @property
+    def is_logged_now(self) -> bool:
+        return self.done % self.settings.log_every == 0 or self.done == self.settings.steps
+
+    @property
+    def is_saved_now(self) -> bool:
+        # By time on one process only: the clocks of several differ.
+        is_old = time.monotonic() - self.saved_at > 60 * self.settings.save_minutes
+        is_due = self.done % self.settings.save_every == 0 or self.done == self.settings.steps
+        return is_due or (is_old and self.accelerator.num_processes == 1)
+
+    def log(self) -> TrainingProgress | None:
+        """Write a line of the log; returns it on the main process."""
+        self._check_finite()
+        loss, norm = torch.stack(self.recent).mean(0)
+        loss = self.accelerator.reduce(loss, "mean")
+        self.recent = []
+        if not self.accelerator.is_main_process:
+            return None
+        progress = TrainingProgress(
+            step=self.done,
+            steps=self.settings.steps,
+            loss=float(loss),
+            grad_norm=float(norm),
+            learning_rate=learning_rate_at(self.done - 1, self.settings),
+            seconds=round(self.seconds, 1),
+        )
+        self.books.log(asdict(progress))
+        return progress
+
+    def save(self) -> None:
+        """Save the state, if there is a number in it."""
+        self._check_finite()
+        self.saved_at = time.monotonic()
+        recent = torch.stack(self.recent) if self.recent else torch.zeros(0, 2, device=self.device)
+        recent = self.accelerator.gather(recent[None])
+        if not self.accelerator.is_main_process:
+            return
+        self.books.save(
+            self.done,
+            {
+                "seconds": self.seconds,
+                "trained": [parameter.data for parameter in self.parameters],
+                "buffers": dict(self.module.named_buffers()),
+                "optimizer": self.optimizer.state_dict(),
+                "ema": None if self.ema is None else self.ema.state_dict(),
+                "recent": recent.cpu(),
+            },
+        )
+
+    def _check_finite(self) -> None:
+        """Refuse to go on with a loss or gradient that is not a number; keep its batch."""
+        if not self.recent:
+            return
+        is_bad = ~torch.stack(self.recent).isfinite().all(1)
+        if not bool(is_bad.any()):
+            return
+        first = int(is_bad.int().argmax())
+        step = self.done - len(self.recent) + first
+        start = step * self.settings.batch_size
+        indices = range(start, start + self.settings.batch_size)
+        path = self.books.folder / "bad-batch.pt"
+        if self.accelerator.is_main_process:
+            with atomic_path(path) as temporary:
+                drawn = self.objective.draw(indices)
+                plain = tuple(drawn) if isinstance(drawn, tuple) else drawn
+                torch.save({"step": step, "indices": list(indices), "drawn": plain}, temporary)
+        newest = next((state.name for state in self.books.states()), "none yet")
+        raise DataError(
+            f"Loss and gradient norm of step {step + 1} are "
+            f"{self.recent[first].tolist()}; the samples are in {path}, the state before is kept "
+            f"({newest}).",
+            fix="Look at these samples; or start a run in another folder with a lower "
+            "`learning_rate` or `precision='no'`.",
+        )
+
+    def finish(self) -> TrainingResult:
+        """Leave the module with the weights to keep, on the CPU."""
+        if self.ema is not None:
+            self.ema.copy_to(self.parameters)
+        self.module.to("cpu")
+        self.objective.to(torch.device("cpu"))
+        self.accelerator.wait_for_everyone()
+        last = [x["loss"] for x in self.books.lines() if x["step"] > 0.9 * self.settings.steps]
+        is_cuda = self.device.type == "cuda"
+        return TrainingResult(
+            steps=self.settings.steps,
+            loss=sum(last) / len(last),
+            seconds=self.seconds,
+            num_processes=self.accelerator.num_processes,
+            is_main_process=self.accelerator.is_main_process,
+            device=torch.cuda.get_device_name(self.device) if is_cuda else self.device.type,
+        )
 
 
 def _autocast(device: torch.device, settings: TrainerSettings) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
-
-
-class _Batches(Dataset[Drawn]):
-    """What to draw in each step that is left, by one of several processes."""
-
-    def __init__(
-        self,
-        draw: Callable[[Sequence[int]], Drawn],
-        settings: TrainerSettings,
-        first_step: int,
-        share: int,
-        process: int,
-    ) -> None:
-        self._draw, self._settings, self._first_step = draw, settings, first_step
-        self._share, self._process = share, process
-
-    def __len__(self) -> int:
-        return self._settings.steps - self._first_step
-
-    def __getitem__(self, index: int) -> Drawn:
-        start = (self._first_step + index) * self._settings.batch_size
-        start += self._process * self._share
-        return self._draw(range(start, start + self._share))
-
-
-def _batches(
-    objective: Objective,
-    settings: TrainerSettings,
-    first_step: int,
-    share: int,
-    process: int,
-    device: torch.device,
-) -> Iterator[Drawn]:
-    """Yield each step's batch on the device; for a GPU, worker processes draw ahead."""
-    batches = _Batches(objective.draw, settings, first_step, share, process)
-    if device.type == "cpu":
-        yield from (batches[index] for index in range(len(batches)))
-        return
-    workers = max(1, min(MAX_WORKERS, (os.cpu_count() or 1) - 2))
-    loader = DataLoader(
-        batches, batch_size=None, num_workers=workers, prefetch_factor=4, pin_memory=True
-    )
-    for drawn in loader:
-        yield send_to_device(drawn, device, non_blocking=True)
 
 
 class _CapturedStep:
@@ -340,63 +408,3 @@ class _CapturedStep:
         if self._replayed is None:
             self._replayed = ReplayedCall(self._step, prepared, self._stream)
         return self._replayed(*prepared)
-
-
-class _State:
-    """The resumable state of a run on disk."""
-
-    def __init__(
-        self,
-        folder: Path,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        ema: EMAModel,
-        settings: TrainerSettings,
-    ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.module, self.optimizer, self.ema = folder, module, optimizer, ema
-        self.settings = {
-            k: v for k, v in asdict(settings).items() if k not in ("save_every", "log_every")
-        }
-
-    @property
-    def path(self) -> Path:
-        return self.folder / "state.pt"
-
-    def load(self) -> tuple[int, float]:
-        """Restore what was saved; returns (next step, seconds so far)."""
-        if not self.path.exists():
-            return 0, 0.0
-        saved = torch.load(self.path, map_location="cpu", weights_only=True)
-        if saved["settings"] != self.settings:
-            raise CheckpointError(
-                f"{self.path} was saved with other settings: {saved['settings']}, now "
-                f"{self.settings}",
-                fix="Choose another run folder, or remove this one to start again.",
-            )
-        self.module.load_state_dict(saved["module"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.ema.load_state_dict(saved["ema"])
-        return saved["step"], saved["seconds"]
-
-    def save(self, step: int, seconds: float) -> None:
-        state = {
-            "step": step,
-            "seconds": seconds,
-            "settings": self.settings,
-            "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict(),
-        }
-        with atomic_path(self.path) as temporary:
-            torch.save(state, temporary)
-
-    def final_loss(self) -> float:
-        """Return the mean of what was logged over the last tenth of the run."""
-        lines = map(json.loads, (self.folder / "log.jsonl").read_text().splitlines())
-        losses = [x["loss"] for x in lines if x["step"] > 0.9 * self.settings["steps"]]
-        return sum(losses) / len(losses)
-
-    def log(self, progress: TrainingProgress) -> None:
-        with (self.folder / "log.jsonl").open("a") as stream:
-            stream.write(json.dumps(asdict(progress)) + "\n")

@@ -121,6 +121,9 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
         self.betas = betas.float()
         self.alphas = (1 - betas).float()
         self.alphas_cumprod = signal.square().float()
+        # Training mixes with these: at t = 0, 1 - abar has lost four digits in float32.
+        self.signal_rates = signal.float()
+        self.noise_rates = (1 - signal.square()).sqrt().float()
         self.final_alpha_cumprod = (
             torch.tensor(1.0) if config.set_alpha_to_one else self.alphas_cumprod[0]
         )

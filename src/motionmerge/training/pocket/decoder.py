@@ -25,13 +25,9 @@ from motionmerge.models.pocket.world import (
     render,
     sample_scene,
 )
-from motionmerge.training.trainer import (
-    CpuObjective,
-    TrainerSettings,
-    TrainingProgress,
-    TrainingResult,
-    fit,
-)
+from motionmerge.training.objective import FunctionObjective
+from motionmerge.training.settings import TrainerSettings, TrainingProgress, TrainingResult
+from motionmerge.training.trainer import fit
 
 SETTINGS = TrainerSettings(
     steps=3000, batch_size=16, learning_rate=2e-3, precision="no", save_every=500
@@ -116,7 +112,7 @@ def train_decoder(
     canvases = Canvases(1000, photos=TRAINING_PHOTOS, rng=np.random.default_rng((settings.seed, 5)))
     result = fit(
         _Decode(autoencoder),
-        CpuObjective(
+        FunctionObjective(
             lambda m, i: decoder_loss(
                 m, i, autoencoder=autoencoder, seed=settings.seed, canvases=canvases
             )

@@ -29,7 +29,7 @@ from motionmerge.models.pocket.world import TRAINING_PHOTOS
 from motionmerge.training.pocket import decoder as pocket_decoder
 from motionmerge.training.pocket import towers as pocket_towers
 from motionmerge.training.pocket import video as pocket_video
-from motionmerge.training.trainer import TrainerSettings, TrainingProgress, TrainingResult
+from motionmerge.training.settings import TrainerSettings, TrainingProgress, TrainingResult
 
 OnProgress = Callable[[TrainingProgress], None]
 LICENCE = "Apache-2.0"

@@ -39,13 +39,9 @@ from motionmerge.models.pocket.world import (
     render,
     sample_scene,
 )
-from motionmerge.training.trainer import (
-    CpuObjective,
-    TrainerSettings,
-    TrainingProgress,
-    TrainingResult,
-    fit,
-)
+from motionmerge.training.objective import FunctionObjective
+from motionmerge.training.settings import TrainerSettings, TrainingProgress, TrainingResult
+from motionmerge.training.trainer import fit
 
 TEXT_SETTINGS = TrainerSettings(
     steps=500, batch_size=128, learning_rate=2e-3, precision="no", save_every=250
@@ -151,7 +147,7 @@ def train_towers(
     )
     text_result = fit(
         text,
-        CpuObjective(lambda m, i: text_loss(m, i, seed=seed)),
+        FunctionObjective(lambda m, i: text_loss(m, i, seed=seed)),
         text_settings,
         folder / "text",
         kernels=attention_kernel,
@@ -161,7 +157,7 @@ def train_towers(
     canvases = Canvases(600, photos=TRAINING_PHOTOS, rng=np.random.default_rng((seed, 3)))
     image_result = fit(
         image,
-        CpuObjective(lambda m, i: image_loss(m, i, seed=seed, canvases=canvases)),
+        FunctionObjective(lambda m, i: image_loss(m, i, seed=seed, canvases=canvases)),
         image_settings,
         folder / "image",
         kernels=attention_kernel,

@@ -9,9 +9,8 @@ objective are DynamiCrafter's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -36,7 +35,9 @@ from motionmerge.models.pocket.world import (
     stage,
 )
 from motionmerge.parameter_groups import group_of
-from motionmerge.training.trainer import TrainerSettings, TrainingProgress, TrainingResult, fit
+from motionmerge.training.objective import needs_gradients
+from motionmerge.training.settings import TrainerSettings, TrainingProgress, TrainingResult
+from motionmerge.training.trainer import fit
 
 
 @dataclass(frozen=True)
@@ -251,6 +252,7 @@ class VideoObjective:
         """Return the loss above, of the fields of `TrainingBatch`."""
         sample = TrainingBatch(*prepared)
         noisy = self.scheduler.add_noise(sample.clean, sample.noise, sample.timesteps)
+        needs_gradients(noisy)
         condition = sample.image_latents[:, :, None].expand(-1, -1, noisy.shape[2], -1, -1)
         predicted = denoiser(
             torch.cat([noisy, condition], 1), sample.timesteps, sample.text, sample.image_embeds
@@ -279,6 +281,7 @@ def train_base(
         objective,
         settings,
         folder,
+        identity={"data": asdict(BASE_DATA)},
         kernels=attention_kernel,
         on_progress=on_progress,
     )
@@ -306,30 +309,16 @@ def fine_tune(
     denoiser = Denoiser(model)
     own = dict(model.unet.named_parameters())
     trainable = [own[name] for name in trained_parameters(model, trains)]
-    with _frozen_matrices(denoiser, trainable):
-        return fit(
-            denoiser,
-            VideoObjective(model, data, seed=settings.seed),
-            settings,
-            folder,
-            trainable=trainable,
-            kernels=attention_kernel,
-            on_progress=on_progress,
-        )
-
-
-@contextmanager
-def _frozen_matrices(module: nn.Module, trainable: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Compute no gradients of matrices that are not trained; `fit` says why not of convolutions."""
-    kept = set(map(id, trainable))
-    frozen = [p for p in module.parameters() if p.ndim == 2 and id(p) not in kept]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
+    return fit(
+        denoiser,
+        VideoObjective(model, data, seed=settings.seed),
+        settings,
+        folder,
+        trainable=trainable,
+        identity={"data": asdict(data)},
+        kernels=attention_kernel,
+        on_progress=on_progress,
+    )
 
 
 def trained_parameters(model: PocketModel, trains: Trains) -> list[str]:

@@ -1,0 +1,50 @@
+"""What a denoiser is told besides the noisy latents, in one form for all families."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Condition(NamedTuple):
+    """The condition of a batch, in computed form.
+
+    Args:
+        latents: Of the image, `[batch, channels, frames, height, width]`, as the family lays them
+            out over the frames.
+        prompt_embeds: Text tokens, `[batch, tokens, dim]`.
+        image_embeds: Of the image tower, `[batch, tokens, dim]`.
+        frame_rate: As the family counts it, `[batch]`.
+        tokens_kept: 1, or 0 where noise takes the place of the image tokens, `[batch]`.
+        token_noise: Added to the image tokens, `[batch, tokens, dim]`; zeros broadcast.
+    """
+
+    latents: torch.Tensor
+    prompt_embeds: torch.Tensor
+    image_embeds: torch.Tensor
+    frame_rate: torch.Tensor
+    tokens_kept: torch.Tensor
+    token_noise: torch.Tensor
+
+    def noised_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return image tokens, noised or replaced as TimeNoise asks."""
+        return self.tokens_kept.to(tokens)[:, None, None] * tokens + self.token_noise.to(tokens)
+
+
+def every_frame(latents: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+    """Show one frame of each sample in all frames, as DynamiCrafter and SVD take their image.
+
+    Args:
+        latents: Clean latents `[batch, channels, frames, height, width]`.
+        frames: The frame to show, `[batch]`.
+    """
+    rows = torch.arange(len(latents), device=latents.device)
+    return latents[rows, :, frames][:, :, None].expand_as(latents)
+
+
+def first_and_last(latents: torch.Tensor) -> torch.Tensor:
+    """Show the first and the last frame, zeros between: DynamiCrafter's interpolation model."""
+    shown = torch.zeros_like(latents)
+    shown[:, :, [0, -1]] = latents[:, :, [0, -1]]
+    return shown

@@ -1,0 +1,1 @@
+"""What a denoiser is asked for in training, exactly as its family was trained."""

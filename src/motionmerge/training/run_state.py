@@ -1,0 +1,128 @@
+"""What a training run keeps on disk: states to go on from, and a log without double lines.
+
+A state belongs to one run: it carries a fingerprint of the settings, the data, the objective, the
+names of what is trained and the weights that the run began with. Another run's state is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from motionmerge.errors import CheckpointError, DataError
+from motionmerge.io.atomic import atomic_path
+
+_STATE = re.compile(r"state-(\d{8})\.pt")
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Hash all weights and buffers of a module, with their names, types and shapes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+        numbers = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(numbers.numpy())
+    return digest.hexdigest()
+
+
+class RunFolder:
+    """The states and the log of one run.
+
+    Args:
+        folder: Made when missing.
+        fingerprint: What the run is; see above. JSON values.
+        keep: How many of the newest states stay.
+    """
+
+    def __init__(self, folder: Path, fingerprint: Mapping[str, Any], *, keep: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.keep = folder, keep
+        self.fingerprint = json.loads(json.dumps(fingerprint, default=str))
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "log.jsonl"
+
+    def states(self) -> list[Path]:
+        """Return the states that are there, the newest first."""
+        found = (path for path in self.folder.glob("state-*.pt") if _STATE.fullmatch(path.name))
+        return sorted(found, reverse=True)
+
+    def load(self) -> dict[str, Any] | None:
+        """Read the newest state; None at the start of a run.
+
+        Raises:
+            CheckpointError: It cannot be read, or another run saved it.
+        """
+        newest = next(iter(self.states()), None)
+        if newest is None:
+            return None
+        try:
+            saved = torch.load(newest, map_location="cpu", weights_only=True)
+            fingerprint = saved["fingerprint"]
+        except Exception as error:  # torch names a torn file in many ways
+            raise CheckpointError(
+                f"{newest} cannot be read: {str(error)[:200]}",
+                fix="Remove it: the run goes on from the state before it.",
+            ) from error
+        changed = [
+            f"{key}: {fingerprint.get(key)!r} then, {self.fingerprint.get(key)!r} now"
+            for key in sorted({*fingerprint, *self.fingerprint})
+            if fingerprint.get(key) != self.fingerprint.get(key)
+        ]
+        if changed:
+            raise CheckpointError(
+                f"{newest} was saved with other settings or inputs: {'; '.join(changed)[:600]}.",
+                fix="Choose another run folder, or remove this one to start again.",
+            )
+        return saved
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Write a state whole or not at all, and remove the oldest beyond `keep`.
+
+        Raises:
+            DataError: The disk is full, or refuses otherwise; the states before are still there.
+        """
+        path = self.folder / f"state-{step:08d}.pt"
+        try:
+            with atomic_path(path) as temporary:
+                torch.save({"fingerprint": self.fingerprint, "step": step, **state}, temporary)
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"Cannot write {path}: {error}",
+                fix="Free space and start the same command again: it goes on.",
+            ) from error
+        for old in self.states()[self.keep :]:
+            old.unlink(missing_ok=True)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Append a line to the log."""
+        with self.log_path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def trim_log(self, step: int) -> None:
+        """Drop what was logged after `step`, which will be done again, and a torn last line."""
+        kept = [line for line in self.lines() if line["step"] <= step]
+        with atomic_path(self.log_path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines of the log, without a last one that was torn when the run was killed."""
+        if not self.log_path.exists():
+            return
+        lines = self.log_path.read_text("utf-8", errors="replace").splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                if number < len(lines):
+                    raise DataError(
+                        f"Line {number} of {self.log_path} is not JSON.", fix="Remove that line."
+                    ) from error

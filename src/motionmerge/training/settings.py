@@ -1,0 +1,102 @@
+"""How to optimize, and what the training loop tells of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """How to optimize.
+
+    Args:
+        steps: Optimizer steps.
+        batch_size: Samples a step, over all processes and accumulated batches.
+        accumulate: In how many batches a process computes its samples of a step.
+        learning_rate: At the end of the warm-up.
+        decay: Of the learning rate after that: along a cosine to zero, or none.
+        warmup_steps: Linear warm-up.
+        weight_decay: Of AdamW.
+        ema_decay: Of the running average of the weights, which is what is kept; None keeps the
+            weights themselves.
+        max_grad_norm: Gradients are clipped to this norm.
+        seed: Seeds samples, noise and initial weights.
+        precision: "bf16" (autocast) or "no".
+        save_every, log_every: In steps.
+        save_minutes: Save a state too when the last is this old.
+        keep_states: How many of the newest states stay.
+    """
+
+    steps: int
+    batch_size: int = 16
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    decay: Literal["cosine", "none"] = "cosine"
+    warmup_steps: int = 200
+    weight_decay: float = 0.01
+    ema_decay: float | None = 0.999
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    precision: str = "bf16"
+    save_every: int = 100
+    log_every: int = 25
+    save_minutes: float = 30.0
+    keep_states: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a run did.
+
+    Args:
+        steps: Optimizer steps, in all.
+        loss: Mean loss over the last tenth of the run.
+        seconds: Wall time, over all sittings.
+        num_processes: Of the last sitting.
+        is_main_process: Whether this process is the one to write files.
+        device: "cpu", or the name of the GPU.
+    """
+
+    steps: int
+    loss: float
+    seconds: float
+    num_processes: int
+    is_main_process: bool
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingProgress:
+    """One line of the log: `step` of `steps` done in `seconds`.
+
+    Loss and gradient norm (before clipping) are means since the line before, the loss over all
+    processes.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    seconds: float
+
+
+class RunStopped(SystemExit):
+    """The run was asked to stop (SIGTERM) and has saved its state: the process ends well."""
+
+    def __init__(self, step: int, folder: Path) -> None:
+        super().__init__(0)
+        self.step, self.folder = step, folder
+
+
+def learning_rate_at(step: int, settings: TrainerSettings) -> float:
+    """Compute the learning rate: warm-up, then cosine to zero, or constant."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    if settings.decay == "none":
+        return settings.learning_rate
+    share = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
