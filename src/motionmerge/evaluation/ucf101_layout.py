@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from motionmerge.errors import ConfigError, DataError
-from motionmerge.evaluation.clips import SUFFIXES
+from motionmerge.io.decoding import SUFFIXES
 from motionmerge.io.paths import is_plain_file
 from motionmerge.sampling.batch.manifest import read_list
 from motionmerge.text import lines_of

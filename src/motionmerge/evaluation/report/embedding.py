@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from motionmerge.errors import DataError
-from motionmerge.evaluation.clips import SAFE_OPTIONS, Clip, read_clip
+from motionmerge.evaluation.clips import Clip, read_clip
 from motionmerge.evaluation.flow import (
     FloatArray,
     Picture,
@@ -30,7 +30,7 @@ from motionmerge.evaluation.flow import (
 from motionmerge.evaluation.motion import REFERENCE_WIDTH
 from motionmerge.evaluation.runs import UNFORESEEN
 from motionmerge.io.paths import is_plain_file
-from motionmerge.io.video import load_image, write_video
+from motionmerge.io.video import SAFE_OPTIONS, load_image, write_video
 
 AS_IS_BYTES = 1_000_000
 """A larger file is shown by its measured frames."""
