@@ -35,6 +35,7 @@ VERBS = {
     "report": "Measuring",
     "evaluate": "Measuring",
     "sweep": "Measuring",
+    "data": "Measuring",
     "train": "The pocket model",
     "version": "Installation",
 }

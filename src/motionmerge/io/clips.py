@@ -6,6 +6,7 @@ again by their times, and only where those rise: in 3 of the same files seeking 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from motionmerge.io.decoding import (
     Size,
     open_clip,
 )
+from motionmerge.io.hashing import hash_file
 from motionmerge.io.video import MAX_VIDEO_BYTES
 
 MAX_ALL_PIXELS = 2 * 10**11
@@ -298,3 +300,20 @@ def _fitted(frame: DecodedFrame, size: Size | None, *, num: int) -> Picture:
     wide = (max(height, round(shown_height * scale)), max(width, round(shown_width * scale)))
     top, left = (wide[0] - height) // 2, (wide[1] - width) // 2
     return frame.pixels(wide)[top : top + height, left : left + width]
+
+
+def hash_clip(place: ClipPlace) -> str:
+    """Return the SHA-256 of a video's bytes in hexadecimal digits.
+
+    Raises:
+        DataError: There is no such file, or it has no bytes.
+        OSError: It cannot be read.
+    """
+    if place.is_whole_file:
+        with place.opened():
+            return hash_file(place.path)
+    digest = hashlib.sha256()
+    with place.opened() as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

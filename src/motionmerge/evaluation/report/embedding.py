@@ -134,7 +134,7 @@ def _flows(clip: Clip) -> tuple[FloatArray, ...]:
 
 def strip_uri(flows: tuple[FloatArray, ...], *, scale: float) -> str:
     """Color the flow at several times, side by side."""
-    return _jpeg(np.concatenate([flow_picture(flow, scale=scale) for flow in flows], axis=1))
+    return jpeg_uri(np.concatenate([flow_picture(flow, scale=scale) for flow in flows], axis=1))
 
 
 def legend_uri() -> str:
@@ -156,10 +156,11 @@ def photo_uri(path: Path | None) -> str | None:
     except DataError:
         return None
     photo.thumbnail((_PHOTO_SIDE, _PHOTO_SIDE))
-    return _jpeg(np.asarray(photo))
+    return jpeg_uri(np.asarray(photo))
 
 
-def _jpeg(picture: Picture) -> str:
+def jpeg_uri(picture: Picture) -> str:
+    """Return a picture as an address that holds it, as JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=88)
     return data_uri(buffer.getvalue(), "image/jpeg")
