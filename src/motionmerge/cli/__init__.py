@@ -37,6 +37,7 @@ VERBS = {
     "sweep": "Measuring",
     "tune": "Measuring",
     "probe": "Measuring",
+    "data": "Measuring",
     "train": "The pocket model",
     "version": "Installation",
 }

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from motionmerge.errors import DataError
-from motionmerge.evaluation.clips import SUFFIXES, read_comment
+from motionmerge.evaluation.clips import read_comment
 from motionmerge.evaluation.vbench.suite import CAMERA_MOVES, IMAGE_SUFFIXES
+from motionmerge.io.decoding import SUFFIXES
 from motionmerge.io.paths import exists, is_folder, is_link, is_plain_file, open_plain_file, path_of
 from motionmerge.text import lines_of
 

@@ -8,14 +8,14 @@ Source: Soomro et al. 2012 (UCF101).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from motionmerge.errors import ConfigError, DataError
-from motionmerge.evaluation.clips import SUFFIXES
+from motionmerge.io.decoding import SUFFIXES
 from motionmerge.io.paths import is_plain_file
+from motionmerge.io.ucf101_names import class_in_name, words_of_class
 from motionmerge.sampling.batch.manifest import read_list
 from motionmerge.text import lines_of
 
@@ -23,9 +23,6 @@ CLASS_NAME = "class-name"
 PLACEHOLDER = "{class}"
 MOST_CANDIDATES = 100_000
 """UCF101 has 13,320 videos."""
-
-_NAME = re.compile(r"v_(?P<name>[A-Za-z0-9]{1,60})_g\d{2}_c\d{2}")
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class PromptRule:
 
     def of(self, class_name: str) -> str:
         """Return the prompt of a class; `ApplyEyeMakeup` is written `Apply Eye Makeup`."""
-        words = " ".join(_WORD.findall(class_name))
+        words = words_of_class(class_name)
         return words if self.text == CLASS_NAME else self.text.replace(PLACEHOLDER, words)
 
 
@@ -85,10 +82,10 @@ def find_candidates(folder: Path, *, split: Path | None = None) -> list[Candidat
     found: dict[str, Candidate] = {}
     for pattern in ("v_*", "*/v_*"):
         for path in folder.glob(pattern):
-            name = _NAME.fullmatch(path.stem)
+            name = class_in_name(path.stem)
             if name is None or path.suffix.lower() not in SUFFIXES or not is_plain_file(path):
                 continue
-            one = found.setdefault(path.stem, Candidate(path, name["name"]))
+            one = found.setdefault(path.stem, Candidate(path, name))
             if one.path != path:
                 raise DataError(
                     f"{one.path} and {path} have the same name.", fix="Remove one of them."
@@ -122,7 +119,7 @@ def _read_split(path: Path) -> Iterable[str]:
         if not line.strip():
             continue
         stem = Path(line.split()[0].replace("\\", "/")).stem
-        if _NAME.fullmatch(stem) is None:
+        if class_in_name(stem) is None:
             raise DataError(
                 f"{path}, line {number}: {line.strip()[:80]!r} names no video of UCF101.",
                 fix="Give a list such as testlist01.txt.",

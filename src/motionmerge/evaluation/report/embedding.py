@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from motionmerge.errors import DataError
-from motionmerge.evaluation.clips import SAFE_OPTIONS, Clip, read_clip
+from motionmerge.evaluation.clips import Clip, read_clip
 from motionmerge.evaluation.flow import (
     FloatArray,
     Picture,
@@ -30,7 +30,7 @@ from motionmerge.evaluation.flow import (
 from motionmerge.evaluation.motion import REFERENCE_WIDTH
 from motionmerge.evaluation.runs import UNFORESEEN
 from motionmerge.io.paths import is_plain_file
-from motionmerge.io.video import load_image, write_video
+from motionmerge.io.video import SAFE_OPTIONS, load_image, write_video
 
 AS_IS_BYTES = 1_000_000
 """A larger file is shown by its measured frames."""
@@ -134,7 +134,7 @@ def _flows(clip: Clip) -> tuple[FloatArray, ...]:
 
 def strip_uri(flows: tuple[FloatArray, ...], *, scale: float) -> str:
     """Color the flow at several times, side by side."""
-    return _jpeg(np.concatenate([flow_picture(flow, scale=scale) for flow in flows], axis=1))
+    return jpeg_uri(np.concatenate([flow_picture(flow, scale=scale) for flow in flows], axis=1))
 
 
 def legend_uri() -> str:
@@ -156,10 +156,11 @@ def photo_uri(path: Path | None) -> str | None:
     except DataError:
         return None
     photo.thumbnail((_PHOTO_SIDE, _PHOTO_SIDE))
-    return _jpeg(np.asarray(photo))
+    return jpeg_uri(np.asarray(photo))
 
 
-def _jpeg(picture: Picture) -> str:
+def jpeg_uri(picture: Picture) -> str:
+    """Return a picture as an address that holds it, as JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=88)
     return data_uri(buffer.getvalue(), "image/jpeg")

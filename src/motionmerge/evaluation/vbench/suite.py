@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from motionmerge.errors import DataError
-from motionmerge.evaluation.clips import SUFFIXES
 from motionmerge.evaluation.vbench.total import DIMENSIONS
+from motionmerge.io.decoding import SUFFIXES
 from motionmerge.io.json_file import load_json
 from motionmerge.io.paths import is_plain_file
 
