@@ -32,7 +32,7 @@ from motionmerge.sampling.batch.batch import (
     shard,
 )
 from motionmerge.sampling.batch.manifest import PlannedVideo, plan, read_manifest, vbench_name
-from motionmerge.sampling.videos.make_video import VideoSettings
+from motionmerge.sampling.videos.settings import VideoSettings
 
 from ..tiny.dynamicrafter import tiny_pipeline
 from ..tiny.folders import save_dynamicrafter

@@ -225,8 +225,7 @@ def _jobs(
 def _lines(photos: Path, prompts: Path) -> Iterator[str]:
     """Yield the lines of a manifest of all photos with all prompts."""
     from motionmerge.evaluation.sources import photos_in
-    from motionmerge.sampling.batch.manifest import read_list
-    from motionmerge.sampling.videos.make_video import read_prompts
+    from motionmerge.sampling.batch.manifest import read_list, read_prompts
 
     texts = read_prompts(read_list(prompts), source=str(prompts))
     for photo in photos_in(photos):
