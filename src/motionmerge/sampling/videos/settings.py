@@ -126,8 +126,9 @@ class VideoSettings(FrozenModel):
     def _refuse_what_is_out_of_range(cls, value: object, info: ValidationInfo) -> object:
         name = info.field_name or ""
         own = table().get(name, Setting())
-        is_limited = math.isfinite(own.least) and isinstance(value, (int, float))
-        if is_limited and not own.least <= value <= own.most:
+        if not isinstance(value, (int, float)) or math.isinf(own.least):
+            return value
+        if not own.least <= value <= own.most:
             several = "; the seeds of several videos count up from the first"
             raise ConfigError(
                 f"{name} is {value}; expected {own.least} to {own.most}.",
