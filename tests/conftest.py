@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
+import typer.testing
+
+# Building the commands of all verbs takes longer than many of them, and they do not change.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -57,8 +57,8 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from motionmerge.sampling.request.loading import default_device as default_device
     from motionmerge.sampling.request.loading import load_pipeline as load_pipeline
     from motionmerge.sampling.request.loading import place as place
-    from motionmerge.sampling.videos.make_video import VideoSettings as VideoSettings
     from motionmerge.sampling.videos.make_video import make_video as make_video
+    from motionmerge.sampling.videos.settings import VideoSettings as VideoSettings
     from motionmerge.schedule import ExpertSchedule as ExpertSchedule
     from motionmerge.switching.expert_bank import experts as experts
 
@@ -110,10 +110,8 @@ _NAMES = {
         "load_pipeline",
         "place",
     ),
-    "sampling.videos.make_video": (
-        "VideoSettings",
-        "make_video",
-    ),
+    "sampling.videos.make_video": ("make_video",),
+    "sampling.videos.settings": ("VideoSettings",),
     "schedule": ("ExpertSchedule",),
     "switching.expert_bank": ("experts",),
 }

@@ -76,7 +76,7 @@ def explained(
     if first["type"] in _UNKNOWN_NAME:
         name = str(place[-1])[:_LONGEST]
         nearest = fix_unknown_name(name, names(place))
-        return ConfigError(f"{above} has no setting `{name}`.", fix=nearest)
+        return ConfigError(f"{above} has no setting `{name}`.", fix=nearest, place=place)
     if first["type"] == "missing":
         message = f"{above} has no `{place[-1]}`."
     elif first["type"] == "value_error":  # raised by a validator of ours
@@ -85,7 +85,7 @@ def explained(
         message = f"{where} is {shown(value)}, not {_KINDS[first['type']]}."
     else:
         message = f"{where}: {first['msg']} (got {shown(value)})."
-    return ConfigError(message, fix=fix(place) or f"Correct `{where}`.")
+    return ConfigError(message, fix=fix(place) or f"Correct `{where}`.", place=place)
 
 
 def named_fault(cls: type, data: Any, handler: ModelWrapValidatorHandler[Any], *, fix: str) -> Any:

@@ -15,11 +15,16 @@ class MotionMergeError(Exception):
         fix: One imperative sentence: what the user can do about it, in the words of Python
             (`missing='keep'`); the command line names its own flag instead (`cli/faults.py`).
             Both begin with a capital letter or a name, and end with a full stop.
+        place: The keys and positions that lead to the fault in a document, from the outermost on;
+            whoever read it from a file adds the line (`text.at_line`).
     """
 
-    def __init__(self, message: str, *, fix: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, fix: str | None = None, place: tuple[int | str, ...] = ()
+    ) -> None:
         self.message = message
         self.fix = fix
+        self.place = place
         super().__init__(message if self.fix is None else f"{message}\n  Fix: {self.fix}")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import io
-from collections.abc import Hashable, Iterable
+import re
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import yaml
@@ -89,6 +90,52 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+_SHOWN = 100
+"""Characters of a line that a message repeats."""
+
+
+def with_caret(line: str, column: int) -> str:
+    """Return a line, or the part of it around a column, above a caret that points at the column."""
+    start = max(0, column - _SHOWN // 2) if len(line) > _SHOWN else 0
+    return f"    {line[start : start + _SHOWN]}\n    {' ' * (column - start)}^"
+
+
+def at_line(message: str, text: str, place: Sequence[int | str], *, source: str) -> str:
+    """Add to a message where its cause is: `recipe.yaml:7: ...`, the line, and a caret.
+
+    Args:
+        message: What is wrong.
+        text: The YAML that it is wrong in.
+        place: The keys and positions that lead there; those that are not there are left out.
+        source: The file.
+    """
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    mark = None
+    for step in place:
+        found = _step_into(node, step)
+        if found is None:
+            break
+        mark, node = found
+    if mark is None:
+        return f"{source}: {message}"
+    caret = "" if "^" in message else f"\n{_line_of(text, mark)}"  # an expression has its own
+    return f"{source}:{mark.line + 1}: {message}{caret}"
+
+
+def _step_into(node: yaml.Node, step: int | str) -> tuple[yaml.Mark, yaml.Node] | None:
+    """Return where a key or an entry begins, and what is below it."""
+    if isinstance(node, yaml.MappingNode):
+        return next((((k.start_mark, v)) for k, v in node.value if k.value == str(step)), None)
+    if isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+        return node.value[step].start_mark, node.value[step]
+    return None
+
+
+def _line_of(text: str, mark: yaml.Mark) -> str:
+    line = re.split("\r\n|[\r\n\x85\u2028\u2029]", text)[mark.line]
+    return with_caret(line, mark.column)
+
+
 def parse_yaml(text: str, *, source: str) -> Any:
     """Parse YAML with plain values only, refusing duplicate keys, anchors and merge keys.
 
@@ -110,6 +157,17 @@ def parse_yaml(text: str, *, source: str) -> Any:
         raise ConfigError(
             f"{source} is not valid YAML of plain values: {error.message}", fix=error.fix
         ) from None
+    except yaml.MarkedYAMLError as error:
+        marks = [mark for mark in (error.problem_mark, error.context_mark) if mark is not None]
+        message = f"is not valid YAML: {error.problem or error.context}."
+        if not marks:
+            raise ConfigError(f"{source} {message}", fix="Write plain YAML.") from error
+        # What is not closed is noticed at the end only; it begins where the context does.
+        mark = marks[-1] if "stream end" in message else marks[0]
+        raise ConfigError(
+            f"{source}:{mark.line + 1} {message}\n{_line_of(text, mark)}",
+            fix="Correct the line named above.",
+        ) from error
     except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{source} is not valid YAML: {error}", fix="Correct the line named above."

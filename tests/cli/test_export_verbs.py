@@ -35,19 +35,26 @@ def call(*words):
     return result.exit_code, result.stdout, result.stderr
 
 
-@pytest.fixture
-def work(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
     """A converted folder, its U-Net alone and after a change, and a recipe of both."""
-    monkeypatch.chdir(tmp_path)
+    place = tmp_path_factory.mktemp("converted")
     unet = {PREFIX + k: v for k, v in official_weights("unet_tiny").items()}
-    save_file(unet | {"betas": torch.ones(4)}, "official.safetensors")
-    assert call("convert", "official.safetensors", "-o", "folder")[0] == 0
-    shutil.copytree("folder/unet", "weights/unet")
-    with open_weights("folder/unet") as reader:
+    save_file(unet | {"betas": torch.ones(4)}, place / "official.safetensors")
+    assert call("convert", place / "official.safetensors", "-o", place / "folder")[0] == 0
+    shutil.copytree(place / "folder/unet", place / "weights/unet")
+    with open_weights(place / "folder/unet") as reader:
         tuned = {f"unet.{name}": reader.read(name) * 1.5 for name in reader.keys()}  # noqa: SIM118
-    save_file(tuned, "tuned.safetensors")
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    return tmp_path
+    save_file(tuned, place / "tuned.safetensors")
+    (place / "recipe.yaml").write_text(RECIPE)
+    return place
+
+
+@pytest.fixture
+def work(converted, tmp_path, monkeypatch):
+    """A copy of the converted folder and what goes with it, to work in."""
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(converted, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.mark.parametrize("ending", ["ckpt", "safetensors"])

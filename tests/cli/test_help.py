@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer.main
+import typer.rich_utils
 from typer.testing import CliRunner
 
 import motionmerge
@@ -43,7 +45,12 @@ def words_of(text: str) -> list[str]:
 
 
 def help_of(path: tuple[str, ...], *, flag: str = "--help") -> str:
-    result = CliRunner().invoke(app, [*path, flag])
+    return _shown((*path, flag), typer.rich_utils.MAX_WIDTH)
+
+
+@functools.cache
+def _shown(words: tuple[str, ...], max_width: int | None) -> str:
+    result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     return result.stdout
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -47,8 +49,9 @@ def test_each_video_names_itself_in_its_lines_and_the_result_stays_apart(work):
     assert "step 1" not in result.stdout
 
 
-def in_a_terminal(folder: Path, words: list[str], answer: str) -> tuple[int, str]:
-    """Run a command with a terminal around it, and type an answer."""
+@contextmanager
+def a_terminal(monkeypatch: pytest.MonkeyPatch, answer: str) -> Iterator[list[bytes]]:
+    """Make the standard streams a terminal in which somebody types an answer; collect its text."""
     import fcntl
     import struct
     import termios
@@ -56,33 +59,42 @@ def in_a_terminal(folder: Path, words: list[str], answer: str) -> tuple[int, str
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
     os.write(ours, answer.encode())
-    process = subprocess.Popen(
-        [sys.executable, "-m", "motionmerge.cli", *words],
-        cwd=folder,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    shown = b""
-    while True:
+    shown: list[bytes] = []
+
+    def collect() -> None:
+        while True:
+            try:
+                piece = os.read(ours, 4096)
+            except OSError:  # how Linux tells that the other side is closed
+                return
+            if not piece:
+                return
+            shown.append(piece)
+
+    reader = threading.Thread(target=collect)  # a terminal takes little text that nobody reads
+    reader.start()
+    with monkeypatch.context() as patched:
+        streams = [os.fdopen(os.dup(theirs), mode, buffering=1) for mode in ("r", "w", "w")]
+        for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
+            patched.setattr(sys, name, stream)
+        os.close(theirs)
         try:
-            piece = os.read(ours, 4096)
-        except OSError:  # how Linux tells that the other side is closed
-            break
-        if not piece:
-            break
-        shown += piece
+            yield shown
+        finally:
+            for stream in streams:
+                stream.close()
+    reader.join(timeout=60)
     os.close(ours)
-    return process.wait(), shown.decode()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize(("answer", "code"), [("n\n", 2), ("y\n", 0)])
-def test_in_a_terminal_a_video_is_replaced_after_a_yes_alone(work, answer, code):
+def test_in_a_terminal_a_video_is_replaced_after_a_yes_alone(work, answer, code, monkeypatch):
     Path("out.mp4").write_bytes(b"mine")
-    ended, shown = in_a_terminal(work, GENERATE, answer)
-    assert ended == code, shown
+    with a_terminal(monkeypatch, answer) as pieces, pytest.raises(SystemExit) as end:
+        app(GENERATE)
+    shown = b"".join(pieces).decode()
+    assert end.value.code == code, shown
     assert "out.mp4 exists already. Replace it? [y/N]" in shown
     assert (Path("out.mp4").read_bytes() == b"mine") == (answer == "n\n")
     assert ("out.mp4: 100%" in shown) == (answer == "y\n"), "a bar of steps"

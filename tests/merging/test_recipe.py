@@ -342,3 +342,35 @@ def test_what_is_wrong_in_python_is_named_as_in_a_file(make, reason):
     with pytest.raises(RecipeError, match=reason) as caught:
         make()
     assert caught.value.fix
+
+
+GUIDE = "inputs:\n  base: b.safetensors\n  tuned: t.safetensors\n"
+TWO = GUIDE + "experts: {d: base, c: tuned}\nschedule:\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "pointed"),
+    [
+        (GUIDE + "experts:\n  d: base + 0.5 * (tuned - bass)\n", 5, "bass)"),
+        (GUIDE + "expert:\n  d: base\n", 4, "expert:"),
+        ("\ufeff" + GUIDE + "expert:\n  d: base\n", 4, "expert:"),
+        (TWO + "  - {expert: d, abov: 0.5}\n  - {expert: c}\n", 6, "abov: 0.5}"),
+        (TWO + "  - {expert: d, above: high}\n  - {expert: c}\n", 6, "{expert: d, above: high}"),
+        (TWO + "  - {expert: d, above: 0.5}\n  - {expert: x}\n", 7, "{expert: x}"),
+        (TWO + "  - {expert: d}\n  - {expert: c, above: 0.5}\n", 5, "schedule:"),
+        (GUIDE + "experts: {d: [base\n", 4, "[base"),
+        (GUIDE + "experts:\n  d: base\n  d: tuned\n", 6, "d: tuned"),
+        ("inputs: {base: {path: 5}}\nexperts: {d: base}\n", 1, "path: 5}}"),
+        ("inputs:\n  if: a\nexperts: {d: base}\n", 2, "if: a"),
+        ("parameters: {m: 1}\n" + GUIDE + "experts: {d: base}\n", 1, "m: 1}"),
+        (GUIDE + "experts:\r\n  d: base\r\n  e: tuned - base\r\n", 6, "tuned - base"),
+    ],
+)
+def test_a_fault_in_a_file_is_shown_with_its_line_and_a_caret(tmp_path, text, line, pointed):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(text.encode())
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(path)
+    message, shown, caret = caught.value.message.splitlines()
+    assert message.startswith(f"{path}:{line}")
+    assert shown[caret.index("^") :] == pointed

@@ -8,14 +8,13 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from motionmerge.cli import app
@@ -32,10 +31,11 @@ from motionmerge.sampling.batch.batch import (
     shard,
 )
 from motionmerge.sampling.batch.manifest import PlannedVideo, plan, read_manifest, vbench_name
-from motionmerge.sampling.videos.make_video import VideoSettings
+from motionmerge.sampling.videos.settings import VideoSettings
 
 from ..tiny.dynamicrafter import tiny_pipeline
 from ..tiny.folders import save_dynamicrafter
+from ..tiny.forks import exit_code, forked
 from ..tiny.pipelines import photo
 from .test_phases import moved
 
@@ -108,23 +108,19 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_a_killed_process_is_started_again_and_nothing_is_lost_or_made_twice(
-    workplace: Path, expected: dict[str, bytes], tmp_path: Path
+    workplace: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = arguments(workplace, tmp_path)
     command[command.index("--model") + 1] = "tiny/dynamicrafter"  # found in the cache, offline
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(workplace / "hub")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "motionmerge.cli", *command],
-        env={**environment, "HF_HOME": str(workplace)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(workplace / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    process = forked(command)
     deadline = time.monotonic() + 300
     while not list(tmp_path.glob("*.mp4")) and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert os.waitpid(process, os.WNOHANG) == (0, 0), "it ended without a video"
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(process, signal.SIGKILL)
+    assert exit_code(process) == -signal.SIGKILL
     there = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.mp4")}
     assert 0 < len(there) < len(expected)
 
@@ -188,7 +184,7 @@ def test_a_failed_video_is_listed_and_the_others_are_made(workplace: Path, tmp_p
     assert not (output / "failures.jsonl").exists()
 
 
-def test_a_failure_of_one_process_does_not_stop_the_others_of_torchrun(
+def test_a_failure_of_one_process_is_none_for_torchrun_which_would_stop_the_others(
     workplace: Path, tmp_path: Path
 ) -> None:
     ask_for_a_broken_image(workplace, tmp_path)
@@ -199,14 +195,8 @@ def test_a_failure_of_one_process_does_not_stop_the_others_of_torchrun(
     write_manifest(tmp_path, rows)
     output = tmp_path / "videos"
     own = arguments(tmp_path, output, "--videos-per-switch", "1")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    motionmerge = [sys.executable, "-m", "motionmerge.cli", *own]
-    result = subprocess.run(
-        [*torchrun, "--no-python", *motionmerge], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert "made 2, found 0, failed 1" in result.stdout
-    assert "made 3, found 0, failed 0" in result.stdout
+    processes = [forked(own, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+    assert [exit_code(process) for process in processes] == [0, 0]
     assert {path.name.partition("-")[0] for path in output.glob("*.mp4")} == set("12345")
     (failure,) = map(json.loads, (output / "failures-0.jsonl").read_text().splitlines())
     assert failure["id"] == "0"

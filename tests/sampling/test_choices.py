@@ -19,7 +19,7 @@ from motionmerge.sampling.request.folder import find_pipeline
 from motionmerge.sampling.request.loading import check_device, empty_modules
 from motionmerge.sampling.request.model import FolderModel
 from motionmerge.sampling.request.request import VideoRequest
-from motionmerge.sampling.videos.make_video import VideoSettings
+from motionmerge.sampling.videos.settings import VideoSettings
 
 from ..tiny.folders import save_lora
 

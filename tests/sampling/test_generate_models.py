@@ -21,7 +21,8 @@ from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.sampling.request.experts import WeightedLora, from_base, from_loras, from_weights
 from motionmerge.sampling.request.folder import find_pipeline
 from motionmerge.sampling.request.loading import load_pipeline
-from motionmerge.sampling.videos.make_video import VideoSettings, make_video
+from motionmerge.sampling.videos.make_video import make_video
+from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.switching.expert_bank import experts
 
 from ..tiny.folders import family_named, save_dynamicrafter, save_lora, save_tiny

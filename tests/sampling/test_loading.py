@@ -27,7 +27,8 @@ from motionmerge.sampling.request.loading import (
     place,
 )
 from motionmerge.sampling.request.model import FolderModel
-from motionmerge.sampling.videos.make_video import VideoSettings, encode_ahead, make_video
+from motionmerge.sampling.videos.make_video import encode_ahead, make_video
+from motionmerge.sampling.videos.settings import VideoSettings
 
 from ..tiny.folders import save_dynamicrafter, save_tiny
 from ..tiny.pipelines import photo

@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.video import fit_image
 from motionmerge.parameter_groups import FAMILIES as MODEL_FAMILIES
+from motionmerge.sampling.batch.manifest import read_prompts
 from motionmerge.sampling.families.families import (
     POCKET,
     VIDEO_FAMILIES,
@@ -21,16 +22,16 @@ from motionmerge.sampling.families.families import (
     family_of,
 )
 from motionmerge.sampling.families.limits import Limits, VideoFamily
+from motionmerge.sampling.videos.checks import check_settings
 from motionmerge.sampling.videos.make_video import (
-    VideoSettings,
     encode_ahead,
     frames_of,
     make_video,
     named_memory_errors,
     pipeline_arguments,
     prepared,
-    read_prompts,
 )
+from motionmerge.sampling.videos.settings import VideoSettings
 
 from ..tiny.builders import WORDS, tokenizer
 from ..tiny.dynamicrafter import tiny_pipeline
@@ -161,8 +162,8 @@ NAMED = [
     ("Kandinsky5I2VPipeline", {"num_frames": 1}, "Use 17 frames"),
     ("DynamiCrafterPipeline", {"num_frames": 32}, "Use 16 frames"),
     ("PocketPipeline", {"height": 64, "width": 200}, "height 128 and width 128"),
-    ("PocketPipeline", {"height": 0, "width": 0}, "height 64 and width 64"),
-    ("WanImageToVideoPipeline", {"height": 0}, "height 16 and width 832"),
+    ("PocketPipeline", {"height": 1, "width": 1}, "height 64 and width 64"),
+    ("WanImageToVideoPipeline", {"height": 1}, "height 16 and width 832"),
     ("WanImageToVideoPipeline", {"prompt": None}, "`prompt`"),
     ("WanImageToVideoPipeline", {"guidance_scale_2": 1.0}, "`guidance_scale_2`"),
     ("LTXImageToVideoPipeline", {"guidance_scale_2": 3.5}, "`guidance_scale_2`"),
@@ -182,7 +183,9 @@ def test_what_a_family_cannot_make_is_named_with_the_nearest_right_values(
     family = family_of(pipeline)
     text = {"prompt": "a cat"} if family.takes_text else {}
     with pytest.raises(ConfigError) as caught:
-        family.check(family.limits({}), **{**text, **asked})
+        has_last_image = asked.pop("has_last_image", False)
+        wanted = VideoSettings(**{**text, **asked})
+        check_settings(wanted, family, family.limits({}), has_last_image=has_last_image)
     assert fix in caught.value.fix
 
 
@@ -254,12 +257,12 @@ def test_a_negative_prompt_that_would_do_nothing_is_refused(
     limits = family.limits({"transformer": transformer})
     asked = VideoSettings(prompt="a cat", negative_prompt="a dog", guidance_scale=scale)
     with pytest.raises(ConfigError, match="negative prompt") as caught:
-        asked.check(family, limits)
+        check_settings(asked, family, limits)
     assert "`negative_prompt`" in caught.value.fix
     assert ("`guidance_scale`" in caught.value.fix) is not limits.is_distilled
-    asked.changed(negative_prompt="").check(family, limits)
+    check_settings(asked.changed(negative_prompt=""), family, limits)
     with pytest.raises(ConfigError, match="negative prompt"):
-        asked.resolved(family, limits).check(family, limits)
+        check_settings(asked.resolved(family, limits), family, limits)
 
 
 @pytest.mark.parametrize(("pipeline", "scale", "transformer"), READ, ids=str)
@@ -269,8 +272,8 @@ def test_a_negative_prompt_that_is_read_is_allowed(
     family = family_of(pipeline)
     limits = family.limits({"transformer": transformer})
     asked = VideoSettings(prompt="a cat", negative_prompt="a dog", guidance_scale=scale)
-    asked.check(family, limits)
-    asked.resolved(family, limits).check(family, limits)
+    check_settings(asked, family, limits)
+    check_settings(asked.resolved(family, limits), family, limits)
 
 
 def of_two_negative_prompts(
@@ -517,21 +520,21 @@ def test_the_nearest_right_values_are_right(family: VideoFamily, asked: dict[str
     limits = family.limits({})
     text = {"prompt": "a cat"} if family.takes_text else {}
     found = nearest(family, limits, asked)
-    family.check(limits, **text, **found)
+    check_settings(VideoSettings(**text, **found), family, limits)
     assert nearest(family, limits, {**asked, **{k: v for k, v in found.items() if v}}) == found
 
 
 @pytest.mark.parametrize("family", VIDEO_FAMILIES, ids=lambda family: family.name)
 def test_what_a_family_makes_by_itself_is_allowed(family: VideoFamily) -> None:
     limits = family.limits({})
-    family.check(
-        limits,
+    asked = VideoSettings(
         height=limits.height,
         width=limits.width,
         num_frames=limits.num_frames,
         frame_rate=limits.frame_rate,
         prompt="a cat" if family.takes_text else None,
     )
+    check_settings(asked, family, limits)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

@@ -22,7 +22,8 @@ from motionmerge.sampling.request.folder import find_pipeline
 from motionmerge.sampling.request.loading import load_pipeline, place
 from motionmerge.sampling.request.model import FolderModel
 from motionmerge.sampling.request.modular_folder import MODULAR_INDEX_FILE
-from motionmerge.sampling.videos.make_video import VideoSettings, make_video
+from motionmerge.sampling.videos.make_video import make_video
+from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.switching.expert_bank import experts
 
 from ..switching.test_lora_bank import RESCUE, lora_for, with_lora

@@ -12,7 +12,9 @@ from motionmerge.errors import ConfigError
 from motionmerge.io.video import fit_image
 from motionmerge.sampling.families.families import REFUSED, configs_of, family_of
 from motionmerge.sampling.families.limits import Limits
-from motionmerge.sampling.videos.make_video import VideoSettings, make_video
+from motionmerge.sampling.videos.checks import check_settings
+from motionmerge.sampling.videos.make_video import make_video
+from motionmerge.sampling.videos.settings import VideoSettings
 
 from ..tiny.pipelines import NEWER, PROMPT, Family, load_weights, other_weights, photo, tiny
 
@@ -135,7 +137,9 @@ def test_what_a_newer_family_cannot_make_is_named(
 ) -> None:
     family = family_of(pipeline)
     with pytest.raises(ConfigError) as caught:
-        family.check(family.limits({}), **{"prompt": "a cat", **asked})
+        has_last_image = asked.pop("has_last_image", False)
+        wanted = VideoSettings(**{"prompt": "a cat", **asked})
+        check_settings(wanted, family, family.limits({}), has_last_image=has_last_image)
     assert fix in caught.value.fix
 
 

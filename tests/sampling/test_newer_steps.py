@@ -14,12 +14,12 @@ from motionmerge.errors import ConfigError
 from motionmerge.sampling.families.families import VIDEO_FAMILIES, configs_of, family_of
 from motionmerge.sampling.request.step_plan import (
     _ARGUMENTS,
-    Steps,
     _set_timesteps,
     plan_steps,
     sigmas_argument,
 )
-from motionmerge.sampling.videos.make_video import VideoSettings, make_video
+from motionmerge.sampling.videos.make_video import make_video
+from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.schedule import ExpertSchedule
 from motionmerge.switching.denoising_steps import describe_steps
 
@@ -43,20 +43,20 @@ def variants(family: Family, scheduler: Any) -> list[dict[str, Any]]:
     return [{}, {name: 4.0}]
 
 
-def asked(family: Family, number: int, **more: Any) -> Steps:
+def asked(family: Family, number: int, **more: Any) -> VideoSettings:
     inputs = family.inputs(1)
     size = {key: inputs.get(key) for key in ("num_frames", "height", "width")}
-    return Steps(number=number, **size, **more)
+    return VideoSettings(num_inference_steps=number, **size, **more)
 
 
-def assert_planned(family: Family, pipeline: Any, steps: Steps, **run: Any) -> None:
+def assert_planned(family: Family, pipeline: Any, steps: VideoSettings, **run: Any) -> None:
     """Check that a plan is what the pipeline's own scheduler holds after a run."""
     called = family_of(type(pipeline).__name__).name
     planned = copy.deepcopy(pipeline.scheduler)
     assert _set_timesteps(called, planned, steps, configs_of(pipeline)) is None
     if family.name == "ChronoEdit":  # it reasons in every step
-        run["num_temporal_reasoning_steps"] = steps.number
-    generate(pipeline, family, num_inference_steps=steps.number, **run)
+        run["num_temporal_reasoning_steps"] = steps.num_inference_steps
+    generate(pipeline, family, num_inference_steps=steps.num_inference_steps, **run)
     own = pipeline.scheduler
     assert len(own.timesteps) == len(planned.timesteps) > 0
     for name in ("timesteps", "sigmas"):

@@ -13,8 +13,9 @@ from motionmerge.errors import ConfigError
 from motionmerge.models.pocket.components import build_pocket_model
 from motionmerge.models.pocket.world import load_photo
 from motionmerge.sampling.pipelines.pocket import pipeline_from_model
-from motionmerge.sampling.videos.make_video import VideoSettings, encode_ahead, make_video
+from motionmerge.sampling.videos.make_video import encode_ahead, make_video
 from motionmerge.sampling.videos.phases import Outcome, can_be_cut, make_videos
+from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.schedule import ExpertSchedule
 from motionmerge.switching.expert_bank import experts
 

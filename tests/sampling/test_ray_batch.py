@@ -31,7 +31,7 @@ from motionmerge.sampling.batch.ray_worker import with_absolute_paths
 from motionmerge.sampling.request.experts import ExpertChoice, from_recipe
 from motionmerge.sampling.request.folder import find_pipeline
 from motionmerge.sampling.request.model import FolderModel, ShippedModel
-from motionmerge.sampling.videos.make_video import VideoSettings
+from motionmerge.sampling.videos.settings import VideoSettings
 
 from ..tiny.folders import save_tiny
 from ..tiny.pipelines import photo

@@ -21,7 +21,7 @@ from motionmerge.sampling.batch.manifest import plan, read_manifest
 from motionmerge.sampling.batch.ray_batch import run_on_ray
 from motionmerge.sampling.request.experts import ExpertChoice
 from motionmerge.sampling.request.model import ShippedModel
-from motionmerge.sampling.videos.make_video import VideoSettings
+from motionmerge.sampling.videos.settings import VideoSettings
 
 from ..tiny.pipelines import photo
 from .test_batch import write_manifest

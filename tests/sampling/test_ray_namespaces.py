@@ -20,7 +20,7 @@ import pytest
 
 from motionmerge.io.video import read_video_metadata
 from motionmerge.sampling.batch.manifest import plan, read_manifest
-from motionmerge.sampling.videos.make_video import VideoSettings
+from motionmerge.sampling.videos.settings import VideoSettings
 
 from ..tiny.pipelines import photo
 from .test_batch import write_manifest
@@ -55,7 +55,7 @@ from motionmerge.sampling.batch.ray_batch import run_on_ray
 from motionmerge.sampling.batch.ray_cluster import joined_cluster
 from motionmerge.sampling.request.experts import ExpertChoice
 from motionmerge.sampling.request.model import ShippedModel
-from motionmerge.sampling.videos.make_video import VideoSettings
+from motionmerge.sampling.videos.settings import VideoSettings
 
 
 @dataclass(frozen=True)

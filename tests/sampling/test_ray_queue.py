@@ -24,7 +24,7 @@ from motionmerge.sampling.batch.manifest import PlannedVideo, plan, read_manifes
 from motionmerge.sampling.batch.ray_driver import RayDriver
 from motionmerge.sampling.batch.ray_hosts import Hosts, lack_of
 from motionmerge.sampling.batch.ray_queue import VideoQueue
-from motionmerge.sampling.videos.make_video import VideoSettings
+from motionmerge.sampling.videos.settings import VideoSettings
 
 from ..tiny.pipelines import photo
 from .test_batch import write_manifest

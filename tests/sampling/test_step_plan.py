@@ -25,8 +25,9 @@ from motionmerge.sampling.batch.manifest import read_manifest
 from motionmerge.sampling.families.families import POCKET, VIDEO_FAMILIES, configs_of, family_of
 from motionmerge.sampling.request.folder import pipeline_class
 from motionmerge.sampling.request.modular_folder import empty_pipeline
-from motionmerge.sampling.request.step_plan import Steps, plan_steps, shift_setting
-from motionmerge.sampling.videos.make_video import VideoSettings, make_video, pipeline_arguments
+from motionmerge.sampling.request.step_plan import plan_steps, shift_setting
+from motionmerge.sampling.videos.make_video import make_video, pipeline_arguments
+from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry, noise_level
 from motionmerge.switching.bank import Bank
 from motionmerge.switching.denoising_steps import (
@@ -97,7 +98,7 @@ def test_the_steps_that_are_announced_are_those_that_are_taken(family: Family) -
             plan = plan_steps(
                 family_of(type(pipeline).__name__).name,
                 type(scheduler).from_config(scheduler.config),
-                Steps(number=number, **size),
+                VideoSettings(num_inference_steps=number, **size),
                 schedule=HALF,
                 configs=configs_of(pipeline),
             )
@@ -126,15 +127,19 @@ def test_steps_are_one_line() -> None:
 
 def test_what_is_not_known_before_is_said_and_not_guessed() -> None:
     scheduler = FLOW(use_dynamic_shifting=True)
-    plan = plan_steps("wan", scheduler, Steps(number=4), schedule=HALF, configs={})
+    plan = plan_steps(
+        "wan", scheduler, VideoSettings(num_inference_steps=4), schedule=HALF, configs={}
+    )
     assert plan is not None and "not known before" in plan.line
-    plan = plan_steps("a-new-family", FLOW(), Steps(number=4), schedule=HALF, configs={})
+    plan = plan_steps(
+        "a-new-family", FLOW(), VideoSettings(num_inference_steps=4), schedule=HALF, configs={}
+    )
     assert plan is not None
     assert "not known before" in plan.line and "a-new-family" in plan.line
 
 
 def test_what_a_shift_makes_of_given_sigmas_is_said() -> None:
-    steps = Steps(number=2, sigmas=(1.0, 0.5))
+    steps = VideoSettings(num_inference_steps=2, sigmas=(1.0, 0.5))
     for schedule in (HALF, None):
         plan = plan_steps("hunyuan-video", FLOW(shift=3.0), steps, schedule=schedule, configs={})
         assert plan is not None and plan.sigmas is not None and "1, 0.75" in plan.sigmas

@@ -21,8 +21,9 @@ from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.models.dynamicrafter.fast_layers import FastGEGLU, FastGroupNorm
 from motionmerge.models.pocket.world import load_photo
 from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
-from motionmerge.sampling.videos.make_video import VideoSettings, make_video
+from motionmerge.sampling.videos.make_video import make_video
 from motionmerge.sampling.videos.phases import make_videos
+from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
 from motionmerge.switching import prefetch
 from motionmerge.switching.expert_bank import ExpertBank, experts

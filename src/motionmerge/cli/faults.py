@@ -46,6 +46,8 @@ SETTING_TO_FLAG: Mapping[str, str] = {
     "height": "--height",
     "width": "--width",
     "num_frames": "--num-frames",
+    "frame_rate": "--frame-rate",
+    "seed": "--seed",
     "num_inference_steps": "--steps",
     "guidance_scale": "--guidance",
     "guidance_scale_2": "--guidance-2",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from motionmerge.sampling.pipelines.encoded import Conditions
     from motionmerge.sampling.request.model import ModelChoice
-    from motionmerge.sampling.videos.make_video import VideoSettings
+    from motionmerge.sampling.videos.settings import VideoSettings
 
 EXAMPLE = 'Example: motionmerge generate photo.jpg --prompt "the camera pans left"'
 
@@ -129,16 +129,9 @@ def generate(
         write_video,
     )
     from motionmerge.sampling.batch.manifest import check_number
-    from motionmerge.sampling.request.model import FolderModel
-    from motionmerge.sampling.videos.make_video import encode_ahead, make_video
-    from motionmerge.sampling.videos.provenance import made_with, provenance
 
     image = load_image(photo)
     last = _last_image(photo, last_image, loop=loop)
-    options = _start_options(analytic_init, flags.start_step)
-    given = {"last_image": photo if loop else last_image, "analytic_init": analytic_init}
-    files = {name: str(path) for name, path in given.items() if path is not None}
-    chosen = flags.request.open_model()
     common = flags.settings()
     texts = _prompts(prompt, prompts)
     check_number(len(texts) * flags.num_videos, source="--num-videos")
@@ -147,14 +140,25 @@ def generate(
         for number, text in enumerate(texts, start=1)
         for offset in range(flags.num_videos)
     ]
-    for _, settings in wanted:
-        settings.check(chosen.family, chosen.limits, has_last_image=last is not None)
-        chosen.check_prompt(settings.prompt or "")
-    images, drawn = _first_frames(image, chosen, [settings for _, settings in wanted], draw=draw)
     paths = _output_paths(output, wanted)
     read = [(last_image, "the last image"), (photo, "the photo")]
     may_ask = not (dry_run or as_json)
     folders = _check_files(paths, sheet, read, overwrite=overwrite, may_ask=may_ask)
+
+    # What is above needs no model; what is below imports diffusers, which takes seconds.
+    from motionmerge.sampling.request.model import FolderModel
+    from motionmerge.sampling.videos.checks import check_settings
+    from motionmerge.sampling.videos.make_video import encode_ahead, make_video
+    from motionmerge.sampling.videos.provenance import made_with, provenance
+
+    options = _start_options(analytic_init, flags.start_step)
+    given = {"last_image": photo if loop else last_image, "analytic_init": analytic_init}
+    files = {name: str(path) for name, path in given.items() if path is not None}
+    chosen = flags.request.open_model()
+    for _, settings in wanted:
+        check_settings(settings, chosen.family, chosen.limits, has_last_image=last is not None)
+        chosen.check_prompt(settings.prompt or "")
+    images, drawn = _first_frames(image, chosen, [settings for _, settings in wanted], draw=draw)
     experts = flags.chosen_experts(chosen)
     planner = StepPlanner(chosen, experts)
     for _, settings in wanted:
@@ -380,8 +384,7 @@ def _may_replace(files: list[Path]) -> bool:
 
 
 def _prompts(prompt: str | None, prompts: Path | None) -> list[str | None]:
-    from motionmerge.sampling.batch.manifest import read_list
-    from motionmerge.sampling.videos.make_video import read_prompts
+    from motionmerge.sampling.batch.manifest import read_list, read_prompts
 
     if prompts is None:
         return [prompt]

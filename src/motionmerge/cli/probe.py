@@ -167,7 +167,7 @@ def _with_steps(
     own = flags.settings()
     if own.sigmas is None:
         own = own.changed(num_inference_steps=bench.num_steps)
-    settings = own.steps(model.family, model.limits)
+    settings = own.resolved(model.family, model.limits)
     build, scheduler = variant_builder(flags, model), model.scheduler()
     kept = []
     for window in windows:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from motionmerge.sampling.request.model import ModelChoice
     from motionmerge.sampling.request.request import VideoRequest
     from motionmerge.sampling.request.step_plan import StepPlan
-    from motionmerge.sampling.videos.make_video import VideoSettings
+    from motionmerge.sampling.videos.settings import VideoSettings
 
 POCKET = "pocket"
 _LEFT_OUT = ".*not in the model|.*one side lacks|.*own stays there"  # what --missing keep warns of
@@ -144,7 +144,6 @@ class VideoFlags:
     seed: Annotated[
         int,
         typer.Option(
-            min=0,
             metavar="NUMBER",
             help="Same seed, same video. A manifest's lines can have their own.",
             rich_help_panel=VIDEO,
@@ -171,8 +170,6 @@ class VideoFlags:
         int | None,
         typer.Option(
             "--steps",
-            min=1,
-            max=1000,
             metavar="NUMBER",
             help="Denoising steps: num_inference_steps in a manifest and in Python.",
             show_default=_OWN,
@@ -183,7 +180,6 @@ class VideoFlags:
         float | None,
         typer.Option(
             "--guidance",
-            min=0,
             metavar="NUMBER",
             help="Strength of the prompt: guidance_scale in a manifest and in Python.",
             show_default=_OWN,
@@ -194,7 +190,6 @@ class VideoFlags:
         float | None,
         typer.Option(
             "--guidance-2",
-            min=0,
             metavar="NUMBER",
             help="The same at low noise, for the second transformer of Wan 2.2-A14B; 1 for "
             "distilled weights: guidance_scale_2.",
@@ -205,8 +200,6 @@ class VideoFlags:
     start_step: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            max=1000,
             metavar="NUMBER",
             help="Begin at this timestep instead of 1000: from 900 on, leans less on the image "
             "and may move more; too low looks bad. Only DynamiCrafter and pocket.",
@@ -299,7 +292,7 @@ class VideoFlags:
 
     def settings(self) -> VideoSettings:
         """Gather what the flags say of every video."""
-        from motionmerge.sampling.videos.make_video import VideoSettings
+        from motionmerge.sampling.videos.settings import VideoSettings
 
         if self.size is not None and (self.height is not None or self.width is not None):
             raise ConfigError(
@@ -365,7 +358,7 @@ class StepPlanner:
     def __init__(self, model: ModelChoice, experts: ExpertChoice) -> None:
         self._model, self._experts = model, experts
         self._scheduler = model.scheduler()
-        self._plans: dict[Any, StepPlan | None] = {}
+        self._plans: dict[VideoSettings, StepPlan | None] = {}
         self._counts: Counter[StepPlan] = Counter()
 
     def add(self, settings: VideoSettings) -> None:
@@ -374,10 +367,11 @@ class StepPlanner:
         Raises:
             ConfigError: The scheduler does not heed its settings, or has no noise levels.
         """
-        steps = settings.steps(self._model.family, self._model.limits)
-        if steps not in self._plans:
-            self._plans[steps] = self._experts.plan_steps(self._model, self._scheduler, steps)
-        plan = self._plans[steps]
+        own = settings.changed(prompt=None, negative_prompt=None, seed=0)  # they decide no steps
+        own = own.resolved(self._model.family, self._model.limits)
+        if own not in self._plans:
+            self._plans[own] = self._experts.plan_steps(self._model, self._scheduler, own)
+        plan = self._plans[own]
         if plan is not None:
             self._counts[plan] += 1
 

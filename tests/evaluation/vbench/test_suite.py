@@ -19,7 +19,7 @@ from motionmerge.evaluation.vbench.suite import (
 )
 from motionmerge.io.video import write_video
 from motionmerge.sampling.batch.manifest import VideoJob, vbench_name
-from motionmerge.sampling.videos.make_video import VideoSettings
+from motionmerge.sampling.videos.settings import VideoSettings
 
 BEAR = "a brown bear in the water"
 ENTRY = Entry(BEAR, ("i2v_subject",), f"{BEAR}.jpg")

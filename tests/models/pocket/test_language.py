@@ -7,6 +7,8 @@ import pytest
 
 from motionmerge.errors import DataError
 from motionmerge.models.pocket.language import (
+    CAMERA_MOVES,
+    DIRECTIONS,
     OPPOSITE,
     WORDS,
     Actor,
@@ -71,3 +73,39 @@ def test_a_misspelt_word_gets_a_suggestion():
 def test_a_prompt_that_is_too_long_is_refused():
     with pytest.raises(DataError, match="the pocket model reads 22"):
         PocketTokenizer()([" and ".join(["the red ball moves left"] * 5)])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        ("the camera zooms", "'the camera zooms'"),
+        ("the camera pans up", "'the camera pans up'"),
+        ("the ball moves left", "'the ball moves left'"),
+        ("the red ball", "'the red ball'"),
+        ("the red ball moves up and", "'the red ball moves up and'"),
+        ("the red ball rests and the camera pans left", "'the red ball rests'"),
+        (
+            "the red ball moves up then left then down",
+            "'the red ball moves up then left then down'",
+        ),
+        ("left", "'left'"),
+        ("the camera pans left and the camera tilts up", "2 moves of the camera"),
+        (
+            "red ball moves up and blue box moves up and green box moves up",
+            "moves 3 things",
+        ),
+    ],
+)
+def test_what_is_not_whole_is_refused_with_all_that_is_understood(prompt, named):
+    with pytest.raises(DataError) as caught:
+        PocketTokenizer()([prompt])
+    assert named in caught.value.message
+    assert all(move in caught.value.fix for move in (*CAMERA_MOVES, *DIRECTIONS))
+
+
+def test_articles_and_the_second_verb_may_be_left_out():
+    plain = "the red ball moves up then left and the camera pans right"
+    free = "red ball moves up, then moves to the left and camera pans to the right"
+    tokens = PocketTokenizer()([plain, free, ""])
+    assert tokens[0].equal(tokens[1])
+    assert tokens[2].count_nonzero() == 2, "an empty prompt says nothing"

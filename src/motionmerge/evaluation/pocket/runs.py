@@ -27,10 +27,13 @@ from motionmerge.io.atomic import check_file, prepare_folder
 from motionmerge.io.paths import open_plain_file
 from motionmerge.io.weights import hash_weights
 from motionmerge.merging.inputs.coverage import Missing
+from motionmerge.merging.recipes.bound import BoundRecipe
+from motionmerge.merging.recipes.recipe import OWN_MODEL, Recipe
 from motionmerge.models.pocket.components import weights_path
 from motionmerge.models.pocket.world import Canvases, Scene
 from motionmerge.rng import generator_for
 from motionmerge.switching.expert_bank import experts
+from motionmerge.switching.rehearsal import check_fit
 
 RESULTS_FILE = "results.jsonl"
 BATCH_SIZE = 24
@@ -163,7 +166,10 @@ def evaluate(
 
     Raises:
         ConfigError: The folder cannot be written to.
+        CheckpointError, ShapeError: Weights do not fit the model, which is found before any run.
     """
+    if missing == "error":
+        _check_inputs(pipeline, conditions, inputs)
     results = {}
     run = KeptRun(pipeline, folder)
     for condition in conditions:
@@ -351,6 +357,20 @@ def _used(
 ) -> dict[str, str | Path] | None:
     needed = condition.recipe().inputs
     return {name: path for name, path in (inputs or {}).items() if name in needed} or None
+
+
+def _check_inputs(
+    pipeline: Any, conditions: Sequence[Condition], inputs: Mapping[str, str | Path] | None
+) -> None:
+    """Refuse weights that are no weights of the model, each by itself."""
+    modules = {"unet": pipeline.unet, "image_projector": pipeline.image_projector}
+    used: dict[str, str | Path] = {}
+    for condition in conditions:
+        used |= _used(condition, inputs) or {}
+    for name in used:
+        alone = {"inputs": {name: OWN_MODEL}, "experts": {name: name}}
+        recipe = BoundRecipe.of(Recipe.from_sections(alone), {name: used[name]})
+        check_fit(recipe, modules)
 
 
 def _key(

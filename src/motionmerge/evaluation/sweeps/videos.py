@@ -24,10 +24,11 @@ from motionmerge.sampling.batch.manifest import (
     parse_manifest,
     read_list,
     read_manifest,
+    read_prompts,
 )
 from motionmerge.sampling.batch.variants import PlannedVariant, Variant, VariantMaker
 from motionmerge.sampling.request.model import ModelChoice
-from motionmerge.sampling.videos.make_video import VideoSettings, read_prompts
+from motionmerge.sampling.videos.settings import VideoSettings
 
 OBJECTIVES = {
     "motion": Goal(metric="motion_degree", unit="px/s", digits=1),

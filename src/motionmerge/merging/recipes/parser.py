@@ -23,15 +23,12 @@ from motionmerge.merging.algebra.nodes import Checkpoint, TaskVector
 from motionmerge.merging.algebra.terms import is_number
 from motionmerge.merging.inputs.sources import Source
 from motionmerge.merging.recipes.functions import FUNCTIONS
-from motionmerge.text import fix_unknown_name
+from motionmerge.text import fix_unknown_name, with_caret
 
 MAX_LENGTH = 2000
 """Longest expression in characters."""
 MAX_DEPTH = 40
 """Deepest nesting of an expression."""
-
-_SHOWN = 96
-
 
 _BINARY: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
     ast.Add: ("+", operator.add),
@@ -235,7 +232,4 @@ class _Parser:
 
     def _fault(self, place: ast.expr | int, message: str, *, fix: str | None) -> RecipeError:
         column = place if isinstance(place, int) else self._column(place.col_offset)
-        start = max(0, column - _SHOWN // 2) if len(self._text) > _SHOWN else 0
-        shown = self._text[start : start + _SHOWN]
-        caret = " " * (column - start) + "^"
-        return RecipeError(f"{self._where}: {message}\n    {shown}\n    {caret}", fix=fix)
+        return RecipeError(f"{self._where}: {message}\n{with_caret(self._text, column)}", fix=fix)

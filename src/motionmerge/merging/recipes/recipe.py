@@ -15,6 +15,7 @@ Numbers may have names, which expressions and the schedule use: `parameters: {mo
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -36,7 +37,14 @@ from motionmerge.merging.algebra.sparsify import Dare
 from motionmerge.merging.inputs.resolvers import PACKAGE, resolve, split_name
 from motionmerge.merging.inputs.sources import MemoryTensors, Origin
 from motionmerge.merging.recipes.parser import parse_expression
-from motionmerge.merging.recipes.sections import MAX_BYTES, RecipeInput, check_use, read_sections
+from motionmerge.merging.recipes.sections import (
+    MAX_BYTES,
+    RecipeInput,
+    Sections,
+    check_use,
+    placed,
+    read_sections,
+)
 from motionmerge.schedule import (
     PAPER_BOUNDARY,
     ExpertSchedule,
@@ -44,7 +52,7 @@ from motionmerge.schedule import (
     is_finite_number,
     plain_number,
 )
-from motionmerge.text import fix_unknown_name, nearest_name
+from motionmerge.text import at_line, fix_unknown_name, nearest_name
 
 METADATA_KEY = "motionmerge.recipe"
 """Where a merged file's header keeps the recipe that made it."""
@@ -118,7 +126,7 @@ class Recipe:
                 text = file.read(MAX_BYTES + 1).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"Cannot read the recipe {path}: {error}.", fix=names) from error
-        return cls.parse(text, folder=folder_of(path))
+        return cls.parse(text, folder=folder_of(path), source=str(path))
 
     @classmethod
     def made(cls, path: str | Path) -> Recipe:
@@ -137,39 +145,57 @@ class Recipe:
         return cls.parse(text, folder=folder_of(path))
 
     @classmethod
-    def parse(cls, text: str, *, folder: Path | None = None) -> Recipe:
+    def parse(cls, text: str, *, folder: Path | None = None, source: str | None = None) -> Recipe:
         """Parse the text of a recipe. Nothing in it is executed and no file is opened.
 
         A path in quotes in an expression, as in `lora("motion.safetensors", 1.0)`, becomes an input
         of its own, so that it is hashed, can be pinned, and moves with the recipe.
 
+        Args:
+            text: The recipe.
+            folder: What relative paths are relative to; None for the working directory.
+            source: The file that the text is from; errors then name the line.
+
         Raises:
             RecipeError: It is no YAML, has unknown or missing parts, or an expression is wrong.
         """
-        sections = read_sections(text)
+        try:
+            return cls._of_sections(read_sections(text, source=source or "The recipe"), folder)
+        except RecipeError as error:
+            if source is None or not error.place:
+                raise
+            message = at_line(error.message, text, error.place, source=source)
+            raise RecipeError(message, fix=error.fix, place=error.place) from error
+
+    @classmethod
+    def _of_sections(cls, sections: Sections, folder: Path | None) -> Recipe:
         parameters, inputs = sections.parameters, sections.inputs
         for name in parameters:
             if name in inputs:
                 raise RecipeError(
-                    f"`{name}` is both an input and a parameter.", fix="Rename one of them."
+                    f"`{name}` is both an input and a parameter.",
+                    fix="Rename one of them.",
+                    place=("parameters", name),
                 )
         files: dict[str, str] = {}
-        experts = {
-            name: parse_expression(
-                value, inputs, where=f"experts.{name}", files=files, parameters=parameters
-            )
-            for name, value in sections.experts.items()
-        }
+        experts = {}
+        for name, value in sections.experts.items():
+            with placed("experts", name):
+                experts[name] = parse_expression(
+                    value, inputs, where=f"experts.{name}", files=files, parameters=parameters
+                )
         entries, description = sections.schedule, sections.description
         check_use(parameters, experts, entries or ())
-        return cls(
-            inputs=inputs | {name: RecipeInput(path) for name, path in files.items()},
-            experts=experts,
-            schedule=None if entries is None else ExpertSchedule(tuple(entries)),
-            description=None if description is None else description.strip(),
-            parameters=parameters,
-            folder=folder,
-        )
+        unknown = (i for i, entry in enumerate(entries or ()) if entry.expert not in experts)
+        with placed("schedule", *itertools.islice(unknown, 1)):
+            return cls(
+                inputs=inputs | {name: RecipeInput(path) for name, path in files.items()},
+                experts=experts,
+                schedule=None if entries is None else ExpertSchedule(tuple(entries)),
+                description=None if description is None else description.strip(),
+                parameters=parameters,
+                folder=folder,
+            )
 
     @classmethod
     def from_sections(cls, sections: Mapping[str, Any], *, folder: Path | None = None) -> Recipe:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -74,6 +76,16 @@ def _number(value: Any) -> float:
     return value
 
 
+@contextmanager
+def placed(*place: int | str) -> Iterator[None]:
+    """Say of errors inside the block which part of the recipe they are about."""
+    try:
+        yield
+    except RecipeError as error:
+        error.place = error.place or place
+        raise
+
+
 class Sections(BaseModel):
     """The sections of a recipe, each of the right kind; expressions are not read yet.
 
@@ -105,6 +117,7 @@ class Sections(BaseModel):
                 raise RecipeError(
                     f"`{str(name)[:80]}` is not a name for one of the {info.field_name}.",
                     fix="Use letters, digits and underscores, and no function's name.",
+                    place=(info.field_name or "", name),
                 )
         return value
 
@@ -117,7 +130,7 @@ class Sections(BaseModel):
         if not isinstance(entries, list):
             return entries
         numbers = info.data["parameters"]
-        return [
+        named_entries = [
             {
                 key: named(numbers[value], value)
                 if key != "expert" and isinstance(value, str) and value in numbers
@@ -128,6 +141,10 @@ class Sections(BaseModel):
             else entry
             for entry in entries
         ]
+        for number, entry in enumerate(named_entries):
+            with placed("schedule", number), suppress(ValidationError):  # which is told later
+                TypeAdapter(ScheduleEntry).validate_python(entry)
+        return named_entries
 
 
 _FIXES = {
@@ -147,8 +164,12 @@ def _names_at(place: Place) -> Iterable[str]:
     return [one.name for one in fields(RecipeInput if place[0] == "inputs" else ScheduleEntry)]
 
 
-def read_sections(text: str) -> Sections:
+def read_sections(text: str, *, source: str = "The recipe") -> Sections:
     """Read the sections of a recipe's text.
+
+    Args:
+        text: The recipe.
+        source: What the text is, for faults of its YAML.
 
     Raises:
         RecipeError: It is too long, no YAML, or a section is unknown, missing or of another kind.
@@ -158,7 +179,7 @@ def read_sections(text: str) -> Sections:
             f"The recipe is longer than {MAX_BYTES // 1024} KiB.", fix="Write a shorter recipe."
         )
     try:
-        return Sections.model_validate(parse_yaml(text, source="The recipe"))
+        return Sections.model_validate(parse_yaml(text, source=source))
     except ConfigError as error:
         raise RecipeError(error.message, fix=error.fix) from error
     except ValidationError as error:
@@ -172,7 +193,7 @@ def read_sections(text: str) -> Sections:
                 else "Write the sections `inputs:`, `experts:` and `schedule:`."
             ),
         )
-        raise RecipeError(fault.message, fix=fault.fix) from error
+        raise RecipeError(fault.message, fix=fault.fix, place=fault.place) from error
 
 
 def check_use(
@@ -190,4 +211,5 @@ def check_use(
             raise RecipeError(
                 f"The parameter `{name}` is used nowhere.",
                 fix="Use it in an expression or in the schedule, or remove it.",
+                place=("parameters", name),
             )

@@ -10,7 +10,7 @@ import torch
 
 from motionmerge.errors import DataError
 
-from .language import WORDS
+from .language import CAMERA_MOVES, COLORS, DIRECTIONS, SHAPES, WORDS
 
 MAX_TOKENS = 24
 _PAD, _START, _END = range(3)
@@ -45,10 +45,28 @@ def known_words(prompt: str) -> list[str]:
     return [word for word in known if word is not None]
 
 
-class PocketTokenizer:
-    """Turn prompts into token ids `[batch, 24]`; unknown words are an error, never a guess.
+_DIRECTION, _CAMERA = "|".join(DIRECTIONS), "|".join(CAMERA_MOVES)
+_CLAUSE = re.compile(
+    rf"(?P<thing>(?:{'|'.join(COLORS)}) (?:{'|'.join(SHAPES)})) moves "
+    rf"(?P<first>{_DIRECTION})(?: then (?:moves )?(?P<second>{_DIRECTION}))?"
+    rf"|camera (?P<camera>{_CAMERA})"
+)
+_MOST = {"thing": 2, "camera": 1}
 
-    Case and punctuation do not matter; some synonyms are understood ("square" is "box").
+LANGUAGE = (
+    "Join by `and` at most two of `the COLOR SHAPE moves DIRECTION`, where a second direction can "
+    f"follow after `then`, and one of `the camera MOVE`. Colors: {', '.join(COLORS)}. Shapes: "
+    f"{', '.join(SHAPES)}. Directions: {', '.join(DIRECTIONS)}. Moves of the camera: "
+    f"{', '.join(CAMERA_MOVES)}."
+)
+"""All that the pocket model understands, in the words of a `Fix:`."""
+
+
+class PocketTokenizer:
+    """Turn prompts into token ids `[batch, 24]`; what is not understood is an error, never a guess.
+
+    Case, punctuation and missing articles do not matter; some synonyms are understood ("square" is
+    "box"). An empty prompt says nothing of what happens.
     """
 
     model_max_length = MAX_TOKENS
@@ -57,12 +75,23 @@ class PocketTokenizer:
         """Tokenize.
 
         Raises:
-            DataError: a word is unknown (all known ones are listed), or a prompt is too long.
+            DataError: a word is unknown (all known ones are listed), a clause is not whole, or a
+                prompt is too long.
         """
         return torch.tensor([self._encode(prompt) for prompt in prompts])
 
     def _encode(self, prompt: str) -> list[int]:
-        tokens = [_START]
+        words = _as_trained(self._known_words(prompt), prompt=prompt)
+        tokens = [_START, *(_INDEX[word] for word in words), _END]
+        if len(tokens) > MAX_TOKENS:
+            raise DataError(
+                f"The prompt has {len(tokens) - 2} words; the pocket model reads {MAX_TOKENS - 2}",
+                fix="Describe at most two objects and the camera.",
+            )
+        return tokens + [_PAD] * (MAX_TOKENS - len(tokens))
+
+    def _known_words(self, prompt: str) -> list[str]:
+        words = []
         for word in re.findall(r"[a-z0-9']+", prompt.lower()):
             known = _SYNONYMS.get(word, word)
             if known is None:
@@ -75,11 +104,36 @@ class PocketTokenizer:
                     fix="Use only these words: " + " ".join(WORDS[3:]) + '. Example: "the red ball '
                     'moves up then left and the camera pans left".',
                 )
-            tokens.append(_INDEX[known])
-        tokens.append(_END)
-        if len(tokens) > MAX_TOKENS:
+            words.append(known)
+        return words
+
+
+def _as_trained(words: Sequence[str], *, prompt: str) -> list[str]:
+    """Write a prompt as the captions are that the model was trained on.
+
+    Raises:
+        DataError: A clause is not whole, or there are more of a kind than in any caption.
+    """
+    if not words:
+        return []
+    clauses, counts = [], dict.fromkeys(_MOST, 0)
+    for clause in " ".join(words).split(" and "):
+        found = _CLAUSE.fullmatch(" ".join(word for word in clause.split() if word != "the"))
+        if found is None:
             raise DataError(
-                f"The prompt has {len(tokens) - 2} words; the pocket model reads {MAX_TOKENS - 2}",
-                fix="Describe at most two objects and the camera.",
+                f"The pocket model does not understand {clause!r} in {prompt!r}.", fix=LANGUAGE
             )
-        return tokens + [_PAD] * (MAX_TOKENS - len(tokens))
+        counts["thing" if found["thing"] else "camera"] += 1
+        if found["camera"]:
+            clauses.append(f"the camera {found['camera']}")
+        else:
+            moves = " then ".join(filter(None, (found["first"], found["second"])))
+            clauses.append(f"the {found['thing']} moves {moves}")
+    caption = " and ".join(clauses).split()
+    if len(caption) + 2 <= MAX_TOKENS and any(counts[kind] > most for kind, most in _MOST.items()):
+        raise DataError(
+            f"The prompt {prompt!r} moves {counts['thing']} things and tells {counts['camera']} "
+            "moves of the camera; the pocket model knows at most two things and one.",
+            fix=LANGUAGE,
+        )
+    return caption

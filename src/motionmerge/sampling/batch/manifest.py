@@ -19,7 +19,8 @@ from motionmerge.io.hashing import hash_file
 from motionmerge.io.paths import is_plain_file, open_plain_file, path_of
 from motionmerge.io.video import load_image
 from motionmerge.sampling.families.limits import Limits, VideoFamily
-from motionmerge.sampling.videos.make_video import VideoSettings
+from motionmerge.sampling.videos.checks import check_settings
+from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.text import lines_of
 
 _MAX_NAME_BYTES = 240
@@ -77,7 +78,7 @@ class VideoJob:
             DataError: Names the line, the setting and the nearest right values.
         """
         with self.named_errors():
-            self.settings.check(family, limits)
+            check_settings(self.settings, family, limits)
 
     @contextmanager
     def named_errors(self) -> Iterator[None]:
@@ -276,6 +277,18 @@ def read_list(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line}: {error}", fix="Save it as UTF-8.") from error
+
+
+def read_prompts(text: str, *, source: str) -> list[str]:
+    """Read prompts, one a line; empty lines are left out.
+
+    Raises:
+        DataError: There is none.
+    """
+    prompts = [line.strip() for line in lines_of(text) if line.strip()]
+    if not prompts:
+        raise DataError(f"{source} holds no prompt.", fix="Write one prompt a line.")
+    return prompts
 
 
 def _hash_image(path: Path) -> str:

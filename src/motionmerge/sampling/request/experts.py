@@ -23,7 +23,8 @@ from motionmerge.merging.recipes.recipe import Recipe, as_recipe
 from motionmerge.merging.recipes.sections import RecipeInput
 from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
 from motionmerge.sampling.request.model import ModelChoice
-from motionmerge.sampling.request.step_plan import StepPlan, Steps, plan_steps
+from motionmerge.sampling.request.step_plan import StepPlan, plan_steps
+from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.switching.bank import Bank
 from motionmerge.switching.expert_bank import chosen_schedule, experts
 from motionmerge.switching.rehearsal import check_fit
@@ -84,7 +85,7 @@ class ExpertChoice:
         return {"recipe": self.recipe.print(), "boundary": self.boundary, **self._kept()}
 
     def plan_steps(
-        self, model: ModelChoice, scheduler: Scheduler | None, steps: Steps
+        self, model: ModelChoice, scheduler: Scheduler | None, settings: VideoSettings
     ) -> StepPlan | None:
         """Plan which expert denoises which steps; None if there is nothing to say of it.
 
@@ -98,7 +99,7 @@ class ExpertChoice:
         return plan_steps(
             model.family.name,
             scheduler,
-            steps,
+            settings,
             schedule=schedule if schedule is not None and len(schedule.experts) > 1 else None,
             configs=model.configs,
         )

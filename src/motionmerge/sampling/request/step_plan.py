@@ -21,6 +21,7 @@ from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
 from motionmerge.noise_levels import denoises_in_stages, is_flow
 from motionmerge.sampling.families.known_limits import CHUNK, video_compression
 from motionmerge.sampling.families.limits import Configs
+from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.schedule import ExpertSchedule
 from motionmerge.switching.denoising_steps import describe_steps, experts_of_steps, unused_experts
 
@@ -28,27 +29,6 @@ _OWN_SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 _REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError)
 """Errors with which schedulers refuse timesteps."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Steps:
-    """The settings that decide the timesteps of a video.
-
-    Attributes:
-        number: Of denoising steps.
-        sigmas: Instead of the scheduler's own, noisy to clean, without the 0 at the end.
-        shift: Instead of the scheduler's own.
-        start: Where denoising begins, of 1000 timesteps, where that is possible.
-        num_frames, height, width: Of the video, which some schedules depend on.
-    """
-
-    number: int
-    sigmas: tuple[float, ...] | None = None
-    shift: float | None = None
-    start: int | None = None
-    num_frames: int | None = None
-    height: int | None = None
-    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -166,29 +146,29 @@ def sigmas_argument(scheduler: Scheduler, sigmas: tuple[float, ...]) -> Sigmas:
     )
 
 
-def check_steps(scheduler: Scheduler | None, steps: Steps) -> None:
+def check_steps(scheduler: Scheduler | None, settings: VideoSettings) -> None:
     """Refuse sigmas and a shift that a scheduler would not heed.
 
     Raises:
         ConfigError: Names the setting.
     """
     if scheduler is None:
-        if steps.shift is None and steps.sigmas is None:
+        if settings.shift is None and settings.sigmas is None:
             return
         raise ConfigError(
             "The model has no scheduler whose sigmas or shift could be chosen.",
             fix="Leave `sigmas` and `shift` out.",
         )
-    if steps.sigmas is not None:
-        sigmas_argument(with_shift(scheduler, steps.shift), steps.sigmas)
-    elif steps.shift is not None:
+    if settings.sigmas is not None:
+        sigmas_argument(with_shift(scheduler, settings.shift), settings.sigmas)
+    elif settings.shift is not None:
         shift_setting(scheduler)
 
 
 def plan_steps(
     family: str,
     scheduler: Scheduler | None,
-    steps: Steps,
+    settings: VideoSettings,
     *,
     schedule: ExpertSchedule | None,
     configs: Configs,
@@ -198,7 +178,7 @@ def plan_steps(
     Args:
         family: Name of the family, whose pipeline asks for timesteps in its own way.
         scheduler: The pipeline's; it is not changed.
-        steps: What is asked of it.
+        settings: The video, resolved.
         schedule: Which expert denoises when; None where one set of weights denoises all.
         configs: Configurations of the pipeline's parts.
 
@@ -208,18 +188,18 @@ def plan_steps(
     Raises:
         ConfigError: The scheduler has no noise levels, or does not heed what is asked.
     """
-    check_steps(scheduler, steps)
-    if schedule is None and steps.sigmas is None:
+    check_steps(scheduler, settings)
+    if schedule is None and settings.sigmas is None:
         return None
     if scheduler is None:
         return StepPlan("the steps of each expert are not known before: there is no scheduler")
-    planned = copy.deepcopy(with_shift(scheduler, steps.shift))
-    reason = _set_timesteps(family, planned, steps, configs)
+    planned = copy.deepcopy(with_shift(scheduler, settings.shift))
+    reason = _set_timesteps(family, planned, settings, configs)
     if reason is None and denoises_in_stages(planned):
         reason = "the model denoises at several resolutions"
     if reason is not None:
         return StepPlan(f"the steps of each expert are not known before: {reason}")
-    sigmas = _changed_sigmas(planned, steps)
+    sigmas = _changed_sigmas(planned, settings)
     if schedule is None:
         return (
             None if sigmas is None else StepPlan("one set of weights for all steps", None, sigmas)
@@ -228,98 +208,118 @@ def plan_steps(
     return StepPlan(describe_steps(experts), unused_experts(schedule, planned, experts), sigmas)
 
 
-def _changed_sigmas(scheduler: Scheduler, steps: Steps) -> str | None:
+def _changed_sigmas(scheduler: Scheduler, settings: VideoSettings) -> str | None:
     """Describe what a scheduler made of the sigmas that were given; None if it kept them."""
-    if steps.sigmas is None:
+    if settings.sigmas is None:
         return None
-    used = np.asarray(scheduler.sigmas, dtype=np.float64)[: len(steps.sigmas)]
-    if np.allclose(used, steps.sigmas, atol=1e-4):
+    used = np.asarray(scheduler.sigmas, dtype=np.float64)[: len(settings.sigmas)]
+    if np.allclose(used, settings.sigmas, atol=1e-4):
         return None
     numbers = ", ".join(f"{sigma:.4g}" for sigma in used)
     return f"the shift of {type(scheduler).__name__} makes the sigmas {numbers}"
 
 
-def _set_timesteps(family: str, scheduler: Scheduler, steps: Steps, configs: Configs) -> str | None:
+def _set_timesteps(
+    family: str, scheduler: Scheduler, settings: VideoSettings, configs: Configs
+) -> str | None:
     """Set the timesteps as the pipeline of a family will; return why that is not possible."""
     arguments_of = _ARGUMENTS.get(family)
     if arguments_of is None:
         return f"how a pipeline of {family} asks for its timesteps is not known"
     try:
-        scheduler.set_timesteps(**arguments_of(scheduler, steps, configs))
+        scheduler.set_timesteps(**arguments_of(scheduler, settings, configs))
     except _REFUSALS as error:
         return f"{type(scheduler).__name__} says {str(error)[:200]!r}"
     return None
 
 
-Arguments = Callable[[Scheduler, Steps, Configs], Mapping[str, object]]
+Arguments = Callable[[Scheduler, VideoSettings, Configs], Mapping[str, object]]
 """Returns the arguments of `set_timesteps` that a pipeline passes."""
 
 
-def _given(scheduler: Scheduler, steps: Steps) -> Sigmas | None:
-    return None if steps.sigmas is None else sigmas_argument(scheduler, steps.sigmas)
+def _given(scheduler: Scheduler, settings: VideoSettings) -> Sigmas | None:
+    return None if settings.sigmas is None else sigmas_argument(scheduler, settings.sigmas)
 
 
-def _plain(scheduler: Scheduler, steps: Steps, configs: Configs) -> Mapping[str, object]:
-    given = _given(scheduler, steps)
-    return {"num_inference_steps": steps.number} if given is None else {"sigmas": given}
+def _number(settings: VideoSettings) -> int:
+    """Return the number of steps, which resolved settings have."""
+    assert settings.num_inference_steps is not None
+    return settings.num_inference_steps
 
 
-def _hunyuan(scheduler: Scheduler, steps: Steps, configs: Configs) -> Mapping[str, object]:
-    own = np.linspace(1.0, 0.0, steps.number + 1)[:-1]
-    given = _given(scheduler, steps)
+def _falling_to_one_step(settings: VideoSettings) -> npt.NDArray[np.float64]:
+    return np.linspace(1.0, 1 / _number(settings), _number(settings))
+
+
+def _plain(scheduler: Scheduler, settings: VideoSettings, configs: Configs) -> Mapping[str, object]:
+    given = _given(scheduler, settings)
+    return {"num_inference_steps": _number(settings)} if given is None else {"sigmas": given}
+
+
+def _hunyuan(
+    scheduler: Scheduler, settings: VideoSettings, configs: Configs
+) -> Mapping[str, object]:
+    own = np.linspace(1.0, 0.0, _number(settings) + 1)[:-1]
+    given = _given(scheduler, settings)
     return {"sigmas": own if given is None else given}
 
 
-def _ltx(scheduler: Scheduler, steps: Steps, configs: Configs) -> Mapping[str, object]:
-    own = np.linspace(1.0, 1 / steps.number, steps.number)
-    given = _given(scheduler, steps)
+def _ltx(scheduler: Scheduler, settings: VideoSettings, configs: Configs) -> Mapping[str, object]:
+    own = _falling_to_one_step(settings)
+    given = _given(scheduler, settings)
     temporal, spatial = video_compression(configs)
-    tokens = _latent_frames(steps, temporal) * _latent_pixels(steps, spatial)
+    tokens = _latent_frames(settings, temporal) * _latent_pixels(settings, spatial)
     return {"sigmas": own if given is None else given, "mu": _shift_of(tokens, scheduler)}
 
 
-def _motif(scheduler: Scheduler, steps: Steps, configs: Configs) -> Mapping[str, object]:
+def _motif(scheduler: Scheduler, settings: VideoSettings, configs: Configs) -> Mapping[str, object]:
     vae, model = configs.get("vae", {}), configs.get("transformer", {})
-    frames = _latent_frames(steps, vae.get("scale_factor_temporal", 4))
+    frames = _latent_frames(settings, vae.get("scale_factor_temporal", 4))
     side = vae.get("scale_factor_spatial", 8) * model.get("patch_size", 2)
-    tokens = frames // model.get("patch_size_t", 1) * _latent_pixels(steps, side)
-    own = np.linspace(1.0, 1 / steps.number, steps.number)
+    tokens = frames // model.get("patch_size_t", 1) * _latent_pixels(settings, side)
+    own = _falling_to_one_step(settings)
     return {"sigmas": own, "mu": _shift_of(tokens, scheduler)}
 
 
-def _helios(scheduler: Scheduler, steps: Steps, configs: Configs) -> Mapping[str, object]:
+def _helios(
+    scheduler: Scheduler, settings: VideoSettings, configs: Configs
+) -> Mapping[str, object]:
     """Shift by the tokens of a chunk, of which a video has several."""
     patch = configs.get("transformer", {}).get("patch_size", (1, 2, 2))
     spatial = configs.get("vae", {}).get("scale_factor_spatial", 8)
-    tokens = CHUNK * _latent_pixels(steps, spatial) // math.prod(patch)
-    own = np.linspace(0.999, 0.0, steps.number + 1)[:-1]
-    given = _given(scheduler, steps)
+    tokens = CHUNK * _latent_pixels(settings, spatial) // math.prod(patch)
+    own = np.linspace(0.999, 0.0, _number(settings) + 1)[:-1]
+    given = _given(scheduler, settings)
     return {
-        "num_inference_steps": steps.number,
+        "num_inference_steps": _number(settings),
         "sigmas": own if given is None else given,
         "mu": _shift_of(tokens, scheduler),
     }
 
 
-def _framepack(scheduler: Scheduler, steps: Steps, configs: Configs) -> Mapping[str, object]:
+def _framepack(
+    scheduler: Scheduler, settings: VideoSettings, configs: Configs
+) -> Mapping[str, object]:
     """Shift by the tokens of a section, of which a video has several; at most by 7."""
     patch = configs.get("transformer", {}).get("patch_size", 2)
     spatial = configs.get("vae", {}).get("spatial_compression_ratio", 8)
-    tokens = CHUNK * _latent_pixels(steps, spatial) / patch**2
+    tokens = CHUNK * _latent_pixels(settings, spatial) / patch**2
     mu = min(_shift_of(tokens, scheduler), math.log(7.0))
-    return {**_hunyuan(scheduler, steps, configs), "mu": mu}
+    return {**_hunyuan(scheduler, settings, configs), "mu": mu}
 
 
-def _cosmos_2(scheduler: Scheduler, steps: Steps, configs: Configs) -> Mapping[str, object]:
-    return {"sigmas": np.linspace(0.0, 1.0, steps.number)}
+def _cosmos_2(
+    scheduler: Scheduler, settings: VideoSettings, configs: Configs
+) -> Mapping[str, object]:
+    return {"sigmas": np.linspace(0.0, 1.0, _number(settings))}
 
 
-def _latent_frames(steps: Steps, temporal: int) -> int:
-    return ((steps.num_frames or 1) - 1) // temporal + 1
+def _latent_frames(settings: VideoSettings, temporal: int) -> int:
+    return ((settings.num_frames or 1) - 1) // temporal + 1
 
 
-def _latent_pixels(steps: Steps, spatial: int) -> int:
-    return ((steps.height or 0) // spatial) * ((steps.width or 0) // spatial)
+def _latent_pixels(settings: VideoSettings, spatial: int) -> int:
+    return ((settings.height or 0) // spatial) * ((settings.width or 0) // spatial)
 
 
 def _shift_of(tokens: float, scheduler: Scheduler) -> float:
@@ -333,9 +333,9 @@ def _shift_of(tokens: float, scheduler: Scheduler) -> float:
     return tokens * slope + (low - slope * least)
 
 
-def _ours(scheduler: Scheduler, steps: Steps, configs: Configs) -> Mapping[str, object]:
-    late = {} if steps.start is None else {"start_step": steps.start}
-    return {"num_inference_steps": steps.number, **late}
+def _ours(scheduler: Scheduler, settings: VideoSettings, configs: Configs) -> Mapping[str, object]:
+    late = {} if settings.start_step is None else {"start_step": settings.start_step}
+    return {"num_inference_steps": _number(settings), **late}
 
 
 _PLAIN = (

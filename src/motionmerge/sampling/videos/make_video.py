@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
-from pydantic import (
-    SerializerFunctionWrapHandler,
-    ValidationInfo,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
 
-from motionmerge.config import FrozenModel
-from motionmerge.errors import ConfigError, DataError
+from motionmerge.errors import ConfigError
 from motionmerge.io.video import fit_image, rgb_image
 from motionmerge.models.video_pipeline import VideoPipeline
 from motionmerge.sampling.families.families import configs_of, family_of
@@ -26,13 +17,13 @@ from motionmerge.sampling.families.limits import Limits, VideoFamily
 from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
 from motionmerge.sampling.pipelines.encoded import Conditions
 from motionmerge.sampling.request.step_plan import (
-    Steps,
     check_steps,
     shifted,
     sigmas_argument,
     with_shift,
 )
-from motionmerge.text import lines_of
+from motionmerge.sampling.videos.checks import check_settings
+from motionmerge.sampling.videos.settings import VideoSettings, table
 
 _ENCODED = ("image", "last_image", "prompt", "negative_prompt", "height", "width", "num_frames")
 
@@ -40,222 +31,11 @@ _GUIDANCE_OPTIONS = {"guidance_scale", "true_cfg_scale", "audio_guidance_scale"}
 
 _CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory")
 
-_RANGES: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**63 - 1),
-    "height": (1, 2**16),
-    "width": (1, 2**16),
-    "num_frames": (1, 2**16),
-    "num_inference_steps": (1, 1000),
-    "guidance_scale": (0, 1000),
-    "guidance_scale_2": (0, 1000),
-    "start_step": (1, 1000),
-    "shift": (0.01, 100),
-}
-"""What any model could make; its family knows better."""
-
 _FAILING_UNGUIDED = (
     "LTXModularPipeline",
     "Wan22Image2VideoModularPipeline",
     "WanImage2VideoModularPipeline",
 )
-
-_SHORT_NAMES = {
-    "steps": "num_inference_steps",
-    "guidance": "guidance_scale",
-    "guidance_2": "guidance_scale_2",
-    "negative": "negative_prompt",
-    "fps": "frame_rate",
-    "frames": "num_frames",
-}
-"""Names that the command line and other tools have for settings; these are not accepted here."""
-
-_SAME_NAME = ("guidance_scale_2", "start_step")
-"""Settings that are arguments of pipelines under their own names."""
-
-_NEWER = (*_SAME_NAME, "sigmas", "shift")
-"""Settings that came later; they are not written where they are None."""
-
-
-class VideoSettings(FrozenModel):
-    """What happens in a video and how it is made; None leaves a setting to the model.
-
-    Attributes:
-        prompt: What happens; None for models without prompts.
-        seed: Same seed, same video; 0 to 2**63 - 1.
-        negative_prompt: What should not happen.
-        height, width: In pixels.
-        num_frames: Length.
-        frame_rate: Frames per second, told to models that know frame rates.
-        num_inference_steps: Denoising steps.
-        guidance_scale: Strength of the prompt.
-        guidance_scale_2: The same while there is little noise, for Wan 2.2-A14B, whose second
-            transformer denoises then; by default `guidance_scale`.
-        start_step: Where denoising begins, of 1000 timesteps, for DynamiCrafter and the pocket
-            model: below 1000 they lean less on the image; see `DynamiCrafterPipeline.__call__`.
-        sigmas: The noise of each step from the first on, instead of the scheduler's own, without
-            the 0 at the end; for pipelines that take `sigmas`. A shift is applied to them.
-        shift: Of the scheduler's timesteps, instead of its own: a larger one has more steps while
-            it is noisy. For flow models whose shift does not follow from the video's size.
-
-    Raises:
-        ConfigError: A number is out of range, or a text is not valid Unicode.
-    """
-
-    prompt: str | None = None
-    seed: int = 0
-    negative_prompt: str | None = None
-    height: int | None = None
-    width: int | None = None
-    num_frames: int | None = None
-    frame_rate: float | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    guidance_scale_2: float | None = None
-    start_step: int | None = None
-    sigmas: tuple[float, ...] | None = None
-    shift: float | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_short_names(cls, data: Any) -> Any:
-        for short in data.keys() & _SHORT_NAMES.keys() if isinstance(data, dict) else ():
-            raise ConfigError(
-                f"{cls.__name__} has no setting `{short}`.",
-                fix=f"Write `{_SHORT_NAMES[short]}` instead of `{short}`.",
-            )
-        return data
-
-    @model_serializer(mode="wrap")
-    def _leave_newer_settings_out(self, write: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Keep the hashes, and so the names, of videos of a batch that do without these."""
-        values: dict[str, object] = write(self)
-        return {k: v for k, v in values.items() if k not in _NEWER or v is not None}
-
-    @field_validator(*_RANGES, "frame_rate", mode="before")
-    @classmethod
-    def _refuse_booleans(cls, value: object, info: ValidationInfo) -> object:
-        if isinstance(value, bool):
-            raise ConfigError(
-                f"{info.field_name} is {value}, which is no number.", fix="Write a number."
-            )
-        return value
-
-    @field_validator(*_RANGES)
-    @classmethod
-    def _refuse_what_is_out_of_range(
-        cls, value: float | None, info: ValidationInfo
-    ) -> float | None:
-        least, most = _RANGES[info.field_name or ""]
-        if value is not None and not least <= value <= most:
-            several = "; the seeds of several videos count up from the first"
-            raise ConfigError(
-                f"{info.field_name} is {value}; expected {least} to {most}.",
-                fix=f"Use a value in between{several if info.field_name == 'seed' else ''}.",
-            )
-        return value
-
-    @field_validator("sigmas")
-    @classmethod
-    def _refuse_sigmas_that_do_not_fall(
-        cls, sigmas: tuple[float, ...] | None
-    ) -> tuple[float, ...] | None:
-        if sigmas is None:
-            return None
-        most = _RANGES["num_inference_steps"][1]
-        if not 1 <= len(sigmas) <= most:
-            raise ConfigError(
-                f"Sigmas has {len(sigmas)} values; expected 1 to {most:g}.",
-                fix="Write one for each step, e.g. 1,0.94,0.8,0.5.",
-            )
-        if len(sigmas) > 1 and sigmas[-1] == 0:
-            raise ConfigError(
-                "Sigmas ends with 0, which is after the last step and added by itself.",
-                fix="Leave the 0 at the end out.",
-            )
-        for before, here in zip((math.inf, *sigmas), sigmas, strict=False):
-            if not (math.isfinite(here) and 0 < here < before):
-                raise ConfigError(
-                    f"Sigmas has {here:g} after {before:g}: they must fall, and stay above 0."
-                    if math.isfinite(before)
-                    else f"Sigmas begins with {here:g}: they must be finite and above 0.",
-                    fix="Write falling values such as 1,0.94,0.8,0.5.",
-                )
-        return sigmas
-
-    @field_validator("*")
-    @classmethod
-    def _refuse_broken_text(cls, value: object, info: ValidationInfo) -> object:
-        try:
-            if isinstance(value, str):
-                value.encode()
-        except UnicodeEncodeError as error:
-            raise ConfigError(
-                f"{info.field_name} has a broken character at position {error.start}: {value!r}.",
-                fix="Write the text in UTF-8, without lone surrogates.",
-            ) from error
-        return value
-
-    def changed(self, **settings: object) -> VideoSettings:
-        """Return the same settings but for some.
-
-        Raises:
-            ConfigError: There is no such setting, or it has no such value.
-        """
-        kept = {name: getattr(self, name) for name in VideoSettings.model_fields}
-        return VideoSettings.model_validate({**kept, **settings})
-
-    def resolved(self, family: VideoFamily, limits: Limits) -> VideoSettings:
-        """Fill in what the model does by itself, as far as we know it."""
-        own: dict[str, object] = {
-            "height": limits.height,
-            "width": limits.width,
-            "num_frames": limits.num_frames,
-            "num_inference_steps": len(self.sigmas or ()) or family.num_inference_steps,
-            "guidance_scale": family.guidance_scale,
-        }
-        return self.changed(
-            **{name: value for name, value in own.items() if getattr(self, name) is None}
-        )
-
-    def check(self, family: VideoFamily, limits: Limits, *, has_last_image: bool = False) -> None:
-        """Refuse what the family cannot make.
-
-        Args:
-            family: How the pipeline is called.
-            limits: What it can make.
-            has_last_image: The video is to end with a given image.
-
-        Raises:
-            ConfigError: Names the setting and the nearest right values.
-        """
-        family.check(
-            limits,
-            height=self.height,
-            width=self.width,
-            num_frames=self.num_frames,
-            frame_rate=self.frame_rate,
-            prompt=self.prompt,
-            negative_prompt=self.negative_prompt,
-            guidance_scale=self.guidance_scale,
-            guidance_scale_2=self.guidance_scale_2,
-            num_inference_steps=self.num_inference_steps,
-            start_step=self.start_step,
-            sigmas=self.sigmas,
-            has_last_image=has_last_image,
-        )
-
-    def steps(self, family: VideoFamily, limits: Limits) -> Steps:
-        """Return what decides the timesteps."""
-        own = self.resolved(family, limits)
-        return Steps(
-            number=own.num_inference_steps or family.num_inference_steps,
-            sigmas=own.sigmas,
-            shift=own.shift,
-            start=own.start_step,
-            num_frames=own.num_frames,
-            height=own.height,
-            width=own.width,
-        )
 
 
 class Guider(Protocol):
@@ -295,9 +75,9 @@ def make_video(
         is_guided_by_options = not _GUIDANCE_OPTIONS.isdisjoint(options)
         unread = {"negative_prompt": None, "guidance_scale": None}
         asked = settings.changed(**unread) if is_guided_by_options else settings
-        asked.check(family, limits, has_last_image=last_image is not None)
+        check_settings(asked, family, limits, has_last_image=last_image is not None)
     if settings.sigmas is not None or settings.shift is not None:
-        check_steps(getattr(pipeline, "scheduler", None), settings.steps(family, limits))
+        check_steps(getattr(pipeline, "scheduler", None), settings)
     arguments = pipeline_arguments(pipeline, image, settings, last_image=last_image)
     if conditions is not None:
         arguments = with_conditions(arguments, conditions)
@@ -395,9 +175,10 @@ def pipeline_arguments(
     if settings.sigmas is not None:
         scheduler = with_shift(pipeline.scheduler, settings.shift)
         arguments["sigmas"] = sigmas_argument(scheduler, settings.sigmas)
-    for name in _SAME_NAME:
-        if family.modular is None and (value := getattr(settings, name)) is not None:
-            arguments[name] = value
+    for name, one in table().items():
+        is_given = one.is_argument and getattr(settings, name) is not None
+        if is_given and family.modular is None:
+            arguments[name] = getattr(settings, name)
     if family.takes_text and settings.prompt is not None:
         arguments |= _text(pipeline, family, settings, arguments)
     if family.modular is not None:
@@ -513,15 +294,3 @@ def _out_of_memory(error: BaseException, limits: Limits) -> ConfigError:
         fix=f"Ask for fewer frames ({frames}: `num_frames`) or {smaller}, or load the model in "
         "bf16 (`dtype`).",
     )
-
-
-def read_prompts(text: str, *, source: str) -> list[str]:
-    """Read prompts, one a line; empty lines are left out.
-
-    Raises:
-        DataError: There is none.
-    """
-    prompts = [line.strip() for line in lines_of(text) if line.strip()]
-    if not prompts:
-        raise DataError(f"{source} holds no prompt.", fix="Write one prompt a line.")
-    return prompts

@@ -21,8 +21,8 @@ from motionmerge.sampling.pipelines.dynamicrafter import (
     DynamiCrafterPipeline,
     DynamiCrafterPipelineOutput,
 )
+from motionmerge.sampling.videos.checks import check_settings
 from motionmerge.sampling.videos.make_video import (
-    VideoSettings,
     conditions_of,
     family_and_limits,
     frames_of,
@@ -32,6 +32,7 @@ from motionmerge.sampling.videos.make_video import (
     prepared,
     with_conditions,
 )
+from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.switching.bank import Bank
 
 VIDEO_ERRORS = (
@@ -119,7 +120,7 @@ def _in_phases(
     runs: list[_Run] = []
     for index, (image, settings) in enumerate(requests):
         try:
-            settings.check(family, limits)
+            check_settings(settings, family, limits)
             arguments = pipeline_arguments(pipeline, image, settings)
             arguments = with_conditions(arguments, conditions_of(pipeline, arguments))
             run = _Run(index, settings, arguments)

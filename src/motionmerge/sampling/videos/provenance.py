@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import diffusers
 import torch
 
-from motionmerge.sampling.videos.make_video import VideoSettings
+from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.version import __version__
 
 
