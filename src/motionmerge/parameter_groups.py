@@ -47,10 +47,6 @@ class Family:
     denoiser: str
     patterns: tuple[tuple[str, str], ...]
 
-    def group_of(self, name: str) -> str | None:
-        """Name the group of a tensor, or None."""
-        return _first_group(self.patterns, name)
-
 
 _ROOT = r"(?:(?:unet|transformer|transformer_2|model\.diffusion_model|diffusion_model)\.)?"
 

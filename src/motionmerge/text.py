@@ -122,7 +122,7 @@ def at_line(message: str, text: str, place: Sequence[int | str], *, source: str)
     return f"{source}:{mark.line + 1}: {message}{caret}"
 
 
-def _step_into(node: yaml.Node, step: int | str) -> tuple[yaml.Mark, yaml.Node] | None:
+def _step_into(node: yaml.Node | None, step: int | str) -> tuple[yaml.Mark, yaml.Node] | None:
     """Return where a key or an entry begins, and what is below it."""
     if isinstance(node, yaml.MappingNode):
         return next((((k.start_mark, v)) for k, v in node.value if k.value == str(step)), None)

@@ -64,3 +64,9 @@ def test_a_name_that_resembles_none_is_answered_with_all():
     result = CliRunner().invoke(app, ["merge", "nonsense", "-o", "out"])
     assert "There is no recipe `nonsense`" in result.stderr
     assert "edg-official, knob" in result.stderr
+
+
+def test_what_is_printed_ends_with_one_line_break():
+    for words in (["edg-official"], ["edg-official", "--json"], ["--json"]):
+        shown = CliRunner().invoke(app, ["recipes", *words]).stdout
+        assert shown.endswith("\n") and not shown.endswith("\n\n")

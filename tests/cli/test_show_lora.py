@@ -88,3 +88,10 @@ def test_a_base_is_for_loras_and_is_none_itself(work):
 
 def test_whole_weights_are_shown_as_before(work):
     assert "lora" not in json.loads(show("base.safetensors", "--json"))
+
+
+def test_a_base_may_be_weights_that_are_shipped(work):
+    result = CliRunner().invoke(app, ["show", "lora.safetensors", "--base", "pocket:nosuch"])
+    assert result.exit_code == 2 and "No shipped weights are called `nosuch`" in result.stderr
+    result = CliRunner().invoke(app, ["show", "lora.safetensors", "--base", "pocket:base"])
+    assert "pocket:base" not in result.stderr, "it is found, whether or not the LoRA fits it"

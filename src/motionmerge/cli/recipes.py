@@ -35,7 +35,7 @@ def recipes(
 
     if recipe is not None:
         one = Recipe.load(recipe)
-        print(json.dumps(_described(one), indent=2) if as_json else one.print(), end="")
+        print(json.dumps(_described(one), indent=2) if as_json else one.print().rstrip("\n"))
         return
     found = {name: _described(Recipe.load(path)) for name, path in shipped_recipes().items()}
     if as_json:

@@ -44,13 +44,14 @@ def describe(path: Path, *, base: Path | None) -> dict[str, Any]:
         ConfigError: There is a base, and the file is no LoRA.
         CheckpointError, ShapeError: The base cannot be read, or does not fit.
     """
+    from motionmerge.merging.inputs.resolvers import resolve
     from motionmerge.merging.inputs.sources import OpenInputs, Source
     from motionmerge.merging.lora.detection import is_lora
     from motionmerge.merging.lora.report import describe_lora
 
     if base is None:
         return _plain(describe_lora(path))
-    source = Source("base", base)
+    source = Source("base", resolve(str(base)))
     with OpenInputs([source]) as opened:
         names = opened.names(source)
         if is_lora(names):

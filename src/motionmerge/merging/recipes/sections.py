@@ -78,7 +78,7 @@ def _number(value: Any) -> float:
 
 @contextmanager
 def placed(*place: int | str) -> Iterator[None]:
-    """Say of errors inside the block which part of the recipe they are about."""
+    """Add to errors inside the block which part of the recipe they are about."""
     try:
         yield
     except RecipeError as error:
