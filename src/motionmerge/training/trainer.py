@@ -206,7 +206,7 @@ class _Run:
         """Loss and gradient norm of each step since the last line of the log."""
 
     def restore(self) -> None:
-        """Go on from the newest state, or begin."""
+        """Load the newest state if there is one, and make optimizer and wrapper ready."""
         saved = self.books.load()
         if saved is not None:
             for mine, then in zip(self.parameters, saved["trained"], strict=True):

@@ -29,7 +29,7 @@ from motionmerge.models.dynamicrafter import (
 )
 from motionmerge.models.dynamicrafter.conversion import OfficialCheckpoint
 from motionmerge.models.dynamicrafter.lazy_tensors import LazyTensor
-from motionmerge.training.denoisers.condition import Condition, every_frame, first_and_last
+from motionmerge.training.denoisers.condition import DenoiserCondition, every_frame, first_and_last
 from motionmerge.training.denoisers.dynamicrafter import DynamiCrafterDenoiser
 from motionmerge.training.objectives.edm import ContinuousSigmas
 from motionmerge.training.objectives.noised import Noised, denoising_losses
@@ -56,7 +56,7 @@ def stored(name: str) -> dict[str, torch.Tensor]:
 
 class Case(NamedTuple):
     noised: Noised
-    condition: Condition
+    condition: DenoiserCondition
     unet_input: torch.Tensor
 
 
@@ -124,7 +124,7 @@ def case_of(name: str) -> Case:
     ]
     # The official loader hands fps on divided by the stride.
     rate = {"fs": case["frame_stride"], "fps": case["fps"]}[config["fps_condition_type"]]
-    condition = Condition(
+    condition = DenoiserCondition(
         latents=shown,
         prompt_embeds=torch.stack(text),
         image_embeds=pooled @ data[f"{file}/image_stand_in/W"] + data[f"{file}/image_stand_in/P"],

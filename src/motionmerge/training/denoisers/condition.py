@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 
-class Condition(NamedTuple):
+class DenoiserCondition(NamedTuple):
     """The condition of a batch, in computed form.
 
     Args:

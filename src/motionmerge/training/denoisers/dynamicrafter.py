@@ -8,7 +8,7 @@ from torch import nn
 from motionmerge.models.dynamicrafter.image_projector import ImageProjector
 from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
 
-from .condition import Condition
+from .condition import DenoiserCondition
 
 
 class DynamiCrafterDenoiser(nn.Module):
@@ -23,7 +23,7 @@ class DynamiCrafterDenoiser(nn.Module):
         self.unet, self.image_projector = unet, image_projector
 
     def forward(
-        self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: Condition
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: DenoiserCondition
     ) -> torch.Tensor:
         tokens = condition.noised_tokens(self.image_projector(condition.image_embeds))
         return self.unet(

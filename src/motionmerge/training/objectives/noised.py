@@ -57,5 +57,5 @@ def denoising_losses(predicted: torch.Tensor, noised: Noised) -> torch.Tensor:
 
 
 def along(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Give `[batch]` values the number of dimensions of `like`, to be broadcast over the rest."""
+    """Reshape `[batch]` values so that they broadcast over the other dimensions of `like`."""
     return values.to(like).reshape(-1, *[1] * (like.ndim - 1))
