@@ -30,6 +30,7 @@ FILES = {
     "show_lora.py": ["show"],
     "merge.py": ["merge", "generate", "batch", "export loras"],
     "bench.py": ["sweep", "tune", "probe"],
+    "data.py": ["data check"],
     "evaluate.py": ["evaluate pocket"],
     "evaluate_fvd.py": ["evaluate fvd"],
     "evaluate_vbench.py": ["evaluate vbench"],

@@ -73,7 +73,10 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(work, words, 
     assert sorted(work.rglob("*")) == before
 
 
-GO_ON = [("measure",), ("sweep",), ("evaluate", "vbench"), ("evaluate", "ucf101")]
+GO_ON = [
+    *(("measure",), ("sweep",), ("tune",), ("probe",), ("data", "check")),
+    *(("evaluate", "vbench"), ("evaluate", "ucf101")),
+]
 """Verbs that keep the results that are there, and add the missing ones."""
 
 

@@ -291,7 +291,7 @@ def factors(down: tuple[int, ...], up: tuple[int, ...]) -> Weights:
     [
         ({}, {"motion": 0.25}, CheckpointError, "no tensors"),
         ({"layer.weight": torch.ones(2, 2)}, {"motion": 0.25}, CheckpointError, "layer.weight"),
-        ({"layer.lora_A.weight": torch.ones(1, 2)}, {"motion": 0.25}, CheckpointError, "pairs"),
+        ({"layer.lora_A.weight": torch.ones(1, 2)}, {"motion": 0.25}, CheckpointError, "second"),
         (pair("other"), {"motion": 0.25}, CheckpointError, "`other`"),
         (pair("layer", 3), {"motion": 0.25}, ShapeError, r"\[1, 3\].*\[1, 2\]"),
         (factors((0, 2), (2, 0)), {"motion": 0.25}, ShapeError, "`layer`.*rank of 1 or more"),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from motionmerge.evaluation.sweeps.space import Range
     from motionmerge.evaluation.sweeps.tune import Tuner, Tuning
 
-EXAMPLE = "Example: motionmerge tune pocket --objective motion,obedience,intact -n 30 -o tuned"
+EXAMPLE = "Example: motionmerge tune pocket --objective motion,obedience -o tuned"
 
 _VIDEO_OBJECTIVES, _POCKET_OBJECTIVES = "motion,first_frame", "motion,obedience,intact"
 
