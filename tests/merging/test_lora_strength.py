@@ -279,6 +279,14 @@ def test_what_is_nearer_to_the_layer_counts_more(tmp_path: Path) -> None:
         assert strength(path) == [expected]
 
 
+def test_a_renamed_lora_that_lies_alone_keeps_its_configuration(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 20, "r": 2}))
+    save_weights(tmp_path / "style.safetensors", pair(), {})
+    assert strength(tmp_path / "style.safetensors") == [10.0]
+    save_weights(tmp_path / "other.safetensors", pair(), {})  # nothing says whose it is now
+    assert strength(tmp_path / "style.safetensors") == [1.0]
+
+
 def test_settings_without_alpha_have_that_of_peft(tmp_path: Path) -> None:
     assert peft.LoraConfig().lora_alpha == peft.LoHaConfig().alpha == 8
     assert factor(tmp_path, {"peft_type": "LORA", "r": 2}, where="file") == 4.0

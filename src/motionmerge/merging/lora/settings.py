@@ -2,7 +2,7 @@
 
     lora_adapter_metadata   in the header, of diffusers: settings of each part of a pipeline
     transformer.lora_alpha  in the header, plain; also without the part's name
-    adapter_config.json     beside `adapter_model.*`, of peft
+    adapter_config.json     beside `adapter_model.*`, or beside a LoRA that lies alone, of peft
     motionmerge.modules     in the header of exports: the modules of a pipeline that it is for
 
 Settings that change what a LoRA does and are not carried out here are refused by name.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from motionmerge.errors import CheckpointError
+from motionmerge.io.first_bytes import PICKLE_SUFFIXES
 from motionmerge.io.json_file import read_json
 from motionmerge.merging.inputs.sources import MODULES
 from motionmerge.merging.lora.names import is_other_component
@@ -124,10 +125,18 @@ def settings_of_file(path: Path) -> tuple[Mapping[str, Any], ByComponent]:
         CheckpointError: It is damaged, or changes more than the strength.
     """
     config = (path if path.is_dir() else path.parent) / CONFIG_FILE
-    if not config.is_file() or not (path.is_dir() or path.stem == "adapter_model"):
+    if not config.is_file() or not _is_about(config, path):
         return {}, {}
     given = read_json(config)
     return given, _checked({"": given}, CONFIG_FILE, str(config))
+
+
+def _is_about(config: Path, path: Path) -> bool:
+    """Check whether a configuration is a LoRA's own; a renamed LoRA that lies alone has it too."""
+    if path.is_dir() or path.stem == "adapter_model":
+        return True
+    suffixes = {".safetensors", *PICKLE_SUFFIXES}
+    return [one for one in config.parent.iterdir() if one.suffix.lower() in suffixes] == [path]
 
 
 def _json(text: str, where: str) -> Any:
