@@ -106,7 +106,7 @@ def at_line(message: str, text: str, place: Sequence[int | str], *, source: str)
     Args:
         message: What is wrong.
         text: The YAML that it is wrong in.
-        place: The keys and positions that lead there; those that are not there are left out.
+        place: The keys and positions that lead there; a key that the text lacks ends the way.
         source: The file.
     """
     node = yaml.compose(text, Loader=yaml.SafeLoader)

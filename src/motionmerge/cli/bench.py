@@ -1,9 +1,9 @@
-"""What `tune` and `probe` measure on: photos with prompts, or the pocket model's own prompts."""
+"""What `sweep`, `tune` and `probe` share: a recipe's weights, and what they are measured on."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -44,22 +44,29 @@ def own_recipe(flags: VideoFlags, name: str) -> Recipe:
     return Recipe.load(name).with_parameters(**own)
 
 
-def variant_builder(flags: VideoFlags, model: ModelChoice) -> Callable[[str, Recipe], Variant]:
-    """Return what finds the weights of a recipe for a model, and checks that they fit."""
-    from motionmerge.sampling.batch.variants import Variant
+class VariantBuilder:
+    """Finds the weights of recipes for a model, and checks that they fit; each only once.
 
-    known: dict[str, ExpertChoice] = {}  # finding and checking weights takes a while
+    Args:
+        flags: What else decides the weights.
+        model: What they are for.
+    """
 
-    def build(name: str, recipe: Recipe) -> Variant:
-        text = recipe.print()
-        if text not in known:
+    def __init__(self, flags: VideoFlags, model: ModelChoice) -> None:
+        self._request, self._model = flags.request, model
+        self._known: dict[tuple[str, float | None], ExpertChoice] = {}
+
+    def __call__(self, name: str, recipe: Recipe, *, boundary: float | None = None) -> Variant:
+        """Return a recipe's weights under a name, with another boundary if one is given."""
+        from motionmerge.sampling.batch.variants import Variant
+
+        key = recipe.print(), boundary
+        if key not in self._known:
             request = replace(
-                flags.request, recipe=recipe, parameters={}, motion=None, boundary=None
+                self._request, recipe=recipe, parameters={}, motion=None, boundary=boundary
             )
-            known[text] = request.open_experts(model)
-        return Variant(name, known[text])
-
-    return build
+            self._known[key] = request.open_experts(self._model)
+        return Variant(name, self._known[key])
 
 
 def open_bench(

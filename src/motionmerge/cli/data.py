@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -137,7 +138,7 @@ class CheckResult:
     left_out: Sequence[LeftOut]
     notes: Sequence[tuple[str, str]]
 
-    @property
+    @cached_property
     def shots(self) -> list[ShownShot]:
         """Every shot of the kept clips."""
         from motionmerge.evaluation.clip_checks_page import ShownShot
@@ -156,8 +157,9 @@ class CheckResult:
             for shot in clip.shots
         ]
 
+    @cached_property
     def numbers(self) -> dict[str, Any]:
-        """Return counts, and the distributions of motion, rates and lengths over shots."""
+        """Counts, and the distributions of motion, rates and lengths over shots."""
         from motionmerge.evaluation.clip_checks import quantiles
 
         shots = self.shots
@@ -181,7 +183,7 @@ class CheckResult:
     def to_dict(self) -> dict[str, Any]:
         """Return everything for `--json`."""
         return {
-            "summary": self.numbers(),
+            "summary": self.numbers,
             "clips": [
                 {
                     "name": clip.name,
@@ -260,7 +262,7 @@ def _write(output: Path, folder: Path, result: CheckResult) -> None:
     write_clips_manifest(output / MANIFEST, result.clips, folder=folder)
     lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in result.left_out]
     write_whole(output / LEFT_OUT, "".join(lines))
-    write_whole(output / SUMMARY_FILE, json.dumps(result.numbers(), indent=2) + "\n")
+    write_whole(output / SUMMARY_FILE, json.dumps(result.numbers, indent=2) + "\n")
     write_checks_page(
         output / PAGE,
         result.shots,
@@ -273,7 +275,7 @@ def _write(output: Path, folder: Path, result: CheckResult) -> None:
 
 def _facts(result: CheckResult) -> dict[str, str]:
     """Describe the numbers in words, by name."""
-    numbers = result.numbers()
+    numbers = result.numbers
     facts = {
         "kept": f"{numbers['clips']:,} clips, {numbers['shots']:,} shots, "
         f"{numbers['frames']:,} frames, {numbers['hours']:.2f} h",

@@ -127,6 +127,14 @@ DryRunOption = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+PlanOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Check everything; print what would be made, and about how long it takes.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)
 ]

@@ -10,23 +10,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from motionmerge.cli.bench import (
+    VariantBuilder,
     open_bench,
     own_recipe,
     tell,
-    variant_builder,
     warnings_as_lines,
 )
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.options import (
     EXPERTS,
-    OUTPUT,
     WORK,
     ClipsOption,
     JsonOption,
     ManifestOption,
     PhotosOption,
+    PlanOption,
     PromptsOption,
     RecipeArgument,
+    ResultsOption,
 )
 from motionmerge.cli.video_flags import VideoFlags, with_video_flags
 from motionmerge.errors import ConfigError
@@ -45,16 +46,7 @@ _LOOKED_AT = ("motion", "obedience", "camera", "first_frame", "intact", "drift")
 @with_video_flags
 def probe(
     recipe: RecipeArgument,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FOLDER",
-            help="Folder for values, the chart and videos; what is there already is used.",
-            rich_help_panel=OUTPUT,
-        ),
-    ],
+    output: ResultsOption,
     expert: Annotated[
         str | None,
         typer.Option(
@@ -85,14 +77,7 @@ def probe(
     manifest: ManifestOption = None,
     clips: ClipsOption = None,
     flags: VideoFlags = VideoFlags(),
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Check everything; print the windows and about how long they take.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False,
+    dry_run: PlanOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find the noise levels at which an expert of RECIPE decides motion, obedience and appearance.
@@ -122,8 +107,8 @@ def probe(
     bench = open_bench(
         flags, model, output, photos=photos, prompts=prompts, manifest=manifest, num_clips=clips
     )
-    build = variant_builder(flags, model)
-    with_steps = _with_steps(flags, model, bench, chosen, wanted, expert=inside)
+    build = VariantBuilder(flags, model)
+    with_steps = _with_steps(flags, model, bench, chosen, wanted, expert=inside, build=build)
     if dry_run:
         _print_plan(with_steps, bench, as_json=as_json)
         return
@@ -156,6 +141,7 @@ def _with_steps(
     windows: Sequence[Window],
     *,
     expert: str,
+    build: VariantBuilder,
 ) -> list[Window]:
     """Leave out windows in which no denoising step is, and say so.
 
@@ -168,7 +154,7 @@ def _with_steps(
     if own.sigmas is None:
         own = own.changed(num_inference_steps=bench.num_steps)
     settings = own.resolved(model.family, model.limits)
-    build, scheduler = variant_builder(flags, model), model.scheduler()
+    scheduler = model.scheduler()
     kept = []
     for window in windows:
         variant = build(window.name, with_window(recipe, window, expert=expert))

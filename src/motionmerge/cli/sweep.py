@@ -5,25 +5,25 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from motionmerge.cli.batch import check_workers, cluster_device_of_ray, progress_printer
-from motionmerge.cli.bench import own_recipe
+from motionmerge.cli.bench import VariantBuilder, own_recipe, tell
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.merge import counting_bar
 from motionmerge.cli.options import (
     EXPERTS,
-    OUTPUT,
     JsonOption,
     ManifestOption,
     PhotosOption,
+    PlanOption,
     PromptsOption,
     RayOption,
     RecipeArgument,
+    ResultsOption,
     WorkersOption,
 )
 from motionmerge.cli.video_flags import (
@@ -54,16 +54,7 @@ _MOST_ON_THE_PAGE = 8  # points
 @with_video_flags
 def sweep(
     recipe: RecipeArgument,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FOLDER",
-            help="Folder for videos, values and charts; what is there already is used.",
-            rich_help_panel=OUTPUT,
-        ),
-    ],
+    output: ResultsOption,
     over: Annotated[
         list[str] | None,
         typer.Option(
@@ -87,14 +78,7 @@ def sweep(
     flags: VideoFlags = VideoFlags(),
     ray: RayOption = False,
     workers: WorkersOption = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Check everything, and list the points and how many videos are missing.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False,
+    dry_run: PlanOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make the same videos at every point of a grid of a recipe's numbers, and measure them.
@@ -178,20 +162,17 @@ def _plan(
 ) -> list[PlannedVariant]:
     """Find the weights of every point, and name its videos; equal points share theirs."""
     from motionmerge.sampling.batch.manifest import check_number
-    from motionmerge.sampling.batch.variants import Variant
 
     check_number(len(points) * len(jobs), source="the sweep")
+    build = VariantBuilder(flags, maker.model)
     planned = []
     for point in points:
-        request = replace(
-            flags.request, recipe=point.recipe, parameters={}, motion=None, boundary=point.boundary
-        )
-        experts = request.open_experts(maker.model)
-        planner = StepPlanner(maker.model, experts)
+        variant = build(point.name, point.recipe, boundary=point.boundary)
+        planner = StepPlanner(maker.model, variant.experts)
         planner.add(jobs[0].settings)
-        typer.echo(f"{point.name}:", err=True)
+        tell(f"{point.name}:")
         planner.show()
-        planned.append(maker.plan(Variant(point.name, experts), jobs))
+        planned.append(maker.plan(variant, jobs))
     return planned
 
 

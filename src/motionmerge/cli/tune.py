@@ -9,23 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from motionmerge.cli.bench import (
+    VariantBuilder,
     open_bench,
     own_recipe,
     tell,
-    variant_builder,
     warnings_as_lines,
 )
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.options import (
     EXPERTS,
-    OUTPUT,
     WORK,
     ClipsOption,
     JsonOption,
     ManifestOption,
     PhotosOption,
+    PlanOption,
     PromptsOption,
     RecipeArgument,
+    ResultsOption,
 )
 from motionmerge.cli.video_flags import VideoFlags, with_video_flags
 from motionmerge.errors import ConfigError
@@ -42,16 +43,7 @@ _VIDEO_OBJECTIVES, _POCKET_OBJECTIVES = "motion,first_frame", "motion,obedience,
 @with_video_flags
 def tune(
     recipe: RecipeArgument,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FOLDER",
-            help="Folder for recipes, values and videos; what is there already is used.",
-            rich_help_panel=OUTPUT,
-        ),
-    ],
+    output: ResultsOption,
     num_trials: Annotated[
         int,
         typer.Option(
@@ -90,14 +82,7 @@ def tune(
     manifest: ManifestOption = None,
     clips: ClipsOption = None,
     flags: VideoFlags = VideoFlags(),
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Check everything; print what is searched, how, and for about how long.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False,
+    dry_run: PlanOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find the numbers of RECIPE that suit a model, and write the best as recipe files.
@@ -132,7 +117,7 @@ def tune(
         bench,
         chosen,
         space,
-        build=variant_builder(flags, model),
+        build=VariantBuilder(flags, model),
         objectives=pick_objectives(bench, objective or usual),
         folder=output,
         seed=flags.seed,

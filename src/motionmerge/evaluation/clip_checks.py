@@ -20,7 +20,7 @@ from motionmerge.errors import DataError, MotionMergeError
 from motionmerge.evaluation.clips import Clip, measured_size
 from motionmerge.evaluation.motion import measure_motion
 from motionmerge.evaluation.row_files import WHOLE, Shard, append_rows, config_hash, read_row_files
-from motionmerge.evaluation.runs import UNFORESEEN
+from motionmerge.evaluation.runs import UNFORESEEN, reason_of
 from motionmerge.evaluation.vbench.rules import sampling_interval
 from motionmerge.io import cuts
 from motionmerge.io.clips import ClipSurvey, FrameTimes, frames_at, hash_clip, survey_clip
@@ -157,7 +157,7 @@ def _checked(
     except (OSError, DataError) as error:
         if shard.number != 1:  # without bytes it belongs to the first
             return None
-        return CheckedClip(name=name, place=place, failure=_reason(error))
+        return CheckedClip(name=name, place=place, failure=reason_of(error))
     if not shard.holds(clip):
         return None
     config = checks_config(num_frames)
@@ -166,7 +166,7 @@ def _checked(
         try:
             found = _look_at(place, num_frames)
         except (MotionMergeError, *UNFORESEEN) as error:
-            return CheckedClip(name=name, place=place, clip=clip, failure=_reason(error))
+            return CheckedClip(name=name, place=place, clip=clip, failure=reason_of(error))
         kept.add(CheckRow(clip, config, found))
     num_bytes, survey, motions = _findings(found)
     return CheckedClip(
@@ -183,12 +183,6 @@ def checks_config(num_frames: int) -> str:
         samples=MEASURED_SAMPLES,
         num_frames=num_frames,
     )
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, MotionMergeError):
-        return error.message
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _look_at(place: ClipPlace, num_frames: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from motionmerge.errors import DataError
 from motionmerge.evaluation.vbench.rules import sampling_interval
+from motionmerge.io.clips import are_even
 from motionmerge.io.decoding import MAX_FRAMES, ClipPlace, OpenedClip, Picture, open_clip
 from motionmerge.io.video import SAFE_OPTIONS
 
@@ -29,8 +30,6 @@ SHORTER_SIDE = 192
 
 MAX_SAMPLES = 241
 """Thirty seconds; of a longer video only its beginning is measured, and a note says so."""
-
-_UNEVEN = 1.5  # times the median distance of two frames, for a rate that counts as variable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +158,7 @@ def _timing(
         return np.arange(len(times)) / stated_rate, stated_rate, (note,)
     seconds = np.array(known) - known[0]
     rate = (len(known) - 1) / float(seconds[-1])
-    steps = np.diff(seconds)
-    middle = float(np.median(steps))
-    if steps.max() > _UNEVEN * middle or steps.min() < middle / _UNEVEN:
+    if not are_even(seconds):
         return seconds, rate, (f"its frame rate varies: {rate:.3g} a second on average",)
     is_stated = stated_rate and abs(rate - stated_rate) < 0.01 * stated_rate
     return seconds, stated_rate if is_stated else rate, ()

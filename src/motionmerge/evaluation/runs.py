@@ -265,7 +265,7 @@ def _measure(
     except (OSError, DataError) as error:
         if shard.number != 1:  # without bytes it belongs to the first
             return None
-        return Measured(source=source, clip=None, values={}, failure=_reason(error))
+        return Measured(source=source, clip=None, values={}, failure=reason_of(error))
     if not shard.holds(name):
         return None
     one = _OneVideo(source, name, kept)
@@ -278,7 +278,7 @@ def _measure(
             )
             values = {**values, **found}
     except (MotionMergeError, *UNFORESEEN) as error:
-        return Measured(source=source, clip=name, values={}, failure=_reason(error))
+        return Measured(source=source, clip=name, values={}, failure=reason_of(error))
     notes = tuple(str(values[NOTES] or "").split("; ")) if values[NOTES] else ()
     own = {metric: value for metric, value in values.items() if metric != NOTES}
     with_photo, photo_note = _compare_photo(one, features)
@@ -352,7 +352,8 @@ def _measure_clip(clip: clips.Clip) -> dict[str, Value]:
     }
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return in one line why a video cannot be used; an error of a library is named."""
     if isinstance(error, MotionMergeError):
         return error.message
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -389,7 +390,7 @@ def _compare_photo(
                 lambda clip: features.of_photo(clip.samples, photo_of(clip)),
             )
     except (OSError, MotionMergeError) as error:
-        return nothing, (f"its photo cannot be used: {_reason(error).rstrip('.')}",)
+        return nothing, (f"its photo cannot be used: {reason_of(error).rstrip('.')}",)
     return values, ()
 
 

@@ -39,6 +39,15 @@ _NEAR = 24  # frames: from here on seeking is quicker than decoding from the sta
 _UNEVEN = 1.5  # times the median distance of two frames, for a rate that counts as variable
 
 
+def are_even(seconds: npt.NDArray[np.float64]) -> bool:
+    """Check whether frames at these times are all shown about equally long."""
+    steps = np.diff(seconds)
+    middle = float(np.median(steps)) if len(steps) else 0.0
+    return not len(steps) or bool(
+        steps.max() <= _UNEVEN * middle and steps.min() >= middle / _UNEVEN
+    )
+
+
 @dataclass(frozen=True)
 class FrameTimes:
     """When the frames of a file are shown, in the order of decoding.
@@ -76,11 +85,7 @@ class FrameTimes:
     @property
     def is_even(self) -> bool:
         """Whether all frames are shown about equally long."""
-        steps = np.diff(self.seconds)
-        middle = float(np.median(steps)) if len(steps) else 0.0
-        return not len(steps) or bool(
-            steps.max() <= _UNEVEN * middle and steps.min() >= middle / _UNEVEN
-        )
+        return are_even(self.seconds)
 
     def to_json(self) -> dict[str, Any]:
         """Write them as runs of equal steps, `[first, step, number]`."""

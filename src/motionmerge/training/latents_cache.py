@@ -53,18 +53,6 @@ def frame_moments(vae: Any, frames: Picture) -> torch.Tensor:
     return torch.cat(parts).cpu()
 
 
-def video_moments(vae: Any, frames: Picture) -> torch.Tensor:
-    """Encode frames together with an autoencoder for videos.
-
-    Returns:
-        Mean and logarithm of the variance, `[1, 2 * channels, frames', height', width']`.
-    """
-    pixels = _pixels(frames).transpose(0, 1)[None]
-    with torch.no_grad():
-        moments = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.parameters
-    return moments.cpu()
-
-
 def _pixels(frames: Picture) -> torch.Tensor:
     """Return frames as `[frames, 3, height, width]` in [-1, 1]."""
     return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1

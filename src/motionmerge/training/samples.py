@@ -8,60 +8,19 @@ and image are dropped as DynamiCrafter does, from one number u in [0, 1) and the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from motionmerge.config import FrozenModel
 from motionmerge.errors import ConfigError
-from motionmerge.rng import generator_for, whole_number_for
+from motionmerge.rng import whole_number_for
 
+from .motion_balance import epoch_order
 from .objectives.noised import NoiseProcess
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodedView:
-    """A view of a clip as the frozen parts of a model see it.
-
-    Args:
-        mean, std: Of the autoencoder's posterior, scaled to what the denoiser works on,
-            `[channels, frames, height, width]`. `std` of 0 gives latents without a draw.
-        prompt_embeds, empty_prompt_embeds: Tokens of the caption, and of none: `[tokens, dim]`.
-        image_embeds: Tokens of the image tower, one row for each of `condition_frames`:
-            `[num, tokens, dim]`.
-        empty_image_embeds: Tokens of the image that is shown when it is dropped, `[tokens, dim]`.
-        condition_frames: Frames that may be the condition.
-        frame_rate: As the family counts it.
-        condition: Condition latents of the first frame, where they are no frame of the latents
-            (SVD, Wan): `[channels, frames, height, width]`.
-    """
-
-    mean: torch.Tensor
-    std: torch.Tensor
-    prompt_embeds: torch.Tensor
-    empty_prompt_embeds: torch.Tensor
-    image_embeds: torch.Tensor
-    empty_image_embeds: torch.Tensor
-    condition_frames: tuple[int, ...]
-    frame_rate: float
-    condition: torch.Tensor | None = None
-
-
-class EncodedClips(Protocol):
-    """Clips to train on: encoded anew or read from a cache. It must pickle."""
-
-    @property
-    def num_views(self) -> int:
-        """Views of each clip."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def read(self, clip: int, view: int) -> EncodedView:
-        """Return one view of a clip; the same at every call."""
-        ...
 
 
 class NoiseRange(FrozenModel):
@@ -76,7 +35,7 @@ class SampleDraw(NamedTuple):
 
     Args:
         clip, view: What to read.
-        condition_frame: Position in the view's `condition_frames`.
+        condition_frame: Number among the frames that may be the condition.
         without_caption, without_image: Whether they are dropped.
         time_share: Where in the distribution of times, in [0, 1).
     """
@@ -101,9 +60,7 @@ def draw_sample(
         drop: p of the formula above.
     """
     epoch, place = divmod(index, num_clips)
-    order = np.random.default_rng(whole_number_for(seed, "epoch", str(epoch))).permutation(
-        num_clips
-    )
+    order = _order(num_clips, seed, epoch)
     rng = np.random.default_rng(whole_number_for(seed, "sample", str(index)))
     u, time_share = rng.random(2)
     without_caption, without_image = dropped(torch.tensor([u]), share=drop)
@@ -117,14 +74,15 @@ def draw_sample(
     )
 
 
+@lru_cache(maxsize=2)
+def _order(num_clips: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Return an epoch's order, which all of its samples share; it is not to be changed."""
+    return epoch_order(num_clips, seed=seed, epoch=epoch)
+
+
 def dropped(u: torch.Tensor, *, share: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return whether caption and image are dropped, by the rule above: `[batch]` each."""
     return u < 2 * share, (u >= share) & (u < 3 * share)
-
-
-def sample_noise(seed: int, index: int, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Draw a sample's standard normal numbers for one use, `name`."""
-    return torch.randn(shape, generator=generator_for(seed, "sample", str(index), name))
 
 
 def shares_within(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping
 from functools import cached_property, partial
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from motionmerge.evaluation.pocket.runs import FORMAT, ClipResult, KeptRun, Protocol
+from motionmerge.evaluation.row_files import config_hash
 from motionmerge.evaluation.sweeps.observed import Goal, Observed
 from motionmerge.evaluation.sweeps.pace import Pace
 from motionmerge.sampling.batch.variants import Variant
@@ -88,20 +87,18 @@ class PocketBench:
         return KeptRun(self._pipeline, self._folder)
 
     def _key(self, variant: Variant, num_steps: int) -> str:
-        content = {
-            "format": FORMAT,
-            "frozen": self._run.frozen,
-            "split": self._split,
-            "seed": self._seed,
-            "steps": num_steps,
+        return config_hash(
+            format=FORMAT,
+            frozen=self._run.frozen,
+            split=self._split,
+            seed=self._seed,
+            steps=num_steps,
             **variant.experts.fingerprint(),
-        }
-        text = json.dumps(content, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        )
 
 
 def observed_of(clips: tuple[ClipResult, ...]) -> Observed:
-    """Take the measures of clips; the motion of prompts whose camera is free to move."""
+    """Return the measures of clips; motion only where the prompt leaves the camera free to move."""
     values: dict[str, dict[Any, float]] = {
         objective.metric: {
             clip.prompt: float(value)

@@ -104,7 +104,7 @@ def tuning_chart(tuning: Tuning) -> Figure:
     figure, axes = new_figure(6.4, 4.4)
     top = [one for one in tuning.tried if one.rung == tuning.rungs[-1]]
     for one in [*top, tuning.reference]:
-        x, y = (_mean(one, tuning.objectives[name].metric) for name in (second, first))
+        x, y = (one.observed.mean(tuning.objectives[name].metric) for name in (second, first))
         if x is None or y is None:
             continue
         color = _FRONT if one.is_on_front else _OTHER
@@ -120,7 +120,7 @@ def tuning_chart(tuning: Tuning) -> Figure:
             markersize=4,
         )
     for number, one in enumerate(tuning.front, start=1):
-        x, y = (_mean(one, tuning.objectives[name].metric) for name in (second, first))
+        x, y = (one.observed.mean(tuning.objectives[name].metric) for name in (second, first))
         if x is not None and y is not None:
             axes.annotate(
                 str(number),
@@ -135,10 +135,6 @@ def tuning_chart(tuning: Tuning) -> Figure:
     axes.set_xlabel(_label(second, tuning.objectives[second]))
     axes.set_ylabel(_label(first, tuning.objectives[first]))
     return figure
-
-
-def _mean(one: Tried, metric: str) -> Estimate | None:
-    return one.observed.mean(metric)
 
 
 def _arms(mean: Estimate) -> list[list[float]]:

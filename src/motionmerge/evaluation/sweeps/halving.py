@@ -1,8 +1,8 @@
 """Successive halving of several objectives: few clips and steps for many, all of them for the best.
 
-Candidates are ranked by fronts: those that no other beats first, then those that only these beat,
-and so on. Inside a front the most balanced and the best of each objective take turns, so that its
-middle and its ends survive.
+Candidates are ranked by fronts. No candidate beats one of the first front; without the first
+front, none beats one of the second, and so on. Inside a front the most balanced and the best of
+each objective take turns, so that its middle and its ends survive.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Observed:
 
     @classmethod
     def of_videos(cls, measured: Sequence[Measured], metrics: Sequence[str]) -> Observed:
-        """Take metrics of videos; a clip is its place in the list."""
+        """Return the metrics of videos; a clip is named by its place in the list."""
         return cls(
             values={
                 metric: {

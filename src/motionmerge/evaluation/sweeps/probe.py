@@ -152,7 +152,7 @@ class Probe:
     """What was found.
 
     Attributes:
-        objectives: What was measured, by name; those that no clip has are left out.
+        objectives: What was measured, by name, without objectives of which no clip has a value.
         without: The other expert throughout.
         everywhere: The expert throughout.
         windows: From noise to clean.

@@ -9,13 +9,13 @@ proposals are kept in Optuna's journal, and the measurements by the hashes of wh
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from motionmerge.errors import ConfigError, DataError
+from motionmerge.evaluation.row_files import config_hash
 from motionmerge.evaluation.statistics import Estimate
 from motionmerge.evaluation.sweeps.halving import (
     Qualities,
@@ -302,23 +302,22 @@ class Tuner:
     def _study(self) -> Study:
         optuna = _optuna()
         lowest = self.rungs[0]
-        about = {
-            "space": [vars(one) for one in self._space],
-            "objectives": list(self._objectives),
-            "seed": self._seed,
-            "rung": vars(lowest),
-            "bench": self._bench.key(
+        name = config_hash(
+            space=[vars(one) for one in self._space],
+            objectives=list(self._objectives),
+            seed=self._seed,
+            rung=vars(lowest),
+            bench=self._bench.key(
                 self._reference.variant, num_clips=lowest.num_clips, num_steps=lowest.num_steps
             ),
-        }
-        text = json.dumps(about, sort_keys=True)
+        )
         path = self._folder / JOURNAL
         check_file(path)
         try:
             backend = optuna.storages.journal.JournalFileBackend(str(path))
             study = optuna.create_study(
                 storage=optuna.storages.JournalStorage(backend),
-                study_name=hashlib.sha256(text.encode()).hexdigest()[:16],
+                study_name=name,
                 directions=["maximize"] * len(self._objectives),
                 load_if_exists=True,
             )

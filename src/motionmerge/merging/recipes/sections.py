@@ -76,6 +76,9 @@ def _number(value: Any) -> float:
     return value
 
 
+_ENTRY = TypeAdapter(ScheduleEntry)
+
+
 @contextmanager
 def placed(*place: int | str) -> Iterator[None]:
     """Add to errors inside the block which part of the recipe they are about."""
@@ -143,7 +146,7 @@ class Sections(BaseModel):
         ]
         for number, entry in enumerate(named_entries):
             with placed("schedule", number), suppress(ValidationError):  # which is told later
-                TypeAdapter(ScheduleEntry).validate_python(entry)
+                _ENTRY.validate_python(entry)
         return named_entries
 
 

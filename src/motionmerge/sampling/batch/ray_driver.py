@@ -230,7 +230,7 @@ class RayDriver:
             raise error
 
     def _replace(self, call: _Call, error: str) -> None:
-        """Hand what a dead worker had to others: to those that are idle, or to a new one."""
+        """Return a dead worker's videos to the queue, for idle workers or a new one."""
         node = self._node(call)
         has_begun = self._has_begun(call)
         self._dismiss(call.worker)

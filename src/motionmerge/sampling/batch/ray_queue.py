@@ -39,7 +39,7 @@ class VideoQueue:
         self._suspects: set[Path] = set()
 
     def take(self, node: str | None, size: int) -> list[PlannedVideo]:
-        """Take videos for a host from the queue that nobody else has made in the meantime."""
+        """Return videos for a host; a video that another batch made meanwhile counts as found."""
         taken: list[PlannedVideo] = []
         passed: list[PlannedVideo] = []
         while self.waiting and len(taken) < size:

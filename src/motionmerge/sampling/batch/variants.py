@@ -38,7 +38,7 @@ class PlannedVariant:
 
 
 def missing_of(planned: Sequence[PlannedVariant]) -> list[list[PlannedVideo]]:
-    """List the videos of each variant that are not there; those that variants share, once."""
+    """List each variant's missing videos; a video that several variants share is listed once."""
     seen: set[Path] = set()
     left = []
     for one in planned:

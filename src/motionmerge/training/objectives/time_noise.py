@@ -59,16 +59,3 @@ class TimeNoise:
             noise: Standard normal, of the condition's shape or broadcastable to it.
         """
         return condition + along(self.scales(time_shares, normal), condition) * noise
-
-
-def replaced_tokens(
-    tokens: torch.Tensor, *, noise: torch.Tensor, is_replaced: torch.Tensor
-) -> torch.Tensor:
-    """Return noise instead of the image tokens where a sample's coin says so (with p = 0.95).
-
-    Args:
-        tokens: `[batch, tokens, dim]`.
-        noise: Standard normal, likewise.
-        is_replaced: `[batch]`, or one for all.
-    """
-    return torch.where(is_replaced.reshape(-1, 1, 1), noise.to(tokens), tokens)
