@@ -120,7 +120,9 @@ class RayDriver:
                 )
             return
         wanted = self.hosts.num_places() if self.num_workers is None else self.num_workers
-        wanted = min(wanted, len(self._workers) + len(self.queue.waiting))
+        # Workers that still load the model have no videos yet: the waiting ones are theirs.
+        num_loading = sum(not call.videos for call in self._running.values())
+        wanted = min(wanted, len(self._workers) - num_loading + len(self.queue.waiting))
         for _ in range(max(wanted - len(self._workers), 0 if self._running else 1)):
             self._start_worker()
 
