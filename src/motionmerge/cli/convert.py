@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from motionmerge.cli.options import OUTPUT, JsonOption, OverwriteOption
+from motionmerge.cli.options import JsonOption, OverwriteOption, destination, output_option
 from motionmerge.errors import ConfigError
 
 EXAMPLE = "Example: motionmerge convert model.ckpt -o dynamicrafter --dtype fp16"
@@ -27,39 +27,24 @@ def convert(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="PATH",
-            help="Folder to write; with --to-official the file.",
-            rich_help_panel=OUTPUT,
-        ),
+        destination(metavar="PATH", help="Folder to write; with --to-official the file."),
     ] = None,
     to_official: Annotated[
-        bool,
-        typer.Option("--to-official", help="Turn a diffusers folder into an official file."),
+        bool, typer.Option("--to-official", help="Turn a diffusers folder into an official file.")
     ] = False,
     dtype: Annotated[
         Literal["fp32", "fp16", "bf16"] | None,
-        typer.Option(
-            help="Number format of the weights.",
-            show_default="that of the checkpoint",
-            rich_help_panel=OUTPUT,
-        ),
+        output_option(help="Number format of the weights.", show_default="that of the checkpoint"),
     ] = None,
     add_adapter: Annotated[
-        bool,
-        typer.Option("--add-adapter", help="Add a temporal adapter that changes nothing yet."),
+        bool, typer.Option("--add-adapter", help="Add a temporal adapter that changes nothing yet.")
     ] = False,
     tokenizer: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="CLIP's tokenizer: its folder, or open_clip's .txt.gz."),
     ] = None,
     dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Only print what the checkpoint holds.", rich_help_panel=OUTPUT
-        ),
+        bool, output_option("--dry-run", help="Only print what the checkpoint holds.")
     ] = False,
     as_json: JsonOption = False,
     overwrite: OverwriteOption = False,

@@ -17,11 +17,11 @@ from motionmerge.cli.evaluate_vbench import VBENCH_VERBS
 from motionmerge.cli.help import Verb, VerbGroup
 from motionmerge.cli.merge import counting_bar, parse_inputs
 from motionmerge.cli.options import (
-    EXPERTS,
-    OUTPUT,
     JsonOption,
     MissingOption,
     ResultsOption,
+    expert_option,
+    output_option,
 )
 
 if TYPE_CHECKING:
@@ -52,25 +52,22 @@ def pocket(
         typer.Option(help="test: held-out photos; validation: photos for choosing settings."),
     ] = "test",
     num: Annotated[
-        int,
-        typer.Option(min=6, max=100_000, metavar="NUMBER", help="Prompts per condition."),
+        int, typer.Option(min=6, max=100_000, metavar="NUMBER", help="Prompts per condition.")
     ] = 200,
     condition: Annotated[
         list[str] | None,
-        typer.Option(
+        expert_option(
             metavar="NAME",
             help="A condition, or a set of conditions such as knob; repeatable.",
             show_default="all",
-            rich_help_panel=EXPERTS,
         ),
     ] = None,
     replaced: Annotated[
         list[str] | None,
-        typer.Option(
+        expert_option(
             "--input",
             metavar="NAME=FILE",
             help="Weights to use in place of shipped ones, e.g. tuned=my.safetensors; repeatable.",
-            rich_help_panel=EXPERTS,
         ),
     ] = None,
     missing: MissingOption = "error",
@@ -81,11 +78,7 @@ def pocket(
     output: ResultsOption = Path("evaluation-pocket"),
     write_docs: Annotated[
         bool,
-        typer.Option(
-            "--write-docs",
-            help="Put numbers and pictures into ./docs and ./README.md.",
-            rich_help_panel=OUTPUT,
-        ),
+        output_option("--write-docs", help="Put numbers and pictures into ./docs and ./README.md."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -12,7 +12,13 @@ import typer
 from motionmerge.cli.evaluate_fvd import FVD_EXAMPLE, fvd
 from motionmerge.cli.evaluate_ucf101 import UCF101_EXAMPLE, ucf101
 from motionmerge.cli.merge import counting_bar, parse_inputs
-from motionmerge.cli.options import MODEL, OUTPUT, JsonOption, PartOption, ResultsOption
+from motionmerge.cli.options import (
+    JsonOption,
+    PartOption,
+    ResultsOption,
+    model_option,
+    output_option,
+)
 from motionmerge.cli.printing import FEW, harmless, print_first, quoted
 
 if TYPE_CHECKING:
@@ -49,11 +55,10 @@ def vbench(
     ] = None,
     weights: Annotated[
         list[str] | None,
-        typer.Option(
+        model_option(
             metavar="NAME=PATH",
             help="A network's weights, or a plugin's Python file, e.g. raft=raft-things.pth; "
             "repeatable. Names that are missing are printed.",
-            rich_help_panel=MODEL,
         ),
     ] = None,
     old_resize: Annotated[
@@ -65,17 +70,11 @@ def vbench(
     ] = False,
     device: Annotated[
         Literal["cpu", "cuda"],
-        typer.Option(
-            help="Where the networks compute; plugins choose for themselves.",
-            rich_help_panel=MODEL,
-        ),
+        model_option(help="Where the networks compute; plugins choose for themselves."),
     ] = "cpu",
     shard: PartOption = "1/1",
     dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Show what is on and the time it takes.", rich_help_panel=OUTPUT
-        ),
+        bool, output_option("--dry-run", help="Show what is on and the time it takes.")
     ] = False,
     output: ResultsOption = Path("evaluation-vbench"),
     as_json: JsonOption = False,

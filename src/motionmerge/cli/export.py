@@ -13,9 +13,6 @@ import typer
 from motionmerge.cli.help import Verb, VerbGroup
 from motionmerge.cli.merge import load_recipe, parse_inputs, progress_bar
 from motionmerge.cli.options import (
-    EXPERTS,
-    MODEL,
-    OUTPUT,
     DryRunOption,
     DtypeOption,
     InputOption,
@@ -27,6 +24,9 @@ from motionmerge.cli.options import (
     RecipeArgument,
     ScaledDtypeOption,
     SetOption,
+    expert_option,
+    model_option,
+    output_option,
 )
 from motionmerge.errors import CheckpointError, ConfigError
 
@@ -51,12 +51,7 @@ export_app = typer.Typer(
 def two_experts(
     recipe: RecipeArgument,
     model: Annotated[
-        Path,
-        typer.Option(
-            metavar="FOLDER",
-            help="A diffusers folder of the Wan pipeline.",
-            rich_help_panel=MODEL,
-        ),
+        Path, model_option(metavar="FOLDER", help="A diffusers folder of the Wan pipeline.")
     ],
     output: OutputOption,
     replaced: InputOption = None,
@@ -107,39 +102,27 @@ def two_experts(
 def loras(
     recipe: RecipeArgument,
     output: OutputOption,
-    rank: Annotated[
-        int, typer.Option(metavar="NUMBER", help="Rank of every layer.", rich_help_panel=OUTPUT)
-    ] = 64,
+    rank: Annotated[int, output_option(metavar="NUMBER", help="Rank of every layer.")] = 64,
     base: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The recipe's input that the LoRAs are for.",
-            rich_help_panel=EXPERTS,
-        ),
+        str | None, expert_option(metavar="NAME", help="The recipe's input that the LoRAs are for.")
     ] = None,
     tool: Annotated[
         Literal["comfyui", "diffusers", "wan2gp", "motionmerge"] | None,
-        typer.Option(
+        output_option(
             "--for",
             help="The tool that will load the LoRAs. It decides their names, whether each denoiser "
             "of a pair gets a file of its own, and the lines printed to type there.",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     keys: Annotated[
         Literal["diffusers", "original"] | None,
-        typer.Option(
-            help="Instead of --for: names of diffusers, or of the original code.",
-            rich_help_panel=OUTPUT,
-        ),
+        output_option(help="Instead of --for: names of diffusers, or of the original code."),
     ] = None,
     replaced: InputOption = None,
     changed: SetOption = None,
     motion: MotionOption = None,
     dtype: Annotated[
-        Literal["fp32", "fp16", "bf16"],
-        typer.Option(help="Number format of the LoRAs.", rich_help_panel=OUTPUT),
+        Literal["fp32", "fp16", "bf16"], output_option(help="Number format of the LoRAs.")
     ] = "fp32",
     missing: MissingOption = "error",
     dry_run: DryRunOption = False,
@@ -215,16 +198,11 @@ def original(
     recipe: RecipeArgument,
     model: Annotated[
         Path,
-        typer.Option(
-            metavar="FOLDER",
-            help="DynamiCrafter as `motionmerge convert` wrote it.",
-            rich_help_panel=MODEL,
-        ),
+        model_option(metavar="FOLDER", help="DynamiCrafter as `motionmerge convert` wrote it."),
     ],
     output: OutputOption,
     file_format: Annotated[
-        Literal["ckpt", "safetensors"],
-        typer.Option("--format", help="Kind of file.", rich_help_panel=OUTPUT),
+        Literal["ckpt", "safetensors"], output_option("--format", help="Kind of file.")
     ] = "ckpt",
     replaced: InputOption = None,
     changed: SetOption = None,

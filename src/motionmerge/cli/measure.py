@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from motionmerge.cli.merge import counting_bar
-from motionmerge.cli.options import OUTPUT, JsonOption, PartOption
+from motionmerge.cli.options import JsonOption, PartOption, destination
 from motionmerge.cli.printing import harmless
 from motionmerge.errors import ConfigError
 
@@ -60,13 +60,10 @@ def measure(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
+        destination(
             metavar="FOLDER",
             help="Folder for the values; those already there are used.",
             show_default="nothing is kept",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     as_json: JsonOption = False,

@@ -18,8 +18,6 @@ from motionmerge.cli.bench import (
 )
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.options import (
-    EXPERTS,
-    WORK,
     ClipsOption,
     JsonOption,
     ManifestOption,
@@ -28,6 +26,8 @@ from motionmerge.cli.options import (
     PromptsOption,
     RecipeArgument,
     ResultsOption,
+    expert_option,
+    work_option,
 )
 from motionmerge.cli.video_flags import VideoFlags, with_video_flags
 from motionmerge.errors import ConfigError
@@ -49,28 +49,23 @@ def probe(
     output: ResultsOption,
     expert: Annotated[
         str | None,
-        typer.Option(
+        expert_option(
             metavar="NAME",
             help="The expert inside the window; the recipe's other one denoises outside it.",
             show_default="the recipe's first",
-            rich_help_panel=EXPERTS,
         ),
     ] = None,
     windows: Annotated[
         int,
-        typer.Option(
+        work_option(
             min=2,
             max=100,
             metavar="NUMBER",
             help="How many places the window takes between noise and clean.",
-            rich_help_panel=WORK,
         ),
     ] = 7,
     window: Annotated[
-        float,
-        typer.Option(
-            metavar="NUMBER", help="Of the window, in noise levels.", rich_help_panel=WORK
-        ),
+        float, work_option(metavar="NUMBER", help="Of the window, in noise levels.")
     ] = 0.25,
     photos: PhotosOption = None,
     prompts: PromptsOption = None,

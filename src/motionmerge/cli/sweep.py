@@ -15,7 +15,6 @@ from motionmerge.cli.bench import VariantBuilder, own_recipe, tell
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.merge import counting_bar
 from motionmerge.cli.options import (
-    EXPERTS,
     JsonOption,
     ManifestOption,
     PhotosOption,
@@ -25,6 +24,7 @@ from motionmerge.cli.options import (
     RecipeArgument,
     ResultsOption,
     WorkersOption,
+    expert_option,
 )
 from motionmerge.cli.video_flags import (
     StepPlanner,
@@ -57,19 +57,17 @@ def sweep(
     output: ResultsOption,
     over: Annotated[
         list[str] | None,
-        typer.Option(
+        expert_option(
             metavar="NAME=VALUES",
             help="A parameter of the recipe, or boundary, and its values: FROM:TO:COUNT or A,B,C; "
             "repeatable, for every combination.",
-            rich_help_panel=EXPERTS,
         ),
     ] = None,
     strategy: Annotated[
         str,
-        typer.Option(
+        expert_option(
             metavar="NAMES",
             help=f"How the two experts are used, with commas between: {_STRATEGIES}.",
-            rich_help_panel=EXPERTS,
         ),
     ] = "dynamics-first",
     photos: PhotosOption = None,

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from motionmerge.cli.options import MODEL, OUTPUT, JsonOption, OverwriteOption
+from motionmerge.cli.options import (
+    JsonOption,
+    OverwriteOption,
+    destination,
+    model_option,
+    output_option,
+)
 
 EXAMPLE = "Example: motionmerge train pocket-base --steps 2000 -o base.safetensors"
-TRAINING = "Training"
+training_option = partial(typer.Option, rich_help_panel="Training")
 PREFIX = "pocket-"
 _THAT_OF_THE_RUN = "that of the run"
 
@@ -34,93 +41,62 @@ def train(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Weights file to write.",
-            show_default="RUN-FOLDER.safetensors",
-            rich_help_panel=OUTPUT,
+        destination(
+            metavar="FILE", help="Weights file to write.", show_default="RUN-FOLDER.safetensors"
         ),
     ] = None,
     run_folder: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             "--run-folder",
             metavar="FOLDER",
             help="State and log. A run that was killed goes on from there.",
             show_default="runs/RUN",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="NUMBER",
-            help="Optimizer steps.",
-            show_default=_THAT_OF_THE_RUN,
-            rich_help_panel=TRAINING,
+        training_option(
+            min=1, metavar="NUMBER", help="Optimizer steps.", show_default=_THAT_OF_THE_RUN
         ),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="NUMBER",
-            help="Samples a step.",
-            show_default=_THAT_OF_THE_RUN,
-            rich_help_panel=TRAINING,
+        training_option(
+            min=1, metavar="NUMBER", help="Samples a step.", show_default=_THAT_OF_THE_RUN
         ),
     ] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option(
-            min=0,
-            metavar="NUMBER",
-            help="Highest learning rate.",
-            show_default=_THAT_OF_THE_RUN,
-            rich_help_panel=TRAINING,
+        training_option(
+            min=0, metavar="NUMBER", help="Highest learning rate.", show_default=_THAT_OF_THE_RUN
         ),
     ] = None,
     precision: Annotated[
         Literal["bf16", "no"] | None,
-        typer.Option(
+        training_option(
             help="no: fp32, several times faster on processors that emulate bf16.",
             show_default=_THAT_OF_THE_RUN,
-            rich_help_panel=TRAINING,
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(
-            metavar="NUMBER",
-            help="Seeds data, noise and weights.",
-            show_default=_THAT_OF_THE_RUN,
-            rich_help_panel=TRAINING,
+        training_option(
+            metavar="NUMBER", help="Seeds data, noise and weights.", show_default=_THAT_OF_THE_RUN
         ),
     ] = None,
     towers: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Towers to start from.",
-            show_default="the shipped ones",
-            rich_help_panel=MODEL,
-        ),
+        model_option(metavar="FILE", help="Towers to start from.", show_default="the shipped ones"),
     ] = None,
     base: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Base weights to start from.",
-            show_default="the shipped ones",
-            rich_help_panel=MODEL,
+        model_option(
+            metavar="FILE", help="Base weights to start from.", show_default="the shipped ones"
         ),
     ] = None,
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Show the settings; train nothing.", rich_help_panel=OUTPUT),
+        bool, output_option("--dry-run", help="Show the settings; train nothing.")
     ] = False,
     as_json: JsonOption = False,
     overwrite: OverwriteOption = False,

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from motionmerge.cli.bench import (
     VariantBuilder,
     open_bench,
@@ -17,8 +15,6 @@ from motionmerge.cli.bench import (
 )
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.options import (
-    EXPERTS,
-    WORK,
     ClipsOption,
     JsonOption,
     ManifestOption,
@@ -27,6 +23,8 @@ from motionmerge.cli.options import (
     PromptsOption,
     RecipeArgument,
     ResultsOption,
+    expert_option,
+    work_option,
 )
 from motionmerge.cli.video_flags import VideoFlags, with_video_flags
 from motionmerge.errors import ConfigError
@@ -46,35 +44,27 @@ def tune(
     output: ResultsOption,
     num_trials: Annotated[
         int,
-        typer.Option(
-            "--trials",
-            "-n",
-            min=1,
-            max=1000,
-            metavar="NUMBER",
-            help="Candidates to try at most.",
-            rich_help_panel=WORK,
+        work_option(
+            "--trials", "-n", min=1, max=1000, metavar="NUMBER", help="Candidates to try at most."
         ),
     ] = 30,
     objective: Annotated[
         str | None,
-        typer.Option(
+        work_option(
             metavar="NAMES",
             help="What to have much of, the most important first, with commas between: motion, "
             "object_motion, first_frame, camera, drift; on the pocket model's own prompts motion, "
             "obedience, intact, camera, direction, whole, first_frame, background.",
             show_default=f"{_VIDEO_OBJECTIVES}; on the pocket model's own {_POCKET_OBJECTIVES}",
-            rich_help_panel=WORK,
         ),
     ] = None,
     over: Annotated[
         list[str] | None,
-        typer.Option(
+        expert_option(
             metavar="NAME=RANGE",
             help="A parameter of the recipe, or boundary, and what it may be: FROM:TO, "
             "FROM:TO:COUNT or A,B,C; repeatable.",
             show_default="all parameters known by name",
-            rich_help_panel=EXPERTS,
         ),
     ] = None,
     photos: PhotosOption = None,

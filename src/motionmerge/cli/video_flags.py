@@ -19,13 +19,13 @@ import typer
 from motionmerge.cli.lora_flags import LORA_HELP, describe_loras, parse_lora
 from motionmerge.cli.merge import parse_inputs, parse_parameters
 from motionmerge.cli.options import (
-    EXPERTS,
-    MODEL,
-    VIDEO,
     InputOption,
     MissingOption,
     SetOption,
+    expert_option,
+    model_option,
     recipe_names,
+    video_option,
 )
 from motionmerge.errors import ConfigError
 
@@ -47,209 +47,164 @@ class VideoFlags:
 
     model: Annotated[
         str,
-        typer.Option(
-            metavar="MODEL",
-            help="A diffusers folder, a hub id such as owner/name, or pocket.",
-            rich_help_panel=MODEL,
+        model_option(
+            metavar="MODEL", help="A diffusers folder, a hub id such as owner/name, or pocket."
         ),
     ] = POCKET
     variant: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Which of the model's weight files to take, e.g. fp16.",
-            rich_help_panel=MODEL,
-        ),
+        model_option(metavar="NAME", help="Which of the model's weight files to take, e.g. fp16."),
     ] = None
     legacy_weights: Annotated[
-        bool,
-        typer.Option(
-            "--legacy-weights",
-            help="Also read the model's .bin files, as tensors.",
-            rich_help_panel=MODEL,
-        ),
+        bool, model_option("--legacy-weights", help="Also read the model's .bin files, as tensors.")
     ] = False
     dtype: Annotated[
         Literal["fp32", "fp16", "bf16"] | None,
-        typer.Option(
+        model_option(
             help="Number format that the model computes in.",
             show_default="bf16 on a GPU, fp32 on a CPU",
-            rich_help_panel=MODEL,
         ),
     ] = None
     device: Annotated[
         str | None,
-        typer.Option(
-            metavar="DEVICE",
-            help="cpu, cuda, cuda:1 ..",
-            show_default="a GPU if there is one",
-            rich_help_panel=MODEL,
+        model_option(
+            metavar="DEVICE", help="cpu, cuda, cuda:1 ..", show_default="a GPU if there is one"
         ),
     ] = None
     motion: Annotated[
         float | None,
-        typer.Option(
+        expert_option(
             metavar="NUMBER",
             help="The knob, which is the recipe's parameter motion: how far to extrapolate away "
             "from the fine-tuned weights while noisy. 0 is the base's motion, -1 that of the "
             "fine-tuned weights. On pocket it stops at 1: more moves less there. Other models need "
             "--recipe, --base or --lora.",
             show_default="the recipe's own; for pocket 1",
-            rich_help_panel=EXPERTS,
         ),
     ] = None
     base: Annotated[
         Path | None,
-        typer.Option(
+        expert_option(
             metavar="PATH",
             help="What --model was fine-tuned from, for --motion: a folder or weights file.",
-            rich_help_panel=EXPERTS,
         ),
     ] = None
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE[=WEIGHT]", help=LORA_HELP, rich_help_panel=EXPERTS),
-    ] = None
+    lora: Annotated[list[str] | None, expert_option(metavar="FILE[=WEIGHT]", help=LORA_HELP)] = None
     recipe: Annotated[
         str | None,
-        typer.Option(
+        expert_option(
             metavar="RECIPE",
             help="A recipe file, or the name of a shipped recipe; `motionmerge recipes` lists "
             "them.",
             show_default="for pocket: pocket",
             autocompletion=recipe_names,
-            rich_help_panel=EXPERTS,
         ),
     ] = None
     changed: SetOption = None
     replaced: InputOption = None
     weights: Annotated[
         str | None,
-        typer.Option(
+        expert_option(
             metavar="WEIGHTS",
             help="One set of weights instead: base, tuned, naive, equal, or a merged file.",
-            rich_help_panel=EXPERTS,
         ),
     ] = None
     missing: MissingOption = "error"
     boundary: Annotated[
         float | None,
-        typer.Option(
+        expert_option(
             metavar="NUMBER",
             help="Noise level at which the expert changes, 0 to 1.",
             show_default="that of the recipe's schedule",
-            rich_help_panel=EXPERTS,
         ),
     ] = None
     seed: Annotated[
         int,
-        typer.Option(
-            metavar="NUMBER",
-            help="Same seed, same video. A manifest's lines can have their own.",
-            rich_help_panel=VIDEO,
+        video_option(
+            metavar="NUMBER", help="Same seed, same video. A manifest's lines can have their own."
         ),
     ] = 0
     num_videos: Annotated[
         int,
-        typer.Option(
-            min=1,
-            metavar="NUMBER",
-            help="Videos of each prompt, with seeds from its own on.",
-            rich_help_panel=VIDEO,
+        video_option(
+            min=1, metavar="NUMBER", help="Videos of each prompt, with seeds from its own on."
         ),
     ] = 1
     negative_prompt: Annotated[
         str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="What should not happen; needs guidance above 1.",
-            rich_help_panel=VIDEO,
-        ),
+        video_option(metavar="TEXT", help="What should not happen; needs guidance above 1."),
     ] = None
     num_inference_steps: Annotated[
         int | None,
-        typer.Option(
+        video_option(
             "--steps",
             metavar="NUMBER",
             help="Denoising steps: num_inference_steps in a manifest and in Python.",
             show_default=_OWN,
-            rich_help_panel=VIDEO,
         ),
     ] = None
     guidance_scale: Annotated[
         float | None,
-        typer.Option(
+        video_option(
             "--guidance",
             metavar="NUMBER",
             help="Strength of the prompt: guidance_scale in a manifest and in Python.",
             show_default=_OWN,
-            rich_help_panel=VIDEO,
         ),
     ] = None
     guidance_scale_2: Annotated[
         float | None,
-        typer.Option(
+        video_option(
             "--guidance-2",
             metavar="NUMBER",
             help="The same at low noise, for the second transformer of Wan 2.2-A14B; 1 for "
             "distilled weights: guidance_scale_2.",
             show_default="that of --guidance",
-            rich_help_panel=VIDEO,
         ),
     ] = None
     start_step: Annotated[
         int | None,
-        typer.Option(
+        video_option(
             metavar="NUMBER",
             help="Begin at this timestep instead of 1000: from 900 on, leans less on the image "
             "and may move more; too low looks bad. Only DynamiCrafter and pocket.",
-            rich_help_panel=VIDEO,
         ),
     ] = None
     sigmas: Annotated[
         str | None,
-        typer.Option(
+        video_option(
             metavar="A,B,C",
             help="The noise of each step, falling, without the 0 at the end; for pipelines "
             "that take sigmas. The scheduler's shift is applied to them.",
-            rich_help_panel=VIDEO,
         ),
     ] = None
     shift: Annotated[
         float | None,
-        typer.Option(
+        video_option(
             metavar="NUMBER",
             help="Shift of a flow model's timesteps, for this run: the larger, the more steps "
             "are made while it is noisy.",
             show_default="the scheduler's own",
-            rich_help_panel=VIDEO,
         ),
     ] = None
     size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="NUMBER", help="Pixels a side, for a square video.", rich_help_panel=VIDEO
-        ),
+        int | None, video_option(metavar="NUMBER", help="Pixels a side, for a square video.")
     ] = None
     height: Annotated[
-        int | None,
-        typer.Option(metavar="NUMBER", help="Pixels.", show_default=_OWN, rich_help_panel=VIDEO),
+        int | None, video_option(metavar="NUMBER", help="Pixels.", show_default=_OWN)
     ] = None
     width: Annotated[
-        int | None,
-        typer.Option(metavar="NUMBER", help="Pixels.", show_default=_OWN, rich_help_panel=VIDEO),
+        int | None, video_option(metavar="NUMBER", help="Pixels.", show_default=_OWN)
     ] = None
     num_frames: Annotated[
-        int | None,
-        typer.Option(metavar="NUMBER", help="Frames.", show_default=_OWN, rich_help_panel=VIDEO),
+        int | None, video_option(metavar="NUMBER", help="Frames.", show_default=_OWN)
     ] = None
     frame_rate: Annotated[
         float | None,
-        typer.Option(
+        video_option(
             metavar="NUMBER",
             help="Frames per second of the mp4; models that know frame rates are told it.",
             show_default=_OWN,
-            rich_help_panel=VIDEO,
         ),
     ] = None
 
