@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from motionmerge.cli.flag_groups import with_flags
 from motionmerge.cli.options import (
     JsonOption,
     OverwriteOption,
@@ -24,7 +25,6 @@ from motionmerge.cli.video_flags import (
     StepPlanner,
     VideoFlags,
     loaded,
-    with_video_flags,
 )
 from motionmerge.errors import ConfigError
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: motionmerge batch videos.jsonl -o videos"
 
 
-@with_video_flags
+@with_flags
 def batch(
     manifest: Annotated[
         Path,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from motionmerge.cli.flag_groups import with_flags
 from motionmerge.cli.options import (
     JsonOption,
     OverwriteOption,
@@ -22,7 +23,6 @@ from motionmerge.cli.video_flags import (
     StepPlanner,
     VideoFlags,
     loaded,
-    with_video_flags,
 )
 from motionmerge.errors import ConfigError
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 EXAMPLE = 'Example: motionmerge generate photo.jpg --prompt "the camera pans left"'
 
 
-@with_video_flags
+@with_flags
 def generate(
     photo: Annotated[
         Path, typer.Argument(metavar="PHOTO", help="The first frame: any image file.")

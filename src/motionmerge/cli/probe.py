@@ -10,26 +10,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from motionmerge.cli.bench import (
+    SceneFlags,
     VariantBuilder,
     open_bench,
     own_recipe,
     tell,
     warnings_as_lines,
 )
+from motionmerge.cli.flag_groups import with_flags
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.options import (
     ClipsOption,
     JsonOption,
-    ManifestOption,
-    PhotosOption,
     PlanOption,
-    PromptsOption,
     RecipeArgument,
     ResultsOption,
     expert_option,
     work_option,
 )
-from motionmerge.cli.video_flags import VideoFlags, with_video_flags
+from motionmerge.cli.video_flags import VideoFlags
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ EXAMPLE = "Example: motionmerge probe pocket -o probe"
 _LOOKED_AT = ("motion", "obedience", "camera", "first_frame", "intact", "drift")
 
 
-@with_video_flags
+@with_flags
 def probe(
     recipe: RecipeArgument,
     output: ResultsOption,
@@ -67,9 +66,7 @@ def probe(
     window: Annotated[
         float, work_option(metavar="NUMBER", help="Of the window, in noise levels.")
     ] = 0.25,
-    photos: PhotosOption = None,
-    prompts: PromptsOption = None,
-    manifest: ManifestOption = None,
+    scenes: SceneFlags = SceneFlags(),
     clips: ClipsOption = None,
     flags: VideoFlags = VideoFlags(),
     dry_run: PlanOption = False,
@@ -99,9 +96,7 @@ def probe(
     wanted = windows_of(windows, window)
     model = flags.request.open_model()
     check_folder(output)
-    bench = open_bench(
-        flags, model, output, photos=photos, prompts=prompts, manifest=manifest, num_clips=clips
-    )
+    bench = open_bench(flags, model, output, scenes=scenes, num_clips=clips)
     build = VariantBuilder(flags, model)
     with_steps = _with_steps(flags, model, bench, chosen, wanted, expert=inside, build=build)
     if dry_run:

@@ -7,26 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from motionmerge.cli.bench import (
+    SceneFlags,
     VariantBuilder,
     open_bench,
     own_recipe,
     tell,
     warnings_as_lines,
 )
+from motionmerge.cli.flag_groups import with_flags
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.options import (
     ClipsOption,
     JsonOption,
-    ManifestOption,
-    PhotosOption,
     PlanOption,
-    PromptsOption,
     RecipeArgument,
     ResultsOption,
     expert_option,
     work_option,
 )
-from motionmerge.cli.video_flags import VideoFlags, with_video_flags
+from motionmerge.cli.video_flags import VideoFlags
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ EXAMPLE = "Example: motionmerge tune pocket --objective motion,obedience -o tune
 _VIDEO_OBJECTIVES, _POCKET_OBJECTIVES = "motion,first_frame", "motion,obedience,intact"
 
 
-@with_video_flags
+@with_flags
 def tune(
     recipe: RecipeArgument,
     output: ResultsOption,
@@ -67,9 +66,7 @@ def tune(
             show_default="all parameters known by name",
         ),
     ] = None,
-    photos: PhotosOption = None,
-    prompts: PromptsOption = None,
-    manifest: ManifestOption = None,
+    scenes: SceneFlags = SceneFlags(),
     clips: ClipsOption = None,
     flags: VideoFlags = VideoFlags(),
     dry_run: PlanOption = False,
@@ -93,15 +90,7 @@ def tune(
     space = space_of(chosen, over or ())
     model = flags.request.open_model()
     check_folder(output)
-    bench = open_bench(
-        flags,
-        model,
-        output,
-        photos=photos,
-        prompts=prompts,
-        manifest=manifest,
-        num_clips=clips,
-    )
+    bench = open_bench(flags, model, output, scenes=scenes, num_clips=clips)
     usual = _POCKET_OBJECTIVES if "obedience" in bench.objectives else _VIDEO_OBJECTIVES
     tuner = Tuner(
         bench,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import re
 import sys
 import warnings
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -274,37 +273,6 @@ def parse_sigmas(text: str) -> tuple[float, ...]:
         raise ConfigError(
             f"--sigmas {text} holds what is no number.", fix="Write e.g. --sigmas 1,0.94,0.8,0.5."
         ) from error
-
-
-def with_video_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Make a command whose flags are its own and those of `VideoFlags`.
-
-    The command gets the latter as one argument, `flags`, which stands for them in its signature. A
-    parameter of its own stands for the flag of that name, and says what `flags` has there.
-    """
-    shared = get_type_hints(VideoFlags, include_extras=True)
-    own = inspect.signature(command, eval_str=True).parameters
-    defaults = {field.name: field.default for field in fields(VideoFlags)}
-    parameters: list[inspect.Parameter] = []
-    for parameter in own.values():
-        if parameter.name != "flags":
-            parameters.append(parameter)
-            continue
-        parameters += [
-            parameter.replace(name=name, annotation=shared[name], default=default)
-            for name, default in defaults.items()
-            if name not in own
-        ]
-
-    @functools.wraps(command)
-    def run(**values: Any) -> None:
-        flags = VideoFlags(**{name: values[name] for name in defaults})
-        command(flags=flags, **{n: value for n, value in values.items() if n in own})
-
-    signature = inspect.Signature(parameters)
-    run.__signature__ = signature  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
 
 
 class StepPlanner:
