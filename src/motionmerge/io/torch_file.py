@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from motionmerge.errors import CheckpointError, ShapeError
-from motionmerge.io.atomic import atomic_path
+from motionmerge.errors import CheckpointError
+from motionmerge.io.atomic import atomic_path, disk_errors
 from motionmerge.io.positioned import read_at, write_at
-from motionmerge.io.safetensors_file import TensorSpec
+from motionmerge.io.safetensors_file import TensorSpec, check_spec
 from motionmerge.lazy_torch import torch
 from motionmerge.tensors import DType, bytes_of, dtype_name, num_bytes, storable
 
@@ -64,14 +64,9 @@ def write_torch_file(
         CheckpointError: A dtype is unknown to the format, or the disk refuses.
     """
     with torch_file(path, specs) as writer:
-        for name, (dtype, shape) in specs.items():
+        for name, spec in specs.items():
             tensor = read(name).detach().cpu().contiguous()
-            if (storable(tensor.dtype), tuple(tensor.shape)) != (storable(dtype), tuple(shape)):
-                raise ShapeError(
-                    f"Tensor `{name}` is {dtype_name(tensor.dtype)} {list(tensor.shape)}, its "
-                    f"spec says {dtype_name(dtype)} {list(shape)}.",
-                    fix="Convert the tensor, or correct the spec.",
-                )
+            check_spec(name, tensor, spec)
             writer.write_at(name, 0, bytes_of(tensor).data)
 
 
@@ -86,7 +81,7 @@ def torch_file(path: str | Path, specs: Mapping[str, TensorSpec]) -> Iterator[To
     Raises:
         CheckpointError: A dtype is unknown to the format, or the disk refuses.
     """
-    with _disk_errors(Path(path)), atomic_path(path) as temporary:
+    with disk_errors(CheckpointError, path), atomic_path(path) as temporary:
         writer = TorchFileWriter(temporary, specs)
         try:
             yield writer
@@ -139,7 +134,7 @@ class TorchFileWriter:
         Raises:
             CheckpointError: The disk refuses, e.g. because it is full.
         """
-        with _disk_errors(self._path):
+        with disk_errors(CheckpointError, self._path):
             self._write(self._members[self._data[name]][1] + begin, data)
 
     def finish(self) -> None:
@@ -174,16 +169,6 @@ class TorchFileWriter:
         while data:
             count = write_at(self._file, data[:_WRITTEN_AT_ONCE], position)
             data, position = data[count:], position + count
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"Cannot write {path}: {error}", fix="Check the folder and its free space."
-        ) from error
 
 
 def _member(name: str, size: int, begin: int) -> tuple[zipfile.ZipInfo, int]:
