@@ -44,11 +44,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     that writes into the folder removes what dead processes of this machine left there, and what
     other machines left a day ago.
     """
-    target = Path(path)
-    temporary = _temporary_name(target)
+    with scratch_path(path) as temporary:
+        yield temporary
+        temporary.replace(path)
+
+
+@contextmanager
+def scratch_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, as `atomic_path` does; it is deleted in any case."""
+    temporary = _temporary_name(Path(path))
     try:
         yield temporary
-        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 

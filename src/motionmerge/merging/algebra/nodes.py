@@ -232,15 +232,10 @@ class TaskVector(Expression):
             origins: Weights by name; what is not among them keeps its own.
             anchor: The stored checkpoint that this is added to.
         """
-
-        def bound(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(map(bound, value))
-            if isinstance(value, Checkpoint):
-                return value.bind(origins)
-            return value.bind(origins, anchor) if isinstance(value, TaskVector) else value
-
-        return replace(self, **{one.name: bound(getattr(self, one.name)) for one in fields(self)})
+        values = {
+            one.name: _bound(getattr(self, one.name), origins, anchor) for one in fields(self)
+        }
+        return replace(self, **values)
 
     def sources(self, name: str | None = None) -> Iterator[Source]:
         """Return the sources whose tensor `name` enters the value; all sources for None."""
@@ -365,6 +360,15 @@ class Sum(TaskVector):
         if left is None or right is None:
             return right if left is None else left
         return lowering.add(Add(left, right))
+
+
+def _bound(value: Any, origins: Mapping[str, Origin], anchor: Source) -> Any:
+    """Bind the expressions in a field of one; the rest stays as it is."""
+    if isinstance(value, tuple):
+        return tuple(_bound(one, origins, anchor) for one in value)
+    if isinstance(value, Checkpoint):
+        return value.bind(origins)
+    return value.bind(origins, anchor) if isinstance(value, TaskVector) else value
 
 
 def _signed(vector: TaskVector) -> str:
