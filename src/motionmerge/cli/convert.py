@@ -59,9 +59,7 @@ def convert(
                 fix="Name the file with `-o` and leave out the other options.",
             )
         check_new_file(output, overwrite=overwrite)
-        _write_official(source, output, as_json=as_json)
-        return
-    if output is None and not dry_run:
+    elif output is None and not dry_run:
         raise ConfigError(
             "Nowhere to write to.", fix="Name the folder with `-o`, or use --dry-run."
         )
@@ -69,6 +67,13 @@ def convert(
     from motionmerge.models.dynamicrafter import checkpoint_folder
     from motionmerge.tensors import parse_dtype
 
+    if to_official and output is not None:
+        count = checkpoint_folder.to_official(source, output)
+        if as_json:
+            print(json.dumps({"tensors": count, "output": str(output)}))
+        else:
+            print(f"Wrote {count:,} tensors to {output}.")
+        return
     if output is not None:
         check_folder(output)
         if dry_run:  # a run looks itself
@@ -94,16 +99,6 @@ def convert(
             "There is no tokenizer in it: official checkpoints have none. Convert with "
             "--tokenizer FOLDER (of any CLIP or Stable Diffusion model), or pass the pipeline one."
         )
-
-
-def _write_official(folder: Path, path: Path, *, as_json: bool) -> None:
-    from motionmerge.models.dynamicrafter import checkpoint_folder
-
-    count = checkpoint_folder.to_official(folder, path)
-    if as_json:
-        print(json.dumps({"tensors": count, "output": str(path)}))
-    else:
-        print(f"Wrote {count:,} tensors to {path}.")
 
 
 def _print_report(report: ConversionReport) -> None:

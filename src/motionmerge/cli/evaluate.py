@@ -23,6 +23,7 @@ from motionmerge.cli.options import (
     expert_option,
     output_option,
 )
+from motionmerge.cli.printing import aligned
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.pocket.claims import Claim
@@ -150,7 +151,7 @@ def _own_weights(pairs: Iterable[str]) -> dict[str, Path]:
 def _print_results(
     results: Mapping[str, ConditionResults], claims: Sequence[Claim], *, as_json: bool
 ) -> None:
-    from motionmerge.evaluation.pocket.tables import table_row
+    from motionmerge.evaluation.pocket.tables import HEADINGS, table_row
 
     rows = [table_row(one) for one in results.values()]
     if as_json:
@@ -163,18 +164,8 @@ def _print_results(
             )
         )
         return
-    _print_table(results.values())
+    print("\n".join(aligned([HEADINGS, *(row.cells() for row in rows)], numbers=True)))
     for claim in claims:
         print(f"\n({claim.number}) {claim.text}: {claim.verdict}")
         for line in claim.evidence:
             print(f"    {line}")
-
-
-def _print_table(results: Iterable[ConditionResults]) -> None:
-    from motionmerge.evaluation.pocket.tables import HEADINGS, table_row
-
-    lines = [list(HEADINGS), *(table_row(one).cells() for one in results)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for first, *others in lines:
-        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        print("  ".join([first.ljust(widths[0]), *cells]))

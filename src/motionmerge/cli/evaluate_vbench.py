@@ -87,7 +87,7 @@ def vbench(
     from motionmerge.evaluation.vbench.run import estimate_seconds, missing_files, plan, run
     from motionmerge.evaluation.vbench.sources import Networks
     from motionmerge.evaluation.vbench.total import DIMENSIONS
-    from motionmerge.io.atomic import check_folder
+    from motionmerge.io.atomic import check_folder, write_whole
 
     wanted = _known(dimension) if dimension else DIMENSIONS
     part = Shard.parse(shard)
@@ -136,7 +136,7 @@ def vbench(
     written = []
     if part.is_whole:
         written = write_vbench(output, _RESULTS, vbench_json(scores, checked.clips))
-        _write_summary(output, summary)
+        write_whole(output / _SUMMARY_FILE, json.dumps(summary, indent=2))
     if as_json:
         print(json.dumps(summary))
         return
@@ -306,12 +306,6 @@ def _remove_results(folder: Path) -> None:
 
     for path in (folder / _SUMMARY_FILE, *results_in(folder, _RESULTS)):
         path.unlink(missing_ok=True)
-
-
-def _write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    from motionmerge.io.atomic import write_whole
-
-    write_whole(folder / _SUMMARY_FILE, json.dumps(summary, indent=2))
 
 
 VBENCH_VERBS: Mapping[str, tuple[Callable[..., None], str]] = {

@@ -116,46 +116,26 @@ def train(
     cores: OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m motionmerge.cli train pocket-base
     --precision no --batch-size 16
     """
-    changes = {
+    from dataclasses import asdict, replace
+
+    from motionmerge.io.atomic import check_folder, check_new_file
+    from motionmerge.training.pocket.runs import RUNS, RunInputs
+    from motionmerge.training.pocket.runs import run as train_run
+    from motionmerge.training.settings import RunStopped, TrainingProgress
+
+    changes: dict[str, Any] = {
         "steps": steps,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "precision": precision,
         "seed": seed,
     }
-    folder = run_folder or Path("runs") / run
-    _train(
-        run.removeprefix(PREFIX),
-        output or folder.with_suffix(".safetensors"),
-        folder,
-        changes={key: value for key, value in changes.items() if value is not None},
-        inputs={"towers": towers, "base": base},
-        dry_run=dry_run,
-        as_json=as_json,
-        overwrite=overwrite,
-    )
-
-
-def _train(
-    name: str,
-    output: Path,
-    folder: Path,
-    *,
-    changes: dict[str, Any],
-    inputs: dict[str, Path | None],
-    dry_run: bool,
-    as_json: bool,
-    overwrite: bool,
-) -> None:
-    from dataclasses import asdict, replace
-
-    from motionmerge.io.atomic import check_folder, check_new_file
-    from motionmerge.training.pocket.runs import RUNS, RunInputs, run
-    from motionmerge.training.settings import RunStopped, TrainingProgress
-
+    given = {key: value for key, value in changes.items() if value is not None}
+    name, folder = run.removeprefix(PREFIX), run_folder or Path("runs") / run
+    output = output or folder.with_suffix(".safetensors")
     check_new_file(output, overwrite=overwrite)
     check_folder(folder)
-    settings = replace(RUNS[name].settings, **changes)
+    settings = replace(RUNS[name].settings, **given)
     if dry_run:
         plan = {"run": name, "output": str(output), "settings": asdict(settings)}
         print(json.dumps(plan, indent=None if as_json else 2))
@@ -170,12 +150,12 @@ def _train(
         )
 
     try:
-        result = run(
+        result = train_run(
             name,
             output,
             folder=folder,
-            inputs=RunInputs(**inputs),
-            changes=changes,
+            inputs=RunInputs(towers=towers, base=base),
+            changes=given,
             on_progress=report,
         )
     except RunStopped as stopped:

@@ -7,7 +7,7 @@ import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -215,21 +215,16 @@ class VideoFlags:
 
         loras = map(parse_lora, self.lora or ())
         return VideoRequest(
-            model=self.model,
-            variant=self.variant,
+            **self._shared_with(field.name for field in fields(VideoRequest)),
             legacy=self.legacy_weights,
-            dtype=self.dtype,
-            device=self.device,
-            recipe=self.recipe,
             parameters=parse_parameters(self.changed, None),
             inputs=parse_inputs(self.replaced or []),
             loras=[WeightedLora(file, own[0], own[-1]) if own else file for file, own in loras],
-            base=self.base,
-            motion=self.motion,
-            weights=self.weights,
-            boundary=self.boundary,
-            missing=self.missing,
         )
+
+    def _shared_with(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return the flags that are called so in Python as well."""
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
     def chosen_experts(self, model: ModelChoice) -> ExpertChoice:
         """Find the weights that denoise; print each LoRA's, and warn of what is left out."""
@@ -252,8 +247,7 @@ class VideoFlags:
             raise ConfigError(
                 "--size was given with --height or --width.", fix="Give --size, or the other two."
             )
-        own = {field.name for field in fields(self)} & VideoSettings.model_fields.keys()
-        given = {name: getattr(self, name) for name in own}
+        given = self._shared_with(VideoSettings.model_fields)
         if self.size is not None:
             given |= {"height": self.size, "width": self.size}
         if self.sigmas is not None:
