@@ -1,4 +1,4 @@
-"""`motionmerge convert`: official DynamiCrafter checkpoint to diffusers folder, and back."""
+"""`motionmerge convert`: official DynamiCrafter or VideoCrafter file to a folder, and back."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def convert(
     as_json: JsonOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Convert a DynamiCrafter checkpoint (256, 512, 1024, a fine-tune) to a diffusers folder."""
+    """Convert a checkpoint of DynamiCrafter or VideoCrafter1 (image to video) to a folder."""
     from motionmerge.io.atomic import check_folder, check_new_file, check_new_folder
 
     if to_official:
@@ -102,6 +102,7 @@ def convert(
 
 
 def _print_report(report: ConversionReport) -> None:
+    print(f"pipeline        {report.pipeline}")
     for name, count in report.parameters.items():
         print(f"{name:16}{report.tensors[name]:6,} tensors {count / 1e6:10,.1f} M parameters")
     adapter = "with" if report.has_adapter else "without"

@@ -441,6 +441,11 @@ def dynamicrafter(configs: Configs) -> Limits:
     )
 
 
+def videocrafter(configs: Configs) -> Limits:
+    """Return the limits of VideoCrafter, which knows no last images."""
+    return replace(dynamicrafter(configs), takes_last_image=False)
+
+
 def pocket(configs: Configs) -> Limits:
     """Return the limits of pocket."""
     return Limits(
