@@ -187,6 +187,18 @@ def module_folders(path: Path) -> list[Path]:
     return [path / module for module in MODULES if (path / module).is_dir()]
 
 
+def names_in(path: Path) -> list[str]:
+    """List the tensors of weights; none of a pipeline's folder, which is no LoRA.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    if module_folders(path):
+        return []
+    with open_weights(path) as reader:
+        return reader.keys()
+
+
 def hash_origin(path: Path) -> str:
     """Return `sha256:<hex>` of a weights file, of a sharded folder, or of a pipeline's modules."""
     folders = module_folders(path)
