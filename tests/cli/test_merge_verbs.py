@@ -207,8 +207,7 @@ def test_show_says_what_merging_a_recipe_takes_and_whether_its_inputs_fit(weight
     )
     found = json.loads(call("show", recipe, "--json").stdout)
     assert found["merging_takes"]["disk_bytes"] == 4 * 72
-    assert found["merging_takes"]["seconds"] >= 0
-    assert "memory_bytes: " in call("show", recipe).stdout
+    assert "disk_bytes: 288" in call("show", recipe).stdout
     save_weights("tuned.safetensors", {"other": torch.ones(2)})
     found = json.loads(call("show", recipe, "--json").stdout)
     assert "in common" in found["merging_takes"]["impossible"]

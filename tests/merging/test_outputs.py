@@ -195,10 +195,10 @@ def test_a_killed_write_leaves_no_file_and_the_next_one_clears_what_it_left(tmp_
     assert {path.name for path in tmp_path.iterdir()} == {target.name, shards.name}
 
 
-def test_a_dry_run_estimates_time_and_disk(folder):
+def test_a_dry_run_foretells_the_room_on_the_disk(folder):
     report = merge(folder / "recipe.yaml", folder / "out", dry_run=True)
     assert report.disk_bytes == sum(expert.num_bytes for expert in report.experts.values())
-    assert report.free_bytes > report.disk_bytes and report.estimated_seconds > 0
+    assert report.free_bytes > report.disk_bytes
     assert "GB free" in str(report)
 
 

@@ -29,7 +29,6 @@ from motionmerge.models.dynamicrafter.checkpoint_folder import (
     to_official,
 )
 from motionmerge.models.dynamicrafter.conversion import (
-    SCHEDULE_BUFFERS,
     OfficialCheckpoint,
     unconvert_unet_state_dict,
 )
@@ -40,6 +39,13 @@ from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
 from .official_checkpoint import OVERRIDES, small_official_checkpoint
 from .reference_weights import official_keys, official_weights
 
+SCHEDULE_BUFFERS = (
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
+    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
+    "scale_arr",
+)  # fmt: skip
 RELEASED = {"unet": 1516, "vae": 248, "text_encoder": 372, "image_encoder": 519}
 RELEASED["image_projector"] = 55
 

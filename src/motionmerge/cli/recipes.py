@@ -29,7 +29,7 @@ def recipes(
 ) -> None:
     """List the shipped recipes, or print one: what each is for, its inputs and its parameters.
 
-    `motionmerge show RECIPE` prints formulas, schedule and cost of one.
+    `motionmerge show RECIPE` prints formulas, schedule and sizes of one.
     """
     from motionmerge.merging.recipes.recipe import Recipe, shipped_recipes
 

@@ -11,7 +11,7 @@ import typer
 
 from motionmerge.cli.options import JsonOption, recipe_names
 from motionmerge.cli.printing import harmless, harmless_lines
-from motionmerge.cli.show_lora import check_base, described, names_in, print_note
+from motionmerge.cli.show_lora import check_base, described, print_note
 from motionmerge.errors import CheckpointError, MotionMergeError, RecipeError
 from motionmerge.text import nearest_name
 
@@ -50,10 +50,11 @@ def show(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print a recipe's formulas, schedule, sizes and cost, or a file's contents and its recipe.
+    """Print a recipe's formulas, schedule and sizes, or a file's contents and its recipe.
 
     Of a LoRA also ranks, the scale in force and where it stands, and what of --base it reaches.
     """
+    from motionmerge.merging.inputs.sources import names_in
     from motionmerge.merging.lora.detection import is_lora
     from motionmerge.merging.recipes.recipe import Recipe, shipped_recipes
 
@@ -122,19 +123,13 @@ def _describe_recipe(recipe: Recipe, *, groups: bool) -> dict[str, Any]:
 
 
 def _preview(recipe: Recipe) -> dict[str, Any]:
-    """Estimate seconds, disk and memory; say why if the inputs do not fit together."""
+    """Return how much disk the results take, or why the inputs do not fit together."""
     from motionmerge.merging.merge import preview
 
     try:
-        expected = preview(recipe)
+        return {"disk_bytes": preview(recipe)}
     except MotionMergeError as error:
         return {"impossible": error.message}
-    return {
-        "seconds": round(expected.seconds, 2),
-        "disk_bytes": expected.disk_bytes,
-        "memory_bytes": expected.memory_bytes,
-        "measured_on": f"{expected.num_merges} earlier merges on this machine",
-    }
 
 
 def _describe_weights(path: Path, *, groups: bool) -> tuple[dict[str, Any], Recipe | None]:

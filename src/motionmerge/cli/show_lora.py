@@ -19,21 +19,6 @@ _SHOWN = 5
 _HEADINGS = ("group", "layers", "rank", "alpha", "scale", "alpha stands in", "change")
 
 
-def names_in(path: Path) -> list[str]:
-    """List the tensors of weights; none of a pipeline's folder, which is no LoRA.
-
-    Raises:
-        CheckpointError: It cannot be read.
-    """
-    from motionmerge.io.weights import open_weights
-    from motionmerge.merging.inputs.sources import module_folders
-
-    if module_folders(path):
-        return []
-    with open_weights(path) as reader:
-        return list(reader.keys())
-
-
 def describe(path: Path, *, base: Path | None) -> dict[str, Any]:
     """Describe a LoRA as plain values: groups, and with a base what it reaches and misses of it.
 

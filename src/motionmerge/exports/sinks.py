@@ -74,11 +74,9 @@ class Zeros(MemoryTensors):
         self._shapes = dict(shapes)
 
     def keys(self) -> list[str]:
-        """Return the tensors' names in order."""
         return list(self._shapes)
 
     def shape(self, name: str, /) -> tuple[int, ...]:
-        """Return a tensor's shape."""
         return self._shapes[name]
 
     def dtype(self, name: str, /) -> DType:
@@ -86,7 +84,6 @@ class Zeros(MemoryTensors):
         return DType.FP32
 
     def read(self, name: str, /) -> torch.Tensor:
-        """Make a tensor."""
         return torch.zeros(self._shapes[name])
 
     def read_into(self, name: str, begin: int, target: memoryview, /) -> None:

@@ -58,14 +58,10 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def cache_file(name: str) -> Path:
-    """Return where something is remembered from one run to the next; the file need not exist."""
-    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(folder).expanduser() / "motionmerge" / name
-
-
 def _cache_file() -> Path:
-    return cache_file("hashes.json")
+    """Return where hashes are remembered from one run to the next; the file need not exist."""
+    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(folder).expanduser() / "motionmerge" / "hashes.json"
 
 
 def _remembered() -> dict[str, object]:

@@ -134,7 +134,6 @@ class TensorSink:
         """Return None: no tensor lies in a file."""
 
     def write_at(self, name: str, begin: int, data: memoryview, /) -> None:
-        """Write bytes of a tensor from `begin` on."""
         if not data:
             return
         target = self._tensors[name]

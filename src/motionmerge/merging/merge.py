@@ -40,7 +40,6 @@ from motionmerge.merging.compute.scaled_fp8 import (
     write_the_rest,
 )
 from motionmerge.merging.compute.streaming import ReportProgress, stream
-from motionmerge.merging.estimate import MergeEstimate, Work, estimate, remember, work_of
 from motionmerge.merging.in_memory import apply, realise
 from motionmerge.merging.inputs.coverage import Coverage, Missing
 from motionmerge.merging.inputs.sources import OpenInputs, Origin, module_folders
@@ -146,8 +145,7 @@ def merge(
             for name, c in (experts.items() if scaled else ())
         }
         stored = {**specs} | {name: plan.file_specs for name, plan in plans.items()}
-        work = _work(experts, stored, reached, opened)
-        needed, expected = work.bytes_written, estimate(work)
+        needed = _size_of(stored)
         jobs: dict[str, MergeJob] = {}
         unchanged = 0
         if dry_run:
@@ -155,7 +153,6 @@ def merge(
         else:
             _refuse_full_disk(folder, needed, free)
             pinned = bound.pinned
-            hashed = time.perf_counter()
             scales = measure_scales(experts, plans, opened, threads=threads, progress=progress)
             with folder_of_results(folder), ExitStack() as stack:
                 files = {}
@@ -178,7 +175,6 @@ def merge(
                     write_the_rest(plan, files[name], scales[name], opened)
             with atomic_path(folder / "recipe.yaml") as path:
                 path.write_text(pinned.relocated(folder).print(), encoding="utf-8")
-            remember(work, seconds=time.perf_counter() - hashed)
         reports = {
             name: _report(
                 bound.formulas[name],
@@ -204,26 +200,19 @@ def merge(
             peak_memory=peak_memory(),
             disk_bytes=needed,
             free_bytes=free,
-            estimated_seconds=expected.seconds,
-            estimated_memory=expected.memory_bytes,
         )
 
 
-def preview(recipe: AnyRecipe, *, inputs: Mapping[str, InputValue] | None = None) -> MergeEstimate:
-    """Estimate what `merge` will take, from headers alone.
+def preview(recipe: AnyRecipe) -> int:
+    """Return how many bytes the results of `merge` will take, from headers alone.
 
     Args:
         recipe: A recipe, its file, the name of a shipped one, or one whose inputs are found.
-        inputs: Paths or state dicts that replace the recipe's inputs, by name.
 
     Raises:
         RecipeError, CheckpointError, ShapeError: `merge` would refuse the inputs.
     """
-    bound = BoundRecipe.of(recipe, inputs)
-    with bound.open() as opened:
-        fit = bound.fit(opened)
-        work = _work(bound.experts, fit.specs, _reached(fit.specs, fit.coverage), opened)
-        return estimate(work)
+    return _size_of(BoundRecipe.of(recipe).fit().specs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,15 +276,8 @@ def _reached(
     }
 
 
-def _work(
-    bound: Mapping[str, Checkpoint],
-    specs: Mapping[str, Mapping[str, TensorSpec]],
-    reached: Mapping[str, Mapping[str, int]],
-    opened: OpenInputs,
-) -> Work:
-    each = [spec for held in specs.values() for spec in held.values()]
-    size = sum(num_bytes(*spec) for spec in each)
-    return work_of(bound, reached, opened, num_tensors=len(each), bytes_written=size)
+def _size_of(specs: Mapping[str, Mapping[str, TensorSpec]]) -> int:
+    return sum(num_bytes(*spec) for held in specs.values() for spec in held.values())
 
 
 def _report(

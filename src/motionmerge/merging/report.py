@@ -166,9 +166,6 @@ class MergeReport:
         peak_memory: The most memory the process has used, in bytes.
         disk_bytes: What the results take, or would take.
         free_bytes: What the disk had free before.
-        estimated_seconds: How long the merge was expected to take, hashing excluded, by how long
-            earlier ones took on this machine.
-        estimated_memory: How many bytes the process was expected to use at most.
     """
 
     experts: Mapping[str, ExpertReport]
@@ -183,8 +180,6 @@ class MergeReport:
     peak_memory: int
     disk_bytes: int
     free_bytes: int
-    estimated_seconds: float
-    estimated_memory: int
 
     @property
     def gigabytes_per_second(self) -> float:
@@ -239,9 +234,8 @@ class MergeReport:
                 lines.append(f"  -> {expert.path}")
         if self.dry_run:
             lines.append(
-                "Dry run: nothing was written. The work takes about "
-                f"{self.estimated_seconds:.2g} s, {self.estimated_memory / 1e6:.0f} MB of memory "
-                f"and {self.disk_bytes / 1e9:.3f} GB of disk ({self.free_bytes / 1e9:.1f} GB free)."
+                f"Dry run: nothing was written. The results take {self.disk_bytes / 1e9:.3f} GB of "
+                f"disk ({self.free_bytes / 1e9:.1f} GB free)."
             )
         else:
             lines.append(

@@ -26,12 +26,10 @@ class PlainKernels(Kernels):
         pass
 
     def draw_keep(self, digests: Sequence[bytes], threshold: int, keep: Bytes) -> None:
-        """Draw mask v1 of blocks of one size; see `Kernels.draw_keep`."""
         for digest, part in zip(digests, np.split(keep, len(digests)), strict=True):
             np.less(draw_bits(digest, part.size), threshold, out=part.view(np.bool_))
 
     def takes(self, dtype: DType) -> bool:
-        """Return whether a dtype can be computed with: bf16, fp16 or fp32."""
         return dtype in (DType.BF16, DType.FP16, DType.FP32)
 
     def steps(self, dtype: DType, result: DType) -> bool:
@@ -39,14 +37,12 @@ class PlainKernels(Kernels):
         return False
 
     def widen(self, dtype: DType, stored: Bytes, wide: Floats) -> None:
-        """Convert bf16 or fp16 to fp32, exactly."""
         if dtype == DType.BF16:
             np.left_shift(stored.view(np.uint16), 16, out=wide.view(np.uint32), dtype=np.uint32)
         else:
             np.copyto(wide, stored.view(np.float16))
 
     def round(self, dtype: DType, wide: Floats, stored: Bytes) -> None:
-        """Round fp32 to the nearest bf16 or fp16, ties to even; any NaN becomes a quiet one."""
         halves = stored.view(np.uint16)
         if dtype == DType.BF16:
             words = wide.view(np.uint32)

@@ -52,7 +52,6 @@ class RenamingSink:
         return None if place is None else (place[0], place[1] + parts[0].target_begin)
 
     def write_at(self, name: str, begin: int, data: memoryview, /) -> None:
-        """Write bytes of a computed tensor from `begin` on."""
         parts = self._parts[name]
         if len(parts) == 1:  # it may go on into what is next to it in the file
             self._sink.write_at(parts[0].target, parts[0].target_begin + begin, data)

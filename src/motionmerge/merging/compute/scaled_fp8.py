@@ -281,7 +281,6 @@ class ScaledSink:
         return None if name in self._scales else self._file.place(name)
 
     def write_at(self, name: str, begin: int, data: memoryview, /) -> None:
-        """Write bytes of a tensor from `begin` on."""
         if name not in self._scales:
             self._file.write_at(name, begin, data)
         elif data:

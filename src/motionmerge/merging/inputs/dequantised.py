@@ -67,7 +67,6 @@ class DequantisedTensors:
         return [name for name in self._file.keys() if name not in self._found.hidden]  # noqa: SIM118
 
     def shape(self, name: str, /) -> tuple[int, ...]:
-        """Return a tensor's shape."""
         return tuple(self._file.shape(name))
 
     def dtype(self, name: str, /) -> DType:
@@ -75,7 +74,6 @@ class DequantisedTensors:
         return DType.FP32 if name in self._found.weights else self._file.dtype(name)
 
     def scaled(self, name: str, /) -> ScaledWeight | None:
-        """Describe how a tensor is stored as codes; None if it is not."""
         return self._found.weights.get(name)
 
     def place(self, name: str, /) -> tuple[object, int] | None:
@@ -84,7 +82,6 @@ class DequantisedTensors:
         return self._file.place(name) if weight is None else (weight, 0)
 
     def read(self, name: str, /) -> torch.Tensor:
-        """Read a tensor into memory of its own."""
         if name not in self._found.weights:
             return self._file.read(name)
         tensor = torch.empty(self.shape(name), dtype=torch.float32)
@@ -92,7 +89,6 @@ class DequantisedTensors:
         return tensor
 
     def read_codes(self, name: str, begin: int, target: memoryview, /) -> None:
-        """Read the codes of a weight from one on; `target` says how many."""
         self._file.read_into(name, begin, target)
 
     def read_into(self, name: str, begin: int, target: memoryview, /) -> None:

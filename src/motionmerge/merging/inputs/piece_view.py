@@ -38,7 +38,6 @@ class RenamedTensors:
         return list(self._layout)
 
     def shape(self, name: str, /) -> tuple[int, ...]:
-        """Return a tensor's shape."""
         return self._layout[name].shape
 
     def dtype(self, name: str, /) -> DType:
@@ -61,7 +60,6 @@ class RenamedTensors:
         return next(iter(found))
 
     def read(self, name: str, /) -> torch.Tensor:
-        """Read a tensor into memory of its own."""
         tensor = self._layout[name]
         parts = []
         for piece in tensor.pieces:

@@ -35,7 +35,12 @@ Place = tuple[object, int]
 
 
 class TensorSource(Protocol):
-    """What the engine needs of an open checkpoint; `io.weights.WeightsReader` is one."""
+    """What the engine needs of an open checkpoint; `io.weights.WeightsReader` is one.
+
+    `keys` lists the names in order; `read` gives a tensor memory of its own, on the CPU.
+    `read_into` reads its bytes from one on, as many as the target holds; `place` is None if nobody
+    knows it.
+    """
 
     def keys(self) -> list[str]: ...
     def shape(self, name: str, /) -> tuple[int, ...]: ...
@@ -64,15 +69,12 @@ class MemoryTensors:
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
 
     def keys(self) -> list[str]:
-        """Return the tensors' names in order."""
         return list(self._tensors)
 
     def shape(self, name: str, /) -> tuple[int, ...]:
-        """Return a tensor's shape."""
         return tuple(self._tensors[name].shape)
 
     def dtype(self, name: str, /) -> DType:
-        """Return a tensor's dtype."""
         return storable(self._tensors[name].dtype)
 
     def read(self, name: str, /) -> torch.Tensor:
@@ -80,7 +82,6 @@ class MemoryTensors:
         return self._tensors[name].to("cpu", copy=True)
 
     def read_into(self, name: str, begin: int, target: memoryview, /) -> None:
-        """Copy the bytes of a tensor from `begin` on; `target` says how many."""
         if not self._tensors[name].is_contiguous():
             self._tensors[name] = self._tensors[name].contiguous()
         copy_bytes(self._tensors[name], begin, target)
@@ -117,44 +118,36 @@ class PipelineTensors:
         return list(self._owner)
 
     def shape(self, name: str, /) -> tuple[int, ...]:
-        """Return a tensor's shape."""
         source, key = self._owner[name]
         return source.shape(key)
 
     def dtype(self, name: str, /) -> DType:
-        """Return a tensor's dtype."""
         source, key = self._owner[name]
         return source.dtype(key)
 
     def read(self, name: str, /) -> torch.Tensor:
-        """Read a tensor."""
         source, key = self._owner[name]
         return source.read(key)
 
     def read_into(self, name: str, begin: int, target: memoryview, /) -> None:
-        """Read the bytes of a tensor from `begin` on; `target` says how many."""
         source, key = self._owner[name]
         source.read_into(key, begin, target)
 
     def place(self, name: str, /) -> Place | None:
-        """Return the file and the byte in it where a tensor begins; None where it is not known."""
         source, key = self._owner[name]
         return source.place(key)
 
     def scaled(self, name: str, /) -> ScaledWeight | None:
-        """Describe how a tensor is stored as codes; None if it is not."""
         if name not in self._coded:
             return None
         source, key = self._coded[name]
         return source.scaled(key)
 
     def read_codes(self, name: str, begin: int, target: memoryview, /) -> None:
-        """Read the codes of a weight from one on; `target` says how many."""
         source, key = self._coded[name]
         source.read_codes(key, begin, target)
 
     def scales(self, name: str, /) -> Floats:
-        """Read the scales of a weight."""
         source, key = self._coded[name]
         return source.scales(key)
 
@@ -185,6 +178,18 @@ def module_folders(path: Path) -> list[Path]:
     if not path.is_dir() or (not is_pipeline and any(path.glob("*.safetensors"))):
         return []
     return [path / module for module in MODULES if (path / module).is_dir()]
+
+
+def names_in(path: Path) -> list[str]:
+    """List the tensors of weights; none of a pipeline's folder, which is no LoRA.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    if module_folders(path):
+        return []
+    with open_weights(path) as reader:
+        return reader.keys()
 
 
 def hash_origin(path: Path) -> str:

@@ -23,8 +23,10 @@ from transformers import __version__ as TRANSFORMERS
 
 from motionmerge.dynamicrafter_names import (
     count_indices,
+    image_projector_renames,
     unet_layout_of_official,
     unet_layout_of_ours,
+    unet_renames,
 )
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.quantised import refuse_quantised
@@ -35,35 +37,10 @@ from .encoders import image_encoder_config, text_encoder_config
 from .image_projector import ImageProjector
 from .key_maps import KeyMap
 from .lazy_tensors import LazyTensor, LazyTensors, lazy_tensors, to_official, to_ours
-from .official_config import OfficialShapes, unet_config_from_official
+from .official_config import OfficialShapes
 from .scheduler import DynamicRescaleDDIMScheduler
 from .unet import DynamiCrafterUNet
 
-__all__ = [
-    "COMPONENTS",
-    "Component",
-    "OfficialCheckpoint",
-    "convert_unet_state_dict",
-    "from_original",
-    "unconvert_unet_state_dict",
-    "unet_config_from_official",
-]
-
-SCHEDULE_BUFFERS = (
-    "betas",
-    "alphas_cumprod",
-    "alphas_cumprod_prev",
-    "sqrt_alphas_cumprod",
-    "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas_cumprod",
-    "sqrt_recipm1_alphas_cumprod",
-    "posterior_variance",
-    "posterior_log_variance_clipped",
-    "posterior_mean_coef1",
-    "posterior_mean_coef2",
-    "scale_arr",
-)
 _UNET_PREFIX = "model.diffusion_model."
 _LEARNED_SCALE = ".attn2.alpha"
 _ADAPTER_PREFIXES = ("queries", "qformer.")  # beside the official U-Net, not in it
@@ -125,12 +102,16 @@ def _build_image_encoder(**config: Any) -> nn.Module:
     return _unwrapped(CLIPVisionModel(image_encoder_config(**config)))
 
 
+def _image_projector_map(shapes: OfficialShapes) -> KeyMap:
+    return KeyMap(image_projector_renames(depth=count_indices(shapes, r"layers\.(\d+)\.")))
+
+
 COMPONENTS = (
     Component(
         name="unet",
         prefix=_UNET_PREFIX,
-        official_map=lambda s: key_maps.unet_key_map(**unet_layout_of_official(s)),
-        our_map=lambda s: key_maps.unet_key_map(**unet_layout_of_ours(s)),
+        official_map=lambda s: KeyMap(unet_renames(**unet_layout_of_official(s))),
+        our_map=lambda s: KeyMap(unet_renames(**unet_layout_of_ours(s))),
         config=official_config.unet_config_from_shapes,
         build=DynamiCrafterUNet,
     ),
@@ -177,12 +158,8 @@ COMPONENTS = (
     Component(
         name="image_projector",
         prefix="image_proj_model.",
-        official_map=lambda s: key_maps.image_projector_key_map(
-            depth=count_indices(s, r"layers\.(\d+)\.")
-        ),
-        our_map=lambda s: key_maps.image_projector_key_map(
-            depth=count_indices(s, r"layers\.(\d+)\.")
-        ),
+        official_map=_image_projector_map,
+        our_map=_image_projector_map,
         config=official_config.image_projector_config_from_shapes,
         build=ImageProjector,
     ),

@@ -7,7 +7,7 @@ image_projector.py, diffusers' `AutoencoderKL`, transformers' CLIP towers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,6 @@ from motionmerge.dynamicrafter_names import (
     Rename,
     each_renamed,
     find_rename,
-    image_projector_renames,
-    unet_renames,
 )
 
 _MOST_RESNETS_A_LEVEL = 8  # of the autoencoder; released ones have two and three
@@ -78,13 +76,6 @@ class KeyMap:
         return pairs, left_over
 
 
-def unet_key_map(*, attention_levels: Sequence[bool], layers_per_block: int) -> KeyMap:
-    """Map the U-Net, with or without temporal adapter; see `unet_renames`."""
-    return KeyMap(
-        unet_renames(attention_levels=attention_levels, layers_per_block=layers_per_block)
-    )
-
-
 def vae_key_map(*, num_levels: int) -> KeyMap:
     """Map the autoencoder; official names are those inside `first_stage_model`."""
     resnet = {"": "", ".nin_shortcut": ".conv_shortcut"}
@@ -119,11 +110,6 @@ def vae_key_map(*, num_levels: int) -> KeyMap:
             }
         )
     return KeyMap(renames)
-
-
-def image_projector_key_map(*, depth: int) -> KeyMap:
-    """Map the image projector; see `image_projector_renames`."""
-    return KeyMap(image_projector_renames(depth=depth))
 
 
 def text_encoder_key_map(*, layers: int) -> KeyMap:

@@ -13,13 +13,12 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from motionmerge.errors import ConfigError, DataError, MotionMergeError
-from motionmerge.io.atomic import atomic_path
+from motionmerge.io.atomic import atomic_path, disk_errors
 from motionmerge.io.video import read_video_metadata, write_video
 from motionmerge.models.video_pipeline import VideoPipeline
 from motionmerge.sampling.batch.manifest import PlannedVideo, configuration_name
@@ -168,7 +167,10 @@ class Tally:
         if len(self._failures) == 1 or self._path is None:
             _write_failures(self._path, self._failures)
         else:
-            with _named_list_errors(self._path), self._path.open("a", **_TEXT) as file:
+            with (
+                disk_errors(DataError, f"the failure list {self._path}"),
+                self._path.open("a", **_TEXT) as file,
+            ):
                 file.write(_line(failure))
         self._report(failure.output)
 
@@ -248,7 +250,7 @@ def remove_stale_lists(folder: Path, world_size: int) -> None:
     current = {failure_list(folder, rank, world_size) for rank in range(world_size)}
     for path in folder.glob("failures*.jsonl"):
         if path not in current and re.fullmatch(r"failures(-\d+)?\.jsonl", path.name):
-            with _named_list_errors(path):
+            with disk_errors(DataError, f"the failure list {path}"):
                 path.unlink(missing_ok=True)
 
 
@@ -380,7 +382,7 @@ def _write(video: PlannedVideo, outcome: Outcome, options: BatchOptions) -> Base
 def _write_failures(path: Path | None, failures: Sequence[Failure]) -> None:
     if path is None:
         return
-    with _named_list_errors(path):
+    with disk_errors(DataError, f"the failure list {path}"):
         if not failures:
             path.unlink(missing_ok=True)
             return
@@ -390,14 +392,3 @@ def _write_failures(path: Path | None, failures: Sequence[Failure]) -> None:
 
 def _line(failure: Failure) -> str:
     return json.dumps(asdict(failure), ensure_ascii=False) + "\n"
-
-
-@contextmanager
-def _named_list_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"Cannot write the failure list {path}: {error}",
-            fix="Check the folder and its free space; the same command goes on.",
-        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -87,46 +88,41 @@ POCKET = VideoFamily(
     takes_start_step=True,
 )
 
+_modular = partial(
+    VideoFamily,
+    guidance_argument=None,
+    is_guided=_all_but_one,
+    takes_sigmas=True,
+    modular=Modular(),
+)
+
 MODULAR_FAMILIES: tuple[VideoFamily, ...] = (
-    VideoFamily(
+    _modular(
         name="wan",
         pipelines=("WanImage2VideoModularPipeline",),
         limits=family_limits.wan,
-        guidance_argument=None,
-        is_guided=_all_but_one,
-        takes_sigmas=True,
         modular=Modular(optional_parts=("image_encoder", "image_processor")),
     ),
-    VideoFamily(
+    _modular(
         name="wan",
         pipelines=("Wan22Image2VideoModularPipeline",),
         limits=family_limits.wan_2_2_modular,
-        guidance_argument=None,
-        is_guided=_all_but_one,
-        takes_sigmas=True,
-        modular=Modular(),
     ),
-    VideoFamily(
+    _modular(
         name="ltx",
         pipelines=("LTXModularPipeline",),
         limits=family_limits.ltx,
         frame_rate_argument="frame_rate",
         has_whole_frame_rate=True,
-        guidance_argument=None,
-        is_guided=_all_but_one,
-        takes_sigmas=True,
-        modular=Modular(),
     ),
     *(
-        VideoFamily(
+        _modular(
             name="ltx-2",
             pipelines=(pipeline,),
             limits=limits,
             num_inference_steps=30,
             frame_rate_argument="frame_rate",
-            guidance_argument=None,
             is_guided=_always,  # as the one that is not modular
-            takes_sigmas=True,
             modular=Modular(optional_parts=("prompt_enhancer", "processor", "duration_head")),
             makes_sound=True,
         )
@@ -135,30 +131,22 @@ MODULAR_FAMILIES: tuple[VideoFamily, ...] = (
             ("LTX25ModularPipeline", family_limits.ltx_2_5),
         )
     ),
-    VideoFamily(
+    _modular(
         name="hunyuan-video-1.5",
         pipelines=("HunyuanVideo15ModularPipeline",),
         limits=family_limits.hunyuan_video_15,
-        guidance_argument=None,
-        is_guided=_all_but_one,
-        takes_sigmas=True,
-        modular=Modular(),
     ),
-    VideoFamily(
+    _modular(
         name="helios",
         pipelines=("HeliosModularPipeline",),
         limits=family_limits.helios,
-        guidance_argument=None,
-        is_guided=_all_but_one,
-        takes_sigmas=True,
-        modular=Modular(),
     ),
-    VideoFamily(
+    _modular(
         name="minimax-h3",
         pipelines=("MiniMaxH3ModularPipeline",),
         limits=family_limits.minimax_h3,
-        guidance_argument=None,
         is_guided=_never,
+        takes_sigmas=False,
         modular=Modular(workflow="fl2va"),
         packages=("torchvision",),  # the processor of its text encoder
         makes_sound=True,

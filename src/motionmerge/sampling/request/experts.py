@@ -12,10 +12,9 @@ from torch import nn
 
 from motionmerge.errors import ConfigError
 from motionmerge.io.paths import path_of_weights
-from motionmerge.io.weights import open_weights
 from motionmerge.merging.inputs.coverage import Missing
 from motionmerge.merging.inputs.resolvers import resolve, split_name
-from motionmerge.merging.inputs.sources import MODULES, Origin, module_folders
+from motionmerge.merging.inputs.sources import MODULES, Origin, names_in
 from motionmerge.merging.lora.scaling import LoraScaling
 from motionmerge.merging.names.wrappers import DENOISERS
 from motionmerge.merging.recipes.bound import BoundRecipe
@@ -251,7 +250,8 @@ def from_base(
         boundary: See `ExpertChoice`.
     """
     tuned, base = model, resolve(str(base))
-    if not module_folders(base) and not _has_prefixes(base):
+    is_whole = all(name.partition(".")[0] in MODULES for name in names_in(base))
+    if not is_whole:  # neither a pipeline's folder nor a merged expert with `unet.` in its names
         tuned = next(model / name for name in DENOISERS if (model / name).is_dir())
     recipe = Recipe.knob(base=_input_path(base), tuned=_input_path(tuned), motion=motion)
     return ExpertChoice(recipe, boundary)
@@ -266,9 +266,3 @@ def from_weights(weights: str | Path) -> ExpertChoice:
 def _input_path(name: str | Path) -> str:
     """Return the absolute path of weights; a name such as `hub:..` stays as it is."""
     return str(name) if split_name(str(name)) else str(path_of_weights(name))
-
-
-def _has_prefixes(path: Path) -> bool:
-    """Return whether a file's tensors are named `unet.<name>`, as those of a merged expert are."""
-    with open_weights(path) as reader:
-        return all(name.partition(".")[0] in MODULES for name in reader.keys())  # noqa: SIM118

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,8 @@ from motionmerge.io.hashing import hash_file
 from motionmerge.io.json_file import read_json
 from motionmerge.io.paths import exists, path_of
 from motionmerge.io.quantised import describe_quantisation
-from motionmerge.io.safetensors_file import SafetensorsFile
+from motionmerge.io.safetensors_file import SafetensorsFile, StoredTensor
+from motionmerge.io.weights import WeightsReader
 from motionmerge.merging.inputs.sources import MODULES
 from motionmerge.models.video_pipeline import Config
 from motionmerge.sampling.families.families import POCKET, family_of
@@ -36,7 +37,7 @@ from motionmerge.sampling.request.modular_folder import (
     not_fetched,
     parts_of_folder,
 )
-from motionmerge.tensors import DType, num_bytes
+from motionmerge.tensors import num_bytes
 
 INDEX_FILE = "model_index.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -194,25 +195,6 @@ def _check_weights(folder: Path, files: Sequence[Path]) -> None:
         )
 
 
-class _Joined:
-    """The tensors of several files, as `io.quantised` looks at them."""
-
-    def __init__(self, files: Sequence[SafetensorsFile]) -> None:
-        self._home = {name: file for file in files for name in file.tensors}
-
-    def keys(self) -> list[str]:
-        return list(self._home)
-
-    def shape(self, name: str, /) -> tuple[int, ...]:
-        return self._home[name].tensors[name].shape
-
-    def dtype(self, name: str, /) -> DType:
-        return self._home[name].tensors[name].dtype
-
-    def read_into(self, name: str, begin: int, target: memoryview, /) -> None:
-        self._home[name].read_into(name, begin, target)
-
-
 def _refuse_codes(folder: Path, files: Sequence[Path]) -> None:
     """Refuse codes with scales, of which diffusers and transformers would take the codes alone.
 
@@ -223,8 +205,8 @@ def _refuse_codes(folder: Path, files: Sequence[Path]) -> None:
         return
     with ExitStack() as stack:
         opened = [stack.enter_context(closing(SafetensorsFile(file))) for file in files]
-        metadata = {key: text for file in opened for key, text in file.metadata.items()}
-        found = describe_quantisation(_Joined(opened), metadata)
+        reader = WeightsReader(folder, opened)
+        found = describe_quantisation(reader, reader.metadata)
     if found is not None:
         raise CheckpointError(
             f"The weights in {folder} are quantised ({found}), and its config.json has no "
@@ -285,28 +267,20 @@ def num_stored(files: Sequence[Path]) -> int:
     """Count the numbers in safetensors files; 0 where there are others."""
     if any(file.suffix != ".safetensors" for file in files):
         return 0
-    total = 0
-    for path in files:
-        file = SafetensorsFile(path)
-        total += sum(math.prod(stored.shape) for stored in file.tensors.values())
-        file.close()
+    return sum(math.prod(stored.shape) for stored in _stored(files))
+
+
+def _num_bytes(files: Sequence[Path], dtype: torch.dtype) -> int:
+    total = sum(path.stat().st_size for path in files if path.suffix != ".safetensors")
+    for spec in _stored(path for path in files if path.suffix == ".safetensors"):
+        total += num_bytes(dtype if spec.dtype.is_floating_point else spec.dtype, spec.shape)
     return total
 
 
-def _num_bytes(files: tuple[Path, ...], dtype: torch.dtype) -> int:
-    total = 0
+def _stored(files: Iterable[Path]) -> Iterator[StoredTensor]:
     for path in files:
-        if path.suffix != ".safetensors":
-            total += path.stat().st_size
-            continue
-        file = SafetensorsFile(path)
-        try:
-            for spec in file.tensors.values():
-                kept = dtype if spec.dtype.is_floating_point else spec.dtype
-                total += num_bytes(kept, spec.shape)
-        finally:
-            file.close()
-    return total
+        with closing(SafetensorsFile(path)) as file:
+            yield from file.tensors.values()
 
 
 def _download(name: str, *, variant: str | None, legacy: bool) -> Path:

@@ -38,7 +38,7 @@ from motionmerge.sampling.request.loading import (
 
 
 class ModelChoice(Protocol):
-    """A model that is not loaded yet."""
+    """A model that is not loaded yet; `empty_modules` are what experts can switch, on no memory."""
 
     @property
     def name(self) -> str: ...
@@ -81,7 +81,6 @@ class ShippedModel:
 
     @property
     def limits(self) -> Limits:
-        """Sizes and lengths of its videos."""
         return self.family.limits({})
 
     @property
@@ -116,7 +115,6 @@ class ShippedModel:
         PocketTokenizer()([prompt])
 
     def empty_modules(self) -> dict[str, nn.Module]:
-        """Build what experts can switch, without memory for its weights."""
         with init_empty_weights():
             unet, projector = build_denoiser()
             add_pocket_adapter(unet)
@@ -156,22 +154,18 @@ class FolderModel:
 
     @property
     def name(self) -> str:
-        """What the user called it."""
         return self.folder.name
 
     @property
     def path(self) -> Path:
-        """Its folder."""
         return self.folder.path
 
     @property
     def family(self) -> VideoFamily:
-        """How its pipeline is called."""
         return self.folder.family
 
     @property
     def limits(self) -> Limits:
-        """Sizes and lengths of its videos."""
         return self.folder.limits
 
     @property
@@ -205,7 +199,6 @@ class FolderModel:
         """Accept any prompt: tokenizers read all, and cut what is too long."""
 
     def empty_modules(self) -> dict[str, nn.Module]:
-        """Build what experts can switch, without memory for its weights."""
         return empty_modules(self.folder)
 
     def _hash_denoisers(self) -> str | dict[str, list[str]]:

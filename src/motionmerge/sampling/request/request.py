@@ -16,10 +16,9 @@ from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.paths import exists, path_of
-from motionmerge.io.weights import open_weights
 from motionmerge.merging.inputs.coverage import Missing
 from motionmerge.merging.inputs.resolvers import resolve, split_name
-from motionmerge.merging.inputs.sources import module_folders
+from motionmerge.merging.inputs.sources import module_folders, names_in
 from motionmerge.merging.lora.detection import is_lora, lora_matrices
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.sampling.request.experts import (
@@ -278,10 +277,7 @@ def _check_kinds(choice: ExpertChoice) -> None:
 
 
 def _check_kind(path: Path, *, expects_lora: bool) -> None:
-    names: list[str] = []
-    if not module_folders(path):  # a pipeline's folder is no LoRA
-        with open_weights(path) as reader:
-            names = list(reader.keys())
+    names = names_in(path)
     looks_like_one = is_lora(names)
     if expects_lora and not looks_like_one:
         example = f"; it has e.g. `{names[0]}`" if names else ""
