@@ -51,8 +51,14 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from motionmerge.sampling.pipelines.dynamicrafter import (
         DynamiCrafterPipeline as DynamiCrafterPipeline,
     )
-    from motionmerge.sampling.pipelines.inputs import read_statistics as read_statistics
     from motionmerge.sampling.pipelines.pocket import load_pocket as load_pocket
+    from motionmerge.sampling.pipelines.start_latents import AnalyticInit as AnalyticInit
+    from motionmerge.sampling.pipelines.start_latents import FrameInit as FrameInit
+    from motionmerge.sampling.pipelines.start_latents import StartLatents as StartLatents
+    from motionmerge.sampling.pipelines.start_latents import read_statistics as read_statistics
+    from motionmerge.sampling.pipelines.videocrafter import (
+        VideoCrafterPipeline as VideoCrafterPipeline,
+    )
     from motionmerge.sampling.request.folder import find_pipeline as find_pipeline
     from motionmerge.sampling.request.loading import default_device as default_device
     from motionmerge.sampling.request.loading import load_pipeline as load_pipeline
@@ -102,8 +108,14 @@ _NAMES = {
     "models.dynamicrafter.unet": ("DynamiCrafterUNet",),
     "models.pocket.world": ("load_photo",),
     "sampling.pipelines.dynamicrafter": ("DynamiCrafterPipeline",),
-    "sampling.pipelines.inputs": ("read_statistics",),
     "sampling.pipelines.pocket": ("load_pocket",),
+    "sampling.pipelines.start_latents": (
+        "AnalyticInit",
+        "FrameInit",
+        "StartLatents",
+        "read_statistics",
+    ),
+    "sampling.pipelines.videocrafter": ("VideoCrafterPipeline",),
     "sampling.request.folder": ("find_pipeline",),
     "sampling.request.loading": (
         "default_device",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -20,7 +20,7 @@ from motionmerge.models.dynamicrafter.image_projector import ImageProjector
 from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
 from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
 from motionmerge.sampling.pipelines.guidance import guided_prediction
-from motionmerge.sampling.pipelines.inputs import LatentStatistics, read_statistics
+from motionmerge.sampling.pipelines.start_latents import AnalyticInit, read_statistics
 from motionmerge.switching.expert_bank import experts
 
 from ..tiny.dynamicrafter import NUM_FRAMES, NUM_TOKENS, WIDTH, tiny_pipeline
@@ -389,14 +389,14 @@ def test_an_analytic_start_is_read_from_the_official_file(
 def test_statistics_that_do_not_fit_are_refused(
     pipeline: DynamiCrafterPipeline, generate: Generate, tmp_path: Path
 ) -> None:
-    wide = LatentStatistics(torch.zeros(1, 4, NUM_FRAMES, 8, 16), 0.5)
+    wide = AnalyticInit(torch.zeros(1, 4, NUM_FRAMES, 8, 16), 0.5)
     with pytest.raises(ShapeError, match=r"shape \[1, 4, 3, 8, 16\]; expected \[1, 4, 3, 8, 8\]"):
         generate(pipeline, analytic_init=wide, start_step=940)
-    fitting = LatentStatistics(torch.zeros(4, 1, 1, 1), 0.5)
-    with pytest.raises(ConfigError, match="Both latents and analytic_init"):
+    fitting = AnalyticInit(torch.zeros(4, 1, 1, 1), 0.5)
+    with pytest.raises(ConfigError, match="Both latents and start"):
         generate(pipeline, analytic_init=fitting, latents=torch.zeros(1, 4, NUM_FRAMES, 8, 8))
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    with pytest.raises(ConfigError, match="DDIMScheduler has no Analytic-Init"):
+    pipeline.scheduler = EulerDiscreteScheduler()
+    with pytest.raises(ConfigError, match="EulerDiscreteScheduler has no Analytic-Init"):
         generate(pipeline, analytic_init=fitting)
     for mean, variance, message in (
         (torch.zeros(1), torch.tensor(-1.0), "variance -1"),

@@ -249,7 +249,7 @@ def _first_frames(
 
 def _start_options(analytic_init: Path | None, start_step: int | None) -> dict[str, Any]:
     """Read what the start latents are to be like, if that is given."""
-    from motionmerge.sampling.pipelines.inputs import read_statistics
+    from motionmerge.sampling.pipelines.start_latents import read_statistics
 
     if analytic_init is None:
         return {}

@@ -314,6 +314,18 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
                 f"`start_step` is {start_step}, variance is {variance}.",
                 fix=f"Use 1 <= start_step <= {self.config.num_train_timesteps}, variance >= 0.",
             )
-        alpha = self._alpha(start_step - 1)
-        scale = math.sqrt(1 - alpha + alpha * variance)
-        return math.sqrt(alpha) * expectation + scale * noise
+        signal = self._alpha(start_step - 1)
+        return analytic_latents(expectation, variance=variance, noise=noise, signal=signal)
+
+
+def analytic_latents(
+    expectation: torch.Tensor, *, variance: float, noise: torch.Tensor, signal: float
+) -> torch.Tensor:
+    """Compute latents with the mean and variance of noised data.
+
+    Args:
+        expectation, variance, noise: See `DynamicRescaleDDIMScheduler.analytic_init`.
+        signal: abar of the timestep.
+    """
+    scale = math.sqrt(1 - signal + signal * variance)
+    return math.sqrt(signal) * expectation + scale * noise

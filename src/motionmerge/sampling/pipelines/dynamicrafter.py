@@ -22,11 +22,15 @@ from motionmerge.sampling.pipelines.image_tokens import ImageTokenPipeline
 from motionmerge.sampling.pipelines.inputs import (
     Frames,
     ImageInput,
-    LatentStatistics,
     check_settings,
 )
 from motionmerge.sampling.pipelines.loop import Generators, StepCallback, VideoPipelineOutput
-from motionmerge.sampling.pipelines.start_latents import at_start_step, start_latents
+from motionmerge.sampling.pipelines.start_latents import (
+    AnalyticInit,
+    StartLatents,
+    check_start,
+    start_latents,
+)
 from motionmerge.switching.expert_bank import attached_bank
 
 if TYPE_CHECKING:  # the parts that are registered at run time
@@ -122,7 +126,8 @@ class DynamiCrafterPipeline(ImageTokenPipeline):
         negative_prompt_embeds: torch.Tensor | None = None,
         image_embeds: torch.Tensor | None = None,
         start_step: int | None = None,
-        analytic_init: LatentStatistics | None = None,
+        start: StartLatents | None = None,
+        analytic_init: AnalyticInit | None = None,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         output_type: str = "pil",
@@ -162,8 +167,8 @@ class DynamiCrafterPipeline(ImageTokenPipeline):
             start_step: Begin at this timestep minus 1, below `num_train_timesteps`, to lean less on
                 the image (CIL, Zhao et al. 2024); 900 and more are usual. See
                 `DynamicRescaleDDIMScheduler.set_timesteps`.
-            analytic_init: Mean and variance of clean latents: the start latents then have those of
-                noised data at `start_step`, instead of 0 and 1.
+            start: What the start noise is mixed with, `FrameInit` or `AnalyticInit`.
+            analytic_init: The same; what `read_statistics` reads.
             callback_on_step_end: Called as `(pipeline, step, timestep, {"latents": ...})`; the
                 latents of the dict it returns are used on.
             callback_on_step_end_tensor_inputs: What the dict holds; only "latents" is known.
@@ -186,8 +191,10 @@ class DynamiCrafterPipeline(ImageTokenPipeline):
             output_type=output_type,
             callback_tensors=callback_on_step_end_tensor_inputs,
         )
-        if latents is not None and analytic_init is not None:
-            raise ConfigError("Both latents and analytic_init were given.", fix="Pass one of them.")
+        if start is not None and analytic_init is not None:
+            raise ConfigError("Both start and analytic_init were given.", fix="Pass one of them.")
+        start = start or analytic_init
+        check_start(latents, start)
         is_guided = guidance_scale > 1
         conditions = self._encoded(
             conditions,
@@ -214,7 +221,7 @@ class DynamiCrafterPipeline(ImageTokenPipeline):
                 for expert, tokens in self._image_tokens(conditions, guided=is_guided).items()
             },
             given=latents,
-            statistics=analytic_init,
+            mix=start,
             start_step=start_step,
             generator=generator,
             frame_rate=frame_rate,
@@ -259,7 +266,7 @@ class _Videos:
     image_latents: torch.Tensor
     contexts: dict[str | None, torch.Tensor]
     given: torch.Tensor | None
-    statistics: LatentStatistics | None
+    mix: StartLatents | None
     start_step: int | None
     generator: Generators
     frame_rate: float
@@ -271,17 +278,15 @@ class _Videos:
     )
 
     def start(self) -> torch.Tensor:
-        scheduler = self.pipeline.scheduler
-        latents = start_latents(
-            self.image_latents,
+        return start_latents(
+            self.image_latents[:, :, :1].expand_as(self.image_latents),
             self.given,
             self.generator,
             num_channels=self.pipeline.unet.config.out_channels,
-            scheduler=scheduler,
+            scheduler=self.pipeline.scheduler,
+            start=self.mix,
+            start_step=self.start_step,
         )
-        if self.statistics is None:
-            return latents
-        return at_start_step(latents, self.statistics, self.start_step, scheduler=scheduler)
 
     def predict(
         self, sample: torch.Tensor, timestep: torch.Tensor, expert: str | None

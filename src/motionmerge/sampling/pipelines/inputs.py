@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,6 @@ from PIL import Image
 
 from motionmerge.errors import ConfigError, DataError, ShapeError
 from motionmerge.io.video import fit_image, rgb_image
-from motionmerge.io.weights import open_weights
 
 NUM_FRAMES, MAX_FRAMES = 16, 32
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
@@ -25,47 +22,6 @@ ImageInput = Image.Image | Sequence[Image.Image] | torch.Tensor
 
 Frames = torch.Tensor | npt.NDArray[np.float32] | list[list[Image.Image]]
 """Videos as each output type has them."""
-
-
-@dataclass(frozen=True)
-class LatentStatistics:
-    """What is known of the clean latents of many videos, for Analytic-Init.
-
-    Attributes:
-        expectation: Their mean, `[1, channels, frames, height, width]`.
-        variance: Trace of their covariance divided by its dimension.
-    """
-
-    expectation: torch.Tensor
-    variance: float
-
-
-def read_statistics(path: str | Path) -> LatentStatistics:
-    """Read the file of the official `--analytic_init_path`, as `.pt` or safetensors.
-
-    It holds two tensors, `Expectation_X0` and the scalar `Tr_Cov_d`.
-
-    Raises:
-        CheckpointError: It is missing or damaged, or lacks one of them.
-        ShapeError: They are no mean and variance.
-
-    Source: Zhao et al. 2024 (arXiv 2406.15735), `scripts/evaluation/inference.py`.
-    """
-    with open_weights(path) as file:
-        expectation, variance = (file.read(name) for name in ("Expectation_X0", "Tr_Cov_d"))
-    is_finite = bool(expectation.isfinite().all() and variance.isfinite().all())
-    if not expectation.is_floating_point() or variance.numel() != 1 or not is_finite:
-        raise ShapeError(
-            f"{path} holds a mean of dtype {expectation.dtype} and a variance of shape "
-            f"{list(variance.shape)}; expected finite floats, and one variance.",
-            fix="Use a file of latent statistics as the authors of Analytic-Init offer them.",
-        )
-    if variance.item() < 0:
-        raise ShapeError(
-            f"{path} holds the variance {variance.item():g}; expected 0 or more.",
-            fix="Use the trace of a covariance divided by its dimension.",
-        )
-    return LatentStatistics(expectation.float(), float(variance))
 
 
 def prepare_image(
