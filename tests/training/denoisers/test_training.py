@@ -7,16 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import CLIPTextModel
 
+from motionmerge.models.dynamicrafter.encoders import text_encoder_config
+from motionmerge.models.text_adapters import add_text_adapter
 from motionmerge.models.video_pipeline import VideoPipeline
 from motionmerge.parameter_groups import FAMILIES
 from motionmerge.sampling.families.families import family_of
+from motionmerge.sampling.pipelines.svd_adapter import SvdAdapterPipeline
 from motionmerge.training.denoisers.choice import denoiser_for
 from motionmerge.training.denoisers.condition import DenoiserCondition
 from motionmerge.training.denoisers.encoding import encode_condition
 from motionmerge.training.denoisers.family import FamilyDenoiser
 from motionmerge.training.parameters import LoraShape, choose_parameters, trained_state
 
+from ...tiny.builders import WORDS, tokenizer
 from ...tiny.pipelines import PROMPT, Family, tiny
 from .test_families import TRAINED, clip_of, every_family, text_of
 
@@ -88,3 +93,46 @@ def test_diffusers_loads_what_was_trained(family: Family) -> None:
         loaded = other(noisy, times, condition)
     torch.testing.assert_close(loaded, tuned, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(plain, tuned, atol=1e-2)
+
+
+def adapted(family: Family) -> Any:
+    """Make a tiny pipeline with a fresh adapter."""
+    pipeline = tiny(family)
+    add_text_adapter(pipeline.unet, text_dim=8, num_frames=2, num_heads=2, head_dim=4)
+    if family.name != "SVD":
+        return pipeline
+    size = {"width": 8, "layers": 1, "heads": 2, "num_tokens": 16, "vocab_size": len(WORDS)}
+    tower = CLIPTextModel(text_encoder_config(**size)).eval()
+    return SvdAdapterPipeline.around(pipeline, text_encoder=tower, tokenizer=tokenizer())
+
+
+@pytest.mark.parametrize(
+    "family",
+    [one for one in TRAINED if one.name in ("SVD", "I2VGen-XL")],
+    ids=lambda family: family.name,
+)
+def test_an_adapter_is_trained_from_no_effect_on(family: Family) -> None:
+    plain, pipeline, clip = tiny(family), adapted(family), clip_of(family)
+    text = text_of(family)
+    denoiser = denoiser_for(pipeline).requires_grad_(False)
+    condition = encode_condition(pipeline, denoiser, clip, PROMPT, frame_rate=8, **text)
+    assert condition.prompt_embeds.shape[1:] == ((16, 8) if family.name == "SVD" else (4, 8))
+    noisy, times = noisy_of(condition, denoiser, family), torch.tensor([0.5])
+    with torch.no_grad():
+        before = denoiser_for(plain).requires_grad_(False)(noisy, times, condition)
+        assert torch.equal(denoiser(noisy, times, condition), before)
+    trained = choose_parameters(denoiser, groups_of(pipeline), "adapter-only")
+    assert trained.counts.keys() == {"adapter"}
+    assert {name.split(".")[1] for name in trained.names} >= {"temporal_adapter", "mid_block"}
+    optimizer = torch.optim.SGD(trained.parameters, lr=0.1)
+    moved = []
+    for _ in range(2):
+        denoiser(noisy.requires_grad_(), times, condition).square().mean().backward()
+        moved.append(
+            {n for n, one in zip(trained.names, trained.parameters, strict=True) if one.grad.any()}
+        )
+        optimizer.step()
+        optimizer.zero_grad()
+    # The context has no weight at first, so nothing reaches what makes it.
+    assert all(".fusion." in name for name in moved[0])
+    assert moved[1] == set(trained.names)

@@ -39,6 +39,10 @@ from motionmerge.sampling.request.modular_folder import (
 from motionmerge.tensors import DType, num_bytes
 
 INDEX_FILE = "model_index.json"
+_OUR_PIPELINES = {
+    "DynamiCrafterPipeline": "motionmerge.sampling.pipelines.dynamicrafter",
+    "SvdAdapterPipeline": "motionmerge.sampling.pipelines.svd_adapter",
+}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _MAX_TIMESTEPS = 100_000
 _SHARD = re.compile(r"-\d+-of-(\d{1,9})\.")
@@ -157,10 +161,10 @@ def find_pipeline(
 
 def pipeline_class(family: VideoFamily) -> Any:
     """Return the class whose `from_pretrained` loads a family."""
-    if family.name == "dynamicrafter":
-        module = importlib.import_module("motionmerge.sampling.pipelines.dynamicrafter")
-        return module.DynamiCrafterPipeline
-    return getattr(diffusers, family.pipelines[0])
+    name = family.pipelines[0]
+    if name in _OUR_PIPELINES:
+        return getattr(importlib.import_module(_OUR_PIPELINES[name]), name)
+    return getattr(diffusers, name)
 
 
 def weight_files(folder: Path, *, variant: str | None = None) -> tuple[Path, ...]:
