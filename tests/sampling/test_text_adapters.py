@@ -136,9 +136,9 @@ def test_experts_with_an_adapter_for_a_model_without_say_how_to_add_it(family: F
     base, tuned = tiny(family), weights_of(adapted(family), family)
     with pytest.raises(CheckpointError, match=r"add_text_adapter\(unet, \.\.\.\)"):
         experts(base, {"one": tuned})
-    recipe = Recipe(
-        inputs={"base": "memory:base", "tuned": "memory:tuned"},
-        experts={"one": "tuned + 0.5 * (tuned - base)"},
+    recipe = Recipe.parse(
+        "inputs: {base: 'memory:base', tuned: 'memory:tuned'}\n"
+        "experts: {one: 'tuned + 0.5 * (tuned - base)'}\n"
     )
     with pytest.raises(CheckpointError, match=r"add_text_adapter\(unet, \.\.\.\).*and save"):
         experts(base, recipe, inputs={"base": weights_of(base, family), "tuned": tuned})
