@@ -20,7 +20,8 @@ test: .venv/installed-dev
 # itself is installed already, so that pip adds these alone.
 test-quantised: .venv/installed-dev
 	$(INSTALL) -c constraints.txt 'motionmerge[quantised]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/switching/test_quantised.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/switching/test_quantised.py \
+		tests/training/test_quantised.py
 
 # The core with the oldest versions that are supported, in an environment of its own.
 test-oldest: .venv-oldest/installed

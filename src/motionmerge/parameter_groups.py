@@ -79,6 +79,7 @@ _UNET_TEMPORAL = (
     _UNET_BLOCK + r".*\b(temporal_transformer_blocks|time_pos_embed|time_mixer|temporal_res_block"
     r"|temp_convs|temp_attentions)\."
 )
+_UNET_ADAPTER = rf"temporal_adapter\.|(?:{_UNET_BLOCK}|transformer_in\.).*\bfusion\."
 _LAYER = r"transformer_blocks\.\d+\."
 _OUR_STAGE = r"\b(?:down|mid|up)_stages\."
 _OFFICIAL_STAGE = r"\b(?:input_blocks|middle_block|output_blocks)\."
@@ -119,6 +120,7 @@ SVD = Family(
     "svd",
     "UNetSpatioTemporalConditionModel",
     (
+        ("adapter", _UNET_ADAPTER),
         ("temporal", _UNET_TEMPORAL),
         ("cross_attention", _UNET_BLOCK + r".*\.attn2\."),
         ("spatial", _UNET_BLOCK + r".*\battentions\."),
@@ -131,6 +133,7 @@ I2VGEN_XL = Family(
     "i2vgen-xl",
     "I2VGenXLUNet",
     (
+        ("adapter", _UNET_ADAPTER),
         (
             "temporal",
             rf"(transformer_in|image_latents_temporal_encoder)\.|{_UNET_TEMPORAL}",

@@ -341,7 +341,9 @@ def _refuse_unknown(
     known = [name for tensors in live.values() for name in tensors]
     listed = ", ".join(f"`{name}`" for name in unknown[:5])
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-    if any("temporal_adapter" in name or ".fusion." in name for name in unknown):
+    if any("transformer_blocks.0.fusion." in name for name in unknown):  # SVD, I2VGen-XL
+        fix = "Call add_text_adapter(unet, ...) of `motionmerge.models.text_adapters` before."
+    elif any("temporal_adapter" in name or ".fusion." in name for name in unknown):
         fix = "Call unet.add_temporal_adapter() before attaching these experts."
     elif not matched:
         fix = "Use weights in diffusers' names; official files need `motionmerge convert` first."

@@ -18,6 +18,7 @@ from torch import nn
 from motionmerge.config import FrozenModel
 from motionmerge.errors import ConfigError, MotionMergeError
 from motionmerge.merging.algebra.groups import count_parameters, group_of, selects
+from motionmerge.merging.lora.settings import MODULES_KEY
 from motionmerge.parameter_groups import Family
 from motionmerge.rng import whole_number_for
 
@@ -115,6 +116,17 @@ def trained_state(denoiser: nn.Module, trained: Trained) -> dict[str, torch.Tens
             value *= denoiser.get_submodule(layer).scaling[_PEFT_NAME]  # type: ignore[index]
         state[name.replace(f".{_PEFT_NAME}.weight", ".weight")] = value
     return state
+
+
+def trained_header(trained: Trained) -> dict[str, str]:
+    """Return what stands in the header of the file with `trained_state`.
+
+    A LoRA of one of two networks says of which: without, readers give it to all that fit.
+    """
+    if not any(".lora_" in name for name in trained.names):
+        return {}
+    modules = dict.fromkeys(name.partition(".")[0] for name in trained.names)
+    return {MODULES_KEY: ",".join(modules)}
 
 
 def _names_of(denoiser: nn.Module, family: Family, trains: str) -> list[str]:

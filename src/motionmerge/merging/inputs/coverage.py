@@ -227,7 +227,13 @@ def _one_sided(
     ]
     listed = "\n".join(lines[:10] + ([f"  ... {len(lines) - 10} more"] if lines[10:] else []))
     fix = "Pass `missing='keep'`: each expert keeps what its first checkpoint has."
-    if any(part in name for name in unmatched for part in ("temporal_adapter", ".fusion.")):
+    if any("transformer_blocks.0.fusion." in name for name in unmatched):  # SVD, I2VGen-XL
+        fix = (
+            "Add the adapter to the checkpoint that lacks it (`add_text_adapter(unet, ...)` of "
+            "`motionmerge.models.text_adapters`, and save); it starts as the identity. Or pass "
+            "`missing='keep'`."
+        )
+    elif any(part in name for name in unmatched for part in ("temporal_adapter", ".fusion.")):
         fix = (
             "Add the adapter to the checkpoint that lacks it (`motionmerge convert --add-adapter`, "
             "or `unet.add_temporal_adapter()` and save); it starts as the identity. Or pass "

@@ -188,6 +188,17 @@ VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
         takes_text=False,
         takes_sigmas=True,
     ),
+    VideoFamily(  # with a text-to-temporal adapter, of ours
+        name="svd",
+        pipelines=("SvdAdapterPipeline",),
+        home=f"{_OURS}.svd_adapter",
+        limits=family_limits.svd,
+        num_inference_steps=25,
+        frame_rate_argument="fps",
+        has_whole_frame_rate=True,
+        guidance_argument="max_guidance_scale",
+        takes_sigmas=True,
+    ),
     VideoFamily(
         name="i2vgen-xl",
         pipelines=("I2VGenXLPipeline",),

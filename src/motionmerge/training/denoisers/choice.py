@@ -21,6 +21,7 @@ from .wan import WanDenoiser
 
 FAMILY_DENOISERS: Mapping[str, Callable[[Any], FamilyDenoiser]] = {
     "StableVideoDiffusionPipeline": SvdDenoiser.of_pipeline,
+    "SvdAdapterPipeline": SvdDenoiser.of_pipeline,
     "I2VGenXLPipeline": I2VGenXLDenoiser.of_pipeline,
     "CogVideoXImageToVideoPipeline": CogVideoXDenoiser.of_pipeline,
     "WanImageToVideoPipeline": WanDenoiser.of_pipeline,

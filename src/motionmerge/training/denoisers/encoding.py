@@ -28,7 +28,7 @@ from motionmerge.sampling.videos.make_video import (
 from motionmerge.sampling.videos.settings import VideoSettings
 
 from .condition import DenoiserCondition
-from .family import FamilyDenoiser, NetworkCall
+from .family import FamilyDenoiser
 
 
 def encode_condition(
@@ -69,8 +69,7 @@ def encode_condition(
     unguided = settings.changed(guidance_scale=1.0, **({"prompt": None} if is_read else {}))
     arguments = pipeline_arguments(pipeline, Image.fromarray(frames[0]), unguided)
     with prepared(pipeline, unguided), named_memory_errors(limits):
-        call = _first_call(pipeline, denoiser, lambda: pipeline(**{**arguments, **options}))
-    condition = denoiser.condition_of(call)
+        condition = _stopped(pipeline, denoiser, lambda: pipeline(**{**arguments, **options}))
     if not takes_size:
         _check_size((height, width), condition.latents.shape[-2:], limits)
     return condition
@@ -91,22 +90,22 @@ def _check_size(pixels: tuple[int, int], latents: Sequence[int], limits: Limits)
 
 
 class _Called(Exception):
-    """Carries the arguments of a network's call out of a pipeline."""
+    """Carries out of a pipeline what it told its network."""
 
-    def __init__(self, call: NetworkCall) -> None:
-        self.call = call
+    def __init__(self, condition: DenoiserCondition) -> None:
+        self.condition = condition
 
 
-def _first_call(
-    pipeline: VideoPipeline, denoiser: nn.Module, run: Callable[[], object]
-) -> NetworkCall:
-    """Return the arguments with which a pipeline first calls a network of its denoiser."""
+def _stopped(
+    pipeline: VideoPipeline, denoiser: FamilyDenoiser, run: Callable[[], object]
+) -> DenoiserCondition:
+    """Return what a pipeline tells its network when it calls it for the first time."""
     try:
-        with _stopped_at(*denoiser.children()):
+        with _stopped_at_a_network(denoiser):
             run()
     except _Called as called:
         getattr(pipeline, "maybe_free_model_hooks", lambda: None)()
-        return called.call
+        return called.condition
     raise ConfigError(
         f"A {type(pipeline).__name__} did not call the network that is to be trained.",
         fix="Pass the denoiser that `denoiser_for` made of this very pipeline.",
@@ -114,11 +113,12 @@ def _first_call(
 
 
 @contextmanager
-def _stopped_at(*networks: nn.Module) -> Iterator[None]:
+def _stopped_at_a_network(denoiser: FamilyDenoiser) -> Iterator[None]:
     def stop(network: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> NoReturn:
         bound = inspect.signature(type(network).forward).bind(network, *arguments, **named)
-        raise _Called(bound.arguments)
+        raise _Called(denoiser.condition_of(bound.arguments))
 
+    networks = denoiser.children()
     hooks = [network.register_forward_pre_hook(stop, with_kwargs=True) for network in networks]
     try:
         yield

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from motionmerge.models.text_adapters import SvdAdapterUNet
+
 from .condition import DenoiserCondition, plain_condition
 from .family import FamilyDenoiser, NetworkCall
 
@@ -14,7 +16,8 @@ from .family import FamilyDenoiser, NetworkCall
 class SvdDenoiser(FamilyDenoiser):
     """Predict F of EDM's preconditioning.
 
-    The condition's frame rate is that of the clip minus one, as SVD was trained.
+    The condition's frame rate is that of the clip minus one, as SVD was trained. Its text tokens
+    are for the adapter, where the U-Net has one.
 
     Args:
         unet: The network.
@@ -33,12 +36,14 @@ class SvdDenoiser(FamilyDenoiser):
         self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: DenoiserCondition
     ) -> torch.Tensor:
         rest = condition.more["motion_and_noise"]
+        has_adapter = isinstance(self.unet, SvdAdapterUNet)
         predicted: torch.Tensor = self.unet(
             torch.cat([noisy, condition.latents], 1).transpose(1, 2),
             timesteps,
             encoder_hidden_states=condition.noised_tokens(condition.image_embeds),
             added_time_ids=torch.cat([condition.frame_rate[:, None].to(rest), rest], 1),
             return_dict=False,
+            **({"text": condition.prompt_embeds} if has_adapter else {}),
         )[0]
         return predicted.transpose(1, 2)
 
@@ -46,6 +51,7 @@ class SvdDenoiser(FamilyDenoiser):
         seen = call["sample"].transpose(1, 2)
         ids = call["added_time_ids"]
         return plain_condition(
+            prompt_embeds=getattr(self.unet, "text_tokens", None),
             latents=seen[:, seen.shape[1] // 2 :],
             image_embeds=call["encoder_hidden_states"],
             frame_rate=ids[:, 0],
