@@ -48,8 +48,9 @@ dist: .venv/installed-dev
 clean:
 	rm -rf .venv .venv-oldest dist
 
+# The newest pip, as one that came with Python takes twice as long for so many packages.
 $(BIN)/python:
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --upgrade-deps .venv
 
 # The stamps are older than what they depend on exactly when an installation is due.
 .venv/installed-eval: pyproject.toml constraints.txt | $(BIN)/python

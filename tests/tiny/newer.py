@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.attention.flex_attention as flex
 from diffusers.guiders import ClassifierFreeGuidance
 from transformers import Gemma2Config, Gemma2Model, SiglipVisionConfig, SiglipVisionModel
 
 from . import builders as build
 from .builders import TEXT_DIM, WORDS
 from .library import d
+
+# AnyFlow's attention as it is: torch would trace it anew for every shape, seconds each, and then
+# compute the same.
+flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = True
 
 
 def anyflow() -> Any:
