@@ -32,14 +32,12 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example: motionmerge evaluate pocket --condition knob --num 24 -o results"
 
-SUMMARY = "Measure by published definitions: VBench-I2V, FVD, UCF101, the pocket model's claims."
-
-evaluate_app = typer.Typer(help=SUMMARY, epilog=EXAMPLE, cls=VerbGroup, no_args_is_help=True)
-
-
-@evaluate_app.callback()
-def evaluate() -> None:
-    """Measure by published definitions: VBench-I2V, FVD, UCF101, the pocket model's claims."""
+evaluate_app = typer.Typer(
+    help="Measure by published definitions: VBench-I2V, FVD, UCF101, the pocket model's claims.",
+    epilog=EXAMPLE,
+    cls=VerbGroup,
+    no_args_is_help=True,
+)
 
 
 for name, (verb, example) in VBENCH_VERBS.items():
