@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -141,7 +141,7 @@ def batch(
     if not todo:
         report = tally.report()
         remove_stale_lists(output, world_size)
-        _print_report(_summary(report, found), as_json)
+        _print_report(report, found, as_json)
         return
     prepare_folder(output)
     options = BatchOptions(
@@ -154,7 +154,7 @@ def batch(
         chosen, experts, todo, options, tally=tally, uses_ray=ray, num_workers=workers
     )
     remove_stale_lists(output, world_size)
-    _print_report(_summary(report, found), as_json)
+    _print_report(report, found, as_json)
     if report.failures and world_size == 1:
         raise typer.Exit(1)
 
@@ -232,18 +232,15 @@ def _print_plan(names: list[str], total: int, as_json: bool) -> None:
     print(f"{len(names)} of {total} videos are missing")
 
 
-def _summary(report: BatchReport, found: int) -> dict[str, Any]:
-    """Sum up for people; what was found before or in the meantime is one number."""
-    summary = {**asdict(report), "skipped": found + len(report.found)}
-    del summary["found"]
-    return summary
-
-
-def _print_report(result: dict[str, Any], as_json: bool) -> None:
+def _print_report(report: BatchReport, found: int, as_json: bool) -> None:
+    """Print what was done; what was found before or in the meantime is one number."""
+    skipped = found + len(report.found)
     if as_json:
-        print(json.dumps(result, indent=2))
+        values = {**asdict(report), "skipped": skipped}
+        del values["found"]
+        print(json.dumps(values, indent=2))
         return
     print(
-        f"made {len(result['done'])}, found {result['skipped']}, "
-        f"failed {len(result['failures'])}, {result['seconds']:.1f} s"
+        f"made {len(report.done)}, found {skipped}, failed {len(report.failures)}, "
+        f"{report.seconds:.1f} s"
     )

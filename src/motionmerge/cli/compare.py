@@ -34,11 +34,14 @@ def compare(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Print relative change and cosine of each parameter group, and which tensors changed."""
+    from motionmerge.io.atomic import check_new_file
     from motionmerge.merging.compare import compare as run
     from motionmerge.merging.compare import draw_comparison
 
     if plot is not None:
-        _check_plot(plot, overwrite=overwrite)
+        if plot.suffix not in (".png", ".svg"):
+            raise ConfigError(f"Cannot draw `{plot.name}`.", fix="End the name with .png or .svg.")
+        check_new_file(plot, overwrite=overwrite)
     comparison = run(first, second, base=base, allow_nonfinite=allow_nan)
     if plot is not None:
         draw_comparison(comparison, plot)
@@ -48,11 +51,3 @@ def compare(
         print(harmless_lines(str(comparison)))
     if plot is not None and not as_json:
         print(f"Drew {plot}.")
-
-
-def _check_plot(path: Path, *, overwrite: bool) -> None:
-    from motionmerge.io.atomic import check_new_file
-
-    if path.suffix not in (".png", ".svg"):
-        raise ConfigError(f"Cannot draw `{path.name}`.", fix="End the name with .png or .svg.")
-    check_new_file(path, overwrite=overwrite)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from motionmerge.cli.evaluate_vbench import VBENCH_VERBS
+from motionmerge.cli.evaluate_fvd import fvd
+from motionmerge.cli.evaluate_ucf101 import ucf101
+from motionmerge.cli.evaluate_vbench import check, total, vbench
 from motionmerge.cli.help import Verb, VerbGroup
 from motionmerge.cli.merge import counting_bar, parse_inputs
 from motionmerge.cli.options import (
@@ -24,6 +26,7 @@ from motionmerge.cli.options import (
     output_option,
 )
 from motionmerge.cli.printing import aligned
+from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.pocket.claims import Claim
@@ -32,18 +35,23 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example: motionmerge evaluate pocket --condition knob --num 24 -o results"
 
-SUMMARY = "Measure by published definitions: VBench-I2V, FVD, UCF101, the pocket model's claims."
-
-evaluate_app = typer.Typer(help=SUMMARY, epilog=EXAMPLE, cls=VerbGroup, no_args_is_help=True)
-
-
-@evaluate_app.callback()
-def evaluate() -> None:
-    """Measure by published definitions: VBench-I2V, FVD, UCF101, the pocket model's claims."""
+evaluate_app = typer.Typer(
+    help="Measure by published definitions: VBench-I2V, FVD, UCF101, the pocket model's claims.",
+    epilog=EXAMPLE,
+    cls=VerbGroup,
+    no_args_is_help=True,
+)
 
 
-for name, (verb, example) in VBENCH_VERBS.items():
-    evaluate_app.command(name, cls=Verb, epilog=example)(verb)
+for verb, example in (
+    (vbench, "vbench videos --weights dino=dino-vitb16"),
+    (check, "check videos --suite vbench2_i2v_full_info.json"),
+    (total, "total results"),
+    (ucf101, "ucf101 UCF -o ucf --stride 3 --prompt class-name"),
+    (fvd, "fvd real generated --network i3d_400.pt"),
+):
+    epilog = f"Example: motionmerge evaluate {example}"
+    evaluate_app.command(verb.__name__, cls=Verb, epilog=epilog)(verb)
 
 
 @evaluate_app.command("pocket", cls=Verb, epilog=EXAMPLE)
@@ -84,7 +92,6 @@ def pocket(
     as_json: JsonOption = False,
 ) -> None:
     """Measure motion degree, obedience and fidelity on held-out prompts, and judge the claims."""
-    from motionmerge.errors import ConfigError
     from motionmerge.evaluation.pocket.claims import judge
     from motionmerge.evaluation.pocket.conditions import paper_conditions, pick_conditions
     from motionmerge.evaluation.pocket.runs import Protocol, evaluate
@@ -135,7 +142,6 @@ def _own_weights(pairs: Iterable[str]) -> dict[str, Path]:
     Raises:
         ConfigError: No such name or no such file.
     """
-    from motionmerge.errors import ConfigError
     from motionmerge.models.pocket.components import VARIANTS
 
     found = {name: Path(file) for name, file in parse_inputs(pairs).items()}

@@ -14,14 +14,13 @@ import typer
 from motionmerge.cli.merge import counting_bar, parse_inputs
 from motionmerge.cli.options import JsonOption, output_option
 from motionmerge.cli.printing import harmless
+from motionmerge.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.frechet import Features
     from motionmerge.evaluation.sources import Photos
     from motionmerge.evaluation.vbench.sources import Networks
     from motionmerge.evaluation.video_features import VideoNetwork
-
-FVD_EXAMPLE = "Example: motionmerge evaluate fvd real generated --network i3d_400.pt"
 
 _FEATURE_FILES = (".npy", ".safetensors")
 _DREAMSIM = ("dreamsim-dino", "dreamsim-clip", "dreamsim-open-clip", "dreamsim-lora")
@@ -106,7 +105,6 @@ def fvd(
 
     Numbers of different presets, networks, frames or numbers of videos are not comparable.
     """
-    from motionmerge.errors import ConfigError
     from motionmerge.evaluation import frechet, kernel_and_inception
     from motionmerge.evaluation.video_features import load_i3d, preset_named
 
@@ -234,7 +232,6 @@ class _OneSet:
         """
         if c3d is None and photos is None and not weights and not efflite0:
             return cls(videos=[], c3d=None, classes=None, photos=None, networks=None, frames=frames)
-        from motionmerge.errors import ConfigError
         from motionmerge.evaluation.one_set import C3D_FRAMES
         from motionmerge.evaluation.sources import Photos
         from motionmerge.evaluation.vbench.sources import Networks
@@ -306,7 +303,6 @@ class _OneSet:
         }
 
     def _conformity(self, photos: Photos, networks: Networks) -> dict[str, Any]:
-        from motionmerge.errors import DataError
         from motionmerge.evaluation.one_set import input_conformities
         from motionmerge.evaluation.statistics import bootstrap_mean
 
@@ -351,7 +347,6 @@ def _print_left_out(failures: Mapping[Any, str]) -> None:
 
 
 def _videos(folder: Path) -> list[Path]:
-    from motionmerge.errors import DataError
     from motionmerge.evaluation.sources import find_videos
 
     if not folder.is_dir():

@@ -13,8 +13,7 @@ import typer
 from motionmerge.cli.merge import counting_bar
 from motionmerge.cli.options import JsonOption, OutputOption, output_option
 from motionmerge.cli.printing import harmless, print_first
-
-UCF101_EXAMPLE = "Example: motionmerge evaluate ucf101 UCF -o ucf --stride 3 --prompt class-name"
+from motionmerge.errors import ConfigError
 
 
 def ucf101(
@@ -115,8 +114,6 @@ def _size(text: str) -> tuple[int, int]:
     Raises:
         ConfigError: It is something else, or too small or large.
     """
-    from motionmerge.errors import ConfigError
-
     found = re.fullmatch(r"([1-9]\d{1,3})x([1-9]\d{1,3})", text, re.ASCII)
     if found is None or not all(16 <= int(side) <= 4096 for side in found.groups()):
         raise ConfigError(

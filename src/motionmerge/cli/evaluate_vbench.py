@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from motionmerge.cli.evaluate_fvd import FVD_EXAMPLE, fvd
-from motionmerge.cli.evaluate_ucf101 import UCF101_EXAMPLE, ucf101
 from motionmerge.cli.merge import counting_bar, parse_inputs
 from motionmerge.cli.options import (
     JsonOption,
@@ -20,6 +18,7 @@ from motionmerge.cli.options import (
     output_option,
 )
 from motionmerge.cli.printing import FEW, harmless, print_first, quoted
+from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.vbench.check import Checked
@@ -141,6 +140,7 @@ def vbench(
         print(json.dumps(summary))
         return
     _print_scores(scores)
+    _print_totals(summary)
     if not part.is_whole:
         typer.echo(f"part {shard} alone; run the verb without --shard for the whole", err=True)
     for path in written:
@@ -201,7 +201,6 @@ def _entries(suite: Path | None) -> list[Entry] | None:
 
 
 def _known(names: Iterable[str]) -> tuple[str, ...]:
-    from motionmerge.errors import ConfigError
     from motionmerge.evaluation.vbench.total import DIMENSIONS
 
     wanted = set(names)
@@ -286,9 +285,6 @@ def _print_scores(scores: Mapping[str, Score]) -> None:
         print(f"{name:<24}{value}  n = {len(score.rows)}")
         for video, why in list(score.faults.items())[:FEW]:
             print(f"    not counted: {harmless(video)}: {harmless(why)}")
-    _print_totals(
-        _totals({name: one.score for name, one in scores.items() if one.score is not None})
-    )
 
 
 def _print_totals(found: Mapping[str, Any]) -> None:
@@ -306,19 +302,3 @@ def _remove_results(folder: Path) -> None:
 
     for path in (folder / _SUMMARY_FILE, *results_in(folder, _RESULTS)):
         path.unlink(missing_ok=True)
-
-
-VBENCH_VERBS: Mapping[str, tuple[Callable[..., None], str]] = {
-    "vbench": (
-        vbench,
-        "Example: motionmerge evaluate vbench videos --weights dino=dino-vitb16",
-    ),
-    "check": (
-        check,
-        "Example: motionmerge evaluate check videos --suite vbench2_i2v_full_info.json",
-    ),
-    "total": (total, "Example: motionmerge evaluate total results"),
-    "ucf101": (ucf101, UCF101_EXAMPLE),
-    "fvd": (fvd, FVD_EXAMPLE),
-}
-"""The verbs under `motionmerge evaluate`, with their examples."""

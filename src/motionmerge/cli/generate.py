@@ -335,17 +335,15 @@ def _check_files(
                 f"{path} would be {what}, and is {other} already.",
                 fix="Give --output and --sheet names of their own.",
             )
-    for path in videos:
-        if path.suffix.lower() != ".mp4":
+    endings = [(path, ".mp4", "an mp4", "--output") for path in videos]
+    if sheet is not None:
+        endings.append((sheet, ".png", "a PNG", "--sheet"))
+    for path, ending, kind, flag in endings:
+        if path.suffix.lower() != ending:
             raise ConfigError(
-                f"{path} is no name of an mp4, and an mp4 is what would be written.",
-                fix=f"Write e.g. --output {path.stem}.mp4.",
+                f"{path} is no name of {kind}, and {kind} is what would be written.",
+                fix=f"Write e.g. {flag} {path.stem}{ending}.",
             )
-    if sheet is not None and sheet.suffix.lower() != ".png":
-        raise ConfigError(
-            f"{sheet} is no name of a PNG, and a PNG is what would be written.",
-            fix=f"Write e.g. --sheet {sheet.stem}.png.",
-        )
     taken_names = [path for path, _ in files if path.exists()]
     if taken_names and not overwrite and may_ask:
         overwrite = _may_replace(taken_names)

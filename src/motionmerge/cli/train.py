@@ -18,9 +18,9 @@ from motionmerge.cli.options import (
 )
 
 EXAMPLE = "Example: motionmerge train pocket-base --steps 2000 -o base.safetensors"
-training_option = partial(typer.Option, rich_help_panel="Training")
+of_the_run = partial(typer.Option, show_default="that of the run", rich_help_panel="Training")
+starting_weights = partial(model_option, metavar="FILE", show_default="the shipped ones")
 PREFIX = "pocket-"
-_THAT_OF_THE_RUN = "that of the run"
 
 Run = Literal[
     "pocket-towers",
@@ -55,46 +55,23 @@ def train(
         ),
     ] = None,
     steps: Annotated[
-        int | None,
-        training_option(
-            min=1, metavar="NUMBER", help="Optimizer steps.", show_default=_THAT_OF_THE_RUN
-        ),
+        int | None, of_the_run(min=1, metavar="NUMBER", help="Optimizer steps.")
     ] = None,
     batch_size: Annotated[
-        int | None,
-        training_option(
-            min=1, metavar="NUMBER", help="Samples a step.", show_default=_THAT_OF_THE_RUN
-        ),
+        int | None, of_the_run(min=1, metavar="NUMBER", help="Samples a step.")
     ] = None,
     learning_rate: Annotated[
-        float | None,
-        training_option(
-            min=0, metavar="NUMBER", help="Highest learning rate.", show_default=_THAT_OF_THE_RUN
-        ),
+        float | None, of_the_run(min=0, metavar="NUMBER", help="Highest learning rate.")
     ] = None,
     precision: Annotated[
         Literal["bf16", "no"] | None,
-        training_option(
-            help="no: fp32, several times faster on processors that emulate bf16.",
-            show_default=_THAT_OF_THE_RUN,
-        ),
+        of_the_run(help="no: fp32, several times faster on processors that emulate bf16."),
     ] = None,
     seed: Annotated[
-        int | None,
-        training_option(
-            metavar="NUMBER", help="Seeds data, noise and weights.", show_default=_THAT_OF_THE_RUN
-        ),
+        int | None, of_the_run(metavar="NUMBER", help="Seeds data, noise and weights.")
     ] = None,
-    towers: Annotated[
-        Path | None,
-        model_option(metavar="FILE", help="Towers to start from.", show_default="the shipped ones"),
-    ] = None,
-    base: Annotated[
-        Path | None,
-        model_option(
-            metavar="FILE", help="Base weights to start from.", show_default="the shipped ones"
-        ),
-    ] = None,
+    towers: Annotated[Path | None, starting_weights(help="Towers to start from.")] = None,
+    base: Annotated[Path | None, starting_weights(help="Base weights to start from.")] = None,
     dry_run: Annotated[
         bool, output_option("--dry-run", help="Show the settings; train nothing.")
     ] = False,

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 POCKET = "pocket"
 _LEFT_OUT = ".*not in the model|.*one side lacks|.*own stays there"  # what --missing keep warns of
-_OWN = "model's own"  # as a default in the help
+_of_the_model = functools.partial(video_option, metavar="NUMBER", show_default="model's own")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,20 +135,14 @@ class VideoFlags:
     ] = None
     num_inference_steps: Annotated[
         int | None,
-        video_option(
-            "--steps",
-            metavar="NUMBER",
-            help="Denoising steps: num_inference_steps in a manifest and in Python.",
-            show_default=_OWN,
+        _of_the_model(
+            "--steps", help="Denoising steps: num_inference_steps in a manifest and in Python."
         ),
     ] = None
     guidance_scale: Annotated[
         float | None,
-        video_option(
-            "--guidance",
-            metavar="NUMBER",
-            help="Strength of the prompt: guidance_scale in a manifest and in Python.",
-            show_default=_OWN,
+        _of_the_model(
+            "--guidance", help="Strength of the prompt: guidance_scale in a manifest and in Python."
         ),
     ] = None
     guidance_scale_2: Annotated[
@@ -189,21 +183,13 @@ class VideoFlags:
     size: Annotated[
         int | None, video_option(metavar="NUMBER", help="Pixels a side, for a square video.")
     ] = None
-    height: Annotated[
-        int | None, video_option(metavar="NUMBER", help="Pixels.", show_default=_OWN)
-    ] = None
-    width: Annotated[
-        int | None, video_option(metavar="NUMBER", help="Pixels.", show_default=_OWN)
-    ] = None
-    num_frames: Annotated[
-        int | None, video_option(metavar="NUMBER", help="Frames.", show_default=_OWN)
-    ] = None
+    height: Annotated[int | None, _of_the_model(help="Pixels.")] = None
+    width: Annotated[int | None, _of_the_model(help="Pixels.")] = None
+    num_frames: Annotated[int | None, _of_the_model(help="Frames.")] = None
     frame_rate: Annotated[
         float | None,
-        video_option(
-            metavar="NUMBER",
-            help="Frames per second of the mp4; models that know frame rates are told it.",
-            show_default=_OWN,
+        _of_the_model(
+            help="Frames per second of the mp4; models that know frame rates are told it."
         ),
     ] = None
 

@@ -7,8 +7,9 @@ weights are loaded. Numbers are those of the pipelines of diffusers 0.42.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from motionmerge.errors import ConfigError
@@ -17,7 +18,8 @@ from motionmerge.models.video_pipeline import Config
 from motionmerge.sampling.families.limits import Configs, Limits
 from motionmerge.sampling.pipelines.inputs import MAX_FRAMES
 
-# One function a family; a part that a folder lacks has the values of its class.
+# One function a family, which returns its limits. A part that a folder lacks has the values of its
+# class.
 
 
 def _part(configs: Configs, *names: str) -> Config:
@@ -57,24 +59,29 @@ def _wan_vae(configs: Configs) -> tuple[int, int]:
 
 def _of_patches(
     configs: Configs,
-    vae: tuple[int, int],
     *,
     height: int,
     width: int,
     num_frames: int,
     frame_rate: float,
+    vae: Callable[[Configs], tuple[int, int]] = _vae,
     least_multiple: int = 16,
+    least_latents: int = 1,
     **more: Any,
 ) -> Limits:
     """Return limits of a transformer: its sides are whole patches, its frames whole latents."""
-    spatial, temporal = vae
+    spatial, temporal = vae(configs)
     return Limits(
         height=height,
         width=width,
         size_multiple=math.lcm(least_multiple, spatial * _patch(configs, 2)),
         num_frames=num_frames,
         frame_rate=frame_rate,
-        **{"frame_multiple": temporal, **more},
+        **{
+            "frame_multiple": temporal,
+            "min_frames": (least_latents - 1) * temporal + 1,
+            **more,
+        },
     )
 
 
@@ -149,21 +156,20 @@ def _of_last_image(configs: Configs) -> dict[str, Any]:
 
 def wan(configs: Configs) -> Limits:
     """Return the limits of Wan 2.1 and 2.2."""
-    own, vae, more = configs.get("", {}), _vae(configs), _of_last_image(configs)
+    own, more = configs.get("", {}), _of_last_image(configs)
     more["has_second_guidance"] = own.get("boundary_ratio") is not None
+    size: dict[str, Any]
     if own.get("expand_timesteps"):  # Wan 2.2-5B
         size = {"height": 704, "width": 1280, "num_frames": 121, "frame_rate": 24}
     else:
         size = {"height": 480, "width": 832, "num_frames": 81, "frame_rate": 16}
-    return _of_patches(configs, vae, **size, **more)
+    return _of_patches(configs, **size, **more)
 
 
 def skyreels_v2(configs: Configs) -> Limits:
     """Return the limits of SkyReels-V2."""
-    more = _of_last_image(configs)
-    return _of_patches(
-        configs, _wan_vae(configs), height=544, width=960, num_frames=97, frame_rate=24, **more
-    )
+    size = {"height": 544, "width": 960, "num_frames": 97, "frame_rate": 24}
+    return _of_patches(configs, vae=_wan_vae, **size, **_of_last_image(configs))
 
 
 def video_compression(configs: Configs) -> tuple[int, int]:
@@ -175,28 +181,12 @@ def video_compression(configs: Configs) -> tuple[int, int]:
     return int(temporal), int(spatial)
 
 
-def ltx(configs: Configs) -> Limits:
-    """Return the limits of LTX."""
-    return Limits(
-        height=512,
-        width=704,
-        size_multiple=32,
-        num_frames=161,
-        frame_rate=25,
-        frame_multiple=video_compression(configs)[0],
-    )
+def _of_ltx(configs: Configs, **own: Any) -> Limits:
+    return Limits(size_multiple=32, frame_multiple=video_compression(configs)[0], **own)
 
 
-def ltx_2(configs: Configs) -> Limits:
-    """Return the limits of LTX-2."""
-    return Limits(
-        height=512,
-        width=768,
-        size_multiple=32,
-        num_frames=121,
-        frame_rate=24,
-        frame_multiple=video_compression(configs)[0],
-    )
+ltx = partial(_of_ltx, height=512, width=704, num_frames=161, frame_rate=25)
+ltx_2 = partial(_of_ltx, height=512, width=768, num_frames=121, frame_rate=24)
 
 
 def ltx_2_5(configs: Configs) -> Limits:
@@ -215,17 +205,16 @@ def ltx_2_5(configs: Configs) -> Limits:
 
 def hunyuan_video(configs: Configs) -> Limits:
     """Return the limits of HunyuanVideo."""
-    model, vae = _part(configs, "transformer"), _vae(configs)
+    model, (_, temporal) = _part(configs, "transformer"), _vae(configs)
     # With the image beside the first latent, the pipeline cuts the frames of that latent off.
     dropped = 4 if model.get("image_condition_type") == "latent_concat" else 0
     return _of_patches(
         configs,
-        vae,
         height=720,
         width=1280,
         num_frames=129,
         frame_rate=24,
-        min_frames=1 + math.ceil(dropped / vae[1]) * vae[1],
+        least_latents=1 + math.ceil(dropped / temporal),
         dropped_frames=dropped,
         is_distilled=bool(model.get("guidance_embeds", True)),
     )
@@ -247,16 +236,9 @@ def hunyuan_video_15(configs: Configs) -> Limits:
 
 def kandinsky_5(configs: Configs) -> Limits:
     """Return the limits of Kandinsky 5."""
-    vae = _vae(configs)
     # The first 4 latent frames get mean and deviation of those that follow, so there must be some.
     own = _of_patches(
-        configs,
-        vae,
-        height=512,
-        width=768,
-        num_frames=121,
-        frame_rate=24,
-        min_frames=4 * vae[1] + 1,
+        configs, height=512, width=768, num_frames=121, frame_rate=24, least_latents=5
     )
     if _part(configs, "transformer").get("attention_type") != "nabla":
         return own
@@ -267,7 +249,6 @@ def kandinsky_6(configs: Configs) -> Limits:
     """Return the limits of Kandinsky 6."""
     return _of_patches(
         configs,
-        _vae(configs),
         height=512,
         width=768,
         num_frames=121,
@@ -330,20 +311,12 @@ def anyflow(configs: Configs) -> Limits:
     )
 
 
-def chronoedit(configs: Configs) -> Limits:
-    """Return the limits of ChronoEdit."""
-    vae = _wan_vae(configs)
-    least = vae[1] + 1
-    return _of_patches(
-        configs, vae, height=480, width=832, num_frames=29, frame_rate=16, min_frames=least
-    )
+chronoedit = partial(
+    _of_patches, vae=_wan_vae, height=480, width=832, num_frames=29, frame_rate=16, least_latents=2
+)
 
 
-def cosmos_2(configs: Configs) -> Limits:
-    """Return the limits of Cosmos 2."""
-    return _of_patches(
-        configs, _wan_vae(configs), height=704, width=1280, num_frames=93, frame_rate=16
-    )
+cosmos_2 = partial(_of_patches, vae=_wan_vae, height=704, width=1280, num_frames=93, frame_rate=16)
 
 
 CHUNK = 9
@@ -352,24 +325,20 @@ CHUNK = 9
 
 def helios(configs: Configs) -> Limits:
     """Return the limits of Helios."""
-    vae = _wan_vae(configs)
-    temporal = vae[1]
+    _, temporal = _wan_vae(configs)
     window = (CHUNK - 1) * temporal + 1
     # Chunks are decoded alone; of their frames it leaves out what is over a multiple, plus one.
     lengths = tuple((n * window - 1) // temporal * temporal + 1 for n in range(1, 65))
-    own = _of_patches(
-        configs, vae, height=384, width=640, num_frames=lengths[3], frame_rate=24, lengths=lengths
-    )
-    return replace(own, frame_multiple=1)
+    size = {"height": 384, "width": 640, "num_frames": lengths[3], "frame_rate": 24}
+    return _of_patches(configs, vae=_wan_vae, **size, lengths=lengths, frame_multiple=1)
 
 
 def framepack(configs: Configs) -> Limits:
     """Return the limits of framepack."""
-    vae, model = _vae(configs), _part(configs, "transformer")
-    section = CHUNK * vae[1]
+    model = _part(configs, "transformer")
+    section = CHUNK * _vae(configs)[1]
     return _of_patches(
         configs,
-        vae,
         height=720,
         width=1280,
         num_frames=4 * section + 1,
@@ -381,28 +350,18 @@ def framepack(configs: Configs) -> Limits:
     )
 
 
-def motif(configs: Configs) -> Limits:
-    """Return the limits of motif."""
-    vae = _vae(configs)
-    least = vae[1] + 1  # 1: no photo
-    return _of_patches(
-        configs, vae, height=736, width=1280, num_frames=121, frame_rate=24, min_frames=least
-    )
+motif = partial(_of_patches, height=736, width=1280, num_frames=121, frame_rate=24, least_latents=2)
 
 
-def sana_video(configs: Configs) -> Limits:
-    """Return the limits of sana video."""
-    vae = _vae(configs)
-    return _of_patches(
-        configs,
-        vae,
-        height=480,
-        width=832,
-        num_frames=81,
-        frame_rate=16,
-        least_multiple=32,
-        min_frames=vae[1] + 1,
-    )
+sana_video = partial(
+    _of_patches,
+    height=480,
+    width=832,
+    num_frames=81,
+    frame_rate=16,
+    least_multiple=32,
+    least_latents=2,
+)
 
 
 def minimax_h3(configs: Configs) -> Limits:
