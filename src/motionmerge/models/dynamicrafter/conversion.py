@@ -272,7 +272,7 @@ class OfficialCheckpoint:
     def scheduler_config(self) -> dict[str, Any]:
         """Return the arguments of `DynamicRescaleDDIMScheduler` that the schedule buffers tell."""
         names = [name for name in ("alphas_cumprod", "scale_arr") if name in self.unused]
-        buffers = {name: self.unused[name].read() for name in names}
+        buffers: dict[str, torch.Tensor] = {name: self.unused[name].read() for name in names}
         if official_config.is_videocrafter(self.configs.get("unet", {})):
             return official_config.videocrafter_scheduler_config(buffers)
         return official_config.scheduler_config_from_buffers(buffers)
