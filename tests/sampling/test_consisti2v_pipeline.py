@@ -21,10 +21,13 @@ from motionmerge.sampling import ConsistI2VPipeline, FrameInit
 from motionmerge.sampling.request.folder import find_pipeline
 from motionmerge.sampling.request.loading import load_pipeline
 from motionmerge.sampling.videos.make_video import encode_ahead, make_video
+from motionmerge.sampling.videos.phases import make_videos
 from motionmerge.sampling.videos.settings import VideoSettings
+from motionmerge.switching.expert_bank import experts
 
 from ..models.reference_weights import DATA, official_keys, official_weights, vectors
 from ..tiny.consisti2v import consisti2v_scheduler, tiny_consisti2v
+from ..tiny.dynamicrafter import tiny_pipeline
 
 VECTORS = vectors("consisti2v")
 with safe_open(DATA / "consisti2v.safetensors", "pt") as file:
@@ -207,12 +210,47 @@ def test_a_video_of_settings_is_the_pipelines_own_also_when_encoded_ahead(
     photo: Image.Image,
 ) -> None:
     pipeline = tiny_consisti2v()
-    asked = VideoSettings(prompt="a cat", num_inference_steps=2, num_frames=4)
-    expected = video_of(pipeline, photo, generator=seeded(0), height=16, width=16)[0]
+    told = {"frame_stride": 5.0, "image_guidance_scale": 2.0, "guidance_scale": 1.0}
+    asked = VideoSettings(prompt="a cat", num_inference_steps=2, num_frames=4, **told)
+    own = {"generator": seeded(0), "height": 16, "width": 16}
+    expected = video_of(pipeline, photo, **own, **told)[0]
     assert torch.equal(make_video(pipeline, photo, asked), expected)
     (conditions,) = encode_ahead(pipeline, photo, [asked])
     assert pipeline.text_encoder is None
     assert torch.equal(make_video(pipeline, photo, asked, conditions=conditions), expected)
+
+
+@pytest.mark.parametrize("image_guidance_scale", [None, 2.0])
+def test_videos_with_experts_are_those_that_are_made_one_by_one(
+    photo: Image.Image, image_guidance_scale: float | None
+) -> None:
+    pipeline = tiny_consisti2v()
+    weights = {
+        expert: {f"unet.{n}": v * share for n, v in pipeline.unet.state_dict().items()}
+        for expert, share in (("dynamics", 0.9), ("consistency", 1.1))
+    }
+    asked = [
+        VideoSettings(
+            prompt="a cat",
+            seed=seed,
+            num_inference_steps=4,
+            num_frames=3,
+            image_guidance_scale=image_guidance_scale,
+        )
+        for seed in (1, 2)
+    ]
+    with experts(pipeline, weights, boundary=0.64) as bank:
+        made = list(make_videos(pipeline, [(photo, one) for one in asked], bank))
+        for outcome, one in zip(made, asked, strict=True):
+            assert outcome.error is None and outcome.video is not None
+            assert torch.equal(outcome.video, make_video(pipeline, photo, one))
+
+
+def test_other_families_have_no_frame_stride(photo: Image.Image) -> None:
+    for name in ("frame_stride", "image_guidance_scale"):
+        asked = VideoSettings(prompt="a cat", **{name: 2.0})
+        with pytest.raises(ConfigError, match=rf"dynamicrafter has no {name}(.|\n)*`{name}` out"):
+            make_video(tiny_pipeline(), photo, asked)
 
 
 def as_the_hub_has_it(folder: Path) -> ConsistI2VPipeline:

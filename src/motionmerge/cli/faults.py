@@ -52,6 +52,8 @@ SETTING_TO_FLAG: Mapping[str, str] = {
     "guidance_scale": "--guidance",
     "guidance_scale_2": "--guidance-2",
     "start_step": "--start-step",
+    "image_guidance_scale": "--image-guidance",
+    "frame_stride": "--frame-stride",
     "sigmas": "--sigmas",
     "shift": "--shift",
     "last_image": "--last-image",

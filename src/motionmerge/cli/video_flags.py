@@ -202,7 +202,27 @@ class VideoFlags:
         typer.Option(
             metavar="NUMBER",
             help="Begin at this timestep instead of 1000: from 900 on, leans less on the image "
-            "and may move more; too low looks bad. Only DynamiCrafter and pocket.",
+            "and may move more; too low looks bad. Only DynamiCrafter, VideoCrafter and pocket.",
+            rich_help_panel=VIDEO,
+        ),
+    ] = None
+    image_guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            "--image-guidance",
+            metavar="NUMBER",
+            help="Strength of the first frame, for ConsistI2V: image_guidance_scale.",
+            show_default="1",
+            rich_help_panel=VIDEO,
+        ),
+    ] = None
+    frame_stride: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Frames between two of the video, as told to ConsistI2V: 1 to 5 were trained, "
+            "and larger means more motion.",
+            show_default="3",
             rich_help_panel=VIDEO,
         ),
     ] = None

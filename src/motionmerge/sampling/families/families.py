@@ -342,6 +342,7 @@ VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
         home=f"{_OURS}.consisti2v",
         pipelines=("ConsistI2VPipeline",),
         limits=family_limits.consisti2v,
+        sees_first_frame=True,
     ),
     POCKET,
 )
