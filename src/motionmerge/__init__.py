@@ -43,11 +43,13 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from motionmerge.merging.merge import merge as merge
     from motionmerge.merging.recipes.functions import register_function as register_function
     from motionmerge.merging.recipes.recipe import Recipe as Recipe
+    from motionmerge.models.consisti2v.unet import ConsistI2VUNet as ConsistI2VUNet
     from motionmerge.models.dynamicrafter.scheduler import (
         DynamicRescaleDDIMScheduler as DynamicRescaleDDIMScheduler,
     )
     from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet as DynamiCrafterUNet
     from motionmerge.models.pocket.world import load_photo as load_photo
+    from motionmerge.sampling.pipelines.consisti2v import ConsistI2VPipeline as ConsistI2VPipeline
     from motionmerge.sampling.pipelines.dynamicrafter import (
         DynamiCrafterPipeline as DynamiCrafterPipeline,
     )
@@ -104,9 +106,11 @@ _NAMES = {
     "merging.merge": ("merge",),
     "merging.recipes.functions": ("register_function",),
     "merging.recipes.recipe": ("Recipe",),
+    "models.consisti2v.unet": ("ConsistI2VUNet",),
     "models.dynamicrafter.scheduler": ("DynamicRescaleDDIMScheduler",),
     "models.dynamicrafter.unet": ("DynamiCrafterUNet",),
     "models.pocket.world": ("load_photo",),
+    "sampling.pipelines.consisti2v": ("ConsistI2VPipeline",),
     "sampling.pipelines.dynamicrafter": ("DynamiCrafterPipeline",),
     "sampling.pipelines.pocket": ("load_pocket",),
     "sampling.pipelines.start_latents": (

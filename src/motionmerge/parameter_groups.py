@@ -77,7 +77,7 @@ def _anywhere(*patterns: tuple[str, str]) -> tuple[tuple[str, str], ...]:
 _UNET_BLOCK = r"(?:down_blocks|mid_block|up_blocks)\."
 _UNET_TEMPORAL = (
     _UNET_BLOCK + r".*\b(temporal_transformer_blocks|time_pos_embed|time_mixer|temporal_res_block"
-    r"|temp_convs|temp_attentions)\."
+    r"|temp_convs|temp_attentions|conv3ds|tempo_attns)\."
 )
 _UNET_ADAPTER = rf"temporal_adapter\.|(?:{_UNET_BLOCK}|transformer_in\.).*\bfusion\."
 _LAYER = r"transformer_blocks\.\d+\."
@@ -143,6 +143,18 @@ I2VGEN_XL = Family(
         ("spatial", _UNET_BLOCK + r".*\battentions\."),
         ("residual", f"{_UNET_BLOCK}|conv_(in|norm_out|out)\\."),
         ("embeddings", r"(time|fps|context)_embedding\."),
+    ),
+)
+
+CONSISTI2V = Family(
+    "consisti2v",
+    "ConsistI2VUNet",
+    (
+        ("temporal", _UNET_TEMPORAL),
+        ("cross_attention", _UNET_BLOCK + r".*\.attn2\."),
+        ("spatial", _UNET_BLOCK + r".*\battentions\."),
+        ("residual", f"{_UNET_BLOCK}|conv_(in|norm_out|out)\\."),
+        ("embeddings", r"(time|frame_stride)_embedding\."),
     ),
 )
 
@@ -318,6 +330,7 @@ KANDINSKY_5 = Family(
 FAMILIES: tuple[Family, ...] = (
     SVD,
     I2VGEN_XL,
+    CONSISTI2V,
     LTX_2,
     LTX,
     HUNYUAN_VIDEO,

@@ -82,6 +82,7 @@ def test_every_parameter_of_our_unet_has_a_group():
     assert set(counts) == set(GROUPS) - {"image_projector", "joint", "audio"}
 
 
+OURS = ("dynamicrafter", "consisti2v")
 NAME = operator.attrgetter("name")
 JOINT = {"joint", "cross_attention", "residual", "embeddings"}
 UNET = {"temporal", "spatial", "cross_attention", "residual", "embeddings"}
@@ -144,7 +145,7 @@ FROM_DIFFUSERS = {
 }
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f.name != "dynamicrafter"], ids=NAME)
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.name not in OURS], ids=NAME)
 @pytest.mark.parametrize("prefix", ["", "unet.", "transformer_2."])
 def test_every_parameter_of_a_family_has_a_group(family, prefix):
     expected, config = FROM_DIFFUSERS[family.name]
@@ -157,7 +158,7 @@ def test_every_parameter_of_a_family_has_a_group(family, prefix):
 
 
 def test_every_family_is_known_by_name():
-    assert {family.name for family in FAMILIES} == {*FROM_DIFFUSERS, "dynamicrafter"}
+    assert {family.name for family in FAMILIES} == {*FROM_DIFFUSERS, *OURS}
 
 
 def test_only_restricts_a_task_vector_to_a_group(pair, states):

@@ -49,6 +49,8 @@ def _fill(name: str, shape: list[int], seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
     values = torch.randn(shape, generator=generator)
     leaf = name.rpartition(".")[2]
+    if leaf == "alpha" and len(shape) == 1:  # shares of ConsistI2V's temporal layers
+        return 0.4 + 0.5 * values
     if len(shape) <= 1:
         return 1 + 0.1 * values if leaf == "weight" else 0.05 * values
     if leaf == "queries":

@@ -18,13 +18,13 @@ from motionmerge.switching.expert_bank import attached_bank, experts
 
 from ..tiny.library import IS_OLDER, skip_older
 from ..tiny.loras import with_motion, with_weights
-from ..tiny.pipelines import FAMILIES, Family, generate, tiny, weights_of
+from ..tiny.pipelines import FAMILIES, OURS, Family, generate, tiny, weights_of
 
 Weights = dict[str, torch.Tensor]
 RANK, ALPHA = 2, 3.0
 RESCUE = {"dynamics": -0.25, "consistency": 1.0}
 
-every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+every_family = pytest.mark.parametrize("family", (*FAMILIES, *OURS), ids=lambda family: family.name)
 
 
 def family_named(name: str) -> Family:

@@ -19,6 +19,7 @@ from . import builders as build
 from . import modular as tiny_modular
 from . import newer as tiny_newer
 from .builders import TEXT_DIM
+from .consisti2v import tiny_consisti2v
 from .dynamicrafter import tiny_videocrafter
 
 PROMPT, NEGATIVE = "a cat jumps", "the camera pans left"
@@ -244,8 +245,7 @@ def larger_text_inputs(batch: int) -> dict[str, Any]:
     return text_inputs(batch, 32)
 
 
-def videocrafter_inputs(batch: int) -> dict[str, Any]:
-    """Make five frames, which is more than a DynamiCrafter of this size has tokens for."""
+def our_inputs(batch: int) -> dict[str, Any]:
     text = {"prompt": [PROMPT] * batch, "negative_prompt": [NEGATIVE] * batch}
     return {"image": photo(), **text, "height": 16, "width": 16, "num_frames": 5}
 
@@ -312,7 +312,8 @@ NEWER = (
 
 
 OURS = (
-    Family("VideoCrafter", tiny_videocrafter, videocrafter_inputs, 0.6, 2, denoisers=("unet",)),
+    Family("VideoCrafter", tiny_videocrafter, our_inputs, 0.6, 2, denoisers=("unet",)),
+    Family("ConsistI2V", tiny_consisti2v, our_inputs, 0.64, 2, denoisers=("unet",)),
 )
 
 EVERY_FAMILY = (*FAMILIES, *NEWER, *OURS)

@@ -44,6 +44,7 @@ _RENAMED: Mapping[str, str] = {
     "num_inference_steps": "--steps",
     "guidance_scale": "--guidance",
     "guidance_scale_2": "--guidance-2",
+    "image_guidance_scale": "--image-guidance",
     "num_workers": "--workers",
     "legacy": "--legacy-weights",
     "loras": "--lora",
@@ -55,7 +56,16 @@ _RENAMED: Mapping[str, str] = {
 SETTINGS = (
     *("prompt", "negative_prompt", "height", "width", "num_frames", "frame_rate", "seed"),
     *("num_inference_steps", "guidance_scale", "guidance_scale_2", "start_step", "sigmas", "shift"),
-    *("last_image", "boundary", "dtype", "device", "variant", "num_workers"),
+    *(
+        "image_guidance_scale",
+        "frame_stride",
+        "last_image",
+        "boundary",
+        "dtype",
+        "device",
+        "variant",
+        "num_workers",
+    ),
     "stochastic_rounding",
 )
 """What errors name in backticks, as a manifest does; the flag is added."""

@@ -160,7 +160,25 @@ class VideoFlags:
         video_option(
             metavar="NUMBER",
             help="Begin at this timestep instead of 1000: from 900 on, leans less on the image "
-            "and may move more; too low looks bad. Only DynamiCrafter and pocket.",
+            "and may move more; too low looks bad. Only DynamiCrafter, VideoCrafter and pocket.",
+        ),
+    ] = None
+    image_guidance_scale: Annotated[
+        float | None,
+        video_option(
+            "--image-guidance",
+            metavar="NUMBER",
+            help="Strength of the first frame, for ConsistI2V: image_guidance_scale.",
+            show_default="1",
+        ),
+    ] = None
+    frame_stride: Annotated[
+        float | None,
+        video_option(
+            metavar="NUMBER",
+            help="Frames between two of the video, as told to ConsistI2V: 1 to 5 were trained, "
+            "and larger means more motion.",
+            show_default="3",
         ),
     ] = None
     sigmas: Annotated[

@@ -6,7 +6,8 @@ keeps one, plus the tensors in which the experts differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -100,7 +101,11 @@ class ExpertBank(Bank):
             SwitchedModule(name=name, module=module, keeps_own=restore) for name, module in found
         ]
         live = {part.name: part.tensors() for part in parts}
-        split = {name: by_module(name, weights, live) for name, weights in experts.items()}
+        ignored = ignored_names(part.module for part in parts)
+        split = {
+            name: by_module(name, weights, live, ignored=ignored)
+            for name, weights in experts.items()
+        }
         named = {parts[0].name}.union(*split.values())
         used = [part for part in parts if part.name in named]
         for part in used:
@@ -309,8 +314,23 @@ def names_of_denoiser(live: Mapping[str, Weights]) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in first.items()}
 
 
-def by_module(expert: str, weights: Weights, live: Mapping[str, Weights]) -> dict[str, Weights]:
-    """Split an expert's tensors by module; refuse empty experts, unknown names, wrong shapes."""
+def ignored_names(modules: Iterable[nn.Module]) -> tuple[str, ...]:
+    """List the patterns of names that modules leave out of their files, as these do nothing."""
+    own = (getattr(module, "_keys_to_ignore_on_load_unexpected", None) for module in modules)
+    return tuple(pattern for patterns in own for pattern in patterns or ())
+
+
+def by_module(
+    expert: str, weights: Weights, live: Mapping[str, Weights], *, ignored: Sequence[str] = ()
+) -> dict[str, Weights]:
+    """Split an expert's tensors by module; refuse empty experts, unknown names, wrong shapes.
+
+    Args:
+        expert: Its name.
+        weights: Its tensors.
+        live: Those of each module.
+        ignored: Patterns of names that are left out where a module lacks them.
+    """
     if not weights:
         raise CheckpointError(
             f"The expert `{expert}` has no tensors.", fix="Check the file or folder it comes from."
@@ -323,7 +343,8 @@ def by_module(expert: str, weights: Weights, live: Mapping[str, Weights]) -> dic
         if name in live[denoiser] or module not in live:
             module, rest = denoiser, name
         if rest not in live[module]:
-            unknown.append(name)
+            if not any(re.search(pattern, rest) for pattern in ignored):
+                unknown.append(name)
             continue
         names.setdefault(module, {})[rest] = name
     if unknown:

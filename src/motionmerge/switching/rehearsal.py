@@ -11,7 +11,12 @@ from torch import nn
 from motionmerge.merging.inputs.coverage import Missing
 from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.schedule import ExpertSchedule
-from motionmerge.switching.expert_bank import by_module, names_of_denoiser, with_own_weights
+from motionmerge.switching.expert_bank import (
+    by_module,
+    ignored_names,
+    names_of_denoiser,
+    with_own_weights,
+)
 from motionmerge.switching.lora_layers import loras_of_recipe
 from motionmerge.switching.recompute import RecomputedExpert, recomputed_experts
 from motionmerge.switching.switched_module import SwitchedModule, check_shape
@@ -43,10 +48,10 @@ def check_fit(
     live = {
         name: SwitchedModule(name=name, module=module).tensors() for name, module in modules.items()
     }
-    like = names_of_denoiser(live)
+    like, ignored = names_of_denoiser(live), ignored_names(modules.values())
     prepared = recomputed_experts(with_own_weights(recipe, pipeline), missing=missing, like=like)
     for expert, tensors in prepared.items():
-        for name, part in by_module(expert, tensors, live).items():
+        for name, part in by_module(expert, tensors, live, ignored=ignored).items():
             assert isinstance(part, RecomputedExpert)
             for tensor, shape in part.shapes().items():
                 check_shape(
@@ -67,11 +72,11 @@ def lacking_tensors(
         By the name of each module that an expert has anything of; empty if it has all.
     """
     live = {name: SwitchedModule(name=name, module=own).tensors() for name, own in modules.items()}
-    like = names_of_denoiser(live)
+    like, ignored = names_of_denoiser(live), ignored_names(modules.values())
     prepared = recomputed_experts(recipe, missing="keep", like=like)
     lacking: dict[str, tuple[str, ...]] = {}
     for expert, tensors in prepared.items():
-        for name, part in by_module(expert, tensors, live).items():
+        for name, part in by_module(expert, tensors, live, ignored=ignored).items():
             assert isinstance(part, RecomputedExpert)
             wanted = modules[name].state_dict().keys()
             lacking[name] = tuple(one for one in wanted if one not in part.shapes())

@@ -34,6 +34,17 @@ class ContextCache:
         self.kept.clear()
 
 
+def computed_once(
+    cache: ContextCache | None, module: nn.Module, make: Callable[[], tuple[torch.Tensor, ...]]
+) -> tuple[torch.Tensor, ...]:
+    """Return what a module makes of the tokens; with a cache, it is computed only once."""
+    if cache is None:
+        return make()
+    if module not in cache.kept:
+        cache.kept[module] = make()
+    return cache.kept[module]
+
+
 @dataclass(frozen=True)
 class CrossContext:
     """What the pixels of a video attend to.
@@ -52,11 +63,7 @@ class CrossContext:
         self, module: nn.Module, make: Callable[[], tuple[torch.Tensor, ...]]
     ) -> tuple[torch.Tensor, ...]:
         """Return a module's output for the tokens; with a cache, it is computed only once."""
-        if self.cache is None:
-            return make()
-        if module not in self.cache.kept:
-            self.cache.kept[module] = make()
-        return self.cache.kept[module]
+        return computed_once(self.cache, module, make)
 
 
 class TextImageAttnProcessor(IPAdapterAttnProcessor2_0):
@@ -94,12 +101,12 @@ class TextImageAttnProcessor(IPAdapterAttnProcessor2_0):
                 self.to_v_ip[0](context.image),
             ),
         )
-        out = _attend(query, text_key, text_value, num_heads=attn.heads)
-        out = out + self.scale[0] * _attend(query, image_key, image_value, num_heads=attn.heads)
+        out = attend(query, text_key, text_value, num_heads=attn.heads)
+        out = out + self.scale[0] * attend(query, image_key, image_value, num_heads=attn.heads)
         return attn.to_out[1](attn.to_out[0](out))
 
 
-def _attend(
+def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, num_heads: int
 ) -> torch.Tensor:
     """Compute multi-head attention; rows of `query` that share a row of `key` are one sequence.

@@ -336,6 +336,13 @@ VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
         frame_rate_argument="frame_rate",
         takes_start_step=True,
     ),
+    VideoFamily(
+        name="consisti2v",
+        home=f"{_OURS}.consisti2v",
+        pipelines=("ConsistI2VPipeline",),
+        limits=family_limits.consisti2v,
+        sees_first_frame=True,
+    ),
     POCKET,
 )
 """Every family of `families.FAMILIES`, and the pocket model."""

@@ -405,6 +405,20 @@ def videocrafter(configs: Configs) -> Limits:
     return replace(dynamicrafter(configs), takes_last_image=False)
 
 
+def consisti2v(configs: Configs) -> Limits:
+    """Return the limits of ConsistI2V, whose first frame is the photo."""
+    own = configs.get("", {})
+    return Limits(
+        height=own.get("height", 256),
+        width=own.get("width", 256),
+        size_multiple=_unet_multiple(configs),
+        num_frames=_part(configs, "unet").get("n_frames", 16),
+        frame_rate=8,
+        min_frames=2,
+        max_frames=MAX_FRAMES,
+    )
+
+
 def pocket(configs: Configs) -> Limits:
     """Return the limits of pocket."""
     return Limits(

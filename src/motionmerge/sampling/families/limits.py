@@ -118,6 +118,7 @@ class VideoFamily:
         takes_text: It has prompts.
         takes_start_step: Denoising can begin late.
         takes_sigmas: Its `__call__` takes the sigmas of the steps.
+        sees_first_frame: It has a frame stride, and guidance by its first frame.
         is_guided: Whether its pipeline reads a negative prompt, at a guidance scale or, with None,
             at its own.
         call: Rewrites the arguments of a call where its words are others than everybody's.
@@ -138,6 +139,7 @@ class VideoFamily:
     takes_text: bool = True
     takes_start_step: bool = False
     takes_sigmas: bool = False
+    sees_first_frame: bool = False
     is_guided: Callable[[float | None], bool] = above_one
     call: Callable[[VideoPipeline, dict[str, object]], dict[str, object]] = _unchanged
     modular: Modular | None = None

@@ -122,25 +122,35 @@ def check_settings(
     num_videos_per_prompt: int,
     num_inference_steps: int,
     start_step: int | None,
-    frame_rate: float,
     guidance_scale: float,
     guidance_rescale: float,
     eta: float,
     output_type: str,
     callback_tensors: Sequence[str],
+    frame_rate: float | None = None,
+    frame_stride: float | None = None,
+    image_guidance_scale: float = 1.0,
 ) -> None:
-    """Refuse settings out of range.
+    """Refuse settings out of range; a model is told a frame rate or a frame stride.
 
     Raises:
         ConfigError: Names the setting and what it can be.
     """
-    whole, can_be_told = "a whole number from 1 on", _is_finite(frame_rate) and frame_rate > 0
+    told = ("frame_rate", frame_rate) if frame_stride is None else ("frame_stride", frame_stride)
+    whole = "a whole number from 1 on"
+    can_be_told = told[1] is not None and _is_finite(told[1]) and told[1] > 0
     rules = [
         ("num_videos_per_prompt", num_videos_per_prompt, _is_whole(num_videos_per_prompt), whole),
         ("num_inference_steps", num_inference_steps, _is_whole(num_inference_steps), whole),
         ("start_step", start_step, start_step is None or _is_whole(start_step), whole),
-        ("frame_rate", frame_rate, can_be_told, "a number above 0"),
+        (*told, can_be_told, "a number above 0"),
         ("guidance_scale", guidance_scale, _is_finite(guidance_scale), "a finite number"),
+        (
+            "image_guidance_scale",
+            image_guidance_scale,
+            _is_finite(image_guidance_scale),
+            "a finite number",
+        ),
         ("guidance_rescale", guidance_rescale, 0 <= guidance_rescale <= 1, "0 to 1"),
         ("eta", eta, 0 <= eta <= 1, "0 to 1"),
         ("output_type", output_type, output_type in OUTPUT_TYPES, ", ".join(OUTPUT_TYPES)),

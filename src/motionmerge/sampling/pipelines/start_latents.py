@@ -148,7 +148,8 @@ def mix_frequencies(low: torch.Tensor, high: torch.Tensor, low_pass: torch.Tenso
     axes = (-3, -2, -1)
     share = torch.fft.ifftshift(low_pass.to(low.device), dim=axes)
     mixed = share * torch.fft.fftn(low, dim=axes) + (1 - share) * torch.fft.fftn(high, dim=axes)
-    return torch.fft.ifftn(mixed, dim=axes).real
+    real: torch.Tensor = torch.fft.ifftn(mixed, dim=axes).real
+    return real
 
 
 @dataclass(frozen=True)
@@ -309,7 +310,7 @@ def start_latents(
         generator: Draws the noise; a list has one for each video.
         num_channels: Channels of the latents.
         scheduler: Says how strong the first noise is.
-        start: What the noise is mixed with.
+        start: What the noise is mixed with; latents that were given are not.
         start_step: As of a call.
         correlation: How much of the noise the frames share; see `correlated_noise`.
 

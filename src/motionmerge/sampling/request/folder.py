@@ -28,6 +28,7 @@ from motionmerge.io.quantised import describe_quantisation
 from motionmerge.io.safetensors_file import SafetensorsFile, StoredTensor
 from motionmerge.io.weights import WeightsReader
 from motionmerge.merging.inputs.sources import MODULES
+from motionmerge.models.consisti2v.settings import ours_for_the_hubs
 from motionmerge.models.video_pipeline import Config
 from motionmerge.sampling.families.families import POCKET, family_of
 from motionmerge.sampling.families.limits import Configs, Limits, VideoFamily
@@ -293,9 +294,15 @@ def _download(name: str, *, variant: str | None, legacy: bool) -> Path:
 
     try:
         index = Path(huggingface_hub.hf_hub_download(name, INDEX_FILE)).parent
-        wanted = pipeline_class(_family(_read_index(index), index))
+        family = _family(_read_index(index), index)
+        if family.is_ours:  # diffusers looks for the code of classes that it does not know
+            parts = [f"{part}/*" for part in _parts(_read_index(index), index)]
+            fetched = huggingface_hub.snapshot_download(
+                name, allow_patterns=[INDEX_FILE, *parts], ignore_patterns=["*.py"]
+            )
+            return Path(fetched)
         return Path(
-            wanted.download(
+            pipeline_class(family).download(
                 name,
                 variant=variant,
                 use_safetensors=None if legacy else True,
@@ -334,7 +341,7 @@ def _read_index(path: Path) -> Config:
             f"{path} is no diffusers pipeline: it has no {INDEX_FILE}.",
             fix="Give a folder that `save_pretrained` or `motionmerge convert` wrote.",
         )
-    return read_json(path / INDEX_FILE)
+    return ours_for_the_hubs(read_json(path / INDEX_FILE))
 
 
 def _parts(index: Config, path: Path) -> dict[str, tuple[str | None, str | None]]:

@@ -339,6 +339,7 @@ def _ours(scheduler: Scheduler, settings: VideoSettings, configs: Configs) -> Ma
 
 
 _PLAIN = (
+    "consisti2v",
     "svd",
     "i2vgen-xl",
     "cogvideox",

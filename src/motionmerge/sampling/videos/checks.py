@@ -40,6 +40,7 @@ def check_settings(
     _check_negative_prompt(asked, family, limits)
     _check_second_guidance(asked, family, limits)
     _check_start_step(asked, family)
+    _check_first_frame(asked, family)
     _check_sigmas(asked, family)
     _check_last_image(asked, family, limits, has_last_image=has_last_image)
     _check_size(asked, family, limits)
@@ -98,6 +99,15 @@ def _check_start_step(asked: VideoSettings, family: VideoFamily) -> None:
             f"From start_step {asked.start_step} on there are not {steps} steps to take.",
             fix="Begin earlier, with a larger start_step (e.g. 940), or ask for fewer steps.",
         )
+
+
+def _check_first_frame(asked: VideoSettings, family: VideoFamily) -> None:
+    """Refuse a frame stride and a guidance by the image that the pipeline would not take."""
+    for name in ("image_guidance_scale", "frame_stride"):
+        if getattr(asked, name) is not None and not family.sees_first_frame:
+            raise ConfigError(
+                f"{family.name} has no {name}, as ConsistI2V has.", fix=f"Leave `{name}` out."
+            )
 
 
 def _check_sigmas(asked: VideoSettings, family: VideoFamily) -> None:

@@ -123,9 +123,10 @@ def conditions_of(pipeline: EncodingPipeline, arguments: Mapping[str, Any]) -> C
     """Encode what the arguments of a call say of its prompt and image."""
     _, limits = family_and_limits(pipeline)
     own = {name: arguments[name] for name in _ENCODED if name in arguments}
-    scale = arguments.get("guidance_scale")  # the pipeline's own guides
+    scales = arguments.get("guidance_scale"), arguments.get("image_guidance_scale", 1.0)
+    is_guided = any(scale is None or scale > 1 for scale in scales)  # the pipeline's own guides
     with named_memory_errors(limits):
-        return pipeline.encode(**own, guided=scale is None or scale > 1)
+        return pipeline.encode(**own, guided=is_guided)
 
 
 def with_conditions(arguments: dict[str, object], conditions: Conditions) -> dict[str, object]:

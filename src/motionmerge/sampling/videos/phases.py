@@ -89,7 +89,9 @@ def make_videos(
         requests: The videos.
         bank: The experts that are attached to it, if any.
     """
-    if bank is not None and len(requests) > 1 and can_be_cut(pipeline):
+    # Guidance by the image needs the start noise of frame 0, which a cut does not hand on.
+    needs_start = any((asked.image_guidance_scale or 1) > 1 for _, asked in requests)
+    if bank is not None and len(requests) > 1 and not needs_start and can_be_cut(pipeline):
         yield from _in_phases(pipeline, requests, bank)
         return
     for index, (image, settings) in enumerate(requests):

@@ -59,6 +59,9 @@ class VideoSettings(FrozenModel):
             transformer denoises then; by default `guidance_scale`.
         start_step: Where denoising begins, of 1000 timesteps, for DynamiCrafter and the pocket
             model: below 1000 they lean less on the image; see `DynamiCrafterPipeline.__call__`.
+        image_guidance_scale: Strength of the first frame, for ConsistI2V.
+        frame_stride: Frames of the training videos between two of this one, for ConsistI2V: larger
+            means more motion.
         sigmas: The noise of each step from the first on, instead of the scheduler's own, without
             the 0 at the end; for pipelines that take `sigmas`. A shift is applied to them.
         shift: Of the scheduler's timesteps, instead of its own: a larger one has more steps while
@@ -85,6 +88,13 @@ class VideoSettings(FrozenModel):
     ] = None
     start_step: Annotated[
         int | None, Setting(least=1, most=1000, came_later=True, is_argument=True)
+    ] = None
+    image_guidance_scale: Annotated[
+        float | None,
+        Setting(least=0, most=1000, also=("image_guidance",), came_later=True, is_argument=True),
+    ] = None
+    frame_stride: Annotated[
+        float | None, Setting(least=0.01, most=1000, came_later=True, is_argument=True)
     ] = None
     sigmas: Annotated[tuple[float, ...] | None, Setting(came_later=True)] = None
     shift: Annotated[float | None, Setting(least=0.01, most=100, came_later=True)] = None
