@@ -146,6 +146,9 @@ def test_names_are_chosen_only_where_they_are_known(work):
     assert code == 2 and "No original names are known" in error
     code, _, error = call("export", "comfyui", "recipe.yaml", "-o", "out")
     assert code == 2 and "No original names are known" in error
+    assert "`motionmerge export loras --for diffusers`" in error
+    code, _, error = call(*words, "--for", "diffusers", "--dry-run")
+    assert code == 0, error
 
 
 def test_a_wan_expert_is_exported_for_comfyui_and_wan2gp(work):

@@ -117,6 +117,10 @@ def test_a_fix_in_python_names_the_flag_of_a_verb_that_has_it():
         "Raise `guidance_scale` (--guidance)."
     )
     assert in_flags("Pass `base=MODEL`.", {"--base"}) == "Pass `--base MODEL`."
+    dense = "Take recipe='lora-rescue', inputs={'base': MODEL, 'style': FILE}."
+    assert in_flags(dense, {"--recipe", "--input", "--base"}) == (
+        "Take --recipe lora-rescue --input base=MODEL --input style=FILE."
+    )
     assert in_flags("Pass its weights: `inputs={'a': FILE}`.", {"--input"}) == (
         "Pass its weights: `--input a=FILE`."
     )

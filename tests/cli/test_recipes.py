@@ -66,6 +66,23 @@ def test_a_name_that_resembles_none_is_answered_with_all():
     assert "edg-official, knob" in result.stderr
 
 
+def test_weights_in_place_of_a_recipe_are_answered_with_what_merges_two(tmp_path):
+    weights = tmp_path / "base.safetensors"
+    weights.write_bytes(b"\xb0" * 64)
+    result = CliRunner().invoke(app, ["merge", str(weights), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 2, result.output
+    assert "is no recipe: a recipe is text" in result.stderr
+    assert "`motionmerge extrapolate BASE TUNED -o FOLDER`" in result.stderr
+
+
+@pytest.mark.parametrize("verb", ["batch", "merge"])
+def test_a_file_that_cannot_be_read_is_told_in_words_and_once(verb, tmp_path):
+    words = [verb, str(tmp_path), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2, result.output
+    assert "Errno" not in result.stderr and result.stderr.count(str(tmp_path)) == 1
+
+
 def test_what_is_printed_ends_with_one_line_break():
     for words in (["edg-official"], ["edg-official", "--json"], ["--json"]):
         shown = CliRunner().invoke(app, ["recipes", *words]).stdout

@@ -93,7 +93,7 @@ def test_a_training_seed_is_a_cluster_of_its_own():
 def test_one_prompt_alone_has_no_interval():
     interval = bootstrap_mean([3.0, 4.0], clusters=["a", "a"])
     assert interval.value == 3.5 and math.isnan(interval.low) and math.isnan(interval.high)
-    assert interval.text() == "3.5 [one alone]"
+    assert interval.text() == "3.5 [no interval]"
 
 
 def test_what_is_hardly_ever_different_still_has_an_interval():

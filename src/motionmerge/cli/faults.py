@@ -37,6 +37,9 @@ PYTHON_TO_FLAG: Mapping[str, str] = {
     "dtype='bf16'": "--dtype bf16",
     "load_pocket()": "--model pocket",
     "base=MODEL": "--base MODEL",
+    "recipe='lora-rescue', inputs={'base': MODEL, 'style': FILE}": (
+        "--recipe lora-rescue --input base=MODEL --input style=FILE"
+    ),
 }
 """What errors below the command line advise in Python, and the flag that does the same."""
 

@@ -200,7 +200,9 @@ def _print_lines(measured: Sequence[Measured], summary: Summary) -> None:
         print(f"  .. and {len(measured) - _MOST_LINES} more")
     print()
     counts = f"{summary.num_measured} measured, {summary.num_failed} cannot be"
-    print(f"{counts}, {summary.num_warned} with warnings; {summary.num_clusters} prompts or videos")
+    apart = summary.num_clusters
+    of = f"{apart} prompt{'s'[: apart != 1]} or video{'s'[: apart != 1]}"
+    print(f"{counts}, {summary.num_warned} with warnings; {of}")
     if summary.labels:
         print("camera: " + ", ".join(f"{name} {num}" for name, num in summary.labels.items()))
     _print_means(summary)

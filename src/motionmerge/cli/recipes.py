@@ -49,7 +49,10 @@ def recipes(
             pairs = shipped["parameters"].items()
             print("    parameters: " + ", ".join(f"{one} = {value:g}" for one, value in pairs))
         print()
-    print("`motionmerge show NAME` prints a recipe; --input NAME=PATH gives an input of yours.")
+    print(
+        "`motionmerge show NAME` explains one, `motionmerge recipes NAME` prints it as a file to "
+        "change; --input NAME=PATH gives an input of yours."
+    )
 
 
 def _described(recipe: Recipe) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Estimate:
         """Write as `3.2 [2.9, 3.6]`."""
         form = f"{'+' if sign else ''}.{digits}f"
         if math.isnan(self.low):
-            return f"{self.value:{form}} [{'one alone' if self.num == 1 else 'no interval'}]"
+            return f"{self.value:{form}} [no interval]"
         return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
 

@@ -39,7 +39,8 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _SIGNED = {"down", "up", "up_bias"}
 """Parts that a signed LoRA can have, beside a plain difference of a layer's bias."""
-DENSE = "Use it in dense experts: a recipe with `base + lora(...)` and `base` as an input."
+DENSE = "Use it in dense experts: a recipe with `base + lora(...)` and `base` as an input, or take "
+DENSE += "recipe='lora-rescue', inputs={'base': MODEL, 'style': FILE}."
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,9 @@ def read_clips_manifest(path: Path, *, folder: Path) -> list[TrainingClip]:
                     raise DataError(f"{path} has more than {MOST_ROWS:,} lines.", fix="Cut it.")
                 clips.append(_from_line(line, folder, f"{path}, line {len(clips) + 1}"))
     except OSError as error:
-        raise DataError(f"Cannot read {path}: {error}", fix="Check the path.") from error
+        raise DataError(
+            f"Cannot read {path}: {error.strerror or error}.", fix="Check the path."
+        ) from error
     if not clips:
         raise DataError(f"{path} lists no clip.", fix=_CHECK_ANEW)
     return clips

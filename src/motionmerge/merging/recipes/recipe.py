@@ -66,7 +66,8 @@ InputValue: TypeAlias = "str | Path | Mapping[str, torch.Tensor]"
 
 def shipped_recipes() -> dict[str, Path]:
     """Return the recipes that ship with the package, by name."""
-    return {path.stem: path for path in sorted((PACKAGE / "recipes").glob("*.yaml"))}
+    paths = (PACKAGE / "recipes").glob("*.yaml")
+    return dict(sorted((path.stem, path) for path in paths))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +126,16 @@ class Recipe:
         try:
             with open_plain_file(path) as file:
                 text = file.read(MAX_BYTES + 1).decode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"Cannot read the recipe {path}: {error}.", fix=names) from error
+        except UnicodeDecodeError as error:
+            raise RecipeError(
+                f"{path} is no recipe: a recipe is text, which names weights as its inputs.",
+                fix=f"{names} Two checkpoints are merged without a recipe by "
+                "`motionmerge extrapolate BASE TUNED -o FOLDER`.",
+            ) from error
+        except OSError as error:
+            raise RecipeError(
+                f"Cannot read the recipe {path}: {error.strerror or error}.", fix=names
+            ) from error
         return cls.parse(text, folder=folder_of(path), source=str(path))
 
     @classmethod

@@ -265,7 +265,9 @@ def read_list(path: Path) -> str:
         with open_plain_file(path) as file:
             data = file.read(MOST_LIST_BYTES + 1)
     except OSError as error:
-        raise DataError(f"Cannot read {path}: {error}", fix="Check the path.") from error
+        raise DataError(
+            f"Cannot read {path}: {error.strerror or error}.", fix="Check the path."
+        ) from error
     if len(data) > MOST_LIST_BYTES:
         raise DataError(
             f"{path} is larger than the {MOST_LIST_BYTES >> 20} MiB that a list of videos may "
