@@ -103,6 +103,10 @@ class TemporalFusion(nn.Module):
 
         The context part is computed once a frame, not once a pixel: the layer is linear.
         """
+        if type(self.proj) is not nn.Linear:  # a LoRA's, or quantised: more than its weight
+            pixels = len(hidden_states) // len(context)
+            tokens = context.repeat_interleave(pixels, 0).to(hidden_states.dtype)
+            return self.proj(torch.cat([hidden_states, tokens], -1))
         dim = hidden_states.shape[-1]
         weight = self.proj.weight
         per_frame = F.linear(context, weight[:, dim:], self.proj.bias)
