@@ -83,6 +83,8 @@ def fit(
     fingerprint = _fingerprint(module, parameters, settings, identity or {})
     with ExitStack() as cleanup:
         cleanup.enter_context(_frozen_but(module, parameters))
+        if settings.gradient_checkpointing:
+            cleanup.enter_context(_checkpointing(module))
         cleanup.enter_context(torch.random.fork_rng())
         run = _Run(
             module,
@@ -129,7 +131,7 @@ def _fingerprint(
     identity: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what makes a run this one; without what may change between two sittings."""
-    free = {"save_every", "log_every", "save_minutes", "keep_states"}
+    free = {"save_every", "log_every", "save_minutes", "keep_states", "gradient_checkpointing"}
     if settings.decay == "none":
         free.add("steps")  # more steps go on as the first ones did
     trained = {id(parameter) for parameter in parameters}
@@ -154,6 +156,28 @@ def _frozen_but(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterat
     finally:
         for value, flag in before:
             value.requires_grad_(flag)
+
+
+@contextmanager
+def _checkpointing(module: nn.Module) -> Iterator[None]:
+    """Keep the inputs of blocks alone for their gradients."""
+    networks = [
+        part
+        for part in module.modules()
+        if getattr(part, "_supports_gradient_checkpointing", False)
+    ]
+    if not networks:
+        raise ConfigError(
+            "This model has no gradient checkpointing.",
+            fix="Leave `gradient_checkpointing` out.",
+        )
+    for part in networks:
+        part.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        for part in networks:
+            part.disable_gradient_checkpointing()
 
 
 @contextmanager
@@ -229,7 +253,8 @@ class _Run:
             group.update(lr=self.rate, capturable=self.device.type == "cuda")
         self.run_step: Callable[..., torch.Tensor] = self._step
         is_alone = self.accelerator.num_processes == self.settings.accumulate == 1
-        if self.device.type == "cuda" and is_alone:
+        is_alike = self.objective.is_captured and not self.settings.gradient_checkpointing
+        if self.device.type == "cuda" and is_alone and is_alike:
             self.run_step = _CapturedStep(self._step, self.device)
         self.started = self.saved_at = time.monotonic()
 
@@ -260,12 +285,12 @@ class _Run:
         if self.device.type == "cpu":
             self._check_finite()
 
-    def _loss(self, *prepared: torch.Tensor) -> torch.Tensor:
+    def _loss(self, *prepared: Any) -> torch.Tensor:
         kernels = nullcontext() if self.kernels is None else self.kernels(self.device)
         with kernels, _autocast(self.device, self.settings):
             return self.objective.loss(self.wrapped, *prepared)
 
-    def _step(self, *prepared: torch.Tensor) -> torch.Tensor:
+    def _step(self, *prepared: Any) -> torch.Tensor:
         loss = self._loss(*prepared)
         self.accelerator.backward(loss)
         return self._optimize(loss.detach())

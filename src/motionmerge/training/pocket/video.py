@@ -200,7 +200,7 @@ class VideoObjective:
         num_canvases: Pictures in the pool.
     """
 
-    can_use_gpu = True
+    can_use_gpu, is_captured = True, True
 
     def __init__(
         self,
