@@ -137,14 +137,14 @@ class ClipRun:
         """
         config = self.config
         prepare_folder(config.output)
-        pipeline: Any = load_pipeline(self.folder, dtype=self._dtype)
+        pipeline: Any = load_pipeline(self.folder, dtype=self.frozen_dtype)
         encoder = DynamiCrafterEncoder(pipeline)
         encoder.check_views(self.views.settings)
         denoiser = self._denoiser(pipeline.components)
         has_adapter = self.folder.configs["unet"].get("temporal_context_dim") is not None
         new_adapter = {} if has_adapter else adapter_of(denoiser.unet)
         trained = self._chosen(denoiser)
-        objective = self._objective(encoder, on_encoded)
+        objective = self.objective(encoder, on_encoded)
         if config.data.cache:
             del pipeline, encoder  # they are large, and have done their work
             return_freed_memory()
@@ -169,28 +169,8 @@ class ClipRun:
             is_lora=config.lora is not None,
         )
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        # On a CPU bf16 is slower than fp32 where it is emulated, and memory is not what is short.
-        is_small = self.config.settings.precision == "bf16" and torch.cuda.is_available()
-        return torch.bfloat16 if is_small else torch.float32
-
-    def _denoiser(self, parts: Mapping[str, Any]) -> DynamiCrafterDenoiser:
-        unet: DynamiCrafterUNet = parts["unet"]
-        groups = TRAINED_GROUPS.get(self.config.trains, (self.config.trains,))
-        if "adapter" in groups and unet.temporal_adapter is None:
-            unet.add_temporal_adapter(
-                num_frames=self.config.data.num_frames, seed=self.config.settings.seed
-            )
-        return DynamiCrafterDenoiser(unet, parts["image_projector"])
-
-    def _chosen(self, denoiser: nn.Module) -> Trained:
-        config = self.config
-        return choose_parameters(
-            denoiser, DYNAMICRAFTER, config.trains, lora=config.lora, seed=config.settings.seed
-        )
-
-    def _objective(self, encoder: ClipEncoder, on_encoded: OnEncoded | None) -> ClipObjective:
+    def objective(self, encoder: ClipEncoder, on_encoded: OnEncoded | None = None) -> ClipObjective:
+        """Return what is minimized; views that are to be kept and are not yet are encoded first."""
         config, cache = self.config, None
         if config.data.cache:
             cache = self._kept_views(encoder, on_encoded)
@@ -213,12 +193,34 @@ class ClipRun:
             encoder=None if cache else encoder,
         )
 
+    @property
+    def frozen_dtype(self) -> torch.dtype:
+        """Of what is not trained."""
+        # On a CPU bf16 is slower than fp32 where it is emulated, and memory is not what is short.
+        is_small = self.config.settings.precision == "bf16" and torch.cuda.is_available()
+        return torch.bfloat16 if is_small else torch.float32
+
+    def _denoiser(self, parts: Mapping[str, Any]) -> DynamiCrafterDenoiser:
+        unet: DynamiCrafterUNet = parts["unet"]
+        groups = TRAINED_GROUPS.get(self.config.trains, (self.config.trains,))
+        if "adapter" in groups and unet.temporal_adapter is None:
+            unet.add_temporal_adapter(
+                num_frames=self.config.data.num_frames, seed=self.config.settings.seed
+            )
+        return DynamiCrafterDenoiser(unet, parts["image_projector"])
+
+    def _chosen(self, denoiser: nn.Module) -> Trained:
+        config = self.config
+        return choose_parameters(
+            denoiser, DYNAMICRAFTER, config.trains, lora=config.lora, seed=config.settings.seed
+        )
+
     def _kept_views(self, encoder: ClipEncoder, on_encoded: OnEncoded | None) -> LatentsCache:
         """Encode what the cache lacks, each process its share."""
         data = self.config.data
         made_with = {
             **encoder.made_with,
-            "dtype": str(self._dtype),
+            "dtype": str(self.frozen_dtype),
             "condition_frames": str(self.views.condition_frames),
             "views": str(self.views.settings.seed),
         }

@@ -19,6 +19,7 @@ from torch import nn
 from motionmerge.errors import CheckpointError, DataError
 from motionmerge.io.atomic import atomic_path
 
+LOG = "log.jsonl"
 _STATE = re.compile(r"state-(\d{8})\.pt")
 
 
@@ -48,7 +49,7 @@ class RunFolder:
 
     @property
     def log_path(self) -> Path:
-        return self.folder / "log.jsonl"
+        return self.folder / LOG
 
     def states(self) -> list[Path]:
         """Return the states that are there, the newest first."""

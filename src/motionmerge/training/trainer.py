@@ -161,7 +161,7 @@ def _frozen_but(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterat
 @contextmanager
 def _checkpointing(module: nn.Module) -> Iterator[None]:
     """Keep the inputs of blocks alone for their gradients."""
-    networks = [
+    networks: list[Any] = [
         part
         for part in module.modules()
         if getattr(part, "_supports_gradient_checkpointing", False)
