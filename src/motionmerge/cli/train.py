@@ -23,10 +23,7 @@ if TYPE_CHECKING:
     from motionmerge.training.run_plan import RunPlan
     from motionmerge.training.settings import TrainingProgress, TrainingResult
 
-EXAMPLE = (
-    "Example: motionmerge train dynamicrafter-512-adapter --set model=dynamicrafter-512 "
-    "--set data.folder=clips --set data.manifest=checked/clips.jsonl"
-)
+EXAMPLE = "Example: motionmerge train pocket-base --set settings.steps=2000"
 _POCKET = "pocket-"
 _SECONDS_BETWEEN_LINES = 5.0
 

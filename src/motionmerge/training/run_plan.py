@@ -40,7 +40,7 @@ class RunPlan:
 
 
 def plan_run(run: ClipRun) -> RunPlan:
-    """Work out what a run takes, without memory for its weights.
+    """Compute what a run takes, without memory for its weights.
 
     Raises:
         ConfigError: What is to be trained is not there.
