@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import motionmerge
 from motionmerge.cli import app
-from motionmerge.cli.faults import PYTHON_TO_FLAG, SETTING_TO_FLAG, flags_of, in_flags
+from motionmerge.cli.faults import PYTHON_TO_FLAG, SETTINGS, flag_of, flags_of, in_flags
 from motionmerge.models.pocket.components import weights_path
 from motionmerge.models.pocket.world import load_photo
 
@@ -102,7 +102,7 @@ def test_flags_in_the_fixes_of_a_verb_are_flags_of_it(path: Path):
 
 def test_every_flag_of_the_translation_is_one_of_some_verb():
     every = {flag for verb in GROUP.commands for flag in flags(verb)} | flags("export loras")
-    for flag in (*PYTHON_TO_FLAG.values(), *SETTING_TO_FLAG.values()):
+    for flag in (*PYTHON_TO_FLAG.values(), *map(flag_of, SETTINGS)):
         assert flag.partition(" ")[0] in every
 
 

@@ -11,9 +11,11 @@ from transformers import CLIPTextModel, CLIPVisionModel, PreTrainedTokenizerFast
 
 from motionmerge.models.dynamicrafter.encoders import image_encoder_config, text_encoder_config
 from motionmerge.models.dynamicrafter.image_projector import ImageProjector
+from motionmerge.models.dynamicrafter.official_config import videocrafter_scheduler_config
 from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
 from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
 from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
+from motionmerge.sampling.pipelines.videocrafter import VideoCrafterPipeline
 
 WORDS = ["[PAD]", "[UNK]", "the", "camera", "pans", "left", "right", "a", "cat", "jumps", "up"]
 NUM_TOKENS, WIDTH, NUM_FRAMES = 6, 16, 3
@@ -31,8 +33,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_unet() -> DynamiCrafterUNet:
+def tiny_unet(in_channels: int = 8) -> DynamiCrafterUNet:
     unet = DynamiCrafterUNet(
+        in_channels=in_channels,
         block_out_channels=(8, 16),
         attention_levels=(True, False),
         layers_per_block=1,
@@ -47,6 +50,19 @@ def tiny_unet() -> DynamiCrafterUNet:
             if parameter.ndim > 1:
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
     return unet.eval()
+
+
+def tiny_videocrafter() -> VideoCrafterPipeline:
+    parts = dict(tiny_pipeline().components)
+    own = {**parts["image_projector"].config, "num_frames": 1}
+    parts |= {
+        "unet": tiny_unet(in_channels=4),
+        "image_projector": ImageProjector(**own).eval(),
+        "scheduler": DynamicRescaleDDIMScheduler(**videocrafter_scheduler_config({})),
+    }
+    pipeline = VideoCrafterPipeline(**parts, height=16, width=16)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def tiny_pipeline(seed: int = 0) -> DynamiCrafterPipeline:

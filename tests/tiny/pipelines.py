@@ -19,6 +19,7 @@ from . import builders as build
 from . import modular as tiny_modular
 from . import newer as tiny_newer
 from .builders import TEXT_DIM
+from .dynamicrafter import tiny_videocrafter
 
 PROMPT, NEGATIVE = "a cat jumps", "the camera pans left"
 
@@ -243,6 +244,12 @@ def larger_text_inputs(batch: int) -> dict[str, Any]:
     return text_inputs(batch, 32)
 
 
+def videocrafter_inputs(batch: int) -> dict[str, Any]:
+    """Make five frames, which is more than a DynamiCrafter of this size has tokens for."""
+    text = {"prompt": [PROMPT] * batch, "negative_prompt": [NEGATIVE] * batch}
+    return {"image": photo(), **text, "height": 16, "width": 16, "num_frames": 5}
+
+
 FAMILIES = (
     Family("SVD", build.svd, svd_inputs, 0.9, 2, denoisers=("unet",)),
     Family("I2VGen-XL", build.i2vgen_xl, i2vgen_xl_inputs, 0.64, 2, denoisers=("unet",)),
@@ -304,7 +311,11 @@ NEWER = (
 )
 
 
-EVERY_FAMILY = (*FAMILIES, *NEWER)
+OURS = (
+    Family("VideoCrafter", tiny_videocrafter, videocrafter_inputs, 0.6, 2, denoisers=("unet",)),
+)
+
+EVERY_FAMILY = (*FAMILIES, *NEWER, *OURS)
 
 
 def tiny(family: Family) -> Any:

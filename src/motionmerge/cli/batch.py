@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from motionmerge.cli.flag_groups import with_flags
 from motionmerge.cli.options import (
-    OUTPUT,
-    WORK,
     JsonOption,
     OverwriteOption,
     RayOption,
     WorkersOption,
+    destination,
+    output_option,
+    work_option,
 )
 from motionmerge.cli.video_flags import (
     StepPlanner,
     VideoFlags,
     loaded,
-    with_video_flags,
 )
 from motionmerge.errors import ConfigError
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: motionmerge batch videos.jsonl -o videos"
 
 
-@with_video_flags
+@with_flags
 def batch(
     manifest: Annotated[
         Path,
@@ -48,51 +49,27 @@ def batch(
             "num_inference_steps, guidance_scale.",
         ),
     ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FOLDER",
-            help="Folder for the videos.",
-            rich_help_panel=OUTPUT,
-        ),
-    ],
+    output: Annotated[Path, destination(metavar="FOLDER", help="Folder for the videos.")],
     flags: VideoFlags = VideoFlags(),
     videos_per_switch: Annotated[
         int,
-        typer.Option(
-            min=1,
-            metavar="NUMBER",
-            help="Videos that share a switch of experts (pocket, ours).",
-            rich_help_panel=WORK,
+        work_option(
+            min=1, metavar="NUMBER", help="Videos that share a switch of experts (pocket, ours)."
         ),
     ] = 16,
     retries: Annotated[
         int,
-        typer.Option(
-            min=0,
-            metavar="NUMBER",
-            help="How often a video that failed is tried again.",
-            rich_help_panel=WORK,
-        ),
+        work_option(min=0, metavar="NUMBER", help="How often a video that failed is tried again."),
     ] = 1,
     ray: RayOption = False,
     workers: WorkersOption = None,
     names: Annotated[
         Literal["configuration", "vbench"],
-        typer.Option(
-            help="configuration: ID-seedSEED-HASH.mp4; vbench: PROMPT-NUMBER.mp4.",
-            rich_help_panel=OUTPUT,
-        ),
+        output_option(help="configuration: ID-seedSEED-HASH.mp4; vbench: PROMPT-NUMBER.mp4."),
     ] = "configuration",
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run",
-            help="Check everything and list the videos that are missing.",
-            rich_help_panel=OUTPUT,
-        ),
+        output_option("--dry-run", help="Check everything and list the videos that are missing."),
     ] = False,
     as_json: JsonOption = False,
     overwrite: OverwriteOption = False,

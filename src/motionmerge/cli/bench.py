@@ -5,24 +5,46 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from motionmerge.cli.batch import progress_printer
+from motionmerge.cli.options import ManifestOption, PhotosOption, PromptsOption
 from motionmerge.cli.video_flags import POCKET, VideoFlags, load_model, without_left_out
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.sweeps.observed import Bench
     from motionmerge.merging.recipes.recipe import Recipe
+    from motionmerge.sampling.batch.manifest import VideoJob
     from motionmerge.sampling.batch.variants import Variant
     from motionmerge.sampling.request.experts import ExpertChoice
     from motionmerge.sampling.request.model import ModelChoice
 
 POCKET_CLIPS, POCKET_STEPS = 48, 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneFlags:
+    """Which photos and prompts videos are made of."""
+
+    photos: PhotosOption = None
+    prompts: PromptsOption = None
+    manifest: ManifestOption = None
+
+    def jobs(self, flags: VideoFlags, model: ModelChoice) -> list[VideoJob]:
+        """List the videos to make, each with the settings of the other flags.
+
+        Raises:
+            ConfigError, DataError: There are none, or they cannot be made with this model.
+        """
+        from motionmerge.evaluation.sweeps.videos import read_jobs
+
+        defaults = flags.settings()
+        return read_jobs(model, **vars(self), defaults=defaults, num_videos=flags.num_videos)
 
 
 def own_recipe(flags: VideoFlags, name: str) -> Recipe:
@@ -74,9 +96,7 @@ def open_bench(
     model: ModelChoice,
     output: Path,
     *,
-    photos: Path | None,
-    prompts: Path | None,
-    manifest: Path | None,
+    scenes: SceneFlags,
     num_clips: int | None,
 ) -> Bench:
     """Choose what is measured on; without photos, the pocket model's own prompts.
@@ -84,11 +104,11 @@ def open_bench(
     Raises:
         ConfigError: There is nothing to measure on, or flags do not go with it.
     """
-    from motionmerge.evaluation.sweeps.videos import VideoBench, read_jobs, spread
+    from motionmerge.evaluation.sweeps.videos import VideoBench, spread
     from motionmerge.sampling.batch.variants import VariantMaker
 
     settings = flags.settings()
-    if (photos, prompts, manifest) == (None, None, None) and flags.model == POCKET:
+    if scenes == SceneFlags() and flags.model == POCKET:
         from motionmerge.evaluation.pocket.bench import PocketBench
 
         given = settings.model_dump(exclude_defaults=True, exclude_none=True)
@@ -103,16 +123,8 @@ def open_bench(
             num_steps=settings.num_inference_steps or POCKET_STEPS,
             seed=settings.seed,
         )
-    jobs = read_jobs(
-        model,
-        photos=photos,
-        prompts=prompts,
-        manifest=manifest,
-        defaults=settings,
-        num_videos=flags.num_videos,
-    )
     maker = VariantMaker(model, output / "videos", load=lambda: load_model(model))
-    chosen = spread(jobs, seed=settings.seed)[:num_clips]
+    chosen = spread(scenes.jobs(flags, model), seed=settings.seed)[:num_clips]
     return VideoBench(maker, chosen, output, on_progress=progress_printer(0, 1, 0))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from motionmerge.cli.options import OUTPUT, JsonOption, NonfiniteOption, OverwriteOption
+from motionmerge.cli.options import JsonOption, NonfiniteOption, OverwriteOption, output_option
 from motionmerge.cli.printing import harmless_lines
 from motionmerge.errors import ConfigError
 
@@ -27,11 +27,7 @@ def compare(
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Draw the changes: a .png or .svg to write.",
-            rich_help_panel=OUTPUT,
-        ),
+        output_option(metavar="FILE", help="Draw the changes: a .png or .svg to write."),
     ] = None,
     as_json: JsonOption = False,
     allow_nan: NonfiniteOption = False,

@@ -1,4 +1,4 @@
-"""`motionmerge convert`: official DynamiCrafter checkpoint to diffusers folder, and back."""
+"""`motionmerge convert`: official DynamiCrafter or VideoCrafter file to a folder, and back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from motionmerge.cli.options import OUTPUT, JsonOption, OverwriteOption
+from motionmerge.cli.options import JsonOption, OverwriteOption, destination, output_option
 from motionmerge.errors import ConfigError
 
 EXAMPLE = "Example: motionmerge convert model.ckpt -o dynamicrafter --dtype fp16"
@@ -27,44 +27,29 @@ def convert(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="PATH",
-            help="Folder to write; with --to-official the file.",
-            rich_help_panel=OUTPUT,
-        ),
+        destination(metavar="PATH", help="Folder to write; with --to-official the file."),
     ] = None,
     to_official: Annotated[
-        bool,
-        typer.Option("--to-official", help="Turn a diffusers folder into an official file."),
+        bool, typer.Option("--to-official", help="Turn a diffusers folder into an official file.")
     ] = False,
     dtype: Annotated[
         Literal["fp32", "fp16", "bf16"] | None,
-        typer.Option(
-            help="Number format of the weights.",
-            show_default="that of the checkpoint",
-            rich_help_panel=OUTPUT,
-        ),
+        output_option(help="Number format of the weights.", show_default="that of the checkpoint"),
     ] = None,
     add_adapter: Annotated[
-        bool,
-        typer.Option("--add-adapter", help="Add a temporal adapter that changes nothing yet."),
+        bool, typer.Option("--add-adapter", help="Add a temporal adapter that changes nothing yet.")
     ] = False,
     tokenizer: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="CLIP's tokenizer: its folder, or open_clip's .txt.gz."),
     ] = None,
     dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Only print what the checkpoint holds.", rich_help_panel=OUTPUT
-        ),
+        bool, output_option("--dry-run", help="Only print what the checkpoint holds.")
     ] = False,
     as_json: JsonOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Convert a DynamiCrafter checkpoint (256, 512, 1024, a fine-tune) to a diffusers folder."""
+    """Convert a checkpoint of DynamiCrafter or VideoCrafter1 (image to video) to a folder."""
     from motionmerge.io.atomic import check_folder, check_new_file, check_new_folder
 
     if to_official:
@@ -74,9 +59,7 @@ def convert(
                 fix="Name the file with `-o` and leave out the other options.",
             )
         check_new_file(output, overwrite=overwrite)
-        _write_official(source, output, as_json=as_json)
-        return
-    if output is None and not dry_run:
+    elif output is None and not dry_run:
         raise ConfigError(
             "Nowhere to write to.", fix="Name the folder with `-o`, or use --dry-run."
         )
@@ -84,6 +67,13 @@ def convert(
     from motionmerge.models.dynamicrafter import checkpoint_folder
     from motionmerge.tensors import parse_dtype
 
+    if to_official and output is not None:
+        count = checkpoint_folder.to_official(source, output)
+        if as_json:
+            print(json.dumps({"tensors": count, "output": str(output)}))
+        else:
+            print(f"Wrote {count:,} tensors to {output}.")
+        return
     if output is not None:
         check_folder(output)
         if dry_run:  # a run looks itself
@@ -111,17 +101,8 @@ def convert(
         )
 
 
-def _write_official(folder: Path, path: Path, *, as_json: bool) -> None:
-    from motionmerge.models.dynamicrafter import checkpoint_folder
-
-    count = checkpoint_folder.to_official(folder, path)
-    if as_json:
-        print(json.dumps({"tensors": count, "output": str(path)}))
-    else:
-        print(f"Wrote {count:,} tensors to {path}.")
-
-
 def _print_report(report: ConversionReport) -> None:
+    print(f"pipeline        {report.pipeline}")
     for name, count in report.parameters.items():
         print(f"{name:16}{report.tensors[name]:6,} tensors {count / 1e6:10,.1f} M parameters")
     adapter = "with" if report.has_adapter else "without"

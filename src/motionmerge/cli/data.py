@@ -15,7 +15,7 @@ import typer
 from motionmerge.cli.help import Verb, VerbGroup
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.merge import counting_bar
-from motionmerge.cli.options import OUTPUT, JsonOption, PartOption
+from motionmerge.cli.options import JsonOption, PartOption, destination
 from motionmerge.cli.printing import harmless
 from motionmerge.errors import ConfigError, DataError
 
@@ -53,8 +53,7 @@ def check(
         ),
     ],
     num_frames: Annotated[
-        int,
-        typer.Option(min=2, metavar="NUMBER", help="Frames that a shot must have to be kept."),
+        int, typer.Option(min=2, metavar="NUMBER", help="Frames that a shot must have to be kept.")
     ] = LEAST_FRAMES,
     caption: Annotated[
         str | None,
@@ -67,14 +66,11 @@ def check(
     shard: PartOption = "1/1",
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
+        destination(
             metavar="FOLDER",
             help="Folder for the manifest, the page, and what was found; clips that are there "
             "already are not decoded again.",
             show_default="nothing is kept",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     as_json: JsonOption = False,

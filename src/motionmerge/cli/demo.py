@@ -9,31 +9,21 @@ from typing import Annotated
 
 import typer
 
-from motionmerge.cli.options import OUTPUT, OverwriteOption
+from motionmerge.cli.options import OverwriteOption, destination, output_option
 
 EXAMPLE = "Example: motionmerge demo --num-prompts 3 --open"
 
 
 def demo(
     output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FOLDER",
-            help="Folder for the page and its videos.",
-            rich_help_panel=OUTPUT,
-        ),
+        Path, destination(metavar="FOLDER", help="Folder for the page and its videos.")
     ] = Path("motionmerge-demo"),
     num_prompts: Annotated[
         int, typer.Option(metavar="NUMBER", help="How many photos, 1 to 9.")
     ] = 6,
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of the noise.")] = 0,
     open_page: Annotated[
-        bool,
-        typer.Option(
-            "--open/--no-open", help="Show the page in the browser.", rich_help_panel=OUTPUT
-        ),
+        bool, output_option("--open/--no-open", help="Show the page in the browser.")
     ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:

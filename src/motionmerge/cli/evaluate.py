@@ -17,12 +17,13 @@ from motionmerge.cli.evaluate_vbench import VBENCH_VERBS
 from motionmerge.cli.help import Verb, VerbGroup
 from motionmerge.cli.merge import counting_bar, parse_inputs
 from motionmerge.cli.options import (
-    EXPERTS,
-    OUTPUT,
     JsonOption,
     MissingOption,
     ResultsOption,
+    expert_option,
+    output_option,
 )
+from motionmerge.cli.printing import aligned
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.pocket.claims import Claim
@@ -52,25 +53,22 @@ def pocket(
         typer.Option(help="test: held-out photos; validation: photos for choosing settings."),
     ] = "test",
     num: Annotated[
-        int,
-        typer.Option(min=6, max=100_000, metavar="NUMBER", help="Prompts per condition."),
+        int, typer.Option(min=6, max=100_000, metavar="NUMBER", help="Prompts per condition.")
     ] = 200,
     condition: Annotated[
         list[str] | None,
-        typer.Option(
+        expert_option(
             metavar="NAME",
             help="A condition, or a set of conditions such as knob; repeatable.",
             show_default="all",
-            rich_help_panel=EXPERTS,
         ),
     ] = None,
     replaced: Annotated[
         list[str] | None,
-        typer.Option(
+        expert_option(
             "--input",
             metavar="NAME=FILE",
             help="Weights to use in place of shipped ones, e.g. tuned=my.safetensors; repeatable.",
-            rich_help_panel=EXPERTS,
         ),
     ] = None,
     missing: MissingOption = "error",
@@ -81,11 +79,7 @@ def pocket(
     output: ResultsOption = Path("evaluation-pocket"),
     write_docs: Annotated[
         bool,
-        typer.Option(
-            "--write-docs",
-            help="Put numbers and pictures into ./docs and ./README.md.",
-            rich_help_panel=OUTPUT,
-        ),
+        output_option("--write-docs", help="Put numbers and pictures into ./docs and ./README.md."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -157,7 +151,7 @@ def _own_weights(pairs: Iterable[str]) -> dict[str, Path]:
 def _print_results(
     results: Mapping[str, ConditionResults], claims: Sequence[Claim], *, as_json: bool
 ) -> None:
-    from motionmerge.evaluation.pocket.tables import table_row
+    from motionmerge.evaluation.pocket.tables import HEADINGS, table_row
 
     rows = [table_row(one) for one in results.values()]
     if as_json:
@@ -170,18 +164,8 @@ def _print_results(
             )
         )
         return
-    _print_table(results.values())
+    print("\n".join(aligned([HEADINGS, *(row.cells() for row in rows)], numbers=True)))
     for claim in claims:
         print(f"\n({claim.number}) {claim.text}: {claim.verdict}")
         for line in claim.evidence:
             print(f"    {line}")
-
-
-def _print_table(results: Iterable[ConditionResults]) -> None:
-    from motionmerge.evaluation.pocket.tables import HEADINGS, table_row
-
-    lines = [list(HEADINGS), *(table_row(one).cells() for one in results)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for first, *others in lines:
-        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        print("  ".join([first.ljust(widths[0]), *cells]))

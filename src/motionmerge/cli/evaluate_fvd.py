@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from motionmerge.cli.merge import counting_bar, parse_inputs
-from motionmerge.cli.options import OUTPUT, JsonOption
+from motionmerge.cli.options import JsonOption, output_option
 from motionmerge.cli.printing import harmless
 
 if TYPE_CHECKING:
@@ -95,10 +95,9 @@ def fvd(
     ] = None,
     features: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             metavar="FOLDER",
             help="Keep each video's features there; a second run goes on from them.",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     as_json: JsonOption = False,

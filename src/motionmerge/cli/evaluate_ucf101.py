@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from motionmerge.cli.merge import counting_bar
-from motionmerge.cli.options import OUTPUT, JsonOption, OutputOption
+from motionmerge.cli.options import JsonOption, OutputOption, output_option
 from motionmerge.cli.printing import harmless, print_first
 
 UCF101_EXAMPLE = "Example: motionmerge evaluate ucf101 UCF -o ucf --stride 3 --prompt class-name"
@@ -65,10 +65,7 @@ def ucf101(
         ),
     ] = None,
     dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Read the videos and count; write nothing.", rich_help_panel=OUTPUT
-        ),
+        bool, output_option("--dry-run", help="Read the videos and count; write nothing.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

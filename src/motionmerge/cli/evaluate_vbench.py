@@ -12,7 +12,13 @@ import typer
 from motionmerge.cli.evaluate_fvd import FVD_EXAMPLE, fvd
 from motionmerge.cli.evaluate_ucf101 import UCF101_EXAMPLE, ucf101
 from motionmerge.cli.merge import counting_bar, parse_inputs
-from motionmerge.cli.options import MODEL, OUTPUT, JsonOption, PartOption, ResultsOption
+from motionmerge.cli.options import (
+    JsonOption,
+    PartOption,
+    ResultsOption,
+    model_option,
+    output_option,
+)
 from motionmerge.cli.printing import FEW, harmless, print_first, quoted
 
 if TYPE_CHECKING:
@@ -49,11 +55,10 @@ def vbench(
     ] = None,
     weights: Annotated[
         list[str] | None,
-        typer.Option(
+        model_option(
             metavar="NAME=PATH",
             help="A network's weights, or a plugin's Python file, e.g. raft=raft-things.pth; "
             "repeatable. Names that are missing are printed.",
-            rich_help_panel=MODEL,
         ),
     ] = None,
     old_resize: Annotated[
@@ -65,17 +70,11 @@ def vbench(
     ] = False,
     device: Annotated[
         Literal["cpu", "cuda"],
-        typer.Option(
-            help="Where the networks compute; plugins choose for themselves.",
-            rich_help_panel=MODEL,
-        ),
+        model_option(help="Where the networks compute; plugins choose for themselves."),
     ] = "cpu",
     shard: PartOption = "1/1",
     dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Show what is on and the time it takes.", rich_help_panel=OUTPUT
-        ),
+        bool, output_option("--dry-run", help="Show what is on and the time it takes.")
     ] = False,
     output: ResultsOption = Path("evaluation-vbench"),
     as_json: JsonOption = False,
@@ -88,7 +87,7 @@ def vbench(
     from motionmerge.evaluation.vbench.run import estimate_seconds, missing_files, plan, run
     from motionmerge.evaluation.vbench.sources import Networks
     from motionmerge.evaluation.vbench.total import DIMENSIONS
-    from motionmerge.io.atomic import check_folder
+    from motionmerge.io.atomic import check_folder, write_whole
 
     wanted = _known(dimension) if dimension else DIMENSIONS
     part = Shard.parse(shard)
@@ -137,7 +136,7 @@ def vbench(
     written = []
     if part.is_whole:
         written = write_vbench(output, _RESULTS, vbench_json(scores, checked.clips))
-        _write_summary(output, summary)
+        write_whole(output / _SUMMARY_FILE, json.dumps(summary, indent=2))
     if as_json:
         print(json.dumps(summary))
         return
@@ -307,12 +306,6 @@ def _remove_results(folder: Path) -> None:
 
     for path in (folder / _SUMMARY_FILE, *results_in(folder, _RESULTS)):
         path.unlink(missing_ok=True)
-
-
-def _write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    from motionmerge.io.atomic import write_whole
-
-    write_whole(folder / _SUMMARY_FILE, json.dumps(summary, indent=2))
 
 
 VBENCH_VERBS: Mapping[str, tuple[Callable[..., None], str]] = {

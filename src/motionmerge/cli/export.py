@@ -10,23 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from motionmerge.cli.flag_groups import with_flags
 from motionmerge.cli.help import Verb, VerbGroup
-from motionmerge.cli.merge import load_recipe, parse_inputs, progress_bar
+from motionmerge.cli.merge import RecipeFlags, progress_bar
 from motionmerge.cli.options import (
-    EXPERTS,
-    MODEL,
-    OUTPUT,
-    DryRunOption,
     DtypeOption,
-    InputOption,
-    JsonOption,
-    MissingOption,
-    MotionOption,
     OutputOption,
-    OverwriteOption,
     RecipeArgument,
     ScaledDtypeOption,
-    SetOption,
+    expert_option,
+    model_option,
+    output_option,
 )
 from motionmerge.errors import CheckpointError, ConfigError
 
@@ -48,42 +42,29 @@ export_app = typer.Typer(
     cls=Verb,
     epilog="Example: motionmerge export two-experts wan.yaml --model wan22 -o merged",
 )
+@with_flags
 def two_experts(
     recipe: RecipeArgument,
     model: Annotated[
-        Path,
-        typer.Option(
-            metavar="FOLDER",
-            help="A diffusers folder of the Wan pipeline.",
-            rich_help_panel=MODEL,
-        ),
+        Path, model_option(metavar="FOLDER", help="A diffusers folder of the Wan pipeline.")
     ],
     output: OutputOption,
-    replaced: InputOption = None,
-    changed: SetOption = None,
-    motion: MotionOption = None,
     dtype: DtypeOption = None,
-    missing: MissingOption = "error",
-    dry_run: DryRunOption = False,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    flags: RecipeFlags = RecipeFlags(),
 ) -> None:
     """Write one Wan 2.2 folder: `transformer`, `transformer_2` and a `boundary_ratio`."""
     from motionmerge.exports.two_experts import export_two_experts
 
     with progress_bar("export") as progress:
         written = export_two_experts(
-            load_recipe(recipe, changed, motion),
+            flags.recipe(recipe),
             model,
             output,
-            inputs=parse_inputs(replaced or []),
-            missing=missing,
             dtype=dtype,
-            overwrite=overwrite,
-            dry_run=dry_run,
             progress=progress,
+            **flags.options(),
         )
-    if as_json:
+    if flags.as_json:
         print(json.dumps(asdict(written), indent=2))
         return
     for module, expert in written.modules.items():
@@ -93,7 +74,7 @@ def two_experts(
     print(f"boundary_ratio {written.boundary_ratio}")
     print(
         "Dry run: nothing was written."
-        if dry_run
+        if flags.dry_run
         else f"Wrote {output}. diffusers loads it: `from_pretrained`."
     )
     _print_kept(written.unmatched)
@@ -104,47 +85,30 @@ def two_experts(
     cls=Verb,
     epilog="Example: motionmerge export loras wan.yaml --for comfyui -o loras",
 )
+@with_flags
 def loras(
     recipe: RecipeArgument,
     output: OutputOption,
-    rank: Annotated[
-        int, typer.Option(metavar="NUMBER", help="Rank of every layer.", rich_help_panel=OUTPUT)
-    ] = 64,
+    rank: Annotated[int, output_option(metavar="NUMBER", help="Rank of every layer.")] = 64,
     base: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The recipe's input that the LoRAs are for.",
-            rich_help_panel=EXPERTS,
-        ),
+        str | None, expert_option(metavar="NAME", help="The recipe's input that the LoRAs are for.")
     ] = None,
     tool: Annotated[
         Literal["comfyui", "diffusers", "wan2gp", "motionmerge"] | None,
-        typer.Option(
+        output_option(
             "--for",
             help="The tool that will load the LoRAs. It decides their names, whether each denoiser "
             "of a pair gets a file of its own, and the lines printed to type there.",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     keys: Annotated[
         Literal["diffusers", "original"] | None,
-        typer.Option(
-            help="Instead of --for: names of diffusers, or of the original code.",
-            rich_help_panel=OUTPUT,
-        ),
+        output_option(help="Instead of --for: names of diffusers, or of the original code."),
     ] = None,
-    replaced: InputOption = None,
-    changed: SetOption = None,
-    motion: MotionOption = None,
     dtype: Annotated[
-        Literal["fp32", "fp16", "bf16"],
-        typer.Option(help="Number format of the LoRAs.", rich_help_panel=OUTPUT),
+        Literal["fp32", "fp16", "bf16"], output_option(help="Number format of the LoRAs.")
     ] = "fp32",
-    missing: MissingOption = "error",
-    dry_run: DryRunOption = False,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    flags: RecipeFlags = RecipeFlags(),
 ) -> None:
     """Write LoRAs of the experts, how much of the change they hold, and what loads them."""
     from motionmerge.exports.dynamicrafter import lora_names
@@ -156,20 +120,17 @@ def loras(
     original = keys == "original"
     with progress_bar("export") as progress:
         written = export_loras(
-            load_recipe(recipe, changed, motion),
+            flags.recipe(recipe),
             output,
             rank=rank,
             base=base,
             target=ORIGINAL if original else tool,
             names=lora_names if original else None,
-            inputs=parse_inputs(replaced or []),
-            missing=missing,
             dtype=dtype,
-            overwrite=overwrite,
-            dry_run=dry_run,
             progress=progress,
+            **flags.options(),
         )
-    _print_files(written, as_json=as_json)
+    _print_files(written, as_json=flags.as_json)
 
 
 @export_app.command(
@@ -177,33 +138,25 @@ def loras(
     cls=Verb,
     epilog="Example: motionmerge export comfyui wan.yaml -o diffusion_models",
 )
+@with_flags
 def comfyui(
     recipe: RecipeArgument,
     output: OutputOption,
-    replaced: InputOption = None,
-    changed: SetOption = None,
-    motion: MotionOption = None,
     dtype: ScaledDtypeOption = None,
-    missing: MissingOption = "error",
-    dry_run: DryRunOption = False,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    flags: RecipeFlags = RecipeFlags(),
 ) -> None:
     """Write each expert as one file with original names, and of a pair one for each denoiser."""
     from motionmerge.exports.files import export_comfyui
 
     with progress_bar("export") as progress:
         written = export_comfyui(
-            load_recipe(recipe, changed, motion),
+            flags.recipe(recipe),
             output,
-            inputs=parse_inputs(replaced or []),
-            missing=missing,
             dtype=dtype,
-            overwrite=overwrite,
-            dry_run=dry_run,
             progress=progress,
+            **flags.options(),
         )
-    _print_files(written, as_json=as_json)
+    _print_files(written, as_json=flags.as_json)
 
 
 @export_app.command(
@@ -211,29 +164,19 @@ def comfyui(
     cls=Verb,
     epilog="Example: motionmerge export original edg-official --model folder -o merged",
 )
+@with_flags
 def original(
     recipe: RecipeArgument,
     model: Annotated[
         Path,
-        typer.Option(
-            metavar="FOLDER",
-            help="DynamiCrafter as `motionmerge convert` wrote it.",
-            rich_help_panel=MODEL,
-        ),
+        model_option(metavar="FOLDER", help="DynamiCrafter as `motionmerge convert` wrote it."),
     ],
     output: OutputOption,
     file_format: Annotated[
-        Literal["ckpt", "safetensors"],
-        typer.Option("--format", help="Kind of file.", rich_help_panel=OUTPUT),
+        Literal["ckpt", "safetensors"], output_option("--format", help="Kind of file.")
     ] = "ckpt",
-    replaced: InputOption = None,
-    changed: SetOption = None,
-    motion: MotionOption = None,
     dtype: DtypeOption = None,
-    missing: MissingOption = "error",
-    dry_run: DryRunOption = False,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    flags: RecipeFlags = RecipeFlags(),
 ) -> None:
     """Write each expert as one DynamiCrafter file in the official layout."""
     from motionmerge.exports.dynamicrafter import official_file, official_names
@@ -241,11 +184,12 @@ def original(
     from motionmerge.exports.targets import own_model
     from motionmerge.models.dynamicrafter.checkpoint_folder import official_tensors
 
-    loaded = load_recipe(recipe, changed, motion)
+    loaded, options = flags.recipe(recipe), flags.options()
     if not (model / "unet").is_dir():
         raise CheckpointError(
             f"{model} has no `unet`.", fix="Give the folder that `motionmerge convert` wrote."
         )
+    options["inputs"] = own_model(loaded, model, options["inputs"])
     with progress_bar("export") as progress:
         written = export_files(
             loaded,
@@ -253,22 +197,19 @@ def original(
             names=official_names,
             ending=f".{file_format}",
             opener=official_file(model),
-            inputs=own_model(loaded, model, parse_inputs(replaced or [])),
-            missing=missing,
             dtype=dtype,
-            overwrite=overwrite,
-            dry_run=dry_run,
             progress=progress,
+            **options,
         )
     with official_tensors(model) as tensors:
         counts = {str(found.path or name): len(tensors) for name, found in written.items()}
-    if as_json:
+    if flags.as_json:
         print(json.dumps(counts, indent=2))
         return
     for name, found in written.items():
         print(f"{name} = {found}")
     for path, count in counts.items():
-        print(f"{'Would write' if dry_run else 'Wrote'} {count:,} tensors to {path}.")
+        print(f"{'Would write' if flags.dry_run else 'Wrote'} {count:,} tensors to {path}.")
     for line in written.usage:
         print(line)
     _print_kept(written.unmatched)

@@ -8,7 +8,6 @@ import typer
 
 from motionmerge.cli.merge import carry_out
 from motionmerge.cli.options import (
-    EXPERTS,
     DryRunOption,
     JsonOption,
     MissingOption,
@@ -17,6 +16,7 @@ from motionmerge.cli.options import (
     OverwriteOption,
     ScaledDtypeOption,
     StochasticOption,
+    expert_option,
 )
 from motionmerge.errors import ConfigError
 
@@ -29,10 +29,9 @@ def extrapolate(
     output: OutputOption,
     motion: Annotated[
         float,
-        typer.Option(
+        expert_option(
             metavar="NUMBER",
             help="How far to go away from TUNED; a negative number goes towards it.",
-            rich_help_panel=EXPERTS,
         ),
     ] = 0.25,
     dtype: ScaledDtypeOption = None,

@@ -40,37 +40,25 @@ PYTHON_TO_FLAG: Mapping[str, str] = {
 }
 """What errors below the command line advise in Python, and the flag that does the same."""
 
-SETTING_TO_FLAG: Mapping[str, str] = {
-    "prompt": "--prompt",
-    "negative_prompt": "--negative-prompt",
-    "height": "--height",
-    "width": "--width",
-    "num_frames": "--num-frames",
-    "frame_rate": "--frame-rate",
-    "seed": "--seed",
+_RENAMED: Mapping[str, str] = {
     "num_inference_steps": "--steps",
     "guidance_scale": "--guidance",
     "guidance_scale_2": "--guidance-2",
-    "start_step": "--start-step",
-    "sigmas": "--sigmas",
-    "shift": "--shift",
-    "last_image": "--last-image",
-    "boundary": "--boundary",
-    "dtype": "--dtype",
-    "device": "--device",
-    "variant": "--variant",
     "num_workers": "--workers",
-    "stochastic_rounding": "--stochastic-rounding",
-}
-"""Settings that errors name in backticks, as a manifest does; their flag is added."""
-
-ARGUMENT_TO_FLAG: Mapping[str, str] = {
     "legacy": "--legacy-weights",
     "loras": "--lora",
     "parameters": "--set",
     "inputs": "--input",
 }
-"""Arguments that errors write as `name=`, and whose flag has another name."""
+"""Arguments and settings whose flag has another name."""
+
+SETTINGS = (
+    *("prompt", "negative_prompt", "height", "width", "num_frames", "frame_rate", "seed"),
+    *("num_inference_steps", "guidance_scale", "guidance_scale_2", "start_step", "sigmas", "shift"),
+    *("last_image", "boundary", "dtype", "device", "variant", "num_workers"),
+    "stochastic_rounding",
+)
+"""What errors name in backticks, as a manifest does; the flag is added."""
 
 _ARGUMENT = re.compile(r"`(\w+)=`")
 _INPUT = re.compile(r"inputs=\{'(\w+)': FILE\}")
@@ -104,8 +92,8 @@ def in_flags(fix: str, flags: Collection[str]) -> str:
     for python, flag in PYTHON_TO_FLAG.items():
         if flag.partition(" ")[0] in flags:
             fix = fix.replace(python, flag)
-    for setting, flag in SETTING_TO_FLAG.items():
-        if flag in flags:
+    for setting in SETTINGS:
+        if (flag := flag_of(setting)) in flags:
             fix = fix.replace(f"`{setting}`", f"`{setting}` ({flag})")
     fix = _INPUT.sub(r"--input \1=FILE", fix) if "--input" in flags else fix
     fix = _CHANGE.sub(r"add --set \1=VALUE", fix) if "--set" in flags else fix
@@ -116,10 +104,15 @@ def name_flags(text: str, flags: Collection[str]) -> str:
     """Write the flags of a verb in place of Python's arguments: --motion for `motion=`."""
 
     def flag(found: re.Match[str]) -> str:
-        name = ARGUMENT_TO_FLAG.get(found[1], f"--{found[1].replace('_', '-')}")
+        name = flag_of(found[1])
         return name if name in flags else found[0]
 
     return _ARGUMENT.sub(flag, text)
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of an argument or a setting."""
+    return _RENAMED.get(name, f"--{name.replace('_', '-')}")
 
 
 def _verb(ctx: Any) -> list[str]:

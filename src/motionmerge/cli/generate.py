@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.options import OUTPUT, VIDEO, JsonOption, OverwriteOption
+from motionmerge.cli.flag_groups import with_flags
+from motionmerge.cli.options import (
+    JsonOption,
+    OverwriteOption,
+    destination,
+    output_option,
+    video_option,
+)
 from motionmerge.cli.steps import show_steps
 from motionmerge.cli.video_flags import (
     StepPlanner,
     VideoFlags,
     loaded,
-    with_video_flags,
 )
 from motionmerge.errors import ConfigError
 
@@ -30,87 +36,65 @@ if TYPE_CHECKING:
 EXAMPLE = 'Example: motionmerge generate photo.jpg --prompt "the camera pans left"'
 
 
-@with_video_flags
+@with_flags
 def generate(
     photo: Annotated[
         Path, typer.Argument(metavar="PHOTO", help="The first frame: any image file.")
     ],
     prompt: Annotated[
         str | None,
-        typer.Option(
+        video_option(
             metavar="TEXT",
             help='What happens, e.g. "the camera pans left" or "the red ball moves up then left".',
-            rich_help_panel=VIDEO,
         ),
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="A file of prompts, one a line: a video of each.",
-            rich_help_panel=VIDEO,
-        ),
+        video_option(metavar="FILE", help="A file of prompts, one a line: a video of each."),
     ] = None,
     flags: VideoFlags = VideoFlags(),
     last_image: Annotated[
         Path | None,
-        typer.Option(
+        video_option(
             metavar="FILE",
             help="An image that the video ends with: for DynamiCrafter's interpolation model, "
             "Wan 2.2-A14B and Wan 2.1-FLF2V.",
-            rich_help_panel=VIDEO,
         ),
     ] = None,
     loop: Annotated[
-        bool,
-        typer.Option(
-            "--loop",
-            help="End with PHOTO: the same as --last-image PHOTO.",
-            rich_help_panel=VIDEO,
-        ),
+        bool, video_option("--loop", help="End with PHOTO: the same as --last-image PHOTO.")
     ] = False,
     draw: Annotated[
         bool,
-        typer.Option(
+        video_option(
             "--draw",
             help="Paint the balls and boxes that the prompt names into the photo, at places that "
             "the seed decides: for the pocket model.",
-            rich_help_panel=VIDEO,
         ),
     ] = False,
     analytic_init: Annotated[
         Path | None,
-        typer.Option(
+        video_option(
             metavar="FILE",
             help="For --start-step: a file with mean and variance of videos' latents "
             "(Expectation_X0, Tr_Cov_d), which the start then has.",
-            rich_help_panel=VIDEO,
         ),
     ] = None,
     output: Annotated[
         Path,
-        typer.Option(
-            "--output",
-            "-o",
+        destination(
             metavar="FILE",
             help="The mp4 to write; of several, each has its prompt's number and seed in its name.",
-            rich_help_panel=OUTPUT,
         ),
     ] = Path("out.mp4"),
     sheet: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Also write the frames side by side to this PNG.",
-            rich_help_panel=OUTPUT,
-        ),
+        output_option(metavar="FILE", help="Also write the frames side by side to this PNG."),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run",
-            help="Check all that needs no model, and print what would be written.",
-            rich_help_panel=OUTPUT,
+        output_option(
+            "--dry-run", help="Check all that needs no model, and print what would be written."
         ),
     ] = False,
     as_json: JsonOption = False,

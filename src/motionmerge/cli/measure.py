@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from motionmerge.cli.merge import counting_bar
-from motionmerge.cli.options import OUTPUT, JsonOption, PartOption
+from motionmerge.cli.options import JsonOption, PartOption, destination
 from motionmerge.cli.printing import harmless
 from motionmerge.errors import ConfigError
 
@@ -60,13 +60,10 @@ def measure(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
+        destination(
             metavar="FOLDER",
             help="Folder for the values; those already there are used.",
             show_default="nothing is kept",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -83,7 +80,7 @@ def measure(
         from motionmerge.evaluation.runs import Kept, measure_videos
         from motionmerge.evaluation.sources import Photos, find_videos, source_of
         from motionmerge.evaluation.summary import FailWhen, summarise, worst_first
-        from motionmerge.io.atomic import prepare_folder
+        from motionmerge.io.atomic import prepare_folder, write_whole
 
     condition = None if fail_when is None else FailWhen.parse(fail_when)
     part = Shard.parse(shard)
@@ -118,7 +115,7 @@ def measure(
     summary = summarise(measured)
     failing = _judge(condition, measured, summary)
     if output is not None and part.is_whole:
-        _write_summary(output / SUMMARY_FILE, summary)
+        write_whole(output / SUMMARY_FILE, json.dumps(summary.to_dict(), indent=2) + "\n")
     if as_json:
         print(json.dumps(_result(measured, summary, failing)))
     else:
@@ -167,12 +164,6 @@ def _judge(
             fix="Add --images for the first frame, or prompts that name a camera move.",
         )
     return condition.failing(measured, summary)
-
-
-def _write_summary(path: Path, summary: Summary) -> None:
-    from motionmerge.io.atomic import write_whole
-
-    write_whole(path, json.dumps(summary.to_dict(), indent=2) + "\n")
 
 
 def _result(

@@ -7,9 +7,11 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from motionmerge.cli.flag_groups import with_flags
 from motionmerge.cli.options import (
     DryRunOption,
     InputOption,
@@ -36,17 +38,45 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: motionmerge merge edg-official -o experts"
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecipeFlags:
+    """What `merge` and all exports are told of a recipe's inputs, numbers and files."""
+
+    replaced: InputOption = None
+    changed: SetOption = None
+    motion: MotionOption = None
+    missing: MissingOption = "error"
+    dry_run: DryRunOption = False
+    overwrite: OverwriteOption = False
+    as_json: JsonOption = False
+
+    def recipe(self, name: str) -> Recipe:
+        """Load a recipe with the parameters that --set and --motion give.
+
+        Raises:
+            RecipeError: There is no such recipe or parameter.
+            ConfigError: As `parse_parameters`.
+        """
+        from motionmerge.merging.recipes.recipe import Recipe
+
+        return Recipe.load(name).with_parameters(**parse_parameters(self.changed, self.motion))
+
+    def options(self) -> dict[str, Any]:
+        """Return the flags as the arguments that merging and all exports take."""
+        return {
+            "inputs": parse_inputs(self.replaced or []),
+            "missing": self.missing,
+            "dry_run": self.dry_run,
+            "overwrite": self.overwrite,
+        }
+
+
+@with_flags
 def merge(
     recipe: RecipeArgument,
     output: OutputOption,
-    replaced: InputOption = None,
-    changed: SetOption = None,
-    motion: MotionOption = None,
     dtype: ScaledDtypeOption = None,
-    missing: MissingOption = "error",
-    dry_run: DryRunOption = False,
-    as_json: JsonOption = False,
-    overwrite: OverwriteOption = False,
+    flags: RecipeFlags = RecipeFlags(),
     allow_nan: NonfiniteOption = False,
     max_shard_size: ShardOption = None,
     layout: LayoutOption = "weights",
@@ -54,18 +84,15 @@ def merge(
 ) -> None:
     """Write the experts of a recipe, each to OUTPUT/EXPERT.safetensors."""
     carry_out(
-        load_recipe(recipe, changed, motion),
+        flags.recipe(recipe),
         output,
-        as_json=as_json,
-        inputs=parse_inputs(replaced or []),
+        as_json=flags.as_json,
         dtype=dtype,
-        missing=missing,
-        dry_run=dry_run,
-        overwrite=overwrite,
         allow_nonfinite=allow_nan,
         max_shard_size=max_shard_size,
         layout=layout,
         stochastic_rounding=stochastic_rounding,
+        **flags.options(),
     )
 
 
@@ -78,18 +105,6 @@ def carry_out(recipe: Recipe, output: Path, *, as_json: bool, **options: Any) ->
     with progress_bar("merge") as progress:
         report = run(recipe, output, progress=progress, **options)
     print(json.dumps(report.to_dict(), indent=2) if as_json else harmless_lines(str(report)))
-
-
-def load_recipe(recipe: str, changed: Sequence[str] | None, motion: float | None) -> Recipe:
-    """Load a recipe with the parameters that --set and --motion give.
-
-    Raises:
-        RecipeError: There is no such recipe or parameter.
-        ConfigError: As `parse_parameters`.
-    """
-    from motionmerge.merging.recipes.recipe import Recipe
-
-    return Recipe.load(recipe).with_parameters(**parse_parameters(changed, motion))
 
 
 def parse_parameters(changed: Sequence[str] | None, motion: float | None) -> dict[str, float]:

@@ -29,6 +29,17 @@ def print_first(lines: Sequence[str]) -> None:
         print(f"    and {len(lines) - FEW} more (--json lists all)")
 
 
+def aligned(rows: Sequence[Sequence[str]], *, numbers: bool) -> list[str]:
+    """Return rows as lines of columns; `numbers` are flush right in all columns but the first."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        align = str.rjust if numbers else str.ljust
+        cells = (align(cell, width) for cell, width in zip(others, widths[1:], strict=True))
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return lines
+
+
 def quoted(path: Path) -> str:
     """Return a path as bash and zsh read it, in printable signs alone."""
     text = str(path)

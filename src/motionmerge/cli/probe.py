@@ -10,26 +10,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from motionmerge.cli.bench import (
+    SceneFlags,
     VariantBuilder,
     open_bench,
     own_recipe,
     tell,
     warnings_as_lines,
 )
+from motionmerge.cli.flag_groups import with_flags
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.options import (
-    EXPERTS,
-    WORK,
     ClipsOption,
     JsonOption,
-    ManifestOption,
-    PhotosOption,
     PlanOption,
-    PromptsOption,
     RecipeArgument,
     ResultsOption,
+    expert_option,
+    work_option,
 )
-from motionmerge.cli.video_flags import VideoFlags, with_video_flags
+from motionmerge.cli.video_flags import VideoFlags
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,38 +42,31 @@ EXAMPLE = "Example: motionmerge probe pocket -o probe"
 _LOOKED_AT = ("motion", "obedience", "camera", "first_frame", "intact", "drift")
 
 
-@with_video_flags
+@with_flags
 def probe(
     recipe: RecipeArgument,
     output: ResultsOption,
     expert: Annotated[
         str | None,
-        typer.Option(
+        expert_option(
             metavar="NAME",
             help="The expert inside the window; the recipe's other one denoises outside it.",
             show_default="the recipe's first",
-            rich_help_panel=EXPERTS,
         ),
     ] = None,
     windows: Annotated[
         int,
-        typer.Option(
+        work_option(
             min=2,
             max=100,
             metavar="NUMBER",
             help="How many places the window takes between noise and clean.",
-            rich_help_panel=WORK,
         ),
     ] = 7,
     window: Annotated[
-        float,
-        typer.Option(
-            metavar="NUMBER", help="Of the window, in noise levels.", rich_help_panel=WORK
-        ),
+        float, work_option(metavar="NUMBER", help="Of the window, in noise levels.")
     ] = 0.25,
-    photos: PhotosOption = None,
-    prompts: PromptsOption = None,
-    manifest: ManifestOption = None,
+    scenes: SceneFlags = SceneFlags(),
     clips: ClipsOption = None,
     flags: VideoFlags = VideoFlags(),
     dry_run: PlanOption = False,
@@ -104,9 +96,7 @@ def probe(
     wanted = windows_of(windows, window)
     model = flags.request.open_model()
     check_folder(output)
-    bench = open_bench(
-        flags, model, output, photos=photos, prompts=prompts, manifest=manifest, num_clips=clips
-    )
+    bench = open_bench(flags, model, output, scenes=scenes, num_clips=clips)
     build = VariantBuilder(flags, model)
     with_steps = _with_steps(flags, model, bench, chosen, wanted, expert=inside, build=build)
     if dry_run:

@@ -11,7 +11,7 @@ import typer
 
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.merge import counting_bar
-from motionmerge.cli.options import OUTPUT, JsonOption, OverwriteOption
+from motionmerge.cli.options import JsonOption, OverwriteOption, destination, output_option
 from motionmerge.cli.printing import harmless
 from motionmerge.errors import ConfigError
 
@@ -38,8 +38,7 @@ def report(
     images: Annotated[
         Path | None,
         typer.Option(
-            metavar="PATH",
-            help="Photos that the videos were made from, as for `measure`.",
+            metavar="PATH", help="Photos that the videos were made from, as for `measure`."
         ),
     ] = None,
     vbench: Annotated[
@@ -52,22 +51,17 @@ def report(
     title: Annotated[str, typer.Option(metavar="TEXT", help="Of the page.")] = "Videos compared",
     max_mb: Annotated[
         float,
-        typer.Option(
+        output_option(
             "--max-mb",
             metavar="NUMBER",
             min=0,
             help="About how large the page may get; scenes beyond it are listed without videos.",
-            rich_help_panel=OUTPUT,
         ),
     ] = 40,
     output: Annotated[
         Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="The page; its table goes beside it as .csv, .json and .tex.",
-            rich_help_panel=OUTPUT,
+        destination(
+            metavar="FILE", help="The page; its table goes beside it as .csv, .json and .tex."
         ),
     ] = Path("report.html"),
     as_json: JsonOption = False,

@@ -8,13 +8,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from motionmerge.cli.printing import harmless
+from motionmerge.cli.printing import aligned, harmless
 from motionmerge.errors import CheckpointError, ConfigError, MotionMergeError
-
-if TYPE_CHECKING:
-    from motionmerge.merging.lora.report import LoraDescription
 
 _SHOWN = 5
 """Names of layers in a list that may be long."""
@@ -50,7 +47,7 @@ def describe(path: Path, *, base: Path | None) -> dict[str, Any]:
     from motionmerge.merging.lora.report import describe_lora
 
     if base is None:
-        return _plain(describe_lora(path))
+        return asdict(describe_lora(path))
     source = Source("base", resolve(str(base)))
     with OpenInputs([source]) as opened:
         names = opened.names(source)
@@ -63,7 +60,7 @@ def describe(path: Path, *, base: Path | None) -> dict[str, Any]:
     reached = set(found.reached or ())
     matrices = [name for name, shape in shapes.items() if len(shape) > 1]
     missed = Counter(_template(name) for name in matrices if name not in reached)
-    return {**_plain(found), "matrices_of_base": len(matrices), "missed": dict(missed)}
+    return {**asdict(found), "matrices_of_base": len(matrices), "missed": dict(missed)}
 
 
 def check_base(base: Path | None) -> None:
@@ -121,10 +118,6 @@ def print_note(found: Mapping[str, Any]) -> None:
         print(f"Warning: {warning}")
 
 
-def _plain(found: LoraDescription) -> dict[str, Any]:
-    return asdict(found)
-
-
 def _row(name: str, group: Mapping[str, Any]) -> tuple[str, ...]:
     change = group["change"]
     return (
@@ -149,11 +142,7 @@ def _print_table(rows: list[tuple[str, ...]]) -> None:
             table.add_row(*map(Text, row))
         Console().print(table)
         return
-    lines = [_HEADINGS, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    print("\n".join(aligned([_HEADINGS, *rows], numbers=False)))
 
 
 def _range(values: tuple[float, float] | None) -> str:

@@ -11,26 +11,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from motionmerge.cli.batch import check_workers, cluster_device_of_ray, progress_printer
-from motionmerge.cli.bench import VariantBuilder, own_recipe, tell
+from motionmerge.cli.bench import SceneFlags, VariantBuilder, own_recipe, tell
+from motionmerge.cli.flag_groups import with_flags
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.merge import counting_bar
 from motionmerge.cli.options import (
-    EXPERTS,
     JsonOption,
-    ManifestOption,
-    PhotosOption,
     PlanOption,
-    PromptsOption,
     RayOption,
     RecipeArgument,
     ResultsOption,
     WorkersOption,
+    expert_option,
 )
 from motionmerge.cli.video_flags import (
     StepPlanner,
     VideoFlags,
     load_model,
-    with_video_flags,
     without_left_out,
 )
 from motionmerge.errors import ConfigError
@@ -51,30 +48,26 @@ _MOST_SHEETS = 3
 _MOST_ON_THE_PAGE = 8  # points
 
 
-@with_video_flags
+@with_flags
 def sweep(
     recipe: RecipeArgument,
     output: ResultsOption,
     over: Annotated[
         list[str] | None,
-        typer.Option(
+        expert_option(
             metavar="NAME=VALUES",
             help="A parameter of the recipe, or boundary, and its values: FROM:TO:COUNT or A,B,C; "
             "repeatable, for every combination.",
-            rich_help_panel=EXPERTS,
         ),
     ] = None,
     strategy: Annotated[
         str,
-        typer.Option(
+        expert_option(
             metavar="NAMES",
             help=f"How the two experts are used, with commas between: {_STRATEGIES}.",
-            rich_help_panel=EXPERTS,
         ),
     ] = "dynamics-first",
-    photos: PhotosOption = None,
-    prompts: PromptsOption = None,
-    manifest: ManifestOption = None,
+    scenes: SceneFlags = SceneFlags(),
     flags: VideoFlags = VideoFlags(),
     ray: RayOption = False,
     workers: WorkersOption = None,
@@ -93,7 +86,7 @@ def sweep(
         from motionmerge.evaluation.sweeps.grid import Axis, points_of
         from motionmerge.evaluation.sweeps.pace import Pace, work_of
         from motionmerge.evaluation.sweeps.results import results_of
-        from motionmerge.evaluation.sweeps.videos import measure_planned, read_jobs
+        from motionmerge.evaluation.sweeps.videos import measure_planned
     from motionmerge.io.atomic import check_folder, prepare_folder
     from motionmerge.sampling.batch.variants import VariantMaker, missing_of
 
@@ -108,14 +101,7 @@ def sweep(
     model = flags.request.open_model(cluster_device=cluster_device_of_ray() if ray else None)
     points = points_of(chosen, axes, strategies=strategies)
     check_folder(output)
-    jobs = read_jobs(
-        model,
-        photos=photos,
-        prompts=prompts,
-        manifest=manifest,
-        defaults=flags.settings(),
-        num_videos=flags.num_videos,
-    )
+    jobs = scenes.jobs(flags, model)
     maker = VariantMaker(model, output / "videos", load=lambda: load_model(model))
     planned = _plan(points, flags, maker, jobs)
     left = [video.job for videos in missing_of(planned) for video in videos]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.options import OUTPUT, JsonOption, PlanOption
+from motionmerge.cli.options import JsonOption, PlanOption, destination
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,14 +53,11 @@ def train(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
+        destination(
             metavar="FOLDER",
             help="Folder for states, log and result: the same as --set output=FOLDER. A run that "
             "was stopped goes on from there.",
             show_default="that of CONFIG",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     dry_run: PlanOption = False,

@@ -6,29 +6,26 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from motionmerge.cli.bench import (
+    SceneFlags,
     VariantBuilder,
     open_bench,
     own_recipe,
     tell,
     warnings_as_lines,
 )
+from motionmerge.cli.flag_groups import with_flags
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.options import (
-    EXPERTS,
-    WORK,
     ClipsOption,
     JsonOption,
-    ManifestOption,
-    PhotosOption,
     PlanOption,
-    PromptsOption,
     RecipeArgument,
     ResultsOption,
+    expert_option,
+    work_option,
 )
-from motionmerge.cli.video_flags import VideoFlags, with_video_flags
+from motionmerge.cli.video_flags import VideoFlags
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,46 +37,36 @@ EXAMPLE = "Example: motionmerge tune pocket --objective motion,obedience -o tune
 _VIDEO_OBJECTIVES, _POCKET_OBJECTIVES = "motion,first_frame", "motion,obedience,intact"
 
 
-@with_video_flags
+@with_flags
 def tune(
     recipe: RecipeArgument,
     output: ResultsOption,
     num_trials: Annotated[
         int,
-        typer.Option(
-            "--trials",
-            "-n",
-            min=1,
-            max=1000,
-            metavar="NUMBER",
-            help="Candidates to try at most.",
-            rich_help_panel=WORK,
+        work_option(
+            "--trials", "-n", min=1, max=1000, metavar="NUMBER", help="Candidates to try at most."
         ),
     ] = 30,
     objective: Annotated[
         str | None,
-        typer.Option(
+        work_option(
             metavar="NAMES",
             help="What to have much of, the most important first, with commas between: motion, "
             "object_motion, first_frame, camera, drift; on the pocket model's own prompts motion, "
             "obedience, intact, camera, direction, whole, first_frame, background.",
             show_default=f"{_VIDEO_OBJECTIVES}; on the pocket model's own {_POCKET_OBJECTIVES}",
-            rich_help_panel=WORK,
         ),
     ] = None,
     over: Annotated[
         list[str] | None,
-        typer.Option(
+        expert_option(
             metavar="NAME=RANGE",
             help="A parameter of the recipe, or boundary, and what it may be: FROM:TO, "
             "FROM:TO:COUNT or A,B,C; repeatable.",
             show_default="all parameters known by name",
-            rich_help_panel=EXPERTS,
         ),
     ] = None,
-    photos: PhotosOption = None,
-    prompts: PromptsOption = None,
-    manifest: ManifestOption = None,
+    scenes: SceneFlags = SceneFlags(),
     clips: ClipsOption = None,
     flags: VideoFlags = VideoFlags(),
     dry_run: PlanOption = False,
@@ -103,15 +90,7 @@ def tune(
     space = space_of(chosen, over or ())
     model = flags.request.open_model()
     check_folder(output)
-    bench = open_bench(
-        flags,
-        model,
-        output,
-        photos=photos,
-        prompts=prompts,
-        manifest=manifest,
-        num_clips=clips,
-    )
+    bench = open_bench(flags, model, output, scenes=scenes, num_clips=clips)
     usual = _POCKET_OBJECTIVES if "obedience" in bench.objectives else _VIDEO_OBJECTIVES
     tuner = Tuner(
         bench,

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from motionmerge.cli.lora_flags import LORA_HELP, describe_loras, parse_lora
 from motionmerge.cli.merge import parse_inputs, parse_parameters
 from motionmerge.cli.options import (
-    EXPERTS,
-    MODEL,
-    VIDEO,
     InputOption,
     MissingOption,
     SetOption,
+    expert_option,
+    model_option,
     recipe_names,
+    video_option,
 )
 from motionmerge.errors import ConfigError
 
@@ -47,209 +46,164 @@ class VideoFlags:
 
     model: Annotated[
         str,
-        typer.Option(
-            metavar="MODEL",
-            help="A diffusers folder, a hub id such as owner/name, or pocket.",
-            rich_help_panel=MODEL,
+        model_option(
+            metavar="MODEL", help="A diffusers folder, a hub id such as owner/name, or pocket."
         ),
     ] = POCKET
     variant: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Which of the model's weight files to take, e.g. fp16.",
-            rich_help_panel=MODEL,
-        ),
+        model_option(metavar="NAME", help="Which of the model's weight files to take, e.g. fp16."),
     ] = None
     legacy_weights: Annotated[
-        bool,
-        typer.Option(
-            "--legacy-weights",
-            help="Also read the model's .bin files, as tensors.",
-            rich_help_panel=MODEL,
-        ),
+        bool, model_option("--legacy-weights", help="Also read the model's .bin files, as tensors.")
     ] = False
     dtype: Annotated[
         Literal["fp32", "fp16", "bf16"] | None,
-        typer.Option(
+        model_option(
             help="Number format that the model computes in.",
             show_default="bf16 on a GPU, fp32 on a CPU",
-            rich_help_panel=MODEL,
         ),
     ] = None
     device: Annotated[
         str | None,
-        typer.Option(
-            metavar="DEVICE",
-            help="cpu, cuda, cuda:1 ..",
-            show_default="a GPU if there is one",
-            rich_help_panel=MODEL,
+        model_option(
+            metavar="DEVICE", help="cpu, cuda, cuda:1 ..", show_default="a GPU if there is one"
         ),
     ] = None
     motion: Annotated[
         float | None,
-        typer.Option(
+        expert_option(
             metavar="NUMBER",
             help="The knob, which is the recipe's parameter motion: how far to extrapolate away "
             "from the fine-tuned weights while noisy. 0 is the base's motion, -1 that of the "
             "fine-tuned weights. On pocket it stops at 1: more moves less there. Other models need "
             "--recipe, --base or --lora.",
             show_default="the recipe's own; for pocket 1",
-            rich_help_panel=EXPERTS,
         ),
     ] = None
     base: Annotated[
         Path | None,
-        typer.Option(
+        expert_option(
             metavar="PATH",
             help="What --model was fine-tuned from, for --motion: a folder or weights file.",
-            rich_help_panel=EXPERTS,
         ),
     ] = None
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE[=WEIGHT]", help=LORA_HELP, rich_help_panel=EXPERTS),
-    ] = None
+    lora: Annotated[list[str] | None, expert_option(metavar="FILE[=WEIGHT]", help=LORA_HELP)] = None
     recipe: Annotated[
         str | None,
-        typer.Option(
+        expert_option(
             metavar="RECIPE",
             help="A recipe file, or the name of a shipped recipe; `motionmerge recipes` lists "
             "them.",
             show_default="for pocket: pocket",
             autocompletion=recipe_names,
-            rich_help_panel=EXPERTS,
         ),
     ] = None
     changed: SetOption = None
     replaced: InputOption = None
     weights: Annotated[
         str | None,
-        typer.Option(
+        expert_option(
             metavar="WEIGHTS",
             help="One set of weights instead: base, tuned, naive, equal, or a merged file.",
-            rich_help_panel=EXPERTS,
         ),
     ] = None
     missing: MissingOption = "error"
     boundary: Annotated[
         float | None,
-        typer.Option(
+        expert_option(
             metavar="NUMBER",
             help="Noise level at which the expert changes, 0 to 1.",
             show_default="that of the recipe's schedule",
-            rich_help_panel=EXPERTS,
         ),
     ] = None
     seed: Annotated[
         int,
-        typer.Option(
-            metavar="NUMBER",
-            help="Same seed, same video. A manifest's lines can have their own.",
-            rich_help_panel=VIDEO,
+        video_option(
+            metavar="NUMBER", help="Same seed, same video. A manifest's lines can have their own."
         ),
     ] = 0
     num_videos: Annotated[
         int,
-        typer.Option(
-            min=1,
-            metavar="NUMBER",
-            help="Videos of each prompt, with seeds from its own on.",
-            rich_help_panel=VIDEO,
+        video_option(
+            min=1, metavar="NUMBER", help="Videos of each prompt, with seeds from its own on."
         ),
     ] = 1
     negative_prompt: Annotated[
         str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="What should not happen; needs guidance above 1.",
-            rich_help_panel=VIDEO,
-        ),
+        video_option(metavar="TEXT", help="What should not happen; needs guidance above 1."),
     ] = None
     num_inference_steps: Annotated[
         int | None,
-        typer.Option(
+        video_option(
             "--steps",
             metavar="NUMBER",
             help="Denoising steps: num_inference_steps in a manifest and in Python.",
             show_default=_OWN,
-            rich_help_panel=VIDEO,
         ),
     ] = None
     guidance_scale: Annotated[
         float | None,
-        typer.Option(
+        video_option(
             "--guidance",
             metavar="NUMBER",
             help="Strength of the prompt: guidance_scale in a manifest and in Python.",
             show_default=_OWN,
-            rich_help_panel=VIDEO,
         ),
     ] = None
     guidance_scale_2: Annotated[
         float | None,
-        typer.Option(
+        video_option(
             "--guidance-2",
             metavar="NUMBER",
             help="The same at low noise, for the second transformer of Wan 2.2-A14B; 1 for "
             "distilled weights: guidance_scale_2.",
             show_default="that of --guidance",
-            rich_help_panel=VIDEO,
         ),
     ] = None
     start_step: Annotated[
         int | None,
-        typer.Option(
+        video_option(
             metavar="NUMBER",
             help="Begin at this timestep instead of 1000: from 900 on, leans less on the image "
             "and may move more; too low looks bad. Only DynamiCrafter and pocket.",
-            rich_help_panel=VIDEO,
         ),
     ] = None
     sigmas: Annotated[
         str | None,
-        typer.Option(
+        video_option(
             metavar="A,B,C",
             help="The noise of each step, falling, without the 0 at the end; for pipelines "
             "that take sigmas. The scheduler's shift is applied to them.",
-            rich_help_panel=VIDEO,
         ),
     ] = None
     shift: Annotated[
         float | None,
-        typer.Option(
+        video_option(
             metavar="NUMBER",
             help="Shift of a flow model's timesteps, for this run: the larger, the more steps "
             "are made while it is noisy.",
             show_default="the scheduler's own",
-            rich_help_panel=VIDEO,
         ),
     ] = None
     size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="NUMBER", help="Pixels a side, for a square video.", rich_help_panel=VIDEO
-        ),
+        int | None, video_option(metavar="NUMBER", help="Pixels a side, for a square video.")
     ] = None
     height: Annotated[
-        int | None,
-        typer.Option(metavar="NUMBER", help="Pixels.", show_default=_OWN, rich_help_panel=VIDEO),
+        int | None, video_option(metavar="NUMBER", help="Pixels.", show_default=_OWN)
     ] = None
     width: Annotated[
-        int | None,
-        typer.Option(metavar="NUMBER", help="Pixels.", show_default=_OWN, rich_help_panel=VIDEO),
+        int | None, video_option(metavar="NUMBER", help="Pixels.", show_default=_OWN)
     ] = None
     num_frames: Annotated[
-        int | None,
-        typer.Option(metavar="NUMBER", help="Frames.", show_default=_OWN, rich_help_panel=VIDEO),
+        int | None, video_option(metavar="NUMBER", help="Frames.", show_default=_OWN)
     ] = None
     frame_rate: Annotated[
         float | None,
-        typer.Option(
+        video_option(
             metavar="NUMBER",
             help="Frames per second of the mp4; models that know frame rates are told it.",
             show_default=_OWN,
-            rich_help_panel=VIDEO,
         ),
     ] = None
 
@@ -261,21 +215,16 @@ class VideoFlags:
 
         loras = map(parse_lora, self.lora or ())
         return VideoRequest(
-            model=self.model,
-            variant=self.variant,
+            **self._shared_with(field.name for field in fields(VideoRequest)),
             legacy=self.legacy_weights,
-            dtype=self.dtype,
-            device=self.device,
-            recipe=self.recipe,
             parameters=parse_parameters(self.changed, None),
             inputs=parse_inputs(self.replaced or []),
             loras=[WeightedLora(file, own[0], own[-1]) if own else file for file, own in loras],
-            base=self.base,
-            motion=self.motion,
-            weights=self.weights,
-            boundary=self.boundary,
-            missing=self.missing,
         )
+
+    def _shared_with(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return the flags that are called so in Python as well."""
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
     def chosen_experts(self, model: ModelChoice) -> ExpertChoice:
         """Find the weights that denoise; print each LoRA's, and warn of what is left out."""
@@ -298,8 +247,7 @@ class VideoFlags:
             raise ConfigError(
                 "--size was given with --height or --width.", fix="Give --size, or the other two."
             )
-        own = {field.name for field in fields(self)} & VideoSettings.model_fields.keys()
-        given = {name: getattr(self, name) for name in own}
+        given = self._shared_with(VideoSettings.model_fields)
         if self.size is not None:
             given |= {"height": self.size, "width": self.size}
         if self.sigmas is not None:
@@ -319,37 +267,6 @@ def parse_sigmas(text: str) -> tuple[float, ...]:
         raise ConfigError(
             f"--sigmas {text} holds what is no number.", fix="Write e.g. --sigmas 1,0.94,0.8,0.5."
         ) from error
-
-
-def with_video_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Make a command whose flags are its own and those of `VideoFlags`.
-
-    The command gets the latter as one argument, `flags`, which stands for them in its signature. A
-    parameter of its own stands for the flag of that name, and says what `flags` has there.
-    """
-    shared = get_type_hints(VideoFlags, include_extras=True)
-    own = inspect.signature(command, eval_str=True).parameters
-    defaults = {field.name: field.default for field in fields(VideoFlags)}
-    parameters: list[inspect.Parameter] = []
-    for parameter in own.values():
-        if parameter.name != "flags":
-            parameters.append(parameter)
-            continue
-        parameters += [
-            parameter.replace(name=name, annotation=shared[name], default=default)
-            for name, default in defaults.items()
-            if name not in own
-        ]
-
-    @functools.wraps(command)
-    def run(**values: Any) -> None:
-        flags = VideoFlags(**{name: values[name] for name in defaults})
-        command(flags=flags, **{n: value for n, value in values.items() if n in own})
-
-    signature = inspect.Signature(parameters)
-    run.__signature__ = signature  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
 
 
 class StepPlanner:

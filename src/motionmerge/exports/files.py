@@ -50,10 +50,9 @@ from motionmerge.merging.inputs.coverage import Missing
 from motionmerge.merging.inputs.pieces import Pieced, PieceLayout
 from motionmerge.merging.inputs.sources import MemoryTensors, OpenInputs, Origin, Source
 from motionmerge.merging.recipes.bound import BoundRecipe
-from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe
+from motionmerge.merging.recipes.recipe import InputValue, Recipe
 from motionmerge.merging.report import survival_line
 from motionmerge.tensors import AnyDtype, DType, num_bytes, parse_dtype
-from motionmerge.version import __version__
 
 _KEPT = "config"
 """What a single file of LTX says about itself in its header, which ComfyUI and diffusers read."""
@@ -213,7 +212,7 @@ def export_files(
         paths = {file: output / f"{file.stem}{ending}" for file in planned.files}
         for path in paths.values():
             check_new_file(path, overwrite=overwrite or dry_run)
-        contents: dict[ExportFile, _Content] = {}
+        contents: dict[ExportFile, Content] = {}
         for file in planned.files:
             expert = experts[file.expert]
             content = _content(file, expert, parts[file.expert], names, opened, wanted)
@@ -228,7 +227,10 @@ def export_files(
                         (opener or weights_file_of)(
                             paths[file],
                             content.targets,
-                            _metadata(bound.pinned, file, experts[file.expert].anchor),
+                            {
+                                **_kept_metadata(experts[file.expert].anchor),
+                                **bound.pinned.header(file.expert),
+                            },
                         )
                     )
                     for file, content in contents.items()
@@ -257,7 +259,7 @@ def export_files(
 
 def _write(
     experts: Mapping[ExportFile, Checkpoint],
-    contents: Mapping[ExportFile, _Content],
+    contents: Mapping[ExportFile, Content],
     sinks: Mapping[ExportFile, Sink],
     opened: OpenInputs,
     progress: ReportProgress | None,
@@ -270,22 +272,11 @@ def _write(
         if file in plans:
             jobs[file] = scaled_job(experts[file], plans[file], sinks[file], scales[file])
         else:
-            renaming = RenamingSink(sinks[file], content.layout, content.specs)
-            jobs[file] = MergeJob(checkpoint=experts[file], specs=content.specs, sink=renaming)
+            jobs[file] = content.job(experts[file], sinks[file])
     stream(list(jobs.values()), opened, progress=progress)
     for file, plan in plans.items():
         write_the_rest(plan, sinks[file], scales[file], opened)
     return jobs
-
-
-def _metadata(recipe: Recipe, file: ExportFile, anchor: Source) -> dict[str, str]:
-    return {
-        **_kept_metadata(anchor),
-        "format": "pt",
-        METADATA_KEY: recipe.print(),
-        "motionmerge.expert": file.expert,
-        "motionmerge.version": __version__,
-    }
 
 
 def weights_file_of(
@@ -296,8 +287,8 @@ def weights_file_of(
 
 
 @dataclass(frozen=True)
-class _Content:
-    """The contents of one file.
+class Content:
+    """The contents of one file, or of one denoiser in a folder.
 
     Attributes:
         layout: Its tensors, as pieces of the expert's.
@@ -308,15 +299,29 @@ class _Content:
 
     layout: PieceLayout
     specs: Mapping[str, ResultSpec]
-    left_out: int
+    left_out: int = 0
     codes: ScaledFp8 | None = None
+
+    @classmethod
+    def of(
+        cls, layout: PieceLayout, specs: Mapping[str, ResultSpec], *, left_out: int = 0
+    ) -> Content:
+        """Keep of an expert's tensors those that are needed."""
+        used = {piece.name for tensor in layout.values() for piece in tensor.pieces}
+        needed = {name: spec for name, spec in specs.items() if name in used}
+        return cls(layout, needed, left_out)
 
     @cached_property
     def targets(self) -> dict[str, ResultSpec]:
         """Dtype and shape of its tensors."""
         return self.codes.file_specs if self.codes else renamed_specs(self.layout, self.specs)
 
-    def as_codes(self, anchor: Source, opened: OpenInputs, *, reached: Collection[str]) -> _Content:
+    def job(self, expert: Checkpoint, sink: Sink) -> MergeJob:
+        """Return the job that computes the expert's tensors and puts them into a sink as these."""
+        renaming = RenamingSink(sink, self.layout, self.specs)
+        return MergeJob(checkpoint=expert, specs=self.specs, sink=renaming)
+
+    def as_codes(self, anchor: Source, opened: OpenInputs, *, reached: Collection[str]) -> Content:
         """Return the same contents with weights as codes and scales; see `plan_scaled_fp8`."""
         codes = plan_scaled_fp8(anchor, self.specs, opened, reached=reached, layout=self.layout)
         return replace(self, codes=codes)
@@ -329,7 +334,7 @@ def _content(
     names: Naming,
     opened: OpenInputs,
     dtype: DType | None,
-) -> _Content:
+) -> Content:
     """Describe what a file holds.
 
     Raises:
@@ -345,13 +350,8 @@ def _content(
             )
         layout |= names(held[module])
     specs = result_specs(expert, opened, dtype=dtype)
-    used = {piece.name for tensor in layout.values() for piece in tensor.pieces}
     known = {name for part in held.values() for name in part.names.values()}
-    return _Content(
-        layout,
-        {name: spec for name, spec in specs.items() if name in used},
-        len(specs.keys() - known),
-    )
+    return Content.of(layout, specs, left_out=len(specs.keys() - known))
 
 
 def _parts(opened: OpenInputs, anchor: Source) -> list[ModelPart]:

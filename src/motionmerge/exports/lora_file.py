@@ -6,7 +6,6 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 from motionmerge.errors import CheckpointError
 from motionmerge.io.safetensors_file import TensorSpec
@@ -34,12 +33,7 @@ class LoraFile:
         self._body = tempfile.TemporaryFile(dir=self._folder)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._body.close()
 
     def add(self, position: int, key: str, tensor: torch.Tensor) -> None:

@@ -95,7 +95,7 @@ class LoraLayers:
         Raises:
             CheckpointError: The disk refuses.
         """
-        self._file.write(path, {"format": "pt", **metadata})
+        self._file.write(path, metadata)
 
     def _take(self, name: str, change: torch.Tensor) -> None:
         """Write the change of a tensor into the file, unless it is zero."""

@@ -45,10 +45,9 @@ from motionmerge.merging.inputs.coverage import Missing, check_coverage
 from motionmerge.merging.inputs.sources import OpenInputs, Source
 from motionmerge.merging.lora.settings import MODULES_KEY
 from motionmerge.merging.recipes.bound import BoundRecipe
-from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe
+from motionmerge.merging.recipes.recipe import InputValue, Recipe
 from motionmerge.tensors import AnyDtype, DType, is_mergeable, parse_dtype
 from motionmerge.text import fix_unknown_name
-from motionmerge.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,9 +290,7 @@ def _refuse_empty(layers: Mapping[ExportFile, LoraLayers], base: str) -> None:
 
 def _metadata(recipe: Recipe, file: ExportFile, base: str) -> dict[str, str]:
     return {
-        METADATA_KEY: recipe.print(),
-        "motionmerge.expert": file.expert,
+        **recipe.header(file.expert),
         "motionmerge.lora_base": base,
         MODULES_KEY: ",".join(file.modules),
-        "motionmerge.version": __version__,
     }

@@ -12,24 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
+from motionmerge.exports.files import Content
 from motionmerge.exports.names import parts_of_model, renamed
 from motionmerge.exports.targets import own_model
 from motionmerge.io.atomic import check_new_folder, folder_of_results
 from motionmerge.io.json_file import read_json
 from motionmerge.io.weights import open_weights
 from motionmerge.io.weights_writer import pipeline_folder
-from motionmerge.merging.algebra.nodes import Checkpoint, result_specs
-from motionmerge.merging.algebra.results import ResultSpec
-from motionmerge.merging.compute.plan import MergeJob
-from motionmerge.merging.compute.renaming import RenamingSink, renamed_specs
+from motionmerge.merging.algebra.nodes import result_specs
 from motionmerge.merging.compute.streaming import ReportProgress, stream
 from motionmerge.merging.inputs.coverage import Missing
 from motionmerge.merging.inputs.pieces import PieceLayout
 from motionmerge.merging.inputs.sources import OpenInputs, Source
 from motionmerge.merging.recipes.bound import BoundRecipe
-from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe, as_recipe
-from motionmerge.tensors import AnyDtype, DType, parse_dtype
-from motionmerge.version import __version__
+from motionmerge.merging.recipes.recipe import InputValue, Recipe, as_recipe
+from motionmerge.tensors import AnyDtype, parse_dtype
 
 INDEX_FILE = "model_index.json"
 TWO_EXPERT_DENOISER = "WanTransformer3DModel"
@@ -107,17 +104,15 @@ def export_two_experts(
     with bound.open([first, second]) as opened:
         coverage = bound.fit(opened, experts=[first, second], missing=missing).coverage
         contents = {
-            module: _content(module, checkpoint, opened, model, wanted)
+            module: Content.of(
+                _layout_of(module, checkpoint.anchor, opened, model),
+                result_specs(checkpoint, opened, dtype=wanted),
+            )
             for module, checkpoint in experts.items()
         }
         survived: dict[str, float | None] = {}
         if not dry_run:
             index |= {"transformer_2": index["transformer"], "boundary_ratio": boundary}
-            metadata = {
-                "format": "pt",
-                METADATA_KEY: bound.pinned.print(),
-                "motionmerge.version": __version__,
-            }
             files = {
                 INDEX_FILE: json.dumps(index, indent=2) + "\n",
                 "transformer_2/config.json": _config_of_second(model),
@@ -129,21 +124,11 @@ def export_two_experts(
                     output,
                     specs,
                     template=model,
-                    metadata=metadata,
-                    metadata_of={
-                        m: {"motionmerge.expert": expert} for m, expert in modules.items()
-                    },
+                    metadata_of={m: bound.pinned.header(e) for m, e in modules.items()},
                     files=files,
                 ) as writer,
             ):
-                jobs = {
-                    m: MergeJob(
-                        checkpoint=experts[m],
-                        specs=held.specs,
-                        sink=RenamingSink(writer, held.layout, held.specs),
-                    )
-                    for m, held in contents.items()
-                }
+                jobs = {m: held.job(experts[m], writer) for m, held in contents.items()}
                 stream(list(jobs.values()), opened, progress=progress)
             survived = {module: job.survival.share for module, job in jobs.items()}
     return FolderExport(
@@ -153,41 +138,6 @@ def export_two_experts(
         boundary_ratio=boundary,
         survived=survived,
         unmatched=coverage.unmatched,
-    )
-
-
-@dataclass(frozen=True)
-class _Content:
-    """The contents of one denoiser.
-
-    Attributes:
-        layout: Its tensors in the folder, as pieces of the expert's.
-        specs: Dtype and shape of the expert's tensors that are needed.
-    """
-
-    layout: PieceLayout
-    specs: Mapping[str, ResultSpec]
-
-    @property
-    def targets(self) -> dict[str, ResultSpec]:
-        """Dtype and shape of its tensors in the folder."""
-        return renamed_specs(self.layout, self.specs)
-
-
-def _content(
-    module: str, expert: Checkpoint, opened: OpenInputs, pipeline: Path, dtype: DType | None
-) -> _Content:
-    """Describe what a denoiser holds.
-
-    Raises:
-        CheckpointError: As `_layout_of`, or its pieces have different dtypes.
-    """
-    layout = _layout_of(module, expert.anchor, opened, pipeline)
-    held = result_specs(expert, opened, dtype=dtype)
-    names = {piece.name for tensor in layout.values() for piece in tensor.pieces}
-    return _Content(
-        {f"{module}.{name}": tensor for name, tensor in layout.items()},
-        {name: spec for name, spec in held.items() if name in names},
     )
 
 
@@ -247,7 +197,7 @@ def _two_experts(recipe: Recipe, pipeline: Path) -> tuple[str, str, float]:
 
 
 def _layout_of(module: str, anchor: Source, opened: OpenInputs, pipeline: Path) -> PieceLayout:
-    """Return a module's tensors under the names of diffusers, as pieces of the checkpoint's.
+    """Return a module's tensors under their names in the folder, as pieces of the checkpoint's.
 
     Raises:
         CheckpointError: The checkpoint has no such module, or the pipeline's has other tensors.
@@ -270,4 +220,4 @@ def _layout_of(module: str, anchor: Source, opened: OpenInputs, pipeline: Path) 
             f"`{anchor.name}` does not give the tensors of {folder or module}, e.g. `{example}`.",
             fix="Give the pipeline that the recipe's checkpoints belong to.",
         )
-    return found
+    return {f"{module}.{name}": tensor for name, tensor in found.items()}

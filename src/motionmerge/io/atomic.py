@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from motionmerge.errors import ConfigError, DataError
+from motionmerge.errors import ConfigError, DataError, MotionMergeError
 from motionmerge.io.paths import behind_links
 
 _LONGEST_NAME = 200
@@ -44,13 +44,30 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     that writes into the folder removes what dead processes of this machine left there, and what
     other machines left a day ago.
     """
-    target = Path(path)
-    temporary = _temporary_name(target)
+    with scratch_path(path) as temporary:
+        yield temporary
+        temporary.replace(path)
+
+
+@contextmanager
+def scratch_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, as `atomic_path` does; it is deleted in any case."""
+    temporary = _temporary_name(Path(path))
     try:
         yield temporary
-        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(kind: type[MotionMergeError], path: str | Path) -> Iterator[None]:
+    """Raise an error of a kind, which names the file, where the disk refuses to be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(
+            f"Cannot write {path}: {error}", fix="Check the folder and its free space."
+        ) from error
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
@@ -60,13 +77,8 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
         DataError: It cannot be written.
     """
     data = content if isinstance(content, bytes) else content.encode(errors="backslashreplace")
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        raise DataError(
-            f"Cannot write {path}: {error}", fix="Check the folder and its free space."
-        ) from error
+    with disk_errors(DataError, path), atomic_path(path) as temporary:
+        temporary.write_bytes(data)
 
 
 @contextmanager

@@ -14,14 +14,12 @@ import os
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from motionmerge.errors import CheckpointError, ShapeError
-from motionmerge.io.atomic import atomic_path
+from motionmerge.io.atomic import disk_errors
 from motionmerge.io.first_bytes import MAX_HEADER_BYTES
 from motionmerge.io.positioned import read_at, write_at
 from motionmerge.lazy_torch import torch
@@ -250,10 +248,10 @@ class SafetensorsWriter:
             )
         start = 8 + len(encoded)
         self._positions = {name: start + offset for name, offset in offsets.items()}
-        with _disk_errors(path):
+        with disk_errors(CheckpointError, path):
             self._file = path.open("wb", buffering=0)
         try:
-            with _disk_errors(path):
+            with disk_errors(CheckpointError, path):
                 self._file.write(struct.pack("<Q", len(encoded)) + encoded)
                 _reserve(self._file.fileno(), start + end)
         except BaseException:
@@ -271,25 +269,20 @@ class SafetensorsWriter:
             CheckpointError: The disk refuses, e.g. because it is full.
         """
         position = self._positions[name] + begin
-        with _disk_errors(self.path):
+        with disk_errors(CheckpointError, self.path):
             while data:
                 count = write_at(self._file, data[:_WRITTEN_AT_ONCE], position)
                 data, position = data[count:], position + count
 
     def close(self) -> None:
         """Close the file; the disk may refuse what it accepted before."""
-        with _disk_errors(self.path):
+        with disk_errors(CheckpointError, self.path):
             self._file.close()
 
     def __enter__(self) -> SafetensorsWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -306,16 +299,6 @@ def _reserve(file: int, size: int) -> None:
         if ctypes.get_errno() == errno.ENOSPC:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.ftruncate(file, size)
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"Cannot write {path}: {error}", fix="Check the folder and its free space."
-        ) from error
 
 
 def _layout(
@@ -338,42 +321,12 @@ def _layout(
     return header, offsets, position
 
 
-def write_safetensors(
-    path: Path,
-    tensors: Iterable[tuple[str, torch.Tensor]],
-    *,
-    specs: Mapping[str, TensorSpec],
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write the header from `specs`, then each tensor as it comes, and rename the file when whole.
-
-    Tensors may come in any order.
+def check_spec(name: str, tensor: torch.Tensor, spec: TensorSpec) -> None:
+    """Refuse a tensor that differs from its spec.
 
     Raises:
-        ShapeError: A tensor differs from its spec.
-        CheckpointError: A tensor is missing, unexpected or repeated, or the disk refuses.
+        ShapeError: It has another dtype or shape.
     """
-    missing = dict.fromkeys(specs)
-    with _disk_errors(path), atomic_path(path) as temporary:
-        with SafetensorsWriter(temporary, specs, metadata) as file:
-            for name, tensor in tensors:
-                if name not in missing:
-                    raise CheckpointError(
-                        f"Tensor `{name}` for {path} is not in its specs, or came twice.",
-                        fix="Give every tensor of the specs exactly once.",
-                    )
-                _check_spec(name, tensor, specs[name])
-                file.write_at(name, 0, bytes_of(tensor.cpu()).data)
-                del missing[name]
-        if missing:
-            raise CheckpointError(
-                f"{len(missing)} tensors of the specs never came for {path}, "
-                f"e.g. `{next(iter(missing))}`.",
-                fix="Give every tensor of the specs exactly once.",
-            )
-
-
-def _check_spec(name: str, tensor: torch.Tensor, spec: TensorSpec) -> None:
     dtype, shape = spec
     if storable(tensor.dtype) != storable(dtype) or tuple(tensor.shape) != tuple(shape):
         raise ShapeError(

@@ -15,17 +15,22 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from motionmerge.errors import CheckpointError
+from motionmerge.io.atomic import atomic_path, disk_errors
 from motionmerge.io.first_bytes import PICKLE_SUFFIXES, weights_format
 from motionmerge.io.hashing import hash_file
 from motionmerge.io.json_file import read_json
 from motionmerge.io.quantised import MARKER
-from motionmerge.io.safetensors_file import SafetensorsFile, TensorSpec, write_safetensors
+from motionmerge.io.safetensors_file import (
+    SafetensorsFile,
+    SafetensorsWriter,
+    TensorSpec,
+    check_spec,
+)
 from motionmerge.lazy_torch import torch
-from motionmerge.tensors import DType, storable
+from motionmerge.tensors import DType, bytes_of, storable
 
 _PICKLE_FAULTS = (  # what torch.load raises on damaged files, besides UnpicklingError
     ArithmeticError,
@@ -274,12 +279,7 @@ class WeightsReader:
     def __enter__(self) -> WeightsReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -439,7 +439,24 @@ def write_weights(
         ShapeError: A tensor differs from its spec.
         CheckpointError: A tensor is missing, unexpected or repeated, or the disk refuses.
     """
-    write_safetensors(Path(path), tensors, specs=specs, metadata=metadata)
+    missing = dict.fromkeys(specs)
+    with disk_errors(CheckpointError, path), atomic_path(path) as temporary:
+        with SafetensorsWriter(temporary, specs, metadata) as file:
+            for name, tensor in tensors:
+                if name not in missing:
+                    raise CheckpointError(
+                        f"Tensor `{name}` for {path} is not in its specs, or came twice.",
+                        fix="Give every tensor of the specs exactly once.",
+                    )
+                check_spec(name, tensor, specs[name])
+                file.write_at(name, 0, bytes_of(tensor.cpu()).data)
+                del missing[name]
+        if missing:
+            raise CheckpointError(
+                f"{len(missing)} tensors of the specs never came for {path}, "
+                f"e.g. `{next(iter(missing))}`.",
+                fix="Give every tensor of the specs exactly once.",
+            )
 
 
 def save_weights(

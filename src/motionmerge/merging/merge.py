@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -45,10 +45,9 @@ from motionmerge.merging.in_memory import apply, realise
 from motionmerge.merging.inputs.coverage import Coverage, Missing
 from motionmerge.merging.inputs.sources import OpenInputs, Origin, module_folders
 from motionmerge.merging.recipes.bound import AnyRecipe, BoundRecipe
-from motionmerge.merging.recipes.recipe import METADATA_KEY, InputValue, Recipe
+from motionmerge.merging.recipes.recipe import InputValue, Recipe
 from motionmerge.merging.report import ExpertReport, MergeReport, peak_memory
 from motionmerge.tensors import AnyDtype, dtype_name, is_mergeable, num_bytes, parse_dtype
-from motionmerge.version import __version__
 
 __all__ = ["MergeReport", "ReportProgress", "apply", "merge", "realise"]
 
@@ -149,20 +148,17 @@ def merge(
         stored = {**specs} | {name: plan.file_specs for name, plan in plans.items()}
         work = _work(experts, stored, reached, opened)
         needed, expected = work.bytes_written, estimate(work)
+        jobs: dict[str, MergeJob] = {}
+        unchanged = 0
         if dry_run:
             bound.check_pins()
-            unchanged = 0
-            reports = {
-                name: _expected(bound.formulas[name], specs[name], reached[name])
-                for name in experts
-            }
         else:
             _refuse_full_disk(folder, needed, free)
             pinned = bound.pinned
             hashed = time.perf_counter()
             scales = measure_scales(experts, plans, opened, threads=threads, progress=progress)
             with folder_of_results(folder), ExitStack() as stack:
-                jobs, files = {}, {}
+                files = {}
                 for name, target in targets.items():
                     metadata = _metadata(pinned, name, stochastic_rounding)
                     files[name] = stack.enter_context(target.open(stored[name], metadata))
@@ -182,15 +178,19 @@ def merge(
                     write_the_rest(plan, files[name], scales[name], opened)
             with atomic_path(folder / "recipe.yaml") as path:
                 path.write_text(pinned.relocated(folder).print(), encoding="utf-8")
-            reports = {
-                name: _done(bound.formulas[name], job, targets[name].path, specs[name])
-                for name, job in jobs.items()
-            }
             remember(work, seconds=time.perf_counter() - hashed)
-        for name, checkpoint in experts.items():
-            note = plans[name].note if scaled else _note(checkpoint, specs[name], opened)
-            size = sum(num_bytes(*spec) for spec in stored[name].values())
-            reports[name] = replace(reports[name], note=note, num_bytes=size)
+        reports = {
+            name: _report(
+                bound.formulas[name],
+                specs[name],
+                reached[name],
+                job=jobs.get(name),
+                path=targets[name].path,
+                note=plans[name].note if scaled else _note(checkpoint, specs[name], opened),
+                num_bytes=sum(num_bytes(*spec) for spec in stored[name].values()),
+            )
+            for name, checkpoint in experts.items()
+        }
         return MergeReport(
             experts=reports,
             matched=len(coverage.matched),
@@ -298,37 +298,31 @@ def _work(
     return work_of(bound, reached, opened, num_tensors=len(each), bytes_written=size)
 
 
-def _expected(
-    formula: str, specs: Mapping[str, TensorSpec], reached: Mapping[str, int]
+def _report(
+    formula: str,
+    specs: Mapping[str, TensorSpec],
+    reached: Mapping[str, int],
+    *,
+    job: MergeJob | None,
+    path: Path,
+    note: str | None,
+    num_bytes: int,
 ) -> ExpertReport:
-    """Describe what would happen to one expert."""
+    """Describe what happened to one expert, or without a job what would happen."""
+    touched = reached if job is None else {name: round(n) for name, n in job.touched.items()}
+    computed = len(reached) if job is None else job.computed
     return ExpertReport(
         formula=formula,
-        path=None,
+        path=None if job is None else str(path),
         num_tensors=len(specs),
         num_parameters=sum(math.prod(shape) for _, shape in specs.values()),
-        computed=len(reached),
-        copied=len(specs) - len(reached),
-        touched=count_parameters(reached),
-        survived=None,
-        cosine=None,
-        num_bytes=sum(num_bytes(dtype, shape) for dtype, shape in specs.values()),
-    )
-
-
-def _done(formula: str, job: MergeJob, path: Path, specs: Mapping[str, TensorSpec]) -> ExpertReport:
-    """Describe what happened to one expert."""
-    return ExpertReport(
-        formula=formula,
-        path=str(path),
-        num_tensors=len(specs),
-        num_parameters=sum(math.prod(shape) for _, shape in specs.values()),
-        computed=job.computed,
-        copied=len(specs) - job.computed,
-        touched=count_parameters({name: round(count) for name, count in job.touched.items()}),
-        survived=job.survival.share,
-        cosine=job.survival.cosine,
-        num_bytes=job.num_bytes,
+        computed=computed,
+        copied=len(specs) - computed,
+        touched=count_parameters(touched),
+        survived=None if job is None else job.survival.share,
+        cosine=None if job is None else job.survival.cosine,
+        num_bytes=num_bytes,
+        note=note,
     )
 
 
@@ -354,12 +348,9 @@ def _note(
 def _metadata(recipe: Recipe, expert: str, rounding_seed: int | None) -> dict[str, str]:
     hashes = {name: entry.sha256 for name, entry in recipe.inputs.items()}
     metadata = {
-        "format": "pt",
-        METADATA_KEY: recipe.print(),
-        "motionmerge.expert": expert,
+        **recipe.header(expert),
         "motionmerge.inputs": json.dumps(hashes),
         "motionmerge.seeds": json.dumps(recipe.seeds),
-        "motionmerge.version": __version__,
     }
     if rounding_seed is not None:
         metadata["motionmerge.stochastic_rounding"] = str(rounding_seed)

@@ -5,6 +5,7 @@ All private names of theirs that we rely on are here, so that a new version has 
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -95,3 +96,15 @@ def _steps_counted(manager: StateManager) -> dict[str, int]:
     """Return the step that each guidance pass is at, of a cache that counts them."""
     steps = {name: getattr(one, "step_index", None) for name, one in manager._state_cache.items()}
     return {name: step for name, step in steps.items() if isinstance(step, int)}
+
+
+def rotary_embeddings_of_cogvideox(
+    transformer: nn.Module, frames: int, height: int, width: int, *, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the rotary embeddings of latents of a size as CogVideoX's pipeline does."""
+    from diffusers import CogVideoXImageToVideoPipeline  # slow to import, and seldom needed
+
+    own = SimpleNamespace(transformer=transformer, vae_scale_factor_spatial=1)
+    method: Any = CogVideoXImageToVideoPipeline._prepare_rotary_positional_embeddings
+    cosines, sines = method(own, height, width, frames, device)
+    return cosines, sines

@@ -14,7 +14,7 @@ from motionmerge.io.decoding import Picture
 from motionmerge.models.dynamicrafter.encoders import preprocess_clip_image, tokenize_prompts
 from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
 
-from .latents_cache import frame_moments, frames_to_pixels
+from .latents_cache import frame_moments, pixels_of
 from .run_state import weights_hash
 from .views import ClipView, ViewSettings, own_frame_stride, whole_frame_rate
 
@@ -143,7 +143,7 @@ class DynamiCrafterEncoder:
     def encode(
         self, frames: Picture, caption: str, *, condition_frames: Sequence[int]
     ) -> EncodedView:
-        pixels = frames_to_pixels(frames[list(condition_frames)])
+        pixels = pixels_of(frames[list(condition_frames)])
         # One by one, as the autoencoder's: a batch of another length may round differently.
         states = torch.cat([self._image_embeds(one[None]) for one in pixels])
         return EncodedView(frame_moments(self.vae, frames), self._prompt_embeds(caption), states)

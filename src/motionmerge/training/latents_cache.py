@@ -44,7 +44,7 @@ def frame_moments(vae: Any, frames: Picture) -> torch.Tensor:
     Returns:
         Mean and logarithm of the variance, `[frames, 2 * channels, height / 8, width / 8]`.
     """
-    pixels = frames_to_pixels(frames)
+    pixels = pixels_of(frames)
     with torch.no_grad():
         # One by one: a batch of another length may round differently.
         parts = [
@@ -53,7 +53,7 @@ def frame_moments(vae: Any, frames: Picture) -> torch.Tensor:
     return torch.cat(parts).cpu()
 
 
-def frames_to_pixels(frames: Picture) -> torch.Tensor:
+def pixels_of(frames: Picture) -> torch.Tensor:
     """Return frames as `[frames, 3, height, width]` in [-1, 1]."""
     return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from motionmerge.errors import RecipeError
 from motionmerge.merging.algebra.nodes import TaskVector
-from motionmerge.merging.algebra.terms import ATOM, describe
-from motionmerge.merging.inputs.sources import Origin, Source
+from motionmerge.merging.algebra.terms import describe
 
 AppliedVector = TypeVar("AppliedVector", bound="Applied")
 
@@ -23,20 +21,6 @@ class Applied(TaskVector):
     """
 
     vector: TaskVector
-
-    @property
-    def precedence(self) -> int:
-        """ATOM."""
-        return ATOM
-
-    @property
-    def children(self) -> tuple[TaskVector, ...]:
-        """The vector."""
-        return (self.vector,)
-
-    def bind(self: AppliedVector, origins: Mapping[str, Origin], anchor: Source) -> AppliedVector:
-        """Return the same expression with weights behind its names."""
-        return replace(self, vector=self.vector.bind(origins, anchor))
 
 
 def expect_vector(value: object, function: str, *, example: str) -> TaskVector:

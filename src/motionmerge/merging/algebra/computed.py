@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,9 @@ from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra.named import number_text
 from motionmerge.merging.algebra.nodes import TaskVector
 from motionmerge.merging.algebra.steps import Apply, Block, Lowering, promoted
-from motionmerge.merging.algebra.terms import ATOM
-from motionmerge.merging.inputs.sources import Origin, Source
 
 FunctionSettings: TypeAlias = tuple[tuple[str, float], ...]
 """Keyword arguments of a function by name, in order."""
-
-ComputedVector = TypeVar("ComputedVector", bound="Computed")
 
 
 @dataclass(frozen=True)
@@ -46,24 +42,10 @@ class Computed(TaskVector):
         """The name."""
         return self.name
 
-    @property
-    def precedence(self) -> int:
-        """ATOM."""
-        return ATOM
-
-    @property
-    def children(self) -> tuple[TaskVector, ...]:
-        """The task vectors."""
-        return self.vectors
-
     def formula(self) -> str:
         """Print e.g. `ties(first - base, second - base, keep=0.2)`."""
         settings = (f"{name}={number_text(value)}" for name, value in self.settings)
         return f"{self.name}({', '.join([*map(str, self.vectors), *settings])})"
-
-    def bind(self: ComputedVector, origins: Mapping[str, Origin], anchor: Source) -> ComputedVector:
-        """Return the same expression with weights behind its names."""
-        return replace(self, vectors=tuple(one.bind(origins, anchor) for one in self.vectors))
 
 
 @dataclass(frozen=True)
@@ -89,10 +71,7 @@ class ByTensor(Computed):
     `compute` is called with one tensor per task vector, the tensor's `name` and the settings.
     """
 
-    @property
-    def is_blockwise(self) -> bool:
-        """False."""
-        return False
+    is_blockwise: ClassVar[bool] = False
 
     def lower(self, lowering: Lowering) -> int | None:
         """Compute the tensor, unless no task vector reaches it."""

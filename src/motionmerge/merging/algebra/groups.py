@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import ClassVar
 
 from motionmerge.errors import ConfigError, RecipeError
 from motionmerge.merging.algebra.applied import Applied, expect_vector
@@ -74,12 +75,9 @@ def selects(group_or_pattern: str) -> Callable[[str], bool]:
 class Only(Applied):
     """A task vector restricted to some tensors; build it with `only`."""
 
-    group: str
+    function: ClassVar[str] = "only"
 
-    @property
-    def function(self) -> str:
-        """`only`."""
-        return "only"
+    group: str
 
     def formula(self) -> str:
         """Print e.g. `only(tuned - base, "temporal")`."""

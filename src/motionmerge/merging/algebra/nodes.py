@@ -13,9 +13,9 @@ import math
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar, NoReturn, overload
+from typing import Any, ClassVar, NoReturn, overload
 
 from motionmerge.errors import RecipeError
 from motionmerge.lazy_torch import torch
@@ -185,15 +185,16 @@ class Checkpoint(Expression):
         results.save(self.bind({}), Path(path), formula=str(self), dtype=dtype)
 
 
+@dataclass(frozen=True)
 class TaskVector(Expression):
-    """A difference between checkpoints, scaled, summed, thinned out or restricted."""
+    """A difference between checkpoints, scaled, summed, thinned out or restricted.
+
+    Attributes:
+        is_blockwise: It is computed block by block, its task vectors aside; else tensor by tensor.
+    """
 
     kind: ClassVar[str] = TASK_VECTOR
-
-    @property
-    def children(self) -> tuple[TaskVector, ...]:
-        """The task vectors that this one is made of."""
-        return ()
+    is_blockwise: ClassVar[bool] = True
 
     @property
     def function(self) -> str:
@@ -201,9 +202,12 @@ class TaskVector(Expression):
         return ""
 
     @property
-    def is_blockwise(self) -> bool:
-        """Whether it is computed block by block, its task vectors aside; else tensor by tensor."""
-        return True
+    def children(self) -> Iterator[Checkpoint | TaskVector]:
+        """The expressions that this one is made of."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            each = value if isinstance(value, tuple) else (value,)
+            yield from (one for one in each if isinstance(one, (Checkpoint, TaskVector)))
 
     def reaches(self, name: str) -> bool:
         """Check whether a tensor can be changed, by its name alone.
@@ -221,7 +225,6 @@ class TaskVector(Expression):
             The number of the last step; None if the task vector is zero there by construction.
         """
 
-    @abstractmethod
     def bind(self, origins: Mapping[str, Origin], anchor: Source) -> TaskVector:
         """Replace the names in a formula by their weights.
 
@@ -229,6 +232,10 @@ class TaskVector(Expression):
             origins: Weights by name; what is not among them keeps its own.
             anchor: The stored checkpoint that this is added to.
         """
+        values = {
+            one.name: _bound(getattr(self, one.name), origins, anchor) for one in fields(self)
+        }
+        return replace(self, **values)
 
     def sources(self, name: str | None = None) -> Iterator[Source]:
         """Return the sources whose tensor `name` enters the value; all sources for None."""
@@ -276,32 +283,14 @@ class TaskVector(Expression):
 class Difference(TaskVector):
     """minuend - subtrahend, the task vector that leads from the second to the first."""
 
+    precedence: ClassVar[int] = SUM
+
     minuend: Checkpoint
     subtrahend: Checkpoint
-
-    @property
-    def precedence(self) -> int:
-        """SUM."""
-        return SUM
 
     def formula(self) -> str:
         """Print e.g. `tuned - base`."""
         return f"{self.minuend.formula()} - {self.subtrahend.text(at_least=PRODUCT)}"
-
-    def bind(self, origins: Mapping[str, Origin], anchor: Source) -> Difference:
-        """Return the same expression with weights behind its names."""
-        return Difference(self.minuend.bind(origins), self.subtrahend.bind(origins))
-
-    def sources(self, name: str | None = None) -> Iterator[Source]:
-        """Return the sources of both checkpoints."""
-        yield from self.minuend.sources(name)
-        yield from self.subtrahend.sources(name)
-
-    def vectors_inside(self) -> Iterator[TaskVector]:
-        """Return this task vector and those inside its two checkpoints."""
-        yield self
-        yield from self.minuend.vectors_inside()
-        yield from self.subtrahend.vectors_inside()
 
     def lower(self, lowering: Lowering) -> int | None:
         """Compute the difference; None if a source lacks the tensor (see `check_coverage`)."""
@@ -341,19 +330,10 @@ class Scaled(TaskVector):
         """SIGN for a bare minus, else PRODUCT."""
         return SIGN if self.is_minus else PRODUCT
 
-    @property
-    def children(self) -> tuple[TaskVector, ...]:
-        """The vector."""
-        return (self.vector,)
-
     def formula(self) -> str:
         """Print e.g. `0.25 * (tuned - base)` or `-(tuned - base)`."""
         inner = self.vector.text(at_least=SIGN)
         return f"-{inner}" if self.is_minus else f"{number_text(self.factor)} * {inner}"
-
-    def bind(self, origins: Mapping[str, Origin], anchor: Source) -> Scaled:
-        """Return the same expression with weights behind its names."""
-        return Scaled(self.factor, self.vector.bind(origins, anchor))
 
     def lower(self, lowering: Lowering) -> int | None:
         """Scale the vector's steps."""
@@ -365,26 +345,14 @@ class Scaled(TaskVector):
 class Sum(TaskVector):
     """left + right."""
 
+    precedence: ClassVar[int] = SUM
+
     left: TaskVector
     right: TaskVector
-
-    @property
-    def precedence(self) -> int:
-        """SUM."""
-        return SUM
-
-    @property
-    def children(self) -> tuple[TaskVector, ...]:
-        """Both sides."""
-        return (self.left, self.right)
 
     def formula(self) -> str:
         """Print e.g. `0.5 * v + 0.25 * w`."""
         return self.left.formula() + _signed(self.right)
-
-    def bind(self, origins: Mapping[str, Origin], anchor: Source) -> Sum:
-        """Return the same expression with weights behind its names."""
-        return Sum(self.left.bind(origins, anchor), self.right.bind(origins, anchor))
 
     def lower(self, lowering: Lowering) -> int | None:
         """Add both sides, or take the one that reaches the tensor."""
@@ -392,6 +360,15 @@ class Sum(TaskVector):
         if left is None or right is None:
             return right if left is None else left
         return lowering.add(Add(left, right))
+
+
+def _bound(value: Any, origins: Mapping[str, Origin], anchor: Source) -> Any:
+    """Bind the expressions in a field of one; the rest stays as it is."""
+    if isinstance(value, tuple):
+        return tuple(_bound(one, origins, anchor) for one in value)
+    if isinstance(value, Checkpoint):
+        return value.bind(origins)
+    return value.bind(origins, anchor) if isinstance(value, TaskVector) else value
 
 
 def _signed(vector: TaskVector) -> str:

@@ -7,6 +7,7 @@ Official: merge/sparsify.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from motionmerge.errors import RecipeError
 from motionmerge.merging.algebra.applied import Applied, expect_vector
@@ -23,13 +24,10 @@ __all__ = ["Dare", "MaskV1", "dare"]
 class Dare(Applied):
     """A task vector with a random share of its entries dropped; build it with `dare`."""
 
+    function: ClassVar[str] = "dare"
+
     drop_rate: float
     seed: int
-
-    @property
-    def function(self) -> str:
-        """`dare`."""
-        return "dare"
 
     def formula(self) -> str:
         """Print e.g. `dare(tuned - base, drop_rate=0.7, seed=0)`."""

@@ -25,9 +25,9 @@ class Expression(ABC):
     kind: ClassVar[str]
 
     @property
-    @abstractmethod
     def precedence(self) -> int:
         """One of SUM, PRODUCT, SIGN, ATOM: the outermost operator of `formula()`."""
+        return ATOM
 
     @abstractmethod
     def formula(self) -> str:

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from motionmerge.errors import RecipeError
 from motionmerge.io.weights import open_weights
@@ -19,7 +20,7 @@ from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra.named import number_text
 from motionmerge.merging.algebra.nodes import Checkpoint, TaskVector
 from motionmerge.merging.algebra.steps import Lowering
-from motionmerge.merging.algebra.terms import ATOM, is_number
+from motionmerge.merging.algebra.terms import is_number
 from motionmerge.merging.inputs.renamed import is_alike
 from motionmerge.merging.inputs.sources import (
     MemoryTensors,
@@ -192,23 +193,11 @@ class LoraTensors(MemoryTensors):
 class Lora(TaskVector):
     """A LoRA file as a task vector; build it with `lora`."""
 
+    function: ClassVar[str] = "lora"
+    is_blockwise: ClassVar[bool] = False  # a difference is computed as a whole
+
     source: Source
     scale: float
-
-    @property
-    def function(self) -> str:
-        """`lora`."""
-        return "lora"
-
-    @property
-    def is_blockwise(self) -> bool:
-        """False: a difference is computed as a whole."""
-        return False
-
-    @property
-    def precedence(self) -> int:
-        """ATOM."""
-        return ATOM
 
     def formula(self) -> str:
         """Print e.g. `lora(lightning, 0.8)`."""

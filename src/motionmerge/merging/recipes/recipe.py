@@ -53,6 +53,7 @@ from motionmerge.schedule import (
     plain_number,
 )
 from motionmerge.text import at_line, fix_unknown_name, nearest_name
+from motionmerge.version import __version__
 
 METADATA_KEY = "motionmerge.recipe"
 """Where a merged file's header keeps the recipe that made it."""
@@ -389,6 +390,15 @@ class Recipe:
             if entry.sha256 is None
             else {"path": entry.path, "sha256": entry.sha256}
             for name, entry in self.inputs.items()
+        }
+
+    def header(self, expert: str) -> dict[str, str]:
+        """Return what the header of a file says of the expert in it."""
+        return {
+            "format": "pt",
+            METADATA_KEY: self.print(),
+            "motionmerge.expert": expert,
+            "motionmerge.version": __version__,
         }
 
     @property

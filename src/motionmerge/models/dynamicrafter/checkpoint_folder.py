@@ -1,9 +1,10 @@
 """Official checkpoint file to diffusers folder and back, one tensor in memory at a time.
 
-The folder is what `DynamiCrafterPipeline.from_pretrained` reads: `unet`, `vae`, `text_encoder`,
-`image_encoder`, `image_projector`, `scheduler`, and `tokenizer` if its files were given. What no
-class has a place for (schedule buffers, the text tower's last layer ..) lies beside them in
-`unused.safetensors`, under its official names, so that the way back gives the same file.
+The folder is what `from_pretrained` of `DynamiCrafterPipeline` or `VideoCrafterPipeline` reads:
+`unet`, `vae`, `text_encoder`, `image_encoder`, `image_projector`, `scheduler`, and `tokenizer` if
+its files were given. What no class has a place for (schedule buffers, the text tower's last layer
+..) lies beside them in `unused.safetensors`, under its official names, so that the way back gives
+the same file.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class ConversionReport:
     """What an official checkpoint holds, or what was written.
 
     Attributes:
+        pipeline: Class of the pipeline that makes videos with it.
         parameters: Number of parameters by component.
         tensors: Number of tensors by component, under our names.
         unused: Number of official tensors without a component.
@@ -57,6 +59,7 @@ class ConversionReport:
         has_tokenizer: Whether the folder has a tokenizer.
     """
 
+    pipeline: str
     parameters: dict[str, int]
     tensors: dict[str, int]
     unused: int
@@ -107,7 +110,6 @@ def convert_checkpoint(
     """
     check_new_folder(output_folder, overwrite=overwrite, marker=_INDEX_FILE, keep=[Path(path)])
     index: dict[str, Any] = {
-        "_class_name": "DynamiCrafterPipeline",
         "_diffusers_version": diffusers.__version__,
         **{component.name: [None, None] for component in COMPONENTS},
         "tokenizer": [None, None],
@@ -115,6 +117,7 @@ def convert_checkpoint(
     with open_weights(path) as reader, atomic_folder(output_folder) as folder:
         refuse_quantised(reader, reader.metadata, called=str(path))
         checkpoint = OfficialCheckpoint(lazy_tensors(reader), overrides=overrides)
+        index["_class_name"] = checkpoint.pipeline
         if add_adapter:
             _add_adapter(checkpoint)
         if tokenizer is not None:
@@ -130,7 +133,7 @@ def convert_checkpoint(
         scheduler = DynamicRescaleDDIMScheduler(**schedule)
         scheduler.save_pretrained(folder / "scheduler")
         index["scheduler"] = _library_and_class(scheduler)
-        index["height"], index["width"] = default_size(schedule)
+        index["height"], index["width"] = default_size(schedule, checkpoint.configs.get("unet", {}))
         if checkpoint.unused:
             _write(folder / UNUSED_FILE, checkpoint.unused)
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
@@ -226,6 +229,7 @@ def _add_adapter(checkpoint: OfficialCheckpoint) -> None:
 def _report(checkpoint: OfficialCheckpoint) -> ConversionReport:
     parts = checkpoint.components
     return ConversionReport(
+        pipeline=checkpoint.pipeline,
         parameters={name: part.num_parameters for name, part in parts.items()},
         tensors={name: len(part.tensors) for name, part in parts.items()},
         unused=len(checkpoint.unused),

@@ -272,9 +272,16 @@ class OfficialCheckpoint:
     def scheduler_config(self) -> dict[str, Any]:
         """Return the arguments of `DynamicRescaleDDIMScheduler` that the schedule buffers tell."""
         names = [name for name in ("alphas_cumprod", "scale_arr") if name in self.unused]
-        return official_config.scheduler_config_from_buffers(
-            {name: self.unused[name].read() for name in names}
-        )
+        buffers: dict[str, torch.Tensor] = {name: self.unused[name].read() for name in names}
+        if official_config.is_videocrafter(self.configs.get("unet", {})):
+            return official_config.videocrafter_scheduler_config(buffers)
+        return official_config.scheduler_config_from_buffers(buffers)
+
+    @property
+    def pipeline(self) -> str:
+        """Name of the pipeline's class that makes videos with it."""
+        is_videocrafter = official_config.is_videocrafter(self.configs.get("unet", {}))
+        return "VideoCrafterPipeline" if is_videocrafter else "DynamiCrafterPipeline"
 
 
 def convert_unet_state_dict(official: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -341,13 +348,15 @@ def from_original(
     """Load an official checkpoint file into our classes.
 
     Args:
-        path: `model.ckpt` of DynamiCrafter, of its fine-tunes, or a safetensors version.
+        path: `model.ckpt` of DynamiCrafter or VideoCrafter's image-to-video model, of their
+            fine-tunes, or a safetensors version.
         subset: Which components to load.
         overrides: Configuration values by component, for what shapes do not tell.
 
     Returns:
         Components by name; the scheduler comes with "all":
-        `DynamiCrafterPipeline(**from_original(path), tokenizer=load_tokenizer(...))`.
+        `DynamiCrafterPipeline(**from_original(path), tokenizer=load_tokenizer(...))`, or
+        `VideoCrafterPipeline` for a file of VideoCrafter's image-to-video model.
 
     Raises:
         CheckpointError: the file cannot be read, is of another family, or lacks a U-Net.

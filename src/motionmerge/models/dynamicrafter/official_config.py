@@ -47,6 +47,9 @@ _FIXED: dict[str, Any] = {
     "use_scale_shift_norm": False,
     "resblock_updown": False,
 }
+_SPELLINGS = {"use_image_attention": "image_cross_attention", "fps_cond": "fs_condition"}
+"""VideoCrafter's words for settings of DynamiCrafter."""
+
 _WITHOUT_EFFECT = (  # on the function that the weights compute, or told by the weights themselves
     "use_checkpoint",
     "use_fp16",
@@ -61,12 +64,14 @@ def unet_config_from_official(params: Mapping[str, Any]) -> dict[str, Any]:
     """Translate the official U-Net's parameters into arguments of `DynamiCrafterUNet`.
 
     Args:
-        params: `model.params.unet_config.params` of an official YAML file.
+        params: `model.params.unet_config.params` of an official YAML file, of DynamiCrafter or of
+            VideoCrafter's image-to-video model.
 
     Raises:
         ConfigError: a parameter is missing, unknown, or asks for something that no released model
             has (relative positions, for example).
     """
+    params = {_SPELLINGS.get(name, name): value for name, value in params.items()}
     missing = [name for name in _REQUIRED if name not in params]
     if missing:
         raise ConfigError(
@@ -195,6 +200,44 @@ def image_encoder_config_from_shapes(shapes: OfficialShapes) -> dict[str, Any]:
     }
 
 
+_NOISE_PREDICTION = {
+    "rescale_betas_zero_snr": False,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+}
+
+
+_ZERO_TERMINAL_SNR = {
+    "rescale_betas_zero_snr": True,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "steps_offset": 0,
+}
+
+
+def is_videocrafter(unet_config: Mapping[str, Any]) -> bool:
+    """Return whether a U-Net sees no image latents, as VideoCrafter's and unlike DynamiCrafter's.
+
+    Args:
+        unet_config: Arguments of `DynamiCrafterUNet`; empty where there is no U-Net.
+    """
+    in_channels = unet_config.get("in_channels")
+    return in_channels is not None and in_channels == unet_config.get("out_channels")
+
+
+def videocrafter_scheduler_config(buffers: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return the arguments of `DynamicRescaleDDIMScheduler` for VideoCrafter.
+
+    Released files may lack the buffers, and hold them in fp16: rates are computed from betas.
+
+    Args:
+        buffers: The official `alphas_cumprod` and `scale_arr`, where present.
+    """
+    known = {**_NOISE_PREDICTION, "base_scale": 0.7, "rescale_steps": 400}
+    return {**known, **scheduler_config_from_buffers(buffers), "last_step_to_zero": True}
+
+
 def scheduler_config_from_buffers(buffers: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Read arguments of `DynamicRescaleDDIMScheduler` off the schedule buffers of a checkpoint.
 
@@ -203,28 +246,29 @@ def scheduler_config_from_buffers(buffers: Mapping[str, torch.Tensor]) -> dict[s
     without buffers is taken for a 512 model.
 
     Args:
-        buffers: The official `alphas_cumprod` and `scale_arr`, where present.
+        buffers: The official `alphas_cumprod` and `scale_arr`, where present, in any dtype.
     """
     if "alphas_cumprod" not in buffers:
         return {}
     has_zero_snr = abs(buffers["alphas_cumprod"][-1].item()) < 1e-6
     config: dict[str, Any] = {
         "num_train_timesteps": len(buffers["alphas_cumprod"]),
-        "rescale_betas_zero_snr": has_zero_snr,
-        "prediction_type": "v_prediction" if has_zero_snr else "epsilon",
-        "timestep_spacing": "trailing" if has_zero_snr else "leading",
-        "steps_offset": 0 if has_zero_snr else 1,
+        **(_ZERO_TERMINAL_SNR if has_zero_snr else _NOISE_PREDICTION),
         "base_scale": None,
     }
     if "scale_arr" in buffers:
         scale = buffers["scale_arr"].float()
-        config["base_scale"] = round(scale[-1].item(), 6)
+        config["base_scale"] = round(scale[-1].item(), 3)  # fp16 says 0.700195
         config["rescale_steps"] = int((scale > scale[-1]).sum()) + 1
     return config
 
 
-def default_size(scheduler_config: Mapping[str, Any]) -> tuple[int, int]:
-    """Return height and width in pixels of the model that has this noise schedule."""
+def default_size(
+    scheduler_config: Mapping[str, Any], unet_config: Mapping[str, Any]
+) -> tuple[int, int]:
+    """Return height and width in pixels of the model that has this noise schedule and U-Net."""
+    if is_videocrafter(unet_config):
+        return 320, 512
     if not scheduler_config.get("rescale_betas_zero_snr", True):
         return 256, 256
     base_scale = scheduler_config.get("base_scale") or 1.0

@@ -1,7 +1,7 @@
-"""DDIM as DynamiCrafter samples with it: zero terminal SNR, dynamic rescale, any start step.
+"""DDIM as DynamiCrafter and VideoCrafter sample: dynamic rescale, zero terminal SNR, any start.
 
 Paper: Xing et al. 2023 (arXiv 2310.12190); start step and analytic start: Zhao et al. 2024 (arXiv
-2406.15735). Official: `lvdm/models/samplers/ddim.py`.
+2406.15735). Official: `lvdm/models/samplers/ddim.py` of both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from motionmerge.errors import ConfigError
 class DynamicRescaleDDIMScheduler(DDIMScheduler):
     """DDIM whose clean estimate is rescaled at every step, finite for any number of steps.
 
-        x0    <- x0 * scale[t_prev] / scale[t]                            (last step: factor 1)
+        x0    <- x0 * scale[t_prev] / scale[t]             (last step: see `last_step_to_zero`)
         sigma  = eta * sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
         x_prev = sqrt(a_prev) x0 + sqrt(max(0, 1 - a_prev - sigma^2)) eps + sigma * noise
 
@@ -38,6 +38,8 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
         base_scale: Factor on the clean latents at noisy timesteps, in (0, 1]; `None` or 1 turns the
             rescale off. 0.7 for the 512 model, 0.3 for the 1024 model.
         rescale_steps: Number of timesteps over which the factor falls from 1 to `base_scale`.
+        last_step_to_zero: The last step goes to timestep 0 and rescales the clean estimate by
+            `scale[0] / scale[t]` (VideoCrafter); by 1 otherwise.
 
     Raises:
         ConfigError: `base_scale` or `rescale_steps` is out of range.
@@ -65,6 +67,7 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
         rescale_betas_zero_snr: bool = True,
         base_scale: float | None = 0.7,
         rescale_steps: int = 400,
+        last_step_to_zero: bool = False,
     ) -> None:
         if base_scale is not None and not 0 < base_scale <= 1:
             raise ConfigError(
@@ -136,18 +139,21 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
     ) -> None:
         """Choose the timesteps, from noisy to clean, that sampling visits.
 
-            timesteps = round(M - i * M / n) - 1,   i = 0 .. n - 1,   M = start_step
+            trailing   timesteps = round(M - i * M / n) - 1,             i = 0 .. n - 1
+            leading    timesteps = floor(i * M / n) + steps_offset,      i = n - 1 .. 0
 
-        There are exactly `n` of them, all different and all in [0, M - 1].
+        There are exactly `n` of them, all different and all in [0, M - 1]; where a leading one
+        would be M, there is no offset. M is `start_step`.
 
         Args:
             num_inference_steps: n, at most `start_step`.
             device: Where `timesteps` is put.
-            start_step: M; sampling starts at timestep M - 1. `None`: at the noisiest timestep.
+            start_step: M; with trailing timesteps sampling starts at M - 1. `None`: at the noisiest
+                timestep.
 
         Raises:
             ConfigError: A number is out of range; a start step is asked of a spacing other than
-                "trailing"; or epsilon prediction would start where no signal is left.
+                these; or epsilon prediction would start where no signal is left.
         """
         num_train = self.config.num_train_timesteps
         last = num_train if start_step is None else start_step
@@ -167,11 +173,17 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
             timesteps = np.round(values).astype(np.int64) - 1
             self.num_inference_steps = num_inference_steps
             self.timesteps = torch.from_numpy(timesteps).to(device)
+        elif self.config.timestep_spacing == "leading":
+            timesteps = np.arange(num_inference_steps)[::-1] * last // num_inference_steps
+            timesteps = timesteps + min(self.config.steps_offset, last - 1 - int(timesteps[0]))
+            self.num_inference_steps = num_inference_steps
+            self.timesteps = torch.from_numpy(timesteps).to(device)
         elif start_step is None:
             super().set_timesteps(num_inference_steps, device)
         else:
             raise ConfigError(
-                f"`start_step` needs trailing timesteps, not {self.config.timestep_spacing!r}.",
+                f"`start_step` needs trailing or leading timesteps, not "
+                f"{self.config.timestep_spacing!r}.",
                 fix='Build the scheduler with timestep_spacing="trailing".',
             )
         if self.config.prediction_type == "epsilon" and not self._alpha(int(self.timesteps[0])):
@@ -258,9 +270,9 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
             clean = clean.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
         if use_clipped_model_output:
             noise = (latents - math.sqrt(alpha) * clean) / math.sqrt(1 - alpha)
-        if following:
+        if following or self.config.last_step_to_zero:
             factors = self.rescale_factors
-            clean = clean * float(factors[following[0]] / factors[current])
+            clean = clean * float(factors[following[0] if following else 0] / factors[current])
 
         sigma = eta * math.sqrt(max(0.0, (1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)))
         direction = math.sqrt(max(0.0, 1 - alpha_prev - sigma**2))

@@ -75,8 +75,11 @@ def _call_sana(pipeline: VideoPipeline, arguments: dict[str, object]) -> dict[st
     return {**arguments, "frames": frames, "use_resolution_binning": False}
 
 
+_OURS = "motionmerge.sampling.pipelines"
+
 POCKET = VideoFamily(
     name="pocket",
+    home=f"{_OURS}.pocket",
     pipelines=("PocketPipeline",),
     limits=family_limits.pocket,
     num_inference_steps=12,
@@ -320,8 +323,17 @@ VIDEO_FAMILIES: tuple[VideoFamily, ...] = (
     *MODULAR_FAMILIES,
     VideoFamily(
         name="dynamicrafter",
+        home=f"{_OURS}.dynamicrafter",
         pipelines=("DynamiCrafterPipeline",),
         limits=family_limits.dynamicrafter,
+        frame_rate_argument="frame_rate",
+        takes_start_step=True,
+    ),
+    VideoFamily(
+        name="videocrafter",
+        home=f"{_OURS}.videocrafter",
+        pipelines=("VideoCrafterPipeline",),
+        limits=family_limits.videocrafter,
         frame_rate_argument="frame_rate",
         takes_start_step=True,
     ),

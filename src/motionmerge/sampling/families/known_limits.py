@@ -42,6 +42,42 @@ def _patch(configs: Configs, default: int) -> int:
     return patch if isinstance(patch, int) else patch[-1]
 
 
+def _vae(configs: Configs) -> tuple[int, int]:
+    """Return by what a VAE shrinks a side and the frames, as it says itself."""
+    vae = _part(configs, "vae")
+    spatial = vae.get("spatial_compression_ratio") or vae.get("scale_factor_spatial", 8)
+    return spatial, vae.get("temporal_compression_ratio") or vae.get("scale_factor_temporal", 4)
+
+
+def _wan_vae(configs: Configs) -> tuple[int, int]:
+    """Return the same of a VAE of Wan, as pipelines count that know no other."""
+    down = _part(configs, "vae").get("temperal_downsample", (False, True, True))
+    return 2 ** len(down), 2 ** sum(down)
+
+
+def _of_patches(
+    configs: Configs,
+    vae: tuple[int, int],
+    *,
+    height: int,
+    width: int,
+    num_frames: int,
+    frame_rate: float,
+    least_multiple: int = 16,
+    **more: Any,
+) -> Limits:
+    """Return limits of a transformer: its sides are whole patches, its frames whole latents."""
+    spatial, temporal = vae
+    return Limits(
+        height=height,
+        width=width,
+        size_multiple=math.lcm(least_multiple, spatial * _patch(configs, 2)),
+        num_frames=num_frames,
+        frame_rate=frame_rate,
+        **{"frame_multiple": temporal, **more},
+    )
+
+
 def svd(configs: Configs) -> Limits:
     """Return the limits of SVD."""
     frames = _part(configs, "unet").get("num_frames", 25)
@@ -113,62 +149,30 @@ def _of_last_image(configs: Configs) -> dict[str, Any]:
 
 def wan(configs: Configs) -> Limits:
     """Return the limits of Wan 2.1 and 2.2."""
-    vae, own = _part(configs, "vae"), configs.get("", {})
-    multiple = math.lcm(16, vae.get("scale_factor_spatial", 8) * _patch(configs, 2))
-    temporal = vae.get("scale_factor_temporal", 4)
-    more: dict[str, Any] = {
-        "has_second_guidance": own.get("boundary_ratio") is not None,
-        **_of_last_image(configs),
-    }
+    own, vae, more = configs.get("", {}), _vae(configs), _of_last_image(configs)
+    more["has_second_guidance"] = own.get("boundary_ratio") is not None
     if own.get("expand_timesteps"):  # Wan 2.2-5B
-        return Limits(
-            height=704,
-            width=1280,
-            size_multiple=multiple,
-            num_frames=121,
-            frame_rate=24,
-            frame_multiple=temporal,
-            **more,
-        )
-    return Limits(
-        height=480,
-        width=832,
-        size_multiple=multiple,
-        num_frames=81,
-        frame_rate=16,
-        frame_multiple=temporal,
-        **more,
-    )
+        size = {"height": 704, "width": 1280, "num_frames": 121, "frame_rate": 24}
+    else:
+        size = {"height": 480, "width": 832, "num_frames": 81, "frame_rate": 16}
+    return _of_patches(configs, vae, **size, **more)
 
 
 def skyreels_v2(configs: Configs) -> Limits:
     """Return the limits of SkyReels-V2."""
-    down = _part(configs, "vae").get("temperal_downsample", (False, True, True))
-    multiple = math.lcm(16, 2 ** len(down) * _patch(configs, 2))
-    return Limits(
-        height=544,
-        width=960,
-        size_multiple=multiple,
-        num_frames=97,
-        frame_rate=24,
-        frame_multiple=2 ** sum(down),
-        **_of_last_image(configs),
+    more = _of_last_image(configs)
+    return _of_patches(
+        configs, _wan_vae(configs), height=544, width=960, num_frames=97, frame_rate=24, **more
     )
-
-
-def _ltx_temporal(configs: Configs) -> int:
-    vae = _part(configs, "vae")
-    halvings = sum(vae.get("spatio_temporal_scaling", (True, True, True, False)))
-    own = vae.get("temporal_compression_ratio")
-    return int(own or vae.get("patch_size_t", 1) * 2**halvings)
 
 
 def video_compression(configs: Configs) -> tuple[int, int]:
     """Return how many frames and how many pixels of a side one latent of an LTX stands for."""
     vae = _part(configs, "vae")
     halvings = sum(vae.get("spatio_temporal_scaling", (True, True, True, False)))
-    own = vae.get("spatial_compression_ratio")
-    return _ltx_temporal(configs), int(own or vae.get("patch_size", 4) * 2**halvings)
+    temporal = vae.get("temporal_compression_ratio") or vae.get("patch_size_t", 1) * 2**halvings
+    spatial = vae.get("spatial_compression_ratio") or vae.get("patch_size", 4) * 2**halvings
+    return int(temporal), int(spatial)
 
 
 def ltx(configs: Configs) -> Limits:
@@ -179,7 +183,7 @@ def ltx(configs: Configs) -> Limits:
         size_multiple=32,
         num_frames=161,
         frame_rate=25,
-        frame_multiple=_ltx_temporal(configs),
+        frame_multiple=video_compression(configs)[0],
     )
 
 
@@ -191,7 +195,7 @@ def ltx_2(configs: Configs) -> Limits:
         size_multiple=32,
         num_frames=121,
         frame_rate=24,
-        frame_multiple=_ltx_temporal(configs),
+        frame_multiple=video_compression(configs)[0],
     )
 
 
@@ -211,18 +215,17 @@ def ltx_2_5(configs: Configs) -> Limits:
 
 def hunyuan_video(configs: Configs) -> Limits:
     """Return the limits of HunyuanVideo."""
-    vae = _part(configs, "vae")
-    model, temporal = _part(configs, "transformer"), vae.get("temporal_compression_ratio", 4)
+    model, vae = _part(configs, "transformer"), _vae(configs)
     # With the image beside the first latent, the pipeline cuts the frames of that latent off.
     dropped = 4 if model.get("image_condition_type") == "latent_concat" else 0
-    return Limits(
+    return _of_patches(
+        configs,
+        vae,
         height=720,
         width=1280,
-        size_multiple=math.lcm(16, vae.get("spatial_compression_ratio", 8) * _patch(configs, 2)),
         num_frames=129,
         frame_rate=24,
-        frame_multiple=temporal,
-        min_frames=1 + math.ceil(dropped / temporal) * temporal,
+        min_frames=1 + math.ceil(dropped / vae[1]) * vae[1],
         dropped_frames=dropped,
         is_distilled=bool(model.get("guidance_embeds", True)),
     )
@@ -244,37 +247,33 @@ def hunyuan_video_15(configs: Configs) -> Limits:
 
 def kandinsky_5(configs: Configs) -> Limits:
     """Return the limits of Kandinsky 5."""
-    vae = _part(configs, "vae")
-    multiple = math.lcm(16, vae.get("spatial_compression_ratio", 8) * _patch(configs, 2))
-    if _part(configs, "transformer").get("attention_type") == "nabla":
-        multiple *= 8  # its attention looks at squares of 8 patches
-    temporal = vae.get("temporal_compression_ratio", 4)
+    vae = _vae(configs)
     # The first 4 latent frames get mean and deviation of those that follow, so there must be some.
-    return Limits(
+    own = _of_patches(
+        configs,
+        vae,
         height=512,
         width=768,
-        size_multiple=multiple,
         num_frames=121,
         frame_rate=24,
-        frame_multiple=temporal,
-        min_frames=4 * temporal + 1,
+        min_frames=4 * vae[1] + 1,
     )
+    if _part(configs, "transformer").get("attention_type") != "nabla":
+        return own
+    return replace(own, size_multiple=8 * own.size_multiple)  # it looks at squares of 8 patches
 
 
 def kandinsky_6(configs: Configs) -> Limits:
     """Return the limits of Kandinsky 6."""
-    vae = _part(configs, "vae")
-    multiple = vae.get("spatial_compression_ratio", 8) * _patch(configs, 2)
-    temporal = vae.get("temporal_compression_ratio", 4)
-    is_distilled = _scheduler_class(configs) == "PiflowScheduler"
-    return Limits(
+    return _of_patches(
+        configs,
+        _vae(configs),
         height=512,
         width=768,
-        size_multiple=multiple,
         num_frames=121,
         frame_rate=24,
-        frame_multiple=temporal,
-        is_distilled=is_distilled,
+        least_multiple=1,
+        is_distilled=_scheduler_class(configs) == "PiflowScheduler",
     )
 
 
@@ -289,26 +288,18 @@ def wan_2_2_modular(configs: Configs) -> Limits:
     return replace(wan(configs), takes_last_image=False, needs_last_image=False)
 
 
-def _wan_vae(configs: Configs) -> tuple[int, int]:
-    """Return by what the VAE of Wan shrinks a side and the frames."""
-    down = _part(configs, "vae").get("temperal_downsample", (False, True, True))
-    return 2 ** len(down), 2 ** sum(down)
-
-
 def skyreels_v2_forcing(configs: Configs) -> Limits:
     """Return the limits of SkyReels-V2 with diffusion forcing."""
-    spatial, temporal = _wan_vae(configs)
-    block = _part(configs, "transformer").get("num_frame_per_block", 1)
+    own = skyreels_v2(configs)
+    temporal, block = (
+        own.frame_multiple,
+        _part(configs, "transformer").get("num_frame_per_block", 1),
+    )
     longest = (97 - 1) // temporal + 1  # longer ones are made in overlapping pieces
-    return Limits(
-        height=544,
-        width=960,
-        size_multiple=math.lcm(16, spatial * _patch(configs, 2)),
-        num_frames=97,
-        frame_rate=24,
-        # In whole blocks, and more than the latent of the photo.
-        lengths=tuple((n - 1) * temporal + 1 for n in range(block, longest + 1, block) if n > 1),
-        takes_last_image=True,
+    # In whole blocks, and more than the latent of the photo.
+    lengths = tuple((n - 1) * temporal + 1 for n in range(block, longest + 1, block) if n > 1)
+    return replace(
+        own, frame_multiple=1, lengths=lengths, takes_last_image=True, needs_last_image=False
     )
 
 
@@ -341,29 +332,17 @@ def anyflow(configs: Configs) -> Limits:
 
 def chronoedit(configs: Configs) -> Limits:
     """Return the limits of ChronoEdit."""
-    spatial, temporal = _wan_vae(configs)
-    multiple = math.lcm(16, spatial * _patch(configs, 2))
-    return Limits(
-        height=480,
-        width=832,
-        size_multiple=multiple,
-        num_frames=29,
-        frame_rate=16,
-        frame_multiple=temporal,
-        min_frames=temporal + 1,
+    vae = _wan_vae(configs)
+    least = vae[1] + 1
+    return _of_patches(
+        configs, vae, height=480, width=832, num_frames=29, frame_rate=16, min_frames=least
     )
 
 
 def cosmos_2(configs: Configs) -> Limits:
     """Return the limits of Cosmos 2."""
-    spatial, temporal = _wan_vae(configs)
-    return Limits(
-        height=704,
-        width=1280,
-        size_multiple=math.lcm(16, spatial * _patch(configs, 2)),
-        num_frames=93,
-        frame_rate=16,
-        frame_multiple=temporal,
+    return _of_patches(
+        configs, _wan_vae(configs), height=704, width=1280, num_frames=93, frame_rate=16
     )
 
 
@@ -373,29 +352,26 @@ CHUNK = 9
 
 def helios(configs: Configs) -> Limits:
     """Return the limits of Helios."""
-    spatial, temporal = _wan_vae(configs)
+    vae = _wan_vae(configs)
+    temporal = vae[1]
     window = (CHUNK - 1) * temporal + 1
     # Chunks are decoded alone; of their frames it leaves out what is over a multiple, plus one.
     lengths = tuple((n * window - 1) // temporal * temporal + 1 for n in range(1, 65))
-    multiple = math.lcm(16, spatial * _patch(configs, 2))
-    return Limits(
-        height=384,
-        width=640,
-        size_multiple=multiple,
-        num_frames=lengths[3],
-        frame_rate=24,
-        lengths=lengths,
+    own = _of_patches(
+        configs, vae, height=384, width=640, num_frames=lengths[3], frame_rate=24, lengths=lengths
     )
+    return replace(own, frame_multiple=1)
 
 
 def framepack(configs: Configs) -> Limits:
     """Return the limits of framepack."""
-    vae, model = _part(configs, "vae"), _part(configs, "transformer")
-    section = CHUNK * vae.get("temporal_compression_ratio", 4)
-    return Limits(
+    vae, model = _vae(configs), _part(configs, "transformer")
+    section = CHUNK * vae[1]
+    return _of_patches(
+        configs,
+        vae,
         height=720,
         width=1280,
-        size_multiple=math.lcm(16, vae.get("spatial_compression_ratio", 8) * _patch(configs, 2)),
         num_frames=4 * section + 1,
         frame_rate=30,
         frame_multiple=section,
@@ -407,34 +383,25 @@ def framepack(configs: Configs) -> Limits:
 
 def motif(configs: Configs) -> Limits:
     """Return the limits of motif."""
-    vae = _part(configs, "vae")
-    multiple = math.lcm(16, vae.get("scale_factor_spatial", 8) * _patch(configs, 2))
-    temporal = vae.get("scale_factor_temporal", 4)
-    return Limits(
-        height=736,
-        width=1280,
-        size_multiple=multiple,
-        num_frames=121,
-        frame_rate=24,
-        frame_multiple=temporal,
-        min_frames=temporal + 1,
-    )  # 1: no photo
+    vae = _vae(configs)
+    least = vae[1] + 1  # 1: no photo
+    return _of_patches(
+        configs, vae, height=736, width=1280, num_frames=121, frame_rate=24, min_frames=least
+    )
 
 
 def sana_video(configs: Configs) -> Limits:
     """Return the limits of sana video."""
-    vae = _part(configs, "vae")
-    spatial = vae.get("spatial_compression_ratio") or vae.get("scale_factor_spatial", 8)
-    temporal = vae.get("temporal_compression_ratio") or vae.get("scale_factor_temporal", 4)
-    multiple = math.lcm(32, spatial * _patch(configs, 2))
-    return Limits(
+    vae = _vae(configs)
+    return _of_patches(
+        configs,
+        vae,
         height=480,
         width=832,
-        size_multiple=multiple,
         num_frames=81,
         frame_rate=16,
-        frame_multiple=temporal,
-        min_frames=temporal + 1,
+        least_multiple=32,
+        min_frames=vae[1] + 1,
     )
 
 
@@ -472,6 +439,11 @@ def dynamicrafter(configs: Configs) -> Limits:
         max_frames=MAX_FRAMES if frames == 1 else frames,
         takes_last_image=True,
     )
+
+
+def videocrafter(configs: Configs) -> Limits:
+    """Return the limits of VideoCrafter, which knows no last images."""
+    return replace(dynamicrafter(configs), takes_last_image=False)
 
 
 def pocket(configs: Configs) -> Limits:

@@ -124,6 +124,7 @@ class VideoFamily:
         modular: Set if its pipeline is a modular one.
         packages: Packages besides ours that its pipeline needs.
         makes_sound: It makes sound as well, which is not written.
+        home: The module of its pipelines.
     """
 
     name: str
@@ -142,3 +143,9 @@ class VideoFamily:
     modular: Modular | None = None
     packages: tuple[str, ...] = ()
     makes_sound: bool = False
+    home: str = "diffusers"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether its pipelines are of this package: they can encode ahead of their U-Net."""
+        return self.home != "diffusers"

@@ -6,29 +6,26 @@ Official: `scripts/evaluation/inference.py`.
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers.utils import BaseOutput
 
 from motionmerge.errors import ConfigError
 from motionmerge.models.cuda_graphs import CapturedUNet, can_capture
 from motionmerge.models.dynamicrafter.cross_attention import ContextCache
-from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
 from motionmerge.sampling.pipelines.denoising import guided_unet
 from motionmerge.sampling.pipelines.encoded import Conditions
-from motionmerge.sampling.pipelines.encoders import EncodingPipeline
+from motionmerge.sampling.pipelines.image_tokens import ImageTokenPipeline
 from motionmerge.sampling.pipelines.inputs import (
     Frames,
     ImageInput,
     LatentStatistics,
     check_settings,
-    video_to_output,
 )
+from motionmerge.sampling.pipelines.loop import Generators, StepCallback, VideoPipelineOutput
 from motionmerge.sampling.pipelines.start_latents import at_start_step, start_latents
 from motionmerge.switching.expert_bank import attached_bank
 
@@ -39,30 +36,13 @@ if TYPE_CHECKING:  # the parts that are registered at run time
     from motionmerge.models.dynamicrafter.image_projector import ImageProjector
     from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
 
-Latents: TypeAlias = "dict[str, torch.Tensor]"
-StepCallback: TypeAlias = "Callable[[DynamiCrafterPipeline, int, torch.Tensor, Latents], Latents]"
-"""Sees, and may replace, what a step made: `(pipeline, step, timestep, {"latents": ...})`."""
 
-
-@dataclass
-class DynamiCrafterPipelineOutput(BaseOutput):  # type: ignore[misc]  # diffusers is untyped here
-    """The videos that a pipeline made.
-
-    Attributes:
-        frames: For "pil" a list of lists of images; for "pt" `[batch, frames, 3, height, width]`
-            and for "np" `[batch, frames, height, width, 3]` in [0, 1]; for "latent"
-            `[batch, channels, frames, height, width]`.
-    """
-
-    frames: Frames
-
-
-class DynamiCrafterPipeline(EncodingPipeline):
+class DynamiCrafterPipeline(ImageTokenPipeline):
     """Animate images as prompts say.
 
-    Encoders are `EncodingPipeline`'s, one step is `guided_unet`'s, and this is the loop. Experts
-    attached with `motionmerge.experts` are used at their noise levels, and the image tokens come
-    from the projector of the expert that is denoising. Each encoder runs once for each image, and
+    The loop is `DenoisingPipeline`'s, and one step `guided_unet`'s. Experts attached with
+    `motionmerge.experts` are used at their noise levels, and the image tokens come from the
+    projector of the expert that is denoising. Each encoder runs once for each image, and
     `encode` runs them alone, so that they can be freed before the video is made.
 
     Args:
@@ -83,7 +63,6 @@ class DynamiCrafterPipeline(EncodingPipeline):
 
     batches_guidance: bool | None = None
     model_cpu_offload_seq = "text_encoder->image_encoder->image_projector->unet->vae"
-    _callback_tensor_inputs = ("latents",)
     _captures = False
     _captured: CapturedUNet | None = None
 
@@ -137,7 +116,7 @@ class DynamiCrafterPipeline(EncodingPipeline):
         frame_rate: float = 24,
         eta: float = 1.0,
         num_videos_per_prompt: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         latents: torch.Tensor | None = None,
         prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
@@ -148,7 +127,7 @@ class DynamiCrafterPipeline(EncodingPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         output_type: str = "pil",
         return_dict: bool = True,
-    ) -> DynamiCrafterPipelineOutput | tuple[Frames]:
+    ) -> VideoPipelineOutput | tuple[Frames]:
         """Make videos that begin with `image`.
 
         Images and prompts pair up; one image goes with several prompts and the other way round.
@@ -209,112 +188,51 @@ class DynamiCrafterPipeline(EncodingPipeline):
         )
         if latents is not None and analytic_init is not None:
             raise ConfigError("Both latents and analytic_init were given.", fix="Pass one of them.")
-        given = {
-            "image": image,
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "last_image": last_image,
-            "height": height,
-            "width": width,
-            "num_frames": num_frames,
-            "prompt_embeds": prompt_embeds,
-            "negative_prompt_embeds": negative_prompt_embeds,
-            "image_embeds": image_embeds,
-        }
-        given = {name: value for name, value in given.items() if value is not None}
         is_guided = guidance_scale > 1
-        if conditions is None:
-            conditions = self._encode(given, guided=is_guided)
-        elif given:
-            raise ConfigError(
-                f"{', '.join(given)} and conditions were both given.",
-                fix="Leave out what `encode` was given already.",
-            )
-
+        conditions = self._encoded(
+            conditions,
+            guided=is_guided,
+            image=image,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            last_image=last_image,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            image_embeds=image_embeds,
+        )
         each = num_videos_per_prompt
         texts = conditions.halves(guided=is_guided)
-        image_latents = conditions.image_latents.repeat_interleave(each, 0)
-        contexts = {
-            expert: torch.cat([texts, tokens.to(texts)], dim=2).repeat_interleave(each, 0)
-            for expert, tokens in self._image_tokens(conditions, guided=is_guided).items()
-        }
-
-        latents = start_latents(
-            image_latents,
-            latents,
-            generator,
-            num_channels=self.unet.config.out_channels,
-            scheduler=self.scheduler,
+        videos = _Videos(
+            pipeline=self,
+            pixels=conditions.pixels.repeat_interleave(each, 0),
+            image_latents=conditions.image_latents.repeat_interleave(each, 0),
+            contexts={
+                expert: torch.cat([texts, tokens.to(texts)], dim=2).repeat_interleave(each, 0)
+                for expert, tokens in self._image_tokens(conditions, guided=is_guided).items()
+            },
+            given=latents,
+            statistics=analytic_init,
+            start_step=start_step,
+            generator=generator,
+            frame_rate=frame_rate,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            captured=self._captured_unet(),
         )
-        if analytic_init is not None:
-            latents = at_start_step(latents, analytic_init, start_step, scheduler=self.scheduler)
-        self.set_timesteps(num_inference_steps, start_step)
-        step_options = self._step_options(eta, generator)
-        bank = attached_bank(self.unet)
-        caches: dict[str | None, tuple[ContextCache, ContextCache]] = defaultdict(
-            lambda: (ContextCache(), ContextCache())  # one for each half of guidance
+        return self._denoise(
+            videos,
+            num_inference_steps=num_inference_steps,
+            start_step=start_step,
+            eta=eta,
+            generator=generator,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            output_type=output_type,
+            return_dict=return_dict,
         )
-        captured = self._captured_unet()
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
-            for step, timestep in enumerate(self.scheduler.timesteps):
-                expert = bank.expert_for(timestep) if bank else None
-                if bank and expert and captured:
-                    bank.put_in_place(expert)
-                sample = self.scheduler.scale_model_input(latents, timestep)
-                prediction = guided_unet(
-                    self.unet,
-                    torch.cat([sample, image_latents], dim=1),
-                    timestep,
-                    context=contexts[expert if expert in contexts else None],
-                    context_caches=caches[expert],
-                    frame_rate=frame_rate,
-                    guidance_scale=guidance_scale,
-                    guidance_rescale=guidance_rescale,
-                    batches_guidance=self.batches_guidance,
-                    captured=captured,
-                )
-                latents = self.scheduler.step(
-                    prediction, timestep, latents, **step_options, return_dict=False
-                )[0]
-                if callback_on_step_end is not None:
-                    tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
-                    answer = callback_on_step_end(self, step, timestep, tensors)
-                    latents = answer.pop("latents", latents)
-                    caches.clear()  # who calls back may have changed the weights
-                progress.update()
-
-        frames = latents
-        if output_type != "latent":
-            video = self.decode_latents(latents, conditions.pixels.repeat_interleave(each, 0))
-            frames = video_to_output(video, output_type)
-        self.maybe_free_model_hooks()
-        return DynamiCrafterPipelineOutput(frames=frames) if return_dict else (frames,)
-
-    def set_timesteps(self, num_inference_steps: int, start_step: int | None = None) -> None:
-        """Set the scheduler's timesteps of a video, as a call does.
-
-        Raises:
-            ConfigError: The scheduler has no such steps, or cannot start late.
-        """
-        options: dict[str, object] = {} if start_step is None else {"start_step": start_step}
-        known = inspect.signature(self.scheduler.set_timesteps).parameters
-        if not options.keys() <= known.keys():
-            raise ConfigError(
-                f"{type(self.scheduler).__name__} cannot start late.",
-                fix="Use DynamicRescaleDDIMScheduler, or leave start_step out.",
-            )
-        if not isinstance(self.scheduler, DynamicRescaleDDIMScheduler):
-            options["device"] = self._execution_device
-        # Ours reads its timesteps on the CPU: on a GPU every look would wait for all that it does.
-        self.scheduler.set_timesteps(num_inference_steps, **options)
-
-    def _step_options(
-        self, eta: float, generator: torch.Generator | list[torch.Generator] | None
-    ) -> dict[str, object]:
-        """Pass on what the scheduler's `step` knows: not every one has `eta`."""
-        known = inspect.signature(self.scheduler.step).parameters
-        options = {"eta": eta, "generator": generator}
-        return {name: value for name, value in options.items() if name in known}
 
     def _captured_unet(self) -> CapturedUNet | None:
         """Return the U-Net as it is replayed now; None if it is called."""
@@ -325,3 +243,73 @@ class DynamiCrafterPipeline(EncodingPipeline):
         if self._captured is not None:
             self._captured.refresh()
         return self._captured
+
+
+def _two_caches() -> defaultdict[str | None, tuple[ContextCache, ContextCache]]:
+    """Return caches for each expert, one for each half of guidance."""
+    return defaultdict(lambda: (ContextCache(), ContextCache()))
+
+
+@dataclass(kw_only=True)
+class _Videos:
+    """The videos of a call; see `VideosToDenoise`."""
+
+    pipeline: DynamiCrafterPipeline
+    pixels: torch.Tensor
+    image_latents: torch.Tensor
+    contexts: dict[str | None, torch.Tensor]
+    given: torch.Tensor | None
+    statistics: LatentStatistics | None
+    start_step: int | None
+    generator: Generators
+    frame_rate: float
+    guidance_scale: float
+    guidance_rescale: float
+    captured: CapturedUNet | None
+    caches: defaultdict[str | None, tuple[ContextCache, ContextCache]] = field(
+        default_factory=_two_caches
+    )
+
+    def start(self) -> torch.Tensor:
+        scheduler = self.pipeline.scheduler
+        latents = start_latents(
+            self.image_latents,
+            self.given,
+            self.generator,
+            num_channels=self.pipeline.unet.config.out_channels,
+            scheduler=scheduler,
+        )
+        if self.statistics is None:
+            return latents
+        return at_start_step(latents, self.statistics, self.start_step, scheduler=scheduler)
+
+    def predict(
+        self, sample: torch.Tensor, timestep: torch.Tensor, expert: str | None
+    ) -> torch.Tensor:
+        unet = self.pipeline.unet
+        bank = attached_bank(unet)
+        if bank and expert and self.captured:
+            bank.put_in_place(expert)
+        if unet.config.in_channels > unet.config.out_channels:  # VideoCrafter's reads tokens alone
+            sample = torch.cat([sample, self.image_latents], dim=1)
+        return guided_unet(
+            unet,
+            sample,
+            timestep,
+            context=self.contexts[expert if expert in self.contexts else None],
+            context_caches=self.caches[expert],
+            frame_rate=self.frame_rate,
+            guidance_scale=self.guidance_scale,
+            guidance_rescale=self.guidance_rescale,
+            batches_guidance=self.pipeline.batches_guidance,
+            captured=self.captured,
+        )
+
+    def forget(self) -> None:
+        self.caches.clear()
+
+    def finish(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.pipeline.decode_latents(latents, self.pixels)

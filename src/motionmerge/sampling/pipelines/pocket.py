@@ -24,12 +24,10 @@ from motionmerge.models.pocket.components import (
 )
 from motionmerge.models.pocket.towers import normalize_image
 from motionmerge.models.pocket.world import FRAME_RATE, SIZE
-from motionmerge.sampling.pipelines.dynamicrafter import (
-    DynamiCrafterPipeline,
-    DynamiCrafterPipelineOutput,
-)
+from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
 from motionmerge.sampling.pipelines.encoded import Conditions
 from motionmerge.sampling.pipelines.inputs import Frames, ImageInput
+from motionmerge.sampling.pipelines.loop import VideoPipelineOutput
 
 DEFAULT_STEPS = 12
 DEFAULT_GUIDANCE = 1.0
@@ -71,7 +69,7 @@ class PocketPipeline(DynamiCrafterPipeline):
         image: ImageInput | None = None,
         prompt: str | Sequence[str] | None = None,
         **options: Any,
-    ) -> DynamiCrafterPipelineOutput | tuple[Frames]:
+    ) -> VideoPipelineOutput | tuple[Frames]:
         """Make videos; see `DynamiCrafterPipeline.__call__` for the options.
 
         Raises:

@@ -142,7 +142,7 @@ def find_pipeline(
         raise CheckpointError(
             f"{path} has no tokenizer, so prompts cannot be read.",
             fix="Convert it again with `motionmerge convert --tokenizer FOLDER`."
-            if family.name == "dynamicrafter"
+            if family.name in ("dynamicrafter", "videocrafter")
             else "Download the whole folder again; its `tokenizer` is needed.",
         )
     return PipelineFolder(
@@ -157,10 +157,8 @@ def find_pipeline(
 
 def pipeline_class(family: VideoFamily) -> Any:
     """Return the class whose `from_pretrained` loads a family."""
-    if family.name == "dynamicrafter":
-        module = importlib.import_module("motionmerge.sampling.pipelines.dynamicrafter")
-        return module.DynamiCrafterPipeline
-    return getattr(diffusers, family.pipelines[0])
+    home = importlib.import_module(family.home)
+    return getattr(home, family.pipelines[0])
 
 
 def weight_files(folder: Path, *, variant: str | None = None) -> tuple[Path, ...]:

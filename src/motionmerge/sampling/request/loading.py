@@ -22,7 +22,6 @@ from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.weights import open_weights
 from motionmerge.memory import SHARE, free_memory, gigabytes
 from motionmerge.merging.inputs.sources import MODULES
-from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
 from motionmerge.models.video_pipeline import Config, Scheduler, VideoPipeline
 from motionmerge.sampling.request.bounded_networks import bounded_layers, empty_network
 from motionmerge.sampling.request.folder import (
@@ -92,7 +91,7 @@ def load_pipeline(
         folder: Where it is.
         dtype: Of its weights.
         variant, legacy: See `find_pipeline`.
-        encode: Only for DynamiCrafter: called with the pipeline before its U-Net is loaded, so
+        encode: Only for pipelines of ours: called with the pipeline before its U-Net is loaded, so
             that encoders which are freed there never are in memory together with it.
 
     Raises:
@@ -121,7 +120,8 @@ def load_pipeline(
         )
         if encode is not None:
             with torch.device("meta"):
-                config = DynamiCrafterUNet.from_config(dict(folder.configs["unet"])).config
+                made_of = dict(folder.configs["unet"])
+                config = _class_of(folder, "unet").from_config(made_of).config
             pipeline.register_modules(unet=DenoiserToCome(config))
     if encode is not None:
         encode(pipeline)

@@ -229,7 +229,7 @@ class FolderModel:
             CheckpointError: A part cannot be loaded.
         """
         dtype = self.weights_dtype
-        is_ahead = self.device.type == "cpu" and self.family.name == "dynamicrafter"
+        is_ahead = self.device.type == "cpu" and self.family.is_ours
         pipeline = load_pipeline(
             self.folder,
             dtype=dtype,

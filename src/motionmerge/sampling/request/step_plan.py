@@ -360,6 +360,6 @@ _ARGUMENTS: dict[str, Arguments] = {
     "helios": _helios,
     "framepack": _framepack,
     "cosmos-2": _cosmos_2,
-    **dict.fromkeys(("dynamicrafter", "pocket"), _ours),
+    **dict.fromkeys(("dynamicrafter", "videocrafter", "pocket"), _ours),
 }
 """By the name of the family."""

@@ -14,8 +14,8 @@ from motionmerge.io.video import fit_image, rgb_image
 from motionmerge.models.video_pipeline import VideoPipeline
 from motionmerge.sampling.families.families import configs_of, family_of
 from motionmerge.sampling.families.limits import Limits, VideoFamily
-from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
 from motionmerge.sampling.pipelines.encoded import Conditions
+from motionmerge.sampling.pipelines.encoders import EncodingPipeline
 from motionmerge.sampling.request.step_plan import (
     check_steps,
     shifted,
@@ -106,7 +106,7 @@ def encode_ahead(
     Raises:
         ConfigError: Memory ran out.
     """
-    if not isinstance(pipeline, DynamiCrafterPipeline):
+    if not isinstance(pipeline, EncodingPipeline):
         return [None] * len(wanted)
     seedless = [settings.changed(seed=0) for settings in wanted]
     encoded = {
@@ -119,7 +119,7 @@ def encode_ahead(
     return [encoded[settings] for settings in seedless]
 
 
-def conditions_of(pipeline: DynamiCrafterPipeline, arguments: Mapping[str, Any]) -> Conditions:
+def conditions_of(pipeline: EncodingPipeline, arguments: Mapping[str, Any]) -> Conditions:
     """Encode what the arguments of a call say of its prompt and image."""
     _, limits = family_and_limits(pipeline)
     own = {name: arguments[name] for name in _ENCODED if name in arguments}

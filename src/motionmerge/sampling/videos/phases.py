@@ -17,10 +17,7 @@ from PIL import Image
 from motionmerge.errors import MotionMergeError
 from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
 from motionmerge.sampling.families.limits import Limits
-from motionmerge.sampling.pipelines.dynamicrafter import (
-    DynamiCrafterPipeline,
-    DynamiCrafterPipelineOutput,
-)
+from motionmerge.sampling.pipelines.loop import DenoisingPipeline, VideoPipelineOutput
 from motionmerge.sampling.videos.checks import check_settings
 from motionmerge.sampling.videos.make_video import (
     conditions_of,
@@ -103,18 +100,18 @@ def make_videos(
         yield outcome
 
 
-def can_be_cut(pipeline: VideoPipeline) -> TypeGuard[DynamiCrafterPipeline]:
+def can_be_cut(pipeline: VideoPipeline) -> TypeGuard[DenoisingPipeline]:
     """Return whether a pipeline can stop after any step and go on from its latents later.
 
     Ours can with a scheduler that keeps nothing between steps, as DDIM does.
     """
     scheduler = getattr(pipeline, "scheduler", None)
     is_ddim = "DDIM" in type(scheduler).__name__
-    return isinstance(pipeline, DynamiCrafterPipeline) and is_ddim
+    return isinstance(pipeline, DenoisingPipeline) and is_ddim
 
 
 def _in_phases(
-    pipeline: DynamiCrafterPipeline, requests: Sequence[VideoRequest], bank: Bank
+    pipeline: DenoisingPipeline, requests: Sequence[VideoRequest], bank: Bank
 ) -> Iterator[Outcome]:
     family, limits = family_and_limits(pipeline)
     runs: list[_Run] = []
@@ -140,9 +137,7 @@ def _in_phases(
                         yield outcome
 
 
-def _advance(
-    pipeline: DynamiCrafterPipeline, run: _Run, phase: int, limits: Limits
-) -> Outcome | None:
+def _advance(pipeline: DenoisingPipeline, run: _Run, phase: int, limits: Limits) -> Outcome | None:
     """Do one part of a video; give its outcome if that was the last part or failed."""
     is_last = phase == len(run.parts) - 1
     try:
@@ -157,7 +152,7 @@ def _advance(
 
 
 def _parts(
-    pipeline: DynamiCrafterPipeline, bank: Bank, settings: VideoSettings
+    pipeline: DenoisingPipeline, bank: Bank, settings: VideoSettings
 ) -> list[tuple[str, range]]:
     """Cut the steps of a video into runs of one expert each."""
     assert settings.num_inference_steps is not None  # `resolved` filled it in
@@ -171,14 +166,14 @@ def _parts(
 
 
 def _denoise(
-    pipeline: DynamiCrafterPipeline, arguments: dict[str, Any], steps: range, *, is_last: bool
+    pipeline: DenoisingPipeline, arguments: dict[str, Any], steps: range, *, is_last: bool
 ) -> torch.Tensor:
     """Do some of the steps of a video: latents with a batch axis, or its frames after the last."""
     with _only_steps(pipeline, steps):
         if is_last:
             return frames_of(pipeline(**arguments))
         made = pipeline(**{**arguments, "output_type": "latent"})
-        assert isinstance(made, DynamiCrafterPipelineOutput)
+        assert isinstance(made, VideoPipelineOutput)
         assert isinstance(made.frames, torch.Tensor)
         return made.frames
 
@@ -199,7 +194,7 @@ class _PartOfSteps:
 
 
 @contextmanager
-def _only_steps(pipeline: DynamiCrafterPipeline, steps: range) -> Iterator[None]:
+def _only_steps(pipeline: DenoisingPipeline, steps: range) -> Iterator[None]:
     scheduler = pipeline.scheduler
     pipeline.scheduler = _PartOfSteps(scheduler, steps)
     try:

@@ -18,6 +18,8 @@ class DynamiCrafterDenoiser(nn.Module):
         unet, image_projector: Both are trained, where their parameters are chosen.
     """
 
+    given_frames = 0
+
     def __init__(self, unet: DynamiCrafterUNet, image_projector: ImageProjector) -> None:
         super().__init__()
         self.unet, self.image_projector = unet, image_projector

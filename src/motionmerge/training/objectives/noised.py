@@ -50,9 +50,17 @@ class NoiseProcess(Protocol):
         ...
 
 
-def denoising_losses(predicted: torch.Tensor, noised: Noised) -> torch.Tensor:
-    """Compute each sample's weighted mean squared error, in fp32: `[batch]`."""
-    error = (predicted.float() - noised.target.float()).square()
+def denoising_losses(
+    predicted: torch.Tensor, noised: Noised, *, given_frames: int = 0
+) -> torch.Tensor:
+    """Compute each sample's weighted mean squared error, in fp32: `[batch]`.
+
+    Args:
+        predicted: `[batch, channels, frames, height, width]`.
+        noised: What was asked for.
+        given_frames: How many first frames the denoiser is given clean; they do not count.
+    """
+    error = (predicted.float() - noised.target.float()).square()[:, :, given_frames:]
     return noised.weight * error.flatten(1).mean(1)
 
 

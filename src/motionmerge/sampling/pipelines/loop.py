@@ -1,0 +1,132 @@
+"""The denoising loop, the same for every pipeline of ours: experts, callbacks, schedulers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from diffusers.utils import BaseOutput
+
+from motionmerge.errors import ConfigError
+from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
+from motionmerge.sampling.pipelines.encoders import EncodingPipeline
+from motionmerge.sampling.pipelines.inputs import Frames, video_to_output
+from motionmerge.switching.expert_bank import attached_bank
+
+Generators: TypeAlias = "torch.Generator | list[torch.Generator] | None"
+Latents: TypeAlias = "dict[str, torch.Tensor]"
+StepCallback: TypeAlias = "Callable[[DenoisingPipeline, int, torch.Tensor, Latents], Latents]"
+"""Sees, and may replace, what a step made: `(pipeline, step, timestep, {"latents": ...})`."""
+
+
+@dataclass
+class VideoPipelineOutput(BaseOutput):  # type: ignore[misc]  # diffusers is untyped here
+    """The videos that a pipeline made.
+
+    Attributes:
+        frames: For "pil" a list of lists of images; for "pt" `[batch, frames, 3, height, width]`
+            and for "np" `[batch, frames, height, width, 3]` in [0, 1]; for "latent"
+            `[batch, channels, frames, height, width]`.
+    """
+
+    frames: Frames
+
+
+class VideosToDenoise(Protocol):
+    """The videos of one call: all in which the pipelines differ while they denoise."""
+
+    def start(self) -> torch.Tensor:
+        """Draw or take the latents that denoising begins with."""
+
+    def predict(
+        self, sample: torch.Tensor, timestep: torch.Tensor, expert: str | None
+    ) -> torch.Tensor:
+        """Predict the noise, or whatever the scheduler expects, under guidance.
+
+        Args:
+            sample: Latents as the scheduler scales them for the model.
+            timestep: The scheduler's.
+            expert: Whose weights are in force; None without experts.
+        """
+
+    def forget(self) -> None:
+        """Drop what was kept from step to step, as the weights may have changed."""
+
+    def finish(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the latents of all frames, `[videos, channels, frames, height, width]`."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Turn what `finish` returned into `[videos, frames, 3, height, width]` in [0, 1]."""
+
+
+class DenoisingPipeline(EncodingPipeline):
+    """A pipeline of ours. Experts attached with `motionmerge.experts` denoise at their levels."""
+
+    _callback_tensor_inputs = ("latents",)
+
+    def _denoise(
+        self,
+        videos: VideosToDenoise,
+        *,
+        num_inference_steps: int,
+        start_step: int | None = None,
+        eta: float,
+        generator: Generators,
+        callback_on_step_end: StepCallback | None,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+        output_type: str,
+        return_dict: bool,
+    ) -> VideoPipelineOutput | tuple[Frames]:
+        """Denoise videos from their start to their frames; the arguments are those of a call."""
+        latents = videos.start()
+        self.set_timesteps(num_inference_steps, start_step)
+        step_options = self._step_options(eta, generator)
+        bank = attached_bank(self.unet)
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
+            for step, timestep in enumerate(self.scheduler.timesteps):
+                expert = bank.expert_for(timestep) if bank else None
+                sample = self.scheduler.scale_model_input(latents, timestep)
+                prediction = videos.predict(sample, timestep, expert)
+                latents = self.scheduler.step(
+                    prediction, timestep, latents, **step_options, return_dict=False
+                )[0]
+                if callback_on_step_end is not None:
+                    tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
+                    answer = callback_on_step_end(self, step, timestep, tensors)
+                    latents = answer.pop("latents", latents)
+                    videos.forget()  # who calls back may have changed the weights
+                progress.update()
+
+        made = videos.finish(latents)
+        frames = (
+            made if output_type == "latent" else video_to_output(videos.decode(made), output_type)
+        )
+        self.maybe_free_model_hooks()
+        return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def set_timesteps(self, num_inference_steps: int, start_step: int | None = None) -> None:
+        """Set the scheduler's timesteps of a video, as a call does.
+
+        Raises:
+            ConfigError: The scheduler has no such steps, or cannot start late.
+        """
+        options: dict[str, object] = {} if start_step is None else {"start_step": start_step}
+        known = inspect.signature(self.scheduler.set_timesteps).parameters
+        if not options.keys() <= known.keys():
+            raise ConfigError(
+                f"{type(self.scheduler).__name__} cannot start late.",
+                fix="Use DynamicRescaleDDIMScheduler, or leave start_step out.",
+            )
+        if not isinstance(self.scheduler, DynamicRescaleDDIMScheduler):
+            options["device"] = self._execution_device
+        # Ours reads its timesteps on the CPU: on a GPU every look would wait for all that it does.
+        self.scheduler.set_timesteps(num_inference_steps, **options)
+
+    def _step_options(self, eta: float, generator: Generators) -> dict[str, object]:
+        """Pass on what the scheduler's `step` knows: not every one has `eta`."""
+        known = inspect.signature(self.scheduler.step).parameters
+        options = {"eta": eta, "generator": generator}
+        return {name: value for name, value in options.items() if name in known}

@@ -1,0 +1,87 @@
+"""Clean latents of a clip, on the scale on which each family's denoiser works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from motionmerge.errors import ConfigError
+from motionmerge.io.decoding import Picture
+from motionmerge.training.latents_cache import frame_moments, pixels_of
+
+_FOR_PICTURES = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
+"""Autoencoders that take the frames of a clip one by one."""
+
+
+def clip_moments(vae: Any, frames: Picture) -> torch.Tensor:
+    """Encode a clip with its family's autoencoder.
+
+    Args:
+        vae: It is run in its own dtype, on its own device, without gradients.
+        frames: `[frames, height, width, 3]`.
+
+    Returns:
+        Mean and logarithm of the variance, `[1, 2 * channels, frames, height, width]`, of latents.
+    """
+    if type(vae).__name__ in _FOR_PICTURES:
+        return frame_moments(vae, frames).transpose(0, 1)[None]
+    pixels = pixels_of(frames).transpose(0, 1)[None]
+    with torch.no_grad():
+        moments = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.parameters
+    return moments.cpu()
+
+
+def scaled_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Bring latents, as an autoencoder gives them, on the scale of the denoiser.
+
+    Args:
+        vae: The autoencoder; its configuration is read.
+        latents: `[batch, channels, frames, height, width]`.
+
+    Raises:
+        ConfigError: The scale of this kind of autoencoder is unknown.
+    """
+    kind = type(vae).__name__
+    if kind not in _SCALES:
+        raise ConfigError(
+            f"The scale of the latents of a `{kind}` is unknown.",
+            fix=f"Train a model whose autoencoder is one of {', '.join(_SCALES)}.",
+        )
+    return _SCALES[kind](vae, latents)
+
+
+def _by_factor(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    return vae.config.scaling_factor * latents
+
+
+def _by_factor_or_its_inverse(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    factor = vae.config.scaling_factor
+    # CogVideoX 1.5 was trained on latents that were divided by mistake.
+    return latents / factor if vae.config.invert_scale_latents else factor * latents
+
+
+def _by_channel(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    mean, std = (torch.tensor(x) for x in (vae.config.latents_mean, vae.config.latents_std))
+    return (latents - _along_channels(mean, latents)) / _along_channels(std, latents)
+
+
+def _by_channel_and_factor(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    mean, std = (_along_channels(x, latents) for x in (vae.latents_mean, vae.latents_std))
+    return (latents - mean) * vae.config.scaling_factor / std
+
+
+def _along_channels(values: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    return values.to(latents)[:, None, None, None]
+
+
+_SCALES: Mapping[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    "AutoencoderKL": _by_factor,
+    "AutoencoderKLTemporalDecoder": _by_factor,
+    "AutoencoderKLHunyuanVideo": _by_factor,
+    "AutoencoderKLHunyuanVideo15": _by_factor,
+    "AutoencoderKLCogVideoX": _by_factor_or_its_inverse,
+    "AutoencoderKLWan": _by_channel,
+    "AutoencoderKLLTXVideo": _by_channel_and_factor,
+}

@@ -1,0 +1,127 @@
+"""What a pipeline makes of a clip before it denoises: the condition, and clean latents.
+
+The condition is what the pipeline itself tells its network. So the pipeline is called for a video
+without guidance, and stopped when it first calls the network.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from PIL import Image
+from torch import nn
+
+from motionmerge.errors import ConfigError
+from motionmerge.io.decoding import Picture
+from motionmerge.models.video_pipeline import VideoPipeline
+from motionmerge.sampling.families.limits import Limits
+from motionmerge.sampling.videos.checks import check_settings
+from motionmerge.sampling.videos.make_video import (
+    family_and_limits,
+    named_memory_errors,
+    pipeline_arguments,
+    prepared,
+)
+from motionmerge.sampling.videos.settings import VideoSettings
+
+from .condition import DenoiserCondition
+from .family import FamilyDenoiser, NetworkCall
+
+
+def encode_condition(
+    pipeline: VideoPipeline,
+    denoiser: FamilyDenoiser,
+    frames: Picture,
+    caption: str,
+    *,
+    frame_rate: float,
+    **options: object,
+) -> DenoiserCondition:
+    """Run a pipeline's encoders for a clip, a batch of one.
+
+    Args:
+        pipeline: Of a family of `FAMILY_DENOISERS`.
+        denoiser: Of the pipeline.
+        frames: `[frames, height, width, 3]`, of which the first is the image.
+        caption: What happens; models without text do not read it.
+        frame_rate: Frames per second, told to models that know frame rates.
+        options: Arguments of the pipeline's own `__call__`, such as `prompt_embeds`.
+
+    Raises:
+        ConfigError: The family makes no videos of this size and length, or memory ran out.
+    """
+    family, limits = family_and_limits(pipeline)
+    num_frames, height, width, _ = frames.shape
+    takes_size = limits.height is not None
+    settings = VideoSettings(
+        prompt=caption if family.takes_text else None,
+        num_frames=num_frames,
+        height=height if takes_size else None,
+        width=width if takes_size else None,
+        frame_rate=frame_rate if family.frame_rate_argument else None,
+        num_inference_steps=2,
+    )
+    check_settings(settings, family, limits)
+    is_read = any(name.startswith("prompt_embeds") for name in options)
+    unguided = settings.changed(guidance_scale=1.0, **({"prompt": None} if is_read else {}))
+    arguments = pipeline_arguments(pipeline, Image.fromarray(frames[0]), unguided)
+    with prepared(pipeline, unguided), named_memory_errors(limits):
+        call = _first_call(pipeline, denoiser, lambda: pipeline(**{**arguments, **options}))
+    condition = denoiser.condition_of(call)
+    if not takes_size:
+        _check_size((height, width), condition.latents.shape[-2:], limits)
+    return condition
+
+
+def _check_size(pixels: tuple[int, int], latents: Sequence[int], limits: Limits) -> None:
+    """Refuse a clip that a pipeline, which takes its size from the image, resized."""
+    (high, over), (wide, across) = (
+        divmod(side, of) for side, of in zip(pixels, latents, strict=True)
+    )
+    if over or across or high != wide:
+        raise ConfigError(
+            f"The model makes videos of {latents[0]}x{latents[1]} latents of an image of "
+            f"{pixels[0]}x{pixels[1]} pixels, so it would be resized.",
+            fix="Train on clips of a size that the model keeps, with sides that are multiples of "
+            f"{limits.size_multiple}.",
+        )
+
+
+class _Called(Exception):
+    """Carries the arguments of a network's call out of a pipeline."""
+
+    def __init__(self, call: NetworkCall) -> None:
+        self.call = call
+
+
+def _first_call(
+    pipeline: VideoPipeline, denoiser: nn.Module, run: Callable[[], object]
+) -> NetworkCall:
+    """Return the arguments with which a pipeline first calls a network of its denoiser."""
+    try:
+        with _stopped_at(*denoiser.children()):
+            run()
+    except _Called as called:
+        getattr(pipeline, "maybe_free_model_hooks", lambda: None)()
+        return called.call
+    raise ConfigError(
+        f"A {type(pipeline).__name__} did not call the network that is to be trained.",
+        fix="Pass the denoiser that `denoiser_for` made of this very pipeline.",
+    )
+
+
+@contextmanager
+def _stopped_at(*networks: nn.Module) -> Iterator[None]:
+    def stop(network: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> NoReturn:
+        bound = inspect.signature(type(network).forward).bind(network, *arguments, **named)
+        raise _Called(bound.arguments)
+
+    hooks = [network.register_forward_pre_hook(stop, with_kwargs=True) for network in networks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
