@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from contextlib import nullcontext
 from pathlib import Path
@@ -199,6 +200,40 @@ def test_another_model_is_refused_and_other_clips_are_no_continuation(run_of, tm
     run_of().train()
     with pytest.raises(CheckpointError, match="other settings or inputs: data"):
         run_of(data={"views": 3}).train()
+
+
+def validated(run: ClipRun) -> list[dict[str, Any]]:
+    text = (run.config.output / "validation.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_the_loss_on_clips_held_out_is_told_by_bands_of_noise_and_changes_nothing(run_of):
+    run = run_of(validation={"every": 2, "clips": 1}, settings={"ema_decay": 0.5})
+    (held,) = run.held_out
+    assert held.key not in [shot.key for shot in run.views.shots] and len(run.views.shots) == 2
+    losses = losses_of(run)
+    lines = validated(run)
+    assert [line["step"] for line in lines] == [0, 2, 4]
+    assert list(lines[0]["held_out"]) == ["0-0.25", "0.25-0.5", "0.5-0.75", "0.75-1"]
+    assert lines[0] != lines[1] != lines[2]
+    fewer = run_of("fewer", validation={"every": 4, "clips": 1}, settings={"ema_decay": 0.5})
+
+    def dies(progress):
+        if progress.step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fewer.train(on_progress=dies)
+    assert losses_of(fewer) == losses[2:]
+    assert [(line["step"], line["held_out"]) for line in validated(fewer)] == [
+        (line["step"], line["held_out"]) for line in (lines[0], lines[2])
+    ]
+    assert_same(run, fewer)
+
+
+def test_not_all_clips_can_be_held_out(run_of):
+    with pytest.raises(ConfigError, match="holds out 3 of 3 clips"):
+        run_of(validation={"clips": 3})
 
 
 def test_gradient_checkpointing_changes_no_bit(run_of):

@@ -66,9 +66,14 @@ class ClipObjective:
     @torch.no_grad()
     def prepare(self, drawn: Drawn) -> tuple[Any, ...]:
         """Noise latents and lay out the condition: pairs of both, one for each size."""
-        if drawn and isinstance(drawn[0], ReadView):
+        return tuple(self._prepared(batch) for batch in self.batches(drawn))
+
+    def batches(self, drawn: Drawn) -> tuple[ClipBatch, ...]:
+        """Return what was drawn on the device; views that were read alone are encoded first."""
+        if isinstance(drawn[0], ReadView):
             drawn = self._encoded(drawn)
-        return tuple(self._prepared(batch) for batch in drawn)
+        moved: tuple[ClipBatch, ...] = send_to_device(tuple(drawn), self._device)
+        return moved
 
     def loss(self, module: nn.Module, *prepared: Any) -> torch.Tensor:
         """Compute the mean loss over all samples of all sizes."""
@@ -91,9 +96,7 @@ class ClipObjective:
             for one in views
         ]
         indices = [one.sample for one in views]
-        batches = draw.batches(zip(indices, encoded, strict=True))
-        moved: tuple[ClipBatch, ...] = send_to_device(batches, self._device)
-        return moved
+        return draw.batches(zip(indices, encoded, strict=True))
 
     def _prepared(self, batch: ClipBatch) -> tuple[Noised, DenoiserCondition]:
         noised = self.process.noised(batch.latents, batch.noise, batch.times)

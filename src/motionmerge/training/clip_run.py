@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from motionmerge.io.atomic import prepare_folder
 from motionmerge.memory import return_freed_memory
 from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
 from motionmerge.parameter_groups import DYNAMICRAFTER
+from motionmerge.rng import whole_number_for
 from motionmerge.sampling.request.folder import PipelineFolder, find_pipeline
 from motionmerge.sampling.request.loading import empty_modules, load_pipeline, load_scheduler
 
@@ -31,16 +32,17 @@ from .clip_objective import ClipObjective
 from .clips_folder import LeftOut
 from .clips_manifest import read_clips_manifest
 from .denoisers.dynamicrafter import DynamiCrafterDenoiser
+from .held_out import HeldOutLoss
 from .latents_cache import LatentsCache
 from .motion_balance import flattening_weights
 from .objectives.choice import process_for
 from .parameters import TRAINED_GROUPS, Trained, choose_parameters
 from .run_config import RunConfig
 from .run_result import RunResult, adapter_of, write_result
-from .samples import ClipOrder, shares_within
-from .settings import TrainingProgress, TrainingResult
+from .samples import ClipOrder, NoiseRange, shares_within
+from .settings import TrainingProgress, TrainingResult, Validation
 from .trainer import fit
-from .views import usable_shots
+from .views import TrainingShot, usable_shots
 
 OnEncoded = Callable[[int, int], None]
 """Called with how many views are encoded, and of how many."""
@@ -63,6 +65,9 @@ def open_clip_run(config: RunConfig) -> ClipRun:
         )
     clips = read_clips_manifest(data.manifest, folder=data.folder)
     shots, left_out = usable_shots(clips, data.view_settings(seed=seed))
+    held_out: list[TrainingShot] = []
+    if config.validation is not None:
+        held_out, shots = _apart(shots, config.validation.clips, seed=seed)
     weights = None
     if data.flatten_motion > 1:
         motions = [shot.shot.motion for shot in shots]
@@ -76,9 +81,30 @@ def open_clip_run(config: RunConfig) -> ClipRun:
         seed=seed,
         drop=config.objective.drop,
     )
-    run = ClipRun(config, folder, views, tuple(left_out))
+    run = ClipRun(config, folder, views, tuple(left_out), tuple(held_out))
     shares_within(torch.zeros(1), process_for(run.scheduler), config.objective.noise_range)
     return run
+
+
+def _apart(
+    shots: Sequence[TrainingShot], num_clips: int, *, seed: int
+) -> tuple[list[TrainingShot], list[TrainingShot]]:
+    """Set clips apart: the first shot of each, and the shots of all other clips."""
+    clips = sorted(
+        {shot.key[0] for shot in shots},
+        key=lambda clip: whole_number_for(seed, "held out", clip),
+    )
+    if len(clips) <= num_clips:
+        raise ConfigError(
+            f"`validation.clips` holds out {num_clips} of {len(clips)} clips.",
+            fix="Hold out fewer, or leave `validation` out.",
+        )
+    firsts: dict[str, TrainingShot] = {}
+    for shot in shots:
+        firsts.setdefault(shot.key[0], shot)
+    chosen = clips[:num_clips]
+    rest = [shot for shot in shots if shot.key[0] not in set(chosen)]
+    return [firsts[clip] for clip in chosen], rest
 
 
 @dataclass(frozen=True)
@@ -90,12 +116,14 @@ class ClipRun:
         folder: The model.
         views: What it is shown.
         left_out: Shots that are too short.
+        held_out: Shots that are measured on, and not trained on.
     """
 
     config: RunConfig
     folder: PipelineFolder
     views: TrainingViews
     left_out: Sequence[LeftOut]
+    held_out: Sequence[TrainingShot] = ()
 
     @cached_property
     def scheduler(self) -> Any:
@@ -145,6 +173,7 @@ class ClipRun:
         new_adapter = {} if has_adapter else adapter_of(denoiser.unet)
         trained = self._chosen(denoiser)
         objective = self.objective(encoder, on_encoded)
+        validation = self._validation(encoder, objective)
         if config.data.cache:
             del pipeline, encoder  # they are large, and have done their work
             return_freed_memory()
@@ -155,6 +184,7 @@ class ClipRun:
             config.output,
             trainable=trained.parameters,
             identity=self._identity,
+            validation=validation,
             on_progress=on_progress,
         )
         if not result.is_main_process:
@@ -215,6 +245,28 @@ class ClipRun:
             denoiser, DYNAMICRAFTER, config.trains, lora=config.lora, seed=config.settings.seed
         )
 
+    def _validation(self, encoder: ClipEncoder, objective: ClipObjective) -> Validation | None:
+        config = self.config
+        if config.validation is None:
+            return None
+        assert isinstance(objective.draw, ClipDrawing)
+        draw = replace(
+            objective.draw, views=self._held_views, noise_range=NoiseRange(), condition_noise=None
+        )
+        held = ClipObjective(
+            draw,
+            draw.process,
+            layout=objective.layout,
+            encoder=None if config.data.cache else encoder,
+        )
+        return Validation(config.validation.every, HeldOutLoss(held, len(self.held_out)))
+
+    @cached_property
+    def _held_views(self) -> TrainingViews:
+        """One view of each shot that is held out, with its image and caption."""
+        order = ClipOrder(max(1, len(self.held_out)))
+        return replace(self.views, shots=self.held_out, num_views=1, order=order, drop=0.0)
+
     def _kept_views(self, encoder: ClipEncoder, on_encoded: OnEncoded | None) -> LatentsCache:
         """Encode what the cache lacks, each process its share."""
         data = self.config.data
@@ -226,7 +278,8 @@ class ClipRun:
         }
         cache = LatentsCache(data.cache_folder or self.config.output / "views", made_with=made_with)
         state = PartialState()
-        mine = cache.survey(self.views.every()).missing[state.process_index :: state.num_processes]
+        views = [*self.views.every(), *self._held_views.every()]
+        mine = cache.survey(views).missing[state.process_index :: state.num_processes]
         if mine:
             encoder.to(state.device)
         for done, view in enumerate(mine, 1):

@@ -85,6 +85,18 @@ class DataSection(ConfigSection):
         )
 
 
+class ValidationSection(ConfigSection):
+    """What is measured while the run goes on.
+
+    Attributes:
+        every: After how many steps.
+        clips: How many are held out for it: none of their shots is trained on.
+    """
+
+    every: int = Field(100, ge=1)
+    clips: int = Field(4, ge=1)
+
+
 class RunConfig(ConfigSection):
     """A training run on clips.
 
@@ -96,6 +108,7 @@ class RunConfig(ConfigSection):
         objective: What is learned.
         data: On what.
         settings: How.
+        validation: What is measured meanwhile; None for nothing.
         output: The folder of the run: states, log, and what came of it.
     """
 
@@ -106,4 +119,5 @@ class RunConfig(ConfigSection):
     objective: LearningSection = Field(default_factory=LearningSection)
     data: DataSection
     settings: TrainerSettings
+    validation: ValidationSection | None = None
     output: Path

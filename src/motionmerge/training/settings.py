@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
+from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,19 @@ class RunStopped(SystemExit):
     def __init__(self, step: int, folder: Path) -> None:
         super().__init__(0)
         self.step, self.folder = step, folder
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is measured while a run goes on.
+
+    Attributes:
+        every: After how many steps; and once before the first.
+        measure: Takes the network and the step; returns JSON values.
+    """
+
+    every: int
+    measure: Callable[[nn.Module, int], Mapping[str, Any]]
 
 
 def learning_rate_at(step: int, settings: TrainerSettings) -> float:
