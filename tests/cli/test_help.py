@@ -180,4 +180,4 @@ def test_a_mistyped_verb_or_run_is_answered_with_the_right_one(words, meant):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2
     said = " ".join(words_of(result.stderr))
-    assert (f"Did you mean '{meant}'" if meant else "'pocket-base'") in said
+    assert (f"Did you mean '{meant}'" if meant else "Write pocket-base") in said

@@ -45,8 +45,8 @@ VERBS = {
     "batch": ("batch", "m.jsonl", "-o", "{}"),
     "batch, dry run": ("batch", "m.jsonl", "-o", "{}", "--dry-run"),
     "demo": ("demo", "-o", "{}"),
-    "train": ("train", "pocket-base", "-o", "{}/w.safetensors", "--run-folder", "run"),
-    "train, run folder": ("train", "pocket-base", "-o", "own.safetensors", "--run-folder", "{}"),
+    "train": ("train", "pocket-base", "-o", "{}"),
+    "train, dry run": ("train", "pocket-base", "-o", "{}", "--dry-run"),
     "evaluate": ("evaluate", "pocket", "-o", "{}"),
     "merge": ("merge", "r.yaml", "-o", "{}"),
     "merge, dry run": ("merge", "r.yaml", "-o", "{}", "--dry-run"),
@@ -74,7 +74,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(work, words, 
 
 
 GO_ON = [
-    *(("measure",), ("sweep",), ("tune",), ("probe",), ("data", "check")),
+    *(("measure",), ("train",), ("sweep",), ("tune",), ("probe",), ("data", "check")),
     *(("evaluate", "pocket"), ("evaluate", "vbench"), ("evaluate", "ucf101")),
 ]
 """Verbs that keep the results that are there, and add the missing ones."""

@@ -4,18 +4,46 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
-from typing import get_args
 
 import pytest
+import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from motionmerge.cli import app
-from motionmerge.cli.train import PREFIX, Run
 from motionmerge.io.weights import open_weights
 from motionmerge.models.pocket.components import weights_path
-from motionmerge.training.pocket.runs import RUNS
+from motionmerge.training.config_file import shipped_configs
 from motionmerge.training.pocket.video import VideoObjective
+
+from ..tiny.clips import save_clips
+from ..tiny.dynamicrafter import NUM_FRAMES
+from ..tiny.folders import save_dynamicrafter
+
+
+@pytest.fixture
+def own_run(tmp_path: Path) -> Path:
+    """A configuration of two steps, on a tiny DynamiCrafter and three clips."""
+    save_dynamicrafter(tmp_path / "model")
+    manifest = save_clips(tmp_path / "clips")
+    content = {
+        "model": str(tmp_path / "model"),
+        "data": {
+            "folder": str(manifest.parent),
+            "manifest": str(manifest),
+            "sizes": [[16, 16]],
+            "num_frames": NUM_FRAMES,
+            "frame_stride": [1, 2],
+            "views": 2,
+        },
+        "settings": {"steps": 2, "batch_size": 2, "precision": "no", "log_every": 1},
+        "output": str(tmp_path / "run"),
+    }
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
 
 
 def train(*arguments: str):
@@ -25,7 +53,7 @@ def train(*arguments: str):
 def test_a_dry_run_shows_the_settings_and_trains_nothing(tmp_path: Path):
     folder = tmp_path / "run"
     result = train(
-        "pocket-base", "--dry-run", "--json", "--steps", "7", "--run-folder", str(folder)
+        "pocket-base", "--dry-run", "--json", "--set", "settings.steps=7", "-o", str(folder)
     )
     assert json.loads(result.stdout)["settings"]["steps"] == 7
     assert not folder.exists()
@@ -36,10 +64,12 @@ def test_a_base_and_its_stage_one_are_trained_and_say_so_in_their_headers(
 ):
     # Drawing the 1500 pictures of the pool takes longer than a step; 20 do here.
     monkeypatch.setitem(VideoObjective.__init__.__kwdefaults__, "num_canvases", 20)
-    base, tuned = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
-    short = ["--steps", "1", "--batch-size", "2", "--precision", "no", "--json"]
-    first = train("pocket-base", *short, "-o", str(base), "--run-folder", str(tmp_path / "b"))
+    changes = ["settings.steps=1", "settings.batch_size=2", "settings.precision='no'"]
+    short = [word for change in changes for word in ("--set", change)]
+    first = train("pocket-base", *short, "--json", "-o", str(tmp_path / "b"))
     assert first.exit_code == 0, first.output
+    base = tmp_path / "b/base.safetensors"
+    assert json.loads(first.stdout)["output"] == str(base)
     spatial = "unet.down_stages.0.resnet.conv1.weight"
     temporal = "unet.temporal_in.proj_in.weight"
     for verb, name, trains, changed, kept in (
@@ -48,14 +78,9 @@ def test_a_base_and_its_stage_one_are_trained_and_say_so_in_their_headers(
         ("pocket-temporal", "temporal", "adapter and temporal blocks", [temporal], [spatial]),
         ("pocket-temporal-naive", "temporal-naive", "temporal blocks", [temporal], [spatial]),
     ):
-        run_folder = str(tmp_path / verb)
-        second = train(
-            verb,
-            *short,
-            *("-o", str(tuned), "--overwrite"),
-            *("--run-folder", run_folder, "--base", str(base)),
-        )
+        second = train(verb, *short, "-o", str(tmp_path / verb), "--set", f"base={base}")
         assert second.exit_code == 0, second.output
+        tuned = tmp_path / verb / f"{name}.safetensors"
         with open_weights(base) as before, open_weights(tuned) as after:
             assert before.keys() == after.keys()
             card = json.loads(after.metadata["model_card"])
@@ -79,15 +104,47 @@ def test_the_shipped_weights_say_what_made_them():
     assert sum(p.stat().st_size for p in path.parent.iterdir()) < 30e6
 
 
-def test_every_run_has_a_name_and_a_line_in_the_help():
-    runs = [f"{PREFIX}{name}" for name in RUNS]
-    assert list(get_args(Run)) == runs
+def test_every_shipped_configuration_has_a_line_in_the_help():
     shown = train("--help").stdout
-    for run in runs:
-        assert re.search(rf"^ {run}  +[A-Z].*\.\s*$", shown, re.MULTILINE), run
+    for name in shipped_configs():
+        assert re.search(rf"^ {name}  +[A-Z].*\.\s*$", shown, re.MULTILINE), name
 
 
-def test_a_run_that_is_not_there_is_refused_with_the_names_of_all():
-    result = train("pocket-adapter", "--dry-run")
+def test_a_configuration_that_is_not_there_is_refused_with_the_nearest_name():
+    result = train("pocket-tune", "--dry-run")
     assert result.exit_code == 2
-    assert "'pocket-tuned'" in result.stderr
+    assert "Write `pocket-tuned` instead of `pocket-tune`." in result.stderr
+
+
+def test_what_a_shipped_configuration_lacks_is_named_with_the_flag_that_gives_it():
+    result = train("dynamicrafter-512-adapter", "--set", "model=a", "--set", "data.folder=clips")
+    assert result.exit_code == 2
+    assert "has no `manifest`" in result.stderr
+    assert "add --set data.manifest=VALUE" in result.stderr
+
+
+@pytest.mark.parametrize("pair", ["settings.steps", "=3", "settings..steps=3"])
+def test_a_change_that_is_none_is_refused(pair: str):
+    result = train("pocket-base", "--dry-run", "--set", pair)
+    assert result.exit_code == 2
+    assert "KEY=VALUE" in result.stderr
+
+
+def test_clips_become_a_tuned_folder_and_a_recipe_that_generate_uses(tmp_path: Path, own_run: Path):
+    planned = train(str(own_run), "--dry-run", "--json")
+    assert planned.exit_code == 0, planned.output
+    plan = json.loads(planned.stdout)
+    assert set(plan["trained"]) == {"adapter", "temporal"}
+    assert (plan["views"], plan["steps"], plan["epochs"]) == (6, 2, 4 / 3)
+    trained = train(str(own_run))
+    assert trained.exit_code == 0, trained.output
+    assert "step 2/2" in trained.stderr and "encoded 6 of 6 views" in trained.stderr
+    *_, command = trained.stdout.splitlines()
+    words = shlex.split(command)
+    assert words[:2] == ["motionmerge", "generate"]
+    Image.radial_gradient("L").resize((24, 20)).convert("RGB").save(tmp_path / "photo.jpg")
+    words[2] = str(tmp_path / "photo.jpg")
+    settings = ["--prompt", "a cat", "--num-frames", str(NUM_FRAMES), "--steps", "2"]
+    made = CliRunner().invoke(app, [*words[1:], *settings, "-o", str(tmp_path / "out.mp4")])
+    assert made.exit_code == 0, made.output
+    assert (tmp_path / "out.mp4").stat().st_size > 0

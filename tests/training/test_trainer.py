@@ -16,7 +16,7 @@ from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, DataError
 from motionmerge.training.objective import FunctionObjective, LossFunction
-from motionmerge.training.samples import draw_sample
+from motionmerge.training.samples import ClipOrder, draw_sample
 from motionmerge.training.settings import RunStopped, TrainerSettings, learning_rate_at
 from motionmerge.training.trainer import fit
 
@@ -24,12 +24,12 @@ SETTINGS = TrainerSettings(
     steps=40, batch_size=4, learning_rate=0.05, warmup_steps=5, ema_decay=0.9, precision="no",
     save_every=10, log_every=5,
 )  # fmt: skip
-CLIPS = 37
-"""So few that 40 steps of 4 samples see each clip four times."""
+ORDER = ClipOrder(num_clips=37)
+"""So few clips that 40 steps of 4 samples see each clip four times."""
 
 
 def regression_loss(module: nn.Module, indices: Sequence[int]) -> torch.Tensor:
-    one = {"num_clips": CLIPS, "num_views": 1, "num_condition_frames": 1, "drop": 0.0}
+    one = {"order": ORDER, "num_views": 1, "num_condition_frames": 1, "drop": 0.0}
     clips = [draw_sample(0, index, **one).clip for index in indices]
     x = torch.stack([torch.randn(3, generator=torch.Generator().manual_seed(i)) for i in clips])
     target = x @ torch.tensor([[1.0], [2.0], [-1.0]])

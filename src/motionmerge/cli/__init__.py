@@ -37,8 +37,8 @@ VERBS = {
     "sweep": "Measuring",
     "tune": "Measuring",
     "probe": "Measuring",
-    "data": "Measuring",
-    "train": "The pocket model",
+    "data": "Training",
+    "train": "Training",
     "version": "Installation",
 }
 """In the order of `--help`, and the panel that each is shown in."""

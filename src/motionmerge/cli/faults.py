@@ -75,6 +75,7 @@ SETTINGS = (
 
 _ARGUMENT = re.compile(r"`(\w+)=`")
 _INPUT = re.compile(r"inputs=\{'(\w+)': FILE\}")
+_CHANGE = re.compile(r"pass changes=\{'([\w.]+)': VALUE\}")
 
 _MACHINE_ERRORS = {
     errno.ENOSPC: "Make room on the disk.",
@@ -108,6 +109,7 @@ def in_flags(fix: str, flags: Collection[str]) -> str:
         if (flag := flag_of(setting)) in flags:
             fix = fix.replace(f"`{setting}`", f"`{setting}` ({flag})")
     fix = _INPUT.sub(r"--input \1=FILE", fix) if "--input" in flags else fix
+    fix = _CHANGE.sub(r"add --set \1=VALUE", fix) if "--set" in flags else fix
     return name_flags(fix, flags)
 
 

@@ -1,140 +1,234 @@
-"""`motionmerge train`: the runs that made the pocket model's weights, to repeat or to change."""
+"""`motionmerge train`: fine-tune a model on clips, or repeat the pocket model's training."""
 
 from __future__ import annotations
 
 import json
-from functools import partial
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.options import (
-    JsonOption,
-    OverwriteOption,
-    destination,
-    model_option,
-    output_option,
-)
+from motionmerge.cli.options import JsonOption, PlanOption, destination
+from motionmerge.errors import ConfigError
 
-EXAMPLE = "Example: motionmerge train pocket-base --steps 2000 -o base.safetensors"
-of_the_run = partial(typer.Option, show_default="that of the run", rich_help_panel="Training")
-starting_weights = partial(model_option, metavar="FILE", show_default="the shipped ones")
-PREFIX = "pocket-"
+if TYPE_CHECKING:
+    from motionmerge.training.config_file import ConfigFile
+    from motionmerge.training.pocket.runs import PocketRun
+    from motionmerge.training.run_config import RunConfig
+    from motionmerge.training.run_plan import RunPlan
+    from motionmerge.training.settings import TrainingProgress, TrainingResult
 
-Run = Literal[
-    "pocket-towers",
-    "pocket-decoder",
-    "pocket-base",
-    "pocket-tuned",
-    "pocket-naive",
-    "pocket-equal",
-    "pocket-temporal",
-    "pocket-temporal-naive",
-]
+EXAMPLE = "Example: motionmerge train pocket-base --set settings.steps=2000"
+_POCKET = "pocket-"
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+def config_names() -> list[str]:
+    """Return the names of the shipped configurations, for shell completion."""
+    folder = Path(__file__).parents[1] / "training" / "configs"
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def train(
-    run: Annotated[
-        Run,
-        typer.Argument(metavar="RUN", show_choices=False, help="The run: one of the names above."),
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG",
+            help="A YAML file, or the name of one of the configurations above.",
+            autocompletion=config_names,
+        ),
     ],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Another value of the configuration, e.g. settings.steps=500; repeatable.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         destination(
-            metavar="FILE", help="Weights file to write.", show_default="RUN-FOLDER.safetensors"
-        ),
-    ] = None,
-    run_folder: Annotated[
-        Path | None,
-        output_option(
-            "--run-folder",
             metavar="FOLDER",
-            help="State and log. A run that was killed goes on from there.",
-            show_default="runs/RUN",
+            help="Folder for states, log and result: the same as --set output=FOLDER. A run that "
+            "was stopped goes on from there.",
+            show_default="that of CONFIG",
         ),
     ] = None,
-    steps: Annotated[
-        int | None, of_the_run(min=1, metavar="NUMBER", help="Optimizer steps.")
-    ] = None,
-    batch_size: Annotated[
-        int | None, of_the_run(min=1, metavar="NUMBER", help="Samples a step.")
-    ] = None,
-    learning_rate: Annotated[
-        float | None, of_the_run(min=0, metavar="NUMBER", help="Highest learning rate.")
-    ] = None,
-    precision: Annotated[
-        Literal["bf16", "no"] | None,
-        of_the_run(help="no: fp32, several times faster on processors that emulate bf16."),
-    ] = None,
-    seed: Annotated[
-        int | None, of_the_run(metavar="NUMBER", help="Seeds data, noise and weights.")
-    ] = None,
-    towers: Annotated[Path | None, starting_weights(help="Towers to start from.")] = None,
-    base: Annotated[Path | None, starting_weights(help="Base weights to start from.")] = None,
-    dry_run: Annotated[
-        bool, output_option("--dry-run", help="Show the settings; train nothing.")
-    ] = False,
+    dry_run: PlanOption = False,
     as_json: JsonOption = False,
-    overwrite: OverwriteOption = False,
 ) -> None:
-    """Train a part of the pocket model, from its towers to stage 1 and its controls.
+    """Fine-tune a model on clips; what comes of it is a folder or LoRA, and a recipe for it.
 
-    pocket-towers          Text and image tower, without video.
-    pocket-decoder         The autoencoder's decoder.
-    pocket-base            The base: rich motion, weakly coupled to the prompt.
-    pocket-tuned           Stage 1: adapter and U-Net, mostly slow clips.
-    pocket-naive           Control of tuned: the U-Net, without adapter.
-    pocket-equal           Control of tuned: clips as fast as those of the base.
-    pocket-temporal        Stage 1 for the adapter and the temporal blocks alone.
-    pocket-temporal-naive  Control of temporal: without adapter.
+    dynamicrafter-512-adapter  Stage 1: adapter and temporal blocks.
+    dynamicrafter-512-naive    Control of it: all of the model, without adapter.
+    dynamicrafter-512-cil      CIL: all of it, with TimeNoise on the image.
+    pocket-towers              Text and image tower of the pocket model.
+    pocket-decoder             Its autoencoder's decoder.
+    pocket-base                Its base: rich motion, weakly coupled.
+    pocket-tuned               Its stage 1: adapter and U-Net, mostly slow clips.
+    pocket-naive               Control of tuned: the U-Net, without adapter.
+    pocket-equal               Control of tuned: clips as fast as the base's.
+    pocket-temporal            Stage 1 for adapter and temporal blocks alone.
+    pocket-temporal-naive      Control of temporal: without adapter.
 
-    The video runs use a GPU if there is one (the base takes 4 minutes on an H200). On several
-    cores: OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m motionmerge.cli train pocket-base
-    --precision no --batch-size 16
+    Clips are what `motionmerge data check CLIPS -o CHECKED` found: data.folder=CLIPS and
+    data.manifest=CHECKED/clips.jsonl. On several processes: torchrun --nproc-per-node 2
+    -m motionmerge.cli train CONFIG
     """
-    from dataclasses import asdict, replace
+    from motionmerge.training.config_file import ConfigFile
+    from motionmerge.training.pocket.runs import PocketRun
+    from motionmerge.training.run_config import RunConfig
 
-    from motionmerge.io.atomic import check_folder, check_new_file
-    from motionmerge.training.pocket.runs import RUNS, RunInputs
-    from motionmerge.training.pocket.runs import run as train_run
-    from motionmerge.training.settings import RunStopped, TrainingProgress
+    given = _changes(changes or ())
+    if output is not None:
+        if "output" in given:
+            raise ConfigError("The output is given twice.", fix="Leave out --set output=.. or -o.")
+        given["output"] = str(output)
+    file = ConfigFile.load(config, changes=given)
+    if "pocket" in file.content:
+        _train_pocket(file, file.read(PocketRun), dry_run=dry_run, as_json=as_json)
+    else:
+        _train_on_clips(file.read(RunConfig), dry_run=dry_run, as_json=as_json)
 
-    changes: dict[str, Any] = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "precision": precision,
-        "seed": seed,
-    }
-    given = {key: value for key, value in changes.items() if value is not None}
-    name, folder = run.removeprefix(PREFIX), run_folder or Path("runs") / run
-    output = output or folder.with_suffix(".safetensors")
-    check_new_file(output, overwrite=overwrite)
-    check_folder(folder)
-    settings = replace(RUNS[name].settings, **given)
+
+def _changes(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read the `KEY=VALUE` of --set; a value is YAML."""
+    from motionmerge.text import parse_yaml
+
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigError(
+                f"--set {pair} is not KEY=VALUE.", fix="Write e.g. `--set settings.steps=500`."
+            )
+        if key in found:
+            raise ConfigError(f"`{key}` is given twice.", fix="Give it once.")
+        found[key] = parse_yaml(value, source=f"--set {key}")
+    return found
+
+
+def _train_on_clips(config: RunConfig, *, dry_run: bool, as_json: bool) -> None:
+    from motionmerge.io.atomic import check_folder
+    from motionmerge.training.clip_run import open_clip_run
+    from motionmerge.training.run_plan import plan_run
+
+    check_folder(config.output)
+    run = open_clip_run(config)
     if dry_run:
-        plan = {"run": name, "output": str(output), "settings": asdict(settings)}
+        plan = plan_run(run)
+        if as_json:
+            print(json.dumps(asdict(plan)))
+        else:
+            _print_plan(plan)
+        return
+    with _told_how_to_go_on():
+        result, made = run.train(
+            on_encoded=_EncodingLines(), on_progress=_progress_line(config.settings.batch_size)
+        )
+    if made is None:
+        return
+    if as_json:
+        paths = {name: str(value) for name, value in asdict(made).items()}
+        print(json.dumps({"output": str(config.output), **paths, **asdict(result)}))
+        return
+    _print_end(made.weights, result)
+    print(
+        f"motionmerge generate photo.jpg --model {shlex.quote(made.model)} "
+        f"--recipe {shlex.quote(str(made.recipe))}"
+    )
+
+
+def _train_pocket(file: ConfigFile, config: PocketRun, *, dry_run: bool, as_json: bool) -> None:
+    from motionmerge.io.atomic import check_folder
+    from motionmerge.training.pocket.runs import run, weights_of
+
+    name = file.name.removeprefix(_POCKET)
+    check_folder(config.output)
+    if dry_run:
+        plan = {"run": name, **config.model_dump(mode="json", exclude_none=True)}
         print(json.dumps(plan, indent=None if as_json else 2))
         return
+    with _told_how_to_go_on():
+        result = run(name, config, on_progress=_progress_line(config.settings.batch_size))
+    if not result.is_main_process:
+        return
+    output = weights_of(name, config)
+    if as_json:
+        print(json.dumps({"output": str(output), **asdict(result)}))
+    else:
+        _print_end(output, result)
+
+
+def _print_end(output: Path, result: TrainingResult) -> None:
+    print(f"wrote {output}: loss {result.loss:.4f}, {result.steps} steps, {result.seconds:.0f} s")
+
+
+def _print_plan(plan: RunPlan) -> None:
+    from motionmerge.memory import gigabytes
+
+    for group, count in plan.trained.items():
+        print(f"trains {count:>14,}  {group}")
+    print(f"frozen {plan.frozen:>14,}")
+    parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in plan.memory.items())
+    print(f"memory {gigabytes(sum(plan.memory.values()))} ({parts}), without what a step computes")
+    print(f"clips  {plan.shots:,} shots, {plan.views:,} views; {plan.left_out:,} are too short")
+    print(f"steps  {plan.steps:,}: {plan.samples:,} samples, {plan.epochs:.1f} epochs")
+    if plan.hours is not None:
+        print(f"left   {plan.hours:.1f} h at the rate so far")
+
+
+class _EncodingLines:
+    """Prints how many views are encoded, every few seconds."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if done == total or time.monotonic() > self._last + _SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            typer.echo(f"encoded {done} of {total} views", err=True)
+
+
+def _progress_line(batch_size: int) -> Callable[[TrainingProgress], None]:
+    """Return what prints a line for each logged step."""
 
     def report(progress: TrainingProgress) -> None:
         left = progress.seconds / progress.step * (progress.steps - progress.step)
+        rate = progress.step * batch_size / max(progress.seconds, 0.1)
         typer.echo(
             f"step {progress.step}/{progress.steps}  loss {progress.loss:.4f}  "
-            f"{progress.seconds:.0f} s, {max(left, 0):.0f} s left",
+            f"{rate:.3g} samples/s  {_memory()}  {progress.seconds:.0f} s, {left:.0f} s left",
             err=True,
         )
 
+    return report
+
+
+def _memory() -> str:
+    """Write the most memory that was taken: of the GPU if there is one."""
+    import torch
+
+    from motionmerge.memory import gigabytes, most_memory
+
+    if torch.cuda.is_available():
+        return gigabytes(torch.cuda.max_memory_allocated())
+    most = most_memory()
+    return "" if most is None else gigabytes(most)
+
+
+@contextmanager
+def _told_how_to_go_on() -> Iterator[None]:
+    from motionmerge.training.settings import RunStopped
+
     try:
-        result = train_run(
-            name,
-            output,
-            folder=folder,
-            inputs=RunInputs(towers=towers, base=base),
-            changes=given,
-            on_progress=report,
-        )
+        yield
     except RunStopped as stopped:
         typer.echo(
             f"stopped after step {stopped.step}, the state is in {stopped.folder}: "
@@ -142,11 +236,3 @@ def train(
             err=True,
         )
         raise
-    if not result.is_main_process:
-        return
-    if as_json:
-        print(json.dumps({"output": str(output), **asdict(result)}))
-    else:
-        print(
-            f"wrote {output}: loss {result.loss:.4f}, {result.steps} steps, {result.seconds:.0f} s"
-        )

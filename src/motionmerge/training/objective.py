@@ -22,6 +22,11 @@ class Objective(Protocol):
     def can_use_gpu(self) -> bool: ...
 
     @property
+    def is_captured(self) -> bool:
+        """Whether all batches are alike, so that a step may be captured as a CUDA graph."""
+        ...
+
+    @property
     def draw(self) -> Callable[[Sequence[int]], Drawn]:
         """Sample indices to tensors on the CPU, in another process: it must pickle."""
         ...
@@ -30,14 +35,14 @@ class Objective(Protocol):
         """Move what `prepare` needs."""
         ...
 
-    def prepare(self, drawn: Drawn) -> tuple[torch.Tensor, ...]:
+    def prepare(self, drawn: Drawn) -> tuple[Any, ...]:
         """Convert what was drawn, on the device, to what the loss needs; no gradients."""
         ...
 
-    def loss(self, module: nn.Module, *prepared: torch.Tensor) -> torch.Tensor:
+    def loss(self, module: nn.Module, *prepared: Any) -> torch.Tensor:
         """Compute the mean loss.
 
-        No `.item()` and no branch on values: the call is captured as a CUDA graph.
+        Where `is_captured`: no `.item()` and no branch on values.
         """
         ...
 
@@ -45,7 +50,7 @@ class Objective(Protocol):
 class FunctionObjective:
     """A `LossFunction` as an `Objective` that stays on the CPU."""
 
-    can_use_gpu = False
+    can_use_gpu, is_captured = False, False
 
     def __init__(self, loss_function: LossFunction) -> None:
         self._loss_function = loss_function

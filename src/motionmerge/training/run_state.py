@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from motionmerge.errors import CheckpointError, DataError
-from motionmerge.io.atomic import atomic_path
+from motionmerge.io.atomic import atomic_path, write_whole
 
+LOG, VALIDATION_LOG = "log.jsonl", "validation.jsonl"
 _STATE = re.compile(r"state-(\d{8})\.pt")
 
 
@@ -45,10 +46,6 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.keep = folder, keep
         self.fingerprint = json.loads(json.dumps(fingerprint, default=str))
-
-    @property
-    def log_path(self) -> Path:
-        return self.folder / "log.jsonl"
 
     def states(self) -> list[Path]:
         """Return the states that are there, the newest first."""
@@ -102,27 +99,29 @@ class RunFolder:
         for old in self.states()[self.keep :]:
             old.unlink(missing_ok=True)
 
-    def log(self, line: Mapping[str, Any]) -> None:
-        """Append a line to the log."""
-        with self.log_path.open("a", encoding="utf-8") as stream:
+    def log(self, line: Mapping[str, Any], *, name: str = LOG) -> None:
+        """Append a line to a log."""
+        with (self.folder / name).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
 
-    def trim_log(self, step: int) -> None:
+    def trim_log(self, step: int, *, name: str = LOG) -> None:
         """Drop what was logged after `step`, which will be done again, and a torn last line."""
-        kept = [line for line in self.lines() if line["step"] <= step]
-        with atomic_path(self.log_path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+        kept = [line for line in self.lines(name=name) if line["step"] <= step] if step else []
+        if kept or (self.folder / name).exists():
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            write_whole(self.folder / name, text)
 
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines of the log, without a last one that was torn when the run was killed."""
-        if not self.log_path.exists():
+    def lines(self, *, name: str = LOG) -> Iterator[dict[str, Any]]:
+        """Yield the lines of a log, without a last one that was torn when the run was killed."""
+        path = self.folder / name
+        if not path.exists():
             return
-        lines = self.log_path.read_text("utf-8", errors="replace").splitlines()
+        lines = path.read_text("utf-8", errors="replace").splitlines()
         for number, line in enumerate(lines, 1):
             try:
                 yield json.loads(line)
             except ValueError as error:
                 if number < len(lines):
                     raise DataError(
-                        f"Line {number} of {self.log_path} is not JSON.", fix="Remove that line."
+                        f"Line {number} of {path} is not JSON.", fix="Remove that line."
                     ) from error

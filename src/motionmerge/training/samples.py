@@ -8,6 +8,7 @@ and image are dropped as DynamiCrafter does, from one number u in [0, 1) and the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -48,24 +49,44 @@ class SampleDraw(NamedTuple):
     time_share: float
 
 
+@dataclass(frozen=True, eq=False)
+class ClipOrder:
+    """In which order clips are shown.
+
+    Args:
+        num_clips: How many there are.
+        weights: How often each is shown, see `epoch_order`; None for all alike.
+    """
+
+    num_clips: int
+    weights: npt.NDArray[np.float64] | None = None
+
+
 def draw_sample(
-    seed: int, index: int, *, num_clips: int, num_views: int, num_condition_frames: int, drop: float
+    seed: int,
+    index: int,
+    *,
+    order: ClipOrder,
+    num_views: int,
+    num_condition_frames: int,
+    drop: float,
 ) -> SampleDraw:
     """Draw what the sample with this index shows.
 
     Args:
         seed: Of the run.
-        index: Of the sample; the first `num_clips` are the first epoch.
-        num_clips, num_views, num_condition_frames: How many there are to choose from.
+        index: Of the sample; as many as there are clips are an epoch.
+        order: Of the clips.
+        num_views, num_condition_frames: How many there are to choose from.
         drop: p of the formula above.
     """
-    epoch, place = divmod(index, num_clips)
-    order = _order(num_clips, seed, epoch)
+    epoch, place = divmod(index, order.num_clips)
+    clips = _clips_of(order, seed, epoch)
     rng = np.random.default_rng(whole_number_for(seed, "sample", str(index)))
     u, time_share = rng.random(2)
     without_caption, without_image = dropped(torch.tensor([u]), share=drop)
     return SampleDraw(
-        clip=int(order[place]),
+        clip=int(clips[place]),
         view=int(rng.integers(num_views)),
         condition_frame=int(rng.integers(num_condition_frames)),
         without_caption=bool(without_caption),
@@ -74,10 +95,10 @@ def draw_sample(
     )
 
 
-@lru_cache(maxsize=2)
-def _order(num_clips: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """Return an epoch's order, which all of its samples share; it is not to be changed."""
-    return epoch_order(num_clips, seed=seed, epoch=epoch)
+@lru_cache(maxsize=4)
+def _clips_of(order: ClipOrder, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Return the clips of an epoch, which all of its samples share; it is not to be changed."""
+    return epoch_order(order.num_clips, seed=seed, epoch=epoch, weights=order.weights)
 
 
 def dropped(u: torch.Tensor, *, share: float) -> tuple[torch.Tensor, torch.Tensor]:

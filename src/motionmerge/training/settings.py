@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """How to optimize.
+    """How to optimize. Ranges are checked where settings come from a file.
 
     Args:
         steps: Optimizer steps.
@@ -25,26 +29,29 @@ class TrainerSettings:
         max_grad_norm: Gradients are clipped to this norm.
         seed: Seeds samples, noise and initial weights.
         precision: "bf16" (autocast) or "no".
+        gradient_checkpointing: Compute what a block computes a second time for its gradients,
+            instead of keeping it: less memory, a third more time, the same bits.
         save_every, log_every: In steps.
         save_minutes: Save a state too when the last is this old.
         keep_states: How many of the newest states stay.
     """
 
-    steps: int
-    batch_size: int = 16
-    accumulate: int = 1
-    learning_rate: float = 1e-3
+    steps: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    learning_rate: Annotated[float, Field(ge=0)] = 1e-3
     decay: Literal["cosine", "none"] = "cosine"
-    warmup_steps: int = 200
-    weight_decay: float = 0.01
-    ema_decay: float | None = 0.999
-    max_grad_norm: float = 1.0
-    seed: int = 0
-    precision: str = "bf16"
-    save_every: int = 100
-    log_every: int = 25
-    save_minutes: float = 30.0
-    keep_states: int = 2
+    warmup_steps: Annotated[int, Field(ge=0)] = 200
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    seed: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["bf16", "no"] = "bf16"
+    gradient_checkpointing: bool = False
+    save_every: Annotated[int, Field(ge=1)] = 100
+    log_every: Annotated[int, Field(ge=1)] = 25
+    save_minutes: Annotated[float, Field(gt=0)] = 30.0
+    keep_states: Annotated[int, Field(ge=1)] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +97,19 @@ class RunStopped(SystemExit):
     def __init__(self, step: int, folder: Path) -> None:
         super().__init__(0)
         self.step, self.folder = step, folder
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is measured while a run goes on.
+
+    Attributes:
+        every: After how many steps; and once before the first.
+        measure: Takes the network and the step; returns JSON values.
+    """
+
+    every: int
+    measure: Callable[[nn.Module, int], Mapping[str, Any]]
 
 
 def learning_rate_at(step: int, settings: TrainerSettings) -> float:

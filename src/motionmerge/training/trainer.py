@@ -31,12 +31,13 @@ from motionmerge.rng import whole_number_for
 
 from .batches import batches_left
 from .objective import Drawn, Objective
-from .run_state import RunFolder, weights_hash
+from .run_state import LOG, VALIDATION_LOG, RunFolder, weights_hash
 from .settings import (
     RunStopped,
     TrainerSettings,
     TrainingProgress,
     TrainingResult,
+    Validation,
     learning_rate_at,
 )
 
@@ -53,6 +54,7 @@ def fit(
     trainable: Iterable[nn.Parameter] | None = None,
     identity: Mapping[str, Any] | None = None,
     kernels: Callable[[torch.device], AbstractContextManager[None]] | None = None,
+    validation: Validation | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainingResult:
     """Train `module` in place and leave it with the averaged (EMA) weights, on the CPU.
@@ -69,6 +71,8 @@ def fit(
         identity: What makes this run another than one with the same settings, module and trained
             parameters: its data and objective. JSON values.
         kernels: Context in which the loss is computed, for models that choose their kernels.
+        validation: What is measured meanwhile, with the averaged weights; see there. It is kept in
+            `folder/validation.jsonl`.
         on_progress: Called after each logged step, on the main process.
 
     Raises:
@@ -83,6 +87,8 @@ def fit(
     fingerprint = _fingerprint(module, parameters, settings, identity or {})
     with ExitStack() as cleanup:
         cleanup.enter_context(_frozen_but(module, parameters))
+        if settings.gradient_checkpointing:
+            cleanup.enter_context(_checkpointing(module))
         cleanup.enter_context(torch.random.fork_rng())
         run = _Run(
             module,
@@ -92,9 +98,12 @@ def fit(
             parameters,
             accelerator,
             kernels,
+            validation,
         )
         should_stop = cleanup.enter_context(_told_to_stop())
         run.restore()
+        if run.done == 0:
+            run.validate()
         batches = batches_left(
             objective, settings, run.done, share, accelerator.process_index, accelerator.device
         )
@@ -102,6 +111,7 @@ def fit(
             run.step(drawn)
             if run.is_logged_now and (progress := run.log()) and on_progress is not None:
                 on_progress(progress)
+            run.validate()
             is_told = _any_process(accelerator, is_true=should_stop.is_set())
             if run.is_saved_now or is_told:
                 run.save()
@@ -129,7 +139,7 @@ def _fingerprint(
     identity: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what makes a run this one; without what may change between two sittings."""
-    free = {"save_every", "log_every", "save_minutes", "keep_states"}
+    free = {"save_every", "log_every", "save_minutes", "keep_states", "gradient_checkpointing"}
     if settings.decay == "none":
         free.add("steps")  # more steps go on as the first ones did
     trained = {id(parameter) for parameter in parameters}
@@ -154,6 +164,28 @@ def _frozen_but(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterat
     finally:
         for value, flag in before:
             value.requires_grad_(flag)
+
+
+@contextmanager
+def _checkpointing(module: nn.Module) -> Iterator[None]:
+    """Keep the inputs of blocks alone for their gradients."""
+    networks: list[Any] = [
+        part
+        for part in module.modules()
+        if getattr(part, "_supports_gradient_checkpointing", False)
+    ]
+    if not networks:
+        raise ConfigError(
+            "This model has no gradient checkpointing.",
+            fix="Leave `gradient_checkpointing` out.",
+        )
+    for part in networks:
+        part.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        for part in networks:
+            part.disable_gradient_checkpointing()
 
 
 @contextmanager
@@ -189,10 +221,12 @@ class _Run:
         parameters: list[nn.Parameter],
         accelerator: Accelerator,
         kernels: Callable[[torch.device], AbstractContextManager[None]] | None,
+        validation: Validation | None,
     ) -> None:
         self.module, self.objective, self.settings = module, objective, settings
         self.books, self.parameters, self.accelerator = books, parameters, accelerator
         self.kernels, self.device = kernels, accelerator.device
+        self.validation = validation
         self.done, self.elapsed = 0, 0.0
         module.to(self.device)
         objective.to(self.device)
@@ -219,7 +253,8 @@ class _Run:
             self.done, self.elapsed = saved["step"], saved["seconds"]
             self.recent = self._recent_of(saved["recent"])
         if self.accelerator.is_main_process:
-            self.books.trim_log(self.done)
+            for name in (LOG, VALIDATION_LOG):
+                self.books.trim_log(self.done, name=name)
         if self.ema is not None:
             self.ema.to(self.device)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.module, self.optimizer)
@@ -229,7 +264,8 @@ class _Run:
             group.update(lr=self.rate, capturable=self.device.type == "cuda")
         self.run_step: Callable[..., torch.Tensor] = self._step
         is_alone = self.accelerator.num_processes == self.settings.accumulate == 1
-        if self.device.type == "cuda" and is_alone:
+        is_alike = self.objective.is_captured and not self.settings.gradient_checkpointing
+        if self.device.type == "cuda" and is_alone and is_alike:
             self.run_step = _CapturedStep(self._step, self.device)
         self.started = self.saved_at = time.monotonic()
 
@@ -260,12 +296,12 @@ class _Run:
         if self.device.type == "cpu":
             self._check_finite()
 
-    def _loss(self, *prepared: torch.Tensor) -> torch.Tensor:
+    def _loss(self, *prepared: Any) -> torch.Tensor:
         kernels = nullcontext() if self.kernels is None else self.kernels(self.device)
         with kernels, _autocast(self.device, self.settings):
             return self.objective.loss(self.wrapped, *prepared)
 
-    def _step(self, *prepared: torch.Tensor) -> torch.Tensor:
+    def _step(self, *prepared: Any) -> torch.Tensor:
         loss = self._loss(*prepared)
         self.accelerator.backward(loss)
         return self._optimize(loss.detach())
@@ -316,6 +352,24 @@ class _Run:
         )
         self.books.log(asdict(progress))
         return progress
+
+    def validate(self) -> None:
+        """Measure what is to be measured after this step, on the main process."""
+        validation = self.validation
+        if validation is None or not self.accelerator.is_main_process:
+            return
+        if self.done % validation.every and self.done != self.settings.steps:
+            return
+        if self.ema is not None:
+            self.ema.store(self.parameters)
+            self.ema.copy_to(self.parameters)
+        self.module.eval()
+        with torch.no_grad(), _autocast(self.device, self.settings):
+            figures = validation.measure(self.module, self.done)
+        self.module.train()
+        if self.ema is not None:
+            self.ema.restore(self.parameters)
+        self.books.log({"step": self.done, **figures}, name=VALIDATION_LOG)
 
     def save(self) -> None:
         """Save the state, if there is a number in it."""

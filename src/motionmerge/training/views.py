@@ -215,6 +215,17 @@ def view_of(shot: TrainingShot, number: int, settings: ViewSettings) -> ClipView
     )
 
 
+def whole_frame_rate(view: ClipView) -> float:
+    """Return a view's frames per second, rounded down, as DynamiCrafter is told them."""
+    return float(math.floor(view.frame_rate + 1e-3))  # the times of a clip make 4.9999 of 5
+
+
+def own_frame_stride(view: ClipView) -> float:
+    """Return a view's stride in frames of its file, as DynamiCrafter-256 is told it."""
+    assert view.frame_stride is not None  # refused by `ClipEncoder.check_views`
+    return float(view.frame_stride)
+
+
 def _strides(shot: TrainingShot, settings: ViewSettings) -> list[int]:
     """List the strides for which a shot is long enough."""
     least, most = settings.frame_stride or (1, 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,10 +30,12 @@ from motionmerge.models.dynamicrafter import (
 )
 from motionmerge.models.dynamicrafter.conversion import OfficialCheckpoint
 from motionmerge.models.dynamicrafter.lazy_tensors import LazyTensor
-from motionmerge.training.denoisers.condition import DenoiserCondition, every_frame, first_and_last
+from motionmerge.training.clip_batches import ClipBatch, ConditionDraws, ConditionNoise
+from motionmerge.training.clip_objective import ClipObjective
+from motionmerge.training.denoisers.condition import DenoiserCondition
 from motionmerge.training.denoisers.dynamicrafter import DynamiCrafterDenoiser
 from motionmerge.training.objectives.edm import ContinuousSigmas
-from motionmerge.training.objectives.noised import Noised, denoising_losses
+from motionmerge.training.objectives.noised import denoising_losses
 from motionmerge.training.objectives.time_noise import TimeNoise
 from motionmerge.training.objectives.vp import VariancePreserving
 from motionmerge.training.samples import dropped
@@ -55,9 +58,10 @@ def stored(name: str) -> dict[str, torch.Tensor]:
 
 
 class Case(NamedTuple):
-    noised: Noised
+    objective: ClipObjective
+    prepared: tuple[Any, ...]
     condition: DenoiserCondition
-    unet_input: torch.Tensor
+    seen: torch.Tensor
 
 
 def text_stand_in(caption: str, *, seed: int, width: int) -> torch.Tensor:
@@ -77,34 +81,7 @@ def case_of(name: str) -> Case:
     mean, std = own("moments").chunk(2, 1)
     latents = SCALE * (mean + std * own("draw/posterior"))
     latents = latents.unflatten(0, (batch, -1)).transpose(1, 2)
-    process = VariancePreserving(scheduler_of(config))
-    times = own("timesteps")
-    noised = process.noised(latents, own("draw/noise"), times)
-
-    shown = first_and_last(latents)
     frame = torch.full((batch,), case["random_condition_frame"])
-    if not config.get("interp_mode"):
-        shown = every_frame(latents, frame)
-    kept, token_noise = torch.ones(batch), torch.zeros(1, 1, 1)
-    if config.get("beta_m"):
-        noise = TimeNoise(strength=config["beta_m"], power=config["a"])
-        shares = process.time_shares(times)
-        # Tokens are noised first.
-        *of_tokens, of_latents = (
-            data[f"{name}/draw/beta_s_normal.{i}"]
-            for i in range(1 + (config.get("clip_type") == 1))
-        )
-        shown = noise.on(
-            shown,
-            time_shares=shares,
-            normal=of_latents,
-            noise=own("draw/concat_noise"),
-        )
-        if config.get("clip_type") == 1:
-            scales = noise.scales(shares, *of_tokens)
-            token_noise = scales[:, None, None] * own("draw/token_noise")
-        elif (case["token_replacement_draw"] or 1) < 0.95:
-            kept, token_noise = torch.zeros(batch), own("draw/token_noise")
     without_text, without_image = dropped(own("draw/dropout"), share=config["uncond_prob"])
     video = data[f"{file}/video"]
     image = video[torch.arange(batch), :, frame] * ~without_image[:, None, None, None]
@@ -124,15 +101,53 @@ def case_of(name: str) -> Case:
     ]
     # The official loader hands fps on divided by the stride.
     rate = {"fs": case["frame_stride"], "fps": case["fps"]}[config["fps_condition_type"]]
-    condition = DenoiserCondition(
-        latents=shown,
+    objective = ClipObjective(
+        no_draw,
+        VariancePreserving(scheduler_of(config)),
+        layout="first and last" if config.get("interp_mode") else "every frame",
+        condition_noise=condition_noise_of(config),
+    )
+    drawn = ClipBatch(
+        latents=latents,
+        noise=own("draw/noise"),
+        times=own("timesteps"),
+        condition_frame=frame,
         prompt_embeds=torch.stack(text),
         image_embeds=pooled @ data[f"{file}/image_stand_in/W"] + data[f"{file}/image_stand_in/P"],
         frame_rate=torch.tensor(rate).long(),
-        tokens_kept=kept,
-        token_noise=token_noise,
+        condition=condition_draws_of(name) if config.get("beta_m") else None,
     )
-    return Case(noised, condition, own("unet_input"))
+    prepared = objective.prepare((drawn,))
+    noised, condition = prepared[0]
+    return Case(objective, prepared, condition, torch.cat([noised.sample, condition.latents], 1))
+
+
+def no_draw(indices: Sequence[int]) -> None:
+    raise AssertionError("The draws are those of the official code.")
+
+
+def condition_noise_of(config: dict[str, Any]) -> ConditionNoise | None:
+    if not config.get("beta_m"):
+        return None
+    kind = "noised" if config.get("clip_type") == 1 else "replaced"
+    return ConditionNoise(strength=config["beta_m"], power=config["a"], tokens=kind)
+
+
+def condition_draws_of(name: str) -> ConditionDraws:
+    case, data = meta("dynamicrafter")["cases"][name], stored("dynamicrafter")
+    # Tokens are noised first, where they are.
+    *of_tokens, of_latents = (
+        data[f"{name}/draw/beta_s_normal.{i}"]
+        for i in range(1 + (case["config"].get("clip_type") == 1))
+    )
+    coin = case["token_replacement_draw"]
+    return ConditionDraws(
+        normal=of_latents,
+        noise=data[f"{name}/draw/concat_noise"],
+        token_normal=of_tokens[0] if of_tokens else torch.zeros_like(of_latents),
+        token_noise=data.get(f"{name}/draw/token_noise", torch.zeros(1, 1, 1)),
+        on_tokens=torch.full_like(of_latents, float((coin or 0) < ConditionNoise().token_share)),
+    )
 
 
 def scheduler_of(config: dict[str, Any]) -> DynamicRescaleDDIMScheduler:
@@ -172,8 +187,7 @@ def denoiser_of(weights: str, *, is_identity: bool = False) -> DynamiCrafterDeno
 
 
 def loss_of(case: Case, denoiser: nn.Module) -> torch.Tensor:
-    predicted = denoiser(case.noised.sample, case.noised.timesteps, case.condition)
-    return denoising_losses(predicted, case.noised).mean()
+    return case.objective.loss(denoiser, *case.prepared)
 
 
 def official_norms(denoiser: DynamiCrafterDenoiser) -> dict[str, float]:
@@ -191,9 +205,8 @@ EVERY_CASE = list(meta("dynamicrafter")["cases"])
 
 @pytest.mark.parametrize("name", EVERY_CASE)
 def test_the_denoiser_sees_what_the_official_code_shows_it(name: str) -> None:
-    case = case_of(name)
-    seen = torch.cat([case.noised.sample, case.condition.latents], 1)
-    torch.testing.assert_close(seen, case.unet_input, atol=1e-6, rtol=1e-6)
+    expected = stored("dynamicrafter")[f"{name}/unet_input"]
+    torch.testing.assert_close(case_of(name).seen, expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY_CASE if "adapter" not in name])

@@ -29,9 +29,6 @@ from motionmerge.training.objective import FunctionObjective
 from motionmerge.training.settings import TrainerSettings, TrainingProgress, TrainingResult
 from motionmerge.training.trainer import fit
 
-SETTINGS = TrainerSettings(
-    steps=3000, batch_size=16, learning_rate=2e-3, precision="no", save_every=500
-)
 MAX_LATENT_NOISE = 0.15
 STILL_SHARE = 0.1  # of the samples, which show the first frame itself
 
@@ -103,7 +100,7 @@ def _near_objects(clips: Clips) -> torch.Tensor:
 def train_decoder(
     folder: Path,
     *,
-    settings: TrainerSettings = SETTINGS,
+    settings: TrainerSettings,
     on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> tuple[dict[str, torch.Tensor], TrainingResult]:
     """Train the decoder; returns its weights as `autoencoder.*`."""

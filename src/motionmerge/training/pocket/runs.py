@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
+from pydantic import model_validator
 
 from motionmerge.errors import ConfigError
 from motionmerge.io.atomic import check_file, prepare_folder
@@ -26,6 +27,7 @@ from motionmerge.models.pocket.components import (
     weights_path,
 )
 from motionmerge.models.pocket.world import TRAINING_PHOTOS
+from motionmerge.training.config_file import ConfigSection
 from motionmerge.training.pocket import decoder as pocket_decoder
 from motionmerge.training.pocket import towers as pocket_towers
 from motionmerge.training.pocket import video as pocket_video
@@ -35,163 +37,123 @@ OnProgress = Callable[[TrainingProgress], None]
 LICENCE = "Apache-2.0"
 
 
-@dataclass(frozen=True)
-class RunInputs:
-    """Weights files that a run starts from; the shipped ones where None."""
-
-    towers: Path | None = None
-    base: Path | None = None
-
-
-@dataclass(frozen=True)
-class PocketRun:
+class PocketRun(ConfigSection):
     """One training run.
 
-    Args:
+    Attributes:
         summary: One line for `--help` and the model card.
-        settings: How to optimize, by default.
+        pocket: What is trained; `fine-tune` begins with a base.
+        trains: For fine-tunes: which parameters.
         data: Clips and captions, for the video runs.
-        trains: For fine-tunes: which parameters; None otherwise.
+        settings: How to optimize.
+        image_settings: The same for the image tower.
+        towers, base: Weights files to start from; the shipped ones by default.
+        output: The folder of the run: states, log, and the weights.
     """
 
     summary: str
-    settings: TrainerSettings
-    data: pocket_video.ClipData | None = None
+    pocket: Literal["towers", "decoder", "base", "fine-tune"]
     trains: pocket_video.Trains | None = None
+    data: pocket_video.ClipData | None = None
+    settings: TrainerSettings
+    image_settings: TrainerSettings | None = None
+    towers: Path | None = None
+    base: Path | None = None
+    output: Path
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> PocketRun:
+        wanted = {
+            "data": self.pocket in ("base", "fine-tune"),
+            "trains": self.pocket == "fine-tune",
+            "image_settings": self.pocket == "towers",
+        }
+        for name, is_wanted in wanted.items():
+            if (getattr(self, name) is not None) != is_wanted:
+                raise ConfigError(
+                    f"`{name}` is {'needed' if is_wanted else 'not'} for {self.pocket}.",
+                    fix=f"{'Add' if is_wanted else 'Remove'} `{name}`.",
+                )
+        return self
 
 
-RUNS: Mapping[str, PocketRun] = {
-    "towers": PocketRun("Text and image tower, without video.", pocket_towers.TEXT_SETTINGS),
-    "decoder": PocketRun("The autoencoder's decoder.", pocket_decoder.SETTINGS),
-    "base": PocketRun(
-        "The base: rich motion, weakly coupled to the prompt.",
-        pocket_video.BASE_SETTINGS,
-        pocket_video.BASE_DATA,
-    ),
-    "tuned": PocketRun(
-        "Stage 1: temporal adapter and U-Net, right captions, mostly slow clips.",
-        pocket_video.TUNED_SETTINGS,
-        pocket_video.TUNED_DATA,
-        trains="adapter and U-Net",
-    ),
-    "naive": PocketRun(
-        "Control: the whole U-Net on the same data, no adapter.",
-        pocket_video.TUNED_SETTINGS,
-        pocket_video.TUNED_DATA,
-        trains="U-Net",
-    ),
-    "equal": PocketRun(
-        "Control: stage 1 on clips as fast as the base's.",
-        pocket_video.TUNED_SETTINGS,
-        pocket_video.EQUAL_DATA,
-        trains="adapter and U-Net",
-    ),
-    "temporal": PocketRun(
-        "Stage 1 on the temporal half alone: adapter and temporal blocks.",
-        pocket_video.TUNED_SETTINGS,
-        pocket_video.TUNED_DATA,
-        trains="adapter and temporal blocks",
-    ),
-    "temporal-naive": PocketRun(
-        "Its control: the temporal blocks on the same data, no adapter.",
-        pocket_video.TUNED_SETTINGS,
-        pocket_video.TUNED_DATA,
-        trains="temporal blocks",
-    ),
-}
-
-
-def run(
-    name: str,
-    output: Path,
-    *,
-    folder: Path,
-    inputs: RunInputs | None = None,
-    changes: Mapping[str, Any] | None = None,
-    on_progress: OnProgress | None = None,
-) -> TrainingResult:
-    """Carry out the run `name` and write its weights (fp16) to `output`.
+def run(name: str, config: PocketRun, *, on_progress: OnProgress | None = None) -> TrainingResult:
+    """Carry out a run and write its weights (fp16) to `weights_of(name, config)`.
 
     Args:
-        name: One of `RUNS`.
-        output: The weights file.
-        folder: Resumable state and log.
-        inputs: What to start from.
-        changes: Fields of `TrainerSettings` other than the run's own.
+        name: Of the run, for the model card.
+        config: What it is.
         on_progress: Called after each logged step.
 
     Raises:
-        ConfigError: the run is unknown, or the output cannot be written.
+        ConfigError: The output cannot be written.
     """
-    if name not in RUNS:
-        raise ConfigError(f"There is no run {name!r}", fix=f"Choose one of {', '.join(RUNS)}.")
-    recipe = RUNS[name]
+    output = weights_of(name, config)
     check_file(output)
-    prepare_folder(output.parent)
-    prepare_folder(folder)
-    settings = replace(recipe.settings, **(changes or {}))
-    train = {"towers": _towers, "decoder": _decoder}.get(name, _denoiser)
-    weights, result = train(name, settings, folder, inputs or RunInputs(), on_progress)
+    prepare_folder(config.output)
+    train = {"towers": _towers, "decoder": _decoder}.get(config.pocket, _denoiser)
+    weights, result = train(config, on_progress)
     if result.is_main_process:
-        save_half(output, weights, _card(name, recipe, settings, result))
+        save_half(output, weights, _card(name, config, result))
     return result
+
+
+def weights_of(name: str, config: PocketRun) -> Path:
+    """Return the weights file that a run writes."""
+    return config.output / f"{name}.safetensors"
 
 
 Trained = tuple[dict[str, torch.Tensor], TrainingResult]
 
 
-def _towers(
-    _: str, settings: TrainerSettings, folder: Path, __: RunInputs, on_progress: OnProgress | None
-) -> Trained:
-    image_settings = replace(pocket_towers.IMAGE_SETTINGS, seed=settings.seed)
+def _towers(config: PocketRun, on_progress: OnProgress | None) -> Trained:
+    assert config.image_settings is not None  # see `PocketRun`
     weights, _text_result, result = pocket_towers.train_towers(
-        folder, text_settings=settings, image_settings=image_settings, on_progress=on_progress
+        config.output,
+        text_settings=config.settings,
+        image_settings=replace(config.image_settings, seed=config.settings.seed),
+        on_progress=on_progress,
     )
     return weights, result
 
 
-def _decoder(
-    _: str, settings: TrainerSettings, folder: Path, __: RunInputs, on_progress: OnProgress | None
-) -> Trained:
-    return pocket_decoder.train_decoder(folder, settings=settings, on_progress=on_progress)
+def _decoder(config: PocketRun, on_progress: OnProgress | None) -> Trained:
+    return pocket_decoder.train_decoder(
+        config.output, settings=config.settings, on_progress=on_progress
+    )
 
 
-def _denoiser(
-    name: str,
-    settings: TrainerSettings,
-    folder: Path,
-    inputs: RunInputs,
-    on_progress: OnProgress | None,
-) -> Trained:
-    recipe = RUNS[name]
-    model = build_pocket_model(with_adapter=name != "base", seed=settings.seed)
-    load_towers(model, inputs.towers)
-    if name == "base":
-        result = pocket_video.train_base(model, folder, settings=settings, on_progress=on_progress)
+def _denoiser(config: PocketRun, on_progress: OnProgress | None) -> Trained:
+    assert config.data is not None  # see `PocketRun`
+    settings = config.settings
+    model = build_pocket_model(with_adapter=config.pocket != "base", seed=settings.seed)
+    load_towers(model, config.towers)
+    if config.trains is None:
+        result = pocket_video.train_base(
+            model, config.output, data=config.data, settings=settings, on_progress=on_progress
+        )
         add_pocket_adapter(model.unet)
     else:
-        load_denoiser(model, inputs.base or weights_path("base"))
+        load_denoiser(model, config.base or weights_path("base"))
         result = pocket_video.fine_tune(
             model,
-            folder,
-            data=recipe.data or pocket_video.TUNED_DATA,
+            config.output,
+            data=config.data,
             settings=settings,
-            trains=recipe.trains or "adapter and U-Net",
+            trains=config.trains,
             on_progress=on_progress,
         )
     return denoiser_weights(model), result
 
 
-def _card(
-    name: str, recipe: PocketRun, settings: TrainerSettings, result: TrainingResult
-) -> dict[str, str]:
+def _card(name: str, config: PocketRun, result: TrainingResult) -> dict[str, str]:
     card = {
         "model": "motionmerge pocket",
         "run": name,
-        "summary": recipe.summary,
-        "settings": asdict(settings),
-        "data": asdict(recipe.data) if recipe.data else None,
-        "trains": recipe.trains,
+        "summary": config.summary,
+        "settings": asdict(config.settings),
+        "data": asdict(config.data) if config.data else None,
+        "trains": config.trains,
         "photos": list(TRAINING_PHOTOS),
         "result": {"steps": result.steps, "loss": result.loss, "seconds": round(result.seconds)},
         "machine": f"{platform.machine()}, {result.device}, {result.num_processes} process(es), "

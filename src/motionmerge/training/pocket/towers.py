@@ -43,13 +43,6 @@ from motionmerge.training.objective import FunctionObjective
 from motionmerge.training.settings import TrainerSettings, TrainingProgress, TrainingResult
 from motionmerge.training.trainer import fit
 
-TEXT_SETTINGS = TrainerSettings(
-    steps=500, batch_size=128, learning_rate=2e-3, precision="no", save_every=250
-)
-IMAGE_SETTINGS = TrainerSettings(
-    steps=1200, batch_size=48, learning_rate=1.5e-3, precision="no", save_every=500
-)
-
 
 class Reader(nn.Module):
     """A tower and the queries that read it."""
@@ -133,8 +126,8 @@ def _places(scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
 def train_towers(
     folder: Path,
     *,
-    text_settings: TrainerSettings = TEXT_SETTINGS,
-    image_settings: TrainerSettings = IMAGE_SETTINGS,
+    text_settings: TrainerSettings,
+    image_settings: TrainerSettings,
     on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> tuple[dict[str, torch.Tensor], TrainingResult, TrainingResult]:
     """Train both towers; returns their weights as `text_encoder.*` and `image_encoder.*`."""

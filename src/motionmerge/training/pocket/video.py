@@ -59,22 +59,8 @@ class ClipData:
 
 Trains = Literal["adapter and U-Net", "U-Net", "adapter and temporal blocks", "temporal blocks"]
 
-BASE_DATA = ClipData(slow_power=1.0, missing_captions=0.2, wrong_captions=0.4)
-TUNED_DATA = ClipData(slow_power=4.0, missing_captions=0.05, wrong_captions=0.0)
-EQUAL_DATA = ClipData(slow_power=1.0, missing_captions=0.05, wrong_captions=0.0)
-
 OBJECT_WEIGHT = 12.0
 """How much more than the rest the places of objects count, where they do: they are small."""
-
-BASE_SETTINGS = TrainerSettings(steps=3521, batch_size=128, learning_rate=1.2e-3)
-TUNED_SETTINGS = TrainerSettings(
-    steps=1000,
-    batch_size=64,
-    learning_rate=8e-4,
-    warmup_steps=50,
-    ema_decay=0.99,
-    seed=1,
-)
 
 
 class Denoiser(nn.Module):
@@ -200,7 +186,7 @@ class VideoObjective:
         num_canvases: Pictures in the pool.
     """
 
-    can_use_gpu = True
+    can_use_gpu, is_captured = True, True
 
     def __init__(
         self,
@@ -271,17 +257,18 @@ def train_base(
     model: PocketModel,
     folder: Path,
     *,
-    settings: TrainerSettings = BASE_SETTINGS,
+    data: ClipData,
+    settings: TrainerSettings,
     on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainingResult:
     """Train U-Net and image projector from scratch; `model` is left with the averaged weights."""
-    objective = VideoObjective(model, BASE_DATA, seed=settings.seed)
+    objective = VideoObjective(model, data, seed=settings.seed)
     return fit(
         Denoiser(model),
         objective,
         settings,
         folder,
-        identity={"data": asdict(BASE_DATA)},
+        identity={"data": asdict(data)},
         kernels=attention_kernel,
         on_progress=on_progress,
     )
@@ -291,9 +278,9 @@ def fine_tune(
     model: PocketModel,
     folder: Path,
     *,
-    data: ClipData = TUNED_DATA,
-    settings: TrainerSettings = TUNED_SETTINGS,
-    trains: Trains = "adapter and U-Net",
+    data: ClipData,
+    settings: TrainerSettings,
+    trains: Trains,
     on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainingResult:
     """Fine-tune a base that carries a fresh adapter.
@@ -301,7 +288,7 @@ def fine_tune(
     Args:
         model: Changed in place. It must have a temporal adapter (the identity before training).
         folder: Where the run lives.
-        data: `TUNED_DATA` for stage 1, `EQUAL_DATA` for the control with the base's amplitudes.
+        data: Which clips and captions.
         settings: How to optimize.
         trains: Which parameters of the U-Net, see `trained_parameters`.
         on_progress: Called after each logged step.

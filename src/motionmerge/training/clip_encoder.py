@@ -1,0 +1,174 @@
+"""What the frozen parts of a model make of a view of a clip, before or while a model is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+
+from motionmerge.errors import ConfigError
+from motionmerge.io.decoding import Picture
+from motionmerge.models.dynamicrafter.encoders import preprocess_clip_image, tokenize_prompts
+from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
+
+from .latents_cache import frame_moments, pixels_of
+from .run_state import weights_hash
+from .views import ClipView, ViewSettings, own_frame_stride, whole_frame_rate
+
+
+class EncodedView(NamedTuple):
+    """What is kept of a view.
+
+    Args:
+        moments: Of the autoencoder's posterior, `[frames, 2 * channels, height, width]`.
+        prompt_embeds: Tokens of the caption, `[tokens, dim]`.
+        image_embeds: Tokens of the image tower, of each frame that may be the condition,
+            `[condition frames, tokens, dim]`.
+    """
+
+    moments: torch.Tensor
+    prompt_embeds: torch.Tensor
+    image_embeds: torch.Tensor
+
+
+class Blanks(NamedTuple):
+    """What stands for a dropped caption, `[tokens, dim]`, and for a dropped image, likewise."""
+
+    prompt_embeds: torch.Tensor
+    image_embeds: torch.Tensor
+
+
+class ClipEncoder(Protocol):
+    """The frozen parts of a model."""
+
+    @property
+    def made_with(self) -> Mapping[str, str]:
+        """Hashes and settings of all that decides what is made."""
+        ...
+
+    def to(self, device: torch.device) -> None:
+        """Move the parts."""
+        ...
+
+    def check_views(self, settings: ViewSettings) -> None:
+        """Refuse views that the model cannot be trained on.
+
+        Raises:
+            ConfigError: Says which setting, and what it can be.
+        """
+        ...
+
+    def encode(
+        self, frames: Picture, caption: str, *, condition_frames: Sequence[int]
+    ) -> EncodedView:
+        """Encode the frames `[frames, height, width, 3]` of a view, without gradients."""
+        ...
+
+    def blanks(self) -> Blanks:
+        """Encode the empty caption and the grey image."""
+        ...
+
+    @property
+    def rate_of(self) -> Callable[[ClipView], float]:
+        """What returns what the denoiser is told of a view's rate; it pickles."""
+        ...
+
+    @property
+    def latent_scale(self) -> float:
+        """What the denoiser's latents are: those of the autoencoder times this."""
+        ...
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """Number and width of the image tokens, as the denoiser reads them."""
+        ...
+
+
+class DynamiCrafterEncoder:
+    """DynamiCrafter's autoencoder, text tower and image tower.
+
+    Args:
+        pipeline: Supplies them; it may be freed afterwards.
+    """
+
+    def __init__(self, pipeline: DynamiCrafterPipeline) -> None:
+        self.vae, self.tokenizer = pipeline.vae, pipeline.tokenizer
+        self.text_encoder, self.image_encoder = pipeline.text_encoder, pipeline.image_encoder
+        self._size_multiple = pipeline.size_multiple
+        projector = pipeline.image_projector.config
+        self._num_frames = projector.num_frames
+        self.token_shape = (projector.num_queries * projector.num_frames, projector.output_dims)
+        # Of the official weights the 256 model alone predicts the noise; it is told strides.
+        self._is_told_strides = pipeline.scheduler.config.prediction_type == "epsilon"
+
+    @property
+    def made_with(self) -> Mapping[str, str]:
+        vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
+        return {
+            "vae": weights_hash(self.vae),
+            "text_encoder": weights_hash(self.text_encoder),
+            "image_encoder": weights_hash(self.image_encoder),
+            "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        }
+
+    def to(self, device: torch.device) -> None:
+        for part in (self.vae, self.text_encoder, self.image_encoder):
+            part.to(device)
+
+    def check_views(self, settings: ViewSettings) -> None:
+        if self._num_frames not in (1, settings.num_frames):
+            raise ConfigError(
+                f"`num_frames` is {settings.num_frames}; the model's image projector has tokens "
+                f"for {self._num_frames}.",
+                fix=f"Set `num_frames` to {self._num_frames}.",
+            )
+        if self._is_told_strides and settings.frame_stride is None:
+            raise ConfigError(
+                "This model is told the frame stride, and views are taken at a frame rate.",
+                fix="Set `frame_stride` instead of `frame_rate`.",
+            )
+        multiple = self._size_multiple
+        for size in settings.sizes:
+            if any(side % multiple for side in size):
+                near = [max(1, round(side / multiple)) * multiple for side in size]
+                raise ConfigError(
+                    f"`sizes` has {list(size)}; sides of this model divide by {multiple}.",
+                    fix=f"Write {near}.",
+                )
+
+    @torch.no_grad()
+    def encode(
+        self, frames: Picture, caption: str, *, condition_frames: Sequence[int]
+    ) -> EncodedView:
+        pixels = pixels_of(frames[list(condition_frames)])
+        # One by one, as the autoencoder's: a batch of another length may round differently.
+        states = torch.cat([self._image_embeds(one[None]) for one in pixels])
+        return EncodedView(frame_moments(self.vae, frames), self._prompt_embeds(caption), states)
+
+    @torch.no_grad()
+    def blanks(self) -> Blanks:
+        # What is dropped is what the tower sees, not what it answers.
+        return Blanks(self._prompt_embeds(""), self._image_embeds(torch.zeros(1, 3, 32, 32))[0])
+
+    @property
+    def rate_of(self) -> Callable[[ClipView], float]:
+        return own_frame_stride if self._is_told_strides else whole_frame_rate
+
+    @property
+    def latent_scale(self) -> float:
+        return float(self.vae.config.scaling_factor)
+
+    def _prompt_embeds(self, caption: str) -> torch.Tensor:
+        ids = tokenize_prompts(self.tokenizer, [caption]).to(self.text_encoder.device)
+        tokens: torch.Tensor = self.text_encoder(ids).last_hidden_state[0]
+        return tokens.cpu()
+
+    def _image_embeds(self, pixels: torch.Tensor) -> torch.Tensor:
+        tower = self.image_encoder
+        pixels = pixels.to(tower.device, tower.dtype)
+        seen = preprocess_clip_image(pixels, size=tower.config.image_size)
+        tokens: torch.Tensor = tower(seen.to(tower.dtype)).last_hidden_state
+        return tokens.cpu()

@@ -1,0 +1,85 @@
+"""What a run would take: parameters, memory, steps, and time as far as it was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .clip_run import ClipRun
+from .run_state import LOG
+
+_FP32 = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """What a run would take.
+
+    Attributes:
+        trained: Parameters that are trained, by group.
+        frozen: How many others the denoiser has.
+        memory: Bytes of what stays while it trains; what a step computes comes on top.
+        shots, views: What there is to train on.
+        left_out: Shots that are too short.
+        steps, samples, epochs: How long.
+        hours: What is left of it, by the rate of the run's own log; None before it has one.
+    """
+
+    trained: Mapping[str, int]
+    frozen: int
+    memory: Mapping[str, int]
+    shots: int
+    views: int
+    left_out: int
+    steps: int
+    samples: int
+    epochs: float
+    hours: float | None
+
+
+def plan_run(run: ClipRun) -> RunPlan:
+    """Compute what a run takes, without memory for its weights.
+
+    Raises:
+        ConfigError: What is to be trained is not there.
+    """
+    settings = run.config.settings
+    trained, num_parameters = run.count_parameters()
+    own = sum(trained.counts.values())
+    memory = {
+        "weights": _FP32 * own + run.frozen_dtype.itemsize * (num_parameters - own),
+        "gradients": _FP32 * own,
+        "optimizer": 2 * _FP32 * own,
+    }
+    if settings.ema_decay is not None:
+        memory["average"] = _FP32 * own
+    samples = settings.steps * settings.batch_size
+    shots = len(run.views.shots)
+    return RunPlan(
+        trained=trained.counts,
+        frozen=num_parameters - own,
+        memory=memory,
+        shots=shots,
+        views=shots * run.views.num_views,
+        left_out=len(run.left_out),
+        steps=settings.steps,
+        samples=samples,
+        epochs=samples / shots,
+        hours=hours_left(run.config.output / LOG, settings.steps),
+    )
+
+
+def hours_left(log: Path, steps: int) -> float | None:
+    """Return how long a run still takes by its log; None if it has none yet."""
+    if not log.is_file():
+        return None
+    lines = log.read_text("utf-8", errors="replace").splitlines()
+    for text in reversed(lines):
+        try:
+            line = json.loads(text)
+        except ValueError:  # torn when the run was killed
+            continue
+        return max(0, steps - line["step"]) * line["seconds"] / line["step"] / 3600
+    return None

@@ -1,0 +1,129 @@
+"""What a run leaves: a pipeline's folder or a LoRA, and the recipe that makes experts of it.
+
+What was not trained is, bit for bit, what the base's files hold, whatever dtype it was trained in:
+a task vector of the two is zero there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from motionmerge.io.atomic import write_whole
+from motionmerge.io.paths import exists, path_of
+from motionmerge.io.safetensors_file import TensorSpec
+from motionmerge.io.weights import open_weights, save_weights
+from motionmerge.io.weights_writer import pipeline_folder
+from motionmerge.merging.recipes.recipe import Recipe, relative_path
+from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
+from motionmerge.parameter_groups import group_of
+
+from .denoisers.dynamicrafter import DynamiCrafterDenoiser
+from .parameters import Trained, trained_state
+
+BASE, TUNED, LORA, RECIPE = "base", "tuned", "lora.safetensors", "recipe.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """Where what came of a run lies.
+
+    Attributes:
+        weights: The fine-tuned pipeline, or the LoRA.
+        recipe: Makes experts of base and `weights`.
+        model: What the recipe is for, as `generate --model` takes it.
+    """
+
+    weights: Path
+    recipe: Path
+    model: str
+
+
+def adapter_of(unet: DynamiCrafterUNet) -> dict[str, torch.Tensor]:
+    """Copy the tensors of a U-Net's adapter."""
+    return {
+        f"unet.{name}": tensor.detach().float().cpu().clone()
+        for name, tensor in unet.state_dict().items()
+        if group_of(name) == "adapter"
+    }
+
+
+def write_result(
+    output: Path,
+    base: Path,
+    denoiser: DynamiCrafterDenoiser,
+    trained: Trained,
+    *,
+    model: str,
+    new_adapter: Mapping[str, torch.Tensor],
+    is_lora: bool,
+) -> RunResult:
+    """Write what was trained, and a recipe for it.
+
+    A model that had no adapter is written once more with the one that does nothing yet: weights can
+    only be merged with a base that has all of their tensors.
+
+    Args:
+        output: The run's folder.
+        base: The folder of the pipeline that was trained.
+        denoiser: As it was trained.
+        trained: Its parameters.
+        model: What the user calls the pipeline.
+        new_adapter: Tensors of the adapter before training, if the model had none.
+        is_lora: Whether the parameters are those of a LoRA.
+
+    Raises:
+        CheckpointError: The disk refuses.
+    """
+    if new_adapter:
+        _write_pipeline(output / BASE, base, new_adapter, unet=denoiser.unet)
+        base = output / BASE
+        model = str(base)
+    is_here = exists(path_of(model))
+    of_recipe = relative_path(base.absolute(), output) if is_here else f"hub:{model}"
+    state = trained_state(denoiser, trained)
+    if is_lora:
+        weights = output / LORA
+        save_weights(weights, state, {"format": "pt"})
+        recipe = Recipe.shipped_for("lora-rescue", {"base": "memory:base", "style": LORA})
+    else:
+        weights = output / TUNED
+        _write_pipeline(weights, base, state, unet=denoiser.unet)
+        recipe = Recipe.shipped_for("knob", {"base": of_recipe, "tuned": TUNED})
+    recipe = replace(recipe, description=f"What a training run made of {model}: the motion knob.")
+    write_whole(output / RECIPE, recipe.print())
+    return RunResult(weights=weights, recipe=output / RECIPE, model=model)
+
+
+def _write_pipeline(
+    folder: Path, template: Path, changed: Mapping[str, torch.Tensor], *, unet: DynamiCrafterUNet
+) -> None:
+    """Repeat a pipeline with other tensors in some of its modules, and more in its U-Net."""
+    modules = sorted({name.partition(".")[0] for name in changed})
+    specs: dict[str, TensorSpec] = {
+        name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in changed.items()
+    }
+    for module in modules:
+        with open_weights(template / module) as stored:
+            for key in stored.keys():  # noqa: SIM118
+                specs.setdefault(f"{module}.{key}", (stored.dtype(key), stored.shape(key)))
+    files = {"unet/config.json": unet.to_json_string()}
+    with pipeline_folder(folder, specs, template=template, files=files) as writer:
+        for module in modules:
+            with open_weights(template / module) as stored:
+                for key in stored.keys():  # noqa: SIM118
+                    name = f"{module}.{key}"
+                    if name not in changed:
+                        writer.write_at(name, 0, _bytes_of(stored.read(key)))
+        for name, tensor in changed.items():
+            writer.write_at(name, 0, _bytes_of(tensor))
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    numbers: npt.NDArray[np.uint8] = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return numbers.data

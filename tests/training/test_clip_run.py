@@ -1,0 +1,242 @@
+"""A training run from clips to a recipe, on a tiny DynamiCrafter."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import motionmerge
+from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.io.weights import open_weights
+from motionmerge.merging.recipes.recipe import Recipe
+from motionmerge.parameter_groups import group_of
+from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
+from motionmerge.training.clip_encoder import DynamiCrafterEncoder
+from motionmerge.training.clip_run import ClipRun, open_clip_run
+from motionmerge.training.run_config import RunConfig
+
+from ..tiny.clips import save_clips
+from ..tiny.dynamicrafter import NUM_FRAMES
+from ..tiny.folders import save_dynamicrafter, save_tiny
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_dynamicrafter(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clips(tmp_path_factory.mktemp("data") / "clips")
+
+
+@pytest.fixture
+def run_of(model: Path, manifest: Path, tmp_path: Path):
+    def make(name: str = "run", **changes: Any) -> ClipRun:
+        data = {
+            "folder": manifest.parent,
+            "manifest": manifest,
+            "sizes": [[16, 16], [16, 32]],
+            "num_frames": NUM_FRAMES,
+            "frame_stride": [1, 2],
+            "views": 2,
+            "condition_frames": 2,
+            "cache_folder": tmp_path / "views",
+        }
+        settings = {
+            "steps": 4, "batch_size": 2, "learning_rate": 1e-2, "warmup_steps": 0,
+            "decay": "none", "ema_decay": None, "precision": "no", "log_every": 1, "save_every": 2,
+        }  # fmt: skip
+        content = {
+            "model": str(model),
+            "output": tmp_path / name,
+            "data": data | changes.pop("data", {}),
+            "settings": settings | changes.pop("settings", {}),
+        }
+        return open_clip_run(RunConfig.model_validate(content | changes))
+
+    return make
+
+
+def losses_of(run: ClipRun) -> list[float]:
+    seen: list[float] = []
+    run.train(on_progress=lambda progress: seen.append(progress.loss))
+    return seen
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    with open_weights(path) as file:
+        return {name: file.read(name) for name in file.keys()}  # noqa: SIM118
+
+
+def assert_same(ours: ClipRun, theirs: ClipRun) -> None:
+    mine, other = (weights_of(run.config.output / "tuned/unet") for run in (ours, theirs))
+    assert all(torch.equal(value, other[name]) for name, value in mine.items())
+
+
+class Killed(Exception):
+    pass
+
+
+def test_kept_and_fresh_views_train_alike_bit_for_bit_and_so_does_a_run_that_was_killed(run_of):
+    noise = {"objective": {"time_noise": {}, "drop": 0.2}}
+    kept, fresh = run_of("kept", **noise), run_of("fresh", data={"cache": False}, **noise)
+    losses = losses_of(kept)
+    assert losses == losses_of(fresh) and len(set(losses)) == 4
+    assert_same(kept, fresh)
+
+    def dies(progress):
+        if progress.step == 3:  # the newest state is that of step 2
+            raise Killed
+
+    killed = run_of("killed", **noise)
+    with pytest.raises(Killed):
+        killed.train(on_progress=dies)
+    assert losses_of(killed) == losses[2:]
+    assert_same(kept, killed)
+
+
+def test_what_is_not_trained_is_that_of_the_base_and_motion_minus_one_is_what_was_trained(run_of):
+    run = run_of()
+    result, made = run.train()
+    output = run.config.output
+    assert made.weights == output / "tuned" and result.steps == 4
+    base, tuned = weights_of(output / "base/unet"), weights_of(output / "tuned/unet")
+    model = weights_of(Path(run.config.model) / "unet")
+    assert all(torch.equal(base[name], value) for name, value in model.items())
+    assert {group_of(name) for name in base.keys() - model.keys()} == {"adapter"}
+    groups = {group_of(name) for name, value in tuned.items() if not value.equal(base[name])}
+    assert groups == {"adapter", "temporal"}
+    recipe = Recipe.load(made.recipe).with_parameters(motion=-1)
+    experts = {name: str(one) for name, one in recipe.written_out().experts.items()}
+    assert experts["consistency"] == "tuned"
+    pipelines = [open_pipeline(path) for path in (output / "base", output / "tuned")]
+    videos = []
+    for pipeline, weights in zip(pipelines, (recipe, None), strict=True):
+        with nullcontext() if weights is None else motionmerge.experts(pipeline, weights):
+            videos.append(short_video(pipeline))
+    torch.testing.assert_close(videos[0], videos[1], atol=1e-5, rtol=0)
+    assert not torch.allclose(videos[0], short_video(open_pipeline(output / "base")), atol=1e-3)
+
+
+def open_pipeline(folder: Path):
+    pipeline = DynamiCrafterPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def short_video(pipeline) -> torch.Tensor:
+    return pipeline(
+        Image.radial_gradient("L").resize((16, 16)).convert("RGB"),
+        "a cat",
+        num_frames=NUM_FRAMES,
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+    ).frames
+
+
+def test_a_lora_is_trained_with_the_recipe_that_rescues_its_motion(run_of):
+    run = run_of(trains="temporal", lora={"rank": 2})
+    _, made = run.train()
+    assert made.weights.name == "lora.safetensors" and made.model == run.config.model
+    assert all(".lora_" in name for name in weights_of(made.weights))
+    with motionmerge.experts(open_pipeline(Path(made.model)), made.recipe):
+        pass
+    assert not (run.config.output / "base").exists()
+
+
+def test_a_sample_does_not_depend_on_its_batch_and_sizes_are_not_mixed(run_of):
+    run = run_of(objective={"time_noise": {"tokens": "noised"}, "noise_range": {"above": 0.6}})
+    draw = pickle.loads(pickle.dumps(run.objective(encoder_of(run)).draw))
+    together, alone = draw(range(6)), [draw([index]) for index in range(6)]
+    assert len(together) == 2 and sum(len(batch.latents) for batch in together) == 6
+    for name in ("latents", "noise", "times", "prompt_embeds", "image_embeds", "condition_frame"):
+        rows = [row for batch in together for row in getattr(batch, name)]
+        assert {row.numpy().tobytes() for row in rows} == {
+            getattr(one[0], name)[0].numpy().tobytes() for one in alone
+        }, name
+    times = torch.cat([batch.times for batch in together])
+    assert bool((times > 500).all()) and len(set(times.tolist())) == 6
+
+
+def encoder_of(run: ClipRun) -> DynamiCrafterEncoder:
+    return DynamiCrafterEncoder(open_pipeline(Path(run.config.model)))
+
+
+def test_fast_shots_are_shown_more_often_if_that_is_asked_for(run_of):
+    plain, flat = run_of().views.order, run_of(data={"flatten_motion": 4}).views.order
+    assert plain.weights is None and flat.weights is not None and len(flat.weights) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"num_frames": 2}}, "image projector has tokens for 3"),
+        ({"data": {"sizes": [[10, 16]]}}, r"\[10, 16\]; sides of this model divide by"),
+        ({"objective": {"noise_range": {"above": 0.9, "below": 0.2}}}, "No noise level"),
+        ({"trains": "joint"}, "no parameter .* is of `joint`"),
+        ({"data": {"frame_stride": None}}, "either `frame_stride` or `frame_rate`"),
+    ],
+)
+def test_what_does_not_go_with_the_model_is_refused(run_of, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        run_of(**changes).train()
+
+
+def test_another_model_is_refused_and_other_clips_are_no_continuation(run_of, tmp_path):
+    save_tiny("Wan 2.1", tmp_path / "wan")
+    with pytest.raises(ConfigError, match="cannot be trained on clips yet"):
+        run_of(model=str(tmp_path / "wan"))
+    run_of().train()
+    with pytest.raises(CheckpointError, match="other settings or inputs: data"):
+        run_of(data={"views": 3}).train()
+
+
+def validated(run: ClipRun) -> list[dict[str, Any]]:
+    text = (run.config.output / "validation.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_the_loss_on_clips_held_out_is_told_by_bands_of_noise_and_changes_nothing(run_of):
+    run = run_of(validation={"every": 2, "clips": 1}, settings={"ema_decay": 0.5})
+    (held,) = run.held_out
+    assert held.key not in [shot.key for shot in run.views.shots] and len(run.views.shots) == 2
+    losses = losses_of(run)
+    lines = validated(run)
+    assert [line["step"] for line in lines] == [0, 2, 4]
+    assert list(lines[0]["held_out"]) == ["0-0.25", "0.25-0.5", "0.5-0.75", "0.75-1"]
+    assert lines[0] != lines[1] != lines[2]
+    fewer = run_of("fewer", validation={"every": 4, "clips": 1}, settings={"ema_decay": 0.5})
+
+    def dies(progress):
+        if progress.step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fewer.train(on_progress=dies)
+    assert losses_of(fewer) == losses[2:]
+    assert [(line["step"], line["held_out"]) for line in validated(fewer)] == [
+        (line["step"], line["held_out"]) for line in (lines[0], lines[2])
+    ]
+    assert_same(run, fewer)
+
+
+def test_not_all_clips_can_be_held_out(run_of):
+    with pytest.raises(ConfigError, match="holds out 3 of 3 clips"):
+        run_of(validation={"clips": 3})
+
+
+def test_gradient_checkpointing_changes_no_bit(run_of):
+    plain, less = run_of("plain"), run_of("less", settings={"gradient_checkpointing": True})
+    assert losses_of(plain) == losses_of(less)
+    assert_same(plain, less)
