@@ -139,7 +139,8 @@ def unused_experts(
         each = (level_of_step(scheduler, index) for index in range(len(experts)))
         levels = " of noise levels " + ", ".join(f"{level:.3g}" for level in each)
     return (
-        f"With {type(scheduler).__name__} and its {len(experts)} step{'s' if len(experts) > 1 else ''}{levels}, "
+        f"With {type(scheduler).__name__} and its {len(experts)} "
+        f"step{'s' if len(experts) > 1 else ''}{levels}, "
         f"{' and '.join(unused)} never denoise{'s' if len(unused) == 1 else ''}. "
         "Change the boundary, the number of steps or the shift, or write the schedule with "
         "`step_fraction`."
