@@ -142,8 +142,8 @@ def renamed(shapes: Shapes, style: Style) -> PieceLayout:
         families = dict.fromkeys(names.family for names in STYLES)
         raise ConfigError(
             f"No original names are known for a model with `{next(iter(shapes), '(no tensors)')}`.",
-            fix="Write LoRAs with `motionmerge export loras --for diffusers`; a DynamiCrafter's "
-            "files come from `motionmerge export original`. Original names are known of "
+            fix="Write LoRAs with `motionmerge export loras --for diffusers`; files of a "
+            "DynamiCrafter come from `motionmerge export original`. Original names are known of "
             f"{', '.join(families)}.",
         )
     left: tuple[str, ...] = ()
