@@ -146,6 +146,13 @@ def test_what_a_start_cannot_do_is_refused_by_name() -> None:
             FrameInit(**wrong)  # type: ignore[arg-type]
 
 
+def test_what_makes_no_latents_is_refused_before_anything_is_encoded(
+    pipeline: DynamiCrafterPipeline, generate: Callable[..., torch.Tensor]
+) -> None:
+    with pytest.raises(ConfigError, match=r"`start` is 'frameinit'(.|\n)*Pass FrameInit"):
+        generate(pipeline, start="frameinit")
+
+
 def test_a_model_whose_image_latents_are_no_video_takes_analytic_init_alone(
     photo: Image.Image,
 ) -> None:

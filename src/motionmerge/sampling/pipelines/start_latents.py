@@ -55,7 +55,7 @@ class FrameInit:
     with f from -1 to 1 on each axis.
 
     Args:
-        timestep: How much noise the photo gets; it is its start step that this does not change.
+        timestep: How noisy the photo is made; denoising begins where it would without.
         method: "gaussian", or FreeInit's "butterworth", "ideal" and "box".
         order: Of the Butterworth filter.
         spatial_stop_frequency, temporal_stop_frequency: d_s and d_t, 0 to 1.
@@ -131,10 +131,8 @@ class FrameInit:
         squared = (ratio * t[:, None, None]).square() + h[:, None].square() + w.square()
         if self.method == "butterworth":
             return (1 / (1 + (squared / stop**2) ** self.order)).float()
-        if self.method == "ideal":
-            return (
-                squared <= 2 * stop
-            ).float()  # the square of no stop frequency, as FreeInit has it
+        if self.method == "ideal":  # FreeInit compares a square with a frequency
+            return (squared <= 2 * stop).float()
         return torch.exp(-squared / (2 * stop**2)).float()
 
 
@@ -250,11 +248,16 @@ def _signal(scheduler: SchedulerMixin, timestep: int, *, what: str) -> float:
 
 
 def check_start(latents: torch.Tensor | None, start: StartLatents | None) -> None:
-    """Refuse latents together with a way to make them.
+    """Refuse latents together with a way to make them, and what is no such way.
 
     Raises:
-        ConfigError: Both were given.
+        ConfigError: Both were given, or `start` cannot be called.
     """
+    if start is not None and not callable(start):
+        raise ConfigError(
+            f"`start` is {start!r}, which makes no latents.",
+            fix="Pass FrameInit(), AnalyticInit(...) or a function like them.",
+        )
     if latents is not None and start is not None:
         raise ConfigError("Both latents and start were given.", fix="Pass one of them.")
 
