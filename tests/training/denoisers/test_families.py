@@ -252,6 +252,22 @@ def test_a_pipeline_without_a_denoiser_is_named() -> None:
         denoiser_for(build.ltx_2())
 
 
+def test_encoding_leaves_the_pipeline_as_it_was_and_prints_no_bar(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    family = next(one for one in TRAINED if one.name == "LTX")
+    pipeline = tiny(family)
+    pipeline.set_progress_bar_config(disable=False)
+    before = dict(vars(pipeline))
+    capfd.readouterr()
+    encode_condition(
+        pipeline, denoiser_for(pipeline), clip_of(family), PROMPT, frame_rate=FPS, **text_of(family)
+    )
+    assert "it/s" not in capfd.readouterr().err
+    assert "progress_bar" not in vars(pipeline) and vars(pipeline).keys() >= before.keys()
+    assert not pipeline.transformer._forward_pre_hooks
+
+
 def test_a_length_that_the_family_does_not_make_is_refused() -> None:
     family = next(one for one in TRAINED if one.name == "Wan 2.1")
     pipeline = tiny(family)

@@ -14,12 +14,12 @@ from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.models.dynamicrafter.encoders import text_encoder_config
 from motionmerge.models.text_adapters import add_text_adapter
 from motionmerge.models.video_pipeline import VideoPipeline
-from motionmerge.parameter_groups import FAMILIES
+from motionmerge.parameter_groups import FAMILIES, SVD
 from motionmerge.sampling.families.families import family_of
 from motionmerge.sampling.pipelines.svd_adapter import SvdAdapterPipeline
 from motionmerge.switching.expert_bank import experts
 from motionmerge.training.denoisers.choice import denoiser_for
-from motionmerge.training.denoisers.condition import DenoiserCondition
+from motionmerge.training.denoisers.condition import DenoiserCondition, plain_condition
 from motionmerge.training.denoisers.encoding import encode_condition
 from motionmerge.training.denoisers.family import FamilyDenoiser
 from motionmerge.training.parameters import (
@@ -137,3 +137,27 @@ def test_an_adapter_is_trained_from_no_effect_on(family: Family) -> None:
     # The context has no weight at first, so nothing reaches what makes it.
     assert all(".fusion." in name for name in moved[0])
     assert moved[1] == set(trained.names)
+
+
+def test_gradient_checkpointing_changes_no_bit_of_an_adapters_gradients() -> None:
+    family = next(one for one in TRAINED if one.name == "SVD")
+    denoiser = denoiser_for(adapted(family)).requires_grad_(False)
+    shown = plain_condition(
+        latents=torch.ones(1, 4, 2, 4, 4),
+        prompt_embeds=torch.ones(1, 3, 8),
+        image_embeds=torch.ones(1, 1, 8),
+        more={"motion_and_noise": torch.ones(1, 2)},
+    )
+    trained = choose_parameters(denoiser, SVD)
+    with torch.no_grad():
+        for one in trained.parameters:
+            one.add_(0.1 * torch.randn(one.shape, generator=torch.Generator().manual_seed(1)))
+    gradients = []
+    for prepare in (denoiser.eval, denoiser.unet.enable_gradient_checkpointing):
+        prepare()
+        noisy = torch.ones(1, 4, 2, 4, 4, requires_grad=True)
+        denoiser(noisy, torch.tensor([0.5]), shown).square().mean().backward()
+        gradients.append([one.grad for one in trained.parameters])
+        for one in trained.parameters:
+            one.grad = None
+    assert all(map(torch.equal, *gradients))

@@ -101,7 +101,7 @@ def _stopped(
 ) -> DenoiserCondition:
     """Return what a pipeline tells its network when it calls it for the first time."""
     try:
-        with _stopped_at_a_network(denoiser):
+        with _stopped_at_a_network(denoiser), _without_bar(pipeline):
             run()
     except _Called as called:
         getattr(pipeline, "maybe_free_model_hooks", lambda: None)()
@@ -125,3 +125,27 @@ def _stopped_at_a_network(denoiser: FamilyDenoiser) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+class _NoBar:
+    """Takes the place of a progress bar, which a video that is not made would leave at 0."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+    def update(self, *_: object) -> None: ...
+
+
+@contextmanager
+def _without_bar(pipeline: VideoPipeline) -> Iterator[None]:
+    own = vars(pipeline).get("progress_bar")
+    pipeline.progress_bar = _NoBar
+    try:
+        yield
+    finally:
+        if own is None:
+            del pipeline.progress_bar  # the class has one
+        else:
+            pipeline.progress_bar = own
