@@ -78,8 +78,9 @@ def train(
     pocket-temporal-naive      Control of temporal: without adapter.
 
     Clips are what `motionmerge data check CLIPS -o CHECKED` found: data.folder=CLIPS and
-    data.manifest=CHECKED/clips.jsonl. On several processes: torchrun --nproc-per-node 2
-    -m motionmerge.cli train CONFIG
+    data.manifest=CHECKED/clips.jsonl. The folder of the run keeps log.jsonl, and validation.jsonl:
+    losses on clips that are held out, in bands of noise. On several processes: torchrun
+    --nproc-per-node 2 -m motionmerge.cli train CONFIG
     """
     from motionmerge.training.config_file import ConfigFile
     from motionmerge.training.pocket.runs import PocketRun

@@ -277,7 +277,8 @@ class ClipRun:
             "views": str(self.views.settings.seed),
         }
         cache = LatentsCache(data.cache_folder or self.config.output / "views", made_with=made_with)
-        state = PartialState()
+        # As `fit` will ask for it: without, processes on CPUs do not know of each other.
+        state = PartialState(cpu=not torch.cuda.is_available())
         views = [*self.views.every(), *self._held_views.every()]
         mine = cache.survey(views).missing[state.process_index :: state.num_processes]
         if mine:
