@@ -181,3 +181,10 @@ def test_a_mistyped_verb_or_run_is_answered_with_the_right_one(words, meant):
     assert result.exit_code == 2
     said = " ".join(words_of(result.stderr))
     assert (f"Did you mean '{meant}'" if meant else "Write pocket-base") in said
+
+
+@each_verb
+def test_wrong_words_are_answered_with_an_example(path, command):
+    result = CliRunner().invoke(app, [*path, "--no-such-flag"])
+    assert result.exit_code == 2
+    assert " ".join(words_of(command.epilog)) in " ".join(words_of(result.output))

@@ -34,6 +34,18 @@ class Verb(TyperCommand):
         """Return the parameters, with `--help`."""
         return _without_type(super().get_params(ctx))
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words behind the verb; what is wrong with them is said with an example."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # Typer brings a copy of click along, older ones import it: its class is asked by name.
+            usage_errors = [kind for kind in type(error).__mro__ if kind.__name__ == "UsageError"]
+            if not usage_errors or not self.epilog:
+                raise
+            said = error.format_message().removesuffix(".")  # type: ignore[attr-defined]
+            raise usage_errors[0](f"{said}.\n{self.epilog}", ctx=ctx) from error  # type: ignore[call-arg]
+
 
 class VerbGroup(TyperGroup):
     """A verb that has verbs of its own."""
