@@ -164,6 +164,8 @@ def test_every_setting_of_a_video_is_a_flag_of_the_same_name_in_python() -> None
         "guidance_scale": 2.0,
         "guidance_scale_2": 1.0,
         "start_step": 900,
+        "image_guidance_scale": 1.5,
+        "frame_stride": 5.0,
         "shift": 3.0,
     }
     assert given.keys() | {"prompt", "sigmas"} == VideoSettings.model_fields.keys()
