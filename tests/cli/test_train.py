@@ -38,7 +38,7 @@ def own_run(tmp_path: Path) -> Path:
             "frame_stride": [1, 2],
             "views": 2,
         },
-        "settings": {"steps": 2, "batch_size": 2, "precision": "no", "log_every": 1},
+        "settings": {"steps": 2, "batch_size": 2, "precision": "fp32", "log_every": 1},
         "output": str(tmp_path / "run"),
     }
     path = tmp_path / "own.yaml"
@@ -64,7 +64,7 @@ def test_a_base_and_its_stage_one_are_trained_and_say_so_in_their_headers(
 ):
     # Drawing the 1500 pictures of the pool takes longer than a step; 20 do here.
     monkeypatch.setitem(VideoObjective.__init__.__kwdefaults__, "num_canvases", 20)
-    changes = ["settings.steps=1", "settings.batch_size=2", "settings.precision='no'"]
+    changes = ["settings.steps=1", "settings.batch_size=2", "settings.precision=fp32"]
     short = [word for change in changes for word in ("--set", change)]
     first = train("pocket-base", *short, "--json", "-o", str(tmp_path / "b"))
     assert first.exit_code == 0, first.output

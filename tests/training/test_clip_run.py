@@ -54,7 +54,7 @@ def run_of(model: Path, manifest: Path, tmp_path: Path):
         }
         settings = {
             "steps": 4, "batch_size": 2, "learning_rate": 1e-2, "warmup_steps": 0,
-            "decay": "none", "ema_decay": None, "precision": "no", "log_every": 1, "save_every": 2,
+            "decay": "none", "ema_decay": None, "precision": "fp32", "log_every": 1, "save_every": 2,
         }  # fmt: skip
         content = {
             "model": str(model),

@@ -21,7 +21,7 @@ from motionmerge.training.settings import RunStopped, TrainerSettings, learning_
 from motionmerge.training.trainer import fit
 
 SETTINGS = TrainerSettings(
-    steps=40, batch_size=4, learning_rate=0.05, warmup_steps=5, ema_decay=0.9, precision="no",
+    steps=40, batch_size=4, learning_rate=0.05, warmup_steps=5, ema_decay=0.9, precision="fp32",
     save_every=10, log_every=5,
 )  # fmt: skip
 ORDER = ClipOrder(num_clips=37)

@@ -28,7 +28,7 @@ class TrainerSettings:
             weights themselves.
         max_grad_norm: Gradients are clipped to this norm.
         seed: Seeds samples, noise and initial weights.
-        precision: "bf16" (autocast) or "no".
+        precision: "bf16" (autocast) or "fp32".
         gradient_checkpointing: Compute what a block computes a second time for its gradients,
             instead of keeping it: less memory, a third more time, the same bits.
         save_every, log_every: In steps.
@@ -46,7 +46,7 @@ class TrainerSettings:
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
-    precision: Literal["bf16", "no"] = "bf16"
+    precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: bool = False
     save_every: Annotated[int, Field(ge=1)] = 100
     log_every: Annotated[int, Field(ge=1)] = 25

@@ -414,7 +414,7 @@ class _Run:
             f"{self.recent[first].tolist()}; the samples are in {path}, the state before is kept "
             f"({newest}).",
             fix="Look at these samples; or start a run in another folder with a lower "
-            "`learning_rate` or `precision='no'`.",
+            "`learning_rate` or `precision='fp32'`.",
         )
 
     def finish(self) -> TrainingResult:

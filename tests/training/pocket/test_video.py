@@ -68,7 +68,7 @@ def test_fine_tuning_changes_only_what_it_says(
     load_towers(model)
     before = {name: p.clone() for name, p in model.unet.named_parameters()}
     settings = TrainerSettings(
-        steps=1, batch_size=2, warmup_steps=1, learning_rate=1e-3, seed=1, precision="no"
+        steps=1, batch_size=2, warmup_steps=1, learning_rate=1e-3, seed=1, precision="fp32"
     )
     fine_tune(model, tmp_path, data=TUNED_DATA, settings=settings, trains=trains)
     changed = {n for n, p in model.unet.named_parameters() if not p.equal(before[n])}
@@ -92,7 +92,7 @@ def test_the_loss_of_a_perfect_prediction_is_zero():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_captured_step_trains_as_an_eager_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = TrainerSettings(
-        steps=12, batch_size=4, warmup_steps=1, learning_rate=1e-3, precision="no", log_every=3
+        steps=12, batch_size=4, warmup_steps=1, learning_rate=1e-3, precision="fp32", log_every=3
     )
     losses: dict[str, list[float]] = {}
     for name in ("captured", "eager"):
