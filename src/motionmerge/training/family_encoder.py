@@ -89,8 +89,9 @@ class FamilyEncoder:
 
     def blanks(self) -> Blanks:
         if self._blanks is None:
-            size = self._settings.sizes[0]
-            black = np.zeros((self._settings.num_frames, *size, 3), np.uint8)
+            # What stands for text and image tokens is the same at any length.
+            num_frames = self._folder.limits.nearest_num_frames(1)
+            black = np.zeros((num_frames, *self._settings.sizes[0], 3), np.uint8)
             empty = self._encoded(black, "", frame_rate=8.0, seed=0)
             drops_latents = self._folder.family.name in _DROPS_LATENTS
             self._blanks = Blanks(
