@@ -18,9 +18,9 @@ from motionmerge.io.weights import open_weights
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.parameter_groups import group_of
 from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
-from motionmerge.training.clip_encoder import DynamiCrafterEncoder
 from motionmerge.training.clip_run import ClipRun, open_clip_run
 from motionmerge.training.run_config import RunConfig
+from motionmerge.training.run_model import load_model
 
 from ..tiny.clips import save_clips
 from ..tiny.dynamicrafter import NUM_FRAMES
@@ -157,7 +157,8 @@ def test_a_lora_is_trained_with_the_recipe_that_rescues_its_motion(run_of):
 
 def test_a_sample_does_not_depend_on_its_batch_and_sizes_are_not_mixed(run_of):
     run = run_of(objective={"time_noise": {"tokens": "noised"}, "noise_range": {"above": 0.6}})
-    draw = pickle.loads(pickle.dumps(run.objective(encoder_of(run)).draw))
+    model = load_model(run.folder, run.config, dtype=torch.float32)
+    draw = pickle.loads(pickle.dumps(run.objective(model).draw))
     together, alone = draw(range(6)), [draw([index]) for index in range(6)]
     assert len(together) == 2 and sum(len(batch.latents) for batch in together) == 6
     for name in ("latents", "noise", "times", "prompt_embeds", "image_embeds", "condition_frame"):
@@ -167,10 +168,6 @@ def test_a_sample_does_not_depend_on_its_batch_and_sizes_are_not_mixed(run_of):
         }, name
     times = torch.cat([batch.times for batch in together])
     assert bool((times > 500).all()) and len(set(times.tolist())) == 6
-
-
-def encoder_of(run: ClipRun) -> DynamiCrafterEncoder:
-    return DynamiCrafterEncoder(open_pipeline(Path(run.config.model)))
 
 
 def test_fast_shots_are_shown_more_often_if_that_is_asked_for(run_of):
@@ -194,9 +191,9 @@ def test_what_does_not_go_with_the_model_is_refused(run_of, changes, message):
 
 
 def test_another_model_is_refused_and_other_clips_are_no_continuation(run_of, tmp_path):
-    save_tiny("Wan 2.1", tmp_path / "wan")
-    with pytest.raises(ConfigError, match="cannot be trained on clips yet"):
-        run_of(model=str(tmp_path / "wan"))
+    save_tiny("ChronoEdit", tmp_path / "other")
+    with pytest.raises(ConfigError, match="a ChronoEditPipeline, whose training is unknown"):
+        run_of(model=str(tmp_path / "other"))
     run_of().train()
     with pytest.raises(CheckpointError, match="other settings or inputs: data"):
         run_of(data={"views": 3}).train()

@@ -68,6 +68,9 @@ def train(
     dynamicrafter-512-adapter  Stage 1: adapter and temporal blocks.
     dynamicrafter-512-naive    Control of it: all of the model, without adapter.
     dynamicrafter-512-cil      CIL: all of it, with TimeNoise on the image.
+    svd-adapter                Stage 1 for SVD, with a text tower of your own.
+    i2vgen-adapter             Stage 1 for I2VGen-XL.
+    wan-lora                   A LoRA for Wan image-to-video.
     pocket-towers              Text and image tower of the pocket model.
     pocket-decoder             Its autoencoder's decoder.
     pocket-base                Its base: rich motion, weakly coupled.
@@ -79,7 +82,8 @@ def train(
 
     Clips are what `motionmerge data check CLIPS -o CHECKED` found: data.folder=CLIPS and
     data.manifest=CHECKED/clips.jsonl. The folder of the run keeps log.jsonl, and validation.jsonl:
-    losses on clips that are held out, in bands of noise. On several processes: torchrun
+    losses on clips that are held out, in bands of noise. CogVideoX, LTX and Hunyuan train by a
+    CONFIG of your own: begin with that of wan-lora. On several processes: torchrun
     --nproc-per-node 2 -m motionmerge.cli train CONFIG
     """
     from motionmerge.training.config_file import ConfigFile

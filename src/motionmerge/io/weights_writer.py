@@ -86,6 +86,7 @@ def pipeline_folder(
     metadata: Mapping[str, str] | None = None,
     metadata_of: Mapping[str, Mapping[str, str]] | None = None,
     files: Mapping[str, str] | None = None,
+    folders: Mapping[str, Path] | None = None,
 ) -> Iterator[WeightsWriter]:
     """Grow a copy of a diffusers pipeline folder in which some modules have other weights.
 
@@ -99,6 +100,7 @@ def pipeline_folder(
         metadata: Text to keep in the headers.
         metadata_of: Further text by module.
         files: Texts of files that are new or other than those of `template`, by relative path.
+        folders: Folders that are copied into it, by name.
 
     Raises:
         CheckpointError: The disk refuses.
@@ -109,6 +111,8 @@ def pipeline_folder(
         modules.setdefault(module, {})[key] = spec
     with atomic_folder(path) as folder, ExitStack() as stack:
         copy_folder(template, folder, leave_out=lambda path: is_weights_of(path, modules))
+        for name, source in (folders or {}).items():
+            copy_folder(source, folder / name)
         homes = {}
         for module, parts in modules.items():
             (folder / module).mkdir(exist_ok=True)

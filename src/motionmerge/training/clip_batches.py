@@ -6,8 +6,9 @@ what the encoders make of its view was kept before, or is made at first use, cha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from motionmerge.errors import DataError
 from motionmerge.rng import generator_for, whole_number_for
 
 from .clip_encoder import Blanks, EncodedView
+from .denoisers.clean_latents import LatentScale
 from .latents_cache import LatentsCache, drawn_latents
 from .objectives.noised import NoiseProcess
 from .objectives.time_noise import TimeNoise
@@ -80,6 +82,9 @@ class ClipBatch(NamedTuple):
             `[batch, tokens, dim]`.
         frame_rate: As the model is told, `[batch]`.
         condition: Of TimeNoise; None without.
+        shown: Latents of the image, as the denoiser takes them; None where they are taken from
+            `latents`.
+        more: See `DenoiserCondition`.
     """
 
     latents: torch.Tensor
@@ -90,6 +95,8 @@ class ClipBatch(NamedTuple):
     image_embeds: torch.Tensor
     frame_rate: torch.Tensor
     condition: ConditionDraws | None
+    shown: torch.Tensor | None = None
+    more: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 class ReadView(NamedTuple):
@@ -98,14 +105,10 @@ class ReadView(NamedTuple):
     Args:
         sample: Its index.
         frames: `[frames, height, width, 3]`, 8 bits.
-        caption: What they show.
-        condition_frames: Which of them may be the image.
     """
 
     sample: int
     frames: npt.NDArray[np.uint8]
-    caption: str
-    condition_frames: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,7 +122,7 @@ class TrainingViews:
         condition_frames: See `ConditionFrames`.
         order: Of the shots.
         seed: Of the run.
-        drop: See `samples`.
+        drop, drop_caption: See `samples`.
     """
 
     shots: Sequence[TrainingShot]
@@ -129,6 +132,7 @@ class TrainingViews:
     order: ClipOrder
     seed: int
     drop: float
+    drop_caption: float = 0.0
 
     def every(self) -> list[ClipView]:
         """List all views."""
@@ -161,6 +165,7 @@ class TrainingViews:
             num_views=self.num_views,
             num_condition_frames=num,
             drop=self.drop,
+            drop_caption=self.drop_caption,
         )
         return draw, view_of(self.shots[draw.clip], draw.view, self.settings)
 
@@ -173,7 +178,7 @@ class ClipDrawing:
         views: See there.
         process: Which times there are.
         noise_range: Which of them are trained on.
-        latent_scale: What latents are multiplied by.
+        latent_scale: How latents are scaled.
         blanks: What stands for what is dropped.
         rate_of: What the model is told of a view's rate; of `ClipEncoder`.
         condition_noise: TimeNoise; None without.
@@ -184,7 +189,7 @@ class ClipDrawing:
     views: TrainingViews
     process: NoiseProcess
     noise_range: NoiseRange
-    latent_scale: float
+    latent_scale: LatentScale
     blanks: Blanks
     rate_of: Callable[[ClipView], float]
     condition_noise: ConditionNoise | None
@@ -199,7 +204,7 @@ class ClipDrawing:
 
     def _read(self, index: int) -> ReadView:
         _, view = self.views.draw(index)
-        return ReadView(index, view.read(), view.shot.clip.caption, self.views.frames_of(view))
+        return ReadView(index, view.read())
 
     def _kept(self, index: int) -> EncodedView:
         assert self.cache is not None
@@ -210,38 +215,51 @@ class ClipDrawing:
                 f"{view.shot.clip.name} is not in {self.cache.folder} any more.",
                 fix="Start the same command again: it encodes what is missing, and goes on.",
             )
-        return EncodedView(**kept)
+        return EncodedView.of_tensors(kept)
 
     def batches(self, encoded: Iterable[tuple[int, EncodedView]]) -> tuple[ClipBatch, ...]:
-        """Join samples, given by their indices, into a batch for each size.
+        """Join samples, given by their indices, into a batch for each size, also of the text.
 
         A batch of one size may hold fewer samples; the loss weighs samples, not batches.
         """
-        groups: dict[torch.Size, list[ClipBatch]] = {}
+        groups: dict[tuple[torch.Size, ...], list[ClipBatch]] = {}
         for index, view in encoded:
             one = self._sample(index, view)
-            groups.setdefault(one.latents.shape, []).append(one)
+            groups.setdefault(_shapes_of(one), []).append(one)
         return tuple(_joined(group) for group in groups.values())
 
     def _sample(self, index: int, encoded: EncodedView) -> ClipBatch:
         """Draw all that is random in a sample; a batch of one."""
         seed, name = self.views.seed, str(index)
         draw, view = self.views.draw(index)
-        latents = self.latent_scale * drawn_latents(encoded.moments, seed=seed, sample=index)
-        latents = latents.float().transpose(0, 1)[None]
+        drawn = drawn_latents(encoded.moments, seed=seed, sample=index)
+        latents = self.latent_scale(drawn.transpose(0, 1)[None]).float()
         shares = shares_within(torch.tensor([draw.time_share]), self.process, self.noise_range)
-        text = self.blanks.prompt_embeds if draw.without_caption else encoded.prompt_embeds
-        image = encoded.image_embeds[draw.condition_frame]
+        encoded = self._without_what_is_dropped(encoded, draw)
         return ClipBatch(
             latents=latents,
             noise=_normal(latents.shape, seed, "noise", name),
             times=self.process.times_at(shares),
             condition_frame=torch.tensor([self.views.frames_of(view)[draw.condition_frame]]),
-            prompt_embeds=text.float()[None],
-            image_embeds=(self.blanks.image_embeds if draw.without_image else image).float()[None],
+            prompt_embeds=_one(encoded.prompt_embeds),
+            image_embeds=_one(encoded.image_embeds[0]),
             frame_rate=torch.tensor([self.rate_of(view)]),
             condition=self._condition_draws(latents.shape, seed, name),
+            shown=None if encoded.shown is None else _one(encoded.shown),
+            more={name: _one(value) for name, value in encoded.more.items()},
         )
+
+    def _without_what_is_dropped(self, encoded: EncodedView, draw: SampleDraw) -> EncodedView:
+        """Keep one image of a view, and put blanks where caption or image are dropped."""
+        blanks, image = self.blanks, encoded.image_embeds[draw.condition_frame]
+        if draw.without_caption:
+            more = encoded.more if blanks.more is None else blanks.more
+            encoded = encoded._replace(prompt_embeds=blanks.prompt_embeds, more=more)
+        if draw.without_image:
+            image = blanks.image_embeds
+            if encoded.shown is not None and blanks.shown is not None:
+                encoded = encoded._replace(shown=blanks.shown.expand_as(encoded.shown))
+        return encoded._replace(image_embeds=image[None])
 
     def _condition_draws(self, shape: torch.Size, seed: int, name: str) -> ConditionDraws | None:
         if self.condition_noise is None:
@@ -261,11 +279,22 @@ def _normal(shape: Sequence[int], seed: int, *names: str) -> torch.Tensor:
     return torch.randn(tuple(shape), generator=generator_for(seed, *names))
 
 
+def _one(values: torch.Tensor) -> torch.Tensor:
+    """Return values as a batch of one; numbers with a fraction in fp32, masks as they are."""
+    return (values.float() if values.is_floating_point() else values)[None]
+
+
+def _shapes_of(sample: ClipBatch) -> tuple[torch.Size, ...]:
+    """Return what has to be the same in a batch."""
+    return (sample.latents.shape, sample.prompt_embeds.shape, sample.image_embeds.shape)
+
+
 def _joined(samples: Sequence[ClipBatch]) -> ClipBatch:
     def column(name: str) -> torch.Tensor:
         return torch.cat([getattr(one, name) for one in samples])
 
     draws = [one.condition for one in samples if one.condition is not None]
+    shown = [one.shown for one in samples if one.shown is not None]
     return ClipBatch(
         latents=column("latents"),
         noise=column("noise"),
@@ -275,4 +304,6 @@ def _joined(samples: Sequence[ClipBatch]) -> ClipBatch:
         image_embeds=column("image_embeds"),
         frame_rate=column("frame_rate"),
         condition=ConditionDraws(*map(torch.cat, zip(*draws, strict=True))) if draws else None,
+        shown=torch.cat(shown) if shown else None,
+        more={name: torch.cat([one.more[name] for one in samples]) for name in samples[0].more},
     )

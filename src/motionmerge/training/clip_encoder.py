@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,31 +15,66 @@ from motionmerge.io.decoding import Picture
 from motionmerge.models.dynamicrafter.encoders import preprocess_clip_image, tokenize_prompts
 from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
 
+from .denoisers.clean_latents import LatentScale, latent_scale
 from .latents_cache import frame_moments, pixels_of
 from .run_state import weights_hash
 from .views import ClipView, ViewSettings, own_frame_stride, whole_frame_rate
+
+_MORE = "more."
+"""Begins the names of what is kept of `EncodedView.more`."""
 
 
 class EncodedView(NamedTuple):
     """What is kept of a view.
 
     Args:
-        moments: Of the autoencoder's posterior, `[frames, 2 * channels, height, width]`.
+        moments: Of the autoencoder's posterior, `[frames of latents, 2 * channels, height, width]`.
         prompt_embeds: Tokens of the caption, `[tokens, dim]`.
         image_embeds: Tokens of the image tower, of each frame that may be the condition,
             `[condition frames, tokens, dim]`.
+        shown: The image's latents as the model's own pipeline lays them out, `[channels, frames,
+            height, width]`; None where they are taken from those of the clip.
+        more: What else the network is told, see `DenoiserCondition`, without the batch.
     """
 
     moments: torch.Tensor
     prompt_embeds: torch.Tensor
     image_embeds: torch.Tensor
+    shown: torch.Tensor | None = None
+    more: Mapping[str, torch.Tensor] = MappingProxyType({})
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """List all tensors by name, for a file."""
+        own = {name: value for name, value in self._asdict().items() if name != "more"}
+        more = {f"{_MORE}{name}": value for name, value in self.more.items()}
+        return {name: value for name, value in {**own, **more}.items() if value is not None}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> EncodedView:
+        """Return what `tensors` listed."""
+        own = {name: value for name, value in tensors.items() if not name.startswith(_MORE)}
+        more = {
+            name.removeprefix(_MORE): value
+            for name, value in tensors.items()
+            if name.startswith(_MORE)
+        }
+        return cls(**own, more=more)
 
 
 class Blanks(NamedTuple):
-    """What stands for a dropped caption, `[tokens, dim]`, and for a dropped image, likewise."""
+    """What stands for a dropped caption or image.
+
+    Args:
+        prompt_embeds: For the caption, `[tokens, dim]`.
+        image_embeds: For the image, `[tokens, dim]`.
+        more: For the caption, in place of the view's own; None to keep that.
+        shown: For the image's latents, broadcast; None to keep them.
+    """
 
     prompt_embeds: torch.Tensor
     image_embeds: torch.Tensor
+    more: Mapping[str, torch.Tensor] | None = None
+    shown: torch.Tensor | None = None
 
 
 class ClipEncoder(Protocol):
@@ -53,18 +89,10 @@ class ClipEncoder(Protocol):
         """Move the parts."""
         ...
 
-    def check_views(self, settings: ViewSettings) -> None:
-        """Refuse views that the model cannot be trained on.
-
-        Raises:
-            ConfigError: Says which setting, and what it can be.
-        """
-        ...
-
     def encode(
-        self, frames: Picture, caption: str, *, condition_frames: Sequence[int]
+        self, view: ClipView, frames: Picture, *, condition_frames: Sequence[int]
     ) -> EncodedView:
-        """Encode the frames `[frames, height, width, 3]` of a view, without gradients."""
+        """Encode a view and its frames `[frames, height, width, 3]`, without gradients."""
         ...
 
     def blanks(self) -> Blanks:
@@ -77,8 +105,8 @@ class ClipEncoder(Protocol):
         ...
 
     @property
-    def latent_scale(self) -> float:
-        """What the denoiser's latents are: those of the autoencoder times this."""
+    def latent_scale(self) -> LatentScale:
+        """How the denoiser's latents are made of the autoencoder's."""
         ...
 
     @property
@@ -119,6 +147,11 @@ class DynamiCrafterEncoder:
             part.to(device)
 
     def check_views(self, settings: ViewSettings) -> None:
+        """Refuse views that the model cannot be trained on.
+
+        Raises:
+            ConfigError: Says which setting, and what it can be.
+        """
         if self._num_frames not in (1, settings.num_frames):
             raise ConfigError(
                 f"`num_frames` is {settings.num_frames}; the model's image projector has tokens "
@@ -141,12 +174,13 @@ class DynamiCrafterEncoder:
 
     @torch.no_grad()
     def encode(
-        self, frames: Picture, caption: str, *, condition_frames: Sequence[int]
+        self, view: ClipView, frames: Picture, *, condition_frames: Sequence[int]
     ) -> EncodedView:
         pixels = pixels_of(frames[list(condition_frames)])
         # One by one, as the autoencoder's: a batch of another length may round differently.
         states = torch.cat([self._image_embeds(one[None]) for one in pixels])
-        return EncodedView(frame_moments(self.vae, frames), self._prompt_embeds(caption), states)
+        text = self._prompt_embeds(view.shot.clip.caption)
+        return EncodedView(frame_moments(self.vae, frames), text, states)
 
     @torch.no_grad()
     def blanks(self) -> Blanks:
@@ -158,8 +192,8 @@ class DynamiCrafterEncoder:
         return own_frame_stride if self._is_told_strides else whole_frame_rate
 
     @property
-    def latent_scale(self) -> float:
-        return float(self.vae.config.scaling_factor)
+    def latent_scale(self) -> LatentScale:
+        return latent_scale(self.vae)
 
     def _prompt_embeds(self, caption: str) -> torch.Tensor:
         ids = tokenize_prompts(self.tokenizer, [caption]).to(self.text_encoder.device)

@@ -37,6 +37,7 @@ class ClipObjective:
         layout: See there.
         condition_noise: TimeNoise on the condition; None without.
         encoder: Encodes views at first use, where there is no cache of them.
+        given_frames: Of the denoiser, see `FamilyDenoiser`.
     """
 
     can_use_gpu, is_captured = True, False  # sizes differ from step to step
@@ -49,10 +50,12 @@ class ClipObjective:
         layout: Layout = "every frame",
         condition_noise: ConditionNoise | None = None,
         encoder: ClipEncoder | None = None,
+        given_frames: int = 0,
     ) -> None:
         self.draw, self.layout = draw, layout
         self.process = deepcopy(process)  # it moves; that of `draw` stays where it can be pickled
         self._condition_noise, self._encoder = condition_noise, encoder
+        self.given_frames = given_frames
         self._device = torch.device("cpu")
 
     def to(self, device: torch.device) -> None:
@@ -85,24 +88,22 @@ class ClipObjective:
         for noised, condition in prepared:
             needs_gradients(noised.sample)
             predicted = module(noised.sample, noised.timesteps, condition)
-            found.append(denoising_losses(predicted, noised))
+            found.append(denoising_losses(predicted, noised, given_frames=self.given_frames))
         return found
 
     def _encoded(self, views: Sequence[ReadView]) -> tuple[ClipBatch, ...]:
         draw, encoder = self.draw, self._encoder
         assert isinstance(draw, ClipDrawing) and encoder is not None
-        encoded = [
-            encoder.encode(one.frames, one.caption, condition_frames=one.condition_frames)
-            for one in views
-        ]
-        indices = [one.sample for one in views]
-        return draw.batches(zip(indices, encoded, strict=True))
+        encoded = []
+        for one in views:
+            _, view = draw.views.draw(one.sample)
+            shown = draw.views.frames_of(view)
+            encoded.append((one.sample, encoder.encode(view, one.frames, condition_frames=shown)))
+        return draw.batches(encoded)
 
     def _prepared(self, batch: ClipBatch) -> tuple[Noised, DenoiserCondition]:
         noised = self.process.noised(batch.latents, batch.noise, batch.times)
-        shown = first_and_last(batch.latents)
-        if self.layout == "every frame":
-            shown = every_frame(batch.latents, batch.condition_frame)
+        shown = self._shown(batch)
         kept, token_noise = torch.ones_like(batch.frame_rate), batch.latents.new_zeros(1, 1, 1)
         if self._condition_noise is not None and batch.condition is not None:
             noise, draws = self._condition_noise.noise, batch.condition
@@ -122,4 +123,13 @@ class ClipObjective:
             frame_rate=batch.frame_rate,
             tokens_kept=kept,
             token_noise=token_noise,
+            more=batch.more,
         )
+
+    def _shown(self, batch: ClipBatch) -> torch.Tensor:
+        """Lay the image's latents out, where the model's own pipeline has not done so."""
+        if batch.shown is not None:
+            return batch.shown
+        if self.layout == "first and last":
+            return first_and_last(batch.latents)
+        return every_frame(batch.latents, batch.condition_frame)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,25 +20,30 @@ from torch import nn
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.atomic import prepare_folder
 from motionmerge.memory import return_freed_memory
-from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
-from motionmerge.parameter_groups import DYNAMICRAFTER
 from motionmerge.rng import whole_number_for
 from motionmerge.sampling.request.folder import PipelineFolder, find_pipeline
-from motionmerge.sampling.request.loading import empty_modules, load_pipeline, load_scheduler
+from motionmerge.sampling.request.loading import load_scheduler
 
-from .clip_batches import ClipDrawing, TrainingViews
-from .clip_encoder import ClipEncoder, DynamiCrafterEncoder
+from .clip_batches import ClipDrawing, ConditionFrames, TrainingViews
+from .clip_encoder import ClipEncoder
 from .clip_objective import ClipObjective
 from .clips_folder import LeftOut
 from .clips_manifest import read_clips_manifest
-from .denoisers.dynamicrafter import DynamiCrafterDenoiser
 from .held_out import HeldOutLoss
 from .latents_cache import LatentsCache
 from .motion_balance import flattening_weights
 from .objectives.choice import process_for
-from .parameters import TRAINED_GROUPS, Trained, choose_parameters
+from .parameters import Trained, choose_parameters
 from .run_config import RunConfig
-from .run_result import RunResult, adapter_of, write_result
+from .run_model import (
+    RunModel,
+    check_model,
+    drop_share,
+    empty_denoiser,
+    groups_of,
+    load_model,
+)
+from .run_result import RunResult, write_result
 from .samples import ClipOrder, NoiseRange, shares_within
 from .settings import TrainingProgress, TrainingResult, Validation
 from .trainer import fit
@@ -58,11 +63,7 @@ def open_clip_run(config: RunConfig) -> ClipRun:
     """
     data, seed = config.data, config.settings.seed
     folder = find_pipeline(config.model)
-    if folder.family.name != "dynamicrafter":
-        raise ConfigError(
-            f"{config.model} is a {folder.family.name}; it cannot be trained on clips yet.",
-            fix="Set `model` to a DynamiCrafter.",
-        )
+    check_model(folder, config)
     clips = read_clips_manifest(data.manifest, folder=data.folder)
     shots, left_out = usable_shots(clips, data.view_settings(seed=seed))
     held_out: list[TrainingShot] = []
@@ -76,14 +77,27 @@ def open_clip_run(config: RunConfig) -> ClipRun:
         shots=shots,
         settings=data.view_settings(seed=seed),
         num_views=data.views,
-        condition_frames="first" if config.objective.interpolates else data.condition_frames,
+        condition_frames=_condition_frames(folder, config),
         order=ClipOrder(len(shots), weights),
         seed=seed,
-        drop=config.objective.drop,
+        drop=drop_share(folder, config),
+        drop_caption=config.objective.drop_caption,
     )
-    run = ClipRun(config, folder, views, tuple(left_out), tuple(held_out))
+    run = ClipRun(
+        config=config,
+        folder=folder,
+        views=views,
+        left_out=tuple(left_out),
+        held_out=tuple(held_out),
+    )
     shares_within(torch.zeros(1), process_for(run.scheduler), config.objective.noise_range)
     return run
+
+
+def _condition_frames(folder: PipelineFolder, config: RunConfig) -> ConditionFrames:
+    if config.objective.interpolates or folder.family.name != "dynamicrafter":
+        return "first"
+    return config.data.condition_frames or 4
 
 
 def _apart(
@@ -107,7 +121,7 @@ def _apart(
     return [firsts[clip] for clip in chosen], rest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClipRun:
     """A run that can begin.
 
@@ -142,8 +156,7 @@ class ClipRun:
         Raises:
             ConfigError: As `choose_parameters`.
         """
-        parts = empty_modules(self.folder)
-        denoiser = self._denoiser(parts)
+        denoiser = empty_denoiser(self.folder, self.config)
         return self._chosen(denoiser), sum(one.numel() for one in denoiser.parameters())
 
     def train(
@@ -165,17 +178,13 @@ class ClipRun:
         """
         config = self.config
         prepare_folder(config.output)
-        pipeline: Any = load_pipeline(self.folder, dtype=self.frozen_dtype)
-        encoder = DynamiCrafterEncoder(pipeline)
-        encoder.check_views(self.views.settings)
-        denoiser = self._denoiser(pipeline.components)
-        has_adapter = self.folder.configs["unet"].get("temporal_context_dim") is not None
-        new_adapter = {} if has_adapter else adapter_of(denoiser.unet)
+        model = load_model(self.folder, config, dtype=self.frozen_dtype)
+        denoiser, new_base = model.denoiser, model.new_base
         trained = self._chosen(denoiser)
-        objective = self.objective(encoder, on_encoded)
-        validation = self._validation(encoder, objective)
+        objective = self.objective(model, on_encoded)
+        validation = self._validation(model, objective)
         if config.data.cache:
-            del pipeline, encoder  # they are large, and have done their work
+            del model  # its encoders are large, and have done their work
             return_freed_memory()
         result = fit(
             denoiser,
@@ -195,13 +204,13 @@ class ClipRun:
             denoiser,
             trained,
             model=config.model,
-            new_adapter=new_adapter,
+            new_base=new_base,
             is_lora=config.lora is not None,
         )
 
-    def objective(self, encoder: ClipEncoder, on_encoded: OnEncoded | None = None) -> ClipObjective:
+    def objective(self, model: RunModel, on_encoded: OnEncoded | None = None) -> ClipObjective:
         """Return what is minimized; views that are to be kept and are not yet are encoded first."""
-        config, cache = self.config, None
+        config, encoder, cache = self.config, model.encoder, None
         if config.data.cache:
             cache = self._kept_views(encoder, on_encoded)
         draw = ClipDrawing(
@@ -221,6 +230,7 @@ class ClipRun:
             layout="first and last" if config.objective.interpolates else "every frame",
             condition_noise=config.objective.time_noise,
             encoder=None if cache else encoder,
+            given_frames=model.given_frames,
         )
 
     @property
@@ -230,22 +240,17 @@ class ClipRun:
         is_small = self.config.settings.precision == "bf16" and torch.cuda.is_available()
         return torch.bfloat16 if is_small else torch.float32
 
-    def _denoiser(self, parts: Mapping[str, Any]) -> DynamiCrafterDenoiser:
-        unet: DynamiCrafterUNet = parts["unet"]
-        groups = TRAINED_GROUPS.get(self.config.trains, (self.config.trains,))
-        if "adapter" in groups and unet.temporal_adapter is None:
-            unet.add_temporal_adapter(
-                num_frames=self.config.data.num_frames, seed=self.config.settings.seed
-            )
-        return DynamiCrafterDenoiser(unet, parts["image_projector"])
-
     def _chosen(self, denoiser: nn.Module) -> Trained:
         config = self.config
         return choose_parameters(
-            denoiser, DYNAMICRAFTER, config.trains, lora=config.lora, seed=config.settings.seed
+            denoiser,
+            groups_of(self.folder),
+            config.trains,
+            lora=config.lora,
+            seed=config.settings.seed,
         )
 
-    def _validation(self, encoder: ClipEncoder, objective: ClipObjective) -> Validation | None:
+    def _validation(self, model: RunModel, objective: ClipObjective) -> Validation | None:
         config = self.config
         if config.validation is None:
             return None
@@ -257,7 +262,8 @@ class ClipRun:
             draw,
             draw.process,
             layout=objective.layout,
-            encoder=None if config.data.cache else encoder,
+            encoder=None if config.data.cache else model.encoder,
+            given_frames=model.given_frames,
         )
         return Validation(config.validation.every, HeldOutLoss(held, len(self.held_out)))
 
@@ -265,7 +271,9 @@ class ClipRun:
     def _held_views(self) -> TrainingViews:
         """One view of each shot that is held out, with its image and caption."""
         order = ClipOrder(max(1, len(self.held_out)))
-        return replace(self.views, shots=self.held_out, num_views=1, order=order, drop=0.0)
+        return replace(
+            self.views, shots=self.held_out, num_views=1, order=order, drop=0.0, drop_caption=0.0
+        )
 
     def _kept_views(self, encoder: ClipEncoder, on_encoded: OnEncoded | None) -> LatentsCache:
         """Encode what the cache lacks, each process its share."""
@@ -287,10 +295,8 @@ class ClipRun:
             cache.read_or_make(
                 view,
                 lambda view: encoder.encode(
-                    view.read(),
-                    view.shot.clip.caption,
-                    condition_frames=self.views.frames_of(view),
-                )._asdict(),
+                    view, view.read(), condition_frames=self.views.frames_of(view)
+                ).tensors(),
             )
             if on_encoded is not None and state.is_main_process:
                 on_encoded(done, len(mine))
@@ -311,7 +317,7 @@ class ClipRun:
         )
         return {
             "clips": hashlib.sha256(json.dumps(shots).encode()).hexdigest(),
-            "data": shown,
-            "objective": config.objective.model_dump(mode="json"),
+            "data": shown | {"condition_frames": self.views.condition_frames},
+            "objective": config.objective.model_dump(mode="json") | {"drop": self.views.drop},
             "lora": None if config.lora is None else config.lora.model_dump(mode="json"),
         }

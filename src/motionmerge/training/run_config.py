@@ -31,13 +31,15 @@ class LearningSection(ConfigSection):
 
     Attributes:
         drop: Share of the samples without caption, of those without image, and of those without
-            both, each alone.
+            both, each alone; None for 0.05 where the model's guidance drops the image, else 0.
+        drop_caption: Share of further samples without caption.
         time_noise: Noise on the image; None for none.
         noise_range: Noise levels to train on, in the unit of recipes.
         interpolates: Train DynamiCrafter's interpolation model, which is shown the last frame too.
     """
 
-    drop: float = Field(default=0.05, ge=0, le=1 / 3)
+    drop: float | None = Field(default=None, ge=0, le=1 / 3)
+    drop_caption: float = Field(default=0.0, ge=0, le=1)
     time_noise: ConditionNoise | None = None
     noise_range: NoiseRange = NoiseRange()
     interpolates: bool = False
@@ -51,7 +53,7 @@ class DataSection(ConfigSection):
         manifest: What `motionmerge data check` wrote of them: `clips.jsonl`.
         sizes, num_frames, frame_stride, frame_rate: See `ViewSettings`.
         views: Spans of frames that are taken of each shot; each is encoded once.
-        condition_frames: See `ConditionFrames`.
+        condition_frames: See `ConditionFrames`; None for 4 of DynamiCrafter, else the first.
         flatten_motion: How much more often than others shots of rare motion may be shown; 1 shows
             all alike.
         cache: Whether what encoders make of views is kept; if not, they run anew in each step.
@@ -65,7 +67,7 @@ class DataSection(ConfigSection):
     frame_stride: tuple[int, int] | None = None
     frame_rate: float | None = Field(None, gt=0)
     views: int = Field(4, ge=1)
-    condition_frames: ConditionFrames = 4
+    condition_frames: ConditionFrames | None = None
     flatten_motion: float = Field(1.0, ge=1)
     cache: bool = True
     cache_folder: Path | None = None
@@ -97,6 +99,17 @@ class ValidationSection(ConfigSection):
     clips: int = Field(4, ge=1)
 
 
+class AdapterSection(ConfigSection):
+    """The adapter that is added to a model.
+
+    Attributes:
+        text_encoder: A folder with `text_encoder` and `tokenizer` of CLIP in it, such as that of
+            Stable Diffusion or of a DynamiCrafter: for SVD, which reads no text itself.
+    """
+
+    text_encoder: Path | None = None
+
+
 class RunConfig(ConfigSection):
     """A training run on clips.
 
@@ -105,6 +118,7 @@ class RunConfig(ConfigSection):
         model: The folder of a pipeline, or `owner/name` on the hub.
         trains: See `choose_parameters`. An adapter is added to a model that has none.
         lora: Train a LoRA instead of the weights.
+        adapter: What is added to a model without adapter, where `trains` asks for one.
         objective: What is learned.
         data: On what.
         settings: How.
@@ -116,6 +130,7 @@ class RunConfig(ConfigSection):
     model: str
     trains: str = "adapter"
     lora: LoraShape | None = None
+    adapter: AdapterSection = Field(default_factory=AdapterSection)
     objective: LearningSection = Field(default_factory=LearningSection)
     data: DataSection
     settings: TrainerSettings

@@ -7,12 +7,13 @@ a task vector of the two is zero there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from motionmerge.io.atomic import write_whole
 from motionmerge.io.paths import exists, path_of
@@ -20,11 +21,9 @@ from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.io.weights import open_weights, save_weights
 from motionmerge.io.weights_writer import pipeline_folder
 from motionmerge.merging.recipes.recipe import Recipe, relative_path
-from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
 from motionmerge.parameter_groups import group_of
 
-from .denoisers.dynamicrafter import DynamiCrafterDenoiser
-from .parameters import Trained, trained_state
+from .parameters import Trained, trained_header, trained_state
 
 BASE, TUNED, LORA, RECIPE = "base", "tuned", "lora.safetensors", "recipe.yaml"
 
@@ -44,7 +43,22 @@ class RunResult:
     model: str
 
 
-def adapter_of(unet: DynamiCrafterUNet) -> dict[str, torch.Tensor]:
+@dataclass(frozen=True, kw_only=True)
+class NewBase:
+    """What a base has and the model's folder has not: an adapter, as it was before training.
+
+    Attributes:
+        tensors: Of the adapter, with their module's name.
+        files: Texts of files that are new or other, by relative path.
+        folders: Further folders of the pipeline, by name.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    files: Mapping[str, str] = field(default_factory=dict)
+    folders: Mapping[str, Path] = field(default_factory=dict)
+
+
+def adapter_of(unet: nn.Module) -> dict[str, torch.Tensor]:
     """Copy the tensors of a U-Net's adapter."""
     return {
         f"unet.{name}": tensor.detach().float().cpu().clone()
@@ -56,11 +70,11 @@ def adapter_of(unet: DynamiCrafterUNet) -> dict[str, torch.Tensor]:
 def write_result(
     output: Path,
     base: Path,
-    denoiser: DynamiCrafterDenoiser,
+    denoiser: nn.Module,
     trained: Trained,
     *,
     model: str,
-    new_adapter: Mapping[str, torch.Tensor],
+    new_base: NewBase | None,
     is_lora: bool,
 ) -> RunResult:
     """Write what was trained, and a recipe for it.
@@ -74,14 +88,14 @@ def write_result(
         denoiser: As it was trained.
         trained: Its parameters.
         model: What the user calls the pipeline.
-        new_adapter: Tensors of the adapter before training, if the model had none.
+        new_base: What was added to the pipeline; None for nothing.
         is_lora: Whether the parameters are those of a LoRA.
 
     Raises:
         CheckpointError: The disk refuses.
     """
-    if new_adapter:
-        _write_pipeline(output / BASE, base, new_adapter, unet=denoiser.unet)
+    if new_base is not None:
+        _write_pipeline(output / BASE, base, new_base)
         base = output / BASE
         model = str(base)
     is_here = exists(path_of(model))
@@ -89,21 +103,20 @@ def write_result(
     state = trained_state(denoiser, trained)
     if is_lora:
         weights = output / LORA
-        save_weights(weights, state, {"format": "pt"})
+        save_weights(weights, state, {"format": "pt", **trained_header(trained)})
         recipe = Recipe.shipped_for("lora-rescue", {"base": "memory:base", "style": LORA})
     else:
         weights = output / TUNED
-        _write_pipeline(weights, base, state, unet=denoiser.unet)
+        _write_pipeline(weights, base, NewBase(tensors=state))
         recipe = Recipe.shipped_for("knob", {"base": of_recipe, "tuned": TUNED})
     recipe = replace(recipe, description=f"What a training run made of {model}: the motion knob.")
     write_whole(output / RECIPE, recipe.print())
     return RunResult(weights=weights, recipe=output / RECIPE, model=model)
 
 
-def _write_pipeline(
-    folder: Path, template: Path, changed: Mapping[str, torch.Tensor], *, unet: DynamiCrafterUNet
-) -> None:
-    """Repeat a pipeline with other tensors in some of its modules, and more in its U-Net."""
+def _write_pipeline(folder: Path, template: Path, new: NewBase) -> None:
+    """Repeat a pipeline with other tensors in some of its modules, or more of them."""
+    changed = new.tensors
     modules = sorted({name.partition(".")[0] for name in changed})
     specs: dict[str, TensorSpec] = {
         name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in changed.items()
@@ -112,8 +125,9 @@ def _write_pipeline(
         with open_weights(template / module) as stored:
             for key in stored.keys():  # noqa: SIM118
                 specs.setdefault(f"{module}.{key}", (stored.dtype(key), stored.shape(key)))
-    files = {"unet/config.json": unet.to_json_string()}
-    with pipeline_folder(folder, specs, template=template, files=files) as writer:
+    with pipeline_folder(
+        folder, specs, template=template, files=new.files, folders=new.folders
+    ) as writer:
         for module in modules:
             with open_weights(template / module) as stored:
                 for key in stored.keys():  # noqa: SIM118

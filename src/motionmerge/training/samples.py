@@ -4,6 +4,8 @@ An epoch shows every clip once, in an order of its own; a clip has views (spans 
 and image are dropped as DynamiCrafter does, from one number u in [0, 1) and the share p:
 
     caption dropped  if u < 2 p,    image dropped  if p <= u < 3 p      (p each alone, p both)
+
+Models whose guidance never drops the image drop the caption alone: u >= 1 - q.
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ def draw_sample(
     num_views: int,
     num_condition_frames: int,
     drop: float,
+    drop_caption: float = 0.0,
 ) -> SampleDraw:
     """Draw what the sample with this index shows.
 
@@ -78,7 +81,7 @@ def draw_sample(
         index: Of the sample; as many as there are clips are an epoch.
         order: Of the clips.
         num_views, num_condition_frames: How many there are to choose from.
-        drop: p of the formula above.
+        drop, drop_caption: p and q of the formulas above.
     """
     epoch, place = divmod(index, order.num_clips)
     clips = _clips_of(order, seed, epoch)
@@ -89,7 +92,7 @@ def draw_sample(
         clip=int(clips[place]),
         view=int(rng.integers(num_views)),
         condition_frame=int(rng.integers(num_condition_frames)),
-        without_caption=bool(without_caption),
+        without_caption=bool(without_caption) or bool(u >= 1 - drop_caption),
         without_image=bool(without_image),
         time_share=float(time_share),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,40 +44,71 @@ def scaled_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     Raises:
         ConfigError: The scale of this kind of autoencoder is unknown.
     """
+    return latent_scale(vae)(latents)
+
+
+@dataclass(frozen=True)
+class LatentScale:
+    """The way from latents as an autoencoder gives them to those of the denoiser; it pickles.
+
+        (latents - mean) * factor
+
+    Args:
+        mean, factor: One for all latents, or one for each channel.
+    """
+
+    mean: float | tuple[float, ...]
+    factor: float | tuple[float, ...]
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scale `[batch, channels, frames, height, width]`."""
+        return (latents - _along_channels(self.mean, latents)) * _along_channels(
+            self.factor, latents
+        )
+
+
+def latent_scale(vae: Any) -> LatentScale:
+    """Return how the latents of an autoencoder are scaled.
+
+    Raises:
+        ConfigError: The scale of this kind of autoencoder is unknown.
+    """
     kind = type(vae).__name__
     if kind not in _SCALES:
         raise ConfigError(
             f"The scale of the latents of a `{kind}` is unknown.",
             fix=f"Train a model whose autoencoder is one of {', '.join(_SCALES)}.",
         )
-    return _SCALES[kind](vae, latents)
+    return _SCALES[kind](vae)
 
 
-def _by_factor(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    return vae.config.scaling_factor * latents
+def _by_factor(vae: Any) -> LatentScale:
+    return LatentScale(0.0, float(vae.config.scaling_factor))
 
 
-def _by_factor_or_its_inverse(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+def _by_factor_or_its_inverse(vae: Any) -> LatentScale:
     factor = vae.config.scaling_factor
     # CogVideoX 1.5 was trained on latents that were divided by mistake.
-    return latents / factor if vae.config.invert_scale_latents else factor * latents
+    return LatentScale(0.0, 1 / factor if vae.config.invert_scale_latents else factor)
 
 
-def _by_channel(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    mean, std = (torch.tensor(x) for x in (vae.config.latents_mean, vae.config.latents_std))
-    return (latents - _along_channels(mean, latents)) / _along_channels(std, latents)
+def _by_channel(vae: Any) -> LatentScale:
+    factors = tuple(1 / std for std in vae.config.latents_std)
+    return LatentScale(tuple(vae.config.latents_mean), factors)
 
 
-def _by_channel_and_factor(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    mean, std = (_along_channels(x, latents) for x in (vae.latents_mean, vae.latents_std))
-    return (latents - mean) * vae.config.scaling_factor / std
+def _by_channel_and_factor(vae: Any) -> LatentScale:
+    factors = vae.config.scaling_factor / vae.latents_std.float()
+    return LatentScale(tuple(vae.latents_mean.tolist()), tuple(factors.tolist()))
 
 
-def _along_channels(values: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    return values.to(latents)[:, None, None, None]
+def _along_channels(values: float | tuple[float, ...], latents: torch.Tensor) -> Any:
+    if isinstance(values, float):
+        return values
+    return torch.tensor(values).to(latents)[:, None, None, None]
 
 
-_SCALES: Mapping[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+_SCALES: Mapping[str, Callable[[Any], LatentScale]] = {
     "AutoencoderKL": _by_factor,
     "AutoencoderKLTemporalDecoder": _by_factor,
     "AutoencoderKLHunyuanVideo": _by_factor,

@@ -38,6 +38,7 @@ def encode_condition(
     caption: str,
     *,
     frame_rate: float,
+    seed: int = 0,
     **options: object,
 ) -> DenoiserCondition:
     """Run a pipeline's encoders for a clip, a batch of one.
@@ -48,6 +49,7 @@ def encode_condition(
         frames: `[frames, height, width, 3]`, of which the first is the image.
         caption: What happens; models without text do not read it.
         frame_rate: Frames per second, told to models that know frame rates.
+        seed: Of what the pipeline draws: SVD adds noise to the image, others draw its latents.
         options: Arguments of the pipeline's own `__call__`, such as `prompt_embeds`.
 
     Raises:
@@ -63,6 +65,7 @@ def encode_condition(
         width=width if takes_size else None,
         frame_rate=frame_rate if family.frame_rate_argument else None,
         num_inference_steps=2,
+        seed=seed,
     )
     check_settings(settings, family, limits)
     is_read = any(name.startswith("prompt_embeds") for name in options)
