@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.options import JsonOption, PlanOption, destination
+from motionmerge.cli.printing import harmless
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
     from motionmerge.training.config_file import ConfigFile
+    from motionmerge.training.held_out_videos import MeasureVideo, VideoFigures
     from motionmerge.training.pocket.runs import PocketRun
     from motionmerge.training.run_config import RunConfig
     from motionmerge.training.run_plan import RunPlan
@@ -79,7 +83,8 @@ def train(
 
     Clips are what `motionmerge data check CLIPS -o CHECKED` found: data.folder=CLIPS and
     data.manifest=CHECKED/clips.jsonl. The folder of the run keeps log.jsonl, and validation.jsonl:
-    losses on clips that are held out, in bands of noise. On several processes: torchrun
+    losses on clips that are held out, in bands of noise, and how much their videos move beside the
+    base's; `motionmerge report FOLDER` shows both, with the videos. On several processes: torchrun
     --nproc-per-node 2 -m motionmerge.cli train CONFIG
     """
     from motionmerge.training.config_file import ConfigFile
@@ -121,6 +126,7 @@ def _train_on_clips(config: RunConfig, *, dry_run: bool, as_json: bool) -> None:
     from motionmerge.training.run_plan import plan_run
 
     check_folder(config.output)
+    measure_video = _measure_of(config)
     run = open_clip_run(config)
     if dry_run:
         plan = plan_run(run)
@@ -131,7 +137,10 @@ def _train_on_clips(config: RunConfig, *, dry_run: bool, as_json: bool) -> None:
         return
     with _told_how_to_go_on():
         result, made = run.train(
-            on_encoded=_EncodingLines(), on_progress=_progress_line(config.settings.batch_size)
+            on_encoded=_EncodingLines(),
+            on_progress=_progress_line(config.settings.batch_size),
+            on_validated=_validation_lines,
+            measure_video=measure_video,
         )
     if made is None:
         return
@@ -144,6 +153,29 @@ def _train_on_clips(config: RunConfig, *, dry_run: bool, as_json: bool) -> None:
         f"motionmerge generate photo.jpg --model {shlex.quote(made.model)} "
         f"--recipe {shlex.quote(str(made.recipe))}"
     )
+
+
+def _measure_of(config: RunConfig) -> MeasureVideo | None:
+    """Return what measures the videos of a validation; None where none are made.
+
+    Training and evaluation do not know of each other.
+    """
+    if config.validation is None or not config.validation.videos:
+        return None
+    with needs_eval_extra():
+        from motionmerge.evaluation.runs import measure_videos
+        from motionmerge.evaluation.sources import VideoSource
+    from motionmerge.training.held_out_videos import VideoFigures
+
+    def measure(path: Path, photo: Path) -> VideoFigures:
+        (one,) = measure_videos([VideoSource(path, photo=photo)])
+        return VideoFigures(
+            motion_degree=one.number("motion_degree"),
+            first_frame_psnr=one.number("first_frame_psnr"),
+            failure=one.failure,
+        )
+
+    return measure
 
 
 def _train_pocket(file: ConfigFile, config: PocketRun, *, dry_run: bool, as_json: bool) -> None:
@@ -210,6 +242,33 @@ def _progress_line(batch_size: int) -> Callable[[TrainingProgress], None]:
         )
 
     return report
+
+
+def _validation_lines(step: int, figures: Mapping[str, Any]) -> None:
+    """Print what was measured after a step, and a warning where motion is lost."""
+    losses = ", ".join(f"{band} {loss:.4f}" for band, loss in figures["held_out"].items())
+    typer.echo(f"step {step}, held out: loss by noise {losses}", err=True)
+    videos = figures.get("videos", ())
+    if not videos:
+        return
+    motion, least = figures["relative_motion"], figures["warn_below"]
+    share = "unknown beside the base's" if motion is None else f"{motion:.0%} of the base's"
+    decibels = [one["first_frame_psnr"] for one in videos if one["first_frame_psnr"] is not None]
+    fidelity = f", first frame {median(decibels):.1f} dB" if decibels else ""
+    typer.echo(f"step {step}, {_videos(len(videos))}: motion {share}{fidelity}", err=True)
+    for one in videos:
+        if "failure" in one:
+            typer.echo(f"warning: {harmless(one['file'])}: {harmless(one['failure'])}", err=True)
+    if motion is not None and motion < least:
+        typer.echo(
+            f"warning: after step {step} videos move {motion:.0%} as much as the base's, less than "
+            f"the {least:.0%} of validation.warn_below",
+            err=True,
+        )
+
+
+def _videos(number: int) -> str:
+    return "1 video" if number == 1 else f"{number} videos"
 
 
 def _memory() -> str:

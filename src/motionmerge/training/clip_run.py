@@ -33,6 +33,7 @@ from .clips_folder import LeftOut
 from .clips_manifest import read_clips_manifest
 from .denoisers.dynamicrafter import DynamiCrafterDenoiser
 from .held_out import HeldOutLoss
+from .held_out_videos import HeldOutVideos, MeasureVideo, prepare_videos
 from .latents_cache import LatentsCache
 from .motion_balance import flattening_weights
 from .objectives.choice import process_for
@@ -40,12 +41,15 @@ from .parameters import TRAINED_GROUPS, Trained, choose_parameters
 from .run_config import RunConfig
 from .run_result import RunResult, adapter_of, write_result
 from .samples import ClipOrder, NoiseRange, shares_within
-from .settings import TrainingProgress, TrainingResult, Validation
+from .settings import Measure, TrainingProgress, TrainingResult, Validation
 from .trainer import fit
 from .views import TrainingShot, usable_shots
 
 OnEncoded = Callable[[int, int], None]
 """Called with how many views are encoded, and of how many."""
+
+OnValidated = Callable[[int, Mapping[str, Any]], None]
+"""Called with the step and what was measured after it."""
 
 
 def open_clip_run(config: RunConfig) -> ClipRun:
@@ -151,12 +155,16 @@ class ClipRun:
         *,
         on_encoded: OnEncoded | None = None,
         on_progress: Callable[[TrainingProgress], None] | None = None,
+        on_validated: OnValidated | None = None,
+        measure_video: MeasureVideo | None = None,
     ) -> tuple[TrainingResult, RunResult | None]:
         """Carry the run out, or go on with it; on other than the first process nothing is written.
 
         Args:
             on_encoded: See there.
             on_progress: Called after each logged step.
+            on_validated: Called after each validation.
+            measure_video: Measures the videos of a validation; without it none are made.
 
         Raises:
             CheckpointError: The folder holds another run's states, or cannot be written.
@@ -173,7 +181,11 @@ class ClipRun:
         new_adapter = {} if has_adapter else adapter_of(denoiser.unet)
         trained = self._chosen(denoiser)
         objective = self.objective(encoder, on_encoded)
-        validation = self._validation(encoder, objective)
+        measures: list[Measure] = []
+        if config.validation is not None:
+            measures.append(self._held_out_loss(encoder, objective))
+            if config.validation.videos and measure_video is not None:
+                measures.append(self._held_out_videos(pipeline, encoder, measure_video))
         if config.data.cache:
             del pipeline, encoder  # they are large, and have done their work
             return_freed_memory()
@@ -184,7 +196,7 @@ class ClipRun:
             config.output,
             trainable=trained.parameters,
             identity=self._identity,
-            validation=validation,
+            validation=self._validation(measures, on_validated),
             on_progress=on_progress,
         )
         if not result.is_main_process:
@@ -245,10 +257,23 @@ class ClipRun:
             denoiser, DYNAMICRAFTER, config.trains, lora=config.lora, seed=config.settings.seed
         )
 
-    def _validation(self, encoder: ClipEncoder, objective: ClipObjective) -> Validation | None:
-        config = self.config
-        if config.validation is None:
+    def _validation(
+        self, measures: Sequence[Measure], on_validated: OnValidated | None
+    ) -> Validation | None:
+        if self.config.validation is None:
             return None
+
+        def measure(module: nn.Module, step: int) -> dict[str, Any]:
+            figures: dict[str, Any] = {}
+            for one in measures:
+                figures |= one(module, step)
+            if on_validated is not None:
+                on_validated(step, figures)
+            return figures
+
+        return Validation(self.config.validation.every, measure)
+
+    def _held_out_loss(self, encoder: ClipEncoder, objective: ClipObjective) -> HeldOutLoss:
         assert isinstance(objective.draw, ClipDrawing)
         draw = replace(
             objective.draw, views=self._held_views, noise_range=NoiseRange(), condition_noise=None
@@ -257,9 +282,30 @@ class ClipRun:
             draw,
             draw.process,
             layout=objective.layout,
-            encoder=None if config.data.cache else encoder,
+            encoder=None if self.config.data.cache else encoder,
         )
-        return Validation(config.validation.every, HeldOutLoss(held, len(self.held_out)))
+        return HeldOutLoss(held, len(self.held_out))
+
+    def _held_out_videos(
+        self, pipeline: Any, encoder: ClipEncoder, measure: MeasureVideo
+    ) -> HeldOutVideos:
+        config, validation = self.config, self.config.validation
+        assert validation is not None
+        videos = prepare_videos(
+            pipeline,
+            self._held_views.every()[: validation.videos],
+            rate_of=encoder.rate_of,
+            num_steps=validation.video_steps,
+            seed=config.settings.seed,
+            interpolates=config.objective.interpolates,
+        )
+        return HeldOutVideos(
+            pipeline,
+            videos,
+            folder=config.output,
+            measure=measure,
+            warn_below=validation.warn_below,
+        )
 
     @cached_property
     def _held_views(self) -> TrainingViews:
