@@ -124,6 +124,7 @@ def _train_on_clips(config: RunConfig, *, dry_run: bool, as_json: bool) -> None:
     from motionmerge.io.atomic import check_folder
     from motionmerge.training.clip_run import open_clip_run
     from motionmerge.training.run_plan import plan_run
+    from motionmerge.training.scalars import scalars_of
 
     check_folder(config.output)
     measure_video = _measure_of(config)
@@ -135,11 +136,23 @@ def _train_on_clips(config: RunConfig, *, dry_run: bool, as_json: bool) -> None:
         else:
             _print_plan(plan)
         return
-    with _told_how_to_go_on():
+    print_progress = _progress_line(config.settings.batch_size)
+    with _told_how_to_go_on(), scalars_of(config.output) as scalars:
+
+        def on_progress(progress: TrainingProgress) -> None:
+            print_progress(progress)
+            if scalars is not None:
+                scalars.add_progress(progress)
+
+        def on_validated(step: int, figures: Mapping[str, Any]) -> None:
+            _validation_lines(step, figures)
+            if scalars is not None:
+                scalars.add_validation(step, figures)
+
         result, made = run.train(
             on_encoded=_EncodingLines(),
-            on_progress=_progress_line(config.settings.batch_size),
-            on_validated=_validation_lines,
+            on_progress=on_progress,
+            on_validated=on_validated,
             measure_video=measure_video,
         )
     if made is None:

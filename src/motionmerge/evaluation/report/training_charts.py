@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from motionmerge.evaluation.figures import INK, new_figure, to_svg
 from motionmerge.evaluation.report.sets import Figure
@@ -58,6 +58,10 @@ def _held_out(run: TrainingRun) -> Figure | None:
         points = [(one.step, one.losses[band]) for one in run.validations if band in one.losses]
         _line(axes, points, color=color, label=f"noise {band}")
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(which="minor", colors=INK)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), **_LEGEND)
     return Figure(
         "Held-out loss by noise",

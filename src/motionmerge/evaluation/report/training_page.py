@@ -27,7 +27,7 @@ from motionmerge.evaluation.report.training_run import TrainingRun, ValidationVi
 from motionmerge.io.atomic import write_whole
 from motionmerge.version import __version__
 
-MOST_COLUMNS = 6
+MOST_COLUMNS = 5
 """Steps whose videos are shown, evenly spread from the first to the last."""
 
 MOST_ROWS = 50
