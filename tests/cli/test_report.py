@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -51,3 +52,54 @@ def test_sets_are_measured_once_and_compared(folder, tmp_path):
     assert wrong.exit_code == 2 and "base, full" in wrong.output
     wrong = run(*words, "--overwrite", "--vbench", "nobody=x.json")
     assert wrong.exit_code == 2 and "--vbench base=PATH" in wrong.output
+
+
+@pytest.fixture(scope="module")
+def run_folder(folder, tmp_path_factory):
+    """A training run of 200 steps that loses motion; its captions are not to be trusted."""
+    run = tmp_path_factory.mktemp("training") / "mine"
+    lines = []
+    for step, name, share in ((0, "full", 1.0), (100, "full", 0.9), (200, "base", 0.31)):
+        place = f"videos/step-{step:06d}/1-x.mp4"
+        (run / place).parent.mkdir(parents=True)
+        shutil.copy(folder / name / "x.mp4", run / place)
+        video = {
+            "name": "1-x", "file": place, "prompt": "<script>alert(1)</script>",
+            "motion_degree": 90 * share, "relative_motion": share, "first_frame_psnr": 31.0,
+        }  # fmt: skip
+        outside = {**video, "file": "videos/step-000000/../../../x.mp4"}
+        held_out = {"0-0.25": 0.5 - step / 1000, "0.75-1": 0.01, "bad": float("nan")}
+        figures = {"relative_motion": share, "warn_below": 0.7, "videos": [video, outside]}
+        lines.append({"step": step, "held_out": held_out, **figures})
+    (run / "validation.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    losses = [{"step": s, "steps": 200, "loss": 1 / s} for s in range(1, 201)]
+    text = "".join(json.dumps(one) + "\n" for one in losses)
+    (run / "log.jsonl").write_text(text + '{"step": 20')  # torn, as by a kill
+    return run
+
+
+def test_a_training_run_has_a_page_of_its_curves_and_of_its_videos_step_beside_step(
+    run_folder, tmp_path
+):
+    page = tmp_path / "run.html"
+    result = run("report", run_folder, "-o", page)
+    assert result.exit_code == 0, result.output
+    assert "the videos of 1 clip, step beside step" in result.stdout
+    text = page.read_text(encoding="utf-8")
+    assert "Training run mine" in text and "after step 200 of 200" in text
+    assert (text.count("<svg"), text.count("<video")) == (4, 3)
+    assert "motion is being lost" in text and "step 0: the base" in text
+    assert "<script>alert" not in text and "&lt;script&gt;" in text
+    assert "noise<br>0.75-1" in text and "noise<br>bad" not in text  # NaN is no loss
+
+
+def test_a_training_run_takes_no_options_of_sets_and_needs_a_line_of_its_log(run_folder, tmp_path):
+    page = ["-o", tmp_path / "run.html"]
+    for words, fix in (
+        ([run_folder, "--images", tmp_path], "Leave --images out."),
+        ([run_folder, tmp_path], "Give it alone"),
+    ):
+        refused = run("report", *words, *page)
+        assert refused.exit_code == 2 and fix in refused.stderr
+    (tmp_path / "log.jsonl").touch()
+    assert "has logged nothing yet" in run("report", tmp_path, *page).stderr

@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from motionmerge.cli import app
+from motionmerge.cli.train import _validation_lines
 from motionmerge.io.weights import open_weights
 from motionmerge.models.pocket.components import weights_path
 from motionmerge.training.config_file import shipped_configs
@@ -39,6 +40,7 @@ def own_run(tmp_path: Path) -> Path:
             "views": 2,
         },
         "settings": {"steps": 2, "batch_size": 2, "precision": "fp32", "log_every": 1},
+        "validation": {"every": 2, "clips": 1, "video_steps": 1},
         "output": str(tmp_path / "run"),
     }
     path = tmp_path / "own.yaml"
@@ -135,10 +137,13 @@ def test_clips_become_a_tuned_folder_and_a_recipe_that_generate_uses(tmp_path: P
     assert planned.exit_code == 0, planned.output
     plan = json.loads(planned.stdout)
     assert set(plan["trained"]) == {"adapter", "temporal"}
-    assert (plan["views"], plan["steps"], plan["epochs"]) == (6, 2, 4 / 3)
+    assert (plan["views"], plan["steps"], plan["epochs"]) == (4, 2, 2)
+    assert plan["memory"]["autoencoder of videos"] > 0
     trained = train(str(own_run))
     assert trained.exit_code == 0, trained.output
-    assert "step 2/2" in trained.stderr and "encoded 6 of 6 views" in trained.stderr
+    assert "step 2/2" in trained.stderr and "encoded 5 of 5 views" in trained.stderr
+    # Noise cannot be followed, so that its motion is not known.
+    assert "step 2, 1 video: motion unknown beside the base's, first frame" in trained.stderr
     *_, command = trained.stdout.splitlines()
     words = shlex.split(command)
     assert words[:2] == ["motionmerge", "generate"]
@@ -148,3 +153,18 @@ def test_clips_become_a_tuned_folder_and_a_recipe_that_generate_uses(tmp_path: P
     made = CliRunner().invoke(app, [*words[1:], *settings, "-o", str(tmp_path / "out.mp4")])
     assert made.exit_code == 0, made.output
     assert (tmp_path / "out.mp4").stat().st_size > 0
+
+
+def test_a_validation_is_told_in_lines_and_warns_where_motion_is_lost(capsys):
+    video = {"file": "a.mp4", "first_frame_psnr": 20.0}
+    figures = {"held_out": {"0-0.25": 0.5}, "warn_below": 0.7, "videos": [video, video]}
+    for motion in (0.8, 0.64):
+        _validation_lines(100, {**figures, "relative_motion": motion})
+    assert capsys.readouterr().err.splitlines() == [
+        "step 100, held out: loss by noise 0-0.25 0.5000",
+        "step 100, 2 videos: motion 80% of the base's, first frame 20.0 dB",
+        "step 100, held out: loss by noise 0-0.25 0.5000",
+        "step 100, 2 videos: motion 64% of the base's, first frame 20.0 dB",
+        "warning: after step 100 videos move 64% as much as the base's, less than the 70% of "
+        "validation.warn_below",
+    ]

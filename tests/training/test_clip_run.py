@@ -8,23 +8,29 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import motionmerge
 from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.io.video import read_frames
 from motionmerge.io.weights import open_weights
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.parameter_groups import group_of
 from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
 from motionmerge.training.clip_run import ClipRun, open_clip_run
+from motionmerge.training.held_out_videos import VideoFigures
 from motionmerge.training.run_config import RunConfig
 from motionmerge.training.run_model import load_model
 
 from ..tiny.clips import save_clips
 from ..tiny.dynamicrafter import NUM_FRAMES
 from ..tiny.folders import save_dynamicrafter, save_tiny
+
+VIDEOS = {"every": 2, "clips": 1, "video_steps": 1}
+"""How the clip that is held out is animated."""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +60,8 @@ def run_of(model: Path, manifest: Path, tmp_path: Path):
         }
         settings = {
             "steps": 4, "batch_size": 2, "learning_rate": 1e-2, "warmup_steps": 0,
-            "decay": "none", "ema_decay": None, "precision": "fp32", "log_every": 1, "save_every": 2,
+            "decay": "none", "ema_decay": None, "precision": "fp32", "log_every": 1,
+            "save_every": 2,
         }  # fmt: skip
         content = {
             "model": str(model),
@@ -237,3 +244,54 @@ def test_gradient_checkpointing_changes_no_bit(run_of):
     plain, less = run_of("plain"), run_of("less", settings={"gradient_checkpointing": True})
     assert losses_of(plain) == losses_of(less)
     assert_same(plain, less)
+
+
+def figures_of(path: Path, photo: Path) -> VideoFigures:
+    """A motion that differs from video to video, and is real."""
+    frames, rate = read_frames(path)
+    assert len(frames) == NUM_FRAMES and rate > 0 and photo.is_file()
+    return VideoFigures(motion_degree=float(np.abs(np.diff(frames.astype(float), axis=0)).mean()))
+
+
+def test_videos_of_held_out_clips_change_nothing_and_a_killed_run_remembers_the_base(run_of):
+    settings = {"ema_decay": 0.5, "precision": "bf16"}
+    plain = run_of("plain", validation={**VIDEOS, "videos": 0}, settings=settings)
+    losses = losses_of(plain)
+    run = run_of("run", validation=VIDEOS, settings=settings)
+    ours: dict[int, float] = {}
+    seen: dict[int, float] = {}
+
+    def progressed(progress):
+        is_first = progress.step not in ours
+        ours[progress.step] = progress.loss
+        if progress.step == 3 and is_first:
+            raise Killed
+
+    def train():
+        run.train(
+            on_progress=progressed,
+            on_validated=lambda step, figures: seen.update({step: figures["relative_motion"]}),
+            measure_video=figures_of,
+        )
+
+    with pytest.raises(Killed):
+        train()
+    train()
+    assert list(ours.values()) == losses
+    assert_same(plain, run)
+    lines = validated(run)
+    assert {line["step"]: line["relative_motion"] for line in lines} == seen
+    assert list(seen) == [0, 2, 4] and seen[0] == 1.0 and seen[4] != 1.0
+    (file,) = {one["file"] for one in lines[2]["videos"]}
+    assert file.startswith("videos/step-000004/1-") and (run.config.output / file).is_file()
+    assert len(list(run.config.output.glob("videos/*/*.mp4"))) == 3
+
+
+def test_views_that_are_not_kept_have_videos_too_and_a_failed_one_is_told(run_of):
+    def fails(path: Path, photo: Path) -> VideoFigures:
+        return VideoFigures(failure="It is grey.")
+
+    run = run_of(data={"cache": False}, validation={**VIDEOS, "every": 4}, settings={"steps": 1})
+    run.train(measure_video=fails)
+    for line in validated(run):
+        assert line["relative_motion"] is None and line["videos"][0]["failure"] == "It is grey."

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.options import JsonOption, PlanOption, destination
+from motionmerge.cli.printing import harmless
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from motionmerge.training.clip_run import ClipRun
     from motionmerge.training.config_file import ConfigFile
+    from motionmerge.training.held_out_videos import MeasureVideo, VideoFigures
     from motionmerge.training.pocket.runs import PocketRun
     from motionmerge.training.run_config import RunConfig
     from motionmerge.training.run_plan import RunPlan
@@ -82,8 +87,9 @@ def train(
 
     Clips are what `motionmerge data check CLIPS -o CHECKED` found: data.folder=CLIPS and
     data.manifest=CHECKED/clips.jsonl. The folder of the run keeps log.jsonl, and validation.jsonl:
-    losses on clips that are held out, in bands of noise. CogVideoX, LTX and Hunyuan train by a
-    CONFIG of your own: begin with that of wan-lora. On several processes: torchrun
+    losses on clips that are held out, in bands of noise, and how much their videos move beside the
+    base's; `motionmerge report FOLDER` shows both, with the videos. CogVideoX, LTX and Hunyuan
+    train by a CONFIG of your own: begin with that of wan-lora. On several processes: torchrun
     --nproc-per-node 2 -m motionmerge.cli train CONFIG
     """
     from motionmerge.training.config_file import ConfigFile
@@ -123,9 +129,11 @@ def _train_on_clips(config: RunConfig, *, dry_run: bool, as_json: bool) -> None:
     from motionmerge.io.atomic import check_folder
     from motionmerge.training.clip_run import open_clip_run
     from motionmerge.training.run_plan import plan_run
+    from motionmerge.training.scalars import scalars_of
 
     check_folder(config.output)
     run = open_clip_run(config)
+    measure_video = _measure_of(run)
     if dry_run:
         plan = plan_run(run)
         if as_json:
@@ -133,9 +141,24 @@ def _train_on_clips(config: RunConfig, *, dry_run: bool, as_json: bool) -> None:
         else:
             _print_plan(plan)
         return
-    with _told_how_to_go_on():
+    print_progress = _progress_line(config.settings.batch_size)
+    with _told_how_to_go_on(), scalars_of(config.output) as scalars:
+
+        def on_progress(progress: TrainingProgress) -> None:
+            print_progress(progress)
+            if scalars is not None:
+                scalars.add_progress(progress)
+
+        def on_validated(step: int, figures: Mapping[str, Any]) -> None:
+            _validation_lines(step, figures)
+            if scalars is not None:
+                scalars.add_validation(step, figures)
+
         result, made = run.train(
-            on_encoded=_EncodingLines(), on_progress=_progress_line(config.settings.batch_size)
+            on_encoded=_EncodingLines(),
+            on_progress=on_progress,
+            on_validated=on_validated,
+            measure_video=measure_video,
         )
     if made is None:
         return
@@ -148,6 +171,29 @@ def _train_on_clips(config: RunConfig, *, dry_run: bool, as_json: bool) -> None:
         f"motionmerge generate photo.jpg --model {shlex.quote(made.model)} "
         f"--recipe {shlex.quote(str(made.recipe))}"
     )
+
+
+def _measure_of(run: ClipRun) -> MeasureVideo | None:
+    """Return what measures the videos of a validation; None where none are made.
+
+    Training and evaluation do not know of each other.
+    """
+    if not run.num_videos:
+        return None
+    with needs_eval_extra():
+        from motionmerge.evaluation.runs import measure_videos
+        from motionmerge.evaluation.sources import VideoSource
+    from motionmerge.training.held_out_videos import VideoFigures
+
+    def measure(path: Path, photo: Path) -> VideoFigures:
+        (one,) = measure_videos([VideoSource(path, photo=photo)])
+        return VideoFigures(
+            motion_degree=one.number("motion_degree"),
+            first_frame_psnr=one.number("first_frame_psnr"),
+            failure=one.failure,
+        )
+
+    return measure
 
 
 def _train_pocket(file: ConfigFile, config: PocketRun, *, dry_run: bool, as_json: bool) -> None:
@@ -214,6 +260,33 @@ def _progress_line(batch_size: int) -> Callable[[TrainingProgress], None]:
         )
 
     return report
+
+
+def _validation_lines(step: int, figures: Mapping[str, Any]) -> None:
+    """Print what was measured after a step, and a warning where motion is lost."""
+    losses = ", ".join(f"{band} {loss:.4f}" for band, loss in figures["held_out"].items())
+    typer.echo(f"step {step}, held out: loss by noise {losses}", err=True)
+    videos = figures.get("videos", ())
+    if not videos:
+        return
+    motion, least = figures["relative_motion"], figures["warn_below"]
+    share = "unknown beside the base's" if motion is None else f"{motion:.0%} of the base's"
+    decibels = [one["first_frame_psnr"] for one in videos if one["first_frame_psnr"] is not None]
+    fidelity = f", first frame {median(decibels):.1f} dB" if decibels else ""
+    typer.echo(f"step {step}, {_videos(len(videos))}: motion {share}{fidelity}", err=True)
+    for one in videos:
+        if "failure" in one:
+            typer.echo(f"warning: {harmless(one['file'])}: {harmless(one['failure'])}", err=True)
+    if motion is not None and motion < least:
+        typer.echo(
+            f"warning: after step {step} videos move {motion:.0%} as much as the base's, less than "
+            f"the {least:.0%} of validation.warn_below",
+            err=True,
+        )
+
+
+def _videos(number: int) -> str:
+    return "1 video" if number == 1 else f"{number} videos"
 
 
 def _memory() -> str:

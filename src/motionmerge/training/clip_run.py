@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -30,6 +30,7 @@ from .clip_objective import ClipObjective
 from .clips_folder import LeftOut
 from .clips_manifest import read_clips_manifest
 from .held_out import HeldOutLoss
+from .held_out_videos import HeldOutVideos, MeasureVideo, prepare_videos
 from .latents_cache import LatentsCache
 from .motion_balance import flattening_weights
 from .objectives.choice import process_for
@@ -42,15 +43,19 @@ from .run_model import (
     empty_denoiser,
     groups_of,
     load_model,
+    num_videos,
 )
 from .run_result import RunResult, write_result
 from .samples import ClipOrder, NoiseRange, shares_within
-from .settings import TrainingProgress, TrainingResult, Validation
+from .settings import Measure, TrainingProgress, TrainingResult, Validation
 from .trainer import fit
 from .views import TrainingShot, usable_shots
 
 OnEncoded = Callable[[int, int], None]
 """Called with how many views are encoded, and of how many."""
+
+OnValidated = Callable[[int, Mapping[str, Any]], None]
+"""Called with the step and what was measured after it."""
 
 
 def open_clip_run(config: RunConfig) -> ClipRun:
@@ -150,6 +155,11 @@ class ClipRun:
             )
         return found
 
+    @property
+    def num_videos(self) -> int:
+        """Of how many held-out clips a validation makes a video."""
+        return num_videos(self.folder, self.config)
+
     def count_parameters(self) -> tuple[Trained, int]:
         """Choose the trained parameters without memory for them; also returns how many there are.
 
@@ -164,12 +174,16 @@ class ClipRun:
         *,
         on_encoded: OnEncoded | None = None,
         on_progress: Callable[[TrainingProgress], None] | None = None,
+        on_validated: OnValidated | None = None,
+        measure_video: MeasureVideo | None = None,
     ) -> tuple[TrainingResult, RunResult | None]:
         """Carry the run out, or go on with it; on other than the first process nothing is written.
 
         Args:
             on_encoded: See there.
             on_progress: Called after each logged step.
+            on_validated: Called after each validation.
+            measure_video: Measures the videos of a validation; without it none are made.
 
         Raises:
             CheckpointError: The folder holds another run's states, or cannot be written.
@@ -182,7 +196,11 @@ class ClipRun:
         denoiser, new_base = model.denoiser, model.new_base
         trained = self._chosen(denoiser)
         objective = self.objective(model, on_encoded)
-        validation = self._validation(model, objective)
+        measures: list[Measure] = []
+        if config.validation is not None:
+            measures.append(self._held_out_loss(model, objective))
+            if self.num_videos and measure_video is not None:
+                measures.append(self._held_out_videos(model, measure_video))
         if config.data.cache:
             del model  # its encoders are large, and have done their work
             return_freed_memory()
@@ -193,7 +211,7 @@ class ClipRun:
             config.output,
             trainable=trained.parameters,
             identity=self._identity,
-            validation=validation,
+            validation=self._validation(measures, on_validated),
             on_progress=on_progress,
         )
         if not result.is_main_process:
@@ -250,10 +268,23 @@ class ClipRun:
             seed=config.settings.seed,
         )
 
-    def _validation(self, model: RunModel, objective: ClipObjective) -> Validation | None:
-        config = self.config
-        if config.validation is None:
+    def _validation(
+        self, measures: Sequence[Measure], on_validated: OnValidated | None
+    ) -> Validation | None:
+        if self.config.validation is None:
             return None
+
+        def measure(module: nn.Module, step: int) -> dict[str, Any]:
+            figures: dict[str, Any] = {}
+            for one in measures:
+                figures |= one(module, step)
+            if on_validated is not None:
+                on_validated(step, figures)
+            return figures
+
+        return Validation(self.config.validation.every, measure)
+
+    def _held_out_loss(self, model: RunModel, objective: ClipObjective) -> HeldOutLoss:
         assert isinstance(objective.draw, ClipDrawing)
         draw = replace(
             objective.draw, views=self._held_views, noise_range=NoiseRange(), condition_noise=None
@@ -262,10 +293,29 @@ class ClipRun:
             draw,
             draw.process,
             layout=objective.layout,
-            encoder=None if config.data.cache else model.encoder,
+            encoder=None if self.config.data.cache else model.encoder,
             given_frames=model.given_frames,
         )
-        return Validation(config.validation.every, HeldOutLoss(held, len(self.held_out)))
+        return HeldOutLoss(held, len(self.held_out))
+
+    def _held_out_videos(self, model: RunModel, measure: MeasureVideo) -> HeldOutVideos:
+        config, validation = self.config, self.config.validation
+        assert validation is not None
+        videos = prepare_videos(
+            model.pipeline,
+            self._held_views.every()[: self.num_videos],
+            rate_of=model.encoder.rate_of,
+            num_steps=validation.video_steps,
+            seed=config.settings.seed,
+            interpolates=config.objective.interpolates,
+        )
+        return HeldOutVideos(
+            model.pipeline,
+            videos,
+            folder=config.output,
+            measure=measure,
+            warn_below=validation.warn_below,
+        )
 
     @cached_property
     def _held_views(self) -> TrainingViews:

@@ -93,10 +93,17 @@ class ValidationSection(ConfigSection):
     Attributes:
         every: After how many steps.
         clips: How many are held out for it: none of their shots is trained on.
+        videos: Of so many of them, at most, a video is made each time, from the first frame and
+            the caption; 0 for none, None for all. DynamiCrafter alone makes them.
+        video_steps: Denoising steps of a video.
+        warn_below: Warn where videos move less than this share of what the base's do.
     """
 
     every: int = Field(100, ge=1)
     clips: int = Field(4, ge=1)
+    videos: int | None = Field(None, ge=0)
+    video_steps: int = Field(25, ge=1, le=1000)
+    warn_below: float = Field(0.7, ge=0)
 
 
 class AdapterSection(ConfigSection):

@@ -47,11 +47,13 @@ class RunModel:
     """A model that can be trained.
 
     Attributes:
+        pipeline: Makes videos with it.
         denoiser: Is trained.
         encoder: Encodes clips for it.
         new_base: What was added to the model; None for nothing.
     """
 
+    pipeline: Any
     denoiser: nn.Module
     encoder: ClipEncoder
     new_base: NewBase | None
@@ -106,6 +108,12 @@ def check_model(folder: PipelineFolder, config: RunConfig) -> None:
     if objective.interpolates:
         raise ConfigError(
             f"`objective.interpolates` is for DynamiCrafter; {config.model} is a {family.name}.",
+            fix="Leave it out.",
+        )
+    if config.validation is not None and config.validation.videos:
+        raise ConfigError(
+            f"`validation.videos` is {config.validation.videos}; videos of held-out clips are made "
+            f"of DynamiCrafter alone, and {config.model} is a {family.name}.",
             fix="Leave it out.",
         )
     if config.data.condition_frames not in (None, "first"):
@@ -163,6 +171,14 @@ def drop_share(folder: PipelineFolder, config: RunConfig) -> float:
     return 0.05 if folder.family.name in DROPS_IMAGE else 0.0
 
 
+def num_videos(folder: PipelineFolder, config: RunConfig) -> int:
+    """Return of how many held-out clips a validation makes a video."""
+    if config.validation is None or folder.family.name != "dynamicrafter":
+        return 0
+    videos = config.validation.videos
+    return config.validation.clips if videos is None else min(videos, config.validation.clips)
+
+
 def groups_of(folder: PipelineFolder) -> Family:
     """Return the parameter groups of a model."""
     return next(one for one in FAMILIES if one.name == folder.family.name)
@@ -201,7 +217,8 @@ def load_model(folder: PipelineFolder, config: RunConfig, *, dtype: torch.dtype)
     else:
         assert isinstance(denoiser, FamilyDenoiser)
         encoder = FamilyEncoder(pipeline, denoiser, folder=folder, settings=views)
-    return RunModel(denoiser, encoder, _new_base(folder, config, pipeline, tower) if adds else None)
+    new_base = _new_base(folder, config, pipeline, tower) if adds else None
+    return RunModel(pipeline=pipeline, denoiser=denoiser, encoder=encoder, new_base=new_base)
 
 
 def _adds_adapter(folder: PipelineFolder, config: RunConfig) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from .clip_run import ClipRun
-from .run_state import LOG
+from .run_log import LOG, read_log
 
 _FP32 = 4
 
@@ -55,6 +54,7 @@ def plan_run(run: ClipRun) -> RunPlan:
     }
     if settings.ema_decay is not None:
         memory["average"] = _FP32 * own
+    memory |= _beside_the_denoiser(run)
     samples = settings.steps * settings.batch_size
     shots = len(run.views.shots)
     return RunPlan(
@@ -71,15 +71,20 @@ def plan_run(run: ClipRun) -> RunPlan:
     )
 
 
+def _beside_the_denoiser(run: ClipRun) -> dict[str, int]:
+    """Return the bytes of what else stays: encoders without a cache, the decoder for videos."""
+    config, sizes = run.config, run.folder.num_bytes(run.frozen_dtype)
+    if not config.data.cache:
+        names = ("vae", "text_encoder", "image_encoder")
+        return {"encoders": sum(sizes.get(name, 0) for name in names)}
+    if run.num_videos:
+        return {"autoencoder of videos": sizes.get("vae", 0)}
+    return {}
+
+
 def hours_left(log: Path, steps: int) -> float | None:
     """Return how long a run still takes by its log; None if it has none yet."""
-    if not log.is_file():
+    line = next(reversed(list(read_log(log))), None)
+    if line is None:
         return None
-    lines = log.read_text("utf-8", errors="replace").splitlines()
-    for text in reversed(lines):
-        try:
-            line = json.loads(text)
-        except ValueError:  # torn when the run was killed
-            continue
-        return max(0, steps - line["step"]) * line["seconds"] / line["step"] / 3600
-    return None
+    return max(0, steps - line["step"]) * line["seconds"] / line["step"] / 3600

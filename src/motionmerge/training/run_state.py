@@ -19,7 +19,8 @@ from torch import nn
 from motionmerge.errors import CheckpointError, DataError
 from motionmerge.io.atomic import atomic_path, write_whole
 
-LOG, VALIDATION_LOG = "log.jsonl", "validation.jsonl"
+from .run_log import LOG, read_log
+
 _STATE = re.compile(r"state-(\d{8})\.pt")
 
 
@@ -112,16 +113,5 @@ class RunFolder:
             write_whole(self.folder / name, text)
 
     def lines(self, *, name: str = LOG) -> Iterator[dict[str, Any]]:
-        """Yield the lines of a log, without a last one that was torn when the run was killed."""
-        path = self.folder / name
-        if not path.exists():
-            return
-        lines = path.read_text("utf-8", errors="replace").splitlines()
-        for number, line in enumerate(lines, 1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                if number < len(lines):
-                    raise DataError(
-                        f"Line {number} of {path} is not JSON.", fix="Remove that line."
-                    ) from error
+        """Yield the lines of a log; see `read_log`."""
+        return read_log(self.folder / name)

@@ -99,17 +99,21 @@ class RunStopped(SystemExit):
         self.step, self.folder = step, folder
 
 
+Measure = Callable[[nn.Module, int], Mapping[str, Any]]
+"""Takes the network and the step; returns JSON values."""
+
+
 @dataclass(frozen=True)
 class Validation:
     """What is measured while a run goes on.
 
     Attributes:
         every: After how many steps; and once before the first.
-        measure: Takes the network and the step; returns JSON values.
+        measure: See there.
     """
 
     every: int
-    measure: Callable[[nn.Module, int], Mapping[str, Any]]
+    measure: Measure
 
 
 def learning_rate_at(step: int, settings: TrainerSettings) -> float:

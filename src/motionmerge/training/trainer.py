@@ -31,7 +31,8 @@ from motionmerge.rng import whole_number_for
 
 from .batches import batches_left
 from .objective import Drawn, Objective
-from .run_state import LOG, VALIDATION_LOG, RunFolder, weights_hash
+from .run_log import LOG, VALIDATION_LOG
+from .run_state import RunFolder, weights_hash
 from .settings import (
     RunStopped,
     TrainerSettings,

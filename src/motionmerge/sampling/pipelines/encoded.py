@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -34,6 +34,12 @@ class Conditions:
     image_states: torch.Tensor | None = None
     grey_states: torch.Tensor | None = None
     image_tokens: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> Conditions:
+        """Return the same on another device."""
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        moved = {name: value.to(device) for name, value in own.items() if value is not None}
+        return replace(self, **moved)
 
     def halves(self, *, guided: bool) -> torch.Tensor:
         """Return the text tokens of both halves of guidance, `[pairs, 2, tokens, dim]`, or of one.

@@ -1,0 +1,232 @@
+"""Videos of the clips that are held out, on fixed seeds, and how much they move beside the base's.
+
+A model that is fine-tuned on slow clips forgets to move long before its loss says so. Here the
+first frame and the caption of held-out clips are animated at every validation, from the same noise:
+what changes from one to the next is the model. How videos are measured is the caller's choice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from motionmerge.errors import DataError
+from motionmerge.io.atomic import atomic_path
+from motionmerge.io.video import named_write_errors, write_video
+from motionmerge.sampling.pipelines.encoded import Conditions
+from motionmerge.sampling.pipelines.encoders import EncodingPipeline
+from motionmerge.sampling.request.loading import show_progress
+from motionmerge.sampling.videos.make_video import conditions_of, make_video, pipeline_arguments
+from motionmerge.sampling.videos.settings import VideoSettings
+
+from .run_log import VALIDATION_LOG, read_log
+from .views import ClipView
+
+VIDEOS = "videos"
+"""Folder of the videos inside a run's."""
+
+LEAST_MOTION = 0.5
+"""Pixels a second in a frame 512 wide: a base that moves less has no motion to compare with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFigures:
+    """What is measured on one video.
+
+    Args:
+        motion_degree: Pixels a second in a frame 512 wide; None where it is not known.
+        first_frame_psnr: Of the first frame against the photo, in decibels; None likewise.
+        failure: Why nothing could be measured.
+    """
+
+    motion_degree: float | None = None
+    first_frame_psnr: float | None = None
+    failure: str | None = None
+
+
+MeasureVideo = Callable[[Path, Path], VideoFigures]
+"""Measures a video; takes its file and that of the photo it begins with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutVideo:
+    """One video that is made again and again.
+
+    Args:
+        name: Of its file.
+        photo: What it begins with.
+        last_image: What it ends with, for a model that interpolates.
+        settings: Its prompt, seed, size and length.
+        conditions: What the encoders made of prompt and images.
+        frame_rate: Frames per second of the clip, and so of the video.
+    """
+
+    name: str
+    photo: Image.Image
+    last_image: Image.Image | None
+    settings: VideoSettings
+    conditions: Conditions
+    frame_rate: float
+
+
+def prepare_videos(
+    pipeline: EncodingPipeline,
+    views: Sequence[ClipView],
+    *,
+    rate_of: Callable[[ClipView], float],
+    num_steps: int,
+    seed: int,
+    interpolates: bool,
+) -> list[HeldOutVideo]:
+    """Encode captions and first frames, then free the pipeline's encoders.
+
+    Args:
+        pipeline: On the CPU.
+        views: Of the clips; each supplies size, length and rate of its video.
+        rate_of: Returns what the model is told of a view's rate.
+        num_steps: Of denoising.
+        seed: Of every video.
+        interpolates: Whether videos end with the last frame of their view too.
+
+    Raises:
+        ConfigError: The model cannot make such a video.
+        DataError: A clip cannot be read.
+    """
+    show_progress(pipeline, is_quiet=True)
+    videos = []
+    for number, view in enumerate(views, 1):
+        frames, clip = view.read(), view.shot.clip
+        photo = Image.fromarray(frames[0])
+        last = Image.fromarray(frames[-1]) if interpolates else None
+        settings = VideoSettings(
+            prompt=clip.caption,
+            seed=seed,
+            height=view.size[0],
+            width=view.size[1],
+            num_frames=len(frames),
+            frame_rate=rate_of(view),
+            num_inference_steps=num_steps,
+        )
+        arguments = pipeline_arguments(pipeline, photo, settings, last_image=last)
+        videos.append(
+            HeldOutVideo(
+                name=f"{number}-{_file_name(clip.name)}",
+                photo=photo,
+                last_image=last,
+                settings=settings,
+                conditions=conditions_of(pipeline, arguments),
+                frame_rate=view.frame_rate,
+            )
+        )
+    pipeline.free_encoders()
+    return videos
+
+
+def _file_name(clip: str) -> str:
+    """Return what of a clip's name can be in that of any file; others chose it."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(clip).stem).strip("-")[:60] or "clip"
+
+
+class HeldOutVideos:
+    """Makes the videos, and compares their motion to that of step 0.
+
+    Args:
+        pipeline: Holds the denoiser that is trained.
+        videos: What `prepare_videos` made.
+        folder: Of the run.
+        measure: See `MeasureVideo`.
+        warn_below: Share of the base's motion that is kept beside the numbers, for those who warn.
+    """
+
+    def __init__(
+        self,
+        pipeline: EncodingPipeline,
+        videos: Sequence[HeldOutVideo],
+        *,
+        folder: Path,
+        measure: MeasureVideo,
+        warn_below: float,
+    ) -> None:
+        self._pipeline, self._videos, self._folder = pipeline, videos, folder
+        self._measure, self._warn_below = measure, warn_below
+        self._base: Mapping[str, float | None] | None = None
+
+    @torch.no_grad()
+    def __call__(self, module: nn.Module, step: int) -> dict[str, Any]:
+        """Write the videos of a step and return their numbers, and the median of `relative_motion`.
+
+        Args:
+            module: The denoiser; its device counts.
+            step: Of the run. 0 is the base.
+        """
+        device = next(module.parameters()).device
+        self._pipeline.vae.to(device)
+        lines = [self._line(video, step, device) for video in self._videos]
+        if step == 0:
+            self._base = {line["name"]: line["motion_degree"] for line in lines}
+        elif self._base is None:
+            self._base = self._base_of_log()
+        for line in lines:
+            line["relative_motion"] = _ratio(line["motion_degree"], self._base.get(line["name"]))
+        known = [one for line in lines if (one := line["relative_motion"]) is not None]
+        return {
+            "videos": lines,
+            "relative_motion": median(known) if known else None,
+            "warn_below": self._warn_below,
+        }
+
+    def _line(self, video: HeldOutVideo, step: int, device: torch.device) -> dict[str, Any]:
+        """Make and measure one video; that it cannot be made is no reason to end a run."""
+        path = self._folder / VIDEOS / f"step-{step:06d}" / f"{video.name}.mp4"
+        photo = self._folder / VIDEOS / f"{video.name}.png"
+        try:
+            _write_photo(photo, video.photo)
+            frames = make_video(
+                self._pipeline,
+                video.photo,
+                video.settings,
+                last_image=video.last_image,
+                conditions=video.conditions.to(device),
+            )
+            about = {"step": step, **video.settings.model_dump(exclude_none=True)}
+            write_video(path, frames, fps=video.frame_rate, metadata=about)
+            found = self._measure(path, photo)
+        except DataError as error:
+            found = VideoFigures(failure=error.message)
+        line: dict[str, Any] = {
+            "name": video.name,
+            "file": path.relative_to(self._folder).as_posix(),
+            "prompt": video.settings.prompt,
+            "motion_degree": found.motion_degree,
+            "first_frame_psnr": found.first_frame_psnr,
+        }
+        return line if found.failure is None else {**line, "failure": found.failure}
+
+    def _base_of_log(self) -> dict[str, float | None]:
+        """Return the motion at step 0, which an earlier sitting measured."""
+        for line in read_log(self._folder / VALIDATION_LOG):
+            if line["step"] == 0:
+                return {one["name"]: one["motion_degree"] for one in line.get("videos", ())}
+        return {}
+
+
+def _ratio(motion: float | None, base: float | None) -> float | None:
+    if motion is None or base is None or base < LEAST_MOTION:
+        return None
+    return motion / base
+
+
+def _write_photo(path: Path, photo: Image.Image) -> None:
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with named_write_errors(path), atomic_path(path) as temporary:
+        photo.save(temporary, "PNG")
