@@ -86,7 +86,7 @@ def run_of(manifest: Path, tmp_path: Path):
         }
         settings = {
             "steps": 2, "batch_size": 2, "learning_rate": 1e-2, "warmup_steps": 0,
-            "decay": "none", "ema_decay": None, "precision": "no", "log_every": 1, "save_every": 1,
+            "decay": "none", "ema_decay": None, "precision": "fp32", "log_every": 1, "save_every": 1,
         }  # fmt: skip
         content = {
             "model": str(model),
