@@ -289,11 +289,20 @@ def test_videos_of_held_out_clips_change_nothing_and_a_killed_run_remembers_the_
     assert len(list(run.config.output.glob("videos/*/*.mp4"))) == 3
 
 
-def test_views_that_are_not_kept_have_videos_too_and_a_failed_one_is_told(run_of):
+def test_a_video_that_cannot_be_made_ends_a_run_before_its_first_step_alone(run_of):
     def fails(path: Path, photo: Path) -> VideoFigures:
+        if path.parent.name != "step-000000":
+            raise ConfigError("No memory.", fix="Buy some.")
         return VideoFigures(failure="It is grey.")
 
-    run = run_of(data={"cache": False}, validation={**VIDEOS, "every": 4}, settings={"steps": 1})
+    def fails_at_once(path: Path, photo: Path) -> VideoFigures:
+        raise ConfigError("No memory.", fix="Buy some.")
+
+    fresh = {"data": {"cache": False}, "settings": {"steps": 1}, "validation": VIDEOS}
+    run = run_of(**fresh)
     run.train(measure_video=fails)
-    for line in validated(run):
-        assert line["relative_motion"] is None and line["videos"][0]["failure"] == "It is grey."
+    lines = validated(run)
+    assert [line["videos"][0]["failure"] for line in lines] == ["It is grey.", "No memory."]
+    assert {line["relative_motion"] for line in lines} == {None}
+    with pytest.raises(ConfigError, match="cannot be made: No memory"):
+        run_of("other", **fresh).train(measure_video=fails_at_once)

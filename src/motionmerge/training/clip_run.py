@@ -85,7 +85,13 @@ def open_clip_run(config: RunConfig) -> ClipRun:
         seed=seed,
         drop=config.objective.drop,
     )
-    run = ClipRun(config, folder, views, tuple(left_out), tuple(held_out))
+    run = ClipRun(
+        config=config,
+        folder=folder,
+        views=views,
+        left_out=tuple(left_out),
+        held_out=tuple(held_out),
+    )
     shares_within(torch.zeros(1), process_for(run.scheduler), config.objective.noise_range)
     return run
 
@@ -111,7 +117,7 @@ def _apart(
     return [firsts[clip] for clip in chosen], rest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClipRun:
     """A run that can begin.
 
