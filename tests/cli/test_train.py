@@ -13,11 +13,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from motionmerge.cli import app
-from motionmerge.cli.train import _validation_lines
+from motionmerge.cli.train import _progress_line, _validation_lines
 from motionmerge.io.weights import open_weights
 from motionmerge.models.pocket.components import weights_path
 from motionmerge.training.config_file import shipped_configs
 from motionmerge.training.pocket.video import VideoObjective
+from motionmerge.training.settings import TrainingProgress
 
 from ..tiny.clips import save_clips
 from ..tiny.dynamicrafter import NUM_FRAMES
@@ -153,6 +154,15 @@ def test_clips_become_a_tuned_folder_and_a_recipe_that_generate_uses(tmp_path: P
     made = CliRunner().invoke(app, [*words[1:], *settings, "-o", str(tmp_path / "out.mp4")])
     assert made.exit_code == 0, made.output
     assert (tmp_path / "out.mp4").stat().st_size > 0
+
+
+def test_a_step_is_told_in_a_line_with_what_is_left(capsys):
+    progress = TrainingProgress(
+        step=50, steps=2000, loss=0.25, grad_norm=1.0, learning_rate=1e-4, seconds=200.0
+    )
+    _progress_line(4)(progress)
+    line = re.sub(r"[\d.]+ GB", "GB", capsys.readouterr().err)
+    assert line == "step 50/2000  loss 0.2500  1 samples/s  GB  3 min, 2.2 h left\n"
 
 
 def test_a_validation_is_told_in_lines_and_warns_where_motion_is_lost(capsys):

@@ -211,30 +211,6 @@ def validated(run: ClipRun) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_the_loss_on_clips_held_out_is_told_by_bands_of_noise_and_changes_nothing(run_of):
-    run = run_of(validation={"every": 2, "clips": 1}, settings={"ema_decay": 0.5})
-    (held,) = run.held_out
-    assert held.key not in [shot.key for shot in run.views.shots] and len(run.views.shots) == 2
-    losses = losses_of(run)
-    lines = validated(run)
-    assert [line["step"] for line in lines] == [0, 2, 4]
-    assert list(lines[0]["held_out"]) == ["0-0.25", "0.25-0.5", "0.5-0.75", "0.75-1"]
-    assert lines[0] != lines[1] != lines[2]
-    fewer = run_of("fewer", validation={"every": 4, "clips": 1}, settings={"ema_decay": 0.5})
-
-    def dies(progress):
-        if progress.step == 3:
-            raise Killed
-
-    with pytest.raises(Killed):
-        fewer.train(on_progress=dies)
-    assert losses_of(fewer) == losses[2:]
-    assert [(line["step"], line["held_out"]) for line in validated(fewer)] == [
-        (line["step"], line["held_out"]) for line in (lines[0], lines[2])
-    ]
-    assert_same(run, fewer)
-
-
 def test_not_all_clips_can_be_held_out(run_of):
     with pytest.raises(ConfigError, match="holds out 3 of 3 clips"):
         run_of(validation={"clips": 3})
@@ -253,18 +229,19 @@ def figures_of(path: Path, photo: Path) -> VideoFigures:
     return VideoFigures(motion_degree=float(np.abs(np.diff(frames.astype(float), axis=0)).mean()))
 
 
-def test_videos_of_held_out_clips_change_nothing_and_a_killed_run_remembers_the_base(run_of):
+def test_losses_and_videos_of_held_out_clips_change_nothing_and_outlive_a_kill(run_of):
     settings = {"ema_decay": 0.5, "precision": "bf16"}
-    plain = run_of("plain", validation={**VIDEOS, "videos": 0}, settings=settings)
-    losses = losses_of(plain)
+    fewer = run_of("fewer", validation={"every": 4, "clips": 1, "videos": 0}, settings=settings)
     run = run_of("run", validation=VIDEOS, settings=settings)
-    ours: dict[int, float] = {}
+    (held,) = run.held_out
+    assert held.key not in [shot.key for shot in run.views.shots] and len(run.views.shots) == 2
+    losses: dict[int, float] = {}
     seen: dict[int, float] = {}
 
     def progressed(progress):
-        is_first = progress.step not in ours
-        ours[progress.step] = progress.loss
-        if progress.step == 3 and is_first:
+        is_first = progress.step not in losses
+        losses[progress.step] = progress.loss
+        if progress.step == 3 and is_first:  # the newest state is that of step 2
             raise Killed
 
     def train():
@@ -277,21 +254,36 @@ def test_videos_of_held_out_clips_change_nothing_and_a_killed_run_remembers_the_
     with pytest.raises(Killed):
         train()
     train()
-    assert list(ours.values()) == losses
-    assert_same(plain, run)
+    assert losses_of(fewer) == list(losses.values())
+    assert_same(run, fewer)
     lines = validated(run)
+    assert [line["step"] for line in lines] == list(seen) == [0, 2, 4]
+    assert list(lines[0]["held_out"]) == ["0-0.25", "0.25-0.5", "0.5-0.75", "0.75-1"]
+    assert lines[0]["held_out"] != lines[1]["held_out"] != lines[2]["held_out"]
+    assert [(line["step"], line["held_out"]) for line in validated(fewer)] == [
+        (line["step"], line["held_out"]) for line in (lines[0], lines[2])
+    ]
     assert {line["step"]: line["relative_motion"] for line in lines} == seen
-    assert list(seen) == [0, 2, 4] and seen[0] == 1.0 and seen[4] != 1.0
+    assert seen[0] == 1.0 and seen[4] != 1.0  # the base was measured before the kill
     (file,) = {one["file"] for one in lines[2]["videos"]}
     assert file.startswith("videos/step-000004/1-") and (run.config.output / file).is_file()
     assert len(list(run.config.output.glob("videos/*/*.mp4"))) == 3
 
 
-def test_views_that_are_not_kept_have_videos_too_and_a_failed_one_is_told(run_of):
+def test_a_video_that_cannot_be_made_ends_a_run_before_its_first_step_alone(run_of):
     def fails(path: Path, photo: Path) -> VideoFigures:
+        if path.parent.name != "step-000000":
+            raise ConfigError("No memory.", fix="Buy some.")
         return VideoFigures(failure="It is grey.")
 
-    run = run_of(data={"cache": False}, validation={**VIDEOS, "every": 4}, settings={"steps": 1})
+    def fails_at_once(path: Path, photo: Path) -> VideoFigures:
+        raise ConfigError("No memory.", fix="Buy some.")
+
+    fresh = {"data": {"cache": False}, "settings": {"steps": 1}, "validation": VIDEOS}
+    run = run_of(**fresh)
     run.train(measure_video=fails)
-    for line in validated(run):
-        assert line["relative_motion"] is None and line["videos"][0]["failure"] == "It is grey."
+    lines = validated(run)
+    assert [line["videos"][0]["failure"] for line in lines] == ["It is grey.", "No memory."]
+    assert {line["relative_motion"] for line in lines} == {None}
+    with pytest.raises(ConfigError, match="cannot be made: No memory"):
+        run_of("other", **fresh).train(measure_video=fails_at_once)

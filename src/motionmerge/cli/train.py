@@ -255,7 +255,7 @@ def _progress_line(batch_size: int) -> Callable[[TrainingProgress], None]:
         rate = progress.step * batch_size / max(progress.seconds, 0.1)
         typer.echo(
             f"step {progress.step}/{progress.steps}  loss {progress.loss:.4f}  "
-            f"{rate:.3g} samples/s  {_memory()}  {progress.seconds:.0f} s, {left:.0f} s left",
+            f"{rate:.3g} samples/s  {_memory()}  {_span(progress.seconds)}, {_span(left)} left",
             err=True,
         )
 
@@ -287,6 +287,12 @@ def _validation_lines(step: int, figures: Mapping[str, Any]) -> None:
 
 def _videos(number: int) -> str:
     return "1 video" if number == 1 else f"{number} videos"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _memory() -> str:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from motionmerge.errors import DataError
+from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.atomic import atomic_path
 from motionmerge.io.video import named_write_errors, write_video
 from motionmerge.sampling.pipelines.encoded import Conditions
@@ -166,6 +166,9 @@ class HeldOutVideos:
         Args:
             module: The denoiser; its device counts.
             step: Of the run. 0 is the base.
+
+        Raises:
+            ConfigError: At step 0, a video cannot be made; memory ran out, for example.
         """
         device = next(module.parameters()).device
         self._pipeline.vae.to(device)
@@ -199,7 +202,12 @@ class HeldOutVideos:
             about = {"step": step, **video.settings.model_dump(exclude_none=True)}
             write_video(path, frames, fps=video.frame_rate, metadata=about)
             found = self._measure(path, photo)
-        except DataError as error:
+        except (ConfigError, DataError) as error:
+            if step == 0 and isinstance(error, ConfigError):  # nothing is lost yet
+                raise ConfigError(
+                    f"A video of the validation cannot be made: {error.message}",
+                    fix="Set `validation.videos` to 0, or train on smaller or shorter views.",
+                ) from error
             found = VideoFigures(failure=error.message)
         line: dict[str, Any] = {
             "name": video.name,
