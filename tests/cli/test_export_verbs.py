@@ -100,7 +100,7 @@ def test_loras_are_written_with_a_table_of_what_they_hold(work):
 
 
 def test_a_lora_in_official_keys_fits_the_official_file(work):
-    words = ("export", "loras", "recipe.yaml", "--for", "original", "--rank", 200, "-o", "out")
+    words = ("export", "loras", "recipe.yaml", "--keys", "original", "--rank", 200, "-o", "out")
     code, _, error = call(*words)
     assert code == 0, error
     assert call("export", "original", "recipe.yaml", "--model", "folder", "-o", "whole")[0] == 0
@@ -140,8 +140,10 @@ def test_an_official_file_may_lack_no_tensor_of_the_folder(work):
     assert not list((work / "out").iterdir()) if (work / "out").exists() else True
 
 
-def test_names_are_chosen_only_where_they_are_known(work):
+def test_names_are_chosen_once_and_only_where_they_are_known(work):
     words = ("export", "loras", "recipe.yaml", "-o", "out")
+    code, _, error = call(*words, "--for", "comfyui", "--keys", "original")
+    assert code == 2 and "both choose the names" in error
     code, _, error = call(*words, "--for", "comfyui")
     assert code == 2 and "No original names are known" in error
     code, _, error = call("export", "comfyui", "recipe.yaml", "-o", "out")

@@ -22,7 +22,7 @@ from motionmerge.cli.options import (
     model_option,
     output_option,
 )
-from motionmerge.errors import CheckpointError
+from motionmerge.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from motionmerge.exports.files import FileExport
@@ -94,13 +94,16 @@ def loras(
         str | None, expert_option(metavar="NAME", help="The recipe's input that the LoRAs are for.")
     ] = None,
     tool: Annotated[
-        Literal["comfyui", "diffusers", "wan2gp", "motionmerge", "original"] | None,
+        Literal["comfyui", "diffusers", "wan2gp", "motionmerge"] | None,
         output_option(
             "--for",
             help="The tool that will load the LoRAs. It decides their names, whether each denoiser "
-            "of a pair gets a file of its own, and the lines printed to type there. original: the "
-            "names of the original code.",
+            "of a pair gets a file of its own, and the lines printed to type there.",
         ),
+    ] = None,
+    keys: Annotated[
+        Literal["diffusers", "original"] | None,
+        output_option(help="Instead of --for: names of diffusers, or of the original code."),
     ] = None,
     dtype: Annotated[
         Literal["fp32", "fp16", "bf16"], output_option(help="Number format of the LoRAs.")
@@ -112,7 +115,9 @@ def loras(
     from motionmerge.exports.loras import export_loras
     from motionmerge.exports.targets import ORIGINAL
 
-    original = tool == "original"
+    if tool is not None and keys is not None:
+        raise ConfigError("--for and --keys both choose the names.", fix="Leave one of them out.")
+    original = keys == "original"
     with progress_bar("export") as progress:
         written = export_loras(
             flags.recipe(recipe),

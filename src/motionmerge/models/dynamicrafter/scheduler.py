@@ -286,6 +286,19 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):
         result = previous.to(sample.dtype), clean.to(sample.dtype)
         return DDIMSchedulerOutput(*result) if return_dict else result
 
+    def rescale_original(
+        self, original_samples: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """Multiply clean samples by `scale[t]`, as training does before `add_noise`.
+
+        Args:
+            original_samples: Clean latents `[batch, ...]`.
+            timesteps: Integer timesteps `[batch]`.
+        """
+        factors = self.rescale_factors.to(original_samples.device, original_samples.dtype)
+        shape = (-1,) + (1,) * (original_samples.ndim - 1)
+        return original_samples * factors[timesteps.to(factors.device)].reshape(shape)
+
     def analytic_init(
         self,
         expectation: torch.Tensor,
