@@ -30,7 +30,7 @@ class CogVideoXDenoiser(FamilyDenoiser):
 
     @classmethod
     def of_pipeline(cls, pipeline: Any) -> CogVideoXDenoiser:
-        """Take the network of a pipeline."""
+        """Return the denoiser around a pipeline's network."""
         return cls(pipeline.transformer)
 
     def forward(
@@ -50,7 +50,7 @@ class CogVideoXDenoiser(FamilyDenoiser):
                 self.transformer, frames, height, width, device=noisy.device
             )
         predicted: torch.Tensor = self.transformer(
-            hidden_states=torch.cat([noisy, condition.latents], 1).transpose(1, 2),
+            hidden_states=self.seen(noisy, condition).transpose(1, 2),
             encoder_hidden_states=condition.prompt_embeds,
             timestep=timesteps,
             ofs=None if config.ofs_embed_dim is None else noisy.new_full((1,), _OFFSET),

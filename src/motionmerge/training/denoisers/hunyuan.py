@@ -38,30 +38,26 @@ class HunyuanDenoiser(FamilyDenoiser):
         config: Any = transformer.config
         if config.get("use_meanflow"):
             raise ConfigError(
-                "This HunyuanVideo 1.5 is distilled to few steps, for which it is told two "
-                "timesteps; plain training would undo that.",
+                "This HunyuanVideo 1.5 is distilled to few steps and reads two timesteps in each; "
+                "plain training would undo that.",
                 fix="Train the model that is not distilled.",
             )
         self.transformer, self.given_frames = transformer, given_frames
 
     @classmethod
     def of_pipeline(cls, pipeline: Any) -> HunyuanDenoiser:
-        """Take the network of a pipeline."""
+        """Return the denoiser around a pipeline's network."""
         kind = pipeline.transformer.config.get("image_condition_type")
         return cls(pipeline.transformer, given_frames=int(kind == "token_replace"))
 
     def forward(
         self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: DenoiserCondition
     ) -> torch.Tensor:
-        if self.given_frames:
-            seen = torch.cat([condition.latents.to(noisy), noisy[:, :, 1:]], 2)
-        else:
-            seen = torch.cat([noisy, condition.latents], 1)
         inputs = dict(condition.more)
         if condition.image_embeds.shape[1]:
             inputs["image_embeds"] = condition.noised_tokens(condition.image_embeds)
         predicted: torch.Tensor = self.transformer(
-            hidden_states=seen,
+            hidden_states=self.seen(noisy, condition),
             timestep=timesteps.to(noisy.dtype),
             encoder_hidden_states=condition.prompt_embeds,
             return_dict=False,
@@ -73,7 +69,7 @@ class HunyuanDenoiser(FamilyDenoiser):
         seen, config = call["hidden_states"], self.transformer.config
         channels: int = config.out_channels  # type: ignore[union-attr, assignment]
         return plain_condition(
-            latents=seen[:, :, :1] if self.given_frames else seen[:, channels:],
+            latents=self.image_latents(seen, channels),
             prompt_embeds=call["encoder_hidden_states"],
             image_embeds=call.get("image_embeds"),
             more={name: call[name] for name in _TEXT if call.get(name) is not None},

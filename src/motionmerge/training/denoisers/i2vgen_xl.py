@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import nn
 
 from .condition import DenoiserCondition, plain_condition
-from .family import FamilyDenoiser, NetworkCall
+from .family import NetworkCall, UNetDenoiser
 
 
-class I2VGenXLDenoiser(FamilyDenoiser):
-    """Predict what the scheduler asks for.
-
-    Args:
-        unet: The network.
-    """
-
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
-
-    @classmethod
-    def of_pipeline(cls, pipeline: Any) -> I2VGenXLDenoiser:
-        """Take the network of a pipeline."""
-        return cls(pipeline.unet)
+class I2VGenXLDenoiser(UNetDenoiser):
+    """Predict what the scheduler asks for."""
 
     def forward(
         self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: DenoiserCondition

@@ -42,7 +42,7 @@ class LtxDenoiser(FamilyDenoiser):
 
     @classmethod
     def of_pipeline(cls, pipeline: Any) -> LtxDenoiser:
-        """Take the network of a pipeline."""
+        """Return the denoiser around a pipeline's network."""
         return cls(
             pipeline.transformer,
             frames_per_latent=pipeline.vae_temporal_compression_ratio,
@@ -53,13 +53,11 @@ class LtxDenoiser(FamilyDenoiser):
         self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: DenoiserCondition
     ) -> torch.Tensor:
         frames, height, width = noisy.shape[2:]
-        is_asked = noisy.new_ones(frames, height, width)
-        is_asked[0] = 0
         rate = _along_grid(self.frames_per_latent / condition.frame_rate.float())
         predicted: torch.Tensor = self.transformer(
-            hidden_states=_tokens(torch.cat([condition.latents.to(noisy), noisy[:, :, 1:]], 2)),
+            hidden_states=_tokens(self.seen(noisy, condition)),
             encoder_hidden_states=condition.prompt_embeds,
-            timestep=timesteps[:, None] * is_asked.flatten(),
+            timestep=timesteps[:, None] * self.asked(noisy).flatten(),
             num_frames=frames,
             height=height,
             width=width,

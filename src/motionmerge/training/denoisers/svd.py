@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import nn
 
 from motionmerge.models.text_adapters import SvdAdapterUNet
 
 from .condition import DenoiserCondition, plain_condition
-from .family import FamilyDenoiser, NetworkCall
+from .family import NetworkCall, UNetDenoiser
 
 
-class SvdDenoiser(FamilyDenoiser):
+class SvdDenoiser(UNetDenoiser):
     """Predict F of EDM's preconditioning.
 
     The condition's frame rate is that of the clip minus one, as SVD was trained. Its text tokens
     are for the adapter, where the U-Net has one.
-
-    Args:
-        unet: The network.
     """
-
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
-
-    @classmethod
-    def of_pipeline(cls, pipeline: Any) -> SvdDenoiser:
-        """Take the network of a pipeline."""
-        return cls(pipeline.unet)
 
     def forward(
         self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: DenoiserCondition
@@ -38,7 +23,7 @@ class SvdDenoiser(FamilyDenoiser):
         rest = condition.more["motion_and_noise"]
         has_adapter = isinstance(self.unet, SvdAdapterUNet)
         predicted: torch.Tensor = self.unet(
-            torch.cat([noisy, condition.latents], 1).transpose(1, 2),
+            self.seen(noisy, condition).transpose(1, 2),
             timesteps,
             encoder_hidden_states=condition.noised_tokens(condition.image_embeds),
             added_time_ids=torch.cat([condition.frame_rate[:, None].to(rest), rest], 1),

@@ -40,7 +40,7 @@ class WanDenoiser(FamilyDenoiser):
 
     @classmethod
     def of_pipeline(cls, pipeline: Any) -> WanDenoiser:
-        """Take the networks of a pipeline."""
+        """Return the denoiser around a pipeline's networks."""
         config = pipeline.config
         ratio = config.get("boundary_ratio")
         steps = pipeline.scheduler.config.num_train_timesteps
@@ -56,7 +56,7 @@ class WanDenoiser(FamilyDenoiser):
     ) -> torch.Tensor:
         image_embeds = condition.noised_tokens(condition.image_embeds)
         inputs = {
-            "hidden_states": self._seen(noisy, condition),
+            "hidden_states": self.seen(noisy, condition),
             "timestep": self._timesteps(noisy, timesteps),
             "encoder_hidden_states": condition.prompt_embeds,
             "encoder_hidden_states_image": image_embeds if image_embeds.shape[1] else None,
@@ -75,26 +75,18 @@ class WanDenoiser(FamilyDenoiser):
         order = torch.cat([is_noisy.nonzero(), (~is_noisy).nonzero()]).flatten()
         return torch.cat(parts)[order.argsort()]
 
-    def _seen(self, noisy: torch.Tensor, condition: DenoiserCondition) -> torch.Tensor:
-        if not self.given_frames:
-            return torch.cat([noisy, condition.latents], 1)
-        return torch.cat([condition.latents.to(noisy), noisy[:, :, 1:]], 2)
-
     def _timesteps(self, noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Return `[batch]`, or where the first frame is given `[batch, patches]`."""
         if not self.given_frames:
             return timesteps
-        is_asked = noisy.new_ones(noisy.shape[2:])
-        is_asked[0] = 0
         # A patch is two by two latents, as the pipeline counts them.
-        return timesteps[:, None] * is_asked[:, ::2, ::2].flatten()
+        return timesteps[:, None] * self.asked(noisy)[:, ::2, ::2].flatten()
 
     def condition_of(self, call: NetworkCall) -> DenoiserCondition:
         seen = call["hidden_states"]
         network: Any = self.transformer or self.transformer_2
-        channels = network.config.out_channels
         return plain_condition(
-            latents=seen[:, :, :1] if self.given_frames else seen[:, channels:],
+            latents=self.image_latents(seen, network.config.out_channels),
             prompt_embeds=call["encoder_hidden_states"],
             image_embeds=call.get("encoder_hidden_states_image"),
         )
