@@ -202,3 +202,16 @@ def video_to_output(video: torch.Tensor, output_type: str) -> Frames:
         return array
     pixels = (array * 255).round().astype(np.uint8)
     return [[Image.fromarray(frame) for frame in frames] for frames in pixels]
+
+
+def refuse_last_image(last_image: object, *, model: str) -> None:
+    """Check that no last image is given to a model that knows none.
+
+    Raises:
+        ConfigError: One is given.
+    """
+    if last_image is not None:
+        raise ConfigError(
+            f"{model} cannot end with an image of your choice.",
+            fix="Leave last_image out, or use DynamiCrafter's interpolation model.",
+        )

@@ -26,7 +26,7 @@ from motionmerge.models.pocket.towers import normalize_image
 from motionmerge.models.pocket.world import FRAME_RATE, SIZE
 from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
 from motionmerge.sampling.pipelines.encoded import Conditions
-from motionmerge.sampling.pipelines.inputs import Frames, ImageInput
+from motionmerge.sampling.pipelines.inputs import Frames, ImageInput, refuse_last_image
 from motionmerge.sampling.pipelines.loop import VideoPipelineOutput
 
 DEFAULT_STEPS = 12
@@ -56,11 +56,7 @@ class PocketPipeline(DynamiCrafterPipeline):
         Raises:
             ConfigError: `last_image` is given; the model knows no last images.
         """
-        if options.get("last_image") is not None:
-            raise ConfigError(
-                "The pocket model cannot end with an image of your choice.",
-                fix="Leave last_image out, or use DynamiCrafter's interpolation model.",
-            )
+        refuse_last_image(options.get("last_image"), model="The pocket model")
         with attention_kernel(self._execution_device):
             return super().encode(image, prompt, **options)
 

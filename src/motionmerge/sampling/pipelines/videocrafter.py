@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from motionmerge.errors import ConfigError
 from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
 from motionmerge.sampling.pipelines.encoded import Conditions
-from motionmerge.sampling.pipelines.inputs import Frames, ImageInput
+from motionmerge.sampling.pipelines.inputs import Frames, ImageInput, refuse_last_image
 from motionmerge.sampling.pipelines.loop import VideoPipelineOutput
 
 DEFAULTS = {"guidance_scale": 12.0, "guidance_rescale": 0.0, "frame_rate": 8}
@@ -33,11 +32,7 @@ class VideoCrafterPipeline(DynamiCrafterPipeline):
         Raises:
             ConfigError: `last_image` is given; the model knows no last images.
         """
-        if options.get("last_image") is not None:
-            raise ConfigError(
-                "VideoCrafter cannot end with an image of your choice.",
-                fix="Leave last_image out, or use DynamiCrafter's interpolation model.",
-            )
+        refuse_last_image(options.get("last_image"), model="VideoCrafter")
         return super().encode(image, prompt, **options)
 
     def __call__(
