@@ -10,7 +10,6 @@ Paper: Tian et al., CVPR 2025 (arXiv 2503.00948).
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from motionmerge.version import __version__ as __version__
@@ -139,15 +138,9 @@ __all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'motionmerge' has no attribute {name!r}")
-    try:
-        module = import_module(f"motionmerge.{_HOMES[name]}")
-    except ImportError as error:
-        from motionmerge.packages import missing_package
+    from motionmerge.packages import public_name
 
-        raise missing_package(error) or error from error
-    value = getattr(module, name)
+    value = public_name("motionmerge", _HOMES, name)
     globals()[name] = value
     return value
 

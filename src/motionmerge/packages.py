@@ -6,6 +6,10 @@ pip install 'motionmerge[videos]'   videos, LoRAs, fp8, and all else that needs 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
 from motionmerge.errors import ConfigError
 
 _EXTRAS = {
@@ -46,3 +50,24 @@ def missing_package(error: ImportError) -> ConfigError | None:
                 fix=f"Run `pip install 'motionmerge[{extra}]'`.",
             )
     return None
+
+
+def public_name(package: str, homes: Mapping[str, str], name: str) -> Any:
+    """Import a public name of a package on first use, for its `__getattr__`.
+
+    Args:
+        package: `__name__` of the package.
+        homes: The module of each public name, below the package.
+        name: What is asked for.
+
+    Raises:
+        AttributeError: The package has no such name.
+        ConfigError: Its module needs a package that an extra installs.
+    """
+    if name not in homes:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    try:
+        module = import_module(f"{package}.{homes[name]}")
+    except ImportError as error:
+        raise missing_package(error) or error from error
+    return getattr(module, name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from motionmerge.packages import public_name
+
 if TYPE_CHECKING:
     from .adapter import TextToTemporalAdapter as TextToTemporalAdapter
     from .checkpoint_folder import convert_checkpoint as convert_checkpoint
@@ -34,8 +36,4 @@ __all__ = [*_HOME]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    return public_name(__name__, _HOME, name)
