@@ -16,16 +16,14 @@ from PIL import Image
 import motionmerge
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.video import read_frames
-from motionmerge.io.weights import open_weights
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.parameter_groups import group_of
 from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
-from motionmerge.training.clip_run import ClipRun, open_clip_run
+from motionmerge.training.clip_run import ClipRun
 from motionmerge.training.held_out_videos import VideoFigures
-from motionmerge.training.run_config import RunConfig
 from motionmerge.training.run_model import load_model
 
-from ..tiny.clips import save_clips
+from ..tiny.clips import clip_run, losses_of, save_clips, weights_of
 from ..tiny.dynamicrafter import NUM_FRAMES
 from ..tiny.folders import save_dynamicrafter, save_tiny
 
@@ -49,40 +47,21 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_of(model: Path, manifest: Path, tmp_path: Path):
     def make(name: str = "run", **changes: Any) -> ClipRun:
         data = {
-            "folder": manifest.parent,
-            "manifest": manifest,
-            "sizes": [[16, 16], [16, 32]],
             "num_frames": NUM_FRAMES,
             "frame_stride": [1, 2],
             "views": 2,
             "condition_frames": 2,
-            "cache_folder": tmp_path / "views",
         }
-        settings = {
-            "steps": 4, "batch_size": 2, "learning_rate": 1e-2, "warmup_steps": 0,
-            "decay": "none", "ema_decay": None, "precision": "fp32", "log_every": 1,
-            "save_every": 2,
-        }  # fmt: skip
-        content = {
-            "model": str(model),
-            "output": tmp_path / name,
-            "data": data | changes.pop("data", {}),
-            "settings": settings | changes.pop("settings", {}),
-        }
-        return open_clip_run(RunConfig.model_validate(content | changes))
+        return clip_run(
+            changes.pop("model", model),
+            manifest,
+            tmp_path / name,
+            data=data | changes.pop("data", {}),
+            settings={"steps": 4, "save_every": 2} | changes.pop("settings", {}),
+            **changes,
+        )
 
     return make
-
-
-def losses_of(run: ClipRun) -> list[float]:
-    seen: list[float] = []
-    run.train(on_progress=lambda progress: seen.append(progress.loss))
-    return seen
-
-
-def weights_of(path: Path) -> dict[str, torch.Tensor]:
-    with open_weights(path) as file:
-        return {name: file.read(name) for name in file.keys()}  # noqa: SIM118
 
 
 def assert_same(ours: ClipRun, theirs: ClipRun) -> None:
@@ -200,7 +179,7 @@ def test_what_does_not_go_with_the_model_is_refused(run_of, changes, message):
 def test_another_model_is_refused_and_other_clips_are_no_continuation(run_of, tmp_path):
     save_tiny("ChronoEdit", tmp_path / "other")
     with pytest.raises(ConfigError, match="a ChronoEditPipeline, whose training is unknown"):
-        run_of(model=str(tmp_path / "other"))
+        run_of(model=tmp_path / "other")
     run_of().train()
     with pytest.raises(CheckpointError, match="other settings or inputs: data"):
         run_of(data={"views": 3}).train()

@@ -18,16 +18,15 @@ from motionmerge.sampling.request.folder import find_pipeline
 from motionmerge.sampling.request.loading import load_pipeline
 from motionmerge.sampling.videos.make_video import make_video
 from motionmerge.sampling.videos.settings import VideoSettings
-from motionmerge.training.clip_run import ClipRun, open_clip_run
+from motionmerge.training.clip_run import ClipRun
 from motionmerge.training.config_file import ConfigFile
 from motionmerge.training.denoisers.encoding import encode_condition
-from motionmerge.training.run_config import RunConfig
 from motionmerge.training.run_model import load_model
 from motionmerge.training.run_plan import plan_run
 from motionmerge.training.views import whole_frame_rate
 
 from ..tiny.builders import WORDS, tokenizer
-from ..tiny.clips import save_clips
+from ..tiny.clips import clip_run, losses_of, save_clips, weights_of
 from ..tiny.folders import family_named, save_tiny
 from ..tiny.pipelines import photo, tiny
 
@@ -75,40 +74,17 @@ def text_tower() -> CLIPTextModel:
 @pytest.fixture
 def run_of(manifest: Path, tmp_path: Path):
     def make(model: Path, name: str = "run", **changes: Any) -> ClipRun:
-        data = {
-            "folder": manifest.parent,
-            "manifest": manifest,
-            "sizes": [[16, 16], [16, 32]],
-            "num_frames": 5,
-            "frame_stride": [1, 1],
-            "views": 1,
-            "cache_folder": tmp_path / "views",
-        }
-        settings = {
-            "steps": 2, "batch_size": 2, "learning_rate": 1e-2, "warmup_steps": 0,
-            "decay": "none", "ema_decay": None, "precision": "fp32", "log_every": 1,
-            "save_every": 1,
-        }  # fmt: skip
-        content = {
-            "model": str(model),
-            "output": tmp_path / name,
-            "data": data | changes.pop("data", {}),
-            "settings": settings,
-        }
-        return open_clip_run(RunConfig.model_validate(content | changes))
+        data = {"num_frames": 5, "frame_stride": [1, 1], "views": 1}
+        return clip_run(
+            model,
+            manifest,
+            tmp_path / name,
+            data=data | changes.pop("data", {}),
+            settings={"steps": 2, "save_every": 1},
+            **changes,
+        )
 
     return make
-
-
-def losses_of(run: ClipRun) -> list[float]:
-    seen: list[float] = []
-    run.train(on_progress=lambda progress: seen.append(progress.loss))
-    return seen
-
-
-def weights_of(path: Path) -> dict[str, torch.Tensor]:
-    with open_weights(path) as file:
-        return {name: file.read(name) for name in file.keys()}  # noqa: SIM118
 
 
 def video_of(pipeline: Any, frames: int, side: int = 16) -> torch.Tensor:
