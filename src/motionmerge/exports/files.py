@@ -306,7 +306,7 @@ class Content:
     def of(
         cls, layout: PieceLayout, specs: Mapping[str, ResultSpec], *, left_out: int = 0
     ) -> Content:
-        """Keep of an expert's tensors those that are needed."""
+        """Return the tensors of an expert that the export needs."""
         used = {piece.name for tensor in layout.values() for piece in tensor.pieces}
         needed = {name: spec for name, spec in specs.items() if name in used}
         return cls(layout, needed, left_out)

@@ -94,7 +94,7 @@ class ConsistI2VPipeline(DenoisingPipeline):
 
     @classmethod
     def load_config(cls, *arguments: Any, **options: Any) -> Any:
-        """Read `model_index.json`, with our classes in place of those that the hub's names."""
+        """Read `model_index.json`, and put our classes in place of the hub's."""
         loaded = super().load_config(*arguments, **options)
         if isinstance(loaded, Mapping):
             return ours_for_the_hubs(loaded)

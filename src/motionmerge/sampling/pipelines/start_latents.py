@@ -46,7 +46,7 @@ class StartLatents(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FrameInit:
-    """Give the start noise the low frequencies of the noised photo: more of it, and steadier.
+    """Start from noise with the low frequencies of the noised photo: steadier, closer to the photo.
 
         noised = sqrt(a) still + sqrt(1 - a) noise,   a = abar[timestep]
         start  = ifft(L fft(noised) + (1 - L) fft(noise))    over frames, height and width
@@ -137,7 +137,7 @@ class FrameInit:
 
 
 def mix_frequencies(low: torch.Tensor, high: torch.Tensor, low_pass: torch.Tensor) -> torch.Tensor:
-    """Take the low frequencies of one video and the high ones of another.
+    """Combine the low frequencies of one video with the high frequencies of another.
 
     Args:
         low, high: `[..., frames, height, width]`.
@@ -152,7 +152,7 @@ def mix_frequencies(low: torch.Tensor, high: torch.Tensor, low_pass: torch.Tenso
 
 @dataclass(frozen=True)
 class AnalyticInit:
-    """Give the start noise the mean and variance of noised data: less of the photo in a late start.
+    """Start from noise with the mean and variance of noised data: less of the photo in late starts.
 
         start = sqrt(a) s E[x0] + sqrt(1 - a + a s^2 TrCov) noise,   a = abar[M - 1],   s = 1
 
