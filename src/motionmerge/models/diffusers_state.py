@@ -14,12 +14,37 @@ from diffusers.hooks.hooks import StateManager
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
+from motionmerge.models.plain_layers import is_only_called
+
+_CASTS = {"layerwise_casting", "peft_autocast_disable"}
+
 
 def is_hooked(module: nn.Module) -> bool:
-    """Return whether hooks run in its calls: offloading, caches, casts by layer."""
-    return hasattr(module, "_hf_hook") or any(
-        hasattr(child, "_diffusers_hook") for child in module.modules()
+    """Return whether hooks run in its calls: offloading, caches, casts by layer.
+
+    Hooks that torch itself runs count where they are on parts of it: its own are called by
+    whoever calls it.
+    """
+    return any(hasattr(module, name) for name in ("_hf_hook", "_diffusers_hook")) or any(
+        hasattr(child, "_diffusers_hook") or not is_only_called(child)
+        for child in module.modules()
+        if child is not module
     )
+
+
+def moves_weights(module: nn.Module) -> bool:
+    """Return whether hooks inside it bring weights for every call, or count calls.
+
+    diffusers' prefetching expects each layer once a step. Casts by layer do neither.
+    """
+    for child in module.modules():
+        own = vars(child)
+        if "_hf_hook" in own:
+            return True
+        registry = own.get("_diffusers_hook")
+        if registry is not None and not registry.hooks.keys() <= _CASTS:
+            return True
+    return False
 
 
 def computing_device(module: nn.Module) -> torch.device:

@@ -24,14 +24,21 @@ from motionmerge.models.pocket.components import (
 )
 from motionmerge.models.pocket.towers import normalize_image
 from motionmerge.models.pocket.world import FRAME_RATE, SIZE
-from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
+from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline, with_defaults
 from motionmerge.sampling.pipelines.encoded import Conditions
-from motionmerge.sampling.pipelines.inputs import Frames, ImageInput, refuse_last_image
+from motionmerge.sampling.pipelines.inputs import Frames, ImageInput, prompts_of, refuse_last_image
 from motionmerge.sampling.pipelines.loop import VideoPipelineOutput
 
 DEFAULT_STEPS = 12
 DEFAULT_GUIDANCE = 1.0
 DEFAULT_ETA = 0.0
+DEFAULTS = {
+    "num_inference_steps": DEFAULT_STEPS,
+    "guidance_scale": DEFAULT_GUIDANCE,
+    "guidance_rescale": 0.0,
+    "frame_rate": FRAME_RATE,
+    "eta": DEFAULT_ETA,
+}
 
 
 class PocketPipeline(DynamiCrafterPipeline):
@@ -60,6 +67,7 @@ class PocketPipeline(DynamiCrafterPipeline):
         with attention_kernel(self._execution_device):
             return super().encode(image, prompt, **options)
 
+    @with_defaults(DEFAULTS)
     def __call__(
         self,
         image: ImageInput | None = None,
@@ -71,18 +79,11 @@ class PocketPipeline(DynamiCrafterPipeline):
         Raises:
             ConfigError: `last_image` is given; the model knows no last images.
         """
-        defaults = {
-            "num_inference_steps": DEFAULT_STEPS,
-            "guidance_scale": DEFAULT_GUIDANCE,
-            "guidance_rescale": 0.0,
-            "frame_rate": FRAME_RATE,
-            "eta": DEFAULT_ETA,
-        }
         with attention_kernel(self._execution_device):
-            return super().__call__(image, prompt, **(defaults | options))
+            return super().__call__(image, prompt, **(DEFAULTS | options))
 
-    def encode_prompt(self, prompt: Sequence[str]) -> torch.Tensor:
-        tokens = self.tokenizer(prompt).to(self._execution_device)
+    def encode_prompt(self, prompt: str | Sequence[str]) -> torch.Tensor:
+        tokens = self.tokenizer(prompts_of(prompt)).to(self._execution_device)
         states: torch.Tensor = self.text_encoder(tokens).last_hidden_state
         return states
 
