@@ -75,6 +75,11 @@ def group_offload_hooks(module: nn.Module) -> list[Any]:
     return [hook for hook in hooks if hook is not None]
 
 
+def waits_in_files(module: nn.Module) -> bool:
+    """Return whether diffusers offloads parts of a module to files: they hold nothing meanwhile."""
+    return any(hook.group.offload_to_disk_path for hook in group_offload_hooks(module))
+
+
 def reset_caches(module: nn.Module) -> None:
     """Clear diffusers' caches, which hold results of the other expert; keep their context.
 

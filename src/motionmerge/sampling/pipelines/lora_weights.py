@@ -11,6 +11,7 @@ from diffusers import ModelMixin
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
 
 from motionmerge.errors import ConfigError, ShapeError
+from motionmerge.models.diffusers_state import waits_in_files
 from motionmerge.switching.expert_bank import attached_bank
 from motionmerge.switching.lora_bank import fits_layer, lora_config
 from motionmerge.switching.lora_layers import LoraLayer, LoraSource, read_lora
@@ -50,13 +51,18 @@ class LoraPipeline(LoraBaseMixin):  # type: ignore[misc]  # diffusers is untyped
         Raises:
             CheckpointError: It is no LoRA, or has layers that the U-Net has not.
             ShapeError: A matrix does not fit its layer.
-            ConfigError: Experts are attached.
+            ConfigError: Experts are attached, or the U-Net's weights wait in files.
         """
         unet: Any = self.unet
         if attached_bank(unet) is not None:
             raise ConfigError(
                 "Experts are attached, whose weights a LoRA would change.",
                 fix="Load it before, or after leaving the `with experts(...)` block.",
+            )
+        if waits_in_files(unet):
+            raise ConfigError(
+                "The U-Net's weights wait in files (group offload), and loading would lose them.",
+                fix="Load LoRAs first, then call enable_group_offload().",
             )
         if isinstance(source, (str, Path)) and (Path(source).is_dir() or weight_name):
             source = Path(source) / (weight_name or LORA_WEIGHT_NAME_SAFE)

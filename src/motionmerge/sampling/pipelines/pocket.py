@@ -90,7 +90,8 @@ class PocketPipeline(DynamiCrafterPipeline):
     def encode_image(self, image: torch.Tensor, num_frames: int) -> torch.Tensor:
         self._check_frames(num_frames)
         shown = F.adaptive_avg_pool2d(image / 2 + 0.5, SIZE)
-        states: torch.Tensor = self.image_encoder(normalize_image(shown)).last_hidden_state
+        pixels = normalize_image(shown).to(self.image_encoder.dtype)
+        states: torch.Tensor = self.image_encoder(pixels).last_hidden_state
         return states
 
     def encode_image_latents(self, image: torch.Tensor, num_frames: int) -> torch.Tensor:
@@ -105,8 +106,9 @@ class PocketPipeline(DynamiCrafterPipeline):
         return latents.unsqueeze(2).expand(-1, -1, self.vae.config.num_keyframes, -1, -1)
 
     def decode_latents(self, latents: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        video: torch.Tensor = self.vae.decode(latents, image / 2 + 0.5)
-        return video
+        dtype = self.vae.dtype
+        video: torch.Tensor = self.vae.decode(latents.to(dtype), (image / 2 + 0.5).to(dtype))
+        return video.float()
 
     def _check_frames(self, num_frames: int) -> None:
         own = self.vae.config.num_frames
