@@ -15,6 +15,9 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from motionmerge.errors import ConfigError
+from motionmerge.models.dynamicrafter.cross_attention import NativeAttentionMixin
+
 from ..tiny.unets import UNETS, TinyUNet
 
 every_unet = pytest.mark.parametrize("tiny", UNETS.values(), ids=UNETS)
@@ -160,6 +163,9 @@ def test_own_processors_and_the_native_backend_change_no_bit(tiny: TinyUNet) -> 
     unet.set_attention_backend("native")
     assert torch.equal(predicted(unet, tiny), expected)
     unet.reset_attention_backend()
+    if isinstance(unet, NativeAttentionMixin):
+        with pytest.raises(ConfigError, match="`flash` would have no effect"):
+            unet.set_attention_backend("flash")
     with pytest.raises(ValueError, match="number of processors"):
         unet.set_attn_processor(dict(list(unet.attn_processors.items())[:1]))
 

@@ -10,7 +10,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -40,6 +40,9 @@ if TYPE_CHECKING:  # the parts that are registered at run time
 
     from motionmerge.models.dynamicrafter.image_projector import ImageProjector
     from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
+
+
+Call = TypeVar("Call", bound=Callable[..., object])
 
 
 class DynamiCrafterPipeline(ImageTokenPipeline):
@@ -255,7 +258,7 @@ class DynamiCrafterPipeline(ImageTokenPipeline):
         return self._captured
 
 
-def with_defaults(defaults: Mapping[str, object]) -> Callable[[Any], Any]:
+def with_defaults(defaults: Mapping[str, object]) -> Callable[[Call], Call]:
     """Show a pipeline's `__call__` with `DynamiCrafterPipeline`'s arguments and other defaults."""
     shown = inspect.signature(DynamiCrafterPipeline.__call__)
     own = [
@@ -264,8 +267,8 @@ def with_defaults(defaults: Mapping[str, object]) -> Callable[[Any], Any]:
         if one.name != "last_image"
     ]
 
-    def decorate(call: Any) -> Any:
-        call.__signature__ = shown.replace(parameters=own)
+    def decorate(call: Call) -> Call:
+        vars(call)["__signature__"] = shown.replace(parameters=own)
         return call
 
     return decorate

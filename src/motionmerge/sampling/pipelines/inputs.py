@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ from motionmerge.io.video import fit_image, load_image, rgb_image
 NUM_FRAMES, MAX_FRAMES = 16, 32
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 
-OneImage = Image.Image | npt.NDArray[Any] | str | Path
+OneImage = Image.Image | npt.NDArray[np.generic] | str | Path
 ImageInput = OneImage | Sequence[OneImage] | torch.Tensor
 
 Frames = torch.Tensor | npt.NDArray[np.float32] | list[list[Image.Image]]
@@ -54,10 +53,10 @@ def prepare_image(
             in [0, 1].
         DataError: There is no image, or one that cannot be read.
     """
-    image = _tensor_or_images(image)
-    if isinstance(image, torch.Tensor):
-        image = image if image.ndim == 4 else image.unsqueeze(0)
-        default_size = (image.shape[-2], image.shape[-1])
+    given = _tensor_or_images(image)
+    if isinstance(given, torch.Tensor):
+        given = given if given.ndim == 4 else given.unsqueeze(0)
+        default_size = (given.shape[-2], given.shape[-1])
     height = default_size[0] if height is None else height
     width = default_size[1] if width is None else width
     if any(not _is_whole(side) or side % multiple for side in (height, width)):
@@ -67,22 +66,22 @@ def prepare_image(
             f"The video is to be {height} x {width} pixels; both must divide by {multiple}.",
             fix=f"Use e.g. height={near[0]}, width={near[1]}.",
         )
-    if isinstance(image, torch.Tensor):
-        if image.shape[1:] != (3, height, width):
+    if isinstance(given, torch.Tensor):
+        if given.shape[1:] != (3, height, width):
             raise ShapeError(
-                f"The image tensor has shape {list(image.shape)}; expected "
+                f"The image tensor has shape {list(given.shape)}; expected "
                 f"[batch, 3, {height}, {width}].",
                 fix="Resize it, leave height and width out, or pass a PIL image.",
             )
-        _check_pixels(image)
-        return image.float() * 2 - 1
-    if not image:
+        _check_pixels(given)
+        return given.float() * 2 - 1
+    if not given:
         raise _no_image()
-    fitted = np.stack([np.asarray(fit_image(rgb_image(item), height, width)) for item in image])
+    fitted = np.stack([np.asarray(fit_image(rgb_image(item), height, width)) for item in given])
     return torch.from_numpy(fitted).permute(0, 3, 1, 2) / 127.5 - 1
 
 
-def _tensor_or_images(image: Any) -> torch.Tensor | list[Any]:
+def _tensor_or_images(image: object) -> torch.Tensor | list[object]:
     """Return one tensor `[batch, 3, height, width]`, or a list of images of PIL."""
     if isinstance(image, torch.Tensor):
         return image
@@ -102,7 +101,7 @@ def _tensor_or_images(image: Any) -> torch.Tensor | list[Any]:
     return torch.stack(tensors) if tensors[0].ndim == 3 else torch.cat(tensors)
 
 
-def _tensor_or_picture(image: Any) -> Any:
+def _tensor_or_picture(image: object) -> object:
     """Open a path, and read an array; what it is none of, `rgb_image` judges."""
     if isinstance(image, (str, Path)):
         return load_image(image)

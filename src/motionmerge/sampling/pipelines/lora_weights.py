@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from diffusers import ModelMixin
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
+from peft import LoraConfig
 
 from motionmerge.errors import ConfigError, ShapeError
 from motionmerge.models.diffusers_state import waits_in_files
@@ -53,7 +54,7 @@ class LoraPipeline(LoraBaseMixin):  # type: ignore[misc]  # diffusers is untyped
             ShapeError: A matrix does not fit its layer.
             ConfigError: Experts are attached, or the U-Net's weights wait in files.
         """
-        unet: Any = self.unet
+        unet = self.unet
         if attached_bank(unet) is not None:
             raise ConfigError(
                 "Experts are attached, whose weights a LoRA would change.",
@@ -82,16 +83,16 @@ class LoraPipeline(LoraBaseMixin):  # type: ignore[misc]  # diffusers is untyped
         for one in unet.parameters():
             one.requires_grad_(trainable.get(one, False))
 
-    def fuse_lora(self, components: Sequence[str] = ("unet",), **options: Any) -> None:
+    def fuse_lora(self, components: Sequence[str] = ("unet",), **options: object) -> None:
         """Add the LoRAs to the weights; the options are diffusers'."""
         super().fuse_lora(components=list(components), **options)
 
-    def unfuse_lora(self, components: Sequence[str] = ("unet",), **options: Any) -> None:
+    def unfuse_lora(self, components: Sequence[str] = ("unet",), **options: object) -> None:
         """Take the LoRAs out of the weights again, up to rounding."""
         super().unfuse_lora(components=list(components), **options)
 
     @classmethod
-    def save_lora_weights(cls, *arguments: Any, **options: Any) -> NoReturn:
+    def save_lora_weights(cls, *arguments: object, **options: object) -> NoReturn:
         """Refuse to write a LoRA without the settings that its strength depends on.
 
         Raises:
@@ -106,13 +107,13 @@ class LoraPipeline(LoraBaseMixin):  # type: ignore[misc]  # diffusers is untyped
 _SETTINGS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "lora_bias")
 
 
-def _settings(config: Any) -> dict[str, Any]:
+def _settings(config: LoraConfig) -> dict[str, object]:
     """Return what differs between LoRAs, as diffusers passes it on."""
     return {name: getattr(config, name) for name in _SETTINGS}
 
 
 def _tensors(
-    layers: Mapping[str, LoraLayer], unet: torch.nn.Module, *, with_bias: bool
+    layers: Mapping[str, LoraLayer], unet: ModelMixin, *, with_bias: bool
 ) -> dict[str, torch.Tensor]:
     """Name the matrices as PEFT does.
 
@@ -121,7 +122,7 @@ def _tensors(
     """
     named: dict[str, torch.Tensor] = {}
     for name, layer in layers.items():
-        child: Any = unet.get_submodule(name)
+        child = unet.get_submodule(name)
         weight = getattr(child, "base_layer", child).weight
         shapes = [(layer.rank, *weight.shape[1:]), (weight.shape[0], layer.rank)]
         down, up = layer.down, layer.up

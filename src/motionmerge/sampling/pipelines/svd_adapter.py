@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _SVD_PARTS = ("vae", "image_encoder", "unet", "scheduler", "feature_extractor")
 
 
-class SvdAdapterPipeline(StableVideoDiffusionPipeline, LoraPipeline):  # type: ignore[misc]
+class SvdAdapterPipeline(StableVideoDiffusionPipeline, LoraPipeline):  # type: ignore[misc]  # untyped
     """Animate an image as a prompt says.
 
     Args:
