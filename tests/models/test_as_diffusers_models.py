@@ -65,8 +65,6 @@ def test_saved_in_any_way_it_is_loaded_with_every_bit(tiny: TinyUNet, tmp_path: 
     assert torch.equal(unet(**tiny.inputs()).sample, expected)
     kinds: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({}, {}),
-        ({"variant": "fp16"}, {"variant": "fp16"}),
-        ({"max_shard_size": "40KB"}, {}),
         ({"max_shard_size": "40KB", "variant": "fp16"}, {"variant": "fp16"}),
     ]
     for number, (how, again) in enumerate(kinds):
@@ -108,10 +106,6 @@ def by_turns(unet: Any, folder: Path) -> None:
     accelerate.cpu_offload(unet, torch.device("cpu"))
 
 
-def to_disk(unet: Any, folder: Path) -> None:
-    accelerate.disk_offload(unet, str(folder), torch.device("cpu"))
-
-
 def leaves_to_files(unet: Any, folder: Path) -> None:
     unet.enable_group_offload("cpu", offload_type="leaf_level", offload_to_disk_path=str(folder))
 
@@ -125,7 +119,7 @@ def blocks_to_files(unet: Any, folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("offload", [by_turns, to_disk, leaves_to_files, blocks_to_files])
+@pytest.mark.parametrize("offload", [by_turns, leaves_to_files, blocks_to_files])
 @every_unet
 def test_offloaded_it_predicts_the_same(
     tiny: TinyUNet, offload: Callable[[Any, Path], None], tmp_path: Path
@@ -133,8 +127,8 @@ def test_offloaded_it_predicts_the_same(
     unet = tiny.make()
     expected = predicted(unet, tiny)
     offload(unet, tmp_path)
-    for _ in range(2):
-        close(predicted(unet, tiny), expected)
+    close(predicted(unet, tiny), expected)
+    assert (offload is by_turns) == any(one.is_meta for one in unet.parameters())
 
 
 @pytest.mark.parametrize("has_lora", [False, True], ids=["alone", "with LoRA"])

@@ -29,12 +29,13 @@ from ..tiny import builders as build
 from ..tiny.consisti2v import tiny_consisti2v
 from ..tiny.dynamicrafter import tiny_pipeline, tiny_videocrafter
 
-STEPS = 3
+STEPS = 2
 PIPELINES: dict[str, Callable[[], Any]] = {
     "DynamiCrafter": tiny_pipeline,
     "VideoCrafter": lambda: seeded(tiny_videocrafter),
     "ConsistI2V": tiny_consisti2v,
 }
+two_pipelines = pytest.mark.parametrize("make", [tiny_pipeline, tiny_consisti2v])
 every_pipeline = pytest.mark.parametrize("make", PIPELINES.values(), ids=PIPELINES)
 
 
@@ -85,7 +86,7 @@ def test_who_calls_back_sees_the_call_and_may_end_it(make: Callable[[], Any]) ->
     assert torch.equal(run(pipeline, output_type="latent"), whole), "the next call is whole again"
 
 
-@every_pipeline
+@two_pipelines
 def test_guidance_set_by_who_calls_back_is_used(make: Callable[[], Any]) -> None:
     pipeline = make()
 
@@ -104,21 +105,18 @@ def test_guidance_set_by_who_calls_back_is_used(make: Callable[[], Any]) -> None
     hook = pipeline.unet.register_forward_pre_hook(lambda *_: calls.append(1))
     lowered = run(pipeline, callback_on_step_end=setting([1.0] * STEPS))
     hook.remove()
-    assert len(calls) == 2 + 1 + 1, "no second pass where guidance is 1"
+    assert len(calls) == 2 + 1, "no second pass where guidance is 1"
     assert not torch.equal(lowered, plain) and not torch.equal(lowered, without)
     raised = setting([3.0] * STEPS)
     with pytest.raises(ConfigError, match="began without any"):
         run(pipeline, guidance_scale=1.0, callback_on_step_end=raised)
 
 
-@every_pipeline
-def test_an_image_is_the_same_from_pil_a_path_an_array_and_a_tensor(
-    make: Callable[[], Any], tmp_path: Path
-) -> None:
-    pipeline, image, path = make(), picture(), tmp_path / "photo.png"
+def test_an_image_is_the_same_from_pil_a_path_an_array_and_a_tensor(tmp_path: Path) -> None:
+    pipeline, image, path = tiny_pipeline(), picture(), tmp_path / "photo.png"
     image.save(path)
     pixels = np.asarray(image)
-    one_step = {"num_inference_steps": 1}
+    one_step = {"num_inference_steps": 1, "guidance_scale": 1.0}
     expected = run(pipeline, **one_step)
     for given in (path, str(path), pixels, [path], [pixels], pixels[None]):
         assert torch.equal(run(pipeline, image=given, **one_step), expected)
@@ -151,7 +149,7 @@ def test_pipelines_show_the_arguments_and_defaults_of_their_call() -> None:
     assert inspect.signature(PocketPipeline.__call__).parameters["eta"].default == 0
 
 
-@every_pipeline
+@two_pipelines
 def test_videos_of_a_batch_do_not_depend_on_each_other(make: Callable[[], Any]) -> None:
     pipeline = make()
     seeds = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
@@ -181,7 +179,7 @@ def in_fp8(pipeline: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [sequentially, by_model, in_groups, in_fp8])
-@every_pipeline
+@two_pipelines
 def test_with_less_memory_it_makes_the_same_video(
     make: Callable[[], Any], how: Callable[[Any, Path], None], tmp_path: Path
 ) -> None:
@@ -189,9 +187,8 @@ def test_with_less_memory_it_makes_the_same_video(
     expected = run(pipeline, num_inference_steps=1)
     how(pipeline, tmp_path)
     tolerance = 0.5 if how is in_fp8 else 1e-4
-    for _ in range(2):
-        made = run(pipeline, num_inference_steps=1)
-        torch.testing.assert_close(made, expected, rtol=0, atol=tolerance)
+    made = run(pipeline, num_inference_steps=1)
+    torch.testing.assert_close(made, expected, rtol=0, atol=tolerance)
 
 
 def test_the_pocket_model_runs_in_bf16_with_weights_in_fp8() -> None:
@@ -212,12 +209,13 @@ def save_lora(make: Callable[[], Any], folder: Path, *, seed: int, rank: int) ->
         torch.manual_seed(seed)
         pipeline.unet.add_adapter(LoraConfig(**settings, init_lora_weights=False))
     for name, one in pipeline.unet.named_parameters():
-        one.data *= 0.1 if "lora_B" in name else 1
+        if "lora_B" in name and make is tiny_pipeline:  # which amplifies all changes
+            one.data *= 0.1
     pipeline.unet.save_lora_adapter(folder)
-    return run(pipeline)
+    return run(pipeline, num_inference_steps=1)
 
 
-@every_pipeline
+@two_pipelines
 def test_loras_are_loaded_mixed_swapped_fused_and_unloaded(
     make: Callable[[], Any], tmp_path: Path
 ) -> None:
@@ -226,16 +224,17 @@ def test_loras_are_loaded_mixed_swapped_fused_and_unloaded(
         for name, seed, rank in (("one", 1, 2), ("two", 2, 4))
     }
     pipeline = make()
-    plain = run(pipeline)
+    plain = run(pipeline, num_inference_steps=1)
 
     def check(expected: torch.Tensor, tolerance: float = 2e-3) -> None:
-        torch.testing.assert_close(run(pipeline), expected, rtol=0, atol=tolerance)
+        made = run(pipeline, num_inference_steps=1)
+        torch.testing.assert_close(made, expected, rtol=0, atol=tolerance)
 
     assert all((plain - one).abs().max() > 0.01 for one in acting.values())
     pipeline.load_lora_weights(tmp_path / "one", adapter_name="one")
     check(acting["one"])
     pipeline.set_adapters("one", 0.0)
-    assert torch.equal(run(pipeline), plain), "a LoRA of weight 0 changes no bit"
+    check(plain, tolerance=0)  # a LoRA of weight 0 changes no bit
     file = tmp_path / "two" / "pytorch_lora_weights.safetensors"
     pipeline.load_lora_weights(str(file.parent), adapter_name="two", weight_name=file.name)
     pipeline.set_adapters(["one", "two"], [0.0, 1.0])
@@ -265,7 +264,8 @@ def test_a_lora_is_loaded_while_groups_of_layers_take_turns_but_not_from_files(
     pipeline = tiny_pipeline()
     pipeline.unet.enable_group_offload("cpu", offload_type="leaf_level")
     pipeline.load_lora_weights(tmp_path)
-    torch.testing.assert_close(run(pipeline), acting, rtol=0, atol=2e-3)
+    made = run(pipeline, num_inference_steps=1)
+    torch.testing.assert_close(made, acting, rtol=0, atol=2e-3)
 
 
 def test_a_lora_that_does_not_fit_is_refused_by_name() -> None:

@@ -95,7 +95,6 @@ def _i2vgen_xl_inputs() -> dict[str, Any]:
 
 
 UNETS = {
-    "DynamiCrafter": TinyUNet(tiny_unet, lambda: _dynamicrafter_inputs(8)),
     "DynamiCrafter with adapter": TinyUNet(
         _adapted_dynamicrafter, lambda: _dynamicrafter_inputs(8)
     ),
