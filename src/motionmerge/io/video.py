@@ -139,7 +139,7 @@ def _check_photo_file(path: str | Path) -> None:
         )
 
 
-def rgb_image(image: Image.Image) -> Image.Image:
+def rgb_image(image: object) -> Image.Image:
     """Convert an image to the form of `load_image`: 8-bit RGB, upright, transparency over white.
 
     Raises:

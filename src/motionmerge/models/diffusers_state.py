@@ -14,12 +14,37 @@ from diffusers.hooks.hooks import StateManager
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
+from motionmerge.models.plain_layers import is_only_called
+
+_CASTS = {"layerwise_casting", "peft_autocast_disable"}
+
 
 def is_hooked(module: nn.Module) -> bool:
-    """Return whether hooks run in its calls: offloading, caches, casts by layer."""
-    return hasattr(module, "_hf_hook") or any(
-        hasattr(child, "_diffusers_hook") for child in module.modules()
+    """Return whether hooks run in its calls: offloading, caches, casts by layer.
+
+    Hooks that torch itself runs count where they are on parts of it: its own are called by
+    whoever calls it.
+    """
+    return any(hasattr(module, name) for name in ("_hf_hook", "_diffusers_hook")) or any(
+        hasattr(child, "_diffusers_hook") or not is_only_called(child)
+        for child in module.modules()
+        if child is not module
     )
+
+
+def moves_weights(module: nn.Module) -> bool:
+    """Return whether hooks inside it bring weights for every call, or count calls.
+
+    diffusers' prefetching expects each layer once a step. Casts by layer do neither.
+    """
+    for child in module.modules():
+        own = vars(child)
+        if "_hf_hook" in own:
+            return True
+        registry = own.get("_diffusers_hook")
+        if registry is not None and not registry.hooks.keys() <= _CASTS:
+            return True
+    return False
 
 
 def computing_device(module: nn.Module) -> torch.device:
@@ -48,6 +73,11 @@ def group_offload_hooks(module: nn.Module) -> list[Any]:
     registries = (getattr(child, "_diffusers_hook", None) for child in module.modules())
     hooks = (registry.get_hook("group_offloading") for registry in registries if registry)
     return [hook for hook in hooks if hook is not None]
+
+
+def waits_in_files(module: nn.Module) -> bool:
+    """Return whether diffusers offloads parts of a module to files: they hold nothing meanwhile."""
+    return any(hook.group.offload_to_disk_path for hook in group_offload_hooks(module))
 
 
 def reset_caches(module: nn.Module) -> None:

@@ -16,6 +16,7 @@ import torch
 
 # diffusers loads a class of a module that is not its own where it finds `ModelMixin` beside it.
 from diffusers import I2VGenXLUNet, ModelMixin, UNetSpatioTemporalConditionModel
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
 from diffusers.models.transformers.transformer_temporal import (
     TransformerSpatioTemporalModel,
@@ -64,7 +65,7 @@ class FusedFramesBlock(BasicTransformerBlock):
         return attended
 
 
-class _AdaptedUNet:
+class _AdaptedUNet(PeftAdapterMixin):  # type: ignore[misc]  # diffusers is untyped here
     """What both U-Nets share: they are built with their adapter, and show the prompt to it."""
 
     temporal_adapter: TextToTemporalAdapter

@@ -172,7 +172,7 @@ class AdaptedModule:
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")
                 warnings.filterwarnings("ignore", "TorchaoLoraLinear was")  # cannot be fused
                 try:
-                    inject_adapter_in_model(_config(layers), self._model, _adapter(lora))
+                    inject_adapter_in_model(lora_config(layers), self._model, _adapter(lora))
                 except ValueError as error:
                     raise CheckpointError(
                         f"PEFT cannot add the LoRA `{lora}` to `{self.name}`: {str(error)[:300]}",
@@ -261,7 +261,7 @@ class AdaptedModule:
                 (up.bias, torch.zeros_like(up.bias) if factors.bias is None else factors.bias)
             )
         for own, value in pairs:
-            if not _fits(value, own):
+            if not fits_layer(value, own):
                 raise ShapeError(
                     f"`{self.name}.{name}` of the LoRA `{lora}` has shape {list(value.shape)}; the "
                     f"model's layer needs {list(own.shape)}.",
@@ -270,7 +270,7 @@ class AdaptedModule:
             own.copy_(value.reshape(own.shape))
 
 
-def _fits(value: torch.Tensor, own: torch.Tensor) -> bool:
+def fits_layer(value: torch.Tensor, own: torch.Tensor) -> bool:
     """Check whether a matrix is that of a layer, or the same with its kernel flattened.
 
     Patch embeddings are linear layers in some code and convolutions in other.
@@ -280,7 +280,7 @@ def _fits(value: torch.Tensor, own: torch.Tensor) -> bool:
     return same and value.numel() == own.numel()
 
 
-def _config(layers: Mapping[str, LoraLayer]) -> LoraConfig:
+def lora_config(layers: Mapping[str, LoraLayer]) -> LoraConfig:
     """Describe a LoRA to PEFT, every layer by its exact name."""
     first = next(iter(layers.values()))
     exact = {name: f"^{re.escape(name)}" for name in layers}

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from motionmerge.errors import ShapeError
-from motionmerge.models.dynamicrafter.cross_attention import ContextCache
+from motionmerge.models.dynamicrafter.cross_attention import ContextCache, NativeAttentionMixin
 from motionmerge.models.dynamicrafter.fast_layers import use_fast_layers
 
 from .attention import TextTokens
@@ -29,7 +29,9 @@ from .blocks import BlockSettings, DownBlock, StagesBlock, UpBlock
 from .settings import arguments_of, check_settings
 
 
-class ConsistI2VUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
+class ConsistI2VUNet(
+    NativeAttentionMixin, ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin
+):
     """Predict the noise of a video's frames from its clean first frame and a prompt.
 
     The defaults are those of the released model; settings that all of its kind share are accepted

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from motionmerge.errors import ShapeError
+from motionmerge.models.plain_layers import is_plain_linear
 
 
 class TextToTemporalAdapter(nn.Module):
@@ -103,7 +104,7 @@ class TemporalFusion(nn.Module):
 
         The context part is computed once a frame, not once a pixel: the layer is linear.
         """
-        if type(self.proj) is not nn.Linear:  # a LoRA's, or quantised: more than its weight
+        if not is_plain_linear(self.proj, hidden_states):
             pixels = len(hidden_states) // len(context)
             tokens = context.repeat_interleave(pixels, 0).to(hidden_states.dtype)
             return self.proj(torch.cat([hidden_states, tokens], -1))

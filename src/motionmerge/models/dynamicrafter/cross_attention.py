@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
 from torch import nn
 from torch.nn import functional as F
+
+from motionmerge.errors import ConfigError
 
 
 @dataclass
@@ -104,6 +107,25 @@ class TextImageAttnProcessor(IPAdapterAttnProcessor2_0):
         out = attend(query, text_key, text_value, num_heads=attn.heads)
         out = out + self.scale[0] * attend(query, image_key, image_value, num_heads=attn.heads)
         return attn.to_out[1](attn.to_out[0](out))
+
+
+class NativeAttentionMixin:
+    """A U-Net that attends by torch's own function, whichever kernels that chooses."""
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Accept diffusers' name of torch's own function.
+
+        Raises:
+            ConfigError: It is another one, which diffusers would leave out without a word.
+        """
+        if backend.lower() != "native":
+            raise ConfigError(
+                f"{type(self).__name__} attends by torch's own function; the attention backend "
+                f"`{backend}` would have no effect.",
+                fix='Pass "native", or none.',
+            )
+        base: Any = super()
+        base.set_attention_backend(backend)
 
 
 def attend(

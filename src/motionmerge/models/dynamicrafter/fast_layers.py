@@ -15,6 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from motionmerge.models.diffusers_state import moves_weights
+from motionmerge.models.plain_layers import is_plain_linear
+
 _HALVES = (torch.bfloat16, torch.float16)
 _MANY_GROUPS = 256  # from here on a thread block for each of them fills a GPU
 
@@ -82,7 +85,7 @@ class FastGEGLU(GEGLU):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Compute `value * gelu(gate)`, `[..., dim]` to `[..., inner dim]`."""
         on_cpu = hidden_states.device.type == "cpu" and _only_infers(hidden_states)
-        if type(self.proj) is nn.Linear and (on_cpu or _may_be_fast(hidden_states)):
+        if (on_cpu or _may_be_fast(hidden_states)) and is_plain_linear(self.proj, hidden_states):
             return self.by_halves(hidden_states)
         return super().forward(hidden_states)
 
@@ -118,7 +121,7 @@ class FastFeedForward(FeedForward):
         """Compute `[..., dim]` to `[..., output dim]`."""
         limit = _PIECE_BYTES.get(hidden_states.device.type)
         width = getattr(self.net[0].proj, "out_features", None)
-        if limit is None or width is None or not _only_infers(hidden_states):
+        if limit is None or width is None or not _only_infers(hidden_states) or moves_weights(self):
             return super().forward(hidden_states, *args, **kwargs)
         at_once = max(1, limit // (width * hidden_states.element_size()))
         pieces = hidden_states.flatten(0, -2).split(at_once)

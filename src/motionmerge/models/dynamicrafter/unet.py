@@ -26,7 +26,12 @@ from torch.nn import functional as F
 from motionmerge.errors import ConfigError, ShapeError
 
 from .adapter import TemporalFusion, TextToTemporalAdapter
-from .cross_attention import ContextCache, CrossContext, TextImageAttnProcessor
+from .cross_attention import (
+    ContextCache,
+    CrossContext,
+    NativeAttentionMixin,
+    TextImageAttnProcessor,
+)
 from .fast_layers import attention_over_frames, use_fast_layers
 
 ENTRY_ATTENTION_HEADS = 8  # official `init_attn`: eight heads whatever the width
@@ -142,7 +147,9 @@ class UNetStage(nn.Module):
         return x
 
 
-class DynamiCrafterUNet(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
+class DynamiCrafterUNet(
+    NativeAttentionMixin, ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin
+):
     """Predict the denoising target of a video from noisy latents, a still image and a prompt.
 
     Args:

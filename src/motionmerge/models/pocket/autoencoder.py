@@ -78,8 +78,8 @@ def warp(
     columns = (torch.arange(width, device=photo.device) + 0.5) * (2 / width) - 1
     grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)
     grid = grid + flow.permute(0, 2, 3, 1) * (2 / unit)
-    warped = F.grid_sample(photo, grid, padding_mode="border", align_corners=False)
-    return warped, (grid.abs().amax(-1) < 1)[:, None]
+    warped = F.grid_sample(photo.to(grid), grid, padding_mode="border", align_corners=False)
+    return warped.to(photo), (grid.abs().amax(-1) < 1)[:, None]
 
 
 def _resize(field: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -134,8 +134,9 @@ class ConsistI2VPipeline(DenoisingPipeline):
         Images and prompts pair up; one image goes with several prompts and the other way round.
 
         Args:
-            image: An image or a list of them, made upright RGB, resized and centre-cropped to fit;
-                or a tensor `[batch, 3, height, width]`, float in [0, 1], of the video's size.
+            image: An image or a list of them, made upright RGB, resized and centre-cropped to fit,
+                of PIL, a file's path or an array of 8 bits; or a tensor `[batch, 3, height, width]`
+                or an array with colors last, float in [0, 1], of the video's size.
             prompt: What should happen; the empty prompt if left out.
             negative_prompt: What should not; the empty prompt by default.
             image_latents: Latents of the first frames, `[pairs, channels, 1, height, width]`,
@@ -217,13 +218,13 @@ class ConsistI2VPipeline(DenoisingPipeline):
                 correlation=NOISE_CORRELATION,
             ),
             frame_stride=frame_stride,
-            guidance_scale=guidance_scale,
             image_guidance_scale=image_guidance_scale,
             guidance_rescale=guidance_rescale,
         )
         return self._denoise(
             videos,
             num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
             eta=eta,
             generator=generator,
             callback_on_step_end=callback_on_step_end,
@@ -275,7 +276,6 @@ class _Videos:
     texts: torch.Tensor
     whole_start: torch.Tensor
     frame_stride: float
-    guidance_scale: float
     image_guidance_scale: float
     guidance_rescale: float
     caches: defaultdict[tuple[str | None, tuple[str, ...]], ContextCache] = field(
@@ -294,7 +294,7 @@ class _Videos:
                 predictions["both"],
                 predictions["no text"],
                 predictions["no image"],
-                guidance_scale=self.guidance_scale,
+                guidance_scale=self.pipeline.guidance_scale,
                 image_guidance_scale=self.image_guidance_scale,
                 guidance_rescale=self.guidance_rescale,
             )
@@ -302,7 +302,7 @@ class _Videos:
             return guided_prediction(
                 predictions["both"],
                 predictions["no text"],
-                guidance_scale=self.guidance_scale,
+                guidance_scale=self.pipeline.guidance_scale,
                 guidance_rescale=self.guidance_rescale,
             )
         return predictions["both"]
@@ -312,22 +312,24 @@ class _Videos:
     ) -> dict[str, torch.Tensor]:
         """Run the U-Net on the parts of guidance, in one call or one by one."""
         pipeline, none = self.pipeline, self.whole_start[:, :, :1]
-        parts = {"both": (self.first, self.texts[:, -1])}
-        if self.texts.shape[1] > 1:
-            parts["no text"] = (self.first, self.texts[:, 0])
-        if self.image_guidance_scale > 1:
-            parts["no image"] = (none, self.texts[:, 0])
+        by_image = self.image_guidance_scale > 1
+        texts = self.texts if by_image else pipeline.guided_parts(self.texts)
+        parts = {"both": (self.first, texts[:, -1])}
+        if texts.shape[1] > 1:
+            parts["no text"] = (self.first, texts[:, 0])
+        if by_image:
+            parts["no image"] = (none, texts[:, 0])
         at_once = pipeline.batches_guidance
         if at_once is None:
             at_once = sample.device.type != "cpu"
         predictions: dict[str, torch.Tensor] = {}
         for names in [tuple(parts)] if at_once else [(name,) for name in parts]:
-            firsts, texts = (torch.cat([parts[name][i] for name in names]) for i in (0, 1))
+            firsts, tokens = (torch.cat([parts[name][i] for name in names]) for i in (0, 1))
             dtype = pipeline.unet.dtype
             predicted = pipeline.unet(
                 torch.cat([sample.to(dtype)] * len(names)),
                 timestep,
-                texts.to(dtype),
+                tokens.to(dtype),
                 self.frame_stride,
                 firsts.to(dtype),
                 context_cache=self.caches[expert, names],

@@ -6,10 +6,11 @@ Official: `scripts/evaluation/inference.py`.
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -39,6 +40,9 @@ if TYPE_CHECKING:  # the parts that are registered at run time
 
     from motionmerge.models.dynamicrafter.image_projector import ImageProjector
     from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
+
+
+Call = TypeVar("Call", bound=Callable[..., object])
 
 
 class DynamiCrafterPipeline(ImageTokenPipeline):
@@ -138,8 +142,9 @@ class DynamiCrafterPipeline(ImageTokenPipeline):
         Images and prompts pair up; one image goes with several prompts and the other way round.
 
         Args:
-            image: An image or a list of them, made upright RGB, resized and centre-cropped to fit;
-                or a tensor `[batch, 3, height, width]`, float in [0, 1], of the video's size.
+            image: An image or a list of them, made upright RGB, resized and centre-cropped to fit,
+                of PIL, a file's path or an array of 8 bits; or a tensor `[batch, 3, height, width]`
+                or an array with colors last, float in [0, 1], of the video's size.
             prompt: What should happen; the empty prompt if left out.
             negative_prompt: What should not; the empty prompt by default.
             last_image: What the videos end with, for the interpolation model; the same as `image`
@@ -170,7 +175,8 @@ class DynamiCrafterPipeline(ImageTokenPipeline):
             start: What the start noise is mixed with, `FrameInit` or `AnalyticInit`.
             analytic_init: The same; what `read_statistics` reads.
             callback_on_step_end: Called as `(pipeline, step, timestep, {"latents": ...})`; the
-                latents of the dict it returns are used on.
+                latents of the dict it returns are used on. It may set `pipeline._interrupt` and
+                `pipeline._guidance_scale`.
             callback_on_step_end_tensor_inputs: What the dict holds; only "latents" is known.
             output_type: "pil", "pt", "np" or "latent".
             return_dict: Return a one-tuple if false.
@@ -225,7 +231,6 @@ class DynamiCrafterPipeline(ImageTokenPipeline):
             start_step=start_step,
             generator=generator,
             frame_rate=frame_rate,
-            guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             captured=self._captured_unet(),
         )
@@ -233,6 +238,7 @@ class DynamiCrafterPipeline(ImageTokenPipeline):
             videos,
             num_inference_steps=num_inference_steps,
             start_step=start_step,
+            guidance_scale=guidance_scale,
             eta=eta,
             generator=generator,
             callback_on_step_end=callback_on_step_end,
@@ -250,6 +256,22 @@ class DynamiCrafterPipeline(ImageTokenPipeline):
         if self._captured is not None:
             self._captured.refresh()
         return self._captured
+
+
+def with_defaults(defaults: Mapping[str, object]) -> Callable[[Call], Call]:
+    """Show a pipeline's `__call__` with `DynamiCrafterPipeline`'s arguments and other defaults."""
+    shown = inspect.signature(DynamiCrafterPipeline.__call__)
+    own = [
+        one.replace(default=defaults.get(one.name, one.default))
+        for one in shown.parameters.values()
+        if one.name != "last_image"
+    ]
+
+    def decorate(call: Call) -> Call:
+        vars(call)["__signature__"] = shown.replace(parameters=own)
+        return call
+
+    return decorate
 
 
 def _two_caches() -> defaultdict[str | None, tuple[ContextCache, ContextCache]]:
@@ -270,7 +292,6 @@ class _Videos:
     start_step: int | None
     generator: Generators
     frame_rate: float
-    guidance_scale: float
     guidance_rescale: float
     captured: CapturedUNet | None
     caches: defaultdict[str | None, tuple[ContextCache, ContextCache]] = field(
@@ -301,10 +322,12 @@ class _Videos:
             unet,
             sample,
             timestep,
-            context=self.contexts[expert if expert in self.contexts else None],
+            context=self.pipeline.guided_parts(
+                self.contexts[expert if expert in self.contexts else None]
+            ),
             context_caches=self.caches[expert],
             frame_rate=self.frame_rate,
-            guidance_scale=self.guidance_scale,
+            guidance_scale=self.pipeline.guidance_scale,
             guidance_rescale=self.guidance_rescale,
             batches_guidance=self.pipeline.batches_guidance,
             captured=self.captured,

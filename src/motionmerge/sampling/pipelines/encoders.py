@@ -18,6 +18,7 @@ from motionmerge.sampling.pipelines.inputs import (
     check_num_frames,
     check_tokens,
     prepare_image,
+    prompts_of,
     repeated,
 )
 
@@ -56,9 +57,9 @@ class EncodingPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is
         multiple: int = self.vae_scale_factor * 2 ** (len(stages) - 1)
         return multiple
 
-    def encode_prompt(self, prompt: Sequence[str]) -> torch.Tensor:
+    def encode_prompt(self, prompt: str | Sequence[str]) -> torch.Tensor:
         """Turn prompts into text tokens `[batch, tokens, dim]`; too long ones are cut."""
-        tokens = tokenize_prompts(self.tokenizer, prompt)
+        tokens = tokenize_prompts(self.tokenizer, prompts_of(prompt))
         states: torch.Tensor = self.text_encoder(
             tokens.to(self._execution_device)
         ).last_hidden_state
@@ -197,8 +198,7 @@ class EncodingPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is
         """Encode prompts, or take their embeddings: `[prompts, tokens, dim]`."""
         if embeds is None:
             self._require("text_encoder", f"{name}_embeds")
-            prompt = prompt or ""
-            return self.encode_prompt([prompt] if isinstance(prompt, str) else prompt)
+            return self.encode_prompt(prompt or "")
         if prompt is not None:
             raise ConfigError(f"Both {name} and {name}_embeds were given.", fix="Pass one of them.")
         check_tokens(embeds, self._text_shape(embeds), name=f"{name}_embeds")

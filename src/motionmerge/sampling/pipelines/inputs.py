@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 
 from motionmerge.errors import ConfigError, DataError, ShapeError
-from motionmerge.io.video import fit_image, rgb_image
+from motionmerge.io.video import fit_image, load_image, rgb_image
 
 NUM_FRAMES, MAX_FRAMES = 16, 32
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 
-ImageInput = Image.Image | Sequence[Image.Image] | torch.Tensor
+OneImage = Image.Image | npt.NDArray[np.generic] | str | Path
+ImageInput = OneImage | Sequence[OneImage] | torch.Tensor
 
 Frames = torch.Tensor | npt.NDArray[np.float32] | list[list[Image.Image]]
 """Videos as each output type has them."""
@@ -36,8 +37,10 @@ def prepare_image(
 
     Args:
         image: One image or several of any mode, turned upright, put on white where transparent,
-            resized and centre-cropped to fit; or a tensor `[batch, 3, height, width]` or
-            `[3, height, width]`, float in [0, 1], that has the size.
+            resized and centre-cropped to fit: from PIL, paths of files, or NumPy arrays
+            `[height, width, 3]` of 8 bits; or a tensor `[batch, 3, height, width]` or
+            `[3, height, width]`, float in [0, 1], that has the size; or a float array of the same
+            with the colors last.
         height, width: Of the video in pixels; by default the tensor's, or `default_size`.
         default_size: (height, width).
         multiple: What both must divide by.
@@ -50,9 +53,10 @@ def prepare_image(
             in [0, 1].
         DataError: There is no image, or one that cannot be read.
     """
-    if isinstance(image, torch.Tensor):
-        image = image if image.ndim == 4 else image.unsqueeze(0)
-        default_size = (image.shape[-2], image.shape[-1])
+    given = _tensor_or_images(image)
+    if isinstance(given, torch.Tensor):
+        given = given if given.ndim == 4 else given.unsqueeze(0)
+        default_size = (given.shape[-2], given.shape[-1])
     height = default_size[0] if height is None else height
     width = default_size[1] if width is None else width
     if any(not _is_whole(side) or side % multiple for side in (height, width)):
@@ -62,20 +66,69 @@ def prepare_image(
             f"The video is to be {height} x {width} pixels; both must divide by {multiple}.",
             fix=f"Use e.g. height={near[0]}, width={near[1]}.",
         )
-    if isinstance(image, torch.Tensor):
-        if image.shape[1:] != (3, height, width):
+    if isinstance(given, torch.Tensor):
+        if given.shape[1:] != (3, height, width):
             raise ShapeError(
-                f"The image tensor has shape {list(image.shape)}; expected "
+                f"The image tensor has shape {list(given.shape)}; expected "
                 f"[batch, 3, {height}, {width}].",
                 fix="Resize it, leave height and width out, or pass a PIL image.",
             )
-        _check_pixels(image)
-        return image.float() * 2 - 1
-    images: Sequence[Any] = image if isinstance(image, (list, tuple)) else [image]
-    if not images:
+        _check_pixels(given)
+        return given.float() * 2 - 1
+    if not given:
         raise _no_image()
-    fitted = np.stack([np.asarray(fit_image(rgb_image(item), height, width)) for item in images])
+    fitted = np.stack([np.asarray(fit_image(rgb_image(item), height, width)) for item in given])
     return torch.from_numpy(fitted).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def _tensor_or_images(image: object) -> torch.Tensor | list[object]:
+    """Return one tensor `[batch, 3, height, width]`, or a list of images of PIL."""
+    if isinstance(image, torch.Tensor):
+        return image
+    if isinstance(image, np.ndarray) and image.ndim == 4:
+        image = list(image)
+    several = image if isinstance(image, (list, tuple)) else [image]
+    read = [_tensor_or_picture(one) for one in several]
+    tensors = [one for one in read if isinstance(one, torch.Tensor)]
+    if not tensors:
+        return read
+    if len(tensors) < len(read) or len({one.shape for one in tensors}) > 1:
+        kinds = [list(one.shape) if torch.is_tensor(one) else type(one).__name__ for one in read]
+        raise ShapeError(
+            f"The images of a list are of several kinds or shapes: {kinds}.",
+            fix="Pass all as images of PIL or their paths, or tensors of one shape.",
+        )
+    return torch.stack(tensors) if tensors[0].ndim == 3 else torch.cat(tensors)
+
+
+def _tensor_or_picture(image: object) -> object:
+    """Open a path, and read an array; what it is none of, `rgb_image` judges."""
+    if isinstance(image, (str, Path)):
+        return load_image(image)
+    if not isinstance(image, np.ndarray):
+        return image
+    if image.ndim == 3 and image.shape[-1] in (3, 4) and image.dtype == np.uint8:
+        return Image.fromarray(image)
+    if image.ndim == 3 and image.shape[-1] == 3 and np.issubdtype(image.dtype, np.floating):
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    raise ShapeError(
+        f"An image array has shape {list(image.shape)} and dtype {image.dtype}; expected "
+        "[height, width, 3] of uint8, or of floats in [0, 1].",
+        fix="Put the colors last, and pass 0 to 255 as uint8.",
+    )
+
+
+def prompts_of(prompt: str | Sequence[str]) -> list[str]:
+    """Return prompts as a list; one text is one prompt.
+
+    Raises:
+        ConfigError: One is no text.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    for one in prompts:
+        if not isinstance(one, str):
+            raise ConfigError(f"A prompt is {one!r}.", fix="Pass a text, or a list of texts.")
+    return prompts
 
 
 def _check_pixels(image: torch.Tensor) -> None:

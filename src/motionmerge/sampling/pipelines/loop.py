@@ -14,6 +14,7 @@ from motionmerge.errors import ConfigError
 from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
 from motionmerge.sampling.pipelines.encoders import EncodingPipeline
 from motionmerge.sampling.pipelines.inputs import Frames, video_to_output
+from motionmerge.sampling.pipelines.lora_weights import LoraPipeline
 from motionmerge.switching.expert_bank import attached_bank
 
 Generators: TypeAlias = "torch.Generator | list[torch.Generator] | None"
@@ -62,10 +63,32 @@ class VideosToDenoise(Protocol):
         """Turn what `finish` returned into `[videos, frames, 3, height, width]` in [0, 1]."""
 
 
-class DenoisingPipeline(EncodingPipeline):
-    """A pipeline of ours. Experts attached with `motionmerge.experts` denoise at their levels."""
+class DenoisingPipeline(EncodingPipeline, LoraPipeline):
+    """A pipeline of ours. Experts attached with `motionmerge.experts` denoise at their levels.
+
+    As in diffusers' pipelines, who calls back may set `_interrupt` to end after this step, and
+    `_guidance_scale` for the steps that follow.
+    """
 
     _callback_tensor_inputs = ("latents",)
+    _guidance_scale = 1.0
+    _num_timesteps = 0
+    _interrupt = False
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance by the prompt in the call under way, or in the last one."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the call under way, or of the last one."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the steps that are left are skipped."""
+        return self._interrupt
 
     def _denoise(
         self,
@@ -73,6 +96,7 @@ class DenoisingPipeline(EncodingPipeline):
         *,
         num_inference_steps: int,
         start_step: int | None = None,
+        guidance_scale: float,
         eta: float,
         generator: Generators,
         callback_on_step_end: StepCallback | None,
@@ -81,12 +105,16 @@ class DenoisingPipeline(EncodingPipeline):
         return_dict: bool,
     ) -> VideoPipelineOutput | tuple[Frames]:
         """Denoise videos from their start to their frames; the arguments are those of a call."""
+        self._guidance_scale, self._interrupt = guidance_scale, False
         latents = videos.start()
         self.set_timesteps(num_inference_steps, start_step)
+        self._num_timesteps = len(self.scheduler.timesteps)
         step_options = self._step_options(eta, generator)
         bank = attached_bank(self.unet)
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
+        with self.progress_bar(total=self.num_timesteps) as progress:
             for step, timestep in enumerate(self.scheduler.timesteps):
+                if self.interrupt:
+                    break
                 expert = bank.expert_for(timestep) if bank else None
                 sample = self.scheduler.scale_model_input(latents, timestep)
                 prediction = videos.predict(sample, timestep, expert)
@@ -106,6 +134,24 @@ class DenoisingPipeline(EncodingPipeline):
         )
         self.maybe_free_model_hooks()
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def guided_parts(self, parts: torch.Tensor) -> torch.Tensor:
+        """Leave the unconditional part out where guidance is 1 or less by now.
+
+        Args:
+            parts: `[videos, 1 or 2, ...]`; the conditional part is the last one.
+
+        Raises:
+            ConfigError: Guidance was raised in a call that began without.
+        """
+        if self.guidance_scale <= 1:
+            return parts[:, -1:]
+        if parts.shape[1] == 1:
+            raise ConfigError(
+                f"Guidance was set to {self.guidance_scale:g} in a call that began without any.",
+                fix="Begin with a guidance_scale above 1, and lower it while it is not wanted.",
+            )
+        return parts
 
     def set_timesteps(self, num_inference_steps: int, start_step: int | None = None) -> None:
         """Set the scheduler's timesteps of a video, as a call does.

@@ -24,14 +24,21 @@ from motionmerge.models.pocket.components import (
 )
 from motionmerge.models.pocket.towers import normalize_image
 from motionmerge.models.pocket.world import FRAME_RATE, SIZE
-from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
+from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline, with_defaults
 from motionmerge.sampling.pipelines.encoded import Conditions
-from motionmerge.sampling.pipelines.inputs import Frames, ImageInput, refuse_last_image
+from motionmerge.sampling.pipelines.inputs import Frames, ImageInput, prompts_of, refuse_last_image
 from motionmerge.sampling.pipelines.loop import VideoPipelineOutput
 
 DEFAULT_STEPS = 12
 DEFAULT_GUIDANCE = 1.0
 DEFAULT_ETA = 0.0
+DEFAULTS = {
+    "num_inference_steps": DEFAULT_STEPS,
+    "guidance_scale": DEFAULT_GUIDANCE,
+    "guidance_rescale": 0.0,
+    "frame_rate": FRAME_RATE,
+    "eta": DEFAULT_ETA,
+}
 
 
 class PocketPipeline(DynamiCrafterPipeline):
@@ -60,6 +67,7 @@ class PocketPipeline(DynamiCrafterPipeline):
         with attention_kernel(self._execution_device):
             return super().encode(image, prompt, **options)
 
+    @with_defaults(DEFAULTS)
     def __call__(
         self,
         image: ImageInput | None = None,
@@ -71,25 +79,19 @@ class PocketPipeline(DynamiCrafterPipeline):
         Raises:
             ConfigError: `last_image` is given; the model knows no last images.
         """
-        defaults = {
-            "num_inference_steps": DEFAULT_STEPS,
-            "guidance_scale": DEFAULT_GUIDANCE,
-            "guidance_rescale": 0.0,
-            "frame_rate": FRAME_RATE,
-            "eta": DEFAULT_ETA,
-        }
         with attention_kernel(self._execution_device):
-            return super().__call__(image, prompt, **(defaults | options))
+            return super().__call__(image, prompt, **(DEFAULTS | options))
 
-    def encode_prompt(self, prompt: Sequence[str]) -> torch.Tensor:
-        tokens = self.tokenizer(prompt).to(self._execution_device)
+    def encode_prompt(self, prompt: str | Sequence[str]) -> torch.Tensor:
+        tokens = self.tokenizer(prompts_of(prompt)).to(self._execution_device)
         states: torch.Tensor = self.text_encoder(tokens).last_hidden_state
         return states
 
     def encode_image(self, image: torch.Tensor, num_frames: int) -> torch.Tensor:
         self._check_frames(num_frames)
         shown = F.adaptive_avg_pool2d(image / 2 + 0.5, SIZE)
-        states: torch.Tensor = self.image_encoder(normalize_image(shown)).last_hidden_state
+        pixels = normalize_image(shown).to(self.image_encoder.dtype)
+        states: torch.Tensor = self.image_encoder(pixels).last_hidden_state
         return states
 
     def encode_image_latents(self, image: torch.Tensor, num_frames: int) -> torch.Tensor:
@@ -104,8 +106,9 @@ class PocketPipeline(DynamiCrafterPipeline):
         return latents.unsqueeze(2).expand(-1, -1, self.vae.config.num_keyframes, -1, -1)
 
     def decode_latents(self, latents: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        video: torch.Tensor = self.vae.decode(latents, image / 2 + 0.5)
-        return video
+        dtype = self.vae.dtype
+        video: torch.Tensor = self.vae.decode(latents.to(dtype), (image / 2 + 0.5).to(dtype))
+        return video.float()
 
     def _check_frames(self, num_frames: int) -> None:
         own = self.vae.config.num_frames

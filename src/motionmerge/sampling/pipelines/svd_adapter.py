@@ -9,6 +9,8 @@ import torch
 from diffusers import StableVideoDiffusionPipeline
 
 from motionmerge.errors import ConfigError
+from motionmerge.sampling.pipelines.inputs import prompts_of
+from motionmerge.sampling.pipelines.lora_weights import LoraPipeline
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 _SVD_PARTS = ("vae", "image_encoder", "unet", "scheduler", "feature_extractor")
 
 
-class SvdAdapterPipeline(StableVideoDiffusionPipeline):  # type: ignore[misc]  # untyped
+class SvdAdapterPipeline(StableVideoDiffusionPipeline, LoraPipeline):  # type: ignore[misc]  # untyped
     """Animate an image as a prompt says.
 
     Args:
@@ -58,10 +60,10 @@ class SvdAdapterPipeline(StableVideoDiffusionPipeline):  # type: ignore[misc]  #
         return cls(**parts, text_encoder=text_encoder, tokenizer=tokenizer)
 
     @torch.no_grad()
-    def encode_prompt(self, prompts: Sequence[str]) -> torch.Tensor:
+    def encode_prompt(self, prompt: str | Sequence[str]) -> torch.Tensor:
         """Encode prompts: `[prompts, tokens, dim]`."""
         tokens = self.tokenizer(
-            list(prompts),
+            prompts_of(prompt),
             padding="max_length",
             max_length=self.tokenizer.model_max_length,
             truncation=True,

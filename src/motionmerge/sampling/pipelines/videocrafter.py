@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
+from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline, with_defaults
 from motionmerge.sampling.pipelines.encoded import Conditions
 from motionmerge.sampling.pipelines.inputs import Frames, ImageInput, refuse_last_image
 from motionmerge.sampling.pipelines.loop import VideoPipelineOutput
@@ -35,6 +35,7 @@ class VideoCrafterPipeline(DynamiCrafterPipeline):
         refuse_last_image(options.get("last_image"), model="VideoCrafter")
         return super().encode(image, prompt, **options)
 
+    @with_defaults(DEFAULTS)
     def __call__(
         self,
         image: ImageInput | None = None,

@@ -1,0 +1,331 @@
+"""Our pipelines under everything that diffusers' own offer, as its test mixins check it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+from PIL import Image
+
+from motionmerge.errors import CheckpointError, ConfigError, ShapeError
+from motionmerge.merging.recipes.recipe import Recipe
+from motionmerge.models.dynamicrafter.encoders import text_encoder_config
+from motionmerge.models.text_adapters import add_text_adapter
+from motionmerge.sampling.pipelines.consisti2v import ConsistI2VPipeline
+from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
+from motionmerge.sampling.pipelines.pocket import PocketPipeline, load_pocket
+from motionmerge.sampling.pipelines.svd_adapter import SvdAdapterPipeline
+from motionmerge.sampling.pipelines.videocrafter import VideoCrafterPipeline
+from motionmerge.switching.expert_bank import experts
+
+from ..tiny import builders as build
+from ..tiny.consisti2v import tiny_consisti2v
+from ..tiny.dynamicrafter import tiny_pipeline, tiny_videocrafter
+
+STEPS = 2
+PIPELINES: dict[str, Callable[[], Any]] = {
+    "DynamiCrafter": tiny_pipeline,
+    "VideoCrafter": lambda: seeded(tiny_videocrafter),
+    "ConsistI2V": tiny_consisti2v,
+}
+two_pipelines = pytest.mark.parametrize("make", [tiny_pipeline, tiny_consisti2v])
+every_pipeline = pytest.mark.parametrize("make", PIPELINES.values(), ids=PIPELINES)
+
+
+def seeded(make: Callable[[], Any]) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make()
+
+
+def picture() -> Image.Image:
+    return Image.radial_gradient("L").resize((16, 16)).convert("RGB")
+
+
+def run(pipeline: Any, **options: Any) -> torch.Tensor:
+    arguments = {
+        "image": picture(),
+        "prompt": "a cat",
+        "num_frames": 3,
+        "num_inference_steps": STEPS,
+        "guidance_scale": 3.0,
+        "generator": torch.Generator().manual_seed(7),
+        "output_type": "pt",
+    }
+    made = pipeline(**{**arguments, **options}).frames
+    assert torch.isfinite(made).all()
+    return made
+
+
+@every_pipeline
+def test_who_calls_back_sees_the_call_and_may_end_it(make: Callable[[], Any]) -> None:
+    pipeline, seen = make(), []
+    assert not pipeline.interrupt
+
+    def watch(called: Any, step: int, _: Any, tensors: Any) -> Any:
+        assert (called.guidance_scale, called.num_timesteps) == (3.0, STEPS)
+        seen.append(tensors["latents"].clone())
+        called._interrupt = step == last
+        return tensors
+
+    last = STEPS
+    whole = run(pipeline, callback_on_step_end=watch, output_type="latent")
+    assert len(seen) == STEPS
+    last = 0
+    ended = run(pipeline, callback_on_step_end=watch, output_type="latent")
+    assert len(seen) == STEPS + 1 and torch.equal(seen[0], seen[-1])
+    assert torch.equal(ended[:, :, -2:], seen[-1][:, :, -2:])
+    last = STEPS
+    assert torch.equal(run(pipeline, output_type="latent"), whole), "the next call is whole again"
+
+
+@two_pipelines
+def test_guidance_set_by_who_calls_back_is_used(make: Callable[[], Any]) -> None:
+    pipeline = make()
+
+    def setting(scales: list[float]) -> Callable[..., Any]:
+        def change(called: Any, step: int, _: Any, tensors: Any) -> Any:
+            called._guidance_scale = scales[step]
+            return tensors
+
+        return change
+
+    plain = run(pipeline)
+    same = run(pipeline, callback_on_step_end=setting([3.0] * STEPS))
+    assert torch.equal(same, plain)
+    without = run(pipeline, guidance_scale=1.0)
+    calls: list[int] = []
+    hook = pipeline.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    lowered = run(pipeline, callback_on_step_end=setting([1.0] * STEPS))
+    hook.remove()
+    assert len(calls) == 2 + 1, "no second pass where guidance is 1"
+    assert not torch.equal(lowered, plain) and not torch.equal(lowered, without)
+    raised = setting([3.0] * STEPS)
+    with pytest.raises(ConfigError, match="began without any"):
+        run(pipeline, guidance_scale=1.0, callback_on_step_end=raised)
+
+
+def test_an_image_is_the_same_from_pil_a_path_an_array_and_a_tensor(tmp_path: Path) -> None:
+    pipeline, image, path = tiny_pipeline(), picture(), tmp_path / "photo.png"
+    image.save(path)
+    pixels = np.asarray(image)
+    one_step = {"num_inference_steps": 1, "guidance_scale": 1.0}
+    expected = run(pipeline, **one_step)
+    for given in (path, str(path), pixels, [path], [pixels], pixels[None]):
+        assert torch.equal(run(pipeline, image=given, **one_step), expected)
+    floats = pixels.astype(np.float32) / 255
+    tensor = torch.from_numpy(floats).permute(2, 0, 1)
+    for given in (floats, floats[None], [floats], tensor, tensor[None], [tensor], [tensor[None]]):
+        torch.testing.assert_close(run(pipeline, image=given, **one_step), expected)
+
+
+def test_a_text_is_one_prompt() -> None:
+    pipelines = [tiny_pipeline(), tiny_consisti2v(), load_pocket(), svd_with_adapter()]
+    for pipeline in pipelines:
+        prompt = "the red ball moves left" if isinstance(pipeline, PocketPipeline) else "a cat"
+        tokens = pipeline.encode_prompt(prompt)
+        assert len(tokens) == 1
+        assert torch.equal(tokens, pipeline.encode_prompt([prompt]))
+        assert torch.equal(tokens.expand(2, -1, -1), pipeline.encode_prompt((prompt, prompt)))
+        with pytest.raises(ConfigError, match="A prompt is 7"):
+            pipeline.encode_prompt([7])
+
+
+def test_pipelines_show_the_arguments_and_defaults_of_their_call() -> None:
+    for kind in (DynamiCrafterPipeline, VideoCrafterPipeline, PocketPipeline, ConsistI2VPipeline):
+        shown = inspect.signature(kind.__call__).parameters
+        assert {"image", "prompt", "negative_prompt", "prompt_embeds", "latents"} <= shown.keys()
+        assert {"height", "width", "generator", "output_type", "return_dict"} <= shown.keys()
+    assert (
+        inspect.signature(tiny_videocrafter().__call__).parameters["guidance_scale"].default == 12
+    )
+    assert inspect.signature(PocketPipeline.__call__).parameters["eta"].default == 0
+
+
+@two_pipelines
+def test_videos_of_a_batch_do_not_depend_on_each_other(make: Callable[[], Any]) -> None:
+    pipeline = make()
+    seeds = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
+    both = run(pipeline, prompt=["a cat", "the camera pans left"], generator=seeds)
+    assert len(both) == 2
+    torch.testing.assert_close(both[:1], run(pipeline), rtol=0, atol=1e-4)
+
+
+def sequentially(pipeline: Any, folder: Path) -> None:
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            accelerate.cpu_offload(part, torch.device("cpu"))
+
+
+def by_model(pipeline: Any, folder: Path) -> None:
+    pipeline.enable_model_cpu_offload(device="cpu")
+
+
+def in_groups(pipeline: Any, folder: Path) -> None:
+    pipeline.unet.enable_group_offload(
+        "cpu", offload_type="leaf_level", offload_to_disk_path=str(folder)
+    )
+
+
+def in_fp8(pipeline: Any, folder: Path) -> None:
+    pipeline.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+
+
+@pytest.mark.parametrize("how", [sequentially, by_model, in_groups, in_fp8])
+@two_pipelines
+def test_with_less_memory_it_makes_the_same_video(
+    make: Callable[[], Any], how: Callable[[Any, Path], None], tmp_path: Path
+) -> None:
+    pipeline = make()
+    expected = run(pipeline, num_inference_steps=1)
+    how(pipeline, tmp_path)
+    tolerance = 0.5 if how is in_fp8 else 1e-4
+    made = run(pipeline, num_inference_steps=1)
+    torch.testing.assert_close(made, expected, rtol=0, atol=tolerance)
+
+
+def test_the_pocket_model_runs_in_bf16_with_weights_in_fp8() -> None:
+    pipeline = load_pocket().to(dtype=torch.bfloat16)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)
+    photo = picture().resize((64, 64))
+    video = run(pipeline, image=photo, prompt="the red ball moves left", num_frames=16)
+    assert video.shape == (1, 16, 3, 64, 64)
+
+
+def save_lora(make: Callable[[], Any], folder: Path, *, seed: int, rank: int) -> torch.Tensor:
+    """Write a LoRA whose alpha is not its rank; returns the video that it makes."""
+    pipeline = make()
+    layers = ["to_q", "to_k", "ff.net.0.proj", "time_emb_proj"]
+    settings = {"r": rank, "lora_alpha": 3 * rank, "target_modules": layers}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        pipeline.unet.add_adapter(LoraConfig(**settings, init_lora_weights=False))
+    for name, one in pipeline.unet.named_parameters():
+        if "lora_B" in name and make is tiny_pipeline:  # which amplifies all changes
+            one.data *= 0.1
+    pipeline.unet.save_lora_adapter(folder)
+    return run(pipeline, num_inference_steps=1)
+
+
+@two_pipelines
+def test_loras_are_loaded_mixed_swapped_fused_and_unloaded(
+    make: Callable[[], Any], tmp_path: Path
+) -> None:
+    acting = {
+        name: save_lora(make, tmp_path / name, seed=seed, rank=rank)
+        for name, seed, rank in (("one", 1, 2), ("two", 2, 4))
+    }
+    pipeline = make()
+    plain = run(pipeline, num_inference_steps=1)
+
+    def check(expected: torch.Tensor, tolerance: float = 2e-3) -> None:
+        made = run(pipeline, num_inference_steps=1)
+        torch.testing.assert_close(made, expected, rtol=0, atol=tolerance)
+
+    assert all((plain - one).abs().max() > 0.01 for one in acting.values())
+    pipeline.load_lora_weights(tmp_path / "one", adapter_name="one")
+    check(acting["one"])
+    pipeline.set_adapters("one", 0.0)
+    check(plain, tolerance=0)  # a LoRA of weight 0 changes no bit
+    file = tmp_path / "two" / "pytorch_lora_weights.safetensors"
+    pipeline.load_lora_weights(str(file.parent), adapter_name="two", weight_name=file.name)
+    pipeline.set_adapters(["one", "two"], [0.0, 1.0])
+    check(acting["two"])
+    assert pipeline.get_list_adapters() == {"unet": ["one", "two"]}
+    pipeline.delete_adapters("two")
+    pipeline.set_adapters("one")
+    pipeline.fuse_lora()
+    check(acting["one"])
+    pipeline.unfuse_lora()
+    pipeline.unload_lora_weights()
+    check(plain)
+    pipeline.enable_lora_hotswap(target_rank=4)
+    pipeline.load_lora_weights(tmp_path / "one", adapter_name="one")
+    pipeline.load_lora_weights(file, adapter_name="one", hotswap=True)
+    check(acting["two"])
+
+
+def test_a_lora_is_loaded_while_groups_of_layers_take_turns_but_not_from_files(
+    tmp_path: Path,
+) -> None:
+    acting = save_lora(tiny_pipeline, tmp_path, seed=1, rank=2)
+    pipeline = tiny_pipeline()
+    in_groups(pipeline, tmp_path / "parts")
+    with pytest.raises(ConfigError, match="wait in files"):
+        pipeline.load_lora_weights(tmp_path)
+    pipeline = tiny_pipeline()
+    pipeline.unet.enable_group_offload("cpu", offload_type="leaf_level")
+    pipeline.load_lora_weights(tmp_path)
+    made = run(pipeline, num_inference_steps=1)
+    torch.testing.assert_close(made, acting, rtol=0, atol=2e-3)
+
+
+def test_a_lora_that_does_not_fit_is_refused_by_name() -> None:
+    pipeline = tiny_pipeline()
+    layer = "temporal_in.transformer_blocks.0.attn1.to_q"
+    own = pipeline.unet.get_submodule(layer).weight
+
+    def pair(name: str, width: int) -> dict[str, torch.Tensor]:
+        down, up = torch.zeros(2, width), torch.zeros(own.shape[0], 2)
+        return {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
+
+    with pytest.raises(CheckpointError, match="mid_block"):
+        pipeline.load_lora_weights({**pair(layer, own.shape[1]), **pair("mid_block.attn", 8)})
+    with pytest.raises(ShapeError, match=layer):
+        pipeline.load_lora_weights(pair(layer, own.shape[1] + 1))
+    with pytest.raises(CheckpointError, match="holds no LoRA"):
+        pipeline.load_lora_weights({"weight": torch.zeros(2, 2)})
+    with pytest.raises(ConfigError, match="save_lora_adapter"):
+        pipeline.save_lora_weights("folder", unet_lora_layers={})
+    assert not hasattr(pipeline.unet, "peft_config")
+    lora = pair(layer, own.shape[1])
+    recipe = Recipe.knob(lora="memory:style", motion=0.5)
+    attached = experts(pipeline, recipe=recipe, inputs={"style": lora})
+    with attached, pytest.raises(ConfigError, match="Experts are attached"):
+        pipeline.load_lora_weights(lora)
+    pipeline.load_lora_weights(lora)
+
+
+def svd_with_adapter() -> SvdAdapterPipeline:
+    pipeline = build.svd()
+    add_text_adapter(pipeline.unet, text_dim=8, num_frames=2, num_heads=2, head_dim=4)
+    size = {"width": 8, "layers": 1, "heads": 2, "num_tokens": 16}
+    from transformers import CLIPTextModel
+
+    tower = CLIPTextModel(text_encoder_config(**size, vocab_size=len(build.WORDS))).eval()
+    return SvdAdapterPipeline.around(pipeline, text_encoder=tower, tokenizer=build.tokenizer())
+
+
+def test_a_lora_acts_on_svd_with_adapter_too(tmp_path: Path) -> None:
+    pipeline = svd_with_adapter()
+    pipeline.set_progress_bar_config(disable=True)
+    own = {
+        "height": 16,
+        "width": 16,
+        "num_frames": 2,
+        "num_inference_steps": 1,
+        "decode_chunk_size": 2,
+    }
+
+    def make() -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return pipeline(picture(), "a cat", generator=generator, output_type="latent", **own).frames
+
+    plain = make()
+    pipeline.unet.add_adapter(
+        LoraConfig(r=2, target_modules=["fusion.proj"], init_lora_weights=False)
+    )
+    acting = make()
+    pipeline.unet.save_lora_adapter(tmp_path)
+    pipeline.unload_lora_weights()
+    pipeline.load_lora_weights(tmp_path)
+    torch.testing.assert_close(make(), acting, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(acting, plain, atol=1e-3)
