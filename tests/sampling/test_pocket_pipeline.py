@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from motionmerge import Checkpoint, experts, load_pocket
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
 from motionmerge.merging.recipes.recipe import Recipe
-from motionmerge.models.pocket.components import weights_path
+from motionmerge.models.pocket.components import denoiser_weights, weights_path
 from motionmerge.models.pocket.world import load_photo
 from motionmerge.sampling.pipelines.inputs import prepare_image
 from motionmerge.sampling.pipelines.pocket import PocketPipeline
@@ -89,6 +92,14 @@ def test_sizes_and_frame_counts_it_cannot_make_are_refused(pipe: PocketPipeline)
 def test_unknown_weights_are_refused_with_the_known_ones():
     with pytest.raises(CheckpointError, match="shipped are: base, decoder"):
         load_pocket("huge")
+
+
+def test_a_folder_that_nothing_could_load_is_not_written(pipe: PocketPipeline, tmp_path: Path):
+    with pytest.raises(ConfigError, match="denoiser_weights"):
+        pipe.save_pretrained(tmp_path / "pocket")
+    assert not list(tmp_path.iterdir())
+    save_file(denoiser_weights(pipe), tmp_path / "own.safetensors")  # as the error says
+    assert torch.equal(run(load_pocket(tmp_path / "own.safetensors")), run(pipe))
 
 
 def test_towers_are_not_a_denoiser():

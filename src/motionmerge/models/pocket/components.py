@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -209,7 +210,16 @@ def _without_wrapper(module: nn.Module) -> nn.Module:
     return module
 
 
-def denoiser_weights(model: PocketModel) -> dict[str, torch.Tensor]:
+class HasDenoiser(Protocol):
+    """The parts that fine-tuning changes: a `PocketModel` has them, and a pipeline of it."""
+
+    @property
+    def unet(self) -> nn.Module: ...
+    @property
+    def image_projector(self) -> nn.Module: ...
+
+
+def denoiser_weights(model: HasDenoiser) -> dict[str, torch.Tensor]:
     """Return the weights of U-Net and image projector under their file names."""
     weights = {f"unet.{n}": w for n, w in model.unet.state_dict().items()}
     return weights | {

@@ -82,6 +82,18 @@ class PocketPipeline(DynamiCrafterPipeline):
         with attention_kernel(self._execution_device):
             return super().__call__(image, prompt, **(DEFAULTS | options))
 
+    def save_pretrained(self, *_: Any, **__: Any) -> None:
+        """Refuse to write a folder, which `from_pretrained` could not read.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(
+            "The pocket model is not a folder that diffusers could load again.",
+            fix="Save `denoiser_weights(pipeline)` of motionmerge.models.pocket.components with "
+            "safetensors' save_file; load_pocket(file) reads it.",
+        )
+
     def encode_prompt(self, prompt: str | Sequence[str]) -> torch.Tensor:
         tokens = self.tokenizer(prompts_of(prompt)).to(self._execution_device)
         states: torch.Tensor = self.text_encoder(tokens).last_hidden_state
