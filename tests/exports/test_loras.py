@@ -208,6 +208,8 @@ def fused(pair, files, folder):
 
 @pytest.mark.parametrize("kind", ["hunyuan-video-1.5", "cosmos", "cosmos-2"])
 def test_what_is_to_be_typed_works_where_the_pipeline_itself_loads_no_lora(kind, tmp_path):
+    if not hasattr(DENOISERS[kind]().__class__, "load_lora_adapter"):
+        pytest.skip("this version of diffusers gives the denoiser no LoRAs")
     inputs = inputs_of(kind)
     written = export_loras(MORE, tmp_path, rank=FULL_RANK, target="diffusers", inputs=inputs)
     pipe = SimpleNamespace(transformer=DENOISERS[kind]())
