@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from motionmerge.errors import RecipeError
-from motionmerge.merging.algebra.named import named, number_text
+from motionmerge.named import named, number_text
 from motionmerge.merging.in_memory import realise
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.schedule import ScheduleEntry

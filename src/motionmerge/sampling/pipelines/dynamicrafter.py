@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -31,7 +31,10 @@ from motionmerge.sampling.pipelines.start_latents import (
     check_start,
     start_latents,
 )
+from motionmerge.switching.denoiser_call import no_second_pass
+from motionmerge.switching.denoising_steps import Moment
 from motionmerge.switching.expert_bank import attached_bank
+from motionmerge.switching.image_functions import shown_images
 
 if TYPE_CHECKING:  # the parts that are registered at run time
     from diffusers import AutoencoderKL, SchedulerMixin
@@ -195,6 +198,7 @@ class DynamiCrafterPipeline(ImageTokenPipeline):
             raise ConfigError("Both start and analytic_init were given.", fix="Pass one of them.")
         start = start or analytic_init
         check_start(latents, start)
+        start_step = self._start_step(start_step)
         is_guided = guidance_scale > 1
         conditions = self._encoded(
             conditions,
@@ -252,8 +256,11 @@ class DynamiCrafterPipeline(ImageTokenPipeline):
         return self._captured
 
 
-def _two_caches() -> defaultdict[str | None, tuple[ContextCache, ContextCache]]:
-    """Return caches for each expert, one for each half of guidance."""
+Caches: TypeAlias = "defaultdict[tuple[str | None, bool], tuple[ContextCache, ContextCache]]"
+"""For each expert, and for calls without guidance, one cache for each half."""
+
+
+def _two_caches() -> Caches:
     return defaultdict(lambda: (ContextCache(), ContextCache()))
 
 
@@ -273,9 +280,7 @@ class _Videos:
     guidance_scale: float
     guidance_rescale: float
     captured: CapturedUNet | None
-    caches: defaultdict[str | None, tuple[ContextCache, ContextCache]] = field(
-        default_factory=_two_caches
-    )
+    caches: Caches = field(default_factory=_two_caches)
 
     def start(self) -> torch.Tensor:
         return start_latents(
@@ -289,26 +294,47 @@ class _Videos:
         )
 
     def predict(
-        self, sample: torch.Tensor, timestep: torch.Tensor, expert: str | None
+        self, sample: torch.Tensor, timestep: torch.Tensor, moment: Moment | None
     ) -> torch.Tensor:
         unet = self.pipeline.unet
+        expert = None if moment is None else moment.entry.expert
         bank = attached_bank(unet)
         if bank and expert and self.captured:
             bank.put_in_place(expert)
+        conditional_sample = None
         if unet.config.in_channels > unet.config.out_channels:  # VideoCrafter's reads tokens alone
-            sample = torch.cat([sample, self.image_latents], dim=1)
+            shown, blurred = shown_images(self.image_latents, moment)
+            if blurred is not None:
+                conditional_sample = torch.cat([sample, blurred], dim=1)
+            sample = torch.cat([sample, shown], dim=1)
+        context = self.contexts[expert if expert in self.contexts else None]
+        guidance_scale = self._scale(moment)
         return guided_unet(
             unet,
             sample,
             timestep,
-            context=self.contexts[expert if expert in self.contexts else None],
-            context_caches=self.caches[expert],
+            conditional_sample=conditional_sample,
+            context=context[:, -1:] if guidance_scale == 1 else context,
+            context_caches=self.caches[expert, guidance_scale == 1],
             frame_rate=self.frame_rate,
-            guidance_scale=self.guidance_scale,
+            guidance_scale=guidance_scale,
             guidance_rescale=self.guidance_rescale,
             batches_guidance=self.pipeline.batches_guidance,
             captured=self.captured,
         )
+
+    def _scale(self, moment: Moment | None) -> float:
+        """Return the guidance that is in force.
+
+        Raises:
+            ConfigError: There is some, and the call encoded nothing to guide away from.
+        """
+        own = moment.entry.guidance if moment else None
+        if own is None:
+            return self.guidance_scale
+        if own > 1 and not self.guidance_scale > 1:
+            raise no_second_pass()
+        return own
 
     def forget(self) -> None:
         self.caches.clear()

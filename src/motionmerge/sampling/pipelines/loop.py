@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -12,8 +13,10 @@ from diffusers.utils import BaseOutput
 
 from motionmerge.errors import ConfigError
 from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
+from motionmerge.noise_levels import noise_level
 from motionmerge.sampling.pipelines.encoders import EncodingPipeline
 from motionmerge.sampling.pipelines.inputs import Frames, video_to_output
+from motionmerge.switching.denoising_steps import Moment
 from motionmerge.switching.expert_bank import attached_bank
 
 Generators: TypeAlias = "torch.Generator | list[torch.Generator] | None"
@@ -42,14 +45,14 @@ class VideosToDenoise(Protocol):
         """Draw or take the latents that denoising begins with."""
 
     def predict(
-        self, sample: torch.Tensor, timestep: torch.Tensor, expert: str | None
+        self, sample: torch.Tensor, timestep: torch.Tensor, moment: Moment | None
     ) -> torch.Tensor:
         """Predict the noise, or whatever the scheduler expects, under guidance.
 
         Args:
             sample: Latents as the scheduler scales them for the model.
             timestep: The scheduler's.
-            expert: Whose weights are in force; None without experts.
+            moment: What is in force; None without experts.
         """
 
     def forget(self) -> None:
@@ -87,9 +90,9 @@ class DenoisingPipeline(EncodingPipeline):
         bank = attached_bank(self.unet)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
             for step, timestep in enumerate(self.scheduler.timesteps):
-                expert = bank.expert_for(timestep) if bank else None
+                moment = bank.moment_for(timestep) if bank else None
                 sample = self.scheduler.scale_model_input(latents, timestep)
-                prediction = videos.predict(sample, timestep, expert)
+                prediction = videos.predict(sample, timestep, moment)
                 latents = self.scheduler.step(
                     prediction, timestep, latents, **step_options, return_dict=False
                 )[0]
@@ -113,6 +116,7 @@ class DenoisingPipeline(EncodingPipeline):
         Raises:
             ConfigError: The scheduler has no such steps, or cannot start late.
         """
+        start_step = self._start_step(start_step)
         options: dict[str, object] = {} if start_step is None else {"start_step": start_step}
         known = inspect.signature(self.scheduler.set_timesteps).parameters
         if not options.keys() <= known.keys():
@@ -124,6 +128,26 @@ class DenoisingPipeline(EncodingPipeline):
             options["device"] = self._execution_device
         # Ours reads its timesteps on the CPU: on a GPU every look would wait for all that it does.
         self.scheduler.set_timesteps(num_inference_steps, **options)
+
+    def _start_step(self, given: int | None) -> int | None:
+        """Return where denoising begins: as a call says, or as the schedule of its experts does.
+
+        Raises:
+            ConfigError: No timestep has as little noise as the schedule says.
+        """
+        bank = attached_bank(self.unet)
+        level = bank.schedule.entries[0].start if bank else None
+        if given is not None or level is None:
+            return given
+        total: int = self.scheduler.config.num_train_timesteps
+        steps = bisect_right(range(total), level, key=lambda t: noise_level(self.scheduler, t))
+        if steps == 0:
+            raise ConfigError(
+                f"The schedule begins at noise level {level:g}, and the least of "
+                f"{type(self.scheduler).__name__} is {noise_level(self.scheduler, 0):.3g}.",
+                fix="Write a larger `start`, such as 0.95.",
+            )
+        return None if steps == total else steps
 
     def _step_options(self, eta: float, generator: Generators) -> dict[str, object]:
         """Pass on what the scheduler's `step` knows: not every one has `eta`."""

@@ -26,6 +26,7 @@ from motionmerge.sampling.request.step_plan import StepPlan, plan_steps
 from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.switching.bank import Bank
 from motionmerge.switching.expert_bank import chosen_schedule, experts
+from motionmerge.switching.knob_families import check_knobs, knob_family
 from motionmerge.switching.rehearsal import check_fit
 
 
@@ -86,7 +87,7 @@ class ExpertChoice:
     def plan_steps(
         self, model: ModelChoice, scheduler: Scheduler | None, settings: VideoSettings
     ) -> StepPlan | None:
-        """Plan which expert denoises which steps; None if there is nothing to say of it.
+        """Plan what is in force at which steps; None if there is nothing to say of it.
 
         Raises:
             ConfigError: As `step_plan.plan_steps`.
@@ -99,9 +100,19 @@ class ExpertChoice:
             model.family.name,
             scheduler,
             settings,
-            schedule=schedule if schedule is not None and len(schedule.experts) > 1 else None,
+            schedule=schedule if schedule is not None and len(schedule.labels) > 1 else None,
             configs=model.configs,
         )
+
+    def check_knobs(self, model: ModelChoice) -> None:
+        """Refuse what a schedule sets besides experts and a model cannot do, before it is loaded.
+
+        Raises:
+            ConfigError: Names it.
+        """
+        if self.recipe is not None and self.recipe.schedule is not None:
+            family = knob_family(model.family.pipelines[0], model.configs)
+            check_knobs(self.recipe.schedule, family)
 
     def check(self, modules: Mapping[str, nn.Module]) -> None:
         """Look for the weights of every input and whether the experts fit, before any is loaded.
