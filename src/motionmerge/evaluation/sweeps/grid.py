@@ -175,8 +175,7 @@ def with_strategy(recipe: Recipe, strategy: str) -> Recipe:
     noisy, clean = (entry.expert for entry in entries)
     first, second = recipe.experts[noisy], recipe.experts[clean]
     if strategy == "consistency-first":
-        condition = dict([entries[0].condition])
-        turned = (ScheduleEntry(clean, **condition), ScheduleEntry(noisy))
+        turned = (replace(entries[0], expert=clean), ScheduleEntry(noisy))
         return replace(recipe, schedule=ExpertSchedule(turned))
     alone = {
         "dynamics-alone": (noisy, first),
