@@ -14,7 +14,7 @@ from motionmerge.cli.bench import POCKET_CLIPS, SceneFlags
 from motionmerge.cli.flag_groups import with_flags
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.options import ClipsOption, JsonOption, PlanOption, ResultsOption
-from motionmerge.cli.sweep import Page, run_points
+from motionmerge.cli.sweep import SweepPage, run_points
 from motionmerge.cli.video_flags import POCKET, VideoFlags
 from motionmerge.errors import ConfigError
 
@@ -60,7 +60,7 @@ def compare_knobs(
     )
     for name, reason in found.left_out.items():
         typer.echo(f"without {name}: {reason}", err=True)
-    page = Page(
+    page = SweepPage(
         model.name,
         title=f"Ways to more motion of {model.name}",
         left_out=found.left_out,

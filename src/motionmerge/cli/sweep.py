@@ -100,7 +100,7 @@ def sweep(
         model=model,
         read_jobs=lambda: scenes.jobs(flags, model),
         output=output,
-        page=Page(recipe, title=f"Sweep of {recipe}"),
+        page=SweepPage(recipe, title=f"Sweep of {recipe}"),
         ray=ray,
         workers=workers,
         dry_run=dry_run,
@@ -109,7 +109,7 @@ def sweep(
 
 
 @dataclass(frozen=True)
-class Page:
+class SweepPage:
     """How results are presented.
 
     Attributes:
@@ -132,7 +132,7 @@ def run_points(
     model: ModelChoice,
     read_jobs: Callable[[], Sequence[VideoJob]],
     output: Path,
-    page: Page,
+    page: SweepPage,
     ray: bool = False,
     workers: int | None = None,
     dry_run: bool,
@@ -192,7 +192,7 @@ def run_points(
         raise typer.Exit(1)
 
 
-def _left_out(page: Page) -> dict[str, Mapping[str, str]]:
+def _left_out(page: SweepPage) -> dict[str, Mapping[str, str]]:
     """Return what a page leaves out, as the values' file has it."""
     return {"left_out": page.left_out} if page.left_out else {}
 
@@ -280,7 +280,7 @@ def _make(
     return report.failures
 
 
-def _write(results: Sequence[PointResult], output: Path, *, page: Page) -> None:
+def _write(results: Sequence[PointResult], output: Path, *, page: SweepPage) -> None:
     """Write values, charts and sheets, each whole or not at all."""
     from motionmerge.evaluation.figures import to_png
     from motionmerge.evaluation.sweeps.results import to_table
@@ -305,7 +305,7 @@ def _write(results: Sequence[PointResult], output: Path, *, page: Page) -> None:
 
 
 def _write_report(
-    results: Sequence[PointResult], charts: Mapping[str, Any], output: Path, *, page: Page
+    results: Sequence[PointResult], charts: Mapping[str, Any], output: Path, *, page: SweepPage
 ) -> None:
     """Compare the first point and the best ones side by side on one page, with the charts."""
     from motionmerge.evaluation.figures import to_svg

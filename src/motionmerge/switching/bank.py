@@ -306,7 +306,7 @@ class Bank:
                     part.activate(expert)
 
     def _watch(self, part: SwitchedPart) -> RemovableHandle | WatchedCall:
-        """Put the expert that is due in place before every call of a denoiser; turn its knobs."""
+        """Activate the expert that is due before every call of a denoiser, and turn its knobs."""
         module = part.module
         original = getattr(module, "_orig_mod", module)
         signature = inspect.signature(type(original).forward)

@@ -152,7 +152,9 @@ class DenoiserCalls:
                 fix="Call disable_cache() of the denoiser, or leave all but experts out of the "
                 "schedule.",
             )
-        run = _Run(self.family, self.pipeline, module, moment, call)
+        run = _Run(
+            family=self.family, pipeline=self.pipeline, module=module, moment=moment, call=call
+        )
         if self.family.passes == "batched":
             return run.batched(given, is_guided=_is_guided(self.pipeline))
         if getattr(getattr(self.pipeline, "scheduler", None), "order", 1) > 1:
@@ -191,7 +193,7 @@ class WatchedCall:
         vars(module)[_STANDS_IN] = run
 
     def remove(self) -> None:
-        """Let the module be called as before."""
+        """Restore the way in which the module is called."""
         if vars(self._module).get(_STANDS_IN) is self._run:
             if self._own is None:
                 del vars(self._module)[_STANDS_IN]
@@ -202,7 +204,7 @@ class WatchedCall:
 _STANDS_IN = "_compiled_call_impl"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Run:
     """The passes of one call."""
 
@@ -316,7 +318,7 @@ class _Run:
         assert isinstance(self.family.image, BesideLatents)
         if bool(self.family.image.mask(given)[:, :, 1:].any()):
             raise ConfigError(
-                "motion_amplitude() is for videos of a first image alone, and this one has more.",
+                "The knob motion_amplitude() is for a first image alone, and this video has more.",
                 fix="Leave the last image out, or motion_amplitude().",
             )
         config = _configs(self.pipeline)["vae"]

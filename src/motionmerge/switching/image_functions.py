@@ -69,7 +69,7 @@ def blur(image: torch.Tensor, sigma: float, kernel: float) -> torch.Tensor:
     rim = taps // 2
     if rim >= min(height, width):
         raise ShapeError(
-            f"blur() has a kernel of {taps} pixels, and the latents are {height} x {width}.",
+            f"The kernel of blur() has {taps} pixels, and the latents are {height} x {width}.",
             fix=f"Use a kernel of at most {2 * min(height, width) - 1} pixels.",
         )
     pixels = F.pad(image.reshape(-1, 1, height, width), [rim] * 4, mode="reflect")

@@ -206,7 +206,6 @@ KNOB_FAMILIES: tuple[KnobFamily, ...] = (
         passes="batched",
         image=InArgument("image_latents"),
         why_not={
-            AMPLITUDE: "the frames after its image are not grey pixels",
             ATTENTION: "its attention over space sees one frame, and that over time one place",
         },
     ),
@@ -240,7 +239,7 @@ KNOB_FAMILIES: tuple[KnobFamily, ...] = (
         passes="separate",
         image=BesideLatents(mask_after=1),
         attention=_HUNYUAN_ATTENTION,
-        why_not={AMPLITUDE: "the frames after its image are not all of grey pixels"},
+        why_not={AMPLITUDE: "the frames after its image are zeros, not grey pixels"},
     ),
     KnobFamily(
         name="Hunyuan 1.5",
