@@ -119,6 +119,16 @@ def test_a_schedule_can_begin_late(pipeline: DynamiCrafterPipeline, generate: Ge
         generate(pipeline)
 
 
+def test_the_steps_of_a_late_start_are_announced(tmp_path: Path, photo: Any) -> None:
+    recipe = recipe_of("above: 0.7, start: 0.8, guidance: 1", "guidance: 1, image: low_pass(0.5)")
+    (tmp_path / "late.yaml").write_text(recipe.print())
+    photo.save(tmp_path / "photo.png")
+    command = ["generate", tmp_path / "photo.png", "--prompt", "the camera rests"]
+    command += ["--steps", 4, "--dry-run"]
+    late = run(*command, "--recipe", tmp_path / "late.yaml", "-o", tmp_path / "v.mp4")
+    assert "1 of 4: model (guidance 1, start 0.8), 2-4" in late.output, late.output
+
+
 def test_knobs_are_the_same_for_one_video_and_for_several(
     pipeline: DynamiCrafterPipeline, photo: Any
 ) -> None:

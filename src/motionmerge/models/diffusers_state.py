@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers.hooks.faster_cache import FasterCacheBlockHook
 from diffusers.hooks.hooks import StateManager
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
@@ -110,10 +111,12 @@ def rotary_embeddings_of_cogvideox(
     return cosines, sines
 
 
-def attention_backend(processor: object) -> str | None:
-    """Name the backend that an attention processor was told to use; None for diffusers' own."""
+def attention_backend(processor: object) -> str:
+    """Name the backend that an attention processor uses: its own, or the one for all."""
     backend = getattr(processor, "_attention_backend", None)
-    return None if backend is None else str(getattr(backend, "value", backend))
+    if backend is None:
+        backend, _ = _AttentionBackendRegistry.get_active_backend()
+    return str(getattr(backend, "value", backend))
 
 
 def is_context_parallel(processor: object) -> bool:

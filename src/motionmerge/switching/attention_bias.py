@@ -88,7 +88,7 @@ class SelfAttention:
                 fix=f"Use {self.processors[0]}, unfused, or leave `attention` out.",
             )
         backend = attention_backend(processor)
-        if backend is not None and backend not in _TAKES_MASKS:
+        if backend not in _TAKES_MASKS:
             raise ConfigError(
                 f"The attention backend `{backend}` takes no bias.",
                 fix='Call set_attention_backend("native") of the denoiser, or leave `attention` '

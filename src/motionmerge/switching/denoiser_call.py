@@ -254,19 +254,15 @@ class _Run:
         rows = slice(half, None)
         if self.guidance == 1:
             kept = _half(given, rows, of=2 * half)
-            return _doubled(self.first(kept), of=half)
+            return _doubled(self.first(kept))
         output = self._conditional(self._with_image(given, filters=rows), rows)
-        u, c = prediction_of(output).chunk(2)
-        wanted = c
+        prediction = prediction_of(output)
+        u, c = (prediction.float() if self.family.combines_in_fp32 else prediction).chunk(2)
         if self.adds_pass:
-            wanted = c + (u - self._filtered_u(_half(given, slice(half), of=2 * half), u))
-        if self.guidance is None:
-            c.copy_(wanted)
-            return output
-        combined = u + self._scale(self.guidance, u) * (wanted - u)
-        u.copy_(combined)
-        c.copy_(combined)
-        return output
+            c = c + (u - self._filtered_u(_half(given, slice(half), of=2 * half), u))
+        if self.guidance is not None:
+            u = c = u + self._scale(self.guidance, u) * (c - u)
+        return _with_prediction(output, torch.cat([u, c]))
 
     def _filtered_u(self, given: Arguments, u: torch.Tensor) -> torch.Tensor:
         """Return u(L I), which is u(I) where the unconditional pass sees no image."""
@@ -275,7 +271,7 @@ class _Run:
         changed = self._with_image(given, filters=_EVERY_ROW)
         if torch.equal(self.family.image.read(plain), self.family.image.read(changed)):
             return u
-        return prediction_of(self.call(changed))
+        return prediction_of(self.call(changed)).to(u.dtype)
 
     def _scale(self, guidance: float, like: torch.Tensor) -> float | torch.Tensor:
         """Return guidance, or for each frame of `[batch, frames, ...]` its own."""
@@ -346,15 +342,17 @@ def _half(given: Arguments, rows: slice, *, of: int) -> Arguments:
     return {name: cut(value) for name, value in given.items()}
 
 
-def _doubled(output: object, *, of: int) -> object:
+def _doubled(output: object) -> object:
     """Return the output of half a batch for both halves."""
+    return _with_prediction(output, torch.cat([prediction_of(output)] * 2))
+
+
+def _with_prediction(output: object, prediction: torch.Tensor) -> object:
+    """Return what a denoiser returned with another prediction."""
     if isinstance(output, tuple):
-        return tuple(
-            torch.cat([one, one]) if isinstance(one, torch.Tensor) and len(one) == of else one
-            for one in output
-        )
+        return (prediction, *output[1:])
     assert isinstance(output, BaseOutput)
-    output["sample"] = torch.cat([prediction_of(output)] * 2)
+    output["sample"] = prediction
     return output
 
 

@@ -7,6 +7,7 @@ Denoisers are told timesteps of the scheduler (often rounded to bfloat16), sever
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -185,6 +186,26 @@ def place_of_step(scheduler: Scheduler | None, index: int | None, value: float) 
     assert grid is not None
     nearest = int((grid - value).abs().argmin()) if index is None else index
     return nearest / max(len(grid) - 1, 1)
+
+
+def start_step_of(schedule: ExpertSchedule, scheduler: Scheduler) -> int | None:
+    """Return the start step that a schedule's `start` means; None for the whole denoising.
+
+    Raises:
+        ConfigError: No timestep has as little noise.
+    """
+    level = schedule.entries[0].start
+    if level is None:
+        return None
+    total: int = scheduler.config["num_train_timesteps"]
+    steps = bisect_right(range(total), level, key=lambda t: noise_level(scheduler, t))
+    if steps == 0:
+        raise ConfigError(
+            f"The schedule begins at noise level {level:g}, and the least of "
+            f"{type(scheduler).__name__} is {noise_level(scheduler, 0):.3g}.",
+            fix="Write a larger `start`, such as 0.95.",
+        )
+    return None if steps == total else steps
 
 
 def share_done(grid: torch.Tensor, index: int, *, calls: int) -> float:

@@ -59,6 +59,7 @@ class KnobFamily:
         image: Where the condition image is.
         has_grey_frames: Whether the frames after the image are those of grey pixels, encoded.
         attention: Where the self-attention is.
+        combines_in_fp32: Whether the pipeline combines its passes in fp32, whatever their dtype.
         ramps_guidance: Whether guidance grows from 1 to its scale over the frames.
         starts_late: Whether denoising can begin at a lower noise level.
         why_not: Why knobs are missing, in words, by their column or for all as `""`.
@@ -71,6 +72,7 @@ class KnobFamily:
     image: ImagePlace | None = None
     has_grey_frames: bool = False
     attention: SelfAttention | None = None
+    combines_in_fp32: bool = False
     ramps_guidance: bool = False
     starts_late: bool = False
     why_not: Mapping[str, str] = field(default_factory=dict)
@@ -179,6 +181,7 @@ KNOB_FAMILIES: tuple[KnobFamily, ...] = (
         name="CogVideoX",
         pipelines=("CogVideoXImageToVideoPipeline",),
         passes="batched",
+        combines_in_fp32=True,
         image=BesideLatents(axis=2),
         attention=SelfAttention(
             blocks=_BLOCKS,
@@ -214,6 +217,7 @@ KNOB_FAMILIES: tuple[KnobFamily, ...] = (
         pipelines=("LTXImageToVideoPipeline",),
         applies=_has_tokens_of_one_latent,
         passes="batched",
+        combines_in_fp32=True,
         image=InFirstTokens(),
         attention=_LTX_ATTENTION,
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -13,10 +12,9 @@ from diffusers.utils import BaseOutput
 
 from motionmerge.errors import ConfigError
 from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMScheduler
-from motionmerge.noise_levels import noise_level
 from motionmerge.sampling.pipelines.encoders import EncodingPipeline
 from motionmerge.sampling.pipelines.inputs import Frames, video_to_output
-from motionmerge.switching.denoising_steps import Moment
+from motionmerge.switching.denoising_steps import Moment, start_step_of
 from motionmerge.switching.expert_bank import attached_bank
 
 Generators: TypeAlias = "torch.Generator | list[torch.Generator] | None"
@@ -136,18 +134,9 @@ class DenoisingPipeline(EncodingPipeline):
             ConfigError: No timestep has as little noise as the schedule says.
         """
         bank = attached_bank(self.unet)
-        level = bank.schedule.entries[0].start if bank else None
-        if given is not None or level is None:
+        if given is not None or bank is None:
             return given
-        total: int = self.scheduler.config.num_train_timesteps
-        steps = bisect_right(range(total), level, key=lambda t: noise_level(self.scheduler, t))
-        if steps == 0:
-            raise ConfigError(
-                f"The schedule begins at noise level {level:g}, and the least of "
-                f"{type(self.scheduler).__name__} is {noise_level(self.scheduler, 0):.3g}.",
-                fix="Write a larger `start`, such as 0.95.",
-            )
-        return None if steps == total else steps
+        return start_step_of(bank.schedule, self.scheduler)
 
     def _step_options(self, eta: float, generator: Generators) -> dict[str, object]:
         """Pass on what the scheduler's `step` knows: not every one has `eta`."""

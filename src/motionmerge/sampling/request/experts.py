@@ -25,6 +25,7 @@ from motionmerge.sampling.request.model import ModelChoice
 from motionmerge.sampling.request.step_plan import StepPlan, plan_steps
 from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.switching.bank import Bank
+from motionmerge.switching.denoising_steps import start_step_of
 from motionmerge.switching.expert_bank import chosen_schedule, experts
 from motionmerge.switching.knob_families import check_knobs, knob_family
 from motionmerge.switching.rehearsal import check_fit
@@ -96,6 +97,9 @@ class ExpertChoice:
         if self.recipe is not None:
             names = list(self.recipe.experts)
             schedule = chosen_schedule(names, None, self.boundary, self.recipe.schedule)
+            if schedule.entries[0].start is not None and scheduler is not None:
+                start = settings.start_step or start_step_of(schedule, scheduler)
+                settings = settings.changed(start_step=start)
         return plan_steps(
             model.family.name,
             scheduler,
