@@ -254,7 +254,7 @@ AnyCall = TypeVar("AnyCall", bound=Call)
 def parse_image(
     text: str, *, where: str = "image", parameters: Mapping[str, float] | None = None
 ) -> tuple[ImageKnob, ...]:
-    """Read the knobs of the condition image, applied from left to right.
+    """Read the knobs of the condition image: those of all passes act first, filters last.
 
     Args:
         text: Calls with `+` between, e.g. `low_pass(0.4) + motion_amplitude(1.15)`.

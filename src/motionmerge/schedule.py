@@ -68,7 +68,7 @@ class ScheduleEntry:
         timestep: Used while the scheduler's timestep is strictly above this.
         step_fraction: Used while the fraction of steps already done is strictly below this, [0, 1].
         guidance: The guidance scale, at least 1; at 1 the unconditional pass is left out.
-        image: Changes of the condition image, from left to right; their text in recipes.
+        image: Changes of the condition image; their text in recipes.
         attention: A change of the self-attention; its text in recipes.
         start: Noise level that denoising begins at, in (0, 1]; for the first entry alone.
 

@@ -54,6 +54,19 @@ class _FirstPass:
     output: object
     needs_second: bool
 
+    def is_of_step(self, timestep: float, sample: torch.Tensor, *, guides: bool | None) -> bool:
+        """Check whether a call is the second of the same step.
+
+        Args:
+            timestep: Of the call.
+            sample: Of the call; some pipelines cast it anew for each pass.
+            guides: Whether the pipeline runs a second pass; None if it does not tell.
+        """
+        if guides is False or timestep != self.timestep:
+            return False
+        is_equal = sample.shape == self.sample.shape and torch.equal(sample, self.sample)
+        return sample is self.sample or (guides is True and is_equal)
+
 
 @dataclass
 class DenoiserCalls:
@@ -155,8 +168,10 @@ class DenoiserCalls:
         run = _Run(
             family=self.family, pipeline=self.pipeline, module=module, moment=moment, call=call
         )
+        guides = _guides(self.pipeline, self.family)
         if self.family.passes == "batched":
-            return run.batched(given, is_guided=_is_guided(self.pipeline))
+            assert guides is not None
+            return run.batched(given, is_guided=guides)
         if getattr(getattr(self.pipeline, "scheduler", None), "order", 1) > 1:
             raise ConfigError(
                 "The scheduler calls the denoiser several times a step, so that the passes of "
@@ -164,12 +179,14 @@ class DenoiserCalls:
                 fix="Use a scheduler of one call a step, or only experts in the schedule.",
             )
         first, sample = self._first, sample_of(given)
-        if first is not None and first.timestep == moment.timestep and _same(first.sample, sample):
+        if first is not None and first.is_of_step(moment.timestep, sample, guides=guides):
             self._first = None
             return run.second(given, first.output)
         self.check_finished()
-        output = run.first(given)
         needs_second = (moment.entry.guidance or 1) > 1
+        if needs_second and guides is False:
+            raise no_second_pass()
+        output = run.first(given)
         self._first = _FirstPass(sample, moment.timestep, output, needs_second)
         return output
 
@@ -356,16 +373,15 @@ def _with_prediction(output: object, prediction: torch.Tensor) -> object:
     return output
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one is other or (one.shape == other.shape and torch.equal(one, other))
-
-
-def _is_guided(pipeline: object) -> bool:
-    """Return whether a pipeline of batched passes has two in its batch now."""
+def _guides(pipeline: object, family: KnobFamily) -> bool | None:
+    """Return whether a pipeline runs an unconditional pass now; None if it does not tell."""
+    guider = getattr(pipeline, "guider", None)
+    if guider is not None:
+        return bool(guider.num_conditions > 1)
+    if family.scale is not None:
+        return bool(getattr(pipeline, family.scale) > 1)
     found = getattr(pipeline, "do_classifier_free_guidance", None)
-    if found is None:
-        found = getattr(pipeline, "_guidance_scale", 1.0) > 1
-    return bool(found)
+    return None if found is None else bool(found)
 
 
 def _configs(pipeline: object) -> dict[str, Config]:

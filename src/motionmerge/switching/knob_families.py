@@ -59,6 +59,7 @@ class KnobFamily:
         image: Where the condition image is.
         has_grey_frames: Whether the frames after the image are those of grey pixels, encoded.
         attention: Where the self-attention is.
+        scale: The attribute that is above 1 where a pipeline guides that does not say so itself.
         combines_in_fp32: Whether the pipeline combines its passes in fp32, whatever their dtype.
         ramps_guidance: Whether guidance grows from 1 to its scale over the frames.
         starts_late: Whether denoising can begin at a lower noise level.
@@ -72,6 +73,7 @@ class KnobFamily:
     image: ImagePlace | None = None
     has_grey_frames: bool = False
     attention: SelfAttention | None = None
+    scale: str | None = None
     combines_in_fp32: bool = False
     ramps_guidance: bool = False
     starts_late: bool = False
@@ -181,6 +183,7 @@ KNOB_FAMILIES: tuple[KnobFamily, ...] = (
         name="CogVideoX",
         pipelines=("CogVideoXImageToVideoPipeline",),
         passes="batched",
+        scale="_guidance_scale",
         combines_in_fp32=True,
         image=BesideLatents(axis=2),
         attention=SelfAttention(
@@ -259,6 +262,7 @@ KNOB_FAMILIES: tuple[KnobFamily, ...] = (
         name="Kandinsky 5",
         pipelines=("Kandinsky5I2VPipeline",),
         passes="separate",
+        scale="guidance_scale",
         image=InFirstFrameChannelsLast(),
         why_not={ATTENTION: "its attention drops a mask with a line in the log"},
     ),
