@@ -16,6 +16,8 @@ from motionmerge.errors import ShapeError
 from motionmerge.knobs import Exponential, Linear, LowPass
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
 from motionmerge.switching.attention_bias import SelfAttention
+from motionmerge.switching.denoiser_call import _Run
+from motionmerge.switching.denoising_steps import Moment
 from motionmerge.switching.image_functions import (
     blur,
     filtered,
@@ -24,6 +26,7 @@ from motionmerge.switching.image_functions import (
     time_noise,
     time_noise_center,
 )
+from motionmerge.switching.knob_families import KNOB_FAMILIES
 
 FILE = Path(__file__).parents[1] / "data" / "knobs.safetensors"
 with safe_open(FILE, framework="pt") as opened:
@@ -132,6 +135,33 @@ def test_a_bias_on_the_first_frame_is_the_official_one(case: dict[str, Any]) -> 
     with place.biased(denoiser, -case["gamma"], {}, rows=slice(None)):
         torch.testing.assert_close(attention(hidden, None, None), TENSORS[f"{own}.biased"], **close)
     torch.testing.assert_close(attention(hidden), TENSORS[f"{own}.plain"], **close)
+
+
+@pytest.mark.parametrize("case", CASES["three_term"], ids=lambda case: str(case["guidance"]))
+@pytest.mark.parametrize("is_told", [True, False])
+def test_three_passes_combine_as_in_the_official_code(case: dict[str, Any], is_told: bool) -> None:
+    own = f"three_term.{case['case']}"
+    low_c, low_u, sharp_u = (
+        TENSORS[f"{own}.{name}"]
+        for name in ("low_conditional", "low_unconditional", "sharp_unconditional")
+    )
+    answers = iter([sharp_u.clone(), low_u.clone()])
+    entry = ScheduleEntry(
+        "model", image=(LowPass(0.4),), guidance=case["guidance"] if is_told else None
+    )
+    run = _Run(
+        family=next(one for one in KNOB_FAMILIES if one.name == "Wan 2.2-5B"),
+        pipeline=None,
+        module=nn.Module(),
+        moment=Moment(entry=entry),
+        call=lambda arguments: (next(answers),),
+    )
+    first = (low_c.clone(),)
+    [second] = run.second({"hidden_states": torch.zeros(1, 4, 2, 8, 8)}, first)
+    combined = second + 7.5 * (first[0] - second)  # as the pipeline does, by a scale of its own
+    if not is_told:
+        combined = second + case["guidance"] * (first[0] - second)
+    torch.testing.assert_close(combined, TENSORS[f"{own}.combined"], **close)
 
 
 @pytest.mark.parametrize("case", CASES["timenoise"], ids=lambda case: str(case["a"]))

@@ -127,8 +127,22 @@ class Bank:
     ) -> Bank:
         """Attach knobs alone: every expert is the model as it is."""
         bank = cls(target, experts, schedule=schedule, scheduler=scheduler)
-        bank._attach([], module)
+        bank._attach(bank._unchanged(module, ()), module)
         return bank
+
+    def _unchanged(self, only: str | None, parts: Iterable[SwitchedPart]) -> list[UnchangedModule]:
+        """List the denoisers in which no expert differs, and which knobs act on all the same.
+
+        Raises:
+            ConfigError: One of them has experts already.
+        """
+        taken = [part.module for part in parts]
+        found = []
+        for name, module in modules_of(self._target, only=only):
+            if name in (*DENOISERS, BARE_MODULE) and not any(module is one for one in taken):
+                check_free(name, module)
+                found.append(UnchangedModule(name, module))
+        return found
 
     def _attach(self, parts: Iterable[SwitchedPart], only: str | None) -> None:
         """Write to the modules and start switching; nothing stays behind if that fails.
@@ -138,12 +152,8 @@ class Bank:
             only: The only module that is meant.
         """
         self._parts = list(parts)
-        if self._calls is not None or not self._parts:  # knobs act on every denoiser
-            taken = [part.module for part in self._parts]
-            for name, module in modules_of(self._target, only=only):
-                if name in (*DENOISERS, BARE_MODULE) and not any(module is one for one in taken):
-                    check_free(name, module)
-                    self._parts.append(UnchangedModule(name, module))
+        if self._calls is not None:
+            self._parts += self._unchanged(only, self._parts)
         try:
             for part in self._parts:
                 _ATTACHED[part.module] = self
