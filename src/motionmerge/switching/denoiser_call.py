@@ -269,7 +269,7 @@ class _Run:
             return self.first(given)
         half = len(sample_of(given)) // 2
         rows = slice(half, None)
-        if self.guidance == 1:
+        if self.guidance == 1 and self.family.is_cut_by_rows:
             kept = _half(given, rows, of=2 * half)
             return _doubled(self.first(kept))
         output = self._conditional(self._with_image(given, filters=rows), rows)
@@ -277,7 +277,9 @@ class _Run:
         u, c = (prediction.float() if self.family.combines_in_fp32 else prediction).chunk(2)
         if self.adds_pass:
             c = c + (u - self._filtered_u(_half(given, slice(half), of=2 * half), u))
-        if self.guidance is not None:
+        if self.guidance == 1:
+            u = c
+        elif self.guidance is not None:
             u = c = u + self._scale(self.guidance, u) * (c - u)
         return _with_prediction(output, torch.cat([u, c]))
 

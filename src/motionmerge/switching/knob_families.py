@@ -60,6 +60,8 @@ class KnobFamily:
         has_grey_frames: Whether the frames after the image are those of grey pixels, encoded.
         attention: Where the self-attention is.
         scale: The attribute that is above 1 where a pipeline guides that does not say so itself.
+        is_cut_by_rows: Whether half of a batch can be called alone: all that its rows differ in is
+            in the arguments.
         combines_in_fp32: Whether the pipeline combines its passes in fp32, whatever their dtype.
         ramps_guidance: Whether guidance grows from 1 to its scale over the frames.
         starts_late: Whether denoising can begin at a lower noise level.
@@ -74,6 +76,7 @@ class KnobFamily:
     has_grey_frames: bool = False
     attention: SelfAttention | None = None
     scale: str | None = None
+    is_cut_by_rows: bool = True
     combines_in_fp32: bool = False
     ramps_guidance: bool = False
     starts_late: bool = False
@@ -195,16 +198,23 @@ KNOB_FAMILIES: tuple[KnobFamily, ...] = (
         ),
         why_not={AMPLITUDE: "the frames after its image are zeros, not grey pixels"},
     ),
-    KnobFamily(
-        name="SVD",
-        pipelines=("StableVideoDiffusionPipeline", "SvdAdapterPipeline"),
-        passes="batched",
-        image=BesideLatents(axis=2),
-        ramps_guidance=True,
-        why_not={
-            AMPLITUDE: "it has the image in every frame",
-            ATTENTION: "its attention over space sees one frame, and that over time one place",
-        },
+    *(
+        KnobFamily(
+            name=name,
+            pipelines=(pipeline,),
+            passes="batched",
+            image=BesideLatents(axis=2),
+            is_cut_by_rows=name == "SVD",  # the U-Net holds the tokens of the adapter
+            ramps_guidance=True,
+            why_not={
+                AMPLITUDE: "it has the image in every frame",
+                ATTENTION: "its attention over space sees one frame, and that over time one place",
+            },
+        )
+        for name, pipeline in (
+            ("SVD", "StableVideoDiffusionPipeline"),
+            ("SVD with a text adapter", "SvdAdapterPipeline"),
+        )
     ),
     KnobFamily(
         name="I2VGen-XL",
