@@ -1,4 +1,4 @@
-"""Which expert denoises at which noise level; what a timestep's is, `noise_levels` computes.
+"""What is in force at which noise level: an expert, and knobs; `noise_levels` computes the levels.
 
 Paper: Tian et al. 2025, stage 3 (T = 500 of 1000 is noise level 0.640 on DynamiCrafter).
 """
@@ -6,7 +6,7 @@ Paper: Tian et al. 2025, stage 3 (T = 500 of 1000 is noise level 0.640 on Dynami
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -23,6 +23,14 @@ from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from motionmerge.config import explained, named_fault, shown
 from motionmerge.errors import RecipeError
+from motionmerge.knobs import (
+    AttentionKnob,
+    ImageKnob,
+    parse_attention,
+    parse_image,
+    write_image,
+)
+from motionmerge.named import number_text
 from motionmerge.noise_levels import noise_level
 
 __all__ = ["ExpertSchedule", "ScheduleEntry", "noise_level"]
@@ -47,17 +55,22 @@ def plain_number(value: Any) -> Any:
 SCHEDULE_EXAMPLE = "Write one `- {expert: NAME, above: 0.64}` line per expert."
 
 
-@validated_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@validated_dataclass(frozen=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
 class ScheduleEntry:
-    """One line of a schedule: an expert and the condition under which it denoises.
+    """One line of a schedule: what is in force while its condition holds.
 
-    At most one condition is set; without one the entry takes everything that is left.
+    At most one condition is set; without one the entry takes everything that is left. Knobs that
+    are left out are as the pipeline has them: nothing is inherited from another entry.
 
     Attributes:
         expert: Name of the expert.
         above: Used while the noise level is strictly above this, in [0, 1].
         timestep: Used while the scheduler's timestep is strictly above this.
         step_fraction: Used while the fraction of steps already done is strictly below this, [0, 1].
+        guidance: The guidance scale, at least 1; at 1 the unconditional pass is left out.
+        image: Changes of the condition image; their text in recipes.
+        attention: A change of the self-attention; its text in recipes.
+        start: Noise level that denoising begins at, in (0, 1]; for the first entry alone.
 
     Raises:
         RecipeError: The name is empty, a value is out of range, or two conditions are set.
@@ -69,9 +82,14 @@ class ScheduleEntry:
         return named_fault(cls, data, handler, fix=SCHEDULE_EXAMPLE)
 
     expert: str
+    _: KW_ONLY
     above: float | None = None
     timestep: float | None = None
     step_fraction: float | None = None
+    guidance: float | None = None
+    image: tuple[ImageKnob, ...] = ()
+    attention: AttentionKnob | None = None
+    start: float | None = None
 
     @field_validator("expert", mode="plain")
     @classmethod
@@ -83,23 +101,55 @@ class ScheduleEntry:
             )
         return expert
 
-    @field_validator("above", "timestep", "step_fraction", mode="plain")
+    @field_validator("above", "timestep", "step_fraction", "guidance", "start", mode="plain")
     @classmethod
-    def _check_threshold(cls, value: Any, info: ValidationInfo) -> float | None:
+    def _check_number(cls, value: Any, info: ValidationInfo) -> float | None:
         """Accept a number as it is: one with a name keeps it."""
         name, expert, value = info.field_name, info.data.get("expert"), plain_number(value)
-        if value is not None and not is_finite_number(value):
+        place = f"`{name}` of the schedule entry of `{expert}`"
+        if value is None:
+            return None
+        if not is_finite_number(value):
             raise RecipeError(
-                f"`{name}` of the schedule entry of `{expert}` is {shown(value)}.",
+                f"{place} is {shown(value)}.",
                 fix="Write a number, or the name of one of the recipe's parameters.",
             )
-        if value is not None and name != "timestep" and not 0 <= value <= 1:
+        if name == "guidance" and value < 1:
             raise RecipeError(
-                f"`{name}` of the schedule entry of `{expert}` is {value}, outside [0, 1].",
+                f"{place} is {value}, below 1.", fix="Write 1 for none, or e.g. `guidance: 3.5`."
+            )
+        if name == "start" and not 0 < value <= 1:
+            raise RecipeError(
+                f"{place} is {value}, and denoising begins at a noise level above 0 and up to 1.",
+                fix="Write e.g. `start: 0.95`.",
+            )
+        if name in _CONDITIONS and name != "timestep" and not 0 <= value <= 1:
+            raise RecipeError(
+                f"{place} is {value}, outside [0, 1].",
                 fix="Write a timestep such as 500 as `timestep: 500`, or a noise level as "
                 "`above: 0.64`.",
             )
         return value
+
+    @field_validator("image", "attention", mode="plain")
+    @classmethod
+    def _read_knobs(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read knobs that are text; accept those that are made already."""
+        expert, name = info.data.get("expert"), info.field_name
+        where = f"`{name}` of the schedule entry of `{expert}`"
+        if isinstance(value, str):
+            return (parse_image if name == "image" else parse_attention)(value, where=where)
+        if name == "attention" and (value is None or isinstance(value, AttentionKnob)):
+            return value
+        if name == "image" and isinstance(value, ImageKnob):
+            return (value,)
+        are_knobs = isinstance(value, tuple) and all(isinstance(one, ImageKnob) for one in value)
+        if name == "image" and are_knobs:
+            return value
+        raise RecipeError(
+            f"{where} is {shown(value)}.",
+            fix="Write a call, such as `image: low_pass(0.4)` or `attention: first_frame(-0.6)`.",
+        )
 
     def __post_init__(self) -> None:
         given = [name for name in _CONDITIONS if getattr(self, name) is not None]
@@ -118,6 +168,29 @@ class ScheduleEntry:
             if value is not None:
                 return name, value
         return None
+
+    @property
+    def knobs(self) -> dict[str, str | float]:
+        """What is in force besides the expert, by field, as a recipe writes it."""
+        found: dict[str, str | float] = {}
+        if self.guidance is not None:
+            found["guidance"] = self.guidance
+        if self.image:
+            found["image"] = write_image(self.image)
+        if self.attention is not None:
+            found["attention"] = str(self.attention)
+        if self.start is not None:
+            found["start"] = self.start
+        return found
+
+    @property
+    def label(self) -> str:
+        """The expert and what else is in force, in words: `dynamics (guidance 5)`."""
+        knobs = [
+            f"{name} {value if isinstance(value, str) else number_text(value)}"
+            for name, value in self.knobs.items()
+        ]
+        return f"{self.expert} ({', '.join(knobs)})" if knobs else self.expert
 
     def holds(self, *, noise_level: float, timestep: float, step_fraction: float) -> bool:
         """Return whether this entry's expert is the one for such a step."""
@@ -176,6 +249,12 @@ class ExpertSchedule:
                     fix="Sort the entries from noisy to clean.",
                 )
             last_threshold[name] = threshold
+        for entry in self.entries[1:]:
+            if entry.start is not None:
+                raise RecipeError(
+                    f"The schedule entry of `{entry.expert}` has a `start`, and is not the first.",
+                    fix="Move `start` to the first entry: denoising begins once.",
+                )
 
     @classmethod
     def two(cls, dynamics: str, consistency: str, *, boundary: float) -> ExpertSchedule:
@@ -204,7 +283,11 @@ class ExpertSchedule:
     def to_list(self) -> list[dict[str, str | float]]:
         """Return the entries as plain mappings, the inverse of `from_list`."""
         return [
-            {"expert": entry.expert, **dict([entry.condition] if entry.condition else [])}
+            {
+                "expert": entry.expert,
+                **dict([entry.condition] if entry.condition else []),
+                **entry.knobs,
+            }
             for entry in self.entries
         ]
 
@@ -213,8 +296,51 @@ class ExpertSchedule:
         """The names of the experts, each once, in order of first use."""
         return tuple(dict.fromkeys(entry.expert for entry in self.entries))
 
-    def expert_at(self, *, noise_level: float, timestep: float, step_fraction: float) -> str:
-        """Name the expert of one step: that of the first entry whose condition holds.
+    @property
+    def has_knobs(self) -> bool:
+        """Whether any entry sets more than an expert."""
+        return any(entry.knobs for entry in self.entries)
+
+    def check_no_knobs(self, what: str) -> None:
+        """Refuse knobs where only the experts of a schedule count.
+
+        Args:
+            what: What would leave them out, such as `an export`.
+
+        Raises:
+            RecipeError: An entry sets more than an expert.
+        """
+        for entry in self.entries:
+            if entry.knobs:
+                raise RecipeError(
+                    f"The schedule entry of `{entry.expert}` sets {', '.join(entry.knobs)}, which "
+                    f"{what} cannot hold.",
+                    fix="Remove it from the recipe: experts alone are meant here.",
+                )
+
+    def with_boundary(self, boundary: float) -> ExpertSchedule:
+        """Return a schedule of two entries that changes at another noise level.
+
+        Raises:
+            RecipeError: It has more or fewer entries.
+        """
+        if len(self.entries) != 2:
+            raise RecipeError(
+                f"The schedule has {len(self.entries)} entries, and a boundary is between two.",
+                fix="Leave the boundary out, and change the schedule in the recipe.",
+            )
+        noisy = replace(self.entries[0], above=boundary, timestep=None, step_fraction=None)
+        return ExpertSchedule((noisy, self.entries[1]))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the entries put in force, in words, each once, in order of first use."""
+        return tuple(dict.fromkeys(entry.label for entry in self.entries))
+
+    def entry_at(
+        self, *, noise_level: float, timestep: float, step_fraction: float
+    ) -> ScheduleEntry:
+        """Return what is in force at one step: the first entry whose condition holds.
 
         Args:
             noise_level: 0 (clean) .. 1 (noise), of the step's input.
@@ -223,8 +349,14 @@ class ExpertSchedule:
         """
         for entry in self.entries:
             if entry.holds(noise_level=noise_level, timestep=timestep, step_fraction=step_fraction):
-                return entry.expert
+                return entry
         raise AssertionError("the last entry of a valid schedule always holds")
+
+    def expert_at(self, *, noise_level: float, timestep: float, step_fraction: float) -> str:
+        """Name the expert of one step; see `entry_at`."""
+        return self.entry_at(
+            noise_level=noise_level, timestep=timestep, step_fraction=step_fraction
+        ).expert
 
     def draw(self, *, width: int = 40) -> str:
         """Draw the schedule as one line, noise at the left: `1.0 |a====|0.64 b======| 0.0`."""
@@ -236,7 +368,7 @@ class ExpertSchedule:
         line = "1.0 |"
         for entry, high, low in zip(self.entries, edges, edges[1:], strict=False):
             span = max(high - low, 0.0)
-            line += entry.expert.ljust(round(span * width), "=") + "|"
+            line += entry.label.ljust(round(span * width), "=") + "|"
             line += (
                 _DRAWN_THRESHOLD[entry.condition[0]](entry.condition[1]) if entry.condition else ""
             )

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from motionmerge.errors import RecipeError
-from motionmerge.merging.algebra.named import named, number_text
 from motionmerge.merging.in_memory import realise
 from motionmerge.merging.recipes.recipe import Recipe
+from motionmerge.named import named, number_text
 from motionmerge.schedule import ScheduleEntry
 
 from .conftest import make_pair, same_bits

@@ -31,10 +31,11 @@ from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry, noise_level
 from motionmerge.switching.bank import Bank
 from motionmerge.switching.denoising_steps import (
+    Moment,
     UnusedExpertWarning,
     describe_steps,
-    experts_of_steps,
-    unused_experts,
+    labels_of_steps,
+    unused_entries,
 )
 from motionmerge.switching.expert_bank import ExpertBank
 
@@ -60,14 +61,14 @@ def used_experts(pipeline: Any, family: Family, run: Callable[[], Any]) -> list[
     """Run a pipeline with experts; name the expert of every step that was taken."""
     used: dict[float, str] = {}
     with ExpertBank(pipeline, two_tensors(pipeline, family), schedule=HALF) as bank:
-        decide = bank.expert_for
+        decide = bank.moment_for
 
-        def remember(timestep: Any) -> str:
-            expert = decide(timestep)
-            used[float(torch.as_tensor(timestep).max())] = expert
-            return expert
+        def remember(timestep: Any) -> Moment:
+            moment = decide(timestep)
+            used[float(torch.as_tensor(timestep).max())] = moment.entry.expert
+            return moment
 
-        bank.expert_for = remember  # type: ignore[method-assign]
+        bank.moment_for = remember  # type: ignore[method-assign]
         run()
     return list(used.values())
 
@@ -115,7 +116,7 @@ def test_the_steps_that_are_announced_are_those_that_are_taken(family: Family) -
             assert len(used) == number
             assert plan is not None
             assert plan.line == describe_steps(used), config
-            assert experts_of_steps(HALF, pipeline.scheduler) == used
+            assert labels_of_steps(HALF, pipeline.scheduler) == used
 
 
 def test_steps_are_one_line() -> None:
@@ -301,8 +302,8 @@ def lightning_steps(shift: float, number: int) -> tuple[list[str], str | None]:
     assert schedule is not None
     scheduler = FLOW(shift=shift)
     scheduler.set_timesteps(number)
-    steps = experts_of_steps(schedule, scheduler)
-    return steps, unused_experts(schedule, scheduler, steps)
+    steps = labels_of_steps(schedule, scheduler)
+    return steps, unused_entries(schedule, scheduler, steps)
 
 
 def test_wan_lightning_uses_both_of_its_loras() -> None:
@@ -449,7 +450,7 @@ def test_a_denoiser_that_is_told_a_number_below_one_gets_the_expert_of_the_step(
                 told = timestep / 1000 if unit == "share of training" else torch.tensor(level)
                 used.append(bank.expert_for(told.bfloat16()))
                 scheduler.step(sample, timestep, sample)
-        assert used == experts_of_steps(HALF, scheduler)
+        assert used == labels_of_steps(HALF, scheduler)
 
 
 def test_a_number_below_one_that_is_no_step_is_refused() -> None:

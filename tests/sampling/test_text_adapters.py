@@ -23,6 +23,7 @@ from motionmerge.sampling.request.folder import find_pipeline
 from motionmerge.sampling.request.loading import load_pipeline, show_progress
 from motionmerge.switching.expert_bank import experts
 
+from ..switching.test_knobs import recipe_of
 from ..tiny import builders as build
 from ..tiny.pipelines import FAMILIES, Family, generate, other_weights, tiny, weights_of
 
@@ -80,6 +81,21 @@ def test_a_fresh_adapter_changes_no_bit_and_a_trained_one_reads_the_prompt(famil
     trained = [generate(pipeline, family, **told(seed, family)) for seed in (0, 1)]
     assert not torch.allclose(trained[0], fresh[0], atol=1e-3)
     assert not torch.allclose(trained[0], trained[1], atol=1e-3)
+
+
+@both
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_guidance_of_a_schedule_keeps_the_prompt(family: Family, scale: float) -> None:
+    pipeline = adapted(family)
+    for name, one in pipeline.unet.named_parameters():
+        if group_of(name) == "adapter":
+            one.data += 0.2 * torch.randn(one.shape, generator=torch.Generator().manual_seed(2))
+    argument = "max_guidance_scale" if family is SVD else "guidance_scale"
+    expected = generate(pipeline, family, **told(1, family), **{argument: scale})
+    with experts(pipeline, recipe_of(f"guidance: {scale}")):
+        made = generate(pipeline, family, **told(1, family))
+    torch.testing.assert_close(made, expected, atol=1e-3, rtol=1e-4)
+    assert not torch.allclose(made, generate(pipeline, family, **told(1, family)), atol=1e-2)
 
 
 @both

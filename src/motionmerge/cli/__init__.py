@@ -35,6 +35,7 @@ VERBS = {
     "report": "Measuring",
     "evaluate": "Measuring",
     "sweep": "Measuring",
+    "compare-knobs": "Measuring",
     "tune": "Measuring",
     "probe": "Measuring",
     "data": "Training",
@@ -68,12 +69,13 @@ def before_the_verb(
 
 
 for verb, panel in VERBS.items():
-    module = importlib.import_module(f"motionmerge.cli.{verb}")
-    if hasattr(module, f"{verb}_app"):
-        app.add_typer(getattr(module, f"{verb}_app"), name=verb, rich_help_panel=panel)
+    name = verb.replace("-", "_")
+    module = importlib.import_module(f"motionmerge.cli.{name}")
+    if hasattr(module, f"{name}_app"):
+        app.add_typer(getattr(module, f"{name}_app"), name=verb, rich_help_panel=panel)
     else:
         register = app.command(verb, cls=Verb, epilog=module.EXAMPLE, rich_help_panel=panel)
-        register(getattr(module, verb))
+        register(getattr(module, name))
 
 
 def main() -> None:

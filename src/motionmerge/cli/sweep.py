@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,13 +40,13 @@ if TYPE_CHECKING:
     from motionmerge.sampling.batch.batch import Failure
     from motionmerge.sampling.batch.manifest import VideoJob
     from motionmerge.sampling.batch.variants import PlannedVariant, VariantMaker
+    from motionmerge.sampling.request.model import ModelChoice
 
 EXAMPLE = "Example: motionmerge sweep pocket --over motion=0,1 --manifest a.jsonl -o out"
 
 _STRATEGIES = "dynamics-first, consistency-first, dynamics-alone, consistency-alone, averaged"
 _TITLES = {"front": "Motion against fidelity; full dots are beaten by no other"}
 _MOST_SHEETS = 3
-_MOST_ON_THE_PAGE = 8  # points
 
 
 @with_flags
@@ -81,14 +82,7 @@ def sweep(
     frames, and all values as JSON and CSV. The same command goes on after a kill.
     """
     with needs_eval_extra():
-        from motionmerge.evaluation.row_files import WHOLE
-        from motionmerge.evaluation.runs import Kept
         from motionmerge.evaluation.sweeps.grid import Axis, points_of
-        from motionmerge.evaluation.sweeps.pace import Pace, work_of
-        from motionmerge.evaluation.sweeps.results import results_of
-        from motionmerge.evaluation.sweeps.videos import measure_planned
-    from motionmerge.io.atomic import check_folder, prepare_folder
-    from motionmerge.sampling.batch.variants import VariantMaker, missing_of
 
     _check_flags(flags, ray=ray, workers=workers)
     axes = [Axis.parse(text) for text in over or ()]
@@ -100,8 +94,76 @@ def sweep(
     chosen = own_recipe(flags, recipe)
     model = flags.request.open_model(cluster_device=cluster_device_of_ray() if ray else None)
     points = points_of(chosen, axes, strategies=strategies)
+    run_points(
+        points,
+        flags,
+        model=model,
+        read_jobs=lambda: scenes.jobs(flags, model),
+        output=output,
+        page=SweepPage(recipe, title=f"Sweep of {recipe}"),
+        ray=ray,
+        workers=workers,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
+
+
+@dataclass(frozen=True)
+class SweepPage:
+    """How results are presented.
+
+    Attributes:
+        subject: What the points are of, as the values' file calls it.
+        title: Of the page.
+        left_out: Why points are missing that one may look for, by name.
+        most: How many points it shows.
+    """
+
+    subject: str
+    title: str
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    most: int = 8
+
+
+def run_points(
+    points: Sequence[Point],
+    flags: VideoFlags,
+    *,
+    model: ModelChoice,
+    read_jobs: Callable[[], Sequence[VideoJob]],
+    output: Path,
+    page: SweepPage,
+    ray: bool = False,
+    workers: int | None = None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Make the videos of points that are missing, measure them, write page, charts and values.
+
+    Args:
+        points: Each with its recipe; the others are compared with the first.
+        flags: What else decides the weights and the videos.
+        model: What makes them.
+        read_jobs: Lists the videos of each point.
+        output: Where everything goes.
+        page: How it is presented.
+        ray, workers, dry_run, as_json: As the flags of these names.
+
+    Raises:
+        MotionMergeError: A video cannot be made with this model.
+        typer.Exit: Some videos failed.
+    """
+    with needs_eval_extra():
+        from motionmerge.evaluation.row_files import WHOLE
+        from motionmerge.evaluation.runs import Kept
+        from motionmerge.evaluation.sweeps.pace import Pace, work_of
+        from motionmerge.evaluation.sweeps.results import results_of
+        from motionmerge.evaluation.sweeps.videos import measure_planned
+    from motionmerge.io.atomic import check_folder, prepare_folder
+    from motionmerge.sampling.batch.variants import VariantMaker, missing_of
+
     check_folder(output)
-    jobs = scenes.jobs(flags, model)
+    jobs = read_jobs()
     maker = VariantMaker(model, output / "videos", load=lambda: load_model(model))
     planned = _plan(points, flags, maker, jobs)
     left = [video.job for videos in missing_of(planned) for video in videos]
@@ -110,8 +172,8 @@ def sweep(
     _print_plan(points, num_each=len(jobs), num_left=len(left), seconds=seconds, quiet=as_json)
     if dry_run:
         if as_json:
-            names = [one.name for one in points]
-            print(json.dumps({"points": names, "missing": len(left), "seconds": seconds}))
+            plan = {"points": [one.name for one in points], "missing": len(left)}
+            print(json.dumps({**plan, "seconds": seconds, **_left_out(page)}))
         return
     prepare_folder(output / "videos")
     failures = _make(planned, maker, pace, ray=ray, workers=workers)
@@ -120,7 +182,7 @@ def sweep(
         kept = Kept.in_folder(output, WHOLE)
         measured = measure_planned(planned, kept, progress=lambda name: tell(name[-40:], 1))
     results = results_of(measured, points)
-    _write(results, output, title=recipe)
+    _write(results, output, page=page)
     if as_json:
         print((output / "sweep.json").read_text(encoding="utf-8"))
     else:
@@ -128,6 +190,11 @@ def sweep(
     if failures:
         typer.echo(f"{len(failures)} videos failed, e.g. {failures[0].error}", err=True)
         raise typer.Exit(1)
+
+
+def _left_out(page: SweepPage) -> dict[str, Mapping[str, str]]:
+    """Return what a page leaves out, as the values' file has it."""
+    return {"left_out": page.left_out} if page.left_out else {}
 
 
 def _check_flags(flags: VideoFlags, *, ray: bool, workers: int | None) -> None:
@@ -213,7 +280,7 @@ def _make(
     return report.failures
 
 
-def _write(results: Sequence[PointResult], output: Path, *, title: str) -> None:
+def _write(results: Sequence[PointResult], output: Path, *, page: SweepPage) -> None:
     """Write values, charts and sheets, each whole or not at all."""
     from motionmerge.evaluation.figures import to_png
     from motionmerge.evaluation.sweeps.results import to_table
@@ -226,7 +293,7 @@ def _write(results: Sequence[PointResult], output: Path, *, title: str) -> None:
         row["recipe"] = result.point.recipe.print()
         row["boundary_of_schedule"] = result.point.boundary
         row["videos"] = [one.source.path.name for one in result.measured]
-    found = {"recipe": title, "points": table}
+    found = {"recipe": page.subject, **_left_out(page), "points": table}
     files["sweep.json"] = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
     files["sweep.csv"] = csv_text(to_table(results))
     charts = dict(_charts(results))
@@ -234,11 +301,11 @@ def _write(results: Sequence[PointResult], output: Path, *, title: str) -> None:
     for name, content in files.items():
         write_whole(output / name, content)
     _write_sheets(results, output)
-    _write_report(results, charts, output, title=title)
+    _write_report(results, charts, output, page=page)
 
 
 def _write_report(
-    results: Sequence[PointResult], charts: Mapping[str, Any], output: Path, *, title: str
+    results: Sequence[PointResult], charts: Mapping[str, Any], output: Path, *, page: SweepPage
 ) -> None:
     """Compare the first point and the best ones side by side on one page, with the charts."""
     from motionmerge.evaluation.figures import to_svg
@@ -247,7 +314,8 @@ def _write_report(
 
     best = [one for one in results[1:] if one.is_on_front]
     others = [one for one in results[1:] if not one.is_on_front]
-    shown = [results[0], *best, *others][:_MOST_ON_THE_PAGE]
+    missing = "; ".join(f"without {name}: {why}" for name, why in page.left_out.items())
+    shown = [results[0], *best, *others][: page.most]
     write_report(
         [
             ReportSet(
@@ -258,9 +326,11 @@ def _write_report(
             for one in shown
         ],
         to=output / "report.html",
-        title=f"Sweep of {title}",
+        title=page.title,
         figures=[
-            Figure(_TITLES.get(name, f"Along {name.partition('-')[2]}"), to_svg(chart))
+            Figure(_TITLES[name], to_svg(chart), caption=missing)
+            if name in _TITLES
+            else Figure(f"Along {name.partition('-')[2]}", to_svg(chart))
             for name, chart in charts.items()
         ],
     )

@@ -176,7 +176,7 @@ def plan_files(recipe: Recipe, parts: Sequence[ModelPart], base: Origin) -> Expo
         base: Where the model is.
     """
     modules = [part.module for part in parts if part.is_denoiser]
-    entries = recipe.schedule.entries if recipe.schedule else ()
+    entries = _entries_of(recipe)
     phases: list[Phase] = []
     if len(modules) == 1:  # what is no denoiser goes with it
         modules = [part.module for part in parts]
@@ -196,9 +196,21 @@ def plan_whole_files(recipe: Recipe, parts: Sequence[ModelPart], base: Origin) -
     """List the files where each holds all modules of an expert."""
     modules = [part.module for part in parts]
     files = {expert: _file(expert, modules) for expert in recipe.experts}
-    entries = recipe.schedule.entries if recipe.schedule else ()
+    entries = _entries_of(recipe)
     phases = tuple(Phase(files[entry.expert], _level(entry)) for entry in entries)
     return ExportPlan(tuple(files.values()), phases)
+
+
+def _entries_of(recipe: Recipe) -> Sequence[ScheduleEntry]:
+    """Return the entries of a recipe's schedule.
+
+    Raises:
+        RecipeError: One of them sets more than an expert, which files of weights do not.
+    """
+    if recipe.schedule is None:
+        return ()
+    recipe.schedule.check_no_knobs("an export")
+    return recipe.schedule.entries
 
 
 def how_to_load(target: Target, plan: ExportPlan, folder: Path, family: str | None) -> list[str]:

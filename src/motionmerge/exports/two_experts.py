@@ -178,6 +178,8 @@ def _config_of_second(pipeline: Path) -> str:
 def _two_experts(recipe: Recipe, pipeline: Path) -> tuple[str, str, float]:
     """Return the high-noise expert, the low-noise expert, and the boundary ratio between them."""
     entries = recipe.schedule.entries if recipe.schedule else ()
+    if recipe.schedule is not None:
+        recipe.schedule.check_no_knobs("an export")
     if len(entries) != 2:
         raise RecipeError(
             f"The schedule has {len(entries)} entries; the folder holds two experts.",

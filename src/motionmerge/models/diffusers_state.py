@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers.hooks.faster_cache import FasterCacheBlockHook
 from diffusers.hooks.hooks import StateManager
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
@@ -138,3 +139,29 @@ def rotary_embeddings_of_cogvideox(
     method: Any = CogVideoXImageToVideoPipeline._prepare_rotary_positional_embeddings
     cosines, sines = method(own, height, width, frames, device)
     return cosines, sines
+
+
+def attention_backend(processor: object) -> str:
+    """Name the backend that an attention processor uses: its own, or the one for all."""
+    backend = getattr(processor, "_attention_backend", None)
+    if backend is None:
+        backend, _ = _AttentionBackendRegistry.get_active_backend()
+    return str(getattr(backend, "value", backend))
+
+
+def is_context_parallel(processor: object) -> bool:
+    """Return whether an attention processor shares its tokens with other devices."""
+    return getattr(processor, "_parallel_config", None) is not None
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether a module or a part of it was compiled."""
+    return any(
+        getattr(child, "_compiled_call_impl", None) is not None or hasattr(child, "_orig_mod")
+        for child in module.modules()
+    )
+
+
+def has_cache(module: nn.Module) -> bool:
+    """Return whether one of diffusers' caches is enabled, which expects certain calls."""
+    return bool(getattr(module, "is_cache_enabled", False))

@@ -1,4 +1,4 @@
-"""What all banks share: which expert is due at a timestep, and who switches which module.
+"""What all banks share: what is due at a timestep, and who switches which module.
 
 Paper: Tian et al. 2025, stage 3.
 """
@@ -6,9 +6,10 @@ Paper: Tian et al. 2025, stage 3.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,17 +17,21 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
+from motionmerge.knobs import NoisyImage
 from motionmerge.merging.inputs.sources import MODULES
 from motionmerge.merging.names.wrappers import DENOISERS
 from motionmerge.models.diffusers_state import group_offload_hooks, is_fused
 from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
-from motionmerge.noise_levels import denoises_in_stages, noisiest
-from motionmerge.schedule import ExpertSchedule
+from motionmerge.noise_levels import denoises_in_stages, noise_level, noisiest
+from motionmerge.schedule import ExpertSchedule, ScheduleEntry
+from motionmerge.switching.denoiser_call import DenoiserCalls, WatchedCall
 from motionmerge.switching.denoising_steps import (
+    Moment,
     StepFinder,
     conditions_of,
-    expert_of_step,
-    expert_of_timestep,
+    entry_of_step,
+    entry_of_timestep,
+    place_of_step,
     timesteps_of,
     warn_of_unused,
 )
@@ -52,13 +57,32 @@ class SwitchedPart(Protocol):
     def restore(self) -> None: ...
 
 
+@dataclass
+class UnchangedModule:
+    """A denoiser in which all experts are the same: its own weights."""
+
+    name: str
+    module: nn.Module
+    active: str | None = None
+    differs: bool = False
+
+    def attach(self) -> None:
+        pass
+
+    def activate(self, expert: str) -> None:
+        self.active = expert
+
+    def restore(self) -> None:
+        self.active = None
+
+
 class Bank:
     """Experts attached to a model: before each call of a denoiser the right one is put in place.
 
     Use it as a context manager, or call `detach`: either way the model is as before, bit for bit.
 
     Attributes:
-        schedule: Which expert denoises when.
+        schedule: What is in force when.
         experts: The names of all experts.
         placement: Where what they need waits, in words; empty if nothing does.
     """
@@ -81,8 +105,9 @@ class Bank:
         self._finder = StepFinder()
         self._grid: torch.Tensor | None = None
         self._pinned: str | None = None
+        self._calls = DenoiserCalls.of(target, schedule) if schedule.has_knobs else None
         self._parts: list[SwitchedPart] = []
-        self._hooks: list[RemovableHandle] = []
+        self._hooks: list[RemovableHandle | WatchedCall] = []
         for name in schedule.experts:
             if name not in self.experts:
                 raise RecipeError(
@@ -90,16 +115,52 @@ class Bank:
                     fix=fix_unknown_name(name, self.experts),
                 )
 
-    def _attach(self, parts: Iterable[SwitchedPart]) -> None:
-        """Write to the modules and start switching; nothing stays behind if that fails."""
+    @classmethod
+    def of_model(
+        cls,
+        target: VideoPipeline | nn.Module,
+        experts: Iterable[str],
+        *,
+        schedule: ExpertSchedule,
+        scheduler: Scheduler | None = None,
+        module: str | None = None,
+    ) -> Bank:
+        """Attach knobs alone: every expert is the model as it is."""
+        bank = cls(target, experts, schedule=schedule, scheduler=scheduler)
+        bank._attach(bank._unchanged(module, ()), module)
+        return bank
+
+    def _unchanged(self, only: str | None, parts: Iterable[SwitchedPart]) -> list[UnchangedModule]:
+        """List the denoisers in which no expert differs, and which knobs act on all the same.
+
+        Raises:
+            ConfigError: One of them has experts already.
+        """
+        taken = [part.module for part in parts]
+        found = []
+        for name, module in modules_of(self._target, only=only):
+            if name in (*DENOISERS, BARE_MODULE) and not any(module is one for one in taken):
+                check_free(name, module)
+                found.append(UnchangedModule(name, module))
+        return found
+
+    def _attach(self, parts: Iterable[SwitchedPart], only: str | None) -> None:
+        """Write to the modules and start switching; nothing stays behind if that fails.
+
+        Args:
+            parts: The modules in which experts differ.
+            only: The only module that is meant.
+        """
         self._parts = list(parts)
+        if self._calls is not None:
+            self._parts += self._unchanged(only, self._parts)
         try:
             for part in self._parts:
                 _ATTACHED[part.module] = self
                 part.attach()
                 part.activate(self.schedule.experts[-1])
                 if part.name in (*DENOISERS, BARE_MODULE):
-                    self._hooks.append(self._watch(part.module, part.activate))
+                    self._hooks.append(self._watch(part))
         except BaseException:
             self.detach()
             raise
@@ -107,8 +168,10 @@ class Bank:
     def __enter__(self) -> Bank:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, fault: object, *_: object) -> None:
         self.detach()
+        if self._calls is not None and fault is None:
+            self._calls.check_finished()
 
     def detach(self) -> None:
         """Restore every module and stop switching. Harmless when repeated.
@@ -156,7 +219,11 @@ class Bank:
         return any(part.name == module_name and part.differs for part in self._parts)
 
     def expert_for(self, timestep: float | torch.Tensor) -> str:
-        """Name the expert that denoises at a timestep (of several, at the noisiest).
+        """Name the expert that denoises at a timestep; see `moment_for`."""
+        return self.moment_for(timestep).entry.expert
+
+    def moment_for(self, timestep: float | torch.Tensor) -> Moment:
+        """Return what is in force at a timestep (of several, at the noisiest).
 
         Pipelines cast timesteps to the model's dtype, so the nearest one of the scheduler counts,
         or of several that are as near the one that the scheduler is at.
@@ -165,23 +232,37 @@ class Bank:
             ConfigError: The schedule needs a noise level or a step, and there is no scheduler, or
                 as `StepFinder.find` and `noise_level`.
         """
-        if self._pinned is not None:
-            return self._pinned
+        has_knobs = self.schedule.has_knobs
+        if self._pinned is not None and not has_knobs:
+            return Moment(entry=ScheduleEntry(self._pinned))
         told = torch.as_tensor(timestep).detach()
-        if not self._conditions:
-            return self.schedule.experts[-1]
+        if not self._conditions and not has_knobs:
+            return Moment(entry=self.schedule.entries[-1])
         scheduler = self._scheduler or getattr(self._target, "scheduler", None)
-        if scheduler is None and self._conditions != {"timestep"}:
+        if scheduler is None and (self._conditions != {"timestep"} or has_knobs):
             raise _no_scheduler()
         if timesteps_of(scheduler) is None:
-            if "step_fraction" in self._conditions:
+            if "step_fraction" in self._conditions or has_knobs:
                 raise _no_scheduler()
-            return expert_of_timestep(self.schedule, scheduler, noisiest(scheduler, told))
+            entry = entry_of_timestep(self.schedule, scheduler, noisiest(scheduler, told))
+            return Moment(entry=self._with_pinned(entry))
         self._look_at_steps(scheduler)
         index, value = self._finder.find(scheduler, told)
         if index is None:
-            return expert_of_timestep(self.schedule, scheduler, value)
-        return expert_of_step(self.schedule, scheduler, index)
+            entry = entry_of_timestep(self.schedule, scheduler, value)
+        else:
+            entry = entry_of_step(self.schedule, scheduler, index)
+        entry = self._with_pinned(entry)
+        if not entry.knobs:
+            return Moment(entry=entry, timestep=value)
+        place = place_of_step(scheduler, index, value)
+        is_noised = any(isinstance(knob, NoisyImage) for knob in entry.image)
+        level = noise_level(scheduler, value) if is_noised else 0.0
+        return Moment(entry=entry, timestep=value, x=place, level=level)
+
+    def _with_pinned(self, entry: ScheduleEntry) -> ScheduleEntry:
+        """Replace an entry's expert by the one that is used whatever the timestep."""
+        return entry if self._pinned is None else replace(entry, expert=self._pinned)
 
     def _look_at_steps(self, scheduler: Scheduler | None) -> None:
         """Warn once of steps that leave an expert out, before the first of them is taken."""
@@ -234,8 +315,9 @@ class Bank:
                 if _ATTACHED.get(part.module) is self:
                     part.activate(expert)
 
-    def _watch(self, module: nn.Module, activate: Callable[[str], None]) -> RemovableHandle:
-        """Call `activate` with the expert that is due before every call of a denoiser."""
+    def _watch(self, part: SwitchedPart) -> RemovableHandle | WatchedCall:
+        """Activate the expert that is due before every call of a denoiser, and turn its knobs."""
+        module = part.module
         original = getattr(module, "_orig_mod", module)
         signature = inspect.signature(type(original).forward)
         name = next((name for name in _TIMESTEPS if name in signature.parameters), None)
@@ -245,13 +327,20 @@ class Bank:
                 fix="Attach experts to the denoiser of a diffusers pipeline.",
             )
 
+        def due(arguments: Mapping[str, Any]) -> Moment:
+            moment = self.moment_for(arguments[name])
+            part.activate(moment.entry.expert)
+            return moment
+
+        if self._calls is not None and self._calls.family.passes != "own":
+            return self._calls.watch(part.name, module, signature=signature, before=due)
+
         def before_denoising(
             called: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
         ) -> None:
             if called is not module:  # a copy of it, which took the hook along
                 return
-            arguments = signature.bind_partial(called, *args, **kwargs).arguments
-            activate(self.expert_for(arguments[name]))
+            due(signature.bind_partial(called, *args, **kwargs).arguments)
 
         compiled = getattr(module, "_compiled_call_impl", None) is not None
         hook = before_denoising
@@ -341,15 +430,24 @@ def check_attachable(name: str, module: nn.Module) -> None:
         ConfigError: Such a module.
     """
     check_unfused(name, module)
-    if attached_bank(module) is not None:
-        raise ConfigError(
-            f"`{name}` already has experts attached.",
-            fix="Leave the other `with experts(...)` block first.",
-        )
+    check_free(name, module)
     if any(hook.group.stream is not None for hook in group_offload_hooks(module)):
         raise ConfigError(
             f"`{name}` is offloaded with streams, which drop what is written to it.",
             fix="Call enable_group_offload(..., use_stream=False).",
+        )
+
+
+def check_free(name: str, module: nn.Module) -> None:
+    """Refuse a module that is switched already.
+
+    Raises:
+        ConfigError: Such a module.
+    """
+    if attached_bank(module) is not None:
+        raise ConfigError(
+            f"`{name}` already has experts attached.",
+            fix="Leave the other `with experts(...)` block first.",
         )
 
 

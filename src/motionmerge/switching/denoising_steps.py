@@ -1,4 +1,4 @@
-"""Which step of a scheduler a denoiser's timestep means, and which expert each step has.
+"""Which step of a scheduler a denoiser's timestep means, and what is in force at each step.
 
 Denoisers are told timesteps of the scheduler (often rounded to bfloat16), several of them at once
 (one per token, frame or modality), or the noise level itself, as Cosmos' are.
@@ -7,6 +7,7 @@ Denoisers are told timesteps of the scheduler (often rounded to bfloat16), sever
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,14 +23,31 @@ from motionmerge.noise_levels import (
     noise_level,
     noisiest,
 )
-from motionmerge.schedule import ExpertSchedule
+from motionmerge.schedule import ExpertSchedule, ScheduleEntry
 
 _ROUNDING = 2.0**-8
 """A timestep that was cast to bfloat16 is off by no more than this share of itself."""
 
 
 class UnusedExpertWarning(UserWarning):
-    """An expert of a schedule gets no step."""
+    """An expert or knobs of a schedule get no step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """One call of a denoiser: what is in force, and where in the denoising it is.
+
+    Attributes:
+        entry: What is in force.
+        timestep: What the denoiser is told, of several the noisiest.
+        x: Share of the steps done, 0 at the first step and 1 at the last.
+        level: The noise level.
+    """
+
+    entry: ScheduleEntry
+    timestep: float = 0.0
+    x: float = 0.0
+    level: float = 0.0
 
 
 def conditions_of(schedule: ExpertSchedule) -> set[str]:
@@ -67,8 +85,10 @@ def check_conditions(schedule: ExpertSchedule, scheduler: Scheduler | None) -> N
         )
 
 
-def expert_of_step(schedule: ExpertSchedule, scheduler: Scheduler | None, index: int) -> str:
-    """Name the expert of a step by its index.
+def entry_of_step(
+    schedule: ExpertSchedule, scheduler: Scheduler | None, index: int
+) -> ScheduleEntry:
+    """Return what is in force at a step by its index.
 
     Raises:
         ConfigError: As `noise_level` and `check_conditions`.
@@ -78,17 +98,17 @@ def expert_of_step(schedule: ExpertSchedule, scheduler: Scheduler | None, index:
     assert grid is not None
     level = level_of_step(scheduler, index) if "above" in conditions_of(schedule) else 0.0
     calls = getattr(scheduler, "order", 1)
-    return schedule.expert_at(
+    return schedule.entry_at(
         noise_level=level,
         timestep=float(grid[index]),
         step_fraction=share_done(grid, index, calls=calls),
     )
 
 
-def expert_of_timestep(
+def entry_of_timestep(
     schedule: ExpertSchedule, scheduler: Scheduler | None, timestep: float
-) -> str:
-    """Name the expert of a timestep that is none of the scheduler's steps.
+) -> ScheduleEntry:
+    """Return what is in force at a timestep that is none of the scheduler's steps.
 
     The share of the steps that are done is that of the nearest one.
 
@@ -101,46 +121,46 @@ def expert_of_timestep(
         nearest = int((grid - timestep).abs().argmin())
         fraction = share_done(grid, nearest, calls=getattr(scheduler, "order", 1))
     level = noise_level(scheduler, timestep) if "above" in conditions_of(schedule) else 0.0
-    return schedule.expert_at(noise_level=level, timestep=timestep, step_fraction=fraction)
+    return schedule.entry_at(noise_level=level, timestep=timestep, step_fraction=fraction)
 
 
-def experts_of_steps(schedule: ExpertSchedule, scheduler: Scheduler | None) -> list[str]:
-    """Name the expert of every call of the denoiser, in order, once the timesteps are set.
+def labels_of_steps(schedule: ExpertSchedule, scheduler: Scheduler | None) -> list[str]:
+    """Describe what is in force at every call of the denoiser, once the timesteps are set.
 
     Raises:
-        ConfigError: As `expert_of_step`.
+        ConfigError: As `entry_of_step`.
     """
     return [
-        expert_of_step(schedule, scheduler, index)
+        entry_of_step(schedule, scheduler, index).label
         for index in range(len(getattr(scheduler, "timesteps", ())))
     ]
 
 
-def describe_steps(experts: Sequence[str]) -> str:
-    """Write the experts of all steps as one line: `steps 1-3 of 8: dynamics, 4-8: consistency`."""
+def describe_steps(labels: Sequence[str]) -> str:
+    """Write what all steps have as one line: `steps 1-3 of 8: dynamics, 4-8: consistency`."""
     parts, first = [], 1
-    for expert, run in groupby(experts):
+    for label, run in groupby(labels):
         last = first + len(list(run)) - 1
-        of = f" of {len(experts)}" if first == 1 else ""
-        parts.append(f"{first}{f'-{last}' if last > first else ''}{of}: {expert}")
+        of = f" of {len(labels)}" if first == 1 else ""
+        parts.append(f"{first}{f'-{last}' if last > first else ''}{of}: {label}")
         first = last + 1
-    return f"step{'s' if len(experts) > 1 else ''} {', '.join(parts)}"
+    return f"step{'s' if len(labels) > 1 else ''} {', '.join(parts)}"
 
 
-def unused_experts(
-    schedule: ExpertSchedule, scheduler: Scheduler | None, experts: Sequence[str]
+def unused_entries(
+    schedule: ExpertSchedule, scheduler: Scheduler | None, labels: Sequence[str]
 ) -> str | None:
-    """Describe which experts of a schedule get no step, and why; None if all get some."""
-    unused = [f"`{name}`" for name in schedule.experts if name not in experts]
+    """Describe which entries of a schedule get no step, and why; None if all get some."""
+    unused = [f"`{label}`" for label in schedule.labels if label not in labels]
     if not unused:
         return None
     levels = ""
     if "above" in conditions_of(schedule):
-        each = (level_of_step(scheduler, index) for index in range(len(experts)))
+        each = (level_of_step(scheduler, index) for index in range(len(labels)))
         levels = " of noise levels " + ", ".join(f"{level:.3g}" for level in each)
     return (
-        f"With {type(scheduler).__name__} and its {len(experts)} "
-        f"step{'s' if len(experts) > 1 else ''}{levels}, "
+        f"With {type(scheduler).__name__} and its {len(labels)} "
+        f"step{'s' if len(labels) > 1 else ''}{levels}, "
         f"{' and '.join(unused)} never denoise{'s' if len(unused) == 1 else ''}. "
         "Change the boundary, the number of steps or the shift, or write the schedule with "
         "`step_fraction`."
@@ -148,10 +168,44 @@ def unused_experts(
 
 
 def warn_of_unused(schedule: ExpertSchedule, scheduler: Scheduler | None) -> None:
-    """Warn before denoising if an expert of the schedule gets no step."""
-    message = unused_experts(schedule, scheduler, experts_of_steps(schedule, scheduler))
+    """Warn before denoising if an entry of the schedule gets no step."""
+    message = unused_entries(schedule, scheduler, labels_of_steps(schedule, scheduler))
     if message is not None:
         warnings.warn(message, UnusedExpertWarning, stacklevel=2)
+
+
+def place_of_step(scheduler: Scheduler | None, index: int | None, value: float) -> float:
+    """Return x of a `Moment`: the index of the step, or of the nearest, over that of the last.
+
+    Args:
+        scheduler: With timesteps.
+        index: Of the step; None if it is between steps.
+        value: The timestep.
+    """
+    grid = timesteps_of(scheduler)
+    assert grid is not None
+    nearest = int((grid - value).abs().argmin()) if index is None else index
+    return nearest / max(len(grid) - 1, 1)
+
+
+def start_step_of(schedule: ExpertSchedule, scheduler: Scheduler) -> int | None:
+    """Return the start step that a schedule's `start` means; None for the whole denoising.
+
+    Raises:
+        ConfigError: No timestep has as little noise.
+    """
+    level = schedule.entries[0].start
+    if level is None:
+        return None
+    total: int = scheduler.config["num_train_timesteps"]
+    steps = bisect_right(range(total), level, key=lambda t: noise_level(scheduler, t))
+    if steps == 0:
+        raise ConfigError(
+            f"The schedule begins at noise level {level:g}, and the least of "
+            f"{type(scheduler).__name__} is {noise_level(scheduler, 0):.3g}.",
+            fix="Write a larger `start`, such as 0.95.",
+        )
+    return None if steps == total else steps
 
 
 def share_done(grid: torch.Tensor, index: int, *, calls: int) -> float:

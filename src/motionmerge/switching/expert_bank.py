@@ -22,7 +22,7 @@ from motionmerge.merging.recipes.recipe import OWN_MODEL, Recipe
 from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
 from motionmerge.schedule import ExpertSchedule
 from motionmerge.switching.bank import Bank, attached_bank, check_attachable, modules_of
-from motionmerge.switching.lora_layers import loras_of_recipe
+from motionmerge.switching.lora_layers import is_own_model, loras_of_recipe
 from motionmerge.switching.placement import Weights, check_placement, should_recompute
 from motionmerge.switching.recompute import RecomputedExpert, recomputed_experts
 from motionmerge.switching.switched_module import SwitchedModule
@@ -90,7 +90,7 @@ class ExpertBank(Bank):
         parts = self._build_parts(experts, module, placement, restore)
         chosen = [(part.name, part.placement) for part in parts if part.placement and part.differs]
         self.placement = "; ".join(f"{name}: {one.reason}" for name, one in chosen)
-        self._attach(parts)
+        self._attach(parts, module)
 
     def _build_parts(
         self, experts: Mapping[str, Weights], module: str | None, placement: str, restore: bool
@@ -180,6 +180,15 @@ def experts(
         bound = BoundRecipe.of(recipe, replaced)
         own_schedule = bound.recipe.schedule
         signed = loras_of_recipe(bound)
+        if signed is None and is_own_model(bound):
+            names = list(bound.recipe.experts)
+            return Bank.of_model(
+                pipeline,
+                names,
+                schedule=chosen_schedule(names, schedule, boundary, own_schedule),
+                scheduler=scheduler,
+                module=module,
+            )
         if signed is not None:
             from motionmerge.switching.lora_bank import LoraBank  # PEFT takes seconds to import
 
@@ -255,10 +264,12 @@ def chosen_schedule(
     """Pick the schedule that was given, the one that a boundary means, or the recipe's own."""
     if schedule is not None and boundary is not None:
         raise ConfigError("Both schedule and boundary were given.", fix="Pass one of the two.")
+    if boundary is not None and own_schedule is not None and own_schedule.has_knobs:
+        return own_schedule.with_boundary(boundary)
     if boundary is not None and len(names) == 2:
         return ExpertSchedule.two(*names, boundary=boundary)
     if boundary is None and len(names) == 1:
-        return schedule or ExpertSchedule.from_list([{"expert": names[0]}])
+        return schedule or own_schedule or ExpertSchedule.from_list([{"expert": names[0]}])
     chosen = schedule or own_schedule
     if chosen is None or boundary is not None:
         raise ConfigError(

@@ -100,7 +100,7 @@ class LoraBank(Bank):
                 check_attachable(name, denoiser)
                 _check_adaptable(name, denoiser)
                 parts.append(AdaptedModule(name=name, module=denoiser, loras=own, weights=weights))
-        self._attach(parts)
+        self._attach(parts, module)
 
 
 @dataclass(kw_only=True)

@@ -371,6 +371,14 @@ def loras_of_recipe(
     return loras, weights
 
 
+def is_own_model(bound: BoundRecipe) -> bool:
+    """Check whether every expert of a recipe is the model that is loaded, as it is."""
+    anchors = {expert.anchor.name for expert in bound.recipe.experts.values()}
+    are_plain = not any(expert.vectors for expert in bound.recipe.experts.values())
+    own = [bound.recipe.inputs[name].path == OWN_MODEL for name in anchors]
+    return are_plain and all(own) and anchors.isdisjoint(bound.origins)
+
+
 def _terms(vector: TaskVector) -> list[tuple[str | None, float]]:
     """List the LoRAs in a task vector with their weights; None stands for anything else."""
     if isinstance(vector, Lora):

@@ -17,7 +17,7 @@ from motionmerge.switching.expert_bank import (
     names_of_denoiser,
     with_own_weights,
 )
-from motionmerge.switching.lora_layers import loras_of_recipe
+from motionmerge.switching.lora_layers import is_own_model, loras_of_recipe
 from motionmerge.switching.recompute import RecomputedExpert, recomputed_experts
 from motionmerge.switching.switched_module import SwitchedModule, check_shape
 
@@ -44,6 +44,8 @@ def check_fit(
         schedule = ExpertSchedule.from_list([{"expert": next(iter(recipe.recipe.experts))}])
         with init_empty_weights():  # the LoRAs' layers need none either
             LoraBank(pipeline, *found, schedule=schedule, missing=missing).detach()
+        return
+    if is_own_model(recipe):
         return
     live = {
         name: SwitchedModule(name=name, module=module).tensors() for name, module in modules.items()

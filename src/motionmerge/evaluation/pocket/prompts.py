@@ -8,13 +8,18 @@ of an object's color hides the object.
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from motionmerge.errors import ConfigError
+from motionmerge.io.atomic import write_whole
 from motionmerge.models.pocket.language import (
     CAMERA_MOVES,
     COLORS,
@@ -70,6 +75,31 @@ def scenes(split: str, *, num: int, seed: int = 0) -> tuple[list[Scene], Canvase
 def first_frames(chosen: Sequence[Scene], canvases: Canvases) -> torch.Tensor:
     """Render the input images of scenes, `[num, 3, 64, 64]` in [0, 1]."""
     return render(chosen, canvases, np.zeros(1)).video[:, 0]
+
+
+def write_scenes(split: str, folder: Path, *, num: int, seed: int = 0) -> Path:
+    """Write the input images of scenes, and a manifest that names them with their captions.
+
+    Files that are there already are left alone: scene i is the same whatever `num`.
+
+    Returns:
+        The manifest.
+    """
+    chosen, canvases = scenes(split, num=num, seed=seed)
+    lines = []
+    for number, (scene, frame) in enumerate(
+        zip(chosen, first_frames(chosen, canvases), strict=True)
+    ):
+        image = folder / f"{split}-{seed}-{number:04}.png"
+        if not image.exists():
+            pixels = (frame * 255).round().to(torch.uint8).movedim(0, -1).numpy()
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, format="PNG")
+            write_whole(image, buffer.getvalue())
+        lines.append(json.dumps({"image": image.name, "prompt": scene.program.caption()}))
+    manifest = folder / f"{split}-{seed}-{num}.jsonl"
+    write_whole(manifest, "\n".join(lines) + "\n")
+    return manifest
 
 
 def _scene(rng: np.random.Generator, index: int, usable: dict[str, set[int]]) -> Scene:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from motionmerge.evaluation.figures import INK, new_figure, style_axes
@@ -76,7 +77,7 @@ def front_chart(results: Sequence[PointResult]) -> Figure:
     """Draw motion against fidelity; points of the front are filled and numbered as in the table."""
     figure, axes = new_figure(6.4, 4.4)
     strategies = list(dict.fromkeys(one.point.strategy for one in results))
-    for strategy, color in zip(strategies, _COLORS, strict=False):
+    for strategy, color in zip(strategies, cycle(_COLORS), strict=False):
         for number, one in enumerate(results, start=1):
             motion, fidelity = one.mean(MOTION), one.mean(FIDELITY)
             if one.point.strategy != strategy or motion is None or fidelity is None:

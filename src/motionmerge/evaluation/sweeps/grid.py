@@ -170,11 +170,12 @@ def with_strategy(recipe: Recipe, strategy: str) -> Recipe:
             fix=f"Leave it out, or give such a recipe, e.g. pocket: {', '.join(recipe.experts)} "
             "is what this one has.",
         )
+    if recipe.schedule is not None:
+        recipe.schedule.check_no_knobs(f"the strategy `{strategy}`")
     noisy, clean = (entry.expert for entry in entries)
     first, second = recipe.experts[noisy], recipe.experts[clean]
     if strategy == "consistency-first":
-        condition = dict([entries[0].condition])
-        turned = (ScheduleEntry(clean, **condition), ScheduleEntry(noisy))
+        turned = (replace(entries[0], expert=clean), ScheduleEntry(noisy))
         return replace(recipe, schedule=ExpertSchedule(turned))
     alone = {
         "dynamics-alone": (noisy, first),

@@ -81,6 +81,8 @@ def with_window(recipe: Recipe, window: Window, *, expert: str) -> Recipe:
         ConfigError: The recipe has no two experts, or not this one.
     """
     other = other_expert(recipe, expert)
+    if recipe.schedule is not None:
+        recipe.schedule.check_no_knobs("a window of noise levels")
     entries: list[ScheduleEntry] = []
     if window.high < 1:
         entries.append(ScheduleEntry(other, above=window.high))

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 
 from motionmerge.errors import ConfigError
 from motionmerge.evaluation.sweeps.grid import BOUNDARY, Axis
-from motionmerge.merging.algebra.named import NamedFloat
 from motionmerge.merging.recipes.recipe import Recipe
-from motionmerge.schedule import ExpertSchedule
+from motionmerge.named import NamedFloat
 from motionmerge.text import fix_unknown_name
 
 KNOWN_RANGES: Mapping[str, tuple[float, float]] = {
@@ -128,9 +127,7 @@ def candidate(recipe: Recipe, values: Mapping[str, float]) -> Recipe:
     changed = recipe.with_parameters(**own) if own else recipe
     if BOUNDARY in values and BOUNDARY not in own:
         assert changed.schedule is not None
-        noisy, clean = (entry.expert for entry in changed.schedule.entries)
-        schedule = ExpertSchedule.two(noisy, clean, boundary=values[BOUNDARY])
-        changed = replace(changed, schedule=schedule)
+        changed = replace(changed, schedule=changed.schedule.with_boundary(values[BOUNDARY]))
     return changed
 
 

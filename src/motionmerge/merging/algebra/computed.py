@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from motionmerge.errors import MotionMergeError, RecipeError
 from motionmerge.lazy_torch import torch
-from motionmerge.merging.algebra.named import number_text
 from motionmerge.merging.algebra.nodes import TaskVector
 from motionmerge.merging.algebra.steps import Apply, Block, Lowering, promoted
+from motionmerge.named import number_text
 
 FunctionSettings: TypeAlias = tuple[tuple[str, float], ...]
 """Keyword arguments of a function by name, in order."""

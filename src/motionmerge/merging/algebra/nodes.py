@@ -20,7 +20,6 @@ from typing import Any, ClassVar, NoReturn, overload
 from motionmerge.errors import RecipeError
 from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra import results
-from motionmerge.merging.algebra.named import NamedFloat, NamedInt, number_text
 from motionmerge.merging.algebra.results import realised, result_specs
 from motionmerge.merging.algebra.steps import Add, Lowering, Read, Subtract
 from motionmerge.merging.algebra.terms import (
@@ -37,6 +36,7 @@ from motionmerge.merging.algebra.terms import (
 )
 from motionmerge.merging.inputs.resolvers import resolve
 from motionmerge.merging.inputs.sources import MemoryTensors, Origin, Source
+from motionmerge.named import NamedFloat, NamedInt, number_text
 from motionmerge.tensors import AnyDtype
 
 __all__ = [

@@ -12,10 +12,10 @@ from typing import ClassVar
 from motionmerge.errors import RecipeError
 from motionmerge.merging.algebra.applied import Applied, expect_vector
 from motionmerge.merging.algebra.masks import MaskV1
-from motionmerge.merging.algebra.named import number_text
 from motionmerge.merging.algebra.nodes import TaskVector
 from motionmerge.merging.algebra.steps import Drop, Lowering, Scale
 from motionmerge.merging.algebra.terms import is_number
+from motionmerge.named import number_text
 
 __all__ = ["Dare", "MaskV1", "dare"]
 

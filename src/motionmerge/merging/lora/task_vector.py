@@ -17,7 +17,6 @@ from typing import ClassVar
 from motionmerge.errors import RecipeError
 from motionmerge.io.weights import open_weights
 from motionmerge.lazy_torch import torch
-from motionmerge.merging.algebra.named import number_text
 from motionmerge.merging.algebra.nodes import Checkpoint, TaskVector
 from motionmerge.merging.algebra.steps import Lowering
 from motionmerge.merging.algebra.terms import is_number
@@ -39,6 +38,7 @@ from motionmerge.merging.lora.placement import (
 )
 from motionmerge.merging.lora.products import difference, rows_of
 from motionmerge.merging.lora.scaling import LoraScaling
+from motionmerge.named import number_text
 from motionmerge.tensors import DType
 
 __all__ = ["Lora", "LoraScaling", "LoraTensors", "lora"]

@@ -17,11 +17,11 @@ from motionmerge.merging.algebra.applied import expect_vector
 from motionmerge.merging.algebra.computed import ByBlock, ByTensor, Computed
 from motionmerge.merging.algebra.functions import low_rank, ties, trim
 from motionmerge.merging.algebra.groups import only
-from motionmerge.merging.algebra.named import NamedFloat, NamedInt
 from motionmerge.merging.algebra.nodes import Checkpoint, TaskVector
 from motionmerge.merging.algebra.sparsify import dare
 from motionmerge.merging.algebra.terms import is_number
 from motionmerge.merging.lora.task_vector import lora
+from motionmerge.named import NamedFloat, NamedInt
 
 MORE = "..."
 """As the last argument: more like the one before it may follow."""

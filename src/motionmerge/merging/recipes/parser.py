@@ -8,27 +8,20 @@ A fault is reported with a caret under the guilty column.
 from __future__ import annotations
 
 import ast
-import math
 import operator
 import re
-import warnings
 from collections.abc import Callable, Collection, Mapping, MutableMapping
 from keyword import kwlist
 from pathlib import PurePath
 from typing import Any
 
-from motionmerge.errors import RecipeError
-from motionmerge.merging.algebra.named import named
+from motionmerge.expressions import MAX_DEPTH, ExpressionReader
 from motionmerge.merging.algebra.nodes import Checkpoint, TaskVector
 from motionmerge.merging.algebra.terms import is_number
 from motionmerge.merging.inputs.sources import Source
 from motionmerge.merging.recipes.functions import FUNCTIONS
-from motionmerge.text import fix_unknown_name, with_caret
-
-MAX_LENGTH = 2000
-"""Longest expression in characters."""
-MAX_DEPTH = 40
-"""Deepest nesting of an expression."""
+from motionmerge.named import named
+from motionmerge.text import fix_unknown_name
 
 _BINARY: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
     ast.Add: ("+", operator.add),
@@ -58,10 +51,10 @@ def parse_expression(
     Raises:
         RecipeError: It is no checkpoint expression of the whitelist; a caret shows where.
     """
-    return _Parser(" ".join(text.split()), names, where, files, parameters or {}).checkpoint()
+    return _Parser(text, names, where, files, parameters or {}).checkpoint()
 
 
-class _Parser:
+class _Parser(ExpressionReader):
     def __init__(
         self,
         text: str,
@@ -70,16 +63,11 @@ class _Parser:
         files: MutableMapping[str, str] | None,
         parameters: Mapping[str, float],
     ) -> None:
-        self._text, self._names, self._where, self._files = text, names, where, files
-        self._parameters = parameters
+        super().__init__(text, where, shorter="Split it into several experts.")
+        self._names, self._files, self._parameters = names, files, parameters
 
     def checkpoint(self) -> Checkpoint:
         """Parse the whole text."""
-        if len(self._text) > MAX_LENGTH:
-            raise RecipeError(
-                f"{self._where} has {len(self._text)} characters; {MAX_LENGTH} are allowed.",
-                fix="Split it into several experts.",
-            )
         value = self._visit(self._tree(), 0)
         if not isinstance(value, Checkpoint):
             raise self._fault(
@@ -90,21 +78,6 @@ class _Parser:
             )
         return value
 
-    def _tree(self) -> ast.expr:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", SyntaxWarning)
-                warnings.simplefilter("ignore", DeprecationWarning)
-                return ast.parse(self._text, mode="eval").body
-        except SyntaxError as error:
-            column = min(max((error.offset or 1) - 1, 0), len(self._text))
-            raise self._fault(
-                column, f"Cannot be read: {error.msg}.", fix="Correct the expression there."
-            ) from None
-        except (ValueError, RecursionError, MemoryError) as error:
-            message = f"Cannot be read: {error}."
-            raise self._fault(0, message, fix="Write a simpler expression.") from None
-
     def _visit(self, node: ast.expr, depth: int) -> Any:
         if depth > MAX_DEPTH:
             raise self._fault(
@@ -113,7 +86,7 @@ class _Parser:
         if isinstance(node, ast.Name):
             return self._name(node)
         if isinstance(node, ast.Constant):
-            return self._number(node)
+            return self._number(node, instead="a number or a checkpoint")
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
             operand = self._visit(node.operand, depth + 1)
             return self._build(node, lambda: -operand)
@@ -136,16 +109,6 @@ class _Parser:
             message = f"There is no {what} `{node.id}`."
             raise self._fault(node, message, fix=fix_unknown_name(node.id, known))
         return Checkpoint(Source(node.id))
-
-    def _number(self, node: ast.Constant) -> int | float:
-        value = node.value
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self._fault(
-                node, "Expected a number or a checkpoint here.", fix="Write a number."
-            )
-        if abs(value) >= 1 << 63 or not math.isfinite(value):
-            raise self._fault(node, "This number is too large.", fix="Write a smaller number.")
-        return value
 
     def _binary(self, node: ast.BinOp, depth: int) -> Any:
         left, right = self._visit(node.left, depth + 1), self._visit(node.right, depth + 1)
@@ -219,17 +182,3 @@ class _Parser:
             name += "_"
         self._files[name] = path
         return Checkpoint(Source(name))
-
-    def _build(self, place: ast.expr | int, make: Callable[[], Any]) -> Any:
-        """Run an operation of the algebra; point at `place` if it refuses."""
-        try:
-            return make()
-        except RecipeError as error:
-            raise self._fault(place, error.message, fix=error.fix) from None
-
-    def _column(self, byte_offset: int | None) -> int:
-        return len(self._text.encode()[: byte_offset or 0].decode(errors="ignore"))
-
-    def _fault(self, place: ast.expr | int, message: str, *, fix: str | None) -> RecipeError:
-        column = place if isinstance(place, int) else self._column(place.col_offset)
-        return RecipeError(f"{self._where}: {message}\n{with_caret(self._text, column)}", fix=fix)

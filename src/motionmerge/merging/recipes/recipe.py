@@ -31,7 +31,6 @@ from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.io.paths import behind_links, exists, folder_of, open_plain_file, path_of
 from motionmerge.io.weights import open_weights
 from motionmerge.lazy_torch import torch
-from motionmerge.merging.algebra.named import NamedFloat, NamedInt
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.algebra.sparsify import Dare
 from motionmerge.merging.inputs.resolvers import PACKAGE, resolve, split_name
@@ -45,6 +44,7 @@ from motionmerge.merging.recipes.sections import (
     placed,
     read_sections,
 )
+from motionmerge.named import NamedFloat, NamedInt
 from motionmerge.schedule import (
     PAPER_BOUNDARY,
     ExpertSchedule,
@@ -389,7 +389,15 @@ class Recipe:
         }
         sections: dict[str, Any] = {"inputs": self._inputs_as_written(), "experts": experts}
         if self.schedule is not None:
-            sections["schedule"] = self.schedule.to_list()
+            sections["schedule"] = [
+                {
+                    key: _without_names(value, self.parameters)
+                    if key in ("image", "attention") and isinstance(value, str)
+                    else value
+                    for key, value in entry.items()
+                }
+                for entry in self.schedule.to_list()
+            ]
         plain = Recipe.from_sections(sections, folder=self.folder)
         return replace(plain, description=self.description)
 
@@ -492,7 +500,8 @@ def _dump(section: Mapping[str, Any]) -> str:
 def _without_names(expression: str, parameters: Mapping[str, float]) -> str:
     """Replace parameters' names by numbers, and two minus signs that then meet by a plus."""
     numbers = {name: repr(value) for name, value in parameters.items()}
-    plain = _replaced(r"\b[A-Za-z_]\w*\b(?!=)", numbers, expression)  # no name of a setting
+    name = r"\b[A-Za-z_]\w*\b(?!\s*[=(])"  # of no setting, and of no function
+    plain = _replaced(name, numbers, expression)
     return _replaced("- -", {"- -": "+ "}, plain)
 
 

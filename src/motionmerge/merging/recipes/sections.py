@@ -24,11 +24,12 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
-from motionmerge.config import Place, explained, named_fault
+from motionmerge.config import Place, explained, named_fault, shown
 from motionmerge.errors import ConfigError, RecipeError
-from motionmerge.merging.algebra.named import NamedFloat, NamedInt, named, number_text
+from motionmerge.knobs import parse_attention, parse_image
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.recipes.functions import FUNCTIONS
+from motionmerge.named import NamedFloat, NamedInt, named, number_text
 from motionmerge.schedule import SCHEDULE_EXAMPLE, ScheduleEntry, is_finite_number
 from motionmerge.text import parse_yaml
 
@@ -133,21 +134,40 @@ class Sections(BaseModel):
         if not isinstance(entries, list):
             return entries
         numbers = info.data["parameters"]
-        named_entries = [
-            {
-                key: named(numbers[value], value)
-                if key != "expert" and isinstance(value, str) and value in numbers
-                else value
-                for key, value in entry.items()
-            }
-            if isinstance(entry, dict)
-            else entry
-            for entry in entries
-        ]
-        for number, entry in enumerate(named_entries):
+        named_entries = []
+        for number, entry in enumerate(entries):
             with placed("schedule", number), suppress(ValidationError):  # which is told later
+                if isinstance(entry, dict):
+                    _check_cut_call(entry)
+                    entry = {key: _with_names(key, entry[key], numbers) for key in entry}
                 _ENTRY.validate_python(entry)
+            named_entries.append(entry)
         return named_entries
+
+
+def _with_names(key: str, value: Any, numbers: Mapping[str, float]) -> Any:
+    """Read what an entry says of a field, with the recipe's parameters."""
+    if not isinstance(value, str) or key == "expert":
+        return value
+    if key in ("image", "attention"):
+        parse = parse_image if key == "image" else parse_attention
+        return parse(value, where=f"`{key}`", parameters=numbers)
+    return named(numbers[value], value) if value in numbers else value
+
+
+def _check_cut_call(entry: Mapping[Any, Any]) -> None:
+    """Refuse an entry in which a comma of YAML's ended a call, as in `{image: blur(1, 5)}`.
+
+    Raises:
+        RecipeError: Such an entry.
+    """
+    for key in ("image", "attention"):
+        value = entry.get(key)
+        if isinstance(value, str) and value.count("(") > value.count(")"):
+            raise RecipeError(
+                f"`{key}` is cut off at a comma: {shown(value)}.",
+                fix=f'Put the call in quotes: `{key}: "{value}, ...)"`.',
+            )
 
 
 _FIXES = {
@@ -205,9 +225,15 @@ def check_use(
     schedule: Iterable[ScheduleEntry],
 ) -> None:
     """Refuse a parameter that changes nothing, as a mistyped one does."""
-    thresholds = [entry.condition[1] for entry in schedule if entry.condition is not None]
-    numbers = [one for one in thresholds if isinstance(one, (NamedFloat, NamedInt))]
-    text = " ".join([*map(str, experts.values()), *map(number_text, numbers)])
+    entries = list(schedule)
+    values = [value for entry in entries for value in entry.knobs.values()]
+    values += [entry.condition[1] for entry in entries if entry.condition is not None]
+    texts = [
+        value if isinstance(value, str) else number_text(value)
+        for value in values
+        if isinstance(value, (str, NamedFloat, NamedInt))
+    ]
+    text = " ".join([*map(str, experts.values()), *texts])
     used = set(re.findall(r"[A-Za-z_][A-Za-z0-9_]*", text))
     for name in parameters:
         if name not in used:

@@ -35,6 +35,7 @@ from motionmerge.sampling.pipelines.start_latents import (
     check_start,
     start_latents,
 )
+from motionmerge.switching.denoising_steps import Moment
 
 if TYPE_CHECKING:  # the parts that are registered at run time
     from diffusers import AutoencoderKL, SchedulerMixin
@@ -286,8 +287,9 @@ class _Videos:
         return self.whole_start[:, :, 1:]
 
     def predict(
-        self, sample: torch.Tensor, timestep: torch.Tensor, expert: str | None
+        self, sample: torch.Tensor, timestep: torch.Tensor, moment: Moment | None
     ) -> torch.Tensor:
+        expert = None if moment is None else moment.entry.expert
         predictions = self._predictions(sample, timestep, expert)
         if "no image" in predictions:
             return doubly_guided_prediction(
@@ -313,7 +315,9 @@ class _Videos:
         """Run the U-Net on the parts of guidance, in one call or one by one."""
         pipeline, none = self.pipeline, self.whole_start[:, :, :1]
         by_image = self.image_guidance_scale > 1
-        texts = self.texts if by_image else pipeline.guided_parts(self.texts)
+        texts = (
+            self.texts if by_image else pipeline.guided_parts(self.texts, pipeline.guidance_scale)
+        )
         parts = {"both": (self.first, texts[:, -1])}
         if texts.shape[1] > 1:
             parts["no text"] = (self.first, texts[:, 0])

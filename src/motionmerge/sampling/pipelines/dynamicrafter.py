@@ -10,7 +10,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import torch
 
@@ -32,7 +32,9 @@ from motionmerge.sampling.pipelines.start_latents import (
     check_start,
     start_latents,
 )
+from motionmerge.switching.denoising_steps import Moment
 from motionmerge.switching.expert_bank import attached_bank
+from motionmerge.switching.image_functions import shown_images
 
 if TYPE_CHECKING:  # the parts that are registered at run time
     from diffusers import AutoencoderKL, SchedulerMixin
@@ -201,6 +203,7 @@ class DynamiCrafterPipeline(ImageTokenPipeline):
             raise ConfigError("Both start and analytic_init were given.", fix="Pass one of them.")
         start = start or analytic_init
         check_start(latents, start)
+        start_step = self._start_step(start_step)
         is_guided = guidance_scale > 1
         conditions = self._encoded(
             conditions,
@@ -274,8 +277,11 @@ def with_defaults(defaults: Mapping[str, object]) -> Callable[[Call], Call]:
     return decorate
 
 
-def _two_caches() -> defaultdict[str | None, tuple[ContextCache, ContextCache]]:
-    """Return caches for each expert, one for each half of guidance."""
+Caches: TypeAlias = "defaultdict[tuple[str | None, bool], tuple[ContextCache, ContextCache]]"
+"""For each expert, with guidance and without, one cache for each half."""
+
+
+def _two_caches() -> Caches:
     return defaultdict(lambda: (ContextCache(), ContextCache()))
 
 
@@ -294,9 +300,7 @@ class _Videos:
     frame_rate: float
     guidance_rescale: float
     captured: CapturedUNet | None
-    caches: defaultdict[str | None, tuple[ContextCache, ContextCache]] = field(
-        default_factory=_two_caches
-    )
+    caches: Caches = field(default_factory=_two_caches)
 
     def start(self) -> torch.Tensor:
         return start_latents(
@@ -310,24 +314,31 @@ class _Videos:
         )
 
     def predict(
-        self, sample: torch.Tensor, timestep: torch.Tensor, expert: str | None
+        self, sample: torch.Tensor, timestep: torch.Tensor, moment: Moment | None
     ) -> torch.Tensor:
         unet = self.pipeline.unet
+        expert = None if moment is None else moment.entry.expert
         bank = attached_bank(unet)
         if bank and expert and self.captured:
             bank.put_in_place(expert)
+        conditional_sample = None
         if unet.config.in_channels > unet.config.out_channels:  # VideoCrafter's reads tokens alone
-            sample = torch.cat([sample, self.image_latents], dim=1)
+            shown, blurred = shown_images(self.image_latents, moment)
+            if blurred is not None:
+                conditional_sample = torch.cat([sample, blurred], dim=1)
+            sample = torch.cat([sample, shown], dim=1)
+        guidance_scale = self.pipeline.guidance_at(moment)
         return guided_unet(
             unet,
             sample,
             timestep,
+            conditional_sample=conditional_sample,
             context=self.pipeline.guided_parts(
-                self.contexts[expert if expert in self.contexts else None]
+                self.contexts[expert if expert in self.contexts else None], guidance_scale
             ),
-            context_caches=self.caches[expert],
+            context_caches=self.caches[expert, guidance_scale > 1],
             frame_rate=self.frame_rate,
-            guidance_scale=self.pipeline.guidance_scale,
+            guidance_scale=guidance_scale,
             guidance_rescale=self.guidance_rescale,
             batches_guidance=self.pipeline.batches_guidance,
             captured=self.captured,

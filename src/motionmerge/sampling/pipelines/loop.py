@@ -15,6 +15,8 @@ from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMSchedul
 from motionmerge.sampling.pipelines.encoders import EncodingPipeline
 from motionmerge.sampling.pipelines.inputs import Frames, video_to_output
 from motionmerge.sampling.pipelines.lora_weights import LoraPipeline
+from motionmerge.switching.denoiser_call import no_second_pass
+from motionmerge.switching.denoising_steps import Moment, start_step_of
 from motionmerge.switching.expert_bank import attached_bank
 
 Generators: TypeAlias = "torch.Generator | list[torch.Generator] | None"
@@ -43,14 +45,14 @@ class VideosToDenoise(Protocol):
         """Draw or take the latents that denoising begins with."""
 
     def predict(
-        self, sample: torch.Tensor, timestep: torch.Tensor, expert: str | None
+        self, sample: torch.Tensor, timestep: torch.Tensor, moment: Moment | None
     ) -> torch.Tensor:
         """Predict the noise, or whatever the scheduler expects, under guidance.
 
         Args:
             sample: Latents as the scheduler scales them for the model.
             timestep: The scheduler's.
-            expert: Whose weights are in force; None without experts.
+            moment: What is in force; None without experts.
         """
 
     def forget(self) -> None:
@@ -115,9 +117,9 @@ class DenoisingPipeline(EncodingPipeline, LoraPipeline):
             for step, timestep in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     break
-                expert = bank.expert_for(timestep) if bank else None
+                moment = bank.moment_for(timestep) if bank else None
                 sample = self.scheduler.scale_model_input(latents, timestep)
-                prediction = videos.predict(sample, timestep, expert)
+                prediction = videos.predict(sample, timestep, moment)
                 latents = self.scheduler.step(
                     prediction, timestep, latents, **step_options, return_dict=False
                 )[0]
@@ -135,22 +137,25 @@ class DenoisingPipeline(EncodingPipeline, LoraPipeline):
         self.maybe_free_model_hooks()
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
 
-    def guided_parts(self, parts: torch.Tensor) -> torch.Tensor:
-        """Leave the unconditional part out where guidance is 1 or less by now.
+    def guidance_at(self, moment: Moment | None) -> float:
+        """Return the guidance that the schedule sets for this step; else that of the call."""
+        own = moment.entry.guidance if moment else None
+        return self.guidance_scale if own is None else own
+
+    def guided_parts(self, parts: torch.Tensor, guidance_scale: float) -> torch.Tensor:
+        """Leave the unconditional part out of a step whose guidance is 1 or less.
 
         Args:
             parts: `[videos, 1 or 2, ...]`; the conditional part is the last one.
+            guidance_scale: That of the step.
 
         Raises:
-            ConfigError: Guidance was raised in a call that began without.
+            ConfigError: The step is guided, and the call began without an unconditional part.
         """
-        if self.guidance_scale <= 1:
+        if guidance_scale <= 1:
             return parts[:, -1:]
         if parts.shape[1] == 1:
-            raise ConfigError(
-                f"Guidance was set to {self.guidance_scale:g} in a call that began without any.",
-                fix="Begin with a guidance_scale above 1, and lower it while it is not wanted.",
-            )
+            raise no_second_pass()
         return parts
 
     def set_timesteps(self, num_inference_steps: int, start_step: int | None = None) -> None:
@@ -159,6 +164,7 @@ class DenoisingPipeline(EncodingPipeline, LoraPipeline):
         Raises:
             ConfigError: The scheduler has no such steps, or cannot start late.
         """
+        start_step = self._start_step(start_step)
         options: dict[str, object] = {} if start_step is None else {"start_step": start_step}
         known = inspect.signature(self.scheduler.set_timesteps).parameters
         if not options.keys() <= known.keys():
@@ -170,6 +176,17 @@ class DenoisingPipeline(EncodingPipeline, LoraPipeline):
             options["device"] = self._execution_device
         # Ours reads its timesteps on the CPU: on a GPU every look would wait for all that it does.
         self.scheduler.set_timesteps(num_inference_steps, **options)
+
+    def _start_step(self, given: int | None) -> int | None:
+        """Return where denoising begins: as a call says, or as the schedule of its experts does.
+
+        Raises:
+            ConfigError: No timestep has as little noise as the schedule says.
+        """
+        bank = attached_bank(self.unet)
+        if given is not None or bank is None:
+            return given
+        return start_step_of(bank.schedule, self.scheduler)
 
     def _step_options(self, eta: float, generator: Generators) -> dict[str, object]:
         """Pass on what the scheduler's `step` knows: not every one has `eta`."""

@@ -25,7 +25,9 @@ from motionmerge.sampling.request.model import ModelChoice
 from motionmerge.sampling.request.step_plan import StepPlan, plan_steps
 from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.switching.bank import Bank
+from motionmerge.switching.denoising_steps import start_step_of
 from motionmerge.switching.expert_bank import chosen_schedule, experts
+from motionmerge.switching.knob_families import check_knobs, knob_family
 from motionmerge.switching.rehearsal import check_fit
 
 
@@ -86,7 +88,7 @@ class ExpertChoice:
     def plan_steps(
         self, model: ModelChoice, scheduler: Scheduler | None, settings: VideoSettings
     ) -> StepPlan | None:
-        """Plan which expert denoises which steps; None if there is nothing to say of it.
+        """Plan what is in force at which steps; None if there is nothing to say of it.
 
         Raises:
             ConfigError: As `step_plan.plan_steps`.
@@ -95,13 +97,26 @@ class ExpertChoice:
         if self.recipe is not None:
             names = list(self.recipe.experts)
             schedule = chosen_schedule(names, None, self.boundary, self.recipe.schedule)
+            if schedule.entries[0].start is not None and scheduler is not None:
+                start = settings.start_step or start_step_of(schedule, scheduler)
+                settings = settings.changed(start_step=start)
         return plan_steps(
             model.family.name,
             scheduler,
             settings,
-            schedule=schedule if schedule is not None and len(schedule.experts) > 1 else None,
+            schedule=schedule if schedule is not None and len(schedule.labels) > 1 else None,
             configs=model.configs,
         )
+
+    def check_knobs(self, model: ModelChoice) -> None:
+        """Refuse what a schedule sets besides experts and a model cannot do, before it is loaded.
+
+        Raises:
+            ConfigError: Names it.
+        """
+        if self.recipe is not None and self.recipe.schedule is not None:
+            family = knob_family(model.family.pipelines[0], model.configs)
+            check_knobs(self.recipe.schedule, family)
 
     def check(self, modules: Mapping[str, nn.Module]) -> None:
         """Look for the weights of every input and whether the experts fit, before any is loaded.

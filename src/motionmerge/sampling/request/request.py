@@ -166,6 +166,7 @@ class VideoRequest:
         choice = replace(self._choice(model), missing=self.missing)
         if self.recipe is None:
             _check_kinds(choice)
+        choice.check_knobs(model)
         own = choice
         if isinstance(model, ShippedModel) and self.weights is not None:
             own = from_weights(model.weights_file)

@@ -23,7 +23,11 @@ from motionmerge.sampling.families.known_limits import CHUNK, video_compression
 from motionmerge.sampling.families.limits import Configs
 from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.schedule import ExpertSchedule
-from motionmerge.switching.denoising_steps import describe_steps, experts_of_steps, unused_experts
+from motionmerge.switching.denoising_steps import (
+    describe_steps,
+    labels_of_steps,
+    unused_entries,
+)
 
 _OWN_SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
@@ -173,13 +177,13 @@ def plan_steps(
     schedule: ExpertSchedule | None,
     configs: Configs,
 ) -> StepPlan | None:
-    """Plan which expert will denoise which steps; nothing is denoised.
+    """Plan what will be in force at which steps; nothing is denoised.
 
     Args:
         family: Name of the family, whose pipeline asks for timesteps in its own way.
         scheduler: The pipeline's; it is not changed.
         settings: The video, resolved.
-        schedule: Which expert denoises when; None where one set of weights denoises all.
+        schedule: What is in force when; None where one set of weights denoises all.
         configs: Configurations of the pipeline's parts.
 
     Returns:
@@ -204,8 +208,8 @@ def plan_steps(
         return (
             None if sigmas is None else StepPlan("one set of weights for all steps", None, sigmas)
         )
-    experts = experts_of_steps(schedule, planned)
-    return StepPlan(describe_steps(experts), unused_experts(schedule, planned, experts), sigmas)
+    labels = labels_of_steps(schedule, planned)
+    return StepPlan(describe_steps(labels), unused_entries(schedule, planned, labels), sigmas)
 
 
 def _changed_sigmas(scheduler: Scheduler, settings: VideoSettings) -> str | None:

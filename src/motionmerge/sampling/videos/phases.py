@@ -82,7 +82,7 @@ def make_videos(
     """Make videos, each as soon as it is ready; one that fails does not stop the others.
 
     With experts on a pipeline of ours, the noisy part of all videos comes first, then one switch,
-    then the rest. Other pipelines make one video after another.
+    then the rest. Other pipelines, and schedules with knobs, make one video after another.
 
     Args:
         pipeline: A pipeline of one of `VIDEO_FAMILIES`.
@@ -91,7 +91,10 @@ def make_videos(
     """
     # Guidance by the image needs the start noise of frame 0, which a cut does not hand on.
     needs_start = any((asked.image_guidance_scale or 1) > 1 for _, asked in requests)
-    if bank is not None and len(requests) > 1 and not needs_start and can_be_cut(pipeline):
+    # A part of the steps does not tell which share of all steps is done, as knobs must know.
+    has_experts_alone = bank is not None and not bank.schedule.has_knobs
+    is_whole = len(requests) == 1 or needs_start or not has_experts_alone
+    if bank is not None and not is_whole and can_be_cut(pipeline):
         yield from _in_phases(pipeline, requests, bank)
         return
     for index, (image, settings) in enumerate(requests):

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import torch
 
+from motionmerge.switching.image_functions import time_noise_center
+
 from .noised import along
 
 
@@ -40,7 +42,7 @@ class TimeNoise:
             time_shares: s, `[batch]`.
             normal: n, `[batch]`, drawn anew for each use.
         """
-        center = 2 * time_shares.to(normal) ** self.power - 1
+        center = time_noise_center(time_shares.to(normal), self.power)
         return self.strength * (normal + center).sigmoid()
 
     def on(

@@ -1,0 +1,369 @@
+"""Knobs of a schedule on every pipeline: they act as told, or are refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from diffusers import PyramidAttentionBroadcastConfig, attention_backend
+
+from motionmerge.errors import ConfigError
+from motionmerge.knobs import parse_image
+from motionmerge.merging.recipes.recipe import Recipe
+from motionmerge.schedule import ExpertSchedule, ScheduleEntry
+from motionmerge.switching.expert_bank import attached_bank, experts
+from motionmerge.switching.image_functions import low_pass
+from motionmerge.switching.knob_families import (
+    AMPLITUDE,
+    ATTENTION,
+    FILTERS,
+    GUIDANCE,
+    START,
+    knob_family,
+)
+
+from ..tiny.pipelines import EVERY_FAMILY, Family, generate, is_modular, tiny
+
+STEPS = 2
+SETTINGS = {
+    GUIDANCE: "guidance: 3",
+    FILTERS: "image: low_pass(0.3)",
+    AMPLITUDE: "image: motion_amplitude(1.5)",
+    ATTENTION: "attention: first_frame(-0.6)",
+    START: "start: 0.9",
+}
+SCALES = {"SVD": "max_guidance_scale", "Hunyuan": "true_cfg_scale"}
+TRIED = [
+    family
+    for family in EVERY_FAMILY
+    if family.name not in ("MiniMax-H3", "Helios", "AnyFlow", "FramePack", "Sana video")  # time
+]
+
+
+def recipe_of(*entries: str) -> Recipe:
+    """Write a recipe of the model itself."""
+    lines = "".join(f"\n  - {{expert: model, {entry}}}" for entry in entries)
+    return Recipe.parse(
+        f"inputs: {{base: 'memory:base'}}\nexperts: {{model: base}}\nschedule:{lines}"
+    )
+
+
+def built(family: Family) -> Any:
+    """Build a pipeline whose guidance and image reach its output."""
+    pipeline = tiny(family)
+    if family.name == "Kandinsky 5":  # made with modulations of zero
+        generator = torch.Generator().manual_seed(1)
+        for parameter in pipeline.transformer.parameters():
+            if not parameter.any():
+                parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    return pipeline
+
+
+class Calls:
+    """Counts the rows of all calls of a pipeline's denoisers."""
+
+    def __init__(self, pipeline: Any, family: Family) -> None:
+        self.rows = 0
+        for name in family.denoisers:
+            getattr(pipeline, name).register_forward_hook(self._count, with_kwargs=True)
+
+    def _count(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        self.rows += len(output[0] if isinstance(output, tuple) else output.sample)
+
+    def of(self, run: Any) -> tuple[torch.Tensor, int]:
+        self.rows = 0
+        return run(), self.rows
+
+
+def told(pipeline: Any, family: Family, scale: float) -> torch.Tensor:
+    """Make a video by a scale that the pipeline is told, not the schedule."""
+    guider = getattr(pipeline, "guider", None)
+    if guider is None:
+        return make(pipeline, family, **{SCALES.get(family.name, "guidance_scale"): scale})
+    names = [name for name in ("guider", "guider_2") if getattr(pipeline, name, None) is not None]
+    own = {name: getattr(pipeline, name) for name in names}
+    fails_unguided = is_modular(pipeline) and scale == 1
+    try:
+        for name, one in own.items():
+            new = one.new(stop=0.0) if fails_unguided else one.new(guidance_scale=scale)
+            setattr(pipeline, name, new)
+        return make(pipeline, family)
+    finally:
+        for name, one in own.items():
+            setattr(pipeline, name, one)
+
+
+def make(pipeline: Any, family: Family, **options: Any) -> torch.Tensor:
+    return generate(pipeline, family, num_inference_steps=STEPS, **options)
+
+
+@pytest.mark.parametrize("family", TRIED, ids=lambda family: family.name)
+def test_every_knob_acts_or_is_refused_and_nothing_stays(family: Family) -> None:
+    pipeline = built(family)
+    calls = Calls(pipeline, family)
+    plain, rows = calls.of(lambda: make(pipeline, family))
+    config = {name: getattr(part, "config", {}) for name, part in pipeline.components.items()}
+    known = knob_family(type(pipeline).__name__, {"": pipeline.config, **config})
+    for knob, setting in SETTINGS.items():
+        if not known.has(knob):
+            with pytest.raises(ConfigError, match=r"does not have|combined in another way"):
+                experts(pipeline, recipe_of(setting))
+            continue
+        with experts(pipeline, recipe_of(setting)):
+            turned, own_rows = calls.of(lambda: make(pipeline, family))
+        if knob == GUIDANCE:
+            assert torch.equal(turned, told(pipeline, family, 3.0))
+        else:
+            assert not torch.equal(turned, plain), knob
+        sees_no_image = known.name == "SVD"  # in its unconditional pass
+        more = rows // 2 if knob == FILTERS and not sees_no_image else 0
+        assert own_rows == rows + more, knob
+    if known.has(GUIDANCE):
+        with experts(pipeline, recipe_of("guidance: 1")):
+            alone, own_rows = calls.of(lambda: make(pipeline, family))
+        assert own_rows == rows // 2
+        assert torch.equal(alone, told(pipeline, family, 1.0))
+    nothing = [
+        setting
+        for knob, setting in (
+            (FILTERS, "image: low_pass(1) + time_noise(0)"),
+            (AMPLITUDE, "image: motion_amplitude(1)"),
+            (ATTENTION, "attention: first_frame(0)"),
+        )
+        if known.has(knob)
+    ]
+    for setting in nothing:
+        with experts(pipeline, recipe_of(setting)):
+            assert torch.equal(make(pipeline, family), plain), setting
+    assert torch.equal(make(pipeline, family), plain)
+    for name in family.denoisers:
+        assert attached_bank(getattr(pipeline, name)) is None
+
+
+@pytest.mark.parametrize("name", ["Wan 2.1", "CogVideoX"])
+def test_guidance_is_bit_equal_in_bf16_as_well(name: str) -> None:
+    family = named(name)
+    pipeline = built(family)
+    pipeline.to(torch.bfloat16)
+    with experts(pipeline, recipe_of("guidance: 3")):
+        assert torch.equal(make(pipeline, family), told(pipeline, family, 3.0))
+
+
+def named(name: str) -> Family:
+    return next(family for family in EVERY_FAMILY if family.name == name)
+
+
+def official_alg(pipeline: Any, family: Family, *, keep: float, until: float, g: float) -> Any:
+    """Denoise by three explicit passes while x <= until, and by two afterwards, as ALG's code does.
+
+    All that the pipeline encodes is taken from a plain run of it.
+    """
+    seen: list[dict[str, Any]] = []
+    hook = pipeline.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
+    )
+    generate(pipeline, family, guidance_scale=g)
+    hook.remove()
+    is_batched = family.name == "CogVideoX"
+    axis = 2 if is_batched else 1
+    first = dict(seen[0])
+    sample = first.pop("hidden_states")[:1]
+    width = pipeline.transformer.config.out_channels
+    latents, beside = sample.split([width, sample.shape[axis] - width], dim=axis)
+    texts = [kwargs["encoder_hidden_states"] for kwargs in seen[:2]]
+    c, u = reversed(texts[0].split(1)) if is_batched else texts
+    pipeline.scheduler.set_timesteps(family.steps)
+    steps = pipeline.scheduler.timesteps
+
+    def predict(image: torch.Tensor, text: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        inputs = torch.cat([latents, image], dim=axis)
+        own = {"hidden_states": inputs, "timestep": t.expand(1), "encoder_hidden_states": text}
+        with torch.no_grad():
+            return pipeline.transformer(**{**first, **own})[0]
+
+    for i, t in enumerate(steps):
+        low = low_pass(beside, keep) if i / (len(steps) - 1) <= until else beside
+        unconditional = predict(beside, u, t)
+        prediction = unconditional + g * (predict(low, c, t) - predict(low, u, t))
+        latents = pipeline.scheduler.step(prediction, t, latents, return_dict=False)[0]
+    return latents
+
+
+@pytest.mark.parametrize("name", ["Wan 2.1", "CogVideoX"])
+def test_alg_is_three_explicit_passes(name: str) -> None:
+    family = named(name)
+    pipeline = built(family)
+    expected = official_alg(pipeline, family, keep=0.4, until=0.4, g=5.0)
+    with experts(pipeline, Recipe.load("alg").with_parameters(share=0.4)):
+        made = generate(pipeline, family, guidance_scale=5.0)
+    torch.testing.assert_close(made, expected, atol=2e-6, rtol=2e-6)
+    assert not torch.allclose(made, generate(pipeline, family, guidance_scale=5.0), atol=1e-4)
+    g = "guidance: 5, " + SETTINGS[FILTERS].replace("0.3", "0.4")
+    with experts(pipeline, recipe_of(f"step_fraction: 0.4, {g}", "guidance: 5")):
+        combined = generate(pipeline, family, guidance_scale=2.0)
+    torch.testing.assert_close(combined, expected, atol=2e-6, rtol=2e-6)
+
+
+def first_sample(pipeline: Any, family: Family) -> torch.Tensor:
+    """Make a video; return what the denoiser was called with first."""
+    seen: list[torch.Tensor] = []
+    hook = pipeline.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]),
+        with_kwargs=True,
+    )
+    make(pipeline, family)
+    hook.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("name", ["Wan 2.1", "SkyReels-V2", "Wan 2.1 modular"])
+def test_motion_amplitude_is_its_formula_in_the_units_of_the_vae(name: str) -> None:
+    family = named(name)
+    pipeline = built(family)
+    plain = first_sample(pipeline, family)
+    with experts(pipeline, recipe_of("image: motion_amplitude(1.5)")):
+        turned = first_sample(pipeline, family)
+    config, width = pipeline.vae.config, pipeline.transformer.config.out_channels
+    mean, std = (
+        torch.tensor(values).reshape(1, -1, 1, 1, 1)
+        for values in (config.latents_mean, config.latents_std)
+    )
+    z = plain[:, -width:] * std + mean
+    change = z - z[:, :, :1]
+    level = change.mean(dim=(1, 3, 4), keepdim=True)
+    pushed = (z[:, :, :1] + 1.5 * (change - level) + level).clamp(-6, 6)
+    expected = plain.clone()
+    expected[:, -width:, 1:] = ((pushed - mean) / std)[:, :, 1:]
+    torch.testing.assert_close(turned, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(turned[:, :-width], plain[:, :-width])
+    assert not torch.allclose(turned, plain, atol=1e-3)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_batch_of_two_videos_is_two_videos() -> None:
+    for name in ("Wan 2.1", "CogVideoX"):
+        family = named(name)
+        pipeline = built(family)
+        recipe = recipe_of("step_fraction: 0.5, guidance: 4, image: low_pass(0.4)", "guidance: 1")
+        with experts(pipeline, recipe):
+            both = generate(pipeline, family, batch=2, generator=[seeded(1), seeded(2)])
+            last = generate(pipeline, family, generator=[seeded(2)])
+        torch.testing.assert_close(last, both[1:], atol=1e-5, rtol=1e-5)
+
+
+def test_knobs_go_with_experts_and_with_what_is_done_to_a_model_meanwhile() -> None:
+    family = named("Wan 2.2-A14B")
+    pipeline = built(family)
+    schedule = ExpertSchedule(
+        (
+            ScheduleEntry("first", above=0.8, guidance=8, image=parse_image("low_pass(0.4)")),
+            ScheduleEntry("second", guidance=1),
+        )
+    )
+    plain = generate(pipeline, family)
+    own = {
+        expert: {
+            f"transformer.{name}": value * factor
+            for name, value in pipeline.transformer.state_dict().items()
+        }
+        for expert, factor in (("first", 1.1), ("second", 0.9))
+    }
+    with experts(pipeline, own, schedule=schedule) as bank:
+        assert [attached_bank(getattr(pipeline, name)) for name in family.denoisers] == [bank] * 2
+        made = generate(pipeline, family)
+        # Offloading wraps `forward`, and puts the old one back after every video.
+        add_hook_to_module(pipeline.transformer, ModelHook())
+        assert torch.equal(generate(pipeline, family), made)
+        remove_hook_from_module(pipeline.transformer)
+        assert torch.equal(generate(pipeline, family), made)
+    add_hook_to_module(pipeline.transformer, ModelHook())
+    with experts(pipeline, own, schedule=schedule):
+        assert torch.equal(generate(pipeline, family), made)
+    remove_hook_from_module(pipeline.transformer)
+    assert not torch.equal(made, plain)
+    assert torch.equal(generate(pipeline, family), plain)
+
+
+def test_an_error_in_a_call_leaves_nothing_behind() -> None:
+    family = named("Wan 2.1")
+    pipeline = built(family)
+    plain = make(pipeline, family)
+    before = [dict(vars(module)) for module in pipeline.transformer.modules()]
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    hook = pipeline.transformer.blocks[-1].register_forward_hook(fail)
+    recipe = recipe_of("guidance: 3, image: low_pass(0.4), attention: first_frame(-1)")
+    with pytest.raises(ZeroDivisionError), experts(pipeline, recipe):
+        make(pipeline, family)
+    hook.remove()
+    after = [vars(module) for module in pipeline.transformer.modules()]
+    assert all(old.keys() == new.keys() for old, new in zip(before, after, strict=True))
+    assert not any(module._forward_pre_hooks for module in pipeline.transformer.modules())
+    assert torch.equal(make(pipeline, family), plain)
+
+
+def test_guidance_that_has_no_second_pass_is_refused() -> None:
+    family = named("Wan 2.1")
+    pipeline = built(family)
+    for recipe in (recipe_of("guidance: 3"), recipe_of("step_fraction: 0.5, guidance: 3", "")):
+        with pytest.raises(ConfigError, match="no unconditional pass"), experts(pipeline, recipe):
+            make(pipeline, family, guidance_scale=1.0)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "setting", "match"),
+    [
+        (lambda p: p.transformer.fuse_qkv_projections(), "attention: first_frame(-1)", "unfused"),
+        (
+            lambda p: p.transformer.set_attention_backend("_native_flash"),
+            "attention: first_frame(-1)",
+            "takes no bias",
+        ),
+        (
+            lambda p: p.transformer.blocks[0].compile(),
+            "attention: first_frame(-1)",
+            "is compiled",
+        ),
+    ],
+)
+def test_what_would_not_heed_a_bias_is_refused(spoil: Any, setting: str, match: str) -> None:
+    pipeline = built(named("Wan 2.1"))
+    with attention_backend("native"):  # it is chosen for all models at once
+        spoil(pipeline)
+        with pytest.raises(ConfigError, match=match):
+            experts(pipeline, recipe_of(setting))
+
+
+def test_caches_last_images_and_bare_denoisers_are_refused() -> None:
+    family = named("Wan 2.1")
+    pipeline = built(family)
+    with pytest.raises(ConfigError, match="Pass the pipeline"):
+        experts(pipeline.transformer, recipe_of("guidance: 1"), scheduler=pipeline.scheduler)
+    with experts(pipeline, recipe_of("image: motion_amplitude(1.2)")):
+        image = family.inputs(1)["image"]
+        with pytest.raises(ConfigError, match="first image alone"):
+            make(pipeline, family, last_image=image)
+    pipeline.transformer.enable_cache(
+        PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
+        )
+    )
+    with experts(pipeline, recipe_of("guidance: 1")), pytest.raises(ConfigError, match="caches"):
+        make(pipeline, family)
+
+
+def test_an_empty_schedule_adds_no_way_of_calling() -> None:
+    pipeline = built(named("Wan 2.1"))
+    with experts(pipeline, recipe_of("above: 0.5", "")):
+        assert "_compiled_call_impl" not in vars(pipeline.transformer)
+    with experts(pipeline, recipe_of("above: 0.5, guidance: 1", "")):
+        assert "_compiled_call_impl" in vars(pipeline.transformer)
+        assert not pipeline.transformer._forward_pre_hooks
+    assert "_compiled_call_impl" not in vars(pipeline.transformer)
