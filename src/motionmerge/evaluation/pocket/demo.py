@@ -297,8 +297,8 @@ def _write_clip(
         title=shown.title,
         video=f"videos/{stem}.mp4",
         flow=f"images/{stem}-flow.jpg",
-        degree=measures.camera.degree,
-        camera=measures.camera.kind,
+        degree=measures.degree,
+        camera=measures.camera_kind,
         disobedience=tuple(disobedience(measures, prompt.program)),
         damage=tuple(damage(measures, prompt.program)),
     )
