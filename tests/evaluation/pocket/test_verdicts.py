@@ -18,6 +18,7 @@ from motionmerge.evaluation.pocket.verdicts import (
     result_sentence,
     what_to_look_for,
 )
+from motionmerge.evaluation.report.embedding import EmbeddedVideo
 from motionmerge.models.pocket.language import Actor, Program
 
 NUM = 24
@@ -137,8 +138,7 @@ def test_typical_prompts_have_the_badges_that_most_clips_have():
         clips = tuple(
             PageClip(
                 title=title,
-                video="",
-                flow="",
+                video=EmbeddedVideo(uri=None),
                 degree=5.0,
                 camera="pans left",
                 disobedience=("x",) * faults,
@@ -146,9 +146,7 @@ def test_typical_prompts_have_the_badges_that_most_clips_have():
             )
             for title in (*STAGES, "Reversed")
         )
-        return Shot(
-            prompt=name, look_for="", tells_all=tells_all, photo="", picture="", clips=clips
-        )
+        return Shot(prompt=name, look_for="", tells_all=tells_all, photo="", clips=clips)
 
     shots = [
         shot("odd", faults=1, harm=0),
