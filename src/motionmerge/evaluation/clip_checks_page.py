@@ -90,6 +90,8 @@ def write_checks_page(
 
 def motion_chart(motions: Sequence[float]) -> str:
     """Draw how many shots move how much, as SVG."""
+    from matplotlib.ticker import MaxNLocator
+
     edges: npt.NDArray[np.float64] = np.geomspace(0.5, 512, 21)
     counts, _ = np.histogram(np.clip(motions, edges[0], edges[-1]), edges)
     figure, axes = new_figure(7.2, 2.8)
@@ -98,6 +100,7 @@ def motion_chart(motions: Sequence[float]) -> str:
     ticks = [0.5, 2, 8, 32, 128, 512]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(f"motion, px/s in a frame {REFERENCE_WIDTH} px wide (ends: less, more)")
     axes.set_ylabel("shots")
     return to_svg(figure, variables={"set-0": _COLOR})

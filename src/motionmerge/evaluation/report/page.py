@@ -22,7 +22,6 @@ from motionmerge.evaluation.report.radar import vbench_radar
 from motionmerge.evaluation.report.scenes import SharedScene, is_frozen, order_scenes
 from motionmerge.evaluation.report.sets import Figure, ReportSet, check_sets
 from motionmerge.evaluation.report.table import (
-    LEVEL,
     Table,
     compare_sets,
     to_csv,
@@ -30,6 +29,7 @@ from motionmerge.evaluation.report.table import (
     to_latex,
 )
 from motionmerge.evaluation.runs import Measured
+from motionmerge.evaluation.statistics import LEVEL
 from motionmerge.evaluation.vbench.total import DIMENSIONS, RANGES, Totals, totals
 from motionmerge.io.atomic import write_whole
 
