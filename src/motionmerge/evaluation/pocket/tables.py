@@ -194,6 +194,7 @@ def _around_block(path: Path) -> tuple[str, str]:
 
 
 def protocol_line(protocol: Protocol) -> str:
+    """Return in a sentence what all numbers of an evaluation rest on."""
     return (
         f"{protocol.num} prompts of the {protocol.split} split per condition, "
         f"seed {protocol.seed}, {protocol.num_inference_steps} steps, "

@@ -268,7 +268,7 @@ def probe_chart(found: Probe, *, expert: str) -> Figure:
         style_axes(axes)
         _draw(axes, found, name, color)
         unit = f" ({objective.unit})" if objective.unit else ""
-        axes.set_ylabel(f"{name}{unit}")
+        axes.set_ylabel(f"Δ {name}{unit}")
         axes.set_xlim(1, 0)
     axes.set_xlabel(f"noise level at which {expert} denoises, the other expert elsewhere")
     return figure
