@@ -175,7 +175,8 @@ def test_a_search_finds_the_ends_of_the_front_and_takes_what_loses_nothing(tmp_p
     best = tuning.chosen.candidate.values["motion"]
     assert 0.45 < best <= 0.61, "more motion loses the picture"
     assert tuning.chosen.gains["motion"].value == pytest.approx(4 * (best - 0.25))
-    assert "motion +" in tuning.why and "loses no first_frame" in tuning.why
+    assert "motion +" in tuning.why and "first_frame +0.00" in tuning.why
+    assert "chance" not in tuning.why and "best of 16 candidates on these 16 clips" in tuning.why
     assert tuning.front and all(one.rung == tuning.rungs[-1] for one in tuning.front)
     full = [name for name, num_clips, _ in bench.asked if num_clips == 16]
     assert len(full) < 16 / 2, "few candidates are measured on everything"
@@ -200,6 +201,25 @@ def test_a_search_goes_on_after_a_kill_as_if_it_had_not_been_killed(tmp_path):
             tuner(tmp_path / "killed", KnownBench(ends_after)).run(8)
     assert values(tuner(tmp_path / "killed", KnownBench()).run(8)) == values(whole)
     assert values(tuner(tmp_path / "whole", KnownBench(), seed=1).run(8)) != values(whole)
+
+
+def test_a_journal_whose_last_line_was_cut_off_goes_on(tmp_path):
+    whole = tuner(tmp_path, KnownBench()).run(4)
+    journal = tmp_path / "trials.journal"
+    journal.write_bytes(journal.read_bytes()[:-7])
+    again = tuner(tmp_path, KnownBench()).run(6)
+    values = [one.candidate.values for one in again.tried]
+    assert all(one.candidate.values in values for one in whole.tried)
+    assert len(tuner(tmp_path, KnownBench()).run(6).tried) == 6
+
+
+def test_few_clips_are_too_few_to_be_sure(tmp_path):
+    class FewClips(KnownBench):
+        num_clips = 5
+
+    tuning = tuner(tmp_path, FewClips(), seed=3).run(8)
+    assert tuning.chosen.gains["motion"].low > 0
+    assert "which may be chance" in tuning.why
 
 
 def test_a_journal_of_something_else_is_named(tmp_path):
@@ -281,3 +301,7 @@ def test_a_probe_names_the_window_in_which_the_expert_acts():
     assert found.strongest("motion").window == windows[1]
     assert [one.more["motion"].value > 0 for one in found.windows] == [False, True] + [False] * 3
     assert found.everywhere.more["motion"].value == pytest.approx(3.75)
+    bench.num_clips = 5
+    found = probe(bench, KNOB, windows, expert="dynamics", build=build, objectives=bench.objectives)
+    assert found.windows[1].more["motion"].low > 0
+    assert found.strongest("motion") is None, "five clips go one way by chance too often"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 
 import pytest
@@ -115,6 +116,20 @@ def test_members_of_tars_are_read_where_they_lie(tmp_path):
     assert reasons(found)["00.tar/four.mp4"] == "It has 2 captions."
     assert "Cannot read" in reasons(found)["01.tar"]
     assert "unpack" in reasons(found)["02.tar.gz"]
+
+
+def test_what_is_no_file_is_named(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    found = find_clips(tmp_path, caption="x")
+    assert captions(found) == {"a.mp4": "x"}
+    assert {name: "no file" in reason for name, reason in reasons(found).items()} == {
+        "pipe.mp4": True,
+        "loop.mp4": True,
+    }
+    with pytest.raises(DataError, match="10,000 characters"):
+        find_clips(tmp_path, caption="x" * 10_001)
 
 
 def test_a_header_that_says_it_is_large_fills_no_memory(tmp_path):

@@ -94,10 +94,11 @@ def pocket(
     """Measure motion degree, obedience and fidelity on held-out prompts, and judge the claims."""
     from motionmerge.evaluation.pocket.claims import judge
     from motionmerge.evaluation.pocket.conditions import paper_conditions, pick_conditions
+    from motionmerge.evaluation.pocket.report import PAGE_FILE, write_evaluation_page
     from motionmerge.evaluation.pocket.runs import Protocol, evaluate
     from motionmerge.evaluation.pocket.tables import check_docs
     from motionmerge.evaluation.pocket.tables import write_docs as write_tables
-    from motionmerge.io.atomic import check_folder
+    from motionmerge.io.atomic import check_file, check_folder
     from motionmerge.sampling.pipelines.pocket import load_pocket
 
     inputs = _own_weights(replaced or ())
@@ -107,6 +108,7 @@ def pocket(
             fix="Leave one of them out.",
         )
     check_folder(output)
+    check_file(output / PAGE_FILE)
     if write_docs:
         check_docs(Path.cwd())
     pipeline = load_pocket("base")
@@ -125,7 +127,10 @@ def pocket(
             )
 
     results = run(pick_conditions(condition) if condition else paper_conditions())
-    _print_results(results, judge(results), as_json=as_json)
+    claims = judge(results)
+    page = write_evaluation_page(results, claims, protocol=protocol, path=output / PAGE_FILE)
+    _print_results(results, claims, as_json=as_json)
+    typer.echo(f"The page: {page.resolve()}", err=True)
     if write_docs:
         from motionmerge.evaluation.pocket.decided import decided
 

@@ -215,6 +215,8 @@ def _print_results(found: Probe, output: Path, *, expert: str) -> None:
         print(f"{expert} from {one.window.name}: {'; '.join(texts)}")
     for name in found.objectives:
         strongest = found.strongest(name)
-        place = "in no window for sure" if strongest is None else f"from {strongest.window.name}"
-        print(f"{name} changes most {place}")
+        if strongest is None:
+            print(f"no window surely changes {name}")
+        else:
+            print(f"{name} changes most from {strongest.window.name}")
     typer.echo(f"wrote {output / 'probe.svg'} and probe.json", err=True)

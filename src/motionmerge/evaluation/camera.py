@@ -10,12 +10,20 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from motionmerge.evaluation.flow import FloatArray, Mask, Picture, lands_inside, lengths
+from motionmerge.evaluation.flow import (
+    FloatArray,
+    FlowPair,
+    Mask,
+    Picture,
+    lands_inside,
+    lengths,
+)
 from motionmerge.evaluation.vbench.rules import GRID, camera_moves
 
 STATIC, UNCLEAR = "static", "unclear"
@@ -35,11 +43,16 @@ MIN_SUPPORT = 4
 """Of the 8 parts of the border: if the texture that follows a move is in fewer of them, the move
 may be that of an object over flat ground."""
 
+MIN_OVERLAP = 0.3
+"""Of the frame: two frames that share less of the picture are not compared."""
+
 _TEXTURE = 1e-5
+_MOST_DRIFT = 0.05  # of the shorter side: what is left after a move was undone, if it is drift
 _MIN_POINTS = 60
 _MIN_MATCHES = 20
 
 Matrix = npt.NDArray[np.float64]
+_Number = TypeVar("_Number", np.uint8, np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,16 +277,14 @@ def match_move(first: Picture, second: Picture) -> Move | None:
     return Move.from_matrix(np.vstack([found, [0, 0, 1]]), height=height, width=width)
 
 
-def bring_back(
-    picture: npt.NDArray[np.uint8], matrix: Matrix
-) -> tuple[npt.NDArray[np.uint8], Mask]:
+def bring_back(picture: npt.NDArray[_Number], matrix: Matrix) -> tuple[npt.NDArray[_Number], Mask]:
     """Undo a move on a picture; also return a mask of the pixels that the picture covers."""
     height, width = picture.shape[:2]
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     size = (width, height)
     back = cv2.warpAffine(picture, matrix[:2], size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
     inside = cv2.warpAffine(np.full((height, width), 255, np.uint8), matrix[:2], size, flags=flags)
-    return np.asarray(back, dtype=np.uint8), np.asarray(inside) == 255
+    return np.asarray(back, dtype=picture.dtype), np.asarray(inside) == 255
 
 
 class Tracks:
@@ -357,6 +368,34 @@ def fit_pair(flow: FloatArray, *, gray: Picture, valid: Mask) -> MoveFit:
         where = lands_inside(flow)
     fit = fit_move(flow, where=where)
     return replace(fit, support=_support(fit.move, flow, has_texture(gray) & valid))
+
+
+def without_drift(
+    matrix: Matrix, first: Picture, last: Picture, *, objects: tuple[Mask, Mask] | None = None
+) -> Matrix:
+    """Correct a chained move by the flow that is left between its ends once it is undone.
+
+    It stays as it is where the ends overlap too little, or where what is left is no small move.
+
+    Args:
+        matrix: The move from one frame to the other, chained from steps, `[3, 3]`.
+        first, last: The gray frames `[height, width]`.
+        objects: What does not count of each of them, `[height, width]`.
+    """
+    back, seen = bring_back(last, matrix)
+    if objects is not None:
+        covered, _ = bring_back(objects[1].astype(np.uint8), matrix)
+        seen &= ~objects[0] & (covered == 0)
+    if seen.mean() < MIN_OVERLAP:
+        return matrix
+    rest = FlowPair.between(first, back)
+    where = rest.valid & seen
+    if where.mean() < MIN_OVERLAP / 2:
+        return matrix
+    fit = fit_pair(rest.forward, gray=first, valid=where)
+    left = max(fit.move.amounts().values())
+    is_drift = fit.following >= MIN_FOLLOWING and left < _MOST_DRIFT * min(first.shape)
+    return matrix @ fit.move.matrix if is_drift else matrix
 
 
 def _support(move: Move, flow: FloatArray, where: Mask) -> int:

@@ -11,13 +11,13 @@ import numpy.typing as npt
 
 from motionmerge.errors import DataError
 from motionmerge.evaluation.figures import new_figure, to_svg
-from motionmerge.evaluation.html import filled
+from motionmerge.evaluation.html import page_text
 from motionmerge.evaluation.motion import REFERENCE_WIDTH
 from motionmerge.evaluation.report.embedding import jpeg_uri
+from motionmerge.evaluation.report.sets import Figure
 from motionmerge.io.atomic import write_whole
 from motionmerge.io.clips import FrameTimes, frames_at
 from motionmerge.io.decoding import ClipPlace
-from motionmerge.version import __version__
 
 MOST_SHOWN = 36
 """Shots of the contact sheet, evenly spread from the slowest to the fastest."""
@@ -26,7 +26,6 @@ _COLUMNS = 6  # frames of a shot
 _FRAME = (90, 160)
 _MOST_LISTED = 500
 _COLOR = "#2563eb"
-_TEMPLATES = Path(__file__).parent / "report" / "templates"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +71,12 @@ def write_checks_page(
     Raises:
         DataError: It cannot be written.
     """
-    text = filled(
-        _TEMPLATES / "clips.html.j2",
+    motions = [shot.motion for shot in shots if shot.motion is not None]
+    text = page_text(
+        "clips.html.j2",
         title=title,
         facts=facts,
-        chart=motion_chart([shot.motion for shot in shots if shot.motion is not None]),
+        figures=[Figure("", motion_chart(motions))] if motions else [],
         shown=[(shot, _strip(shot)) for shot in _spread(shots)],
         num_shots=len(shots),
         notes=notes[:_MOST_LISTED],
@@ -84,16 +84,14 @@ def write_checks_page(
         left_out=left_out[:_MOST_LISTED],
         num_left_out=len(left_out),
         reference_width=REFERENCE_WIDTH,
-        style=(_TEMPLATES / "page.css").read_text(encoding="utf-8"),
-        version=__version__,
     )
     write_whole(path, text)
 
 
 def motion_chart(motions: Sequence[float]) -> str:
-    """Draw how many shots move how much, as SVG; "" of none."""
-    if not motions:
-        return ""
+    """Draw how many shots move how much, as SVG."""
+    from matplotlib.ticker import MaxNLocator
+
     edges: npt.NDArray[np.float64] = np.geomspace(0.5, 512, 21)
     counts, _ = np.histogram(np.clip(motions, edges[0], edges[-1]), edges)
     figure, axes = new_figure(7.2, 2.8)
@@ -102,6 +100,7 @@ def motion_chart(motions: Sequence[float]) -> str:
     ticks = [0.5, 2, 8, 32, 128, 512]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(f"motion, px/s in a frame {REFERENCE_WIDTH} px wide (ends: less, more)")
     axes.set_ylabel("shots")
     return to_svg(figure, variables={"set-0": _COLOR})

@@ -110,7 +110,7 @@ def _collect(opened: OpenedClip) -> Clip:
             if len(samples) == MAX_SAMPLES:
                 is_whole = False
                 break
-            samples.append(_scaled(picture))
+            samples.append(at_measured_size(picture))
         if len(times) == MAX_FRAMES:
             is_whole = False
             break
@@ -164,8 +164,8 @@ def _timing(
     return seconds, stated_rate if is_stated else rate, ()
 
 
-def _scaled(picture: Picture) -> Picture:
-    """Scale a frame to the size at which motion is measured."""
+def at_measured_size(picture: Picture) -> Picture:
+    """Scale a frame, in color or gray, to the size at which motion is measured."""
     height, width = measured_size(*picture.shape[:2])
     if (height, width) == picture.shape[:2]:
         return picture

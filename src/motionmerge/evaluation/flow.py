@@ -8,17 +8,13 @@ Flow".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    import torch
 
 FloatArray = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -103,20 +99,6 @@ def lands_inside(flow: FloatArray) -> Mask:
     x = flow[..., 0] + np.arange(width, dtype=np.float32)
     y = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
     return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-
-
-def video_flow(video: torch.Tensor, *, pairs: Sequence[tuple[int, int]]) -> FloatArray:
-    """Compute the optical flow between pairs of frames.
-
-    Args:
-        video: `[frames, 3, height, width]` in [0, 1].
-        pairs: Indices of frames.
-
-    Returns:
-        `[pairs, height, width, 2]` as (x, y) in pixels.
-    """
-    grays = to_gray(video.float().permute(0, 2, 3, 1).numpy())
-    return np.stack([dense_flow(grays[first], grays[second]) for first, second in pairs])
 
 
 def shared_scale(flows: Iterable[FloatArray]) -> float:

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from pathlib import Path
 from typing import Any
 
+from motionmerge.version import __version__
 
-def filled(template: Path, **content: Any) -> str:
-    """Fill a template of jinja."""
+_TEMPLATES = Path(__file__).parent / "report" / "templates"
+
+
+def page_text(template: str, *, title: str, **content: Any) -> str:
+    """Fill one of the templates; the page needs no other file, and no script but ours may run."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(template.parent),
+        loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template.name).render(**content)
+    script = (_TEMPLATES / "players.js").read_text(encoding="utf-8")
+    return environment.get_template(template).render(
+        title=title,
+        style=(_TEMPLATES / "page.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        version=__version__,
+        **content,
+    )

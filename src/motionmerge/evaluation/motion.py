@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from motionmerge.evaluation.camera import (
     MIN_FOLLOWING,
+    MIN_OVERLAP,
     MIN_SUPPORT,
     STATIC,
     UNCLEAR,
@@ -29,6 +30,7 @@ from motionmerge.evaluation.camera import (
     match_move,
     textured,
     vbench_labels,
+    without_drift,
 )
 from motionmerge.evaluation.clips import Clip
 from motionmerge.evaluation.fast_objects import filled, follow_fast_objects
@@ -71,7 +73,6 @@ _BLOCK, _SLOW = 4, 1.25  # pairs that are measured at once if they are slower, i
 _STRAIGHT = 0.9  # of the way pair by pair, which noise makes longer
 _DRIFT_PAIRS = 8  # compared at each distance
 _DRIFT_SIDE = 256
-_MIN_OVERLAP = 0.3
 _THUMBNAIL = 32
 _LOOP_LEVELS = 2.0  # of 255: what changes less is no motion that could come back
 _JERK_LENGTH = 0.05  # pixels
@@ -335,15 +336,7 @@ def _whole_move(steps: Sequence[npt.NDArray[np.float64]], grays: Picture) -> Mov
     for step in steps:
         matrix = step @ matrix
         turned += math.atan2(step[1, 0], step[0, 0])
-    back, seen = bring_back(grays[-1], matrix)
-    if seen.mean() >= _MIN_OVERLAP:
-        rest = FlowPair.between(grays[0], back)
-        where = rest.valid & seen
-        if where.mean() >= _MIN_OVERLAP / 2:
-            fit = fit_pair(rest.forward, gray=grays[0], valid=where)
-            left = max(fit.move.amounts().values())
-            if fit.following >= MIN_FOLLOWING and left < 0.05 * min(height, width):
-                matrix = matrix @ fit.move.matrix
+    matrix = without_drift(matrix, grays[0], grays[-1])
     move = Move.from_matrix(matrix, height=height, width=width)
     # A matrix knows an angle up to whole turns; the steps know how many there were.
     turns = round((turned - move.angle) / (2 * math.pi))
@@ -468,7 +461,7 @@ def _drift(
             matrix = to_small @ between @ np.linalg.inv(to_small)
             back, seen = bring_back(small[i + distance], matrix)
             color.append(color_overlap(colors[i], colors[i + distance]))
-            if seen.mean() >= _MIN_OVERLAP:
+            if seen.mean() >= MIN_OVERLAP:
                 alike = ssim_map(to_gray(back), to_gray(small[i]))
                 structure.append(float(alike[seen].mean()))
         result[f"drift_ssim_{distance}"] = float(np.mean(structure)) if structure else None

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from motionmerge.evaluation.flow import Mask, Picture
+from motionmerge.evaluation.flow import FloatArray, Mask, Picture
 
 MAX_PSNR = 100.0
 """Decibels, of equal pictures."""
@@ -19,10 +19,19 @@ _C1, _C2 = 0.01**2, 0.03**2
 _BINS = 8
 
 
-def psnr(picture: Picture, reference: Picture) -> float:
-    """Return the peak signal-to-noise ratio of 8-bit pictures in decibels, at most `MAX_PSNR`."""
-    error = float(np.square(picture.astype(np.float32) - reference.astype(np.float32)).mean())
-    return MAX_PSNR if error == 0 else min(MAX_PSNR, 10 * math.log10(255**2 / error))
+def psnr(
+    picture: Picture | FloatArray, reference: Picture | FloatArray, *, where: Mask | None = None
+) -> float:
+    """Return the peak signal-to-noise ratio in decibels, at most `MAX_PSNR`.
+
+    Args:
+        picture, reference: `[height, width, ..]`, both of 8 bits or both float in [0, 1].
+        where: The pixels that count, `[height, width]`; all if left out.
+    """
+    error = np.square(picture.astype(np.float32) - reference.astype(np.float32))
+    mean = float((error if where is None else error[where]).mean())
+    peak = 255 if picture.dtype == np.uint8 else 1
+    return MAX_PSNR if mean == 0 else min(MAX_PSNR, 10 * math.log10(peak**2 / mean))
 
 
 def ssim(picture: Picture, reference: Picture) -> float:

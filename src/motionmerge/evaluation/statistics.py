@@ -217,6 +217,10 @@ def sign_flip_p_value(
     return float(result.pvalue)
 
 
+LEVEL = 0.05
+"""A corrected p-value below it is called a difference."""
+
+
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Correct p-values for how many there are (Holm 1979): the k-th smallest of m times m - k + 1.
 

@@ -84,17 +84,23 @@ def find_clips(folder: Path, *, caption: str | None = None) -> FoundClips:
         caption: Of clips that have none; by default they are left out.
 
     Raises:
-        DataError: It is no folder, holds no video, too many, or a table that cannot be read.
+        DataError: It is no folder, holds no video, too many, or a table that cannot be read; or
+            `caption` is too long.
     """
     if not is_folder(folder):
         raise DataError(f"{folder} is no folder.", fix="Give a folder of videos.")
+    if caption:
+        caption = checked_caption(caption)
     videos: dict[str, ClipPlace] = {}
     captions = _Captions()
     tables: list[Path] = []
     for path in _files_in(folder):
         name = path.relative_to(folder).as_posix()
         suffix = path.suffix.lower()
-        if suffix in (*SUFFIXES, ".tar") and not _is_inside(path, folder):
+        if not is_plain_file(path):
+            if suffix in (*SUFFIXES, ".tar"):
+                captions.refuse(name, "It is no file, or a link that leads nowhere.")
+        elif suffix in (*SUFFIXES, ".tar") and not _is_inside(path, folder):
             captions.refuse(name, "It is a link that leads out of the folder.")
         elif suffix in SUFFIXES:
             videos[name] = ClipPlace(path)
@@ -118,9 +124,8 @@ def _files_in(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(one for one in folders if not one.startswith("."))
         for name in sorted(files):
-            path = Path(parent) / name
-            if not name.startswith(".") and is_plain_file(path):
-                yield path
+            if not name.startswith("."):
+                yield Path(parent) / name
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

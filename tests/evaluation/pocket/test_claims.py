@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from motionmerge.errors import DataError
-from motionmerge.evaluation.figures import to_png, to_svg
-from motionmerge.evaluation.pocket.charts import KNOB_COLORS, front_chart, knob_chart
+from motionmerge.evaluation.figures import to_png
+from motionmerge.evaluation.pocket.charts import front_chart, front_figure, knob_figure
 from motionmerge.evaluation.pocket.claims import advantage, degree_at_obedience, family, judge
 from motionmerge.evaluation.pocket.conditions import (
     BOUNDARIES,
@@ -178,8 +178,9 @@ def test_charts_are_made_of_any_part_of_the_results():
     for boundary in BOUNDARIES:
         del results[f"handover-{boundary:g}"]
     assert to_png(front_chart(results)).startswith(b"\x89PNG")
-    svg = to_svg(knob_chart(results), variables=KNOB_COLORS)
-    assert svg.startswith("<svg") and "currentColor" in svg
+    for figure in (front_figure(results), knob_figure(results)):
+        assert figure.svg.startswith("<svg")
+        assert "currentColor" in figure.svg and "var(--set-" in figure.svg
 
 
 def test_a_row_has_a_cell_for_every_heading():

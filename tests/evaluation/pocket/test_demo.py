@@ -9,16 +9,18 @@ import pytest
 from PIL import Image
 
 from motionmerge.errors import ConfigError
+from motionmerge.evaluation.pocket.claims import Claim
 from motionmerge.evaluation.pocket.demo import PROMPTS, demo_image, demo_stages, run_demo
 from motionmerge.evaluation.pocket.report import (
     Method,
-    Numbers,
-    Page,
     PageClip,
+    PageRow,
+    PocketPage,
     Shot,
-    write_demo_page,
+    write_pocket_page,
 )
-from motionmerge.evaluation.statistics import Estimate
+from motionmerge.evaluation.report.embedding import EmbeddedVideo
+from motionmerge.evaluation.report.sets import Figure
 from motionmerge.models.pocket.text import PocketTokenizer
 
 HOSTILE = '<script>alert("x")</script>'
@@ -26,12 +28,11 @@ HOSTILE = '<script>alert("x")</script>'
 
 @pytest.fixture
 def page():
-    clip = PageClip(
-        title="Base", video="videos/a.mp4", flow="images/a.jpg", degree=3.2, camera="pans left"
-    )
+    video = EmbeddedVideo(uri="data:video/mp4;base64,AA==")
+    clip = PageClip(title="Base", video=video, degree=3.2, camera="pans left")
     wrong = replace(clip, disobedience=(HOSTILE,), damage=(HOSTILE,))
-    number = Estimate(3.0, 2.0, 4.0, 24)
-    return Page(
+    return PocketPage(
+        title=HOSTILE,
         methods=(
             Method(title=HOSTILE, note=HOSTILE, condition="base", recipe=HOSTILE, schedule=HOSTILE),
         ),
@@ -40,45 +41,35 @@ def page():
                 prompt=HOSTILE,
                 look_for=HOSTILE,
                 tells_all=True,
-                photo=HOSTILE,
-                picture="images/a.jpg",
+                photo="data:,",
                 clips=(clip, wrong),
             ),
         ),
         result=HOSTILE,
-        rows=(
-            Numbers(
-                title=HOSTILE,
-                degree=number,
-                obeys=number,
-                whole=number,
-                objects_right=number,
-                camera_right=None,
-            ),
-        ),
-        num_table_prompts=24,
-        flow_scale=4.0,
-        knob_svg="<svg></svg>",
+        rows=(PageRow(HOSTILE, {HOSTILE: HOSTILE, "px": "3.0 [2.0, 4.0]", "dB": "–"}),),
+        about=HOSTILE,
+        figures=(Figure(HOSTILE, "<svg></svg>", HOSTILE),),
+        claims=(Claim(HOSTILE, HOSTILE, "holds", (HOSTILE,)),),
         seed=0,
     )
 
 
-def test_the_report_escapes_html(page, tmp_path):
-    text = write_demo_page(page, tmp_path / "index.html").read_text()
+def test_the_page_escapes_html_and_needs_no_other_file(page, tmp_path):
+    text = write_pocket_page(page, tmp_path / "index.html").read_text()
     assert HOSTILE not in text
-    assert "&lt;script&gt;" in text
+    assert text.count("&lt;script&gt;") >= 15
     assert "<svg></svg>" in text
-
-
-def test_the_report_needs_no_network(page, tmp_path):
-    text = write_demo_page(page, tmp_path / "index.html").read_text()
-    assert not re.search(r"(src|href)=\"(https?:)?//", text)
+    assert set(re.findall(r'(?:src|href)="(?!data:)([^"]*)"', text)) <= {"#videos"}
 
 
 def test_a_clip_obeys_and_is_whole_only_where_nothing_is_wrong(page, tmp_path):
-    text = write_demo_page(page, tmp_path / "index.html").read_text()
+    text = write_pocket_page(page, tmp_path / "index.html").read_text()
     for word in ("✓ obeys", "✓ whole", "✗ disobeys", "✗ breaks"):
         assert text.count(word) == 1
+
+
+def test_numbers_are_sorted_by_what_is_read_first(page):
+    assert [page.rows[0].sort_value(name) for name in page.rows[0].cells] == ["", "3.0", ""]
 
 
 def test_demo_prompts_are_known_words_on_square_pictures():
@@ -96,7 +87,7 @@ def test_too_many_prompts_are_refused(tmp_path):
         run_demo(None, folder=tmp_path, num_prompts=99)
 
 
-def test_the_demo_makes_a_page_whose_files_are_all_there(random_pocket, tmp_path):
+def test_the_demo_makes_a_page_and_its_videos(random_pocket, tmp_path):
     pipeline, inputs = random_pocket
     path = run_demo(
         pipeline,
@@ -109,9 +100,8 @@ def test_the_demo_makes_a_page_whose_files_are_all_there(random_pocket, tmp_path
     text = path.read_text()
     chart = text[text.index("<svg") : text.index("</svg>")]
     assert "#000000" not in chart  # on a dark page that would be unreadable
-    files = set(re.findall(r'(?:src|poster)="([^"]+)"', text))
-    assert len([name for name in files if name.endswith(".mp4")]) == 6
-    assert all((tmp_path / name).stat().st_size > 0 for name in files)
+    assert text.count('<video src="data:video/mp4;base64,') == 6
+    assert len([one for one in (tmp_path / "videos").iterdir() if one.stat().st_size > 0]) == 6
     assert "On 3 held-out prompts the full method" in text
     with Image.open(tmp_path / "sheet.jpg") as sheet:  # three stages, six frames of 128 pixels
         assert sheet.size == (6 * 130 + 2, 3 * 144 + 2)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from motionmerge.errors import ConfigError, ShapeError
-from motionmerge.evaluation.pocket.motion import CameraMove, measure_clip
+from motionmerge.evaluation.camera import Move
+from motionmerge.evaluation.pocket.motion import camera_kind, measure_clip, motion_degree
 from motionmerge.evaluation.pocket.prompts import DIFFICULTIES, first_frames, scenes
 from motionmerge.models.pocket.language import OPPOSITE
 from motionmerge.models.pocket.world import MAX_AMPLITUDE, NUM_FRAMES, render
@@ -34,15 +35,16 @@ def real():
 
 def test_motion_degree_equals_the_amplitude_of_real_clips(real):
     chosen, _, measured = real
-    errors = [m.camera.degree - s.amplitude for m, s in zip(measured, chosen, strict=True)]
-    assert np.abs(errors).mean() < 0.5
-    assert abs(np.mean(errors)) < 0.2
+    errors = [m.degree - s.amplitude for m, s in zip(measured, chosen, strict=True)]
+    assert np.abs(errors).mean() < 0.1
+    assert np.abs(errors).max() < 0.6
+    assert abs(np.mean(errors)) < 0.05
 
 
 def test_the_kind_of_camera_move_is_seen_on_real_clips(real):
     chosen, _, measured = real
     fast = [i for i, scene in enumerate(chosen) if scene.amplitude > 2]
-    seen = [measured[i].camera.kind == chosen[i].program.camera for i in fast]
+    seen = [measured[i].camera_kind == chosen[i].program.camera for i in fast]
     assert np.mean(seen) > 0.95
 
 
@@ -71,7 +73,7 @@ def test_a_still_clip_moves_nothing_and_obeys_nothing(real):
     chosen, videos, _ = real
     still = videos[0][:1].expand(NUM_FRAMES, -1, -1, -1)
     measured = measure_clip(still, chosen[0])
-    assert measured.camera.kind == "rests"
+    assert measured.camera_kind == "rests"
     assert not measured.obeyed
     assert measured.intact
 
@@ -115,6 +117,7 @@ def _tear(video, pixels):
 
 def test_a_torn_or_faded_picture_is_not_whole(real):
     chosen, videos, measured = real
+    chosen, videos = chosen[:20], videos[:20]
     gray = torch.linspace(0, 1, NUM_FRAMES)[:, None, None, None]
     other = videos.roll(1, 0)
     holds = np.array([m.picture_holds for m in measured])
@@ -153,11 +156,17 @@ def test_a_clip_of_another_size_is_refused(real):
         measure_clip(torch.zeros(16, 3, 32, 32), real[0][0])
 
 
-def test_a_camera_move_survives_its_matrix():
-    move = CameraMove((3.0, -2.0), 1.3, 0.1)
-    again = CameraMove.from_matrix(move.matrix())
-    assert (*again.shift, again.zoom, again.angle) == pytest.approx((3.0, -2.0, 1.3, 0.1))
-    assert CameraMove(zoom=1.25).degree == pytest.approx(CameraMove(zoom=0.8).degree)
+def test_a_move_is_called_as_captions_call_it_and_a_small_one_rests():
+    seen = {
+        (3.0, -2.0, 1.0): ("pans left", 13**0.5),
+        (0.0, -2.0, 1.02): ("tilts down", (2**2 + 0.64**2) ** 0.5),
+        (0.0, 1.0, 1.25): ("zooms in", 65**0.5),
+        (0.0, 1.0, 0.8): ("zooms out", 65**0.5),
+        (0.6, 0.6, 1.0): ("rests", 0.72**0.5),
+    }
+    for (x, y, zoom), (kind, degree) in seen.items():
+        move = Move(height=64, width=64, shift=(x, y), zoom=zoom, angle=0.3)
+        assert (camera_kind(move), motion_degree(move)) == (kind, pytest.approx(degree))
 
 
 def test_a_scene_does_not_depend_on_how_many_are_drawn():

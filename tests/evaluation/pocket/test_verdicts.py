@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from motionmerge.evaluation.camera import Move
 from motionmerge.evaluation.pocket.conditions import pick_conditions
-from motionmerge.evaluation.pocket.motion import ActorMeasures, CameraMove, ClipMeasures
+from motionmerge.evaluation.pocket.motion import ActorMeasures, ClipMeasures
 from motionmerge.evaluation.pocket.report import PageClip, Shot
 from motionmerge.evaluation.pocket.runs import ClipResult, ConditionResults
 from motionmerge.evaluation.pocket.typical import STAGES, typical_shots
@@ -17,6 +18,7 @@ from motionmerge.evaluation.pocket.verdicts import (
     result_sentence,
     what_to_look_for,
 )
+from motionmerge.evaluation.report.embedding import EmbeddedVideo
 from motionmerge.models.pocket.language import Actor, Program
 
 NUM = 24
@@ -29,7 +31,7 @@ GOOD = ActorMeasures(
     overlap=0.85,
 )
 CLIP = ClipMeasures(
-    camera=CameraMove((0.0, 6.0)),
+    camera=Move(height=64, width=64, shift=(0.0, 6.0)),
     actors=(GOOD,),
     first_frame_db=60.0,
     background_db=30.0,
@@ -65,7 +67,7 @@ def test_what_is_right_has_no_faults():
 
 
 def test_a_wrong_camera_disobeys_where_the_prompt_names_it():
-    wrong = replace(CLIP, camera=CameraMove((0.0, -6.0)))
+    wrong = replace(CLIP, camera=Move(height=64, width=64, shift=(0.0, -6.0)))
     assert disobedience(wrong, PROGRAM) == [
         "the camera tilts down; the prompt says that it tilts up"
     ]
@@ -136,8 +138,7 @@ def test_typical_prompts_have_the_badges_that_most_clips_have():
         clips = tuple(
             PageClip(
                 title=title,
-                video="",
-                flow="",
+                video=EmbeddedVideo(uri=None),
                 degree=5.0,
                 camera="pans left",
                 disobedience=("x",) * faults,
@@ -145,9 +146,7 @@ def test_typical_prompts_have_the_badges_that_most_clips_have():
             )
             for title in (*STAGES, "Reversed")
         )
-        return Shot(
-            prompt=name, look_for="", tells_all=tells_all, photo="", picture="", clips=clips
-        )
+        return Shot(prompt=name, look_for="", tells_all=tells_all, photo="", clips=clips)
 
     shots = [
         shot("odd", faults=1, harm=0),

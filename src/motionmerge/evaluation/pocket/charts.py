@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from motionmerge.evaluation.figures import INK, new_figure
+from motionmerge.evaluation.figures import INK, new_figure, to_svg
 from motionmerge.evaluation.pocket.claims import family
 from motionmerge.evaluation.pocket.conditions import (
     BEST,
@@ -19,6 +19,7 @@ from motionmerge.evaluation.pocket.conditions import (
 )
 from motionmerge.evaluation.pocket.decided import Alternative
 from motionmerge.evaluation.pocket.runs import ConditionResults
+from motionmerge.evaluation.report.sets import Figure as PageFigure
 from motionmerge.evaluation.statistics import bootstrap_mean, wilson_interval
 
 if TYPE_CHECKING:
@@ -137,8 +138,35 @@ def decided_chart(alternatives: Sequence[Alternative]) -> Figure:
     return figure
 
 
-KNOB_COLORS = {"chart-degree": _DEGREE, "chart-share": _SHARE, "chart-intact": _INTACT}
-"""Of the knob's curves and their axes, by the page's variables that may set them."""
+def knob_figure(results: Mapping[str, ConditionResults]) -> PageFigure:
+    """Return the knob's chart for a page."""
+    return PageFigure(
+        "The motion knob",
+        to_svg(knob_chart(results), variables=_PAGE_COLORS),
+        "One set of weights on the line through base and tuned: to the right of 0 extrapolated "
+        "away from tuned, to the left an average of the two. Obedience is that of the objects "
+        "alone; intact means that each of them is there once, of about the same size.",
+    )
+
+
+def front_figure(results: Mapping[str, ConditionResults]) -> PageFigure:
+    """Return the chart of obedience against motion degree for a page."""
+    return PageFigure(
+        "Obedience against motion degree",
+        to_svg(front_chart(results), variables=_PAGE_COLORS),
+        "Every family a line, with 95 % intervals as crosses.",
+    )
+
+
+_PAGE_COLORS = {
+    "set-0": _SHARE,
+    "set-1": _DEGREE,
+    "set-2": VARIANT_COLORS["base"],
+    "set-3": FAMILIES[METHOD][1],
+    "set-5": FAMILIES[HANDOVER][1],
+    "set-6": _INTACT,
+}
+"""Colors by the page's variables that may set them."""
 
 
 def _x(results: ConditionResults) -> float:

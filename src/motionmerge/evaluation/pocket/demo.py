@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 from motionmerge.errors import ConfigError
-from motionmerge.evaluation.figures import to_svg
-from motionmerge.evaluation.flow import Picture, flow_legend, flow_picture, shared_scale, video_flow
-from motionmerge.evaluation.pocket.charts import KNOB_COLORS, knob_chart
+from motionmerge.evaluation.pocket.charts import knob_figure
 from motionmerge.evaluation.pocket.conditions import (
     Condition,
     best_condition,
@@ -23,14 +20,15 @@ from motionmerge.evaluation.pocket.conditions import (
     method,
     pick_conditions,
 )
-from motionmerge.evaluation.pocket.motion import FloatArray, measure_clip
+from motionmerge.evaluation.pocket.motion import measure_clip
 from motionmerge.evaluation.pocket.report import (
+    PAGE_FILE,
     Method,
-    Numbers,
-    Page,
     PageClip,
+    PageRow,
+    PocketPage,
     Shot,
-    write_demo_page,
+    write_pocket_page,
 )
 from motionmerge.evaluation.pocket.runs import (
     RESULTS_FILE,
@@ -47,6 +45,7 @@ from motionmerge.evaluation.pocket.verdicts import (
     result_sentence,
     what_to_look_for,
 )
+from motionmerge.evaluation.report.embedding import embed_video, jpeg_uri
 from motionmerge.io.atomic import check_file, prepare_folder
 from motionmerge.io.video import fit_image, write_video
 from motionmerge.models.pocket.drawing import draw_things
@@ -59,11 +58,10 @@ from motionmerge.models.pocket.world import (
 )
 from motionmerge.switching.expert_bank import experts
 
-PAGE_FILE, SHEET_FILE, ANIMATION_FILE = "index.html", "sheet.jpg", "typical.webp"
+SHEET_FILE, ANIMATION_FILE = "sheet.jpg", "typical.webp"
 SIDE = 256  # pixels, of the videos
 NUM_TABLE_PROMPTS = 24
 KNOB_EXTRAS = (-0.5, 1.0)
-FLOW_PAIRS = ((0, 3), (6, 9), (12, 15))
 
 Progress = Callable[[str], None]
 
@@ -127,11 +125,7 @@ def demo_stages() -> list[tuple[Method, Condition]]:
 
 
 def _stage(title: str, note: str, condition: Condition) -> tuple[Method, Condition]:
-    recipe = condition.recipe()
-    schedule = recipe.schedule.draw() if recipe.schedule else ""
-    return Method(
-        title=title, note=note, condition=condition.name, recipe=recipe.print(), schedule=schedule
-    ), condition
+    return Method.of(condition, title=title, note=note), condition
 
 
 def run_demo(
@@ -186,41 +180,11 @@ def run_demo(
                 names=[f"demo/{seed}/{prompt.photo}" for prompt in chosen],
                 num_inference_steps=num_inference_steps,
             )
-    tell("optical flow")
-    flows = {
-        (name, index): video_flow(video, pairs=FLOW_PAIRS)
-        for name, batch in videos.items()
-        for index, video in enumerate(batch)
-    }
-    scale = shared_scale(flows.values())
     tell("mp4s")
     shots = []
     for index, prompt in enumerate(chosen):
-        picture = f"images/{prompt.photo}.jpg"
-        _save(folder / picture, (_channels_last(images[index]) * 255).round().astype(np.uint8))
-        clips = [
-            _write_clip(
-                folder,
-                prompt,
-                shown,
-                videos[shown.condition][index],
-                flows[shown.condition, index],
-                scale=scale,
-                seed=seed,
-            )
-            for shown, _ in stages
-        ]
-        shots.append(
-            Shot(
-                prompt=prompt.program.caption(),
-                look_for=what_to_look_for(prompt.program),
-                tells_all=bool(prompt.program.actors) and prompt.program.camera_is_captioned,
-                photo=prompt.photo,
-                picture=picture,
-                clips=tuple(clips),
-            )
-        )
-    _save(folder / "images" / "flow-legend.png", flow_legend())
+        made = {shown: videos[shown.condition][index] for shown, _ in stages}
+        shots.append(_shot(folder, prompt, images[index], made, seed=seed))
     measured = evaluate(
         pipeline,
         [*(condition for _, condition in stages), *map(knob, KNOB_EXTRAS)],
@@ -238,67 +202,78 @@ def run_demo(
     ]
     write_sheet(folder / SHEET_FILE, [shots[index] for index in typical], shown_videos)
     write_animation(folder / ANIMATION_FILE, shots[typical[0]], shown_videos[0])
-    page = Page(
+    page = PocketPage(
+        title="The same photo and noise, six sets of weights",
         methods=tuple(shown for shown, _ in stages),
         shots=tuple(shots),
         result=result_sentence(of["Full method"], of["Tuned"]),
-        rows=tuple(_numbers(title, results) for title, results in of.items()),
-        num_table_prompts=num_table_prompts,
-        flow_scale=scale,
-        knob_svg=to_svg(knob_chart(measured), variables=KNOB_COLORS),
+        rows=tuple(_row(title, results) for title, results in of.items()),
+        about=f"{num_table_prompts} held-out prompts for each set of weights, with 95 % intervals, "
+        "by the rules of the badges: a quick look. `motionmerge evaluate pocket` measures on more.",
+        figures=(knob_figure(measured),),
         seed=seed,
     )
-    return write_demo_page(page, folder / PAGE_FILE)
+    return write_pocket_page(page, folder / PAGE_FILE)
 
 
 def _check_outputs(folder: Path) -> None:
     """Make the folders, and refuse before any video is made what cannot be written."""
-    for inner in ("", "images", "videos"):
+    for inner in ("", "videos"):
         prepare_folder(folder / inner)
     for name in (PAGE_FILE, SHEET_FILE, ANIMATION_FILE, RESULTS_FILE):
         check_file(folder / name)
 
 
-def _numbers(title: str, results: ConditionResults) -> Numbers:
+def _row(title: str, results: ConditionResults) -> PageRow:
     row = table_row(results)
-    return Numbers(
-        title=title,
-        degree=row.degree,
-        obeys=share_of([clip.did_all for clip in results.clips]),
-        whole=share_of([clip.whole for clip in results.clips]),
-        objects_right=row.obedience,
-        camera_right=row.camera_right,
+    camera = "–" if row.camera_right is None else f"{row.camera_right.value:.0f}"
+    return PageRow(
+        title,
+        {
+            "motion degree (px)": row.degree.text(1),
+            "obeys (%)": share_of([clip.did_all for clip in results.clips]).text(0),
+            "whole (%)": share_of([clip.whole for clip in results.clips]).text(0),
+            "objects right (%)": f"{row.obedience.value:.0f}",
+            "camera right (%)": camera,
+        },
+    )
+
+
+def _shot(
+    folder: Path,
+    prompt: DemoPrompt,
+    image: torch.Tensor,
+    videos: Mapping[Method, torch.Tensor],
+    *,
+    seed: int,
+) -> Shot:
+    """Write the videos of a prompt, and measure them."""
+    photo = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    return Shot(
+        prompt=prompt.program.caption(),
+        look_for=what_to_look_for(prompt.program),
+        tells_all=bool(prompt.program.actors) and prompt.program.camera_is_captioned,
+        photo=jpeg_uri(photo),
+        clips=tuple(
+            _write_clip(folder, prompt, shown, video, seed=seed) for shown, video in videos.items()
+        ),
     )
 
 
 def _write_clip(
-    folder: Path,
-    prompt: DemoPrompt,
-    shown: Method,
-    video: torch.Tensor,
-    flow: FloatArray,
-    *,
-    scale: float,
-    seed: int,
+    folder: Path, prompt: DemoPrompt, shown: Method, video: torch.Tensor, *, seed: int
 ) -> PageClip:
     stem = f"{prompt.photo}-{shown.condition}".replace("+", "plus-")
-    caption = prompt.program.caption()
-    write_video(
-        folder / "videos" / f"{stem}.mp4",
-        video,
-        fps=FRAME_RATE,
-        metadata={"prompt": caption, "recipe": shown.recipe, "seed": seed},
-    )
-    strip = np.concatenate([flow_picture(field, scale=scale) for field in flow], axis=1)
-    _save(folder / "images" / f"{stem}-flow.jpg", strip[::2, ::2])
+    path = folder / "videos" / f"{stem}.mp4"
+    metadata = {"prompt": prompt.program.caption(), "recipe": shown.recipe, "seed": seed}
+    write_video(path, video, fps=FRAME_RATE, metadata=metadata)
     scene = Scene(prompt.program, 0.0, prompt.starts, 0)
     measures = measure_clip(F.adaptive_avg_pool2d(video, SIZE), scene)
     return PageClip(
         title=shown.title,
-        video=f"videos/{stem}.mp4",
-        flow=f"images/{stem}-flow.jpg",
-        degree=measures.camera.degree,
-        camera=measures.camera.kind,
+        video=embed_video(path),
+        degree=measures.degree,
+        camera=measures.camera_kind,
         disobedience=tuple(disobedience(measures, prompt.program)),
         damage=tuple(damage(measures, prompt.program)),
     )
@@ -310,12 +285,3 @@ def demo_image(prompt: DemoPrompt) -> torch.Tensor:
     things = [(actor.color, actor.shape) for actor in prompt.program.actors]
     painted = draw_things(photo, dict(zip(things, prompt.starts, strict=True)))
     return torch.from_numpy(np.array(painted)).permute(2, 0, 1).float() / 255
-
-
-def _channels_last(image: torch.Tensor) -> FloatArray:
-    return image.permute(1, 2, 0).numpy()
-
-
-def _save(path: Path, picture: Picture) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, quality=90)

@@ -1,22 +1,32 @@
-"""The demo's page: videos side by side and in step, flow pictures, numbers, and how each was made.
+"""The page of the demo and of the pocket model's evaluation: videos, numbers, verdicts, recipes.
 
-One HTML file with its style and script inside; videos and pictures are files beside it.
+It is made of the same parts as the page of `report`, and needs no other file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from motionmerge.evaluation.html import filled
-from motionmerge.evaluation.statistics import Estimate
-from motionmerge.io.atomic import atomic_path
-from motionmerge.version import __version__
+from motionmerge.evaluation.flow import shared_scale
+from motionmerge.evaluation.html import page_text
+from motionmerge.evaluation.motion import REFERENCE_WIDTH
+from motionmerge.evaluation.pocket.charts import front_figure, knob_figure
+from motionmerge.evaluation.pocket.claims import Claim
+from motionmerge.evaluation.pocket.conditions import KNOB, Condition
+from motionmerge.evaluation.pocket.runs import ConditionResults, Protocol
+from motionmerge.evaluation.pocket.tables import HEADINGS, protocol_line, table_row
+from motionmerge.evaluation.report.embedding import EmbeddedVideo, legend_uri, strip_uri
+from motionmerge.evaluation.report.sets import Figure
+from motionmerge.io.atomic import write_whole
+
+PAGE_FILE = "index.html"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One column of the page: a name, a note, and the recipe behind it."""
+    """A set of weights: its name, a note, and the recipe behind it."""
 
     title: str
     note: str
@@ -24,13 +34,24 @@ class Method:
     recipe: str
     schedule: str
 
+    @classmethod
+    def of(cls, condition: Condition, *, title: str, note: str = "") -> Method:
+        """Describe a condition."""
+        recipe = condition.recipe()
+        return cls(
+            title=title,
+            note=note,
+            condition=condition.name,
+            recipe=recipe.print(),
+            schedule=recipe.schedule.draw() if recipe.schedule else "",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class PageClip:
     """One video with what was measured on it.
 
     Args:
-        video, flow: Paths relative to the page.
         degree: Motion degree in pixels of a 64-pixel frame.
         camera: Kind of camera move seen.
         disobedience: What objects and camera do against the prompt; empty where they obey.
@@ -38,12 +59,15 @@ class PageClip:
     """
 
     title: str
-    video: str
-    flow: str
+    video: EmbeddedVideo
     degree: float
     camera: str
     disobedience: tuple[str, ...] = ()
     damage: tuple[str, ...] = ()
+
+    def strip(self, scale: float) -> str | None:
+        """Return its flow pictures; None where there is no flow."""
+        return strip_uri(self.video.flows, scale=scale) if self.video.flows else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,73 +77,87 @@ class Shot:
     Args:
         look_for: What the prompt wants to be seen.
         tells_all: Whether it names the camera and an object.
+        photo: The picture, as an address that holds it.
     """
 
     prompt: str
     look_for: str
     tells_all: bool
     photo: str
-    picture: str
     clips: tuple[PageClip, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Numbers:
-    """One line of the page's table, with the same rules as the badges; shares in percent.
-
-    Args:
-        title: Of the method.
-        degree: Motion degree in pixels.
-        obeys: Share of clips in which objects and camera do all that the prompt says.
-        whole: Share of clips that are still whole.
-        objects_right, camera_right: Shares of clips in which the one or the other does; the camera
-            where the prompt names it, None where none does.
-    """
+@dataclass(frozen=True)
+class PageRow:
+    """One line of the page's table: the texts of a set of weights by their headings."""
 
     title: str
-    degree: Estimate
-    obeys: Estimate
-    whole: Estimate
-    objects_right: Estimate
-    camera_right: Estimate | None
+    cells: Mapping[str, str]
 
-    def cells(self) -> list[tuple[str, str]]:
-        """Return heading and text of every column behind the title."""
-        camera = "–" if self.camera_right is None else f"{self.camera_right.value:.0f}"
-        return [
-            ("motion degree (px)", self.degree.text(1)),
-            ("obeys (%)", self.obeys.text(0)),
-            ("whole (%)", self.whole.text(0)),
-            ("objects right (%)", f"{self.objects_right.value:.0f}"),
-            ("camera right (%)", camera),
-        ]
+    def sort_value(self, heading: str) -> str:
+        """Return the number that a text begins with; "" if there is none."""
+        first = self.cells[heading].split()[0]
+        return first if first[-1].isdigit() else ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Page:
+class PocketPage:
     """All that the page shows.
 
     Args:
+        rows: The table's numbers, one row per set of weights.
+        about: What the numbers rest on, in sentences.
         result: What the numbers of the run come to, in a sentence.
-        rows: The table's numbers, one row per method.
-        num_table_prompts: How many prompts each row rests on.
-        flow_scale: Length in pixels of a fully colored flow.
-        knob_svg: The motion-knob curve, trusted markup.
     """
 
+    title: str
     methods: tuple[Method, ...]
-    shots: tuple[Shot, ...]
-    result: str
-    rows: tuple[Numbers, ...]
-    num_table_prompts: int
-    flow_scale: float
-    knob_svg: str
+    rows: tuple[PageRow, ...]
+    about: str
     seed: int
+    figures: tuple[Figure, ...] = ()
+    shots: tuple[Shot, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    result: str = ""
 
 
-def write_demo_page(page: Page, path: Path) -> Path:
-    """Write the page; every text in it is escaped."""
-    template = Path(__file__).parent / "templates" / "report.html.j2"
-    with atomic_path(path) as temporary:
-        temporary.write_text(filled(template, page=page, version=__version__), encoding="utf-8")
+def write_evaluation_page(
+    results: Mapping[str, ConditionResults],
+    claims: Sequence[Claim],
+    *,
+    protocol: Protocol,
+    path: Path,
+) -> Path:
+    """Write the page of an evaluation: its table, the claims, and the charts that it has."""
+    conditions = [one.condition for one in results.values()]
+    figures = [front_figure(results)] if len(conditions) > 1 else []
+    if sum(one.family == KNOB for one in conditions) > 1:
+        figures.append(knob_figure(results))
+    page = PocketPage(
+        title="The pocket model, measured",
+        methods=tuple(Method.of(one, title=one.name) for one in conditions),
+        rows=tuple(
+            PageRow(one, dict(zip(HEADINGS[1:], table_row(found).cells()[1:], strict=True)))
+            for one, found in results.items()
+        ),
+        about=protocol_line(protocol),
+        figures=tuple(figures),
+        claims=tuple(claims),
+        seed=protocol.seed,
+    )
+    return write_pocket_page(page, path)
+
+
+def write_pocket_page(page: PocketPage, path: Path) -> Path:
+    """Write the page, with all flow on one scale; every text in it is escaped."""
+    flows = [flow for shot in page.shots for clip in shot.clips for flow in clip.video.flows]
+    text = page_text(
+        "pocket.html.j2",
+        title=page.title,
+        page=page,
+        flow_scale=shared_scale(flows) if flows else 1.0,
+        legend=legend_uri(),
+        reference_width=REFERENCE_WIDTH,
+    )
+    write_whole(path, text)
     return path

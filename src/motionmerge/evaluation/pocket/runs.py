@@ -37,7 +37,7 @@ from motionmerge.switching.rehearsal import check_fit
 
 RESULTS_FILE = "results.jsonl"
 BATCH_SIZE = 24
-FORMAT = 1
+FORMAT = 2
 """Raise it when a measure changes its meaning: kept results are then not used."""
 
 Progress = Callable[[str, int], None]
@@ -67,7 +67,7 @@ class ClipResult:
 
     Args:
         prompt: Index of the scene in its split.
-        degree: Motion degree in pixels, see `CameraMove.degree`.
+        degree: Motion degree in pixels, see `motion.motion_degree`.
         camera: Kind of camera move seen.
         camera_right: Whether it is the captioned one; None if the caption is silent.
         obeyed, direction_right, intact, whole, first_frame_db, background_db: See
@@ -301,9 +301,9 @@ def clip_result(index: int, scene: Scene, measures: ClipMeasures) -> ClipResult:
     told = program.camera_is_captioned
     return ClipResult(
         prompt=index,
-        degree=measures.camera.degree,
-        camera=measures.camera.kind,
-        camera_right=measures.camera.kind == program.camera if told else None,
+        degree=measures.degree,
+        camera=measures.camera_kind,
+        camera_right=measures.camera_kind == program.camera if told else None,
         obeyed=measures.obeyed,
         direction_right=measures.direction_right,
         intact=measures.intact,

@@ -193,7 +193,8 @@ def _around_block(path: Path) -> tuple[str, str]:
     return before, after
 
 
-def _protocol_line(protocol: Protocol) -> str:
+def protocol_line(protocol: Protocol) -> str:
+    """Return in a sentence what all numbers of an evaluation rest on."""
     return (
         f"{protocol.num} prompts of the {protocol.split} split per condition, "
         f"seed {protocol.seed}, {protocol.num_inference_steps} steps, "
@@ -211,7 +212,7 @@ def _guide_block(
         f"| {one.name} | {one.level(1):.2f} | {one.level(3):.2f} |" for one in alternatives
     )
     return f"""\
-Written by `motionmerge evaluate pocket --write-docs`. {_protocol_line(protocol)}
+Written by `motionmerge evaluate pocket --write-docs`. {protocol_line(protocol)}
 
 {markdown_table(table_row(one) for one in results.values())}
 ## The claims
@@ -249,7 +250,7 @@ def _readme_block(
     failed = [f"({one.number}) {one.text}." for one in claims if one.verdict != "holds"]
     verdict = f"{len(claims) - len(failed)} of {len(claims)} claims hold."
     return f"""\
-{_protocol_line(protocol)} All of it: [docs/pocket.md](docs/pocket.md).
+{protocol_line(protocol)} All of it: [docs/pocket.md](docs/pocket.md).
 
 {table}
 {verdict}{" **Does not hold:** " if failed else ""}{" ".join(failed)}

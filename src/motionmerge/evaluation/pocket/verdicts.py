@@ -46,9 +46,9 @@ def disobedience(measures: ClipMeasures, program: Program) -> list[str]:
         if len({words for words, _ in wrong}) < len(wrong):  # in both halves the same
             wrong = [(wrong[0][0], "throughout")]
         faults += [f"{_name(actor)} {words} {half}" for words, half in wrong]
-    if program.camera_is_captioned and measures.camera.kind != program.camera:
+    if program.camera_is_captioned and measures.camera_kind != program.camera:
         faults.append(
-            f"the camera {measures.camera.kind}; the prompt says that it {program.camera}"
+            f"the camera {measures.camera_kind}; the prompt says that it {program.camera}"
         )
     return faults
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from motionmerge.errors import ConfigError
 from motionmerge.evaluation.flow import shared_scale
-from motionmerge.evaluation.html import filled
+from motionmerge.evaluation.html import page_text
 from motionmerge.evaluation.metrics import HEADLINES, METRICS
 from motionmerge.evaluation.motion import REFERENCE_WIDTH
 from motionmerge.evaluation.report.embedding import (
@@ -24,7 +22,6 @@ from motionmerge.evaluation.report.radar import vbench_radar
 from motionmerge.evaluation.report.scenes import SharedScene, is_frozen, order_scenes
 from motionmerge.evaluation.report.sets import Figure, ReportSet, check_sets
 from motionmerge.evaluation.report.table import (
-    LEVEL,
     Table,
     compare_sets,
     to_csv,
@@ -32,13 +29,12 @@ from motionmerge.evaluation.report.table import (
     to_latex,
 )
 from motionmerge.evaluation.runs import Measured
+from motionmerge.evaluation.statistics import LEVEL
 from motionmerge.evaluation.vbench.total import DIMENSIONS, RANGES, Totals, totals
 from motionmerge.io.atomic import write_whole
-from motionmerge.version import __version__
 
 DEFAULT_MEGABYTES = 40.0
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _NUM_COLORS = 8  # in the style sheet
 _MOST_LISTED = 500  # scenes without videos
 _MOST_TOO_LARGE = 5  # scenes that are encoded in vain
@@ -240,12 +236,10 @@ def _vbench_lines(sets: Sequence[ReportSet]) -> list[VBenchLine]:
     ]
 
 
-def _render(*, table: Table, **content: object) -> str:
-    """Fill the template; no script but ours may run."""
-    script = (_TEMPLATES / "players.js").read_text(encoding="utf-8")
-    digest = hashlib.sha256(script.encode()).digest()
-    return filled(
-        _TEMPLATES / "report.html.j2",
+def _render(*, title: str, table: Table, **content: object) -> str:
+    return page_text(
+        "report.html.j2",
+        title=title,
         table=table,
         has_too_few=any(line.has_too_few for line in table.lines),
         metrics=METRICS,
@@ -253,9 +247,5 @@ def _render(*, table: Table, **content: object) -> str:
         dimensions=DIMENSIONS,
         level=LEVEL,
         reference_width=REFERENCE_WIDTH,
-        style=(_TEMPLATES / "page.css").read_text(encoding="utf-8"),
-        script=script,
-        script_hash=base64.b64encode(digest).decode(),
-        version=__version__,
         **content,
     )

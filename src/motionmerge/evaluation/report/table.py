@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from motionmerge.evaluation.metrics import HEADLINES, METRICS
 from motionmerge.evaluation.motion import REFERENCE_WIDTH
 from motionmerge.evaluation.report.sets import Key, ReportSet
-from motionmerge.evaluation.statistics import Estimate, bootstrap_mean, holm, sign_flip_p_value
+from motionmerge.evaluation.statistics import (
+    LEVEL,
+    Estimate,
+    bootstrap_mean,
+    holm,
+    sign_flip_p_value,
+)
 from motionmerge.evaluation.summary import Summary, summarise
 from motionmerge.evaluation.tables import csv_text
-
-LEVEL = 0.05
-"""A corrected p-value below it is called a difference."""
 
 
 @dataclass(frozen=True)

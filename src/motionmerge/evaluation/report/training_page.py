@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.evaluation.flow import shared_scale
-from motionmerge.evaluation.html import filled
+from motionmerge.evaluation.html import page_text
 from motionmerge.evaluation.motion import REFERENCE_WIDTH
 from motionmerge.evaluation.report.embedding import (
     EmbeddedVideo,
@@ -25,7 +23,6 @@ from motionmerge.evaluation.report.embedding import (
 from motionmerge.evaluation.report.training_charts import training_charts
 from motionmerge.evaluation.report.training_run import TrainingRun, ValidationVideo
 from motionmerge.io.atomic import write_whole
-from motionmerge.version import __version__
 
 MOST_COLUMNS = 5
 """Steps whose videos are shown, evenly spread from the first to the last."""
@@ -33,7 +30,6 @@ MOST_COLUMNS = 5
 MOST_ROWS = 50
 """Validations in the table, likewise."""
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _Item = TypeVar("_Item")
 
 
@@ -78,9 +74,8 @@ def write_training_page(
     if not run.losses and not run.validations:
         raise DataError("The run has logged nothing yet.", fix="Wait for its first line.")
     scenes, num_left_out, scale = _scenes(run, most_bytes=int(max_megabytes * 1e6))
-    script = (_TEMPLATES / "players.js").read_text(encoding="utf-8")
-    text = filled(
-        _TEMPLATES / "training.html.j2",
+    text = page_text(
+        "training.html.j2",
         title=title,
         run=run,
         rows=_spread(run.validations, MOST_ROWS),
@@ -91,10 +86,6 @@ def write_training_page(
         flow_scale=scale,
         legend=legend_uri(),
         reference_width=REFERENCE_WIDTH,
-        style=(_TEMPLATES / "page.css").read_text(encoding="utf-8"),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        version=__version__,
     )
     write_whole(to, text)
     return len(scenes), num_left_out

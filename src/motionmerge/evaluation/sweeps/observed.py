@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from motionmerge.evaluation.runs import Measured
-from motionmerge.evaluation.statistics import Estimate, bootstrap_mean, paired_difference
+from motionmerge.evaluation.statistics import Estimate, bootstrap_mean, sign_flip_p_value
 from motionmerge.sampling.batch.variants import Variant
 
 
@@ -53,15 +53,29 @@ class Observed:
 
     def difference(self, other: Observed, metric: str) -> Estimate | None:
         """Return how much more this is than another, over the clips that both have."""
-        ours, theirs = self.values.get(metric, {}), other.values.get(metric, {})
-        both = [clip for clip in ours if clip in theirs]
-        if not both:
+        differences = self._differences(other, metric)
+        if not differences:
             return None
-        return paired_difference(
-            [ours[clip] for clip in both],
-            [theirs[clip] for clip in both],
-            clusters=[self.clusters[clip] for clip in both],
+        clusters = [self.clusters[clip] for clip in differences]
+        return bootstrap_mean(list(differences.values()), clusters=clusters)
+
+    def p_value(self, other: Observed, metric: str, *, num_resamples: int = 2_000) -> float:
+        """Return how often chance alone makes as large a difference, see `sign_flip_p_value`.
+
+        1 where no clip is shared. Five prompts or fewer are never below 0.05.
+        """
+        differences = self._differences(other, metric)
+        if not differences:
+            return 1.0
+        clusters = [self.clusters[clip] for clip in differences]
+        return sign_flip_p_value(
+            list(differences.values()), clusters=clusters, num_resamples=num_resamples
         )
+
+    def _differences(self, other: Observed, metric: str) -> dict[Hashable, float]:
+        theirs = other.values.get(metric, {})
+        ours = self.values.get(metric, {})
+        return {clip: ours[clip] - theirs[clip] for clip in ours if clip in theirs}
 
 
 @dataclass(frozen=True, kw_only=True)

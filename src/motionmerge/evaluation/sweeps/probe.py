@@ -15,7 +15,7 @@ import numpy as np
 
 from motionmerge.errors import ConfigError
 from motionmerge.evaluation.figures import INK, style_axes
-from motionmerge.evaluation.statistics import Estimate
+from motionmerge.evaluation.statistics import LEVEL, Estimate, holm
 from motionmerge.evaluation.sweeps.observed import Bench, Goal, Observed
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.sampling.batch.variants import Variant
@@ -132,11 +132,13 @@ class Injected:
         window: Where it denoises.
         observed: What was measured.
         more: Per objective: how much more than without this expert, paired.
+        sure: Objectives that chance alone hardly changes as much (Holm over the windows).
     """
 
     window: Window
     observed: Observed
     more: Mapping[str, Estimate]
+    sure: frozenset[str] = frozenset()
 
     def to_dict(self, objectives: Mapping[str, Goal]) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -146,6 +148,7 @@ class Injected:
             "to": self.window.low,
             "measured": {name: mean.to_dict() for name, mean in means.items() if mean is not None},
             "more_than_without": {name: one.to_dict() for name, one in self.more.items()},
+            "sure": sorted(self.sure),
         }
 
 
@@ -167,11 +170,7 @@ class Probe:
 
     def strongest(self, name: str) -> Injected | None:
         """Return the window that changes an objective most, if any surely changes it."""
-        sure = [
-            one
-            for one in self.windows
-            if name in one.more and (one.more[name].low > 0 or one.more[name].high < 0)
-        ]
+        sure = [one for one in self.windows if name in one.sure]
         return max(sure, key=lambda one: abs(one.more[name].value), default=None)
 
 
@@ -219,18 +218,43 @@ def probe(
         return Injected(window=window, observed=observed, more=more)
 
     everywhere = observe(f"{expert} throughout", throughout(recipe, expert))
+    found = [
+        injected(
+            window,
+            observe(f"{expert} from {window.name}", with_window(recipe, window, expert=expert)),
+        )
+        for window in windows
+    ]
     return Probe(
         objectives=known,
         without=without,
         everywhere=injected(WHOLE_RANGE, everywhere),
-        windows=[
-            injected(
-                window,
-                observe(f"{expert} from {window.name}", with_window(recipe, window, expert=expert)),
-            )
-            for window in windows
-        ],
+        windows=_with_sure(found, without, known),
     )
+
+
+def _with_sure(
+    windows: Sequence[Injected], without: Observed, objectives: Mapping[str, Goal]
+) -> list[Injected]:
+    """Mark what chance hardly does: among so many windows some are far from 0 by chance alone."""
+    num_resamples = max(2_000, 40 * len(windows))
+    chances = {
+        name: holm(
+            {
+                one.window.name: one.observed.p_value(
+                    without, objective.metric, num_resamples=num_resamples
+                )
+                for one in windows
+            }
+        )
+        for name, objective in objectives.items()
+    }
+    return [
+        replace(
+            one, sure=frozenset(name for name, p in chances.items() if p[one.window.name] < LEVEL)
+        )
+        for one in windows
+    ]
 
 
 def probe_chart(found: Probe, *, expert: str) -> Figure:
@@ -246,7 +270,7 @@ def probe_chart(found: Probe, *, expert: str) -> Figure:
         style_axes(axes)
         _draw(axes, found, name, color)
         unit = f" ({objective.unit})" if objective.unit else ""
-        axes.set_ylabel(f"{name}{unit}")
+        axes.set_ylabel(f"Δ {name}{unit}")
         axes.set_xlim(1, 0)
     axes.set_xlabel(f"noise level at which {expert} denoises, the other expert elsewhere")
     return figure

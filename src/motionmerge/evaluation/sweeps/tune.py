@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from motionmerge.errors import ConfigError, DataError
-from motionmerge.evaluation.row_files import config_hash
-from motionmerge.evaluation.statistics import Estimate
+from motionmerge.evaluation.row_files import append_rows, config_hash
+from motionmerge.evaluation.statistics import LEVEL, Estimate, holm
 from motionmerge.evaluation.sweeps.halving import (
     Qualities,
     Rung,
@@ -75,6 +75,8 @@ class Tried:
     is_on_front: bool = False
     gains: dict[str, Estimate] = field(default_factory=dict)
     """Per objective, paired: how much more than the recipe as it was given."""
+    chance: float = 1.0
+    """How often chance makes as large a gain in the first objective in one of the candidates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +283,13 @@ class Tuner:
                 gain = one.observed.difference(reference.observed, objective.metric)
                 if gain is not None:
                     one.gains[name] = gain
-        chosen, why = choose([one for one in top if one.is_on_front], reference, self._objectives)
+        self._add_chances(top, reference, num_tried=len(tried))
+        chosen, why = choose(
+            [one for one in top if one.is_on_front],
+            reference,
+            self._objectives,
+            num_tried=len(tried),
+        )
         return Tuning(
             tried=tried,
             reference=reference,
@@ -292,6 +300,19 @@ class Tuner:
             num_failed=num_failed,
             stopped_early=stopped_early,
         )
+
+    def _add_chances(self, top: Sequence[Tried], reference: Tried, *, num_tried: int) -> None:
+        """Correct for how many candidates were tried on the same clips (Holm)."""
+        metric = next(iter(self._objectives.values())).metric
+        num_resamples = max(2_000, 40 * num_tried)  # fewer could not get below the level
+        own = [
+            one.observed.p_value(reference.observed, metric, num_resamples=num_resamples)
+            for one in top
+        ]
+        others = [1.0] * (num_tried - len(top))
+        corrected = holm({str(number): p for number, p in enumerate([*own, *others])})
+        for number, one in enumerate(top):
+            one.chance = corrected[str(number)]
 
     def _num_kept(self, num: int) -> int:
         return num_kept(num, num_objectives=len(self._objectives))
@@ -313,6 +334,8 @@ class Tuner:
         )
         path = self._folder / JOURNAL
         check_file(path)
+        if path.exists():
+            append_rows(path, [])  # a line that a kill cut off goes
         try:
             backend = optuna.storages.journal.JournalFileBackend(str(path))
             study = optuna.create_study(
@@ -333,9 +356,13 @@ class Tuner:
 
 
 def choose(
-    front: Sequence[Tried], reference: Tried, objectives: Mapping[str, Goal]
+    front: Sequence[Tried],
+    reference: Tried,
+    objectives: Mapping[str, Goal],
+    *,
+    num_tried: int,
 ) -> tuple[Tried, str]:
-    """Choose what gains most in the first objective and loses in none, as far as intervals tell."""
+    """Choose what gains most in the first objective and surely loses in none; say why."""
     first, *others = objectives
     safe = [
         one
@@ -343,14 +370,19 @@ def choose(
         if all(not _is_below(one.gains.get(name)) for name in others) and first in one.gains
     ]
     best = max(safe, key=lambda one: one.gains[first].value, default=None)
-    losing = "loses no " + " or ".join(others) if others else "nothing else was asked for"
     if best is None or best.gains[first].value <= 0:
-        return reference, f"the recipe as it was: no other has more {first} and {losing}"
-    digits = objectives[first].digits
-    gain = best.gains[first].text(digits, sign=True)
-    unit = f" {objectives[first].unit}" if objectives[first].unit else ""
-    sure = "" if best.gains[first].low > 0 else ", which may be chance"
-    return best, f"{first} {gain}{unit} against the recipe as it was{sure}, and it {losing}"
+        losing = f" without a sure loss of {' or '.join(others)}" if others else ""
+        return reference, f"the recipe as it was: no other has more {first}{losing}"
+    gains = []
+    for name in (first, *others):
+        unit = f" {objectives[name].unit}" if objectives[name].unit else ""
+        gains.append(f"{name} {best.gains[name].text(objectives[name].digits, sign=True)}{unit}")
+    if best.chance >= LEVEL:
+        gains[0] += ", which may be chance"
+    return best, (
+        f"{'; '.join(gains)} against the recipe as it was (the best of {num_tried} candidates on "
+        f"these {best.rung.num_clips} clips: expect less on others)"
+    )
 
 
 def _is_below(gain: Estimate | None) -> bool:
