@@ -25,6 +25,7 @@ from motionmerge.switching.knob_families import (
 )
 
 from ..tiny.pipelines import EVERY_FAMILY, Family, generate, is_modular, tiny
+from .test_lora_bank import lora_for
 
 STEPS = 2
 SETTINGS = {
@@ -286,6 +287,37 @@ def test_knobs_go_with_experts_and_with_what_is_done_to_a_model_meanwhile() -> N
         assert torch.equal(generate(pipeline, family), made)
     remove_hook_from_module(pipeline.transformer)
     assert not torch.equal(made, plain)
+    assert torch.equal(generate(pipeline, family), plain)
+
+
+def test_guidance_is_handed_over_to_a_distilled_lora() -> None:
+    family = named("Wan 2.1")
+    pipeline = built(family)
+    calls, lora = Calls(pipeline, family), lora_for(pipeline, family)
+    plain = generate(pipeline, family)
+    recipe = Recipe.load("guidance-handover")
+    with experts(pipeline, recipe, inputs={"turbo": lora}):
+        made, rows = calls.of(lambda: generate(pipeline, family))
+    assert rows == 2 * family.noisy_steps + (family.steps - family.noisy_steps)
+    bare = ExpertSchedule.from_list([{"expert": "full", "above": 0.9}, {"expert": "distilled"}])
+    scheduler, scales = pipeline.scheduler, {"full": 3.5, "distilled": 1.0}
+    with experts(pipeline, recipe, inputs={"turbo": lora}, schedule=bare) as bank:
+        step = scheduler.step
+
+        def guided(prediction: torch.Tensor, t: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            c, u = passes[-2:]
+            scale = scales[bank.expert_for(t)]
+            return step(u + scale * (c - u), t, *args, **kwargs)
+
+        passes: list[torch.Tensor] = []
+        hook = pipeline.transformer.register_forward_hook(
+            lambda module, args, output: passes.append(output[0].clone())
+        )
+        scheduler.step = guided
+        expected = generate(pipeline, family)
+        scheduler.step = step
+        hook.remove()
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(generate(pipeline, family), plain)
 
 
