@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
-from diffusers import PyramidAttentionBroadcastConfig, attention_backend
+from diffusers import PyramidAttentionBroadcastConfig
+from diffusers.models.attention_dispatch import attention_backend
 
 from motionmerge.errors import ConfigError
 from motionmerge.knobs import parse_image
@@ -24,8 +25,8 @@ from motionmerge.switching.knob_families import (
     knob_family,
 )
 
+from ..switching.test_lora_bank import lora_for
 from ..tiny.pipelines import EVERY_FAMILY, Family, generate, is_modular, tiny
-from .test_lora_bank import lora_for
 
 STEPS = 2
 SETTINGS = {
