@@ -24,9 +24,9 @@ from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.switching.expert_bank import experts
 from motionmerge.switching.image_functions import low_pass, time_noise
 
-from ..switching.test_knobs import recipe_of
 from ..tiny.folders import save_tiny
 from ..tiny.pipelines import PROMPT
+from .test_knobs_of_families import recipe_of
 
 Generate = Callable[..., torch.Tensor]
 

@@ -23,9 +23,9 @@ from motionmerge.sampling.request.folder import find_pipeline
 from motionmerge.sampling.request.loading import load_pipeline, show_progress
 from motionmerge.switching.expert_bank import experts
 
-from ..switching.test_knobs import recipe_of
 from ..tiny import builders as build
 from ..tiny.pipelines import FAMILIES, Family, generate, other_weights, tiny, weights_of
+from .test_knobs_of_families import recipe_of
 
 SVD, I2VGEN_XL = (
     replace(next(one for one in FAMILIES if one.name == name), steps=2)

@@ -171,7 +171,8 @@ class DenoiserCalls:
         guides = _guides(self.pipeline, self.family)
         if self.family.passes == "batched":
             assert guides is not None
-            return run.batched(given, is_guided=guides)
+            has_two = guides and not self.family.is_conditional(given)
+            return run.batched(given, is_guided=has_two)
         if getattr(getattr(self.pipeline, "scheduler", None), "order", 1) > 1:
             raise ConfigError(
                 "The scheduler calls the denoiser several times a step, so that the passes of "

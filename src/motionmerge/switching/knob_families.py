@@ -19,6 +19,7 @@ from motionmerge.switching.attention_bias import (
     tokens_of_patches,
 )
 from motionmerge.switching.condition_image import (
+    Arguments,
     BesideLatents,
     ImagePlace,
     InArgument,
@@ -45,6 +46,10 @@ def _every(configs: Configs) -> bool:
     return True
 
 
+def _never(arguments: Arguments) -> bool:
+    return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class KnobFamily:
     """What the denoiser's calls of some pipelines look like.
@@ -62,6 +67,7 @@ class KnobFamily:
         scale: The attribute that is above 1 where a pipeline guides that does not say so itself.
         is_cut_by_rows: Whether half of a batch can be called alone: all that its rows differ in is
             in the arguments.
+        is_conditional: Whether a call is one more conditional pass beside a batch of two.
         combines_in_fp32: Whether the pipeline combines its passes in fp32, whatever their dtype.
         ramps_guidance: Whether guidance grows from 1 to its scale over the frames.
         starts_late: Whether denoising can begin at a lower noise level.
@@ -77,6 +83,7 @@ class KnobFamily:
     attention: SelfAttention | None = None
     scale: str | None = None
     is_cut_by_rows: bool = True
+    is_conditional: Callable[[Arguments], bool] = _never
     combines_in_fp32: bool = False
     ramps_guidance: bool = False
     starts_late: bool = False
@@ -130,6 +137,17 @@ _HUNYUAN_ATTENTION = SelfAttention(
     first_frame=tokens_of_patches,
     has_head_axis=True,
 )
+
+
+_FOUR_PASSES = "it combines up to four passes of picture and sound in a way of its own"
+
+
+def _is_perturbed(arguments: Arguments) -> bool:
+    """Check whether a call of LTX-2 is a conditional pass without a part of the network."""
+    blocks, is_isolated = (
+        arguments.get(name) for name in ("spatio_temporal_guidance_blocks", "isolate_modalities")
+    )
+    return blocks is not None or bool(is_isolated)
 
 
 def _transformer(configs: Configs) -> Config:
@@ -278,12 +296,21 @@ KNOB_FAMILIES: tuple[KnobFamily, ...] = (
     ),
     KnobFamily(
         name="LTX-2",
-        pipelines=(
-            "LTX2ImageToVideoPipeline",
-            "LTX2ModularPipeline",
-            "LTX25ModularPipeline",
+        pipelines=("LTX2ImageToVideoPipeline",),
+        passes="batched",
+        attention=SelfAttention(
+            blocks=_BLOCKS,
+            module="attn1",
+            processors=("LTX2AudioVideoAttnProcessor", "LTX2PerturbedAttnProcessor"),
+            first_frame=tokens_of_ltx,
         ),
-        why_not={"": "it combines up to four passes of picture and sound in a way of its own"},
+        is_conditional=_is_perturbed,
+        why_not=dict.fromkeys((GUIDANCE, FILTERS), _FOUR_PASSES),
+    ),
+    KnobFamily(
+        name="LTX-2, LTX-2.5, modular",
+        pipelines=("LTX2ModularPipeline", "LTX25ModularPipeline"),
+        why_not={"": _FOUR_PASSES},
     ),
     KnobFamily(
         name="DynamiCrafter",

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
-from diffusers import PyramidAttentionBroadcastConfig, attention_backend
+from diffusers import PyramidAttentionBroadcastConfig
+from diffusers.models.attention_dispatch import attention_backend
 
 from motionmerge.errors import ConfigError
 from motionmerge.knobs import parse_image
@@ -24,6 +25,7 @@ from motionmerge.switching.knob_families import (
     knob_family,
 )
 
+from ..switching.test_lora_bank import lora_for
 from ..tiny.pipelines import EVERY_FAMILY, Family, generate, is_modular, tiny
 
 STEPS = 2
@@ -35,11 +37,6 @@ SETTINGS = {
     START: "start: 0.9",
 }
 SCALES = {"SVD": "max_guidance_scale", "Hunyuan": "true_cfg_scale"}
-TRIED = [
-    family
-    for family in EVERY_FAMILY
-    if family.name not in ("MiniMax-H3", "Helios", "AnyFlow", "FramePack", "Sana video")  # time
-]
 
 
 def recipe_of(*entries: str) -> Recipe:
@@ -99,17 +96,20 @@ def make(pipeline: Any, family: Family, **options: Any) -> torch.Tensor:
     return generate(pipeline, family, num_inference_steps=STEPS, **options)
 
 
-@pytest.mark.parametrize("family", TRIED, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", EVERY_FAMILY, ids=lambda family: family.name)
 def test_every_knob_acts_or_is_refused_and_nothing_stays(family: Family) -> None:
     pipeline = built(family)
-    calls = Calls(pipeline, family)
-    plain, rows = calls.of(lambda: make(pipeline, family))
     config = {name: getattr(part, "config", {}) for name, part in pipeline.components.items()}
     known = knob_family(type(pipeline).__name__, {"": pipeline.config, **config})
+    for knob in (knob for knob in SETTINGS if not known.has(knob)):
+        with pytest.raises(ConfigError, match=r"does not have|combined in another way"):
+            experts(pipeline, recipe_of(SETTINGS[knob]))
+    if not any(map(known.has, SETTINGS)):
+        return
+    calls = Calls(pipeline, family)
+    plain, rows = calls.of(lambda: make(pipeline, family))
     for knob, setting in SETTINGS.items():
         if not known.has(knob):
-            with pytest.raises(ConfigError, match=r"does not have|combined in another way"):
-                experts(pipeline, recipe_of(setting))
             continue
         with experts(pipeline, recipe_of(setting)):
             turned, own_rows = calls.of(lambda: make(pipeline, family))
@@ -289,6 +289,37 @@ def test_knobs_go_with_experts_and_with_what_is_done_to_a_model_meanwhile() -> N
     assert torch.equal(generate(pipeline, family), plain)
 
 
+def test_guidance_is_handed_over_to_a_distilled_lora() -> None:
+    family = named("Wan 2.1")
+    pipeline = built(family)
+    calls, lora = Calls(pipeline, family), lora_for(pipeline, family)
+    plain = generate(pipeline, family)
+    recipe = Recipe.load("guidance-handover")
+    with experts(pipeline, recipe, inputs={"turbo": lora}):
+        made, rows = calls.of(lambda: generate(pipeline, family))
+    assert rows == 2 * family.noisy_steps + (family.steps - family.noisy_steps)
+    bare = ExpertSchedule.from_list([{"expert": "full", "above": 0.9}, {"expert": "distilled"}])
+    scheduler, scales = pipeline.scheduler, {"full": 3.5, "distilled": 1.0}
+    with experts(pipeline, recipe, inputs={"turbo": lora}, schedule=bare) as bank:
+        step = scheduler.step
+
+        def guided(prediction: torch.Tensor, t: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            c, u = passes[-2:]
+            scale = scales[bank.expert_for(t)]
+            return step(u + scale * (c - u), t, *args, **kwargs)
+
+        passes: list[torch.Tensor] = []
+        hook = pipeline.transformer.register_forward_hook(
+            lambda module, args, output: passes.append(output[0].clone())
+        )
+        scheduler.step = guided
+        expected = generate(pipeline, family)
+        scheduler.step = step
+        hook.remove()
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(generate(pipeline, family), plain)
+
+
 def test_an_error_in_a_call_leaves_nothing_behind() -> None:
     family = named("Wan 2.1")
     pipeline = built(family)
@@ -327,7 +358,7 @@ def test_guidance_that_has_no_second_pass_is_refused() -> None:
             "takes no bias",
         ),
         (
-            lambda p: p.transformer.blocks[0].compile(),
+            lambda p: p.transformer.blocks[0].compile(backend="eager"),
             "attention: first_frame(-1)",
             "is compiled",
         ),
