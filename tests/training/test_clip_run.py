@@ -164,16 +164,32 @@ def test_fast_shots_are_shown_more_often_if_that_is_asked_for(run_of):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": {"num_frames": 2}}, "image projector has tokens for 3"),
-        ({"data": {"sizes": [[10, 16]]}}, r"\[10, 16\]; sides of this model divide by"),
+        ({"data": {"num_frames": 2}}, "2, a length that this dynamicrafter does not"),
+        ({"data": {"sizes": [[10, 16]]}}, r"\[10, 16\], a size that this dynamicrafter"),
         ({"objective": {"noise_range": {"above": 0.9, "below": 0.2}}}, "No noise level"),
         ({"trains": "joint"}, "no parameter .* is of `joint`"),
         ({"data": {"frame_stride": None}}, "either `frame_stride` or `frame_rate`"),
     ],
 )
-def test_what_does_not_go_with_the_model_is_refused(run_of, changes, message):
+def test_what_does_not_go_with_the_model_is_refused_before_weights_are_read(
+    run_of, changes, message
+):
     with pytest.raises(ConfigError, match=message):
-        run_of(**changes).train()
+        run_of(**changes).count_parameters()
+
+
+def test_a_model_that_is_told_strides_is_not_given_rates(run_of, model, tmp_path):
+    for part in model.iterdir():
+        (tmp_path / part.name).symlink_to(part)
+    scheduler = tmp_path / "scheduler"
+    scheduler.unlink()
+    scheduler.mkdir()
+    config = json.loads((model / "scheduler/scheduler_config.json").read_text())
+    config["prediction_type"] = "epsilon"
+    (scheduler / "scheduler_config.json").write_text(json.dumps(config))
+    run_of(model=tmp_path)
+    with pytest.raises(ConfigError, match="told the stride of its frames"):
+        run_of(model=tmp_path, data={"frame_stride": None, "frame_rate": 8})
 
 
 def test_another_model_is_refused_and_other_clips_are_no_continuation(run_of, tmp_path):

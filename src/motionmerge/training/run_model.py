@@ -20,9 +20,9 @@ from motionmerge.parameter_groups import FAMILIES, Family
 from motionmerge.sampling.pipelines.svd_adapter import SvdAdapterPipeline
 from motionmerge.sampling.request.bounded_networks import bounded_layers
 from motionmerge.sampling.request.folder import PipelineFolder, first_line
-from motionmerge.sampling.request.loading import empty_modules, load_pipeline
+from motionmerge.sampling.request.loading import empty_modules, load_pipeline, load_scheduler
 
-from .clip_encoder import ClipEncoder, DynamiCrafterEncoder
+from .clip_encoder import ClipEncoder, DynamiCrafterEncoder, is_told_strides
 from .denoisers.choice import FAMILY_DENOISERS, denoiser_for
 from .denoisers.dynamicrafter import DynamiCrafterDenoiser
 from .denoisers.family import FamilyDenoiser
@@ -103,7 +103,9 @@ def check_model(folder: PipelineFolder, config: RunConfig) -> None:
             "is shown a mask, or which are its first frame.",
             fix=f"Leave it out, or train one of {', '.join(SHOWS_PLAIN_LATENTS)}.",
         )
+    _check_views(folder, config)
     if family.name == "dynamicrafter":
+        _check_rate(folder, config)
         return
     if objective.interpolates:
         raise ConfigError(
@@ -122,11 +124,10 @@ def check_model(folder: PipelineFolder, config: RunConfig) -> None:
             "the image.",
             fix="Leave it out.",
         )
-    _check_views(folder, config)
 
 
 def _check_views(folder: PipelineFolder, config: RunConfig) -> None:
-    """Refuse sizes and lengths that a pipeline of diffusers does not make."""
+    """Refuse sizes and lengths that a pipeline does not make."""
     limits, name, asked = folder.limits, folder.family.name, config.data.num_frames
     if (near := limits.nearest_num_frames(asked)) != asked:
         raise ConfigError(
@@ -139,6 +140,16 @@ def _check_views(folder: PipelineFolder, config: RunConfig) -> None:
                 f"`data.sizes` has {list(size)}, a size that this {name} does not make.",
                 fix=f"Write {list(fitting)}.",
             )
+
+
+def _check_rate(folder: PipelineFolder, config: RunConfig) -> None:
+    """Refuse views at a frame rate where DynamiCrafter is told strides."""
+    scheduler = load_scheduler(folder)
+    if scheduler is not None and is_told_strides(scheduler) and config.data.frame_stride is None:
+        raise ConfigError(
+            "`data.frame_rate` is given, and this model is told the stride of its frames.",
+            fix="Leave it out, and set `data.frame_stride`, such as [1, 6].",
+        )
 
 
 def _check_adapter(folder: PipelineFolder, config: RunConfig) -> None:
@@ -213,7 +224,6 @@ def load_model(folder: PipelineFolder, config: RunConfig, *, dtype: torch.dtype)
     encoder: ClipEncoder
     if isinstance(denoiser, DynamiCrafterDenoiser):
         encoder = DynamiCrafterEncoder(pipeline)
-        encoder.check_views(views)
     else:
         assert isinstance(denoiser, FamilyDenoiser)
         encoder = FamilyEncoder(pipeline, denoiser, folder=folder, settings=views)
