@@ -94,7 +94,7 @@ class ValidationSection(ConfigSection):
         every: After how many steps.
         clips: How many are held out for it: none of their shots is trained on.
         videos: Of so many of them, at most, a video is made each time, from the first frame and
-            the caption; 0 for none, None for all. DynamiCrafter alone makes them.
+            the caption; 0 for none, None for all.
         video_steps: Denoising steps of a video.
         warn_below: Warn where videos move less than this share of what the base's do.
     """

@@ -112,12 +112,6 @@ def check_model(folder: PipelineFolder, config: RunConfig) -> None:
             f"`objective.interpolates` is for DynamiCrafter; {config.model} is a {family.name}.",
             fix="Leave it out.",
         )
-    if config.validation is not None and config.validation.videos:
-        raise ConfigError(
-            f"`validation.videos` is {config.validation.videos}; videos of held-out clips are made "
-            f"of DynamiCrafter alone, and {config.model} is a {family.name}.",
-            fix="Leave it out.",
-        )
     if config.data.condition_frames not in (None, "first"):
         raise ConfigError(
             f"`data.condition_frames` is {config.data.condition_frames}; {family.name} begins with "
@@ -182,9 +176,9 @@ def drop_share(folder: PipelineFolder, config: RunConfig) -> float:
     return 0.05 if folder.family.name in DROPS_IMAGE else 0.0
 
 
-def num_videos(folder: PipelineFolder, config: RunConfig) -> int:
+def num_videos(config: RunConfig) -> int:
     """Return of how many held-out clips a validation makes a video."""
-    if config.validation is None or folder.family.name != "dynamicrafter":
+    if config.validation is None:
         return 0
     videos = config.validation.videos
     return config.validation.clips if videos is None else min(videos, config.validation.clips)
