@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, DataError
@@ -229,6 +233,76 @@ def test_a_run_with_a_constant_rate_can_be_made_longer(tmp_path: Path):
 def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="3 accumulated"):
         train(tmp_path, replace(SETTINGS, accumulate=3))
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="it is installed")
+def test_eight_bits_without_their_package_are_refused_by_name(tmp_path: Path):
+    with pytest.raises(ConfigError, match="needs bitsandbytes") as error:
+        train(tmp_path, replace(SETTINGS, optimizer="adamw8bit"))
+    assert "motionmerge[adamw8bit]" in str(error.value)
+
+
+def forked(rank: int, work: Callable[[], None], *, port: int) -> int:
+    """Do something as one of two processes; returns the process."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        )  # fmt: skip
+        AcceleratorState._reset_state(reset_partial_state=True)
+        work()
+        status = 0
+    finally:
+        traceback.print_exc() if status else None
+        os._exit(status)
+
+
+def as_two(work: Callable[[], None]) -> None:
+    """Do something in two processes that know of each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [forked(rank, work, port=port) for rank in range(2)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+
+
+def test_two_processes_train_as_one_and_go_on_after_a_kill_bit_for_bit(tmp_path: Path):
+    """Without dropout, which differs from process to process."""
+    settings = replace(SETTINGS, accumulate=2)
+
+    class Killed(Exception):
+        pass
+
+    def stopped(step: int) -> LossFunction:
+        def loss(module: nn.Module, indices: Sequence[int]) -> torch.Tensor:
+            if indices[0] // settings.batch_size == step:
+                raise Killed
+            return regression_loss(module, indices)
+
+        return loss
+
+    def killed_and_again() -> None:
+        with pytest.raises(Killed):
+            train(tmp_path / "killed", settings, loss=stopped(23))
+        train(tmp_path / "killed", settings)
+
+    one = train(tmp_path / "one", replace(settings, accumulate=1))
+    as_two(lambda: train(tmp_path / "two", settings))
+    as_two(killed_and_again)
+    two, killed = (
+        torch.load(tmp_path / name / "state-00000040.pt")["ema"]["shadow_params"]
+        for name in ("two", "killed")
+    )
+    assert all(map(torch.equal, two, killed))
+    for ours, theirs in zip(two, one.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert log_of(tmp_path / "killed") == log_of(tmp_path / "two")
+    losses = zip(log_of(tmp_path / "one"), log_of(tmp_path / "two"), strict=True)
+    assert all(ours["loss"] == pytest.approx(both["loss"], rel=1e-4) for ours, both in losses)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero_or_stays():

@@ -52,7 +52,7 @@ def plan_run(run: ClipRun) -> RunPlan:
     memory = {
         "weights": _FP32 * own + run.frozen_dtype.itemsize * (num_parameters - own),
         "gradients": _FP32 * own,
-        "optimizer": 2 * _FP32 * own,
+        "optimizer": 2 * own * (_FP32 if settings.optimizer == "adamw" else 1),
     }
     if settings.ema_decay is not None:
         memory["average"] = _FP32 * own

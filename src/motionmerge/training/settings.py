@@ -23,6 +23,8 @@ class TrainerSettings:
         learning_rate: At the end of the warm-up.
         decay: Of the learning rate after that: along a cosine to zero, or none.
         warmup_steps: Linear warm-up.
+        optimizer: "adamw", or "adamw8bit", whose moments take a quarter of the memory (extra
+            `adamw8bit`).
         weight_decay: Of AdamW.
         ema_decay: Of the running average of the weights, which is what is kept; None keeps the
             weights themselves.
@@ -42,6 +44,7 @@ class TrainerSettings:
     learning_rate: Annotated[float, Field(ge=0)] = 1e-3
     decay: Literal["cosine", "none"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 200
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0

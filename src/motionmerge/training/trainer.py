@@ -26,10 +26,11 @@ from torch import nn
 
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.atomic import atomic_path
-from motionmerge.models.cuda_graphs import ReplayedCall
+from motionmerge.packages import missing_package
 from motionmerge.rng import whole_number_for
 
 from .batches import batches_left
+from .captured_step import CapturedStep
 from .objective import Drawn, Objective
 from .run_log import LOG, VALIDATION_LOG
 from .run_state import RunFolder, weights_hash
@@ -41,9 +42,6 @@ from .settings import (
     Validation,
     learning_rate_at,
 )
-
-WARMUP_RUNS = 3
-"""Steps before one is captured: they allocate the optimizer's state and pick kernels."""
 
 
 def fit(
@@ -231,7 +229,7 @@ class _Run:
         self.done, self.elapsed = 0, 0.0
         module.to(self.device)
         objective.to(self.device)
-        self.optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
+        self.optimizer = _optimizer(parameters, settings)
         self.ema: EMAModel | None = None
         if settings.ema_decay is not None:
             self.ema = EMAModel(
@@ -262,12 +260,15 @@ class _Run:
         self.wrapped.train()
         self.rate = torch.zeros((), device=self.device)
         for group in self.optimizer.param_groups:
-            group.update(lr=self.rate, capturable=self.device.type == "cuda")
+            group.update(lr=self.rate)
+            if self.settings.optimizer == "adamw":
+                group.update(capturable=self.device.type == "cuda")
         self.run_step: Callable[..., torch.Tensor] = self._step
         is_alone = self.accelerator.num_processes == self.settings.accumulate == 1
         is_alike = self.objective.is_captured and not self.settings.gradient_checkpointing
+        is_alike = is_alike and self.settings.optimizer == "adamw"
         if self.device.type == "cuda" and is_alone and is_alike:
-            self.run_step = _CapturedStep(self._step, self.device)
+            self.run_step = CapturedStep(self._step, self.device)
         self.started = self.saved_at = time.monotonic()
 
     def _recent_of(self, saved: torch.Tensor) -> list[torch.Tensor]:
@@ -437,29 +438,20 @@ class _Run:
         )
 
 
+def _optimizer(parameters: Sequence[nn.Parameter], settings: TrainerSettings) -> Any:
+    """Return the optimizer; its moments have a byte a number each, or four.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed.
+    """
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise missing_package(error) or error from error
+    return AdamW8bit(parameters, weight_decay=settings.weight_decay)
+
+
 def _autocast(device: torch.device, settings: TrainerSettings) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
-
-
-class _CapturedStep:
-    """Run a training step as it is a few times, then capture it as a CUDA graph and replay that.
-
-    Everything that differs from step to step reaches the graph through its inputs' memory, or
-    through tensors that are changed in place (the learning rate).
-    """
-
-    def __init__(self, step: Callable[..., torch.Tensor], device: torch.device) -> None:
-        self._step, self._stream, self._runs = step, torch.cuda.Stream(device), 0
-        self._replayed: ReplayedCall | None = None
-
-    def __call__(self, *prepared: torch.Tensor) -> torch.Tensor:
-        self._runs += 1
-        if self._runs <= WARMUP_RUNS:
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                loss = self._step(*prepared)
-            torch.cuda.current_stream().wait_stream(self._stream)
-            return loss
-        if self._replayed is None:
-            self._replayed = ReplayedCall(self._step, prepared, self._stream)
-        return self._replayed(*prepared)
