@@ -26,6 +26,7 @@ from motionmerge.training.run_model import load_model
 from ..tiny.clips import clip_run, losses_of, save_clips, weights_of
 from ..tiny.dynamicrafter import NUM_FRAMES
 from ..tiny.folders import save_dynamicrafter, save_tiny
+from ..tiny.processes import as_two
 
 VIDEOS = {"every": 2, "clips": 1, "video_steps": 1}
 """How the clip that is held out is animated."""
@@ -263,6 +264,26 @@ def test_losses_and_videos_of_held_out_clips_change_nothing_and_outlive_a_kill(r
     (file,) = {one["file"] for one in lines[2]["videos"]}
     assert file.startswith("videos/step-000004/1-") and (run.config.output / file).is_file()
     assert len(list(run.config.output.glob("videos/*/*.mp4"))) == 3
+
+
+def test_a_sharded_run_shows_its_videos_and_ends_as_that_of_one_process(run_of):
+    settings = {"gradient_checkpointing": True, "steps": 2}
+    alone = run_of("alone", validation=VIDEOS, settings=settings)
+    both = run_of("both", validation=VIDEOS, settings=settings | {"shard": True})
+    alone.train(measure_video=figures_of)
+    as_two(lambda: both.train(measure_video=figures_of))
+    ours, others = validated(alone), validated(both)
+    assert [line["step"] for line in ours] == [line["step"] for line in others] == [0, 2]
+    first, other = ours[0], others[0]
+    assert first["held_out"] == pytest.approx(other["held_out"], rel=1e-4)
+    assert first["videos"] == [
+        {**one, "motion_degree": pytest.approx(one["motion_degree"], rel=1e-2)}
+        for one in other["videos"]
+    ]
+    # Dropout differs from process to process.
+    assert ours[1]["held_out"] == pytest.approx(others[1]["held_out"], rel=0.1)
+    mine, theirs = (weights_of(run.config.output / "tuned/unet") for run in (alone, both))
+    assert all(value.shape == theirs[name].shape for name, value in mine.items())
 
 
 def test_a_video_that_cannot_be_made_ends_a_run_before_its_first_step_alone(run_of):

@@ -32,6 +32,7 @@ from ..tiny.clips import clip_run, losses_of, save_clips, weights_of
 from ..tiny.folders import family_named, save_tiny
 from ..tiny.hunyuan_text import hunyuan_1_5_with_text, hunyuan_with_text
 from ..tiny.pipelines import photo, tiny
+from ..tiny.processes import as_two
 
 WAN_LORA = {
     "trains": ConfigFile.load("wan-lora").content["trains"],
@@ -83,7 +84,7 @@ def run_of(manifest: Path, tmp_path: Path):
             manifest,
             tmp_path / name,
             data=data | changes.pop("data", {}),
-            settings={"steps": 2, "save_every": 1},
+            settings={"steps": 2, "save_every": 1, "shard": changes.pop("shard", False)},
             **changes,
         )
 
@@ -202,6 +203,15 @@ def test_a_run_of_any_family_shows_its_videos_and_ends_in_experts(name, run_of, 
     plain = video_of(pipeline, *size)
     with motionmerge.experts(pipeline, made.recipe):
         assert not torch.equal(video_of(pipeline, *size), plain)
+
+
+def test_a_sharded_lora_is_that_of_one_process(wan, run_of):
+    alone, both = run_of(wan, **WAN_LORA), run_of(wan, "both", **WAN_LORA, shard=True)
+    alone.train()
+    as_two(both.train)
+    mine, theirs = (weights_of(run.config.output / "lora.safetensors") for run in (alone, both))
+    for name, value in mine.items():
+        torch.testing.assert_close(value, theirs[name], atol=1e-4, rtol=0)
 
 
 def test_of_two_networks_one_alone_is_trained_where_it_denoises(run_of, tmp_path):

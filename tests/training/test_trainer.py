@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, DataError
@@ -23,6 +20,8 @@ from motionmerge.training.objective import FunctionObjective, LossFunction
 from motionmerge.training.samples import ClipOrder, draw_sample
 from motionmerge.training.settings import RunStopped, TrainerSettings, learning_rate_at
 from motionmerge.training.trainer import fit
+
+from ..tiny.processes import as_two
 
 SETTINGS = TrainerSettings(
     steps=40, batch_size=4, learning_rate=0.05, warmup_steps=5, ema_decay=0.9, precision="fp32",
@@ -242,67 +241,43 @@ def test_eight_bits_without_their_package_are_refused_by_name(tmp_path: Path):
     assert "motionmerge[adamw8bit]" in str(error.value)
 
 
-def forked(rank: int, work: Callable[[], None], *, port: int) -> int:
-    """Do something as one of two processes; returns the process."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-        )  # fmt: skip
-        AcceleratorState._reset_state(reset_partial_state=True)
-        work()
-        status = 0
-    finally:
-        traceback.print_exc() if status else None
-        os._exit(status)
+def train_and_keep(folder: Path, settings: TrainerSettings) -> None:
+    """Train, and keep what the first process ends with."""
+    module = make()
+    parameters = list(module.parameters())
+    fit(module, FunctionObjective(regression_loss), settings, folder)
+    if os.environ["RANK"] == "0":
+        torch.save([one.data for one in parameters], folder / "trained.pt")
 
 
-def as_two(work: Callable[[], None]) -> None:
-    """Do something in two processes that know of each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = [forked(rank, work, port=port) for rank in range(2)]
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
-
-
-def test_two_processes_train_as_one_and_go_on_after_a_kill_bit_for_bit(tmp_path: Path):
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_processes_train_as_one_and_go_on_after_a_kill_bit_for_bit(tmp_path: Path, shard: bool):
     """Without dropout, which differs from process to process."""
-    settings = replace(SETTINGS, accumulate=2)
-
-    class Killed(Exception):
-        pass
-
-    def stopped(step: int) -> LossFunction:
-        def loss(module: nn.Module, indices: Sequence[int]) -> torch.Tensor:
-            if indices[0] // settings.batch_size == step:
-                raise Killed
-            return regression_loss(module, indices)
-
-        return loss
+    settings = replace(SETTINGS, accumulate=2, shard=shard)
 
     def killed_and_again() -> None:
-        with pytest.raises(Killed):
-            train(tmp_path / "killed", settings, loss=stopped(23))
-        train(tmp_path / "killed", settings)
+        dies = at_step(23, lambda: (_ for _ in ()).throw(KeyboardInterrupt), settings)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "killed", settings, loss=dies)
+        train_and_keep(tmp_path / "killed", settings)
 
-    one = train(tmp_path / "one", replace(settings, accumulate=1))
-    as_two(lambda: train(tmp_path / "two", settings))
+    one = train(tmp_path / "one")
+    as_two(lambda: train_and_keep(tmp_path / "two", settings))
     as_two(killed_and_again)
-    two, killed = (
-        torch.load(tmp_path / name / "state-00000040.pt")["ema"]["shadow_params"]
-        for name in ("two", "killed")
-    )
+    two, killed = (torch.load(tmp_path / name / "trained.pt") for name in ("two", "killed"))
     assert all(map(torch.equal, two, killed))
     for ours, theirs in zip(two, one.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+        torch.testing.assert_close(ours, theirs.data, atol=1e-5, rtol=0)
     assert log_of(tmp_path / "killed") == log_of(tmp_path / "two")
     losses = zip(log_of(tmp_path / "one"), log_of(tmp_path / "two"), strict=True)
     assert all(ours["loss"] == pytest.approx(both["loss"], rel=1e-4) for ours, both in losses)
+
+
+def test_one_process_alone_shards_nothing(tmp_path: Path):
+    with pytest.raises(ConfigError, match="this is the only one"):
+        train(tmp_path, replace(SETTINGS, shard=True))
+    # And whoever asks for more than that is told before.
+    assert not list(tmp_path.glob("state-*"))
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero_or_stays():

@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from PIL import Image
 from torch import nn
 
@@ -231,6 +232,8 @@ class HeldOutVideos:
                 last_image=video.last_image,
                 conditions=None if conditions is None else conditions.to(device),
             )
+            if not PartialState().is_main_process:  # it computed its part of a sharded network
+                return {"name": video.name, "motion_degree": None}
             about = {"step": step, **video.settings.model_dump(exclude_none=True)}
             write_video(path, frames, fps=video.frame_rate, metadata=about)
             found = self._measure(path, photo)

@@ -31,6 +31,8 @@ class TrainerSettings:
         max_grad_norm: Gradients are clipped to this norm.
         seed: Seeds samples, noise and initial weights.
         precision: "bf16" (autocast) or "fp32".
+        shard: Spread parameters, gradients and moments over the processes (FSDP) instead of having
+            all in each (DDP).
         gradient_checkpointing: Compute what a block computes a second time for its gradients,
             instead of keeping it: less memory, a third more time, the same bits.
         save_every, log_every: In steps.
@@ -50,6 +52,7 @@ class TrainerSettings:
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
     precision: Literal["bf16", "fp32"] = "bf16"
+    shard: bool = False
     gradient_checkpointing: bool = False
     save_every: Annotated[int, Field(ge=1)] = 100
     log_every: Annotated[int, Field(ge=1)] = 25

@@ -1,6 +1,7 @@
 """How far the motion knob of a fine-tune has to be turned for the base's motion to come back.
 
-The least value is chosen at which videos move as much as the base's, as more of it breaks sooner.
+The least value is chosen at which videos move as much as the base's, as more of it breaks sooner;
+where none does, the least that moves nearly as much as the best.
 Values are tried from the least on, and those above the chosen one are not tried at all.
 """
 
@@ -14,6 +15,9 @@ from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.sampling.batch.variants import Variant
 
 KNOB = "motion"
+ALIKE = 0.95
+"""Of the most motion: what moves so much moves as much, as far as few videos can say."""
+
 _MOTION, _FIDELITY = "motion_degree", "first_frame_ssim"
 
 
@@ -68,12 +72,12 @@ def choose_strength(
     }
     if not shares:
         return Strength(recipe=recipe, motion=None, why="no motion of the fine-tune is known")
-    enough = [value for value, share in shares.items() if share >= 1]
-    motion = min(enough) if enough else max(shares, key=shares.__getitem__)
+    most = max(shares.values())
+    motion = min(value for value, share in shares.items() if share >= min(1, ALIKE * most))
     reason = (
         "the least that moves as much as the base"
-        if enough
-        else "which moves most, less than the base"
+        if most >= 1
+        else "as none moves as much as the base and no smaller one nearly as much as the best"
     )
     measured = ", ".join(f"{value:g} {_text(tried[value][1], reference)}" for value in shares)
     why = (
