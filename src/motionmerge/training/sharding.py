@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from motionmerge.errors import ConfigError
+from motionmerge.errors import ConfigError, DataError
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -67,12 +67,22 @@ class ShardedParameters:
                 target.data = value
 
     def save(self, folder: Path, optimizer: torch.optim.Optimizer, average: Any | None) -> None:
-        """Write parameters, moments and averages to a folder; all processes at once."""
+        """Write parameters, moments and averages to a folder; all processes at once.
+
+        Raises:
+            DataError: The disk of one of them is full, or refuses otherwise.
+        """
         if self._accelerator.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         self._accelerator.wait_for_everyone()
-        dcp.save(self._tensors(optimizer, average), checkpoint_id=folder)
+        try:
+            dcp.save(self._tensors(optimizer, average), checkpoint_id=folder)
+        except (dcp.api.CheckpointException, OSError) as error:
+            raise DataError(
+                f"Cannot write {folder}: {str(error)[:200]}",
+                fix="Free space and start the same command again: it goes on.",
+            ) from error
 
     def load(self, folder: Path, optimizer: torch.optim.Optimizer, average: Any | None) -> None:
         """Read what `save` wrote."""
