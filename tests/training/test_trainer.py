@@ -273,6 +273,13 @@ def test_two_processes_train_as_one_and_go_on_after_a_kill_bit_for_bit(tmp_path:
     assert all(ours["loss"] == pytest.approx(both["loss"], rel=1e-4) for ours, both in losses)
 
 
+def test_two_runs_are_kept_from_one_folder(tmp_path: Path):
+    again = at_step(3, lambda: train(tmp_path), SETTINGS)
+    with pytest.raises(ConfigError, match="Another run is training in"):
+        train(tmp_path, loss=again)
+    train(tmp_path)
+
+
 def test_one_process_alone_shards_nothing(tmp_path: Path):
     with pytest.raises(ConfigError, match="this is the only one"):
         train(tmp_path, replace(SETTINGS, shard=True))

@@ -41,7 +41,7 @@ from .settings import (
     learning_rate_at,
 )
 from .sharding import ShardedParameters, whole
-from .while_training import checkpointing, frozen_but, told_to_stop
+from .while_training import alone_in, checkpointing, frozen_but, told_to_stop
 
 
 def fit(
@@ -75,7 +75,8 @@ def fit(
         on_progress: Called after each logged step, on the main process.
 
     Raises:
-        ConfigError: the batch does not divide by the number of processes and accumulated batches.
+        ConfigError: the batch does not divide by the number of processes and accumulated batches,
+            or another run is training in the folder.
         CheckpointError: the saved state belongs to another run.
         DataError: the loss is not a number; the batch is saved, and the state before it kept.
         RunStopped: the process was told to end (SIGTERM); the state is saved.
@@ -85,6 +86,8 @@ def fit(
     parameters = list(module.parameters() if trainable is None else trainable)
     fingerprint = _fingerprint(module, parameters, settings, identity or {})
     with ExitStack() as cleanup:
+        if accelerator.is_main_process:
+            cleanup.enter_context(alone_in(folder))
         cleanup.enter_context(frozen_but(module, parameters))
         if settings.gradient_checkpointing:
             cleanup.enter_context(checkpointing(module))
