@@ -26,6 +26,7 @@ _EXTRAS = {
     "eval": ("cv2", "scipy", "matplotlib", "jinja2"),
     "tune": ("optuna",),
     "ray": ("ray",),
+    "adamw8bit": ("bitsandbytes",),
 }
 _PROJECTS = {"PIL": "pillow", "cv2": "opencv-python-headless"}
 """Names of packages on the index where they differ from those that are imported."""

@@ -145,7 +145,9 @@ def test_clips_become_a_tuned_folder_and_a_recipe_that_generate_uses(tmp_path: P
     assert "step 2/2" in trained.stderr and "encoded 5 of 5 views" in trained.stderr
     # Noise cannot be followed, so that its motion is not known.
     assert "step 2, 1 video: motion unknown beside the base's, first frame" in trained.stderr
-    *_, command = trained.stdout.splitlines()
+    *_, chosen, command = trained.stdout.splitlines()
+    assert chosen == "recipe: the motion of the base is not known"
+    assert len(list((tmp_path / "run/strengths/videos").glob("*.mp4"))) == 1
     words = shlex.split(command)
     assert words[:2] == ["motionmerge", "generate"]
     Image.radial_gradient("L").resize((24, 20)).convert("RGB").save(tmp_path / "photo.jpg")

@@ -135,7 +135,7 @@ def i2vgen_xl() -> Any:
     )
 
 
-def cogvideox() -> Any:
+def cogvideox(num_tokens: int = 8) -> Any:
     return d.CogVideoXImageToVideoPipeline(
         transformer=d.CogVideoXTransformer3DModel(
             num_attention_heads=2,
@@ -148,7 +148,7 @@ def cogvideox() -> Any:
             sample_width=2,
             sample_height=2,
             sample_frames=9,
-            max_text_seq_length=8,
+            max_text_seq_length=num_tokens,
             use_rotary_positional_embeddings=True,
             use_learned_positional_embeddings=True,
         ),

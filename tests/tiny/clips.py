@@ -21,7 +21,7 @@ _SIZES_AND_CAPTIONS = (
     ((16, 32), "the camera pans left"),
     ((16, 16), "up"),
 )
-_FRAMES = 8
+_FRAMES = 9
 
 
 def save_clips(folder: Path) -> Path:

@@ -26,6 +26,7 @@ from motionmerge.training.run_model import load_model
 from ..tiny.clips import clip_run, losses_of, save_clips, weights_of
 from ..tiny.dynamicrafter import NUM_FRAMES
 from ..tiny.folders import save_dynamicrafter, save_tiny
+from ..tiny.processes import as_two
 
 VIDEOS = {"every": 2, "clips": 1, "video_steps": 1}
 """How the clip that is held out is animated."""
@@ -164,16 +165,32 @@ def test_fast_shots_are_shown_more_often_if_that_is_asked_for(run_of):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": {"num_frames": 2}}, "image projector has tokens for 3"),
-        ({"data": {"sizes": [[10, 16]]}}, r"\[10, 16\]; sides of this model divide by"),
+        ({"data": {"num_frames": 2}}, "2, a length that this dynamicrafter does not"),
+        ({"data": {"sizes": [[10, 16]]}}, r"\[10, 16\], a size that this dynamicrafter"),
         ({"objective": {"noise_range": {"above": 0.9, "below": 0.2}}}, "No noise level"),
         ({"trains": "joint"}, "no parameter .* is of `joint`"),
         ({"data": {"frame_stride": None}}, "either `frame_stride` or `frame_rate`"),
     ],
 )
-def test_what_does_not_go_with_the_model_is_refused(run_of, changes, message):
+def test_what_does_not_go_with_the_model_is_refused_before_weights_are_read(
+    run_of, changes, message
+):
     with pytest.raises(ConfigError, match=message):
-        run_of(**changes).train()
+        run_of(**changes).count_parameters()
+
+
+def test_a_model_that_is_told_strides_is_not_given_rates(run_of, model, tmp_path):
+    for part in model.iterdir():
+        (tmp_path / part.name).symlink_to(part)
+    scheduler = tmp_path / "scheduler"
+    scheduler.unlink()
+    scheduler.mkdir()
+    config = json.loads((model / "scheduler/scheduler_config.json").read_text())
+    config["prediction_type"] = "epsilon"
+    (scheduler / "scheduler_config.json").write_text(json.dumps(config))
+    run_of(model=tmp_path)
+    with pytest.raises(ConfigError, match="told the stride of its frames"):
+        run_of(model=tmp_path, data={"frame_stride": None, "frame_rate": 8})
 
 
 def test_another_model_is_refused_and_other_clips_are_no_continuation(run_of, tmp_path):
@@ -247,6 +264,26 @@ def test_losses_and_videos_of_held_out_clips_change_nothing_and_outlive_a_kill(r
     (file,) = {one["file"] for one in lines[2]["videos"]}
     assert file.startswith("videos/step-000004/1-") and (run.config.output / file).is_file()
     assert len(list(run.config.output.glob("videos/*/*.mp4"))) == 3
+
+
+def test_a_sharded_run_shows_its_videos_and_ends_as_that_of_one_process(run_of):
+    settings = {"gradient_checkpointing": True, "steps": 2}
+    alone = run_of("alone", validation=VIDEOS, settings=settings)
+    both = run_of("both", validation=VIDEOS, settings=settings | {"shard": True})
+    alone.train(measure_video=figures_of)
+    as_two(lambda: both.train(measure_video=figures_of))
+    ours, others = validated(alone), validated(both)
+    assert [line["step"] for line in ours] == [line["step"] for line in others] == [0, 2]
+    first, other = ours[0], others[0]
+    assert first["held_out"] == pytest.approx(other["held_out"], rel=1e-4)
+    assert first["videos"] == [
+        {**one, "motion_degree": pytest.approx(one["motion_degree"], rel=1e-2)}
+        for one in other["videos"]
+    ]
+    # Dropout differs from process to process.
+    assert ours[1]["held_out"] == pytest.approx(others[1]["held_out"], rel=0.1)
+    mine, theirs = (weights_of(run.config.output / "tuned/unet") for run in (alone, both))
+    assert all(value.shape == theirs[name].shape for name, value in mine.items())
 
 
 def test_a_video_that_cannot_be_made_ends_a_run_before_its_first_step_alone(run_of):

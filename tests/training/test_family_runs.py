@@ -11,24 +11,28 @@ from transformers import CLIPTextModel
 
 import motionmerge
 from motionmerge.errors import MotionMergeError
+from motionmerge.io.video import read_frames
 from motionmerge.io.weights import open_weights
 from motionmerge.models.dynamicrafter.encoders import text_encoder_config
 from motionmerge.parameter_groups import group_of
 from motionmerge.sampling.request.folder import find_pipeline
 from motionmerge.sampling.request.loading import load_pipeline
-from motionmerge.sampling.videos.make_video import make_video
+from motionmerge.sampling.videos.make_video import family_and_limits, make_video
 from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.training.clip_run import ClipRun
 from motionmerge.training.config_file import ConfigFile
-from motionmerge.training.denoisers.encoding import encode_condition
+from motionmerge.training.denoisers.encoding import encode_condition, settings_like
+from motionmerge.training.held_out_videos import VideoFigures
 from motionmerge.training.run_model import load_model
 from motionmerge.training.run_plan import plan_run
 from motionmerge.training.views import whole_frame_rate
 
-from ..tiny.builders import WORDS, tokenizer
+from ..tiny.builders import WORDS, cogvideox, tokenizer
 from ..tiny.clips import clip_run, losses_of, save_clips, weights_of
 from ..tiny.folders import family_named, save_tiny
+from ..tiny.hunyuan_text import hunyuan_1_5_with_text, hunyuan_with_text
 from ..tiny.pipelines import photo, tiny
+from ..tiny.processes import as_two
 
 WAN_LORA = {
     "trains": ConfigFile.load("wan-lora").content["trains"],
@@ -80,7 +84,7 @@ def run_of(manifest: Path, tmp_path: Path):
             manifest,
             tmp_path / name,
             data=data | changes.pop("data", {}),
-            settings={"steps": 2, "save_every": 1},
+            settings={"steps": 2, "save_every": 1, "shard": changes.pop("shard", False)},
             **changes,
         )
 
@@ -89,13 +93,9 @@ def run_of(manifest: Path, tmp_path: Path):
 
 def video_of(pipeline: Any, frames: int, side: int = 16) -> torch.Tensor:
     pipeline.set_progress_bar_config(disable=True)
-    settings = VideoSettings(
-        prompt="a cat jumps",
-        num_frames=frames,
-        height=side,
-        width=side,
-        num_inference_steps=2,
-    )
+    size = {"num_frames": frames, "height": side, "width": side}
+    told = {"prompt": "a cat jumps", "num_inference_steps": 2}
+    settings = settings_like(*family_and_limits(pipeline), **size, **told)
     return make_video(pipeline, photo(side), settings)
 
 
@@ -159,6 +159,74 @@ def test_an_adapter_on_i2vgen_xl_reads_the_models_own_text(run_of, tmp_path):
     assert "text_adapter" in pipeline.unet.config
     with motionmerge.experts(pipeline, made.recipe):
         pass
+
+
+OTHERS = {
+    "CogVideoX": {"trains": "all", "data": {"num_frames": 9, "sizes": [[16, 16]]}},
+    "Hunyuan": {"trains": "joint", "data": {"num_frames": 9}},
+    "Hunyuan 1.5": {"trains": "all", "lora": {"rank": 2}, "data": {"sizes": [[16, 16]]}},
+    "LTX": {"trains": "*.attn1.*", "data": {"num_frames": 9, "sizes": [[32, 32]]}},
+    "Wan 2.2-A14B": {"trains": "all"},
+    "Wan 2.2-5B": {"trains": "*.ffn.*", "lora": {"rank": 2}, "data": {"sizes": [[32, 32]]}},
+}
+
+
+READING = {
+    "CogVideoX": lambda: cogvideox(num_tokens=226),
+    "Hunyuan": hunyuan_with_text,
+    "Hunyuan 1.5": hunyuan_1_5_with_text,
+}
+"""Tiny pipelines that read prompts by themselves; elsewhere these are told tokens."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_run_of_any_family_shows_its_videos_and_ends_in_experts(name, run_of, tmp_path):
+    if name in READING:
+        READING[name]().save_pretrained(tmp_path / "model")
+    else:
+        save_tiny(name, tmp_path / "model")
+    validation = {"every": 2, "clips": 1, "video_steps": 2}
+    run = run_of(tmp_path / "model", **OTHERS[name], validation=validation)
+    shown: list[list[float]] = []
+
+    def measured(path: Path, photo: Path) -> VideoFigures:
+        frames, _ = read_frames(path)
+        dropped = run.folder.limits.dropped_frames
+        assert len(frames) == run.config.data.num_frames - dropped and photo.is_file()
+        shown.append(frames.astype(float).mean((1, 2, 3)).tolist())
+        return VideoFigures(motion_degree=3.0)
+
+    result, made = run.train(measure_video=measured)
+    assert result.steps == 2 and len(shown) == 2 and shown[0] != shown[1]
+    pipeline = load_pipeline(find_pipeline(made.model))
+    size = run.config.data.num_frames, run.config.data.sizes[0][0]
+    plain = video_of(pipeline, *size)
+    with motionmerge.experts(pipeline, made.recipe):
+        assert not torch.equal(video_of(pipeline, *size), plain)
+
+
+def test_a_sharded_lora_is_that_of_one_process(wan, run_of):
+    alone, both = run_of(wan, **WAN_LORA), run_of(wan, "both", **WAN_LORA, shard=True)
+    alone.train()
+    as_two(both.train)
+    mine, theirs = (weights_of(run.config.output / "lora.safetensors") for run in (alone, both))
+    for name, value in mine.items():
+        torch.testing.assert_close(value, theirs[name], atol=1e-4, rtol=0)
+
+
+def test_of_two_networks_one_alone_is_trained_where_it_denoises(run_of, tmp_path):
+    save_tiny("Wan 2.2-A14B", tmp_path / "model")
+    levels = {"above": 0.9}
+    run = run_of(tmp_path / "model", trains="transformer.*", objective={"noise_range": levels})
+    _, made = run.train()
+    changed = {
+        name: any(
+            not value.equal(weights_of(tmp_path / "model" / name)[key])
+            for key, value in weights_of(made.weights / name).items()
+        )
+        for name in ("transformer", "transformer_2")
+    }
+    assert changed == {"transformer": True, "transformer_2": False}
 
 
 @pytest.mark.parametrize("name", ["svd", "wan"])

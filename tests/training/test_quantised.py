@@ -5,10 +5,13 @@ Run them with `make test-quantised`, which installs what quantises.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from motionmerge.errors import ConfigError
 from motionmerge.parameter_groups import WAN
@@ -20,6 +23,7 @@ from motionmerge.training.parameters import LoraShape, choose_parameters, traine
 from ..switching.test_quantised import FAMILY, QUANTISED, bits, same_bits
 from ..tiny.loras import with_weights
 from ..tiny.pipelines import tiny
+from .test_trainer import SETTINGS, log_of, train
 
 TRAINABLE = ("bitsandbytes int8", "bitsandbytes nf4", "torchao int8 weights")
 
@@ -77,3 +81,25 @@ def test_a_lora_learns_in_fp32_beside_weights_that_stay(pipeline: Any) -> None:
 def test_quantised_weights_themselves_are_not_trained(pipeline: Any) -> None:
     with pytest.raises(ConfigError, match=r"quantised or packed(?s:.)*Train a LoRA"):
         choose_parameters(denoiser_for(pipeline), WAN, "joint")
+
+
+def test_adamw_in_eight_bits_learns_and_resumes_with_the_same_bits(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, optimizer="adamw8bit", learning_rate=0.01)
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)  # below 4096 numbers moments have 32 bits
+        return nn.Sequential(nn.Linear(3, 2048), nn.GELU(), nn.Linear(2048, 1))
+
+    def killed(progress: Any) -> None:
+        if progress.step == 25:
+            raise KeyboardInterrupt
+
+    whole = train(tmp_path / "whole", settings, build=build)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", settings, build=build, on_progress=killed)
+    again = train(tmp_path / "killed", settings, build=build)
+    pairs = zip(whole.parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(mine, other) for mine, other in pairs)
+    assert b"state1" in (tmp_path / "whole/state-00000040.pt").read_bytes()
+    losses = [line["loss"] for line in log_of(tmp_path / "whole")]
+    assert losses[-1] < 0.5 * losses[0]

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
-import pytest
-
 from motionmerge.training import scalars
 from motionmerge.training.scalars import scalars_of
 from motionmerge.training.settings import TrainingProgress
@@ -24,7 +20,6 @@ def test_without_tensorboard_there_are_none_and_no_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(find_spec("tensorboard") is None, reason="needs tensorboard")
 def test_tensorboard_shows_log_and_validation_without_what_is_done_again(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from motionmerge.training.objective import FunctionObjective, LossFunction
 from motionmerge.training.samples import ClipOrder, draw_sample
 from motionmerge.training.settings import RunStopped, TrainerSettings, learning_rate_at
 from motionmerge.training.trainer import fit
+
+from ..tiny.processes import as_two
 
 SETTINGS = TrainerSettings(
     steps=40, batch_size=4, learning_rate=0.05, warmup_steps=5, ema_decay=0.9, precision="fp32",
@@ -229,6 +232,59 @@ def test_a_run_with_a_constant_rate_can_be_made_longer(tmp_path: Path):
 def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="3 accumulated"):
         train(tmp_path, replace(SETTINGS, accumulate=3))
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="it is installed")
+def test_eight_bits_without_their_package_are_refused_by_name(tmp_path: Path):
+    with pytest.raises(ConfigError, match="needs bitsandbytes") as error:
+        train(tmp_path, replace(SETTINGS, optimizer="adamw8bit"))
+    assert "motionmerge[adamw8bit]" in str(error.value)
+
+
+def train_and_keep(folder: Path, settings: TrainerSettings) -> None:
+    """Train, and keep what the first process ends with."""
+    module = make()
+    parameters = list(module.parameters())
+    fit(module, FunctionObjective(regression_loss), settings, folder)
+    if os.environ["RANK"] == "0":
+        torch.save([one.data for one in parameters], folder / "trained.pt")
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_processes_train_as_one_and_go_on_after_a_kill_bit_for_bit(tmp_path: Path, shard: bool):
+    """Without dropout, which differs from process to process."""
+    settings = replace(SETTINGS, accumulate=2, shard=shard)
+
+    def killed_and_again() -> None:
+        dies = at_step(23, lambda: (_ for _ in ()).throw(KeyboardInterrupt), settings)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "killed", settings, loss=dies)
+        train_and_keep(tmp_path / "killed", settings)
+
+    one = train(tmp_path / "one")
+    as_two(lambda: train_and_keep(tmp_path / "two", settings))
+    as_two(killed_and_again)
+    two, killed = (torch.load(tmp_path / name / "trained.pt") for name in ("two", "killed"))
+    assert all(map(torch.equal, two, killed))
+    for ours, theirs in zip(two, one.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.data, atol=1e-5, rtol=0)
+    assert log_of(tmp_path / "killed") == log_of(tmp_path / "two")
+    losses = zip(log_of(tmp_path / "one"), log_of(tmp_path / "two"), strict=True)
+    assert all(ours["loss"] == pytest.approx(both["loss"], rel=1e-4) for ours, both in losses)
+
+
+def test_two_runs_are_kept_from_one_folder(tmp_path: Path):
+    again = at_step(3, lambda: train(tmp_path), SETTINGS)
+    with pytest.raises(ConfigError, match="Another run is training in"):
+        train(tmp_path, loss=again)
+    train(tmp_path)
+
+
+def test_one_process_alone_shards_nothing(tmp_path: Path):
+    with pytest.raises(ConfigError, match="this is the only one"):
+        train(tmp_path, replace(SETTINGS, shard=True))
+    # And whoever asks for more than that is told before.
+    assert not list(tmp_path.glob("state-*"))
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero_or_stays():

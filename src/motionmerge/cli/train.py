@@ -7,25 +7,29 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from motionmerge.cli.batch import progress_printer
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.options import JsonOption, PlanOption, destination
 from motionmerge.cli.printing import harmless
-from motionmerge.errors import ConfigError
+from motionmerge.cli.video_flags import load_model
+from motionmerge.errors import ConfigError, MotionMergeError
 
 if TYPE_CHECKING:
+    from motionmerge.evaluation.sweeps.strength import Strength
     from motionmerge.training.clip_run import ClipRun
     from motionmerge.training.config_file import ConfigFile
     from motionmerge.training.held_out_videos import MeasureVideo, VideoFigures
     from motionmerge.training.pocket.runs import PocketRun
     from motionmerge.training.run_config import RunConfig
     from motionmerge.training.run_plan import RunPlan
+    from motionmerge.training.run_result import RunResult
     from motionmerge.training.settings import TrainingProgress, TrainingResult
 
 EXAMPLE = "Example: motionmerge train pocket-base --set settings.steps=2000"
@@ -162,11 +166,21 @@ def _train_on_clips(config: RunConfig, *, dry_run: bool, as_json: bool) -> None:
         )
     if made is None:
         return
+    strength = None
+    if run.num_videos and config.validation is not None and config.validation.strengths:
+        try:
+            strength = _chosen_strength(run, made, config.validation.strengths)
+        except MotionMergeError as error:  # what was trained is written
+            typer.echo(f"warning: no strength was chosen: {harmless(error.message)}", err=True)
     if as_json:
         paths = {name: str(value) for name, value in asdict(made).items()}
-        print(json.dumps({"output": str(config.output), **paths, **asdict(result)}))
+        motion = None if strength is None else strength.motion
+        done = {"output": str(config.output), **paths, "motion": motion, **asdict(result)}
+        print(json.dumps(done))
         return
     _print_end(made.weights, result)
+    if strength is not None:
+        print(f"recipe: {strength.why}")
     print(
         f"motionmerge generate photo.jpg --model {shlex.quote(made.model)} "
         f"--recipe {shlex.quote(str(made.recipe))}"
@@ -194,6 +208,47 @@ def _measure_of(run: ClipRun) -> MeasureVideo | None:
         )
 
     return measure
+
+
+def _chosen_strength(run: ClipRun, made: RunResult, values: Sequence[float]) -> Strength | None:
+    """Choose the recipe's strength on the photos and captions that are held out; write it.
+
+    What was made and measured before is kept in `strengths`.
+    """
+    from motionmerge.evaluation.sweeps.strength import choose_strength
+    from motionmerge.evaluation.sweeps.videos import VideoBench
+    from motionmerge.io.atomic import write_whole
+    from motionmerge.merging.recipes.recipe import Recipe
+    from motionmerge.sampling.batch.manifest import VideoJob
+    from motionmerge.sampling.batch.variants import Variant, VariantMaker
+    from motionmerge.sampling.request.request import VideoRequest
+
+    if run.config.objective.interpolates:
+        return None  # the videos of a bench have no last image
+    output = run.config.output
+    request = VideoRequest(model=made.model)
+    model = request.open_model()
+    jobs = [
+        VideoJob(
+            line=line,
+            id=video.name,
+            number=0,
+            image=video.photo_in(output),
+            settings=video.settings.resolved(model.family, model.limits),
+        )
+        for line, video in enumerate(run.videos_with(model.family, model.limits), 1)
+    ]
+    folder = output / "strengths"
+    maker = VariantMaker(model, folder / "videos", load=lambda: load_model(model))
+    bench = VideoBench(maker, jobs, folder, on_progress=progress_printer(0, 1, 0))
+
+    def build(name: str, recipe: Recipe | None) -> Variant:
+        return Variant(name, replace(request, recipe=recipe).open_experts(model))
+
+    recipe = Recipe.load(made.recipe)
+    strength = choose_strength(bench, build("the base", None), recipe, values, build=build)
+    write_whole(made.recipe, strength.recipe.relocated(output).print())
+    return strength
 
 
 def _train_pocket(file: ConfigFile, config: PocketRun, *, dry_run: bool, as_json: bool) -> None:

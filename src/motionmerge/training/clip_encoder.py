@@ -6,11 +6,10 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from motionmerge.errors import ConfigError
 from motionmerge.io.decoding import Picture
 from motionmerge.models.dynamicrafter.encoders import preprocess_clip_image, tokenize_prompts
 from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
@@ -18,7 +17,7 @@ from motionmerge.sampling.pipelines.dynamicrafter import DynamiCrafterPipeline
 from .denoisers.clean_latents import LatentScale, latent_scale
 from .latents_cache import frame_moments, pixels_of
 from .run_state import weights_hash
-from .views import ClipView, ViewSettings, own_frame_stride, whole_frame_rate
+from .views import ClipView, own_frame_stride, whole_frame_rate
 
 _MORE = "more."
 """Begins the names of what is kept of `EncodedView.more`."""
@@ -115,6 +114,13 @@ class ClipEncoder(Protocol):
         ...
 
 
+def is_told_strides(scheduler: Any) -> bool:
+    """Check whether a DynamiCrafter with this scheduler is told frame strides instead of rates."""
+    # Of the official weights the 256 model alone predicts the noise; it is told strides.
+    told: bool = scheduler.config.prediction_type == "epsilon"
+    return told
+
+
 class DynamiCrafterEncoder:
     """DynamiCrafter's autoencoder, text tower and image tower.
 
@@ -125,12 +131,9 @@ class DynamiCrafterEncoder:
     def __init__(self, pipeline: DynamiCrafterPipeline) -> None:
         self.vae, self.tokenizer = pipeline.vae, pipeline.tokenizer
         self.text_encoder, self.image_encoder = pipeline.text_encoder, pipeline.image_encoder
-        self._size_multiple = pipeline.size_multiple
         projector = pipeline.image_projector.config
-        self._num_frames = projector.num_frames
         self.token_shape = (projector.num_queries * projector.num_frames, projector.output_dims)
-        # Of the official weights the 256 model alone predicts the noise; it is told strides.
-        self._is_told_strides = pipeline.scheduler.config.prediction_type == "epsilon"
+        self._is_told_strides = is_told_strides(pipeline.scheduler)
 
     @property
     def made_with(self) -> Mapping[str, str]:
@@ -145,32 +148,6 @@ class DynamiCrafterEncoder:
     def to(self, device: torch.device) -> None:
         for part in (self.vae, self.text_encoder, self.image_encoder):
             part.to(device)
-
-    def check_views(self, settings: ViewSettings) -> None:
-        """Refuse views that the model cannot be trained on.
-
-        Raises:
-            ConfigError: Says which setting, and what it can be.
-        """
-        if self._num_frames not in (1, settings.num_frames):
-            raise ConfigError(
-                f"`num_frames` is {settings.num_frames}; the model's image projector has tokens "
-                f"for {self._num_frames}.",
-                fix=f"Set `num_frames` to {self._num_frames}.",
-            )
-        if self._is_told_strides and settings.frame_stride is None:
-            raise ConfigError(
-                "This model is told the frame stride, and views are taken at a frame rate.",
-                fix="Set `frame_stride` instead of `frame_rate`.",
-            )
-        multiple = self._size_multiple
-        for size in settings.sizes:
-            if any(side % multiple for side in size):
-                near = [max(1, round(side / multiple)) * multiple for side in size]
-                raise ConfigError(
-                    f"`sizes` has {list(size)}; sides of this model divide by {multiple}.",
-                    fix=f"Write {near}.",
-                )
 
     @torch.no_grad()
     def encode(

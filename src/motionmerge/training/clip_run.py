@@ -21,16 +21,18 @@ from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.io.atomic import prepare_folder
 from motionmerge.memory import return_freed_memory
 from motionmerge.rng import whole_number_for
+from motionmerge.sampling.families.limits import Limits, VideoFamily
 from motionmerge.sampling.request.folder import PipelineFolder, find_pipeline
 from motionmerge.sampling.request.loading import load_scheduler
+from motionmerge.sampling.videos.make_video import family_and_limits
 
 from .clip_batches import ClipDrawing, ConditionFrames, TrainingViews
-from .clip_encoder import ClipEncoder
+from .clip_encoder import ClipEncoder, is_told_strides
 from .clip_objective import ClipObjective
 from .clips_folder import LeftOut
 from .clips_manifest import read_clips_manifest
 from .held_out import HeldOutLoss
-from .held_out_videos import HeldOutVideos, MeasureVideo, prepare_videos
+from .held_out_videos import HeldOutVideo, HeldOutVideos, MeasureVideo, videos_of_views
 from .latents_cache import LatentsCache
 from .motion_balance import flattening_weights
 from .objectives.choice import process_for
@@ -49,7 +51,7 @@ from .run_result import RunResult, write_result
 from .samples import ClipOrder, NoiseRange, shares_within
 from .settings import Measure, TrainingProgress, TrainingResult, Validation
 from .trainer import fit
-from .views import TrainingShot, usable_shots
+from .views import TrainingShot, own_frame_stride, usable_shots, whole_frame_rate
 
 OnEncoded = Callable[[int, int], None]
 """Called with how many views are encoded, and of how many."""
@@ -158,7 +160,7 @@ class ClipRun:
     @property
     def num_videos(self) -> int:
         """Of how many held-out clips a validation makes a video."""
-        return num_videos(self.folder, self.config)
+        return num_videos(self.config)
 
     def count_parameters(self) -> tuple[Trained, int]:
         """Choose the trained parameters without memory for them; also returns how many there are.
@@ -301,21 +303,39 @@ class ClipRun:
     def _held_out_videos(self, model: RunModel, measure: MeasureVideo) -> HeldOutVideos:
         config, validation = self.config, self.config.validation
         assert validation is not None
-        videos = prepare_videos(
-            model.pipeline,
-            self._held_views.every()[: self.num_videos],
-            rate_of=model.encoder.rate_of,
-            num_steps=validation.video_steps,
-            seed=config.settings.seed,
-            interpolates=config.objective.interpolates,
-        )
         return HeldOutVideos(
             model.pipeline,
-            videos,
+            self.videos_with(*family_and_limits(model.pipeline)),
             folder=config.output,
             measure=measure,
             warn_below=validation.warn_below,
         )
+
+    def videos_with(self, family: VideoFamily, limits: Limits) -> list[HeldOutVideo]:
+        """Return the videos that a validation makes.
+
+        Args:
+            family, limits: Of the pipeline that makes them.
+
+        Raises:
+            DataError: A clip cannot be read any more.
+        """
+        config = self.config
+        if config.validation is None:
+            return []
+        return videos_of_views(
+            self._held_views.every()[: self.num_videos],
+            family,
+            limits,
+            rate_of=own_frame_stride if self._is_told_strides else whole_frame_rate,
+            num_steps=config.validation.video_steps,
+            seed=config.settings.seed,
+            interpolates=config.objective.interpolates,
+        )
+
+    @property
+    def _is_told_strides(self) -> bool:
+        return self.folder.family.name == "dynamicrafter" and is_told_strides(self.scheduler)
 
     @cached_property
     def _held_views(self) -> TrainingViews:

@@ -8,25 +8,30 @@ what changes from one to the next is the model. How videos are measured is the c
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from PIL import Image
 from torch import nn
 
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.atomic import atomic_path
 from motionmerge.io.video import named_write_errors, write_video
+from motionmerge.models.video_pipeline import VideoPipeline
+from motionmerge.sampling.families.limits import Limits, VideoFamily
 from motionmerge.sampling.pipelines.encoded import Conditions
 from motionmerge.sampling.pipelines.encoders import EncodingPipeline
 from motionmerge.sampling.request.loading import show_progress
 from motionmerge.sampling.videos.make_video import conditions_of, make_video, pipeline_arguments
 from motionmerge.sampling.videos.settings import VideoSettings
 
+from .denoisers.encoding import settings_like
 from .run_log import VALIDATION_LOG, read_log
 from .views import ClipView
 
@@ -65,7 +70,6 @@ class HeldOutVideo:
         photo: What it begins with.
         last_image: What it ends with, for a model that interpolates.
         settings: Its prompt, seed, size and length.
-        conditions: What the encoders made of prompt and images.
         frame_rate: Frames per second of the clip, and so of the video.
     """
 
@@ -73,40 +77,51 @@ class HeldOutVideo:
     photo: Image.Image
     last_image: Image.Image | None
     settings: VideoSettings
-    conditions: Conditions
     frame_rate: float
 
+    def photo_in(self, folder: Path) -> Path:
+        """Return the file of the photo, below a run's folder; it is written when missing.
 
-def prepare_videos(
-    pipeline: EncodingPipeline,
+        Raises:
+            DataError: The disk refuses.
+        """
+        path = folder / VIDEOS / f"{self.name}.png"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with named_write_errors(path), atomic_path(path) as temporary:
+                self.photo.save(temporary, "PNG")
+        return path
+
+
+def videos_of_views(
     views: Sequence[ClipView],
+    family: VideoFamily,
+    limits: Limits,
     *,
     rate_of: Callable[[ClipView], float],
     num_steps: int,
     seed: int,
     interpolates: bool,
 ) -> list[HeldOutVideo]:
-    """Encode captions and first frames, then free the pipeline's encoders.
+    """Return a video for each view, with its first frame and its caption.
 
     Args:
-        pipeline: On the CPU.
         views: Of the clips; each supplies size, length and rate of its video.
-        rate_of: Returns what the model is told of a view's rate.
+        family, limits: Of the pipeline that makes the videos.
+        rate_of: Returns what the pipeline is told of a view's rate.
         num_steps: Of denoising.
         seed: Of every video.
         interpolates: Whether videos end with the last frame of their view too.
 
     Raises:
-        ConfigError: The model cannot make such a video.
         DataError: A clip cannot be read.
     """
-    show_progress(pipeline, is_quiet=True)
     videos = []
     for number, view in enumerate(views, 1):
         frames, clip = view.read(), view.shot.clip
-        photo = Image.fromarray(frames[0])
-        last = Image.fromarray(frames[-1]) if interpolates else None
-        settings = VideoSettings(
+        settings = settings_like(
+            family,
+            limits,
             prompt=clip.caption,
             seed=seed,
             height=view.size[0],
@@ -115,18 +130,15 @@ def prepare_videos(
             frame_rate=rate_of(view),
             num_inference_steps=num_steps,
         )
-        arguments = pipeline_arguments(pipeline, photo, settings, last_image=last)
         videos.append(
             HeldOutVideo(
                 name=f"{number}-{_file_name(clip.name)}",
-                photo=photo,
-                last_image=last,
+                photo=Image.fromarray(frames[0]),
+                last_image=Image.fromarray(frames[-1]) if interpolates else None,
                 settings=settings,
-                conditions=conditions_of(pipeline, arguments),
                 frame_rate=view.frame_rate,
             )
         )
-    pipeline.free_encoders()
     return videos
 
 
@@ -139,16 +151,20 @@ class HeldOutVideos:
     """Makes the videos, and compares their motion to that of step 0.
 
     Args:
-        pipeline: Holds the denoiser that is trained.
-        videos: What `prepare_videos` made.
+        pipeline: On the CPU. It holds the denoiser that is trained. Encoders of a pipeline of ours
+            run now, and are freed.
+        videos: What `videos_of_views` made.
         folder: Of the run.
         measure: See `MeasureVideo`.
         warn_below: Share of the base's motion that is kept beside the numbers, for those who warn.
+
+    Raises:
+        ConfigError: The model cannot make such a video.
     """
 
     def __init__(
         self,
-        pipeline: EncodingPipeline,
+        pipeline: VideoPipeline,
         videos: Sequence[HeldOutVideo],
         *,
         folder: Path,
@@ -158,6 +174,15 @@ class HeldOutVideos:
         self._pipeline, self._videos, self._folder = pipeline, videos, folder
         self._measure, self._warn_below = measure, warn_below
         self._base: Mapping[str, float | None] | None = None
+        show_progress(pipeline, is_quiet=True)
+        self._conditions: Sequence[Conditions | None] = [None] * len(videos)
+        if isinstance(pipeline, EncodingPipeline):
+            arguments = (
+                pipeline_arguments(pipeline, one.photo, one.settings, last_image=one.last_image)
+                for one in videos
+            )
+            self._conditions = [conditions_of(pipeline, one) for one in arguments]
+            pipeline.free_encoders()
 
     @torch.no_grad()
     def __call__(self, module: nn.Module, step: int) -> dict[str, Any]:
@@ -171,8 +196,11 @@ class HeldOutVideos:
             ConfigError: At step 0, a video cannot be made; memory ran out, for example.
         """
         device = next(module.parameters()).device
-        self._pipeline.vae.to(device)
-        lines = [self._line(video, step, device) for video in self._videos]
+        with _on(device, self._pipeline):
+            lines = [
+                self._line(video, conditions, step, device)
+                for video, conditions in zip(self._videos, self._conditions, strict=True)
+            ]
         if step == 0:
             self._base = {line["name"]: line["motion_degree"] for line in lines}
         elif self._base is None:
@@ -186,19 +214,26 @@ class HeldOutVideos:
             "warn_below": self._warn_below,
         }
 
-    def _line(self, video: HeldOutVideo, step: int, device: torch.device) -> dict[str, Any]:
+    def _line(
+        self,
+        video: HeldOutVideo,
+        conditions: Conditions | None,
+        step: int,
+        device: torch.device,
+    ) -> dict[str, Any]:
         """Make and measure one video; that it cannot be made is no reason to end a run."""
         path = self._folder / VIDEOS / f"step-{step:06d}" / f"{video.name}.mp4"
-        photo = self._folder / VIDEOS / f"{video.name}.png"
         try:
-            _write_photo(photo, video.photo)
+            photo = video.photo_in(self._folder)
             frames = make_video(
                 self._pipeline,
                 video.photo,
                 video.settings,
                 last_image=video.last_image,
-                conditions=video.conditions.to(device),
+                conditions=None if conditions is None else conditions.to(device),
             )
+            if not PartialState().is_main_process:  # it computed its part of a sharded network
+                return {"name": video.name, "motion_degree": None}
             about = {"step": step, **video.settings.model_dump(exclude_none=True)}
             write_video(path, frames, fps=video.frame_rate, metadata=about)
             found = self._measure(path, photo)
@@ -232,9 +267,15 @@ def _ratio(motion: float | None, base: float | None) -> float | None:
     return motion / base
 
 
-def _write_photo(path: Path, photo: Image.Image) -> None:
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with named_write_errors(path), atomic_path(path) as temporary:
-        photo.save(temporary, "PNG")
+@contextmanager
+def _on(device: torch.device, pipeline: VideoPipeline) -> Iterator[None]:
+    """Have all parts of a pipeline on a device; afterwards they are where they were."""
+    parts = [one for one in pipeline.components.values() if isinstance(one, nn.Module)]
+    before = [next((value.device for value in one.parameters()), device) for one in parts]
+    for one in parts:
+        one.to(device)
+    try:
+        yield
+    finally:
+        for one, where in zip(parts, before, strict=True):
+            one.to(where)

@@ -13,6 +13,7 @@ Paths are relative to the working directory.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
@@ -94,9 +95,12 @@ class ValidationSection(ConfigSection):
         every: After how many steps.
         clips: How many are held out for it: none of their shots is trained on.
         videos: Of so many of them, at most, a video is made each time, from the first frame and
-            the caption; 0 for none, None for all. DynamiCrafter alone makes them.
+            the caption; 0 for none, None for all.
         video_steps: Denoising steps of a video.
         warn_below: Warn where videos move less than this share of what the base's do.
+        strengths: Values of the recipe's `motion` that are tried at the end on the same photos and
+            captions, from the least on, until videos move as much as the base's; none leaves that
+            to you.
     """
 
     every: int = Field(100, ge=1)
@@ -104,6 +108,9 @@ class ValidationSection(ConfigSection):
     videos: int | None = Field(None, ge=0)
     video_steps: int = Field(25, ge=1, le=1000)
     warn_below: float = Field(0.7, ge=0)
+    strengths: tuple[Annotated[float, Field(ge=-2, le=2)], ...] = Field(
+        (-1.0, -0.5, 0.0, 0.25, 0.5), max_length=20
+    )
 
 
 class AdapterSection(ConfigSection):

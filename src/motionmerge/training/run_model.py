@@ -20,9 +20,9 @@ from motionmerge.parameter_groups import FAMILIES, Family
 from motionmerge.sampling.pipelines.svd_adapter import SvdAdapterPipeline
 from motionmerge.sampling.request.bounded_networks import bounded_layers
 from motionmerge.sampling.request.folder import PipelineFolder, first_line
-from motionmerge.sampling.request.loading import empty_modules, load_pipeline
+from motionmerge.sampling.request.loading import empty_modules, load_pipeline, load_scheduler
 
-from .clip_encoder import ClipEncoder, DynamiCrafterEncoder
+from .clip_encoder import ClipEncoder, DynamiCrafterEncoder, is_told_strides
 from .denoisers.choice import FAMILY_DENOISERS, denoiser_for
 from .denoisers.dynamicrafter import DynamiCrafterDenoiser
 from .denoisers.family import FamilyDenoiser
@@ -103,17 +103,13 @@ def check_model(folder: PipelineFolder, config: RunConfig) -> None:
             "is shown a mask, or which are its first frame.",
             fix=f"Leave it out, or train one of {', '.join(SHOWS_PLAIN_LATENTS)}.",
         )
+    _check_views(folder, config)
     if family.name == "dynamicrafter":
+        _check_rate(folder, config)
         return
     if objective.interpolates:
         raise ConfigError(
             f"`objective.interpolates` is for DynamiCrafter; {config.model} is a {family.name}.",
-            fix="Leave it out.",
-        )
-    if config.validation is not None and config.validation.videos:
-        raise ConfigError(
-            f"`validation.videos` is {config.validation.videos}; videos of held-out clips are made "
-            f"of DynamiCrafter alone, and {config.model} is a {family.name}.",
             fix="Leave it out.",
         )
     if config.data.condition_frames not in (None, "first"):
@@ -122,11 +118,10 @@ def check_model(folder: PipelineFolder, config: RunConfig) -> None:
             "the image.",
             fix="Leave it out.",
         )
-    _check_views(folder, config)
 
 
 def _check_views(folder: PipelineFolder, config: RunConfig) -> None:
-    """Refuse sizes and lengths that a pipeline of diffusers does not make."""
+    """Refuse sizes and lengths that a pipeline does not make."""
     limits, name, asked = folder.limits, folder.family.name, config.data.num_frames
     if (near := limits.nearest_num_frames(asked)) != asked:
         raise ConfigError(
@@ -139,6 +134,16 @@ def _check_views(folder: PipelineFolder, config: RunConfig) -> None:
                 f"`data.sizes` has {list(size)}, a size that this {name} does not make.",
                 fix=f"Write {list(fitting)}.",
             )
+
+
+def _check_rate(folder: PipelineFolder, config: RunConfig) -> None:
+    """Refuse views at a frame rate where DynamiCrafter is told strides."""
+    scheduler = load_scheduler(folder)
+    if scheduler is not None and is_told_strides(scheduler) and config.data.frame_stride is None:
+        raise ConfigError(
+            "`data.frame_rate` is given, and this model is told the stride of its frames.",
+            fix="Leave it out, and set `data.frame_stride`, such as [1, 6].",
+        )
 
 
 def _check_adapter(folder: PipelineFolder, config: RunConfig) -> None:
@@ -171,9 +176,9 @@ def drop_share(folder: PipelineFolder, config: RunConfig) -> float:
     return 0.05 if folder.family.name in DROPS_IMAGE else 0.0
 
 
-def num_videos(folder: PipelineFolder, config: RunConfig) -> int:
+def num_videos(config: RunConfig) -> int:
     """Return of how many held-out clips a validation makes a video."""
-    if config.validation is None or folder.family.name != "dynamicrafter":
+    if config.validation is None:
         return 0
     videos = config.validation.videos
     return config.validation.clips if videos is None else min(videos, config.validation.clips)
@@ -213,7 +218,6 @@ def load_model(folder: PipelineFolder, config: RunConfig, *, dtype: torch.dtype)
     encoder: ClipEncoder
     if isinstance(denoiser, DynamiCrafterDenoiser):
         encoder = DynamiCrafterEncoder(pipeline)
-        encoder.check_views(views)
     else:
         assert isinstance(denoiser, FamilyDenoiser)
         encoder = FamilyEncoder(pipeline, denoiser, folder=folder, settings=views)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from motionmerge.merging.inputs.sources import MODULES
+
 from .clip_run import ClipRun
 from .run_log import LOG, read_log
 
@@ -50,7 +52,7 @@ def plan_run(run: ClipRun) -> RunPlan:
     memory = {
         "weights": _FP32 * own + run.frozen_dtype.itemsize * (num_parameters - own),
         "gradients": _FP32 * own,
-        "optimizer": 2 * _FP32 * own,
+        "optimizer": 2 * own * (_FP32 if settings.optimizer == "adamw" else 1),
     }
     if settings.ema_decay is not None:
         memory["average"] = _FP32 * own
@@ -74,12 +76,14 @@ def plan_run(run: ClipRun) -> RunPlan:
 def _beside_the_denoiser(run: ClipRun) -> dict[str, int]:
     """Return the bytes of what else stays: encoders without a cache, the decoder for videos."""
     config, sizes = run.config, run.folder.num_bytes(run.frozen_dtype)
+    others = {name: size for name, size in sizes.items() if name not in MODULES}
     if not config.data.cache:
-        names = ("vae", "text_encoder", "image_encoder")
-        return {"encoders": sum(sizes.get(name, 0) for name in names)}
-    if run.num_videos:
-        return {"autoencoder of videos": sizes.get("vae", 0)}
-    return {}
+        return {"encoders": sum(others.values())}
+    if not run.num_videos:
+        return {}
+    if run.folder.family.is_ours:  # its encoders are freed
+        return {"autoencoder of videos": others.get("vae", 0)}
+    return {"encoders of videos": sum(others.values())}
 
 
 def hours_left(log: Path, steps: int) -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from motionmerge.io.atomic import atomic_path, write_whole
 
 from .run_log import LOG, read_log
 
-_STATE = re.compile(r"state-(\d{8})\.pt")
+_STATE = re.compile(r"state-(\d{8})(\.pt)?")
+_REST = "rest.pt"
+"""In the folder that is the state of a sharded run: what is no part of any process."""
 
 
 def weights_hash(module: nn.Module) -> str:
@@ -50,7 +53,7 @@ class RunFolder:
 
     def states(self) -> list[Path]:
         """Return the states that are there, the newest first."""
-        found = (path for path in self.folder.glob("state-*.pt") if _STATE.fullmatch(path.name))
+        found = (path for path in self.folder.glob("state-*") if _STATE.fullmatch(path.name))
         return sorted(found, reverse=True)
 
     def load(self) -> dict[str, Any] | None:
@@ -63,7 +66,8 @@ class RunFolder:
         if newest is None:
             return None
         try:
-            saved = torch.load(newest, map_location="cpu", weights_only=True)
+            file = newest / _REST if newest.is_dir() else newest
+            saved = torch.load(file, map_location="cpu", weights_only=True)
             fingerprint = saved["fingerprint"]
         except Exception as error:  # torch names a torn file in many ways
             raise CheckpointError(
@@ -80,7 +84,7 @@ class RunFolder:
                 f"{newest} was saved with other settings or inputs: {'; '.join(changed)[:600]}.",
                 fix="Choose another run folder, or remove this one to start again.",
             )
-        return saved
+        return {**saved, "path": newest}
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Write a state whole or not at all, and remove the oldest beyond `keep`.
@@ -88,7 +92,27 @@ class RunFolder:
         Raises:
             DataError: The disk is full, or refuses otherwise; the states before are still there.
         """
-        path = self.folder / f"state-{step:08d}.pt"
+        self._save(self.folder / f"state-{step:08d}.pt", step, state)
+        self._remove_old()
+
+    def unfinished(self, step: int) -> Path:
+        """Return the folder in which a sharded state is written before it is `finish`ed."""
+        return self.folder / f".state-{step:08d}"
+
+    def finish(self, step: int, state: Mapping[str, Any]) -> None:
+        """Add to a sharded state what is no part of any process; then it counts.
+
+        Raises:
+            DataError: As `save`.
+        """
+        folder = self.unfinished(step)
+        self._save(folder / _REST, step, state)
+        whole = self.folder / f"state-{step:08d}"
+        shutil.rmtree(whole, ignore_errors=True)
+        folder.rename(whole)
+        self._remove_old()
+
+    def _save(self, path: Path, step: int, state: Mapping[str, Any]) -> None:
         try:
             with atomic_path(path) as temporary:
                 torch.save({"fingerprint": self.fingerprint, "step": step, **state}, temporary)
@@ -97,8 +121,13 @@ class RunFolder:
                 f"Cannot write {path}: {error}",
                 fix="Free space and start the same command again: it goes on.",
             ) from error
+
+    def _remove_old(self) -> None:
         for old in self.states()[self.keep :]:
-            old.unlink(missing_ok=True)
+            if old.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.unlink(missing_ok=True)
 
     def log(self, line: Mapping[str, Any], *, name: str = LOG) -> None:
         """Append a line to a log."""

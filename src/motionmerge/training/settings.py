@@ -23,12 +23,16 @@ class TrainerSettings:
         learning_rate: At the end of the warm-up.
         decay: Of the learning rate after that: along a cosine to zero, or none.
         warmup_steps: Linear warm-up.
+        optimizer: "adamw", or "adamw8bit", whose moments take a quarter of the memory (extra
+            `adamw8bit`).
         weight_decay: Of AdamW.
         ema_decay: Of the running average of the weights, which is what is kept; None keeps the
             weights themselves.
         max_grad_norm: Gradients are clipped to this norm.
         seed: Seeds samples, noise and initial weights.
         precision: "bf16" (autocast) or "fp32".
+        shard: Spread parameters, gradients and moments over the processes (FSDP) instead of having
+            all in each (DDP).
         gradient_checkpointing: Compute what a block computes a second time for its gradients,
             instead of keeping it: less memory, a third more time, the same bits.
         save_every, log_every: In steps.
@@ -42,11 +46,13 @@ class TrainerSettings:
     learning_rate: Annotated[float, Field(ge=0)] = 1e-3
     decay: Literal["cosine", "none"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 200
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
     precision: Literal["bf16", "fp32"] = "bf16"
+    shard: bool = False
     gradient_checkpointing: bool = False
     save_every: Annotated[int, Field(ge=1)] = 100
     log_every: Annotated[int, Field(ge=1)] = 25

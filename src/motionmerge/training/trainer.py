@@ -10,11 +10,9 @@ processes draw the samples and a step, optimizer and all, is captured once and r
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,10 +24,11 @@ from torch import nn
 
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.atomic import atomic_path
-from motionmerge.models.cuda_graphs import ReplayedCall
+from motionmerge.packages import missing_package
 from motionmerge.rng import whole_number_for
 
 from .batches import batches_left
+from .captured_step import CapturedStep
 from .objective import Drawn, Objective
 from .run_log import LOG, VALIDATION_LOG
 from .run_state import RunFolder, weights_hash
@@ -41,9 +40,8 @@ from .settings import (
     Validation,
     learning_rate_at,
 )
-
-WARMUP_RUNS = 3
-"""Steps before one is captured: they allocate the optimizer's state and pick kernels."""
+from .sharding import ShardedParameters, whole
+from .while_training import alone_in, checkpointing, frozen_but, told_to_stop
 
 
 def fit(
@@ -77,7 +75,8 @@ def fit(
         on_progress: Called after each logged step, on the main process.
 
     Raises:
-        ConfigError: the batch does not divide by the number of processes and accumulated batches.
+        ConfigError: the batch does not divide by the number of processes and accumulated batches,
+            or another run is training in the folder.
         CheckpointError: the saved state belongs to another run.
         DataError: the loss is not a number; the batch is saved, and the state before it kept.
         RunStopped: the process was told to end (SIGTERM); the state is saved.
@@ -87,9 +86,11 @@ def fit(
     parameters = list(module.parameters() if trainable is None else trainable)
     fingerprint = _fingerprint(module, parameters, settings, identity or {})
     with ExitStack() as cleanup:
-        cleanup.enter_context(_frozen_but(module, parameters))
+        if accelerator.is_main_process:
+            cleanup.enter_context(alone_in(folder))
+        cleanup.enter_context(frozen_but(module, parameters))
         if settings.gradient_checkpointing:
-            cleanup.enter_context(_checkpointing(module))
+            cleanup.enter_context(checkpointing(module))
         cleanup.enter_context(torch.random.fork_rng())
         run = _Run(
             module,
@@ -101,7 +102,7 @@ def fit(
             kernels,
             validation,
         )
-        should_stop = cleanup.enter_context(_told_to_stop())
+        should_stop = cleanup.enter_context(told_to_stop())
         run.restore()
         if run.done == 0:
             run.validate()
@@ -153,56 +154,6 @@ def _fingerprint(
     }
 
 
-@contextmanager
-def _frozen_but(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Compute no gradients of what is not trained."""
-    kept = set(map(id, parameters))
-    before = [(value, value.requires_grad) for value in module.parameters()]
-    for value, _ in before:
-        value.requires_grad_(id(value) in kept)
-    try:
-        yield
-    finally:
-        for value, flag in before:
-            value.requires_grad_(flag)
-
-
-@contextmanager
-def _checkpointing(module: nn.Module) -> Iterator[None]:
-    """Keep the inputs of blocks alone for their gradients."""
-    networks: list[Any] = [
-        part
-        for part in module.modules()
-        if getattr(part, "_supports_gradient_checkpointing", False)
-    ]
-    if not networks:
-        raise ConfigError(
-            "This model has no gradient checkpointing.",
-            fix="Leave `gradient_checkpointing` out.",
-        )
-    for part in networks:
-        part.enable_gradient_checkpointing()
-    try:
-        yield
-    finally:
-        for part in networks:
-            part.disable_gradient_checkpointing()
-
-
-@contextmanager
-def _told_to_stop() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM sets, instead of ending the process at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event  # Python takes signals in its main thread alone
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _any_process(accelerator: Accelerator, *, is_true: bool) -> bool:
     if accelerator.num_processes == 1:
         return is_true
@@ -229,13 +180,21 @@ class _Run:
         self.kernels, self.device = kernels, accelerator.device
         self.validation = validation
         self.done, self.elapsed = 0, 0.0
+        self.sharded: ShardedParameters | None = None
+        if settings.shard:
+            self.sharded = ShardedParameters(module, parameters, accelerator)
+            self.parameters = parameters = self.sharded.parameters
         module.to(self.device)
         objective.to(self.device)
-        self.optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
+        self.optimizer = _optimizer(parameters, settings)
         self.ema: EMAModel | None = None
         if settings.ema_decay is not None:
             self.ema = EMAModel(
-                parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75, foreach=True
+                parameters,
+                decay=settings.ema_decay,
+                use_ema_warmup=True,
+                power=0.75,
+                foreach=self.sharded is None,  # torch cannot copy many sharded tensors at once
             )
         self.recent: list[torch.Tensor] = []
         """Loss and gradient norm of each step since the last line of the log."""
@@ -244,13 +203,9 @@ class _Run:
         """Load the newest state if there is one, and make optimizer and wrapper ready."""
         saved = self.books.load()
         if saved is not None:
-            for mine, then in zip(self.parameters, saved["trained"], strict=True):
-                mine.data.copy_(then)
+            self._restore_parameters(saved)
             for name, buffer in self.module.named_buffers():
                 buffer.copy_(saved["buffers"][name])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            if self.ema is not None:
-                self.ema.load_state_dict(saved["ema"])
             self.done, self.elapsed = saved["step"], saved["seconds"]
             self.recent = self._recent_of(saved["recent"])
         if self.accelerator.is_main_process:
@@ -258,17 +213,36 @@ class _Run:
                 self.books.trim_log(self.done, name=name)
         if self.ema is not None:
             self.ema.to(self.device)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.module, self.optimizer)
+        self.wrapped = self.module
+        if self.sharded is None:
+            self.wrapped, self.optimizer = self.accelerator.prepare(self.module, self.optimizer)
         self.wrapped.train()
         self.rate = torch.zeros((), device=self.device)
         for group in self.optimizer.param_groups:
-            group.update(lr=self.rate, capturable=self.device.type == "cuda")
+            group.update(lr=self.rate)
+            if self.settings.optimizer == "adamw":
+                group.update(capturable=self.device.type == "cuda")
         self.run_step: Callable[..., torch.Tensor] = self._step
         is_alone = self.accelerator.num_processes == self.settings.accumulate == 1
         is_alike = self.objective.is_captured and not self.settings.gradient_checkpointing
+        is_alike = is_alike and self.settings.optimizer == "adamw"
         if self.device.type == "cuda" and is_alone and is_alike:
-            self.run_step = _CapturedStep(self._step, self.device)
+            self.run_step = CapturedStep(self._step, self.device)
         self.started = self.saved_at = time.monotonic()
+
+    def _restore_parameters(self, saved: Mapping[str, Any]) -> None:
+        """Load trained parameters, moments and averages."""
+        average = saved["ema"]
+        if self.sharded is not None:
+            self.sharded.load(saved["path"], self.optimizer, self.ema)
+            if self.ema is not None:
+                average = {**average, "shadow_params": self.ema.shadow_params}
+        else:
+            for mine, then in zip(self.parameters, saved["trained"], strict=True):
+                mine.data.copy_(then)
+            self.optimizer.load_state_dict(saved["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(average)
 
     def _recent_of(self, saved: torch.Tensor) -> list[torch.Tensor]:
         """Return this process's share of what was not yet logged, `[processes, steps, 2]`."""
@@ -322,7 +296,8 @@ class _Run:
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
         self.optimizer.step()
         self.module.zero_grad(set_to_none=True)
-        return torch.stack([loss.float(), torch.as_tensor(norm).to(loss.device).float()])
+        norm = whole(torch.as_tensor(norm))
+        return torch.stack([loss.float(), norm.to(loss.device).float()])
 
     @property
     def is_logged_now(self) -> bool:
@@ -357,7 +332,9 @@ class _Run:
     def validate(self) -> None:
         """Measure what is to be measured after this step, on the main process."""
         validation = self.validation
-        if validation is None or not self.accelerator.is_main_process:
+        # Of a sharded network every process has to compute its part.
+        is_idle = self.sharded is None and not self.accelerator.is_main_process
+        if validation is None or is_idle:
             return
         if self.done % validation.every and self.done != self.settings.steps:
             return
@@ -370,7 +347,8 @@ class _Run:
         self.module.train()
         if self.ema is not None:
             self.ema.restore(self.parameters)
-        self.books.log({"step": self.done, **figures}, name=VALIDATION_LOG)
+        if self.accelerator.is_main_process:
+            self.books.log({"step": self.done, **figures}, name=VALIDATION_LOG)
 
     def save(self) -> None:
         """Save the state, if there is a number in it."""
@@ -378,19 +356,24 @@ class _Run:
         self.saved_at = time.monotonic()
         recent = torch.stack(self.recent) if self.recent else torch.zeros(0, 2, device=self.device)
         recent = self.accelerator.gather(recent[None])
-        if not self.accelerator.is_main_process:
+        state = {
+            "seconds": self.seconds,
+            "buffers": dict(self.module.named_buffers()),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "recent": recent.cpu(),
+        }
+        if self.sharded is not None:
+            folder = self.books.unfinished(self.done)
+            self.sharded.save(folder, self.optimizer, self.ema)
+            state["ema"] = None if self.ema is None else {**state["ema"], "shadow_params": []}
+            if self.accelerator.is_main_process:
+                self.books.finish(self.done, state)
+            self.accelerator.wait_for_everyone()
             return
-        self.books.save(
-            self.done,
-            {
-                "seconds": self.seconds,
-                "trained": [parameter.data for parameter in self.parameters],
-                "buffers": dict(self.module.named_buffers()),
-                "optimizer": self.optimizer.state_dict(),
-                "ema": None if self.ema is None else self.ema.state_dict(),
-                "recent": recent.cpu(),
-            },
-        )
+        if self.accelerator.is_main_process:
+            trained = [parameter.data for parameter in self.parameters]
+            optimizer = self.optimizer.state_dict()
+            self.books.save(self.done, {**state, "trained": trained, "optimizer": optimizer})
 
     def _check_finite(self) -> None:
         """Refuse to go on with a loss or gradient that is not a number; keep its batch."""
@@ -422,7 +405,10 @@ class _Run:
         """Leave the module with the weights to keep, on the CPU."""
         if self.ema is not None:
             self.ema.copy_to(self.parameters)
-        self.module.to("cpu")
+        if self.sharded is not None:
+            self.sharded.gather()
+        else:
+            self.module.to("cpu")
         self.objective.to(torch.device("cpu"))
         self.accelerator.wait_for_everyone()
         last = [x["loss"] for x in self.books.lines() if x["step"] > 0.9 * self.settings.steps]
@@ -437,29 +423,25 @@ class _Run:
         )
 
 
+def _optimizer(parameters: Sequence[nn.Parameter], settings: TrainerSettings) -> Any:
+    """Return the optimizer; its moments have a byte a number each, or four.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed, or the run is sharded.
+    """
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
+    if settings.shard:
+        raise ConfigError(
+            "`settings.optimizer` is adamw8bit, whose moments are not sharded.",
+            fix="Leave `shard` or `optimizer` out.",
+        )
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise missing_package(error) or error from error
+    return AdamW8bit(parameters, weight_decay=settings.weight_decay)
+
+
 def _autocast(device: torch.device, settings: TrainerSettings) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
-
-
-class _CapturedStep:
-    """Run a training step as it is a few times, then capture it as a CUDA graph and replay that.
-
-    Everything that differs from step to step reaches the graph through its inputs' memory, or
-    through tensors that are changed in place (the learning rate).
-    """
-
-    def __init__(self, step: Callable[..., torch.Tensor], device: torch.device) -> None:
-        self._step, self._stream, self._runs = step, torch.cuda.Stream(device), 0
-        self._replayed: ReplayedCall | None = None
-
-    def __call__(self, *prepared: torch.Tensor) -> torch.Tensor:
-        self._runs += 1
-        if self._runs <= WARMUP_RUNS:
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                loss = self._step(*prepared)
-            torch.cuda.current_stream().wait_stream(self._stream)
-            return loss
-        if self._replayed is None:
-            self._replayed = ReplayedCall(self._step, prepared, self._stream)
-        return self._replayed(*prepared)

@@ -222,7 +222,7 @@ def whole_frame_rate(view: ClipView) -> float:
 
 def own_frame_stride(view: ClipView) -> float:
     """Return a view's stride in frames of its file, as DynamiCrafter-256 is told it."""
-    assert view.frame_stride is not None  # refused by `ClipEncoder.check_views`
+    assert view.frame_stride is not None  # refused by `check_model`
     return float(view.frame_stride)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from motionmerge.errors import ConfigError
 from motionmerge.io.decoding import Picture
 from motionmerge.models.video_pipeline import VideoPipeline
-from motionmerge.sampling.families.limits import Limits
+from motionmerge.sampling.families.limits import Limits, VideoFamily
 from motionmerge.sampling.videos.checks import check_settings
 from motionmerge.sampling.videos.make_video import (
     family_and_limits,
@@ -57,13 +57,14 @@ def encode_condition(
     """
     family, limits = family_and_limits(pipeline)
     num_frames, height, width, _ = frames.shape
-    takes_size = limits.height is not None
-    settings = VideoSettings(
-        prompt=caption if family.takes_text else None,
+    settings = settings_like(
+        family,
+        limits,
+        prompt=caption,
         num_frames=num_frames,
-        height=height if takes_size else None,
-        width=width if takes_size else None,
-        frame_rate=frame_rate if family.frame_rate_argument else None,
+        height=height,
+        width=width,
+        frame_rate=frame_rate,
         num_inference_steps=2,
         seed=seed,
     )
@@ -73,9 +74,26 @@ def encode_condition(
     arguments = pipeline_arguments(pipeline, Image.fromarray(frames[0]), unguided)
     with prepared(pipeline, unguided), named_memory_errors(limits):
         condition = _stopped(pipeline, denoiser, lambda: pipeline(**{**arguments, **options}))
-    if not takes_size:
+    if limits.height is None:
         _check_size((height, width), condition.latents.shape[-2:], limits)
     return condition
+
+
+def settings_like(family: VideoFamily, limits: Limits, **clip: Any) -> VideoSettings:
+    """Return the settings of a video like a clip, without what its family is not told.
+
+    Args:
+        family, limits: Of the pipeline that makes the video.
+        clip: Settings by name: all of prompt, height, width and frame_rate.
+    """
+    is_told = {
+        "prompt": family.takes_text,
+        "height": limits.height is not None,
+        "width": limits.height is not None,
+        "frame_rate": family.frame_rate_argument is not None,
+    }
+    told = {name: value for name, value in clip.items() if is_told.get(name, True)}
+    return VideoSettings.model_validate(told)
 
 
 def _check_size(pixels: tuple[int, int], latents: Sequence[int], limits: Limits) -> None:

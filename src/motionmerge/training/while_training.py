@@ -1,0 +1,84 @@
+"""What holds while a run goes on and no longer: frozen parameters, checkpointing, a signal."""
+
+from __future__ import annotations
+
+import fcntl
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from motionmerge.errors import ConfigError
+
+
+@contextmanager
+def frozen_but(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Compute no gradients of what is not trained."""
+    kept = set(map(id, parameters))
+    before = [(value, value.requires_grad) for value in module.parameters()]
+    for value, _ in before:
+        value.requires_grad_(id(value) in kept)
+    try:
+        yield
+    finally:
+        for value, flag in before:
+            value.requires_grad_(flag)
+
+
+@contextmanager
+def checkpointing(module: nn.Module) -> Iterator[None]:
+    """Keep the inputs of blocks alone for their gradients."""
+    networks: list[Any] = [
+        part
+        for part in module.modules()
+        if getattr(part, "_supports_gradient_checkpointing", False)
+    ]
+    if not networks:
+        raise ConfigError(
+            "This model has no gradient checkpointing.",
+            fix="Leave `gradient_checkpointing` out.",
+        )
+    for part in networks:
+        part.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        for part in networks:
+            part.disable_gradient_checkpointing()
+
+
+@contextmanager
+def told_to_stop() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM sets, instead of ending the process at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # Python takes signals in its main thread alone
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; a run that is killed lets go of it.
+
+    Raises:
+        ConfigError: Another run is there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"Another run is training in {folder}.",
+                fix="Wait for its end, or choose another folder.",
+            ) from error
+        yield
