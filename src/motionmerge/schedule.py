@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass as validated_dataclass
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
+from motionmerge.conditions import CONDITIONS, holds
 from motionmerge.config import explained, named_fault, shown
 from motionmerge.errors import RecipeError
 from motionmerge.noise_levels import noise_level
@@ -102,7 +103,7 @@ class ScheduleEntry:
         return value
 
     def __post_init__(self) -> None:
-        given = [name for name in _CONDITIONS if getattr(self, name) is not None]
+        given = [name for name in CONDITIONS if getattr(self, name) is not None]
         if len(given) > 1:
             raise RecipeError(
                 f"The schedule entry of `{self.expert}` has {len(given)} conditions: "
@@ -113,7 +114,7 @@ class ScheduleEntry:
     @property
     def condition(self) -> tuple[str, float] | None:
         """The condition's name and threshold, or None for a catch-all."""
-        for name in _CONDITIONS:
+        for name in CONDITIONS:
             value = getattr(self, name)
             if value is not None:
                 return name, value
@@ -121,16 +122,12 @@ class ScheduleEntry:
 
     def holds(self, *, noise_level: float, timestep: float, step_fraction: float) -> bool:
         """Return whether this entry's expert is the one for such a step."""
-        if self.above is not None:
-            return noise_level > self.above
-        if self.timestep is not None:
-            return timestep > self.timestep
-        if self.step_fraction is not None:
-            return step_fraction < self.step_fraction
-        return True
-
-
-_CONDITIONS = ("above", "timestep", "step_fraction")
+        return self.condition is None or holds(
+            *self.condition,
+            noise_level=noise_level,
+            timestep=timestep,
+            step_fraction=step_fraction,
+        )
 
 
 @dataclass(frozen=True)
