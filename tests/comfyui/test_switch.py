@@ -111,19 +111,38 @@ def test_a_start_below_the_boundary_and_two_samplers_with_one_model():
         {"dtype": torch.float16},
         {"dtype": torch.float8_e4m3fn},
         {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
+        None,
     ],
-    ids=str,
+    ids=lambda options: str(options or "fp8 codes and scales"),
 )
 def test_weights_of_fewer_bits(options):
     """Where ComfyUI rounds at random, it does so by the weight's name."""
-    models = [tiny.model("wan", **options) for _ in range(3)]
+
+    def fresh():
+        return tiny.scaled_model() if options is None else tiny.model("wan", **options)
+
     theirs = side_by_side(
-        (with_lora(models[1], "wan", -0.25), 0.875, 0), (with_lora(models[2], "wan", 1.0), -1, 0)
+        (with_lora(fresh(), "wan", -0.25), 0.875, 0), (with_lora(fresh(), "wan", 1.0), -1, 0)
     )
-    before = weights(models[0])
-    assert torch.equal(tiny.sample(knob(models[0], "wan"), "wan"), tiny.sample(theirs, "wan"))
-    after = unpatched(models[0])
-    assert all(torch.equal(before[n].view(torch.uint8), after[n].view(torch.uint8)) for n in before)
+    model = fresh()
+    before = weights(model)
+    assert torch.equal(tiny.sample(knob(model, "wan"), "wan"), tiny.sample(theirs, "wan"))
+    after = unpatched(model)
+    assert all(torch.equal(bits(before[name]), bits(after[name])) for name in before)
+
+
+def bits(tensor):
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def test_two_scaled_checkpoints_keep_their_scales():
+    tuned, base = tiny.scaled_model(), tiny.scaled_model()
+    patch = pack.task_vectors.model_patch(tuned, base, keeps=-0.25, strength=1.25)
+    assert not any("scale_weight" in name for name in patch.values)
+    turned = nodes.MotionKnobCheckpoints.execute(tuned, base, 0.25, 0.875, 0.0, 0.0)[0]
+    ours, plain = tiny.sample(turned, "wan"), tiny.sample(tiny.scaled_model(), "wan")
+    # The same weights twice are a knob that does nothing, but for rounding to codes again.
+    assert (ours - plain).abs().mean() < 0.02 * plain.abs().mean()
 
 
 def test_partly_loaded_models(monkeypatch):

@@ -53,6 +53,18 @@ def model(family: str, seed: int = 0, **options: Any) -> Any:
     return comfy.sd.load_diffusion_model_state_dict(weights, model_options=options)
 
 
+def scaled_model() -> Any:
+    """Return Wan as fp8 codes and scales, as files of 2025 have them."""
+    weights: dict[str, torch.Tensor] = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    for name, tensor in state_dict("wan").items():
+        weights[name] = tensor.clone()
+        if tensor.ndim == 2 and name.endswith(".weight") and name.startswith("blocks."):
+            scale = tensor.abs().max() / 448
+            weights[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            weights[f"{name.removesuffix('.weight')}.scale_weight"] = scale
+    return comfy.sd.load_diffusion_model_state_dict(weights)
+
+
 def lora(family: str, seed: int = 7, rank: int = 4) -> dict[str, torch.Tensor]:
     """Return a LoRA of every linear layer, as `export loras --for comfyui` names it."""
     generator = torch.Generator().manual_seed(seed)
@@ -70,11 +82,11 @@ def conditioning(family: str, seed: int) -> list[Any]:
     """Return random embeddings, as a text encoder would make them."""
     generator = torch.Generator().manual_seed(seed)
     width = {"wan": 4096, "ltx": 4096, "hunyuan": 64}[family]
-    pooled = torch.randn(1, 768, generator=generator)
-    more = {"pooled_output": pooled}
+    embeddings = torch.randn(1, 5, width, generator=generator)
+    more = {"pooled_output": torch.randn(1, 768, generator=generator)}
     if family == "ltx":
         more["attention_mask"] = torch.ones(1, 5, dtype=torch.long)
-    return [[torch.randn(1, 5, width, generator=generator), more]]
+    return [[embeddings, more]]
 
 
 def sample(
