@@ -1,4 +1,4 @@
-# Generated from src/motionmerge/conditions.py by tests/comfyui_pack/test_shared.py: change that.
+# A copy of src/motionmerge/conditions.py, made by tests/comfyui_pack/test_shared.py.
 """What a share of noise is, and when a condition of a schedule holds: arithmetic without imports.
 
 The node pack for ComfyUI carries a copy of this file, so that both mean the same.

@@ -14,6 +14,7 @@ import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.sampler_helpers
 import comfy.samplers
+import torch
 
 from .conditions import TRAINING_STEPS, share_of_noise
 from .errors import NodeError
@@ -122,10 +123,10 @@ def noise_level(model_sampling: Any, sigma: float) -> float:
     Raises:
         NodeError: The model's kind of noise is unknown.
     """
-    kinds = comfy.model_sampling
-    if isinstance(model_sampling, kinds.CONST):
+    if isinstance(model_sampling, comfy.model_sampling.CONST):
         return min(max(sigma, 0.0), 1.0)
-    if isinstance(model_sampling, (kinds.EPS, kinds.COSMOS_RFLOW)):
+    scaled = (comfy.model_sampling.EPS, comfy.model_sampling.COSMOS_RFLOW)
+    if isinstance(model_sampling, scaled):
         return share_of_noise(max(sigma, 0.0))
     names = " ".join(parent.__name__ for parent in type(model_sampling).__mro__)
     raise NodeError(
@@ -188,6 +189,4 @@ def check_guidance(guider: Any, experts: Experts) -> None:
 
 
 def _timestep(model_sampling: Any, sigma: float) -> float:
-    import torch
-
     return float(model_sampling.timestep(torch.tensor(sigma)))
