@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from itertools import pairwise
 
@@ -12,7 +13,7 @@ from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.schedule import ExpertSchedule
 
 from . import double
-from .load import NAME, load_pack
+from .load import NAME, PACK, load_pack
 
 SIGMAS = torch.tensor([1.0, 0.96, 0.9, 0.75, 0.5, 0.25, 0.0])
 LAYER, BARE = "diffusion_model.layer.weight", "diffusion_model.modulation"
@@ -251,3 +252,19 @@ def test_the_knob_is_that_of_the_shipped_recipes(pack):
     (patch,) = pack.experts.experts_of(turned).experts[0].patches
     wanted = patch.keeps * tuned["x.weight"] + patch.strength * base["x.weight"]
     assert torch.allclose(made["dynamics"]["x.weight"], wanted)
+
+
+def test_example_workflows_have_a_picture_and_all_widgets_of_our_nodes(pack):
+    nodes = {node.define_schema().node_id: node.define_schema() for node in pack.nodes.NODES}
+    workflows = sorted((PACK / "example_workflows").glob("*.json"))
+    used = set()
+    for path in workflows:
+        assert path.with_suffix(".jpg").exists()
+        for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+            if node["type"].startswith("MotionMerge"):
+                used.add(node["type"])
+                inputs = [one.args[0] for one in nodes[node["type"]].inputs]
+                assert [one["name"] for one in node["inputs"]] == inputs
+                num_links = sum(one["link"] is not None for one in node["inputs"])
+                assert len(node.get("widgets_values", [])) == len(inputs) - num_links
+    assert used >= {"MotionMergeKnobLora", "MotionMergeSwitch", "MotionMergeShowSchedule"}
