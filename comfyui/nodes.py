@@ -11,6 +11,7 @@ from comfy_api.latest import io, ui
 
 from .errors import NodeError
 from .experts import Expert, experts_of, flattened, with_experts, without_experts
+from .recipes import experts_of_recipe
 from .switching import due_at, idle_experts, noise_level, sample_with_experts
 from .task_vectors import check_same_settings, check_same_weights, lora_patch, model_patch
 
@@ -282,6 +283,44 @@ class ApplyExperts(io.ComfyNode):
         return io.NodeOutput(with_experts(model, made, sample=sample_with_experts))
 
 
+class RecipeExperts(io.ComfyNode):
+    """The experts and the schedule of a motionmerge recipe."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Return what ComfyUI shows of the node."""
+        return io.Schema(
+            node_id="MotionMergeRecipe",
+            display_name="Recipe",
+            category=CATEGORY,
+            description="The experts of a motionmerge recipe: DARE, groups of parameters, several "
+            "task vectors. Needs the package motionmerge.",
+            inputs=[
+                io.Model.Input("model", tooltip="The recipe's input `memory:base`."),
+                io.String.Input(
+                    "recipe",
+                    default="lora-rescue",
+                    multiline=True,
+                    tooltip="The name of a recipe that ships with motionmerge, or the text of one.",
+                ),
+                io.String.Input(
+                    "values",
+                    default="motion: 0.25\nstyle: FILE.safetensors",
+                    multiline=True,
+                    tooltip="A line for each parameter, and for each input its file in loras or "
+                    "diffusion_models, or `model`.",
+                ),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, recipe: str, values: str) -> Any:
+        """Return the MODEL with the recipe's experts."""
+        experts = experts_of_recipe(model, recipe, values)
+        return io.NodeOutput(with_experts(model, experts, sample=sample_with_experts))
+
+
 class ShowSchedule(io.ComfyNode):
     """Which expert has which step, as text."""
 
@@ -365,4 +404,5 @@ NODES = [
     MotionKnobCheckpoints,
     LoraExpert,
     ApplyExperts,
+    RecipeExperts,
 ]

@@ -101,7 +101,7 @@ def check_same_weights(model: Any, other: Any, *, fix: str) -> None:
     Raises:
         NodeError: They do not.
     """
-    one, two = _shapes(model), _shapes(other)
+    one, two = shapes_of(model), shapes_of(other)
     for name in sorted(one.keys() | two.keys()):
         if one.get(name) != two.get(name):
             raise NodeError(
@@ -132,7 +132,8 @@ def check_same_settings(high: Any, low: Any) -> None:
         )
 
 
-def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a MODEL's weights, by name."""
     return {
         name: tuple(tensor.shape)
         for name, tensor in model.model.state_dict().items()

@@ -37,6 +37,7 @@ NODES = {
     "MotionMergeExpert",
     "MotionMergeApplyExperts",
     "MotionMergeShowSchedule",
+    "MotionMergeRecipe",
 }
 
 

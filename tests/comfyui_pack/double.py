@@ -197,6 +197,9 @@ def copy_nested_dicts(value):
 
 def calculate_weight(patches, weight, key):
     for strength, value, keeps, *_ in patches:
+        if isinstance(value, WeightAdapterBase):
+            weight = value.calculate_weight(weight * keeps, key, strength)
+            continue
         if isinstance(value, list):
             value = ("diff", (calculate_weight(value[1:], value[0][0].clone(), key),))
         weight = weight * keeps + strength * value[1][0]
@@ -215,6 +218,10 @@ def model_lora_keys_unet(model, key_map):
     for key in model.state_dict():
         key_map[key.removesuffix(".weight")] = key
     return key_map
+
+
+class WeightAdapterBase:
+    """What a patch may be that computes a weight by itself."""
 
 
 class Anything:
@@ -256,6 +263,7 @@ def install(files: dict[str, Any]) -> Iterator[str]:
         },
         "comfy.sampler_helpers": {"prepare_sampling": prepare_sampling},
         "comfy.samplers": {"CFGGuider": CFGGuider},
+        "comfy.weight_adapter": {"WeightAdapterBase": WeightAdapterBase},
         "comfy.utils": {"load_torch_file": lambda path, safe_load: torch.load(path)},
         "folder_paths": {
             "get_filename_list": lambda folder: list(files),
