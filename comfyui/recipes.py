@@ -75,15 +75,30 @@ def experts_of_recipe(model: Any, recipe: str, values: str) -> list[Expert]:
     }
     bound = BoundRecipe.of(replace(read, inputs={**kept, **files}))
     computed = ComputedWeights(bound, own, shapes_of(model))
-    return [
-        Expert(
-            name=entry.expert,
-            conditions=() if entry.condition is None else (entry.condition,),
-            model=model,
-            patches=(Patch(computed.patches(entry.expert), 1.0),),
+    return [_expert(entry, model, computed) for entry in read.schedule.entries]
+
+
+def _expert(entry: Any, model: Any, computed: ComputedWeights) -> Expert:
+    """Return what an entry of a recipe's schedule means.
+
+    Raises:
+        NodeError: It sets more than an expert and the guidance.
+    """
+    knobs = dict(getattr(entry, "knobs", {}))  # absent in the first versions of motionmerge
+    guidance = knobs.pop("guidance", None)
+    if knobs:
+        raise NodeError(
+            f"The schedule entry of `{entry.expert}` also sets {', '.join(knobs)}, which this node "
+            "does not do.",
+            fix="Take it out of the recipe, or make the video with motionmerge.",
         )
-        for entry in read.schedule.entries
-    ]
+    return Expert(
+        name=entry.expert,
+        conditions=() if entry.condition is None else (entry.condition,),
+        model=model,
+        patches=(Patch(computed.patches(entry.expert), 1.0),),
+        guidance=None if guidance is None else float(guidance),
+    )
 
 
 class ComputedWeights:

@@ -21,7 +21,8 @@ from pydantic import (
 from pydantic.dataclasses import dataclass as validated_dataclass
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
-from motionmerge.conditions import CONDITIONS, holds
+from motionmerge.conditions import CONDITIONS as _CONDITIONS
+from motionmerge.conditions import holds
 from motionmerge.config import explained, named_fault, shown
 from motionmerge.errors import RecipeError
 from motionmerge.noise_levels import noise_level
@@ -103,7 +104,7 @@ class ScheduleEntry:
         return value
 
     def __post_init__(self) -> None:
-        given = [name for name in CONDITIONS if getattr(self, name) is not None]
+        given = [name for name in _CONDITIONS if getattr(self, name) is not None]
         if len(given) > 1:
             raise RecipeError(
                 f"The schedule entry of `{self.expert}` has {len(given)} conditions: "
@@ -114,7 +115,7 @@ class ScheduleEntry:
     @property
     def condition(self) -> tuple[str, float] | None:
         """The condition's name and threshold, or None for a catch-all."""
-        for name in CONDITIONS:
+        for name in _CONDITIONS:
             value = getattr(self, name)
             if value is not None:
                 return name, value
