@@ -91,10 +91,12 @@ def test_switched_experts_equal_two_whole_models_bit_for_bit(family, sampler):
 @pytest.mark.parametrize("steps", [1, 2, 5, 30])
 @pytest.mark.parametrize("scheduler", comfy.samplers.SCHEDULER_NAMES)
 def test_every_scheduler_and_number_of_steps(scheduler, steps):
+    if (scheduler, steps) == ("kl_optimal", 1):
+        pytest.skip("its only sigma is NaN")
     settings = {"sampler": "dpmpp_2m", "scheduler": scheduler, "steps": steps}
     ours = tiny.sample(knob(tiny.model("wan"), "wan"), "wan", **settings)
     theirs = tiny.sample(whole_models("wan"), "wan", **settings)
-    assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())  # one step of kl_optimal is NaN
+    assert torch.equal(ours, theirs)
 
 
 def test_a_start_below_the_boundary_and_two_samplers_with_one_model():
