@@ -15,8 +15,6 @@ from . import tiny
 
 @pytest.mark.parametrize("name", names_of_comfyui())
 def test_comfyui_has_what_the_pack_uses(name):
-    if name.startswith(("io.", "ui.")):
-        name = f"comfy_api.latest.{name}"
     assert pkgutil.resolve_name(name) is not None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from motionmerge.exports.loras import export_loras
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.switching.expert_bank import experts
 
-from ..comfyui_pack.load import load_pack
+from ..comfyui_pack.load import PACK, load_pack
 from . import tiny
 from .server import running
 
@@ -145,6 +146,9 @@ def test_all_nodes_are_registered_with_a_description(server):
     assert ours >= NODES
     assert all(known[name]["category"] == "motionmerge" for name in ours)
     assert all(known[name]["description"] for name in ours)
+    for path in (PACK / "example_workflows").glob("*.json"):
+        kinds = {node["type"] for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]}
+        assert kinds <= known.keys()
 
 
 def test_a_workflow_gives_what_experts_gives_in_diffusers(server, capsys):

@@ -8,7 +8,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from motionmerge.merging.merge import realise
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.schedule import ExpertSchedule
 
@@ -17,6 +19,12 @@ from .load import NAME, PACK, load_pack
 
 SIGMAS = torch.tensor([1.0, 0.96, 0.9, 0.75, 0.5, 0.25, 0.0])
 LAYER, BARE = "diffusion_model.layer.weight", "diffusion_model.modulation"
+
+
+FACTORS = {
+    "diffusion_model.layer.lora_A.weight": torch.full((1, 4), 0.5),
+    "diffusion_model.layer.lora_B.weight": torch.arange(4.0).reshape(4, 1),
+}
 
 
 def change(seed):
@@ -40,6 +48,8 @@ def pack(tmp_path_factory):
     ):  # fmt: skip
         torch.save(tensors, folder / name)
         files[name] = str(folder / name)
+    files["style.safetensors"] = str(folder / "style.safetensors")
+    save_file(FACTORS, files["style.safetensors"])
     installed = list(double.install(files))
     yield load_pack()
     for name in [*installed, *(name for name in sys.modules if name.partition(".")[0] == NAME)]:
@@ -207,6 +217,38 @@ def test_a_guidance_that_the_guider_does_not_have_is_refused(pack):
         guider.sample(torch.ones(2, 4), SIGMAS)
 
 
+# recipes, which motionmerge computes
+
+
+def test_a_recipe_gives_its_experts_on_top_of_what_the_model_has(pack):
+    patched = model()
+    patched.add_patches({LAYER: ("diff", (torch.eye(4),))}, 0.5)
+    values = "motion: 0.5\nstyle: style.safetensors"
+    turned = pack.nodes.RecipeExperts.execute(patched, "lora-rescue", values)[0]
+    halves = [whole(), whole()]
+    for half, weight in zip(halves, (-0.5, 1.0), strict=True):
+        with torch.no_grad():
+            half.diffusion_model.layer.weight += 0.5 * torch.eye(4) + weight * (
+                FACTORS["diffusion_model.layer.lora_B.weight"] @ torch.full((1, 4), 0.5)
+            )
+    for _ in range(2):
+        assert close(sampled(turned), by_hand((halves[0], 0.64, 0), (halves[1], -1, 0)))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("style: /etc/passwd", "in none of ComfyUI's folders loras and diffusion_models"),
+        ("stlye: style.safetensors", "no parameter and no input `stlye`"),
+        ("motion: much\nstyle: style.safetensors", "no number"),
+        ("motion", "is no value"),
+    ],
+)
+def test_values_of_a_recipe_that_fit_nothing_are_refused(pack, values, message):
+    with pytest.raises(ValueError, match=rf"{message}(.|\n)*Fix: "):
+        pack.nodes.RecipeExperts.execute(model(), "lora-rescue", values)
+
+
 # one definition, for the pack and the package
 
 
@@ -236,8 +278,6 @@ def test_the_knob_is_that_of_the_shipped_recipes(pack):
     base, lora = {"x.weight": torch.eye(3)}, {"x.lora_A.weight": torch.ones(1, 3),
                                               "x.lora_B.weight": torch.ones(3, 1)}  # fmt: skip
     recipe = Recipe.load("lora-rescue").with_parameters(motion=0.75)
-    from motionmerge.merging.merge import realise
-
     made = realise(recipe, inputs={"base": base, "style": lora})
     held = pack.experts.experts_of(knob(pack, model(), motion=0.75)).experts
     for expert in held:

@@ -24,13 +24,14 @@ def shared_text() -> str:
 
 def names_of_comfyui() -> list[str]:
     """What the folder uses of ComfyUI's modules; `tests/comfyui` finds each in the real one."""
-    found = {
-        ast.unparse(node)
-        for path in FILES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute)
-    }
-    found = {name for name in found if re.match(r"(comfy|folder_paths|io|ui)\.[\w.]+$", name)}
+    found = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                found.add(re.sub(r"^(io|ui)\.", r"comfy_api.latest.\1.", ast.unparse(node)))
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    found = {name for name in found if re.match(r"(comfy|comfy_api|folder_paths)\.[\w.]+$", name)}
     return sorted(name for name in found if not any(one.startswith(f"{name}.") for one in found))
 
 
