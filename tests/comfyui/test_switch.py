@@ -282,16 +282,19 @@ def test_a_step_cache_does_not_answer_for_an_expert_that_is_gone(kind, first):
     assert max(level for level in forwards if level <= 0.875) == pytest.approx(due, abs=1e-4)
 
 
-def test_two_checkpoints_as_one_knob():
-    tuned, base = tiny.model("wan", 0), tiny.model("wan", 1)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_two_checkpoints_as_one_knob(family):
+    """With the parameters that ComfyUI does not patch: `modulation`, `scale_shift_table`."""
+    tuned, base = tiny.model(family, 0), tiny.model(family, 1)
     before = weights(tuned), weights(base)
     turned = nodes.MotionKnobCheckpoints.execute(tuned, base, 0.25, 0.875, 0.0, 0.0)[0]
-    ours = tiny.sample(turned, "wan")
-    one, two = tiny.state_dict("wan", 0), tiny.state_dict("wan", 1)
+    ours = tiny.sample(turned, family)
+    one, two = tiny.state_dict(family, 0), tiny.state_dict(family, 1)
     merged = {name: two[name] - 0.25 * (one[name] - two[name]) for name in one}
     away = comfy.sd.load_diffusion_model_state_dict(merged)
-    theirs = tiny.sample(side_by_side((away, 0.875, 0), (tiny.model("wan", 0), -1, 0)), "wan")
-    assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+    theirs = side_by_side((away, 0.875, 0), (tiny.model(family, 0), -1, 0))
+    expected = tiny.sample(theirs, family)
+    assert (ours - expected).abs().max() < 1e-4 * expected.abs().max()
     assert same(before[0], unpatched(tuned)) and same(before[1], unpatched(base))
 
 
