@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "motionmerge"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     "errors": 0, "text": 0, "packages": 0, "lazy_torch": 0, "tensors": 0, "rng": 0, "config": 0,
-    "schedule": 0, "version": 0, "named": 0, "expressions": 0, "knobs": 0,
+    "schedule": 0, "conditions": 0, "version": 0, "named": 0, "expressions": 0, "knobs": 0,
     "noise_levels": 0, "parameter_groups": 0, "dynamicrafter_names": 0, "patterns": 0, "memory": 0,
     "io": 0,
     "merging": 1, "models": 1,

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from motionmerge.conditions import share_of_noise
 from motionmerge.errors import ConfigError
 from motionmerge.lazy_torch import torch
 
@@ -92,10 +93,6 @@ def _config(scheduler: Any) -> Any:
     return getattr(scheduler, "config", None) or {}
 
 
-def _share(noise: float, signal: float = 1.0) -> float:
-    return 1.0 if math.isinf(noise) else noise / (noise + signal)
-
-
 def _numbers(values: Any) -> Array:
     return np.asarray(torch.as_tensor(values).detach().cpu(), dtype=np.float64)
 
@@ -133,21 +130,21 @@ def _alphas(scheduler: Any, value: float, index: int | None) -> float:
     """Compute signal = sqrt(abar[t]), noise = sqrt(1 - abar[t]); t is a whole number."""
     abar = scheduler.alphas_cumprod
     signal = float(abar[min(max(round(value), 0), len(abar) - 1)])
-    return _share(math.sqrt(1 - signal), math.sqrt(signal))
+    return share_of_noise(math.sqrt(1 - signal), math.sqrt(signal))
 
 
 def _alphas_between(scheduler: Any, value: float, index: int | None) -> float:
     """Compute the same for any t: log sigma is interpolated, as such schedulers do."""
     abar = _numbers(scheduler.alphas_cumprod).clip(1e-12, 1.0)
     sigmas = np.sqrt((1 - abar) / abar).clip(1e-12)
-    return _share(math.exp(np.interp(value, np.arange(len(abar)), np.log(sigmas))))
+    return share_of_noise(math.exp(np.interp(value, np.arange(len(abar)), np.log(sigmas))))
 
 
 def _two_calls(scheduler: Any, value: float, index: int | None) -> float:
     """Use `_sigmas` at the first call of a step; the second is at a sigma between two of these."""
     is_set = getattr(scheduler, "num_inference_steps", None) is not None
     if is_set and index is not None and index % 2 == 0:
-        return _share(float(scheduler.sigmas[index]))
+        return share_of_noise(float(scheduler.sigmas[index]))
     return _alphas_between(scheduler, value, index)
 
 
@@ -161,7 +158,7 @@ def _sigmas(scheduler: Any, value: float, index: int | None) -> float:
         return _log_sigma(scheduler, value, index)
     # Before `set_timesteps` some of these have all sigmas, in the order of training.
     if index is not None and getattr(scheduler, "num_inference_steps", None) is not None:
-        return _share(float(scheduler.sigmas[index]))
+        return share_of_noise(float(scheduler.sigmas[index]))
     return _alphas_between(scheduler, value, index)
 
 
@@ -192,7 +189,7 @@ def _one_minus(scheduler: Any, value: float, index: int | None) -> float:
 
 def _log_sigma(scheduler: Any, value: float, index: int | None) -> float:
     """Compute sigma from t = log(sigma) / 4 (EDM, SVD)."""
-    return _share(math.exp(min(4 * value, 80.0)))
+    return share_of_noise(math.exp(min(4 * value, 80.0)))
 
 
 def _log_sigma_of_1000(scheduler: Any, value: float, index: int | None) -> float:
@@ -208,14 +205,14 @@ def _arctangent(scheduler: Any, value: float, index: int | None) -> float:
 def _angle(scheduler: Any, value: float, index: int | None) -> float:
     """Compute signal = cos t, noise = sin t, both of data as wide as the noise (TrigFlow)."""
     angle = min(max(value, 0.0), math.pi / 2)
-    return _share(math.sin(angle), math.cos(angle))
+    return share_of_noise(math.sin(angle), math.cos(angle))
 
 
 def _exploding(scheduler: Any, value: float, index: int | None) -> float:
     """Compute sigma = least * (most / least) ** t (score SDE)."""
     config = _config(scheduler)
     least, most = config["sigma_min"], config["sigma_max"]
-    return _share(least * (most / least) ** value)
+    return share_of_noise(least * (most / least) ** value)
 
 
 def _cosine(scheduler: Any, value: float, index: int | None) -> float:
@@ -228,7 +225,7 @@ def _cosine(scheduler: Any, value: float, index: int | None) -> float:
         value = value**scaler
     first, here = (math.cos((t + s) / (1 + s) * math.pi / 2) ** 2 for t in (0.0, value))
     abar = min(max(here / first, 1e-4), 1 - 1e-4)
-    return _share(math.sqrt(1 - abar), math.sqrt(abar))
+    return share_of_noise(math.sqrt(1 - abar), math.sqrt(abar))
 
 
 def _stages(scheduler: Any, value: float, index: int | None) -> float:

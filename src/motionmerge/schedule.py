@@ -21,6 +21,8 @@ from pydantic import (
 from pydantic.dataclasses import dataclass as validated_dataclass
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
+from motionmerge.conditions import CONDITIONS as _CONDITIONS
+from motionmerge.conditions import holds
 from motionmerge.config import explained, named_fault, shown
 from motionmerge.errors import RecipeError
 from motionmerge.knobs import (
@@ -194,16 +196,12 @@ class ScheduleEntry:
 
     def holds(self, *, noise_level: float, timestep: float, step_fraction: float) -> bool:
         """Return whether this entry's expert is the one for such a step."""
-        if self.above is not None:
-            return noise_level > self.above
-        if self.timestep is not None:
-            return timestep > self.timestep
-        if self.step_fraction is not None:
-            return step_fraction < self.step_fraction
-        return True
-
-
-_CONDITIONS = ("above", "timestep", "step_fraction")
+        return self.condition is None or holds(
+            *self.condition,
+            noise_level=noise_level,
+            timestep=timestep,
+            step_fraction=step_fraction,
+        )
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,15 @@ import typer
 
 from motionmerge.cli.flag_groups import with_flags
 from motionmerge.cli.help import Verb, VerbGroup
-from motionmerge.cli.merge import RecipeFlags, progress_bar
+from motionmerge.cli.merge import RecipeFlags, parse_parameters, progress_bar
 from motionmerge.cli.options import (
     DtypeOption,
+    JsonOption,
+    MotionOption,
     OutputOption,
     RecipeArgument,
     ScaledDtypeOption,
+    SetOption,
     expert_option,
     model_option,
     output_option,
@@ -157,6 +160,26 @@ def comfyui(
             **flags.options(),
         )
     _print_files(written, as_json=flags.as_json)
+
+
+@export_app.command(
+    "wan2gp",
+    cls=Verb,
+    epilog="Example: motionmerge export wan2gp lora-rescue --motion 0.5",
+)
+def wan2gp(
+    recipe: RecipeArgument,
+    changed: SetOption = None,
+    motion: MotionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print what to type in Wan2GP for a recipe of LoRAs: multipliers, and where phases change."""
+    from motionmerge.exports.wan2gp import wan2gp_settings
+    from motionmerge.merging.recipes.recipe import Recipe
+
+    loaded = Recipe.load(recipe).with_parameters(**parse_parameters(changed, motion))
+    settings = wan2gp_settings(loaded)
+    print(json.dumps(settings.to_dict(), indent=2) if as_json else "\n".join(settings.lines()))
 
 
 @export_app.command(

@@ -22,7 +22,7 @@ from motionmerge.cli.video_flags import load_model
 from motionmerge.errors import ConfigError, MotionMergeError
 
 if TYPE_CHECKING:
-    from motionmerge.evaluation.sweeps.strength import Strength
+    from motionmerge.evaluation.sweeps.strength import ChosenStrength
     from motionmerge.training.clip_run import ClipRun
     from motionmerge.training.config_file import ConfigFile
     from motionmerge.training.held_out_videos import MeasureVideo, VideoFigures
@@ -210,7 +210,9 @@ def _measure_of(run: ClipRun) -> MeasureVideo | None:
     return measure
 
 
-def _chosen_strength(run: ClipRun, made: RunResult, values: Sequence[float]) -> Strength | None:
+def _chosen_strength(
+    run: ClipRun, made: RunResult, values: Sequence[float]
+) -> ChosenStrength | None:
     """Choose the recipe's strength on the photos and captions that are held out; write it.
 
     What was made and measured before is kept in `strengths`.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from motionmerge.conditions import TRAINING_STEPS
 from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.exports.names import (
     ModelPart,
@@ -26,7 +27,6 @@ from motionmerge.text import fix_unknown_name
 
 _PAIR = ("transformer", "transformer_2")
 _SUFFIXES = {"transformer": "_high_noise", "transformer_2": "_low_noise"}
-_TRAINING_STEPS = 1000
 _SHIFTS = (5.0, 8.0)
 
 
@@ -284,7 +284,7 @@ def _phases_of_pair(entries: Sequence[ScheduleEntry], boundary: float | None) ->
 def _level(entry: ScheduleEntry) -> float | None:
     """Return the noise level down to which an entry holds, of a flow model."""
     if entry.timestep is not None:
-        return entry.timestep / _TRAINING_STEPS
+        return entry.timestep / TRAINING_STEPS
     return entry.above
 
 

@@ -15,7 +15,6 @@ from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
 from motionmerge.io.weights import open_weights
-from motionmerge.merging.algebra.nodes import Scaled, Sum, TaskVector
 from motionmerge.merging.inputs.coverage import Missing, check_missing
 from motionmerge.merging.inputs.sources import MemoryTensors, TensorSource
 from motionmerge.merging.lora.keys import LoraModule, group_keys
@@ -28,7 +27,7 @@ from motionmerge.merging.lora.placement import (
 )
 from motionmerge.merging.lora.products import rows_of
 from motionmerge.merging.lora.scaling import LoraScaling
-from motionmerge.merging.lora.task_vector import Lora
+from motionmerge.merging.lora.task_vector import lora_terms
 from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import OWN_MODEL
 from motionmerge.switching.bank import BARE_MODULE
@@ -351,7 +350,7 @@ def loras_of_recipe(
     weights: dict[str, dict[str, float]] = {}
     for name, expert in recipe.experts.items():
         base = expert.anchor.name
-        terms = [term for vector in expert.vectors for term in _terms(vector)]
+        terms = [term for vector in expert.vectors for term in lora_terms(vector)]
         if recipe.inputs[base].path != OWN_MODEL or base in bound.origins or None in dict(terms):
             return None
         weights[name] = {}
@@ -377,14 +376,3 @@ def is_own_model(bound: BoundRecipe) -> bool:
     are_plain = not any(expert.vectors for expert in bound.recipe.experts.values())
     own = [bound.recipe.inputs[name].path == OWN_MODEL for name in anchors]
     return are_plain and all(own) and anchors.isdisjoint(bound.origins)
-
-
-def _terms(vector: TaskVector) -> list[tuple[str | None, float]]:
-    """List the LoRAs in a task vector with their weights; None stands for anything else."""
-    if isinstance(vector, Lora):
-        return [(vector.source.name, vector.scale)]
-    if isinstance(vector, Scaled):
-        return [(name, vector.factor * weight) for name, weight in _terms(vector.vector)]
-    if isinstance(vector, Sum):
-        return _terms(vector.left) + _terms(vector.right)
-    return [(None, 0.0)]

@@ -22,7 +22,7 @@ _MOTION, _FIDELITY = "motion_degree", "first_frame_ssim"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strength:
+class ChosenStrength:
     """What was chosen.
 
     Attributes:
@@ -43,7 +43,7 @@ def choose_strength(
     values: Sequence[float],
     *,
     build: Callable[[str, Recipe], Variant],
-) -> Strength:
+) -> ChosenStrength:
     """Measure the base, then the recipe at one value after another until it moves as much.
 
     Args:
@@ -58,7 +58,7 @@ def choose_strength(
     """
     reference = _observe(bench, base)
     if not _motion(reference):
-        return Strength(recipe=recipe, motion=None, why="the motion of the base is not known")
+        return ChosenStrength(recipe=recipe, motion=None, why="the motion of the base is not known")
     tried: dict[float, tuple[Recipe, Observed]] = {}
     for value in sorted(set(values)):
         changed = recipe.with_parameters(**{KNOB: value})
@@ -71,7 +71,7 @@ def choose_strength(
         if (share := _share(observed, reference)) is not None
     }
     if not shares:
-        return Strength(recipe=recipe, motion=None, why="no motion of the fine-tune is known")
+        return ChosenStrength(recipe=recipe, motion=None, why="no motion of the fine-tune is known")
     most = max(shares.values())
     motion = min(value for value, share in shares.items() if share >= min(1, ALIKE * most))
     reason = (
@@ -86,7 +86,7 @@ def choose_strength(
     )
     description = f"{recipe.description} Chosen: {why}. Report numbers of other clips."
     chosen = replace(tried[motion][0], description=description)
-    return Strength(recipe=chosen, motion=motion, why=why)
+    return ChosenStrength(recipe=chosen, motion=motion, why=why)
 
 
 def _observe(bench: Bench, variant: Variant) -> Observed:

@@ -325,6 +325,12 @@ class OpenInputs:
         """Return a source that can read codes as they are stored; None if it holds none."""
         return self._codes[source]
 
+    def forget(self) -> None:
+        """Drop the tensors that are kept: the values of a source in memory have changed."""
+        self._current = ""
+        self._stored.clear()
+        self._values.clear()
+
     def stored(self, source: Source, name: str) -> torch.Tensor:
         """Read a tensor as it is stored.
 

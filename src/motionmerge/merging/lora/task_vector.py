@@ -17,7 +17,7 @@ from typing import ClassVar
 from motionmerge.errors import RecipeError
 from motionmerge.io.weights import open_weights
 from motionmerge.lazy_torch import torch
-from motionmerge.merging.algebra.nodes import Checkpoint, TaskVector
+from motionmerge.merging.algebra.nodes import Checkpoint, Scaled, Sum, TaskVector
 from motionmerge.merging.algebra.steps import Lowering
 from motionmerge.merging.algebra.terms import is_number
 from motionmerge.merging.inputs.renamed import is_alike
@@ -41,7 +41,7 @@ from motionmerge.merging.lora.scaling import LoraScaling
 from motionmerge.named import number_text
 from motionmerge.tensors import DType
 
-__all__ = ["Lora", "LoraScaling", "LoraTensors", "lora"]
+__all__ = ["Lora", "LoraScaling", "LoraTensors", "lora", "lora_terms"]
 
 
 class LoraTensors(MemoryTensors):
@@ -258,3 +258,14 @@ def lora(file: str | Path | Checkpoint | Mapping[str, torch.Tensor], scale: floa
             fix='Name an input, or give a path in quotes: `lora("lightning.safetensors", 1.0)`.',
         )
     return lora(Checkpoint.load(file), scale)
+
+
+def lora_terms(vector: TaskVector) -> list[tuple[str | None, float]]:
+    """List the LoRAs in a task vector with their weights; None stands for anything else."""
+    if isinstance(vector, Lora):
+        return [(vector.source.name, vector.scale)]
+    if isinstance(vector, Scaled):
+        return [(name, vector.factor * weight) for name, weight in lora_terms(vector.vector)]
+    if isinstance(vector, Sum):
+        return lora_terms(vector.left) + lora_terms(vector.right)
+    return [(None, 0.0)]
