@@ -3,10 +3,11 @@
     python benchmarks/training.py                                # mid-size, about four core-minutes
     python benchmarks/training.py --scale 1 --size 320 512       # full size: a GPU with 80 GB
 
-A DynamiCrafter with random weights; `--scale` is its width beside the official one. The official
-step decodes 16 frames of a 1280 x 720 clip, encodes them and trains all of the U-Net and image
-projector with gradient checkpointing. Steps of the kinds take turns, so that what else the machine
-does falls on all alike. CPU seconds on a CPU, wall seconds on a GPU.
+A DynamiCrafter with random weights; `--scale` is its width beside the official one, its depth is
+the official one's. The official step decodes 16 frames of a 1280 x 720 clip, encodes them and
+trains all of the U-Net and image projector with gradient checkpointing. Steps of the kinds take
+turns, so that what else the machine does falls on all alike. CPU seconds on a CPU, wall seconds on
+a GPU.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def wide(channels: int, scale: float) -> int:
 
 def save_model(folder: Path, scale: float) -> None:
     torch.manual_seed(0)
-    width = wide(1024, scale)
+    width, image_width = wide(1024, scale), wide(1280, scale)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]")),
         pad_token="[PAD]", unk_token="[UNK]", model_max_length=TOKENS,
@@ -71,7 +72,6 @@ def save_model(folder: Path, scale: float) -> None:
         cross_attention_dim=width,
     )
     channels = tuple(wide(one, scale) for one in (128, 256, 512, 512))
-    towers = {"width": width, "layers": 4, "heads": width // 32}
     DynamiCrafterPipeline(
         unet=unet.eval(),
         vae=AutoencoderKL(
@@ -82,12 +82,16 @@ def save_model(folder: Path, scale: float) -> None:
             scaling_factor=0.18215,
         ).eval(),
         text_encoder=CLIPTextModel(
-            text_encoder_config(**towers, vocab_size=2, num_tokens=TOKENS)
+            text_encoder_config(
+                width=width, heads=width // 32, vocab_size=2, num_tokens=TOKENS
+            )
         ).eval(),
         tokenizer=tokenizer,
-        image_encoder=CLIPVisionModel(image_encoder_config(**towers)).eval(),
+        image_encoder=CLIPVisionModel(
+            image_encoder_config(width=image_width, heads=image_width // 32)
+        ).eval(),
         image_projector=ImageProjector(
-            embed_dims=width, output_dims=width, hidden_dims=width, dim_head=32,
+            embed_dims=image_width, output_dims=width, hidden_dims=width, dim_head=32,
             heads=width // 64, num_frames=NUM_FRAMES,
         ).eval(),
         scheduler=DynamicRescaleDDIMScheduler(),
