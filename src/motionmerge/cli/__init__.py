@@ -37,6 +37,7 @@ VERBS = {
     "sweep": "Measuring",
     "tune": "Measuring",
     "probe": "Measuring",
+    "study": "Measuring",
     "data": "Training",
     "train": "Training",
     "version": "Installation",

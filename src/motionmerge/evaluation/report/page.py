@@ -39,6 +39,7 @@ from motionmerge.version import __version__
 DEFAULT_MEGABYTES = 40.0
 
 _TEMPLATES = Path(__file__).parent / "templates"
+STYLE = _TEMPLATES / "page.css"
 _NUM_COLORS = 8  # in the style sheet
 _MOST_LISTED = 500  # scenes without videos
 _MOST_TOO_LARGE = 5  # scenes that are encoded in vain
@@ -253,7 +254,7 @@ def _render(*, table: Table, **content: object) -> str:
         dimensions=DIMENSIONS,
         level=LEVEL,
         reference_width=REFERENCE_WIDTH,
-        style=(_TEMPLATES / "page.css").read_text(encoding="utf-8"),
+        style=STYLE.read_text(encoding="utf-8"),
         script=script,
         script_hash=base64.b64encode(digest).decode(),
         version=__version__,
