@@ -24,6 +24,7 @@ _EXTRAS = {
         "ftfy",
     ),
     "eval": ("cv2", "scipy", "matplotlib", "jinja2"),
+    "study": ("evalica", "pandas"),
     "tune": ("optuna",),
     "ray": ("ray",),
     "adamw8bit": ("bitsandbytes",),

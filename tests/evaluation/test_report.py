@@ -5,10 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import shutil
-import subprocess
-import time
 
 import numpy as np
 import pytest
@@ -21,6 +17,8 @@ from motionmerge.evaluation.report.table import compare_sets, to_csv, to_latex
 from motionmerge.evaluation.runs import Measured
 from motionmerge.evaluation.sources import VideoSource
 from motionmerge.io.video import write_video
+
+from ..tiny.browser import PROGRAM, Browser
 
 HOSTILE = '<img src=x onerror="alert(1)">&\'</script>'
 
@@ -128,52 +126,6 @@ def test_a_folder_with_an_equals_sign_is_no_name(tmp_path):
 # In a browser
 
 
-class Browser:
-    """Chromium, driven over its pipe (`--remote-debugging-pipe`)."""
-
-    def __init__(self, profile):
-        from_us, ours = os.pipe()
-        theirs, to_us = os.pipe()
-        high = [os.dup2(from_us, 93), os.dup2(to_us, 94)]
-        command = f'exec "$0" "$@" 3<&{high[0]} 4>&{high[1]}'
-        flags = [*("--headless=new", "--no-sandbox", "--disable-gpu"), "--remote-debugging-pipe"]
-        self.process = subprocess.Popen(
-            ["bash", "-c", command, PROGRAM, *flags, f"--user-data-dir={profile}", "about:blank"],
-            pass_fds=high,
-            stderr=subprocess.DEVNULL,
-        )
-        for one in (from_us, to_us, *high):
-            os.close(one)
-        self.sender, self.receiver = os.fdopen(ours, "wb"), os.fdopen(theirs, "rb")
-        self.events, self.number, self.session = [], 0, {}
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
-        self.session = {"sessionId": attached["sessionId"]}
-
-    def call(self, method, **params):
-        self.number += 1
-        message = {"id": self.number, "method": method, "params": params, **self.session}
-        self.sender.write(json.dumps(message).encode() + b"\0")
-        self.sender.flush()
-        while True:
-            answer = json.loads(b"".join(iter(lambda: self.receiver.read(1), b"\0")))
-            if answer.get("id") == self.number:
-                return answer["result"]
-            self.events.append(answer)
-
-    def run(self, script):
-        return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get(
-            "value"
-        )
-
-    def wait_for(self, script):
-        end = time.monotonic() + 20
-        while not self.run(script):
-            assert time.monotonic() < end, script
-            time.sleep(0.05)
-
-
-PROGRAM = shutil.which("chromium") or shutil.which("google-chrome")
 ORDER = "[...document.querySelectorAll('#numbers tbody th')].map(one => one.dataset.value).join()"
 
 
@@ -187,31 +139,14 @@ def test_the_page_works_in_a_browser_and_asks_for_nothing(video, tmp_path):
     page = write_report(sets, to=tmp_path / "r.html", title="Test", figures=[figure]).page
     browser = Browser(tmp_path / "profile")
     try:
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            browser.call(f"{domain}.enable")
-        browser.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=360,
-            height=800,
-            deviceScaleFactor=1,
-            mobile=True,
-        )
-        browser.call("Page.navigate", url=page.as_uri())
-        browser.wait_for("document.readyState == 'complete' && document.title == 'Test'")
+        browser.open(page.as_uri(), width=360, height=800)
+        assert browser.run("document.title") == "Test"
         assert browser.run("document.documentElement.scrollWidth") == 360, "it scrolls sideways"
         # Sorting, by the keyboard.
         browser.run("document.querySelectorAll('#numbers thead button')[1].focus()")
         orders = []
         for _ in range(2):
-            for kind in ("keyDown", "keyUp"):
-                browser.call(
-                    "Input.dispatchKeyEvent",
-                    type=kind,
-                    key="Enter",
-                    code="Enter",
-                    text="\r",
-                    windowsVirtualKeyCode=13,
-                )
+            browser.press("Enter", 13, "\r")
             orders.append(browser.run(ORDER))
         assert orders == ["b,a,c", "c,a,b"]
         # Players in step, and where the slider says.
@@ -224,14 +159,8 @@ def test_the_page_works_in_a_browser_and_asks_for_nothing(video, tmp_path):
         browser.wait_for(f"{videos}.every(one => one.paused && !one.seeking)")
         assert browser.run(f"{videos}.map(one => one.currentTime)") == pytest.approx([0.5] * 3)
     finally:
-        browser.process.kill()
-        browser.process.wait()
-    methods = {"Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled"}
-    assert not [one for one in browser.events if one["method"] in methods]
-    asked = [
-        one["params"]["request"]["url"]
-        for one in browser.events
-        if one["method"] == "Network.requestWillBeSent"
-    ]
+        browser.close()
+    assert not browser.faults()
+    asked = browser.asked()
     assert {url.partition(":")[0] for url in asked} <= {"file", "data"}
     assert [url for url in asked if url.startswith("file")] == [page.as_uri()]

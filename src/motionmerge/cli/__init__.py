@@ -38,6 +38,7 @@ VERBS = {
     "compare-knobs": "Measuring",
     "tune": "Measuring",
     "probe": "Measuring",
+    "study": "Measuring",
     "data": "Training",
     "train": "Training",
     "version": "Installation",

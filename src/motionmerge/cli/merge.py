@@ -146,7 +146,7 @@ def parse_inputs(pairs: Iterable[str], *, flag: str = "--input") -> dict[str, st
 
 
 @contextmanager
-def counting_bar(total: int, *, shown: bool) -> Iterator[Callable[[str, int], None]]:
+def counting_bar(total: int | None, *, shown: bool) -> Iterator[Callable[[str, int], None]]:
     """Show a bar on stderr; it is told the name of what is done, and how many more are."""
     from rich.console import Console
     from rich.markup import escape

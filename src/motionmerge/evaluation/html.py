@@ -10,6 +10,8 @@ from typing import Any
 from motionmerge.version import __version__
 
 _TEMPLATES = Path(__file__).parent / "report" / "templates"
+STYLE = _TEMPLATES / "page.css"
+"""The style sheet of every page."""
 
 
 def page_text(template: str, *, title: str, **content: Any) -> str:
@@ -26,7 +28,7 @@ def page_text(template: str, *, title: str, **content: Any) -> str:
     script = (_TEMPLATES / "players.js").read_text(encoding="utf-8")
     return environment.get_template(template).render(
         title=title,
-        style=(_TEMPLATES / "page.css").read_text(encoding="utf-8"),
+        style=STYLE.read_text(encoding="utf-8"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         version=__version__,

@@ -137,12 +137,19 @@ def read_set(
     Raises:
         DataError: There is no video, or the rows contradict each other.
     """
-    listed = read_list(path)
-    photos = photos or Photos()
-    sources = listed or [source_of(one, photos) for one in find_videos([path])]
+    sources = sources_at(path, photos or Photos())
     kept = replace(Kept.in_folder(path, WHOLE), path=None) if path.is_dir() else Kept()
     measured = measure_videos(sources, kept=kept, progress=progress)
     return ReportSet(name=name, measured=measured, about=made_by(sources), vbench=vbench or {})
+
+
+def sources_at(path: Path, photos: Photos) -> list[VideoSource]:
+    """Find the videos of a folder or pattern, or those that `measure` listed in its folder.
+
+    Raises:
+        DataError: There is none, or the list is damaged.
+    """
+    return read_list(path) or [source_of(one, photos) for one in find_videos([path])]
 
 
 LIST_FILE = "videos.json"

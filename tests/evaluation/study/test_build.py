@@ -1,0 +1,154 @@
+"""A study hides who made what, shows all alike, and balances sides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+
+import pytest
+from scipy import stats
+
+from motionmerge.errors import ConfigError, DataError
+from motionmerge.evaluation.clips import read_comment
+from motionmerge.evaluation.sources import Photos
+from motionmerge.evaluation.study.build import StudyPlan, build_study
+from motionmerge.evaluation.study.encoding import Shape, common_size
+from motionmerge.evaluation.study.manifest import ComparedPair, read_study
+from motionmerge.evaluation.study.pairs import find_systems, plan_pairs
+from motionmerge.evaluation.study.power import study_size
+
+from .conftest import PLAN, write_systems
+
+
+def test_nothing_in_the_site_says_which_system_made_a_video(built):
+    _, folder = built
+    texts = [path.read_text() for path in (folder / "site").iterdir() if path.is_file()]
+    shown = (folder / "site" / "manifest.js").read_text()
+    assert not any(word in shown for word in ("base", "full", "check", "expected", "SECRET"))
+    assert len(texts) == 4
+    for path in (folder / "site" / "files").iterdir():
+        assert hashlib.sha256(path.read_bytes()).hexdigest().startswith(path.stem)
+        assert read_comment(path) == "", "a video says how it was made"
+
+
+def test_both_sides_have_one_size_rate_and_length(built):
+    _, folder = built
+    shapes = {Shape.of(path) for path in (folder / "site" / "files").iterdir()}
+    assert shapes == {Shape(342, 512, 0.5)}
+
+
+def test_the_same_seed_builds_the_same_study_and_another_one_another(systems, built, tmp_path):
+    found = find_systems(systems, Photos())
+    again = build_study(found, to=tmp_path / "again", plan=PLAN)
+    assert again.to_json() == built[0].to_json()
+    other = StudyPlan(**{**vars(PLAN), "seed": 1})
+    assert build_study(found, to=tmp_path / "other", plan=other).manifest.id != again.manifest.id
+
+
+def test_any_stretch_of_pairs_is_balanced_over_systems_and_sides(tmp_path):
+    import random
+
+    from motionmerge.evaluation.sources import VideoSource
+    from motionmerge.evaluation.study.pairs import System
+
+    keys = [("prompt", "", str(number)) for number in range(20)]
+    systems = [
+        System(name, {key: VideoSource(tmp_path / f"{name}{key[2]}") for key in keys})
+        for name in "abc"
+    ]
+    pairs = plan_pairs(systems, baseline=None, draw=random.Random(0))
+    assert len(set(pairs)) == len(pairs) == 60
+    for at in range(0, 60, 12):
+        stretch = pairs[at : at + 12]
+        assert set(Counter(frozenset((one.first, one.second)) for one in stretch).values()) == {4}
+        assert set(Counter((one.first, one.second) for one in stretch).values()) == {2}
+    only = plan_pairs(systems, baseline="b", draw=random.Random(0))
+    assert len(only) == 40 and all("b" in (one.first, one.second) for one in only)
+
+
+def test_videos_that_their_shape_or_length_would_give_away_are_refused(tmp_path):
+    one, names = Shape(64, 64, 2.0), [tmp_path / "a", tmp_path / "b"]
+    for other, word in ((Shape(64, 96, 2.0), "shape"), (Shape(64, 64, 3.0), "length")):
+        with pytest.raises(DataError, match=word):
+            common_size(names, [one, other])
+    assert common_size(names, [one, Shape(128, 128, 2.0)]) == (512, 512)
+
+
+def test_questions_that_cannot_be_asked_and_bad_systems_are_refused(systems, tmp_path):
+    found = find_systems(systems, Photos())
+    for plan, kind in (
+        (StudyPlan(questions=["image"]), DataError),  # no photo is known
+        (StudyPlan(questions=["beauty"]), ConfigError),
+        (StudyPlan(baseline="nobody"), ConfigError),
+        (StudyPlan(per_rater=0), ConfigError),
+        (StudyPlan(num_repeats=21), ConfigError),
+    ):
+        with pytest.raises(kind) as error:
+            build_study(found, to=tmp_path / "none", plan=plan)
+        assert error.value.fix
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(ConfigError):
+        find_systems(systems[:1], Photos())
+    other = write_systems(tmp_path / "more", num_scenes=1, names=("other",))
+    lonely = find_systems([systems[0], *other], Photos())
+    assert build_study(lonely, to=tmp_path / "few", plan=StudyPlan()).manifest.num_forms == 1
+
+
+def test_a_study_with_answers_is_never_replaced(systems, study):
+    _, folder = study
+    (folder / "answers.jsonl").write_text("")
+    with pytest.raises(ConfigError, match="holds answers"):
+        build_study(find_systems(systems, Photos()), to=folder, plan=PLAN)
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"manifest": 1}', "[" * 100_000])
+def test_a_damaged_study_is_named(study, damage):
+    _, folder = study
+    (folder / "study.json").write_text(damage)
+    with pytest.raises(DataError, match="no study"):
+        read_study(folder)
+
+
+def test_the_key_knows_every_pair_and_what_checks_expect(built):
+    study, folder = built
+    assert read_study(folder) == study
+    kinds = Counter(one.kind for one in study.key.values())
+    assert kinds == {"pair": 3, "check": 1}
+    pairs = [one for one in study.key.values() if isinstance(one, ComparedPair)]
+    assert {one.scene for one in pairs} == {0, 1, 2}
+    sides = Counter(one.first for one in pairs)
+    assert abs(sides["base"] - sides["full"]) == 1
+    assert json.loads((folder / "study.json").read_text())["rule"]["most_failed_checks"] == 0
+
+
+WANTED = {
+    "num_systems": 2, "num_scenes": 1000, "preference": 0.6, "ties": 0.0, "power": 0.8,
+    "level": 0.05, "num_questions": 1, "per_rater": 20, "scene_correlation": 0.0,
+}  # fmt: skip
+
+
+def power_of(num, *, share=0.6):
+    """The power of a two-sided binomial test at 5 %, counted out."""
+    found = [stats.binomtest(wins, num).pvalue <= 0.05 for wins in range(num + 1)]
+    return sum(
+        stats.binom.pmf(wins, num, share) for wins in range(num // 2, num + 1) if found[wins]
+    )
+
+
+def test_the_size_of_a_study_is_that_of_the_exact_binomial_test():
+    size = study_size(**WANTED)
+    powers = [power_of(num) for num in range(size.num_decisive - 1, size.num_decisive + 5)]
+    assert powers[0] < 0.8 <= min(powers[1:]) and size.per_pair == size.num_decisive
+    assert study_size(**{**WANTED, "ties": 0.5}).per_pair == 2 * size.num_decisive
+    assert study_size(**{**WANTED, "num_systems": 3}).num_pairs == 3
+    assert study_size(**{**WANTED, "num_questions": 5}).per_pair > size.per_pair
+    alike = {**WANTED, "scene_correlation": 0.1, "num_scenes": 40}
+    per_pair = study_size(**alike).per_pair
+    effective = per_pair / (1 + (per_pair / 40 - 1) * 0.1)
+    assert effective >= size.num_decisive and per_pair > size.per_pair
+    with pytest.raises(ConfigError, match="too few"):
+        study_size(**{**alike, "num_scenes": 10})
+    for name, value in (("preference", 0.5), ("power", 1.0), ("ties", 1.0), ("num_systems", 1)):
+        with pytest.raises(ConfigError, match=name):
+            study_size(**{**WANTED, name: value})
