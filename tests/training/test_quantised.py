@@ -84,6 +84,7 @@ def test_quantised_weights_themselves_are_not_trained(pipeline: Any) -> None:
 
 
 def test_adamw_in_eight_bits_learns_and_resumes_with_the_same_bits(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", exc_type=ImportError)
     settings = replace(SETTINGS, optimizer="adamw8bit", learning_rate=0.01)
 
     def build() -> nn.Module:
