@@ -113,6 +113,13 @@ def test_every_shipped_configuration_has_a_line_in_the_help():
         assert re.search(rf"^ {name}  +[A-Z].*\.\s*$", shown, re.MULTILINE), name
 
 
+def test_the_pocket_model_is_trained_by_its_own_configurations_alone():
+    words = ["model=pocket", "data.folder=clips", "data.manifest=clips.jsonl"]
+    changes = [word for change in words for word in ("--set", change)]
+    result = train("dynamicrafter-512-adapter", *changes, "--dry-run")
+    assert result.exit_code == 2 and "Train `pocket-tuned`" in result.stderr
+
+
 def test_a_configuration_that_is_not_there_is_refused_with_the_nearest_name():
     result = train("pocket-tune", "--dry-run")
     assert result.exit_code == 2
