@@ -180,10 +180,18 @@ def _train_on_clips(config: RunConfig, *, dry_run: bool, as_json: bool) -> None:
     _print_end(made.weights, result)
     if strength is not None:
         print(f"recipe: {strength.why}")
-    print(
-        f"motionmerge generate photo.jpg --model {shlex.quote(made.model)} "
-        f"--recipe {shlex.quote(str(made.recipe))}"
-    )
+    print(harmless(shlex.join(_words_to_generate(run, made))))
+
+
+def _words_to_generate(run: ClipRun, made: RunResult) -> list[str]:
+    """Return the command that makes a video with the result, of a clip that was held out."""
+    from motionmerge.sampling.request.folder import find_pipeline
+
+    words = ["motionmerge", "generate", "photo.jpg", "--model", made.model]
+    words += ["--recipe", str(made.recipe)]
+    if find_pipeline(made.model).family.takes_text:
+        words += ["--prompt", run.held_out[0].clip.caption if run.held_out else "what happens"]
+    return words
 
 
 def _measure_of(run: ClipRun) -> MeasureVideo | None:
