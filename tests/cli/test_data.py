@@ -115,3 +115,10 @@ def test_a_caption_for_the_rest_and_what_cannot_be_asked(folder, checked, tmp_pa
     failed = check(tmp_path, "--caption", "x")
     assert failed.exit_code == 2 and "Nothing in" in failed.stderr
     assert "x.mp4: It cannot be decoded" in failed.stdout
+
+
+def test_a_folder_without_any_caption_is_told_how_to_give_some(folder, tmp_path):
+    (tmp_path / "mute.mp4").write_bytes((folder / "mute.mp4").read_bytes())
+    refused = check(tmp_path)
+    assert refused.exit_code == 2 and "or pass --caption" in refused.stderr
+    assert check(tmp_path, "--caption", "").exit_code == 0

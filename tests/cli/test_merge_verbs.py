@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from motionmerge.cli import app
+from motionmerge.io.video import write_video
 from motionmerge.io.weights import open_weights, save_weights
 from motionmerge.merging.compute.compiled import compiled_kernels
 from motionmerge.merging.merge import realise
@@ -227,3 +229,20 @@ def test_a_dry_run_says_that_it_reads_only_the_headers_of_checkpoints(weights, t
     for verb in (("merge",), ("extrapolate",), ("export", "comfyui")):
         shown = call(*verb, "--help").stdout.replace("│", " ")
         assert said in " ".join(shown.split())
+
+
+def test_show_prints_the_recipe_and_the_settings_that_made_a_video(tmp_path):
+    frames, recipe = np.zeros((2, 32, 32, 3), np.uint8), "experts: {e: base}\ninputs: {base: b}\n"
+    deep = json.loads("[" * 400 + "]" * 400)
+    about = {"motionmerge": "0.1.0", "prompt": "a\x1b[2Jcat", "seed": 7, "lora": 1, "deep": deep}
+    write_video(tmp_path / "ours.mp4", frames, fps=8, metadata={**about, "recipe": recipe})
+    write_video(tmp_path / "theirs.mp4", frames, fps=8)
+    result = call("show", str(tmp_path / "ours.mp4"))
+    assert result.exit_code == 0, result.output
+    assert "seed: 7" in result.stdout and "a?[2Jcat" in result.stdout
+    assert result.stdout.endswith("The recipe that made it:\n\n" + recipe)
+    assert json.loads(call("show", str(tmp_path / "ours.mp4"), "--json").stdout)["recipe"] == recipe
+    write_video(tmp_path / "plain.mp4", frames, fps=8, metadata=about)
+    assert "that made it" not in call("show", str(tmp_path / "plain.mp4")).stdout
+    refused = call("show", str(tmp_path / "theirs.mp4"))
+    assert refused.exit_code == 2 and "does not say how it was made" in refused.stderr

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from motionmerge.cli import app
 from motionmerge.models.pocket.world import load_photo
+from motionmerge.sampling.batch.variants import VariantMaker
 
 SMALL = ["--size", "64", "--steps", "2"]
 
@@ -52,6 +53,21 @@ def test_a_sweep_makes_each_video_once_and_goes_on(sweep):
     assert "motion 1, dynamics-first" in Path("out/report.html").read_text(encoding="utf-8")
     videos[0].unlink()
     assert json.loads(sweep(*words, "--dry-run").stdout)["missing"] == 1
+
+
+def test_the_rest_of_a_sweep_that_was_stopped_is_known_to_take_as_long(sweep, monkeypatch):
+    make = VariantMaker.make
+    begun = []
+
+    def once(*arguments, **settings):
+        if begun:
+            raise KeyboardInterrupt
+        begun.append(make(*arguments, **settings))
+
+    monkeypatch.setattr(VariantMaker, "make", once)
+    assert sweep("--over", "motion=0,1").exit_code == 130
+    planned = json.loads(sweep("--over", "motion=0,1", "--dry-run", "--json").stdout)
+    assert planned["missing"] == 1 and 0 < planned["seconds"] < 100
 
 
 def test_inputs_and_parameters_of_the_recipe_can_be_others(sweep):

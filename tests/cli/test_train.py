@@ -113,6 +113,13 @@ def test_every_shipped_configuration_has_a_line_in_the_help():
         assert re.search(rf"^ {name}  +[A-Z].*\.\s*$", shown, re.MULTILINE), name
 
 
+def test_the_pocket_model_is_trained_by_its_own_configurations_alone():
+    words = ["model=pocket", "data.folder=clips", "data.manifest=clips.jsonl"]
+    changes = [word for change in words for word in ("--set", change)]
+    result = train("dynamicrafter-512-adapter", *changes, "--dry-run")
+    assert result.exit_code == 2 and "Train `pocket-tuned`" in result.stderr
+
+
 def test_a_configuration_that_is_not_there_is_refused_with_the_nearest_name():
     result = train("pocket-tune", "--dry-run")
     assert result.exit_code == 2
@@ -152,7 +159,7 @@ def test_clips_become_a_tuned_folder_and_a_recipe_that_generate_uses(tmp_path: P
     assert words[:2] == ["motionmerge", "generate"]
     Image.radial_gradient("L").resize((24, 20)).convert("RGB").save(tmp_path / "photo.jpg")
     words[2] = str(tmp_path / "photo.jpg")
-    settings = ["--prompt", "a cat", "--num-frames", str(NUM_FRAMES), "--steps", "2"]
+    settings = ["--num-frames", str(NUM_FRAMES), "--steps", "2"]
     made = CliRunner().invoke(app, [*words[1:], *settings, "-o", str(tmp_path / "out.mp4")])
     assert made.exit_code == 0, made.output
     assert (tmp_path / "out.mp4").stat().st_size > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -21,6 +20,7 @@ from motionmerge.cli.options import (
     output_option,
     work_option,
 )
+from motionmerge.cli.printing import print_json
 from motionmerge.cli.video_flags import (
     StepPlanner,
     VideoFlags,
@@ -225,7 +225,7 @@ def progress_printer(rank: int, world_size: int, found: int) -> Callable[[BatchP
 
 def _print_plan(names: list[str], total: int, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"missing": names, "total": total}, indent=2))
+        print_json({"missing": names, "total": total})
         return
     for name in names:
         print(name)
@@ -238,7 +238,7 @@ def _print_report(report: BatchReport, found: int, as_json: bool) -> None:
     if as_json:
         values = {**asdict(report), "skipped": skipped}
         del values["found"]
-        print(json.dumps(values, indent=2))
+        print_json(values)
         return
     print(
         f"made {len(report.done)}, found {skipped}, failed {len(report.failures)}, "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from motionmerge.cli.options import JsonOption, NonfiniteOption, OverwriteOption, output_option
-from motionmerge.cli.printing import harmless_lines
+from motionmerge.cli.printing import harmless_lines, print_json
 from motionmerge.errors import ConfigError
 
 EXAMPLE = "Example: motionmerge compare base.safetensors tuned.safetensors"
@@ -46,7 +45,7 @@ def compare(
     if plot is not None:
         draw_comparison(comparison, plot)
     if as_json:
-        print(json.dumps(comparison.to_dict(), indent=2))
+        print_json(comparison.to_dict())
     else:
         print(harmless_lines(str(comparison)))
     if plot is not None and not as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from motionmerge.cli.options import JsonOption, OverwriteOption, destination, output_option
+from motionmerge.cli.printing import print_json
 from motionmerge.errors import ConfigError
 
 EXAMPLE = "Example: motionmerge convert model.ckpt -o dynamicrafter --dtype fp16"
@@ -70,7 +70,7 @@ def convert(
     if to_official and output is not None:
         count = checkpoint_folder.to_official(source, output)
         if as_json:
-            print(json.dumps({"tensors": count, "output": str(output)}))
+            print_json({"tensors": count, "output": str(output)})
         else:
             print(f"Wrote {count:,} tensors to {output}.")
         return
@@ -90,7 +90,7 @@ def convert(
             overwrite=overwrite,
         )
     if as_json:
-        print(json.dumps(asdict(report)))
+        print_json(asdict(report))
         return
     _print_report(report)
     print("Nothing was written (dry run)." if dry_run else f"Wrote {output}.")

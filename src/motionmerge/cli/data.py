@@ -16,7 +16,7 @@ from motionmerge.cli.help import Verb, VerbGroup
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.merge import counting_bar
 from motionmerge.cli.options import JsonOption, PartOption, destination
-from motionmerge.cli.printing import harmless
+from motionmerge.cli.printing import harmless, print_json
 from motionmerge.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -111,13 +111,22 @@ def check(
     if output is not None and part.is_whole:
         _write(output, folder, result)
     if as_json:
-        print(json.dumps(result.to_dict()))
+        print_json(result.to_dict())
     else:
         _print(result)
+        if output is not None and part.is_whole:
+            typer.echo(f"wrote {output / PAGE} to look at, {output / MANIFEST} to train", err=True)
     if not result.clips and part.is_whole:
-        raise DataError(
-            f"Nothing in {folder} can be trained on.", fix="See the reasons above, or `--json`."
-        )
+        raise DataError(f"Nothing in {folder} can be trained on.", fix=_way_out(result))
+
+
+def _way_out(result: CheckResult) -> str:
+    """Return what helps where no clip can be trained on."""
+    from motionmerge.training.clips_folder import NO_CAPTION
+
+    if any(one.reason == NO_CAPTION for one in result.left_out):
+        return "Write each caption into a text beside its video (a.mp4, a.txt), or pass --caption."
+    return "See the reasons above, or `--json`."
 
 
 @dataclass(frozen=True, kw_only=True)

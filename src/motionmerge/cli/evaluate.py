@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +24,7 @@ from motionmerge.cli.options import (
     expert_option,
     output_option,
 )
-from motionmerge.cli.printing import aligned
+from motionmerge.cli.printing import aligned, print_json
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -166,13 +165,8 @@ def _print_results(
 
     rows = [table_row(one) for one in results.values()]
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "conditions": [asdict(row) for row in rows],
-                    "claims": [asdict(claim) for claim in claims],
-                }
-            )
+        print_json(
+            {"conditions": [asdict(row) for row in rows], "claims": [asdict(one) for one in claims]}
         )
         return
     print("\n".join(aligned([HEADINGS, *(row.cells() for row in rows)], numbers=True)))

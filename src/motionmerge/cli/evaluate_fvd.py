@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ import typer
 
 from motionmerge.cli.merge import counting_bar, parse_inputs
 from motionmerge.cli.options import JsonOption, output_option
-from motionmerge.cli.printing import harmless
+from motionmerge.cli.printing import harmless, print_json
 from motionmerge.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -162,7 +161,7 @@ def fvd(
             "doubts": doubts,
             **others,
         }
-        print(json.dumps(result))
+        print_json(result)
         return
     if doubts:
         typer.echo(f"Warning: {doubts}", err=True)

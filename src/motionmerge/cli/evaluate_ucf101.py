@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 
 from motionmerge.cli.merge import counting_bar
 from motionmerge.cli.options import JsonOption, OutputOption, output_option
-from motionmerge.cli.printing import harmless, print_first
+from motionmerge.cli.printing import harmless, print_first, print_json
 from motionmerge.errors import ConfigError
 
 
@@ -93,7 +92,7 @@ def ucf101(
             progress=partial(tell, "clips", 1),
         )
     if as_json:
-        print(json.dumps(found.as_json()))
+        print_json(found.as_json())
         return
     settings = found.settings
     print(

@@ -17,7 +17,7 @@ from motionmerge.cli.options import (
     model_option,
     output_option,
 )
-from motionmerge.cli.printing import FEW, harmless, print_first, quoted
+from motionmerge.cli.printing import FEW, harmless, print_first, print_json, quoted
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def vbench(
     }
     if dry_run:
         if as_json:
-            print(json.dumps({**facts, "faults": [vars(fault) for fault in checked.faults]}))
+            print_json({**facts, "faults": [vars(fault) for fault in checked.faults]})
         return
     _remove_results(output)
     with counting_bar(len(jobs), shown=not as_json) as tell:
@@ -137,7 +137,7 @@ def vbench(
         written = write_vbench(output, _RESULTS, vbench_json(scores, checked.clips))
         write_whole(output / _SUMMARY_FILE, json.dumps(summary, indent=2))
     if as_json:
-        print(json.dumps(summary))
+        print_json(summary)
         return
     _print_scores(scores)
     _print_totals(summary)
@@ -159,9 +159,7 @@ def check(
     checked = check_videos(folder, entries=_entries(suite), images=images)
     if as_json:
         faults = [vars(fault) for fault in checked.faults]
-        print(
-            json.dumps({"clips": len(checked.clips), "faults": faults, "renames": checked.renames})
-        )
+        print_json({"clips": len(checked.clips), "faults": faults, "renames": checked.renames})
     else:
         print(f"{len(checked.clips)} clips, {len(checked.faults)} faults")
         _print_faults(checked)
@@ -187,7 +185,7 @@ def total(
     scores = read_scores(files)
     found = _totals(scores)
     if as_json:
-        print(json.dumps({"scores": scores, **found}))
+        print_json({"scores": scores, **found})
         return
     for name, score in scores.items():
         print(f"{name:<24}{100 * score:7.2f} %")

@@ -25,6 +25,7 @@ from motionmerge.cli.options import (
     model_option,
     output_option,
 )
+from motionmerge.cli.printing import print_json
 from motionmerge.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def two_experts(
             **flags.options(),
         )
     if flags.as_json:
-        print(json.dumps(asdict(written), indent=2))
+        print_json(asdict(written))
         return
     for module, expert in written.modules.items():
         share = written.survived.get(module)
@@ -227,7 +228,7 @@ def original(
     with official_tensors(model) as tensors:
         counts = {str(found.path or name): len(tensors) for name, found in written.items()}
     if flags.as_json:
-        print(json.dumps(counts, indent=2))
+        print_json(counts)
         return
     for name, found in written.items():
         print(f"{name} = {found}")
@@ -241,7 +242,7 @@ def original(
 def _print_files(written: Exports[LoraExport] | Exports[FileExport], *, as_json: bool) -> None:
     """Print what was written and which tools load it, or one JSON object of the files."""
     if as_json:
-        print(json.dumps({name: found.to_dict() for name, found in written.items()}, indent=2))
+        print_json({name: found.to_dict() for name, found in written.items()})
         return
     for name, found in written.items():
         print(f"{name} = {found}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from motionmerge.cli.options import (
     output_option,
     video_option,
 )
+from motionmerge.cli.printing import print_json
 from motionmerge.cli.steps import show_steps
 from motionmerge.cli.video_flags import (
     StepPlanner,
@@ -196,7 +196,7 @@ def generate(
         labels = [f"{settings.prompt or ''} (seed {settings.seed})" for _, settings in wanted]
         contact_sheet(rows, labels=labels, path=sheet)
     if as_json:
-        print(json.dumps(made if len(made) > 1 else made[0]))
+        print_json(made if len(made) > 1 else made[0])
 
 
 def _last_image(photo: Path, last_image: Path | None, *, loop: bool) -> Image.Image | None:
@@ -276,7 +276,7 @@ def _print_plan(
     """Print which videos would be made."""
     if as_json:
         plan = [{"output": str(path), **own} for path, own in zip(paths, about, strict=True)]
-        print(json.dumps(plan if len(plan) > 1 else plan[0]))
+        print_json(plan if len(plan) > 1 else plan[0])
         return
     for path, own in zip(paths, about, strict=True):
         asked = own.get("num_frames")

@@ -12,7 +12,7 @@ import typer
 
 from motionmerge.cli.merge import counting_bar
 from motionmerge.cli.options import JsonOption, PartOption, destination
-from motionmerge.cli.printing import harmless
+from motionmerge.cli.printing import harmless, print_json
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def measure(
     if output is not None and part.is_whole:
         write_whole(output / SUMMARY_FILE, json.dumps(summary.to_dict(), indent=2) + "\n")
     if as_json:
-        print(json.dumps(_result(measured, summary, failing)))
+        print_json(_result(measured, summary, failing))
     else:
         _print_lines(measured, summary)
         _print_failing(condition, failing)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 FEW = 20
 """Lines of one kind that are printed."""
@@ -27,6 +29,11 @@ def print_first(lines: Sequence[str]) -> None:
         print(f"    {harmless(line)}")
     if len(lines) > FEW:
         print(f"    and {len(lines) - FEW} more (--json lists all)")
+
+
+def print_json(value: Any) -> None:
+    """Print a result for programs, indented so that people can read it too."""
+    print(json.dumps(value, indent=2))
 
 
 def aligned(rows: Sequence[Sequence[str]], *, numbers: bool) -> list[str]:

@@ -28,6 +28,7 @@ from motionmerge.cli.options import (
     expert_option,
     work_option,
 )
+from motionmerge.cli.printing import print_json
 from motionmerge.cli.video_flags import VideoFlags
 from motionmerge.errors import ConfigError
 
@@ -167,7 +168,7 @@ def _print_plan(windows: Sequence[Window], bench: Bench, *, as_json: bool) -> No
     one = bench.seconds(num_clips=bench.num_clips, num_steps=bench.num_steps)
     seconds = None if one is None else one * (len(windows) + 2)
     if as_json:
-        print(json.dumps({"windows": [vars(one) for one in windows], "seconds": seconds}))
+        print_json({"windows": [vars(one) for one in windows], "seconds": seconds})
         return
     for window in windows:
         print(f"noise levels {window.name}")
@@ -208,10 +209,10 @@ def _write(
 
 def _print_results(found: Probe, output: Path, *, expert: str) -> None:
     for one in [*found.windows, found.everywhere]:
-        texts = (
-            f"{name} {more.text(found.objectives[name].digits, sign=True)}"
-            for name, more in one.more.items()
-        )
+        texts = []
+        for name, more in one.more.items():
+            goal = found.objectives[name]
+            texts.append(f"{name} {more.text(goal.digits, sign=True)} {goal.unit}".rstrip())
         print(f"{expert} from {one.window.name}: {'; '.join(texts)}")
     for name in found.objectives:
         strongest = found.strongest(name)

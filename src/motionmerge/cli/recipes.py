@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from motionmerge.cli.options import JsonOption, recipe_names
+from motionmerge.cli.printing import print_json
 
 EXAMPLE = "Example: motionmerge recipes edg-official"
 
@@ -39,7 +40,7 @@ def recipes(
         return
     found = {name: _described(Recipe.load(path)) for name, path in shipped_recipes().items()}
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json(found)
         return
     for name, shipped in found.items():
         print(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ import typer
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.merge import counting_bar
 from motionmerge.cli.options import JsonOption, OverwriteOption, destination, output_option
-from motionmerge.cli.printing import harmless
+from motionmerge.cli.printing import harmless, print_json
 from motionmerge.errors import ConfigError
 
 EXAMPLE = "Example: motionmerge report base=videos/base full=videos/full -o report.html"
@@ -115,10 +114,12 @@ def report(
             "num_shown": written.num_shown,
             "num_left_out": written.num_left_out,
         }
-        print(json.dumps(result))
+        print_json(result)
         return
     scenes = "1 scene" if written.num_shown == 1 else f"{written.num_shown} scenes"
     print(f"Wrote {harmless(str(written.page))} with {scenes} side by side.")
+    if not written.num_shown and len(found) > 1:
+        print("No prompt, photo and seed is in two sets, so that nothing was paired.")
     if written.num_left_out:
         print(f"{written.num_left_out} more scenes had no room; allow them with --max-mb.")
     print(f"The table: {', '.join(harmless(path.name) for path in written.tables)}")
@@ -154,7 +155,7 @@ def _report_run(folder: Path, output: Path, *, title: str, max_mb: float, as_jso
     run = TrainingRun.read(folder, read_log(folder / LOG), read_log(folder / VALIDATION_LOG))
     shown, left_out = write_training_page(run, to=output, title=title, max_megabytes=max_mb)
     if as_json:
-        print(json.dumps({"page": str(output), "num_shown": shown, "num_left_out": left_out}))
+        print_json({"page": str(output), "num_shown": shown, "num_left_out": left_out})
         return
     clips = "1 clip" if shown == 1 else f"{shown} clips"
     print(f"Wrote {harmless(str(output))} with the videos of {clips}, step beside step.")

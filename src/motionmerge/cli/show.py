@@ -1,4 +1,4 @@
-"""`motionmerge show`: what is in a weights file or a recipe, and what made it."""
+"""`motionmerge show`: what is in a weights file, a recipe or a video of ours, and what made it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from motionmerge.cli.options import JsonOption, recipe_names
-from motionmerge.cli.printing import harmless, harmless_lines
+from motionmerge.cli.printing import harmless, harmless_lines, print_json
 from motionmerge.cli.show_lora import check_base, described, print_note
 from motionmerge.errors import CheckpointError, MotionMergeError, RecipeError
 from motionmerge.text import nearest_name
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from motionmerge.merging.recipes.recipe import Recipe
 
 EXAMPLE = "Example: motionmerge show edg-official"
+
+_VIDEOS = (".mp4", ".webp")
+"""What `generate` writes: a video, or a picture that moves."""
 
 _EDG = """@inproceedings{tian2025extrapolating,
   title     = {Extrapolating and Decoupling Image-to-Video Generation Models:
@@ -35,7 +38,8 @@ def show(
         str,
         typer.Argument(
             metavar="SUBJECT",
-            help="Weights or a LoRA (also pocket:base), a recipe file, or a shipped recipe's name.",
+            help="Weights or a LoRA (also pocket:base), a recipe file, a shipped recipe's name, or "
+            "a video that motionmerge wrote.",
             autocompletion=recipe_names,
         ),
     ],
@@ -52,7 +56,8 @@ def show(
 ) -> None:
     """Print a recipe's formulas, schedule and sizes, or a file's contents and its recipe.
 
-    Of a LoRA also ranks, the scale in force and where it stands, and what of --base it reaches.
+    Of a LoRA also ranks, the scale in force and where it stands, and what of --base it reaches. Of
+    a video also its prompt, seed and other settings.
     """
     from motionmerge.merging.inputs.sources import names_in
     from motionmerge.merging.lora.detection import is_lora
@@ -63,6 +68,9 @@ def show(
         recipe: Recipe | None = Recipe.load(subject)
         check_base(base)
         found = _describe_recipe(recipe, groups=groups) if recipe else {}
+    elif Path(subject).suffix.lower() in _VIDEOS and Path(subject).is_file():
+        check_base(base)
+        found, recipe = _describe_video(Path(subject))
     else:
         path = _path(subject)
         found, recipe = _describe_weights(path, groups=groups)
@@ -73,7 +81,7 @@ def show(
     if cite and recipe is not None:
         found["cite"] = _citations(recipe)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json(found)
         return
     note = found.pop("lora", None)
     print(_as_text(found))
@@ -157,6 +165,41 @@ def _describe_weights(path: Path, *, groups: bool) -> tuple[dict[str, Any], Reci
     return found, recipe
 
 
+def _describe_video(path: Path) -> tuple[dict[str, Any], Recipe | None]:
+    """Return what a video's comment says of how it was made, and its recipe.
+
+    Raises:
+        DataError: It is no video, or none that motionmerge wrote.
+    """
+    from motionmerge.io.video import read_video_metadata
+    from motionmerge.merging.recipes.recipe import Recipe
+
+    about = read_video_metadata(path)
+    text = about.pop("recipe", None)
+    version = about.pop("motionmerge", "?")
+    found = {
+        "path": str(path),
+        "made_by": f"motionmerge {version}",
+        "settings": _bounded({name: value for name, value in about.items() if value is not None}),
+    }
+    if not isinstance(text, str):
+        return found, None
+    recipe = Recipe.parse(text)
+    schedule = recipe.schedule.draw() if recipe.schedule else None
+    return found | {"schedule": schedule, "recipe": text}, recipe
+
+
+def _bounded(value: Any, *, levels: int = 4) -> Any:
+    """Return what JSON held without what is nested deeper: a stranger may have written it."""
+    if not isinstance(value, dict | list):
+        return value
+    if not levels:
+        return "..."
+    if isinstance(value, list):
+        return [_bounded(one, levels=levels - 1) for one in value]
+    return {name: _bounded(one, levels=levels - 1) for name, one in value.items()}
+
+
 def _path(subject: str) -> Path:
     """Find the weights that are to be shown.
 
@@ -228,7 +271,7 @@ def _as_text(found: dict[str, Any]) -> str:
             lines += [f"  {name}: {_line(inner)}" for name, inner in value.items()]
         else:
             lines.append(f"{key}: {_line(value)}")
-    if "made_by" in found:
+    if "made_by" in found and "recipe" in found:
         lines += ["", "The recipe that made it:", "", found["recipe"].rstrip()]
     for entry in found.get("cite", []):
         lines += ["", entry]

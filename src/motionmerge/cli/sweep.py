@@ -25,6 +25,7 @@ from motionmerge.cli.options import (
     WorkersOption,
     expert_option,
 )
+from motionmerge.cli.printing import print_json
 from motionmerge.cli.video_flags import (
     StepPlanner,
     VideoFlags,
@@ -173,7 +174,7 @@ def run_points(
     if dry_run:
         if as_json:
             plan = {"points": [one.name for one in points], "missing": len(left)}
-            print(json.dumps({**plan, "seconds": seconds, **_left_out(page)}))
+            print_json({**plan, "seconds": seconds, **_left_out(page)})
         return
     prepare_folder(output / "videos")
     failures = _make(planned, maker, pace, ray=ray, workers=workers)
@@ -263,20 +264,23 @@ def _make(
     found = len({video.path for one in planned for video in one.videos}) - len(todo)
     tally = Tally(len(todo), on_progress=progress_printer(0, 1, found))
     started = time.monotonic()
-    with without_left_out():
-        for one, videos in zip(planned, left, strict=True):
-            if ray and videos:
-                from motionmerge.sampling.batch.ray_batch import run_on_ray
+    try:
+        with without_left_out():
+            for one, videos in zip(planned, left, strict=True):
+                if ray and videos:
+                    from motionmerge.sampling.batch.ray_batch import run_on_ray
 
-                options = maker.options(one)
-                run_on_ray(
-                    maker.model, one.experts, videos, options, num_workers=workers, tally=tally
-                )
-            else:
-                maker.make(one, videos, tally=tally)
-    report = tally.report()
-    if not report.failures:
-        pace.add(work_of([video.job for video in todo]), time.monotonic() - started)
+                    options = maker.options(one)
+                    run_on_ray(
+                        maker.model, one.experts, videos, options, num_workers=workers, tally=tally
+                    )
+                else:
+                    maker.make(one, videos, tally=tally)
+    finally:  # Ctrl-C too: the same command then says how long the rest takes
+        report = tally.report()
+        made = [video.job for video in todo if video.path.exists()]
+        if made and not report.failures:
+            pace.add(work_of(made), time.monotonic() - started)
     return report.failures
 
 
@@ -296,26 +300,29 @@ def _write(results: Sequence[PointResult], output: Path, *, page: SweepPage) -> 
     found = {"recipe": page.subject, **_left_out(page), "points": table}
     files["sweep.json"] = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
     files["sweep.csv"] = csv_text(to_table(results))
-    charts = dict(_charts(results))
+    shown = _shown(results)[: page.most]
+    charts = dict(_charts(results, shown=shown))
     files |= {f"{name}.png": to_png(figure) for name, figure in charts.items()}
     for name, content in files.items():
         write_whole(output / name, content)
     _write_sheets(results, output)
-    _write_report(results, charts, output, page=page)
+    _write_report(shown, charts, output, page=page)
+
+
+def _shown(results: Sequence[PointResult]) -> list[PointResult]:
+    """Order points for a page: the first, those of the front, the others."""
+    return [results[0], *sorted(results[1:], key=lambda one: not one.is_on_front)]
 
 
 def _write_report(
-    results: Sequence[PointResult], charts: Mapping[str, Any], output: Path, *, page: SweepPage
+    shown: Sequence[PointResult], charts: Mapping[str, Any], output: Path, *, page: SweepPage
 ) -> None:
     """Compare the first point and the best ones side by side on one page, with the charts."""
     from motionmerge.evaluation.figures import to_svg
     from motionmerge.evaluation.report.page import write_report
     from motionmerge.evaluation.report.sets import Figure, ReportSet
 
-    best = [one for one in results[1:] if one.is_on_front]
-    others = [one for one in results[1:] if not one.is_on_front]
     missing = "; ".join(f"without {name}: {why}" for name, why in page.left_out.items())
-    shown = [results[0], *best, *others][: page.most]
     write_report(
         [
             ReportSet(
@@ -336,10 +343,12 @@ def _write_report(
     )
 
 
-def _charts(results: Sequence[PointResult]) -> Iterator[tuple[str, Any]]:
+def _charts(
+    results: Sequence[PointResult], *, shown: Sequence[PointResult]
+) -> Iterator[tuple[str, Any]]:
     from motionmerge.evaluation.sweeps.charts import curves_chart, front_chart
 
-    yield "front", front_chart(results)
+    yield "front", front_chart(results, first=shown)
     for axis in results[0].point.values:
         if len({one.point.values[axis] for one in results}) > 1:
             yield f"curves-{axis}", curves_chart(results, axis=axis)
@@ -362,12 +371,12 @@ def _write_sheets(results: Sequence[PointResult], output: Path) -> None:
 
 
 def _print_results(results: Sequence[PointResult], output: Path) -> None:
-    from motionmerge.evaluation.metrics import HEADLINES
+    from motionmerge.evaluation.metrics import HEADLINES, METRICS
     from motionmerge.evaluation.sweeps.results import WANTED_HIGH
 
     for number, one in enumerate(results, start=1):
         parts = [
-            f"{metric} {mean.text(HEADLINES[metric])}"
+            f"{metric} {mean.text(HEADLINES[metric])} {METRICS[metric].unit}".rstrip()
             for metric in WANTED_HIGH
             if (mean := one.mean(metric)) is not None
         ]

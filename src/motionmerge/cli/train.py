@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ import typer
 from motionmerge.cli.batch import progress_printer
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.options import JsonOption, PlanOption, destination
-from motionmerge.cli.printing import harmless
+from motionmerge.cli.printing import harmless, print_json
 from motionmerge.cli.video_flags import load_model
 from motionmerge.errors import ConfigError, MotionMergeError
 
@@ -141,7 +140,7 @@ def _train_on_clips(config: RunConfig, *, dry_run: bool, as_json: bool) -> None:
     if dry_run:
         plan = plan_run(run)
         if as_json:
-            print(json.dumps(asdict(plan)))
+            print_json(asdict(plan))
         else:
             _print_plan(plan)
         return
@@ -176,15 +175,23 @@ def _train_on_clips(config: RunConfig, *, dry_run: bool, as_json: bool) -> None:
         paths = {name: str(value) for name, value in asdict(made).items()}
         motion = None if strength is None else strength.motion
         done = {"output": str(config.output), **paths, "motion": motion, **asdict(result)}
-        print(json.dumps(done))
+        print_json(done)
         return
     _print_end(made.weights, result)
     if strength is not None:
         print(f"recipe: {strength.why}")
-    print(
-        f"motionmerge generate photo.jpg --model {shlex.quote(made.model)} "
-        f"--recipe {shlex.quote(str(made.recipe))}"
-    )
+    print(harmless(shlex.join(_words_to_generate(run, made))))
+
+
+def _words_to_generate(run: ClipRun, made: RunResult) -> list[str]:
+    """Return the command that makes a video with the result, of a clip that was held out."""
+    from motionmerge.sampling.request.folder import find_pipeline
+
+    words = ["motionmerge", "generate", "photo.jpg", "--model", made.model]
+    words += ["--recipe", str(made.recipe)]
+    if find_pipeline(made.model).family.takes_text:
+        words += ["--prompt", run.held_out[0].clip.caption if run.held_out else "what happens"]
+    return words
 
 
 def _measure_of(run: ClipRun) -> MeasureVideo | None:
@@ -261,7 +268,7 @@ def _train_pocket(file: ConfigFile, config: PocketRun, *, dry_run: bool, as_json
     check_folder(config.output)
     if dry_run:
         plan = {"run": name, **config.model_dump(mode="json", exclude_none=True)}
-        print(json.dumps(plan, indent=None if as_json else 2))
+        print_json(plan)
         return
     with _told_how_to_go_on():
         result = run(name, config, on_progress=_progress_line(config.settings.batch_size))
@@ -269,7 +276,7 @@ def _train_pocket(file: ConfigFile, config: PocketRun, *, dry_run: bool, as_json
         return
     output = weights_of(name, config)
     if as_json:
-        print(json.dumps({"output": str(output), **asdict(result)}))
+        print_json({"output": str(output), **asdict(result)})
     else:
         _print_end(output, result)
 

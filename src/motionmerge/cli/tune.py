@@ -25,6 +25,7 @@ from motionmerge.cli.options import (
     expert_option,
     work_option,
 )
+from motionmerge.cli.printing import print_json
 from motionmerge.cli.video_flags import VideoFlags
 from motionmerge.errors import ConfigError
 
@@ -126,7 +127,7 @@ def _print_plan(
             "rungs": [vars(one) for one in tuner.rungs],
             "seconds": seconds,
         }
-        print(json.dumps(found))
+        print_json(found)
         return
     for one in space:
         values = "" if one.values is None else f" ({len(one.values)} values)"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 
 from motionmerge.cli.options import JsonOption
+from motionmerge.cli.printing import print_json
 
 EXAMPLE = "Example: motionmerge version --json"
 
@@ -25,7 +25,7 @@ def version(
         except PackageNotFoundError:
             found[library] = "not installed"
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
     else:
         for library, number in found.items():
             print(f"{library:13}{number}")

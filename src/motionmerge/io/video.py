@@ -374,7 +374,7 @@ def read_video_metadata(path: str | Path) -> dict[str, Any]:
         raise DataError(f"Cannot read {path}: {error}", fix="Check the file.") from error
     try:
         metadata = json.loads(comment)
-    except ValueError:
+    except (ValueError, RecursionError):
         metadata = None
     if not isinstance(metadata, dict):
         raise DataError(

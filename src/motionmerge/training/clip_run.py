@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +70,11 @@ def open_clip_run(config: RunConfig) -> ClipRun:
         DataError: The manifest cannot be read, or no clip is long enough.
     """
     data, seed = config.data, config.settings.seed
+    if config.model == "pocket" and not Path("pocket").exists():
+        raise ConfigError(
+            "The pocket model is trained on its own drawn clips, not on files.",
+            fix="Train `pocket-tuned` or another of its configurations, or give `model` a folder.",
+        )
     folder = find_pipeline(config.model)
     check_model(folder, config)
     clips = read_clips_manifest(data.manifest, folder=data.folder)

@@ -23,6 +23,9 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".p
 _MOST_SIDECAR = 1 << 20
 _LONGEST_NAME = 1000
 
+NO_CAPTION = "It has no caption."
+"""Why a clip is left out to which neither a file nor its name gives words."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FoundClip:
@@ -213,7 +216,7 @@ def _combined(
         text = next(iter(found), None) or _class_words(name)
         text = default if text is None else text
         if text is None:
-            left_out.append(LeftOut(name, "It has no caption."))
+            left_out.append(LeftOut(name, NO_CAPTION))
             continue
         clips.append(FoundClip(name=name, place=place, caption=text))
     if not clips and not left_out:

@@ -149,6 +149,7 @@ def write_report(
         flow_scale=scale,
         legend=legend_uri(),
         figures=[*([radar] if radar else []), *figures],
+        radar=radar,
         vbench=_vbench_lines(sets),
         num_alone=_num_alone(sets, scenes),
     )

@@ -40,7 +40,9 @@ def _losses(run: TrainingRun) -> Figure | None:
         losses = np.array([losses[part].mean() for part in parts])
     figure, axes = _new("loss")
     width = max(1, len(losses) // 15)
-    axes.plot(steps, losses, color=_COLORS[0], linewidth=1, alpha=0.4 if width > 1 else 1)
+    dots = "o" if width == 1 else None  # a line of one point is not seen
+    alpha = 0.4 if width > 1 else 1
+    axes.plot(steps, losses, color=_COLORS[0], linewidth=1, marker=dots, markersize=4, alpha=alpha)
     note = "As it was logged; it is as noisy as the noise levels that were drawn."
     if width > 1:
         smooth = np.convolve(losses, np.ones(width) / width, "valid")

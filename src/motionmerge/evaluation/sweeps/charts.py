@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLORS = ("#d6336c", "#2563eb", "#2f9e44", "#e08a00", "#8457c9", "#0f766e", "#a16207", "#7a7f87")
+_COLORS = ("#2563eb", "#d6336c", "#2f9e44", "#b45309", "#7048e8", "#0c8599", "#5f656d", "#a61e4d")
+"""Those of the sets on a report's page, in the same order."""
+
 _LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": INK, "ncols": 2}
 
 
@@ -73,10 +75,15 @@ def metrics_to_draw(results: Sequence[PointResult]) -> list[str]:
     return [metric for metric in SHOWN if any(one.mean(metric) for one in results)]
 
 
-def front_chart(results: Sequence[PointResult]) -> Figure:
-    """Draw motion against fidelity; points of the front are filled and numbered as in the table."""
+def front_chart(results: Sequence[PointResult], *, first: Sequence[PointResult] = ()) -> Figure:
+    """Draw motion against fidelity; points of the front are filled and numbered as in the table.
+
+    Args:
+        results: All points.
+        first: Those whose strategies take the first colors, as the sets of a page do.
+    """
     figure, axes = new_figure(6.4, 4.4)
-    strategies = list(dict.fromkeys(one.point.strategy for one in results))
+    strategies = list(dict.fromkeys(one.point.strategy for one in (*first, *results)))
     for strategy, color in zip(strategies, cycle(_COLORS), strict=False):
         for number, one in enumerate(results, start=1):
             motion, fidelity = one.mean(MOTION), one.mean(FIDELITY)

@@ -261,10 +261,10 @@ class Tuner:
                     fix=f"Leave the objective {name} out, or give prompts that it is about, such "
                     "as `the camera pans left`, and photos.",
                 )
-        texts = (
-            f"{name} {_mean(observed, objective.metric).text(objective.digits)}"
-            for name, objective in self._objectives.items()
-        )
+        texts = [
+            f"{name} {_mean(observed, goal.metric).text(goal.digits)} {goal.unit}".rstrip()
+            for name, goal in self._objectives.items()
+        ]
         self._tell(
             f"{one.variant.name}: {', '.join(texts)} ({rung.num_clips} clips, "
             f"{rung.num_steps} steps)"
