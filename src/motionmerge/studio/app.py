@@ -141,8 +141,8 @@ class Given:
         return VideoSettings(
             prompt=self.prompt.strip()[:MOST_PROMPT] or None,
             seed=int(self.seed or 0),
-            num_inference_steps=None if self.steps is None else int(self.steps),
-            guidance_scale=self.guidance,
+            num_inference_steps=int(self.steps or 0) or None,
+            guidance_scale=self.guidance or None,
         )
 
     def wish(
@@ -271,9 +271,10 @@ def _left_column() -> tuple[list[Any], dict[str, Any]]:
         lora = gr.Textbox("", label="LoRA", max_length=400, info="A file, in place of a recipe.")
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         drop_rate = gr.Slider(0, 0.95, value=0.4, step=0.05, label="Drop rate (DARE)")
+        gr.Markdown("Steps and guidance: 0 is the model's own.")
         with gr.Row():
-            steps = gr.Number(None, label="Steps", elem_id="steps", precision=0, min_width=80)
-            guidance = gr.Number(None, label="Guidance", min_width=80)
+            steps = gr.Number(0, label="Steps", elem_id="steps", precision=0, min_width=80)
+            guidance = gr.Number(0, label="Guidance", min_width=110)
             seed = gr.Number(0, label="Seed", precision=0, min_width=80)
         paints = gr.Checkbox(True, label="Paint the balls and boxes that the prompt names (pocket)")
         shipped = gr.Dropdown(list(COMPARED), label="Start from a shipped recipe", value=POCKET)
@@ -443,7 +444,7 @@ def _axis(model: str, text: str, boundary: float, steps: float | None) -> str:
     if read.recipe is None:
         return ""
     try:
-        settings = VideoSettings(num_inference_steps=None if steps is None else int(steps))
+        settings = VideoSettings(num_inference_steps=int(steps or 0) or None)
         own = boundary if len(read.recipe.experts) == 2 else None
         # The choice alone: whether its weights fit is looked at when a video is made.
         choice = from_recipe(read.recipe, boundary=own)
