@@ -19,8 +19,9 @@ FLOORS = {
     "switching": 2, "exports": 2,
     "sampling": 3,
     "training": 4, "evaluation": 4,
-    "cli": 5,
-    "motionmerge": 6,  # the package's own `__init__`, which offers names of all floors
+    "studio": 5,
+    "cli": 6,
+    "motionmerge": 7,  # the package's own `__init__`, which offers names of all floors
 }  # fmt: skip
 
 

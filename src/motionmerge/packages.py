@@ -25,6 +25,7 @@ _EXTRAS = {
     ),
     "eval": ("cv2", "scipy", "matplotlib", "jinja2"),
     "study": ("evalica", "pandas"),
+    "studio": ("gradio", "fastapi", "uvicorn", "starlette"),
     "tune": ("optuna",),
     "ray": ("ray",),
     "adamw8bit": ("bitsandbytes",),

@@ -57,7 +57,7 @@ class Browser:
 
     def wait_for(self, script, *, seconds=20):
         end = time.monotonic() + seconds
-        while not self.run(script):
+        while not self.run(f"!!({script})"):
             assert time.monotonic() < end, script
             time.sleep(0.05)
 

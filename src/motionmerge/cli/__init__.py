@@ -24,6 +24,7 @@ VERBS = {
     "generate": "Videos",
     "batch": "Videos",
     "demo": "Videos",
+    "studio": "Videos",
     "recipes": "Weights",
     "merge": "Weights",
     "extrapolate": "Weights",

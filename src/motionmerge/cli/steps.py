@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import typer
+
+from motionmerge.sampling.videos.watched_steps import WatchedSteps
 
 _LINES = 10
 """A video of more steps than this prints about so many lines."""
 
 
-class StepLines:
+class StepLines(WatchedSteps):
     """Stands in for a pipeline's progress bar where none can be redrawn, as in a log file.
 
     Args:
@@ -26,38 +28,17 @@ class StepLines:
     def __init__(
         self, steps: Sequence[Any] | None = None, total: int | None = None, *, label: str
     ) -> None:
-        self._steps = () if steps is None else steps
-        self._total = len(self._steps) if total is None else total
+        super().__init__(steps, total, watcher=self._print)
         self._label = label
-        self._done = 0
-        self._started = time.monotonic()
+        self._before, self._started = 0, time.monotonic()
 
-    def __enter__(self) -> StepLines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the lines as they are."""
-
-    def __iter__(self) -> Iterator[Any]:
-        for step in self._steps:
-            yield step
-            self.update()
-
-    def update(self, count: int = 1) -> None:
-        """Count steps that were made; print a line where a tenth of all is complete."""
-        before, self._done = self._done, self._done + count
-        lines = min(_LINES, self._total)
-        if self._done * lines // self._total > before * lines // self._total:
-            left = (time.monotonic() - self._started) / self._done * (self._total - self._done)
-            typer.echo(
-                f"{self._label}: step {self._done} of {self._total}, {left:.0f} s left", err=True
-            )
-
-    def close(self) -> None:
-        """Do nothing: there is no bar to remove."""
-
-    def set_description(self, *_: object) -> None:
-        """Do nothing: the label stays."""
+    def _print(self, done: int, total: int) -> None:
+        """Print a line where a tenth of all is complete."""
+        before, self._before = self._before, done
+        lines = min(_LINES, total)
+        if done * lines // total > before * lines // total:
+            left = (time.monotonic() - self._started) / done * (total - done)
+            typer.echo(f"{self._label}: step {done} of {total}, {left:.0f} s left", err=True)
 
 
 def show_steps(pipeline: Any, *, label: str) -> None:

@@ -16,17 +16,9 @@ STYLE = _TEMPLATES / "page.css"
 
 def page_text(template: str, *, title: str, **content: Any) -> str:
     """Fill one of the templates; the page needs no other file, and no script but ours may run."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     script = (_TEMPLATES / "players.js").read_text(encoding="utf-8")
-    return environment.get_template(template).render(
+    return filled(
+        _TEMPLATES / template,
         title=title,
         style=STYLE.read_text(encoding="utf-8"),
         script=script,
@@ -34,3 +26,17 @@ def page_text(template: str, *, title: str, **content: Any) -> str:
         version=__version__,
         **content,
     )
+
+
+def filled(template: Path, **content: Any) -> str:
+    """Fill a template of jinja."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template.name).render(**content)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from motionmerge.errors import ConfigError
 from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
-from motionmerge.noise_levels import denoises_in_stages, is_flow
+from motionmerge.noise_levels import denoises_in_stages, is_flow, level_of_step
 from motionmerge.sampling.families.known_limits import CHUNK, video_compression
 from motionmerge.sampling.families.limits import Configs
 from motionmerge.sampling.videos.settings import VideoSettings
@@ -43,11 +43,14 @@ class StepPlan:
         line: `steps 1-3 of 8: dynamics, 4-8: consistency`, or why that is not known yet.
         warning: Which expert gets no step; None if all do.
         sigmas: What the scheduler makes of the sigmas that were given, if it changes them.
+        experts, levels: What is in force in each step, and its noise level, where they are known.
     """
 
     line: str
     warning: str | None = None
     sigmas: str | None = None
+    experts: tuple[str, ...] = ()
+    levels: tuple[float, ...] = ()
 
 
 def shift_setting(scheduler: Scheduler) -> str:
@@ -209,7 +212,13 @@ def plan_steps(
             None if sigmas is None else StepPlan("one set of weights for all steps", None, sigmas)
         )
     labels = labels_of_steps(schedule, planned)
-    return StepPlan(describe_steps(labels), unused_entries(schedule, planned, labels), sigmas)
+    return StepPlan(
+        describe_steps(labels),
+        unused_entries(schedule, planned, labels),
+        sigmas,
+        experts=tuple(labels),
+        levels=tuple(level_of_step(planned, index) for index in range(len(labels))),
+    )
 
 
 def _changed_sigmas(scheduler: Scheduler, settings: VideoSettings) -> str | None:

@@ -1,0 +1,1 @@
+"""The studio: a page on this machine where a photo, a prompt and a knob become videos."""

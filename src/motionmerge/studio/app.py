@@ -1,0 +1,454 @@
+"""The studio's page: what stands where, and what happens when somebody turns or presses it."""
+
+from __future__ import annotations
+
+import queue
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from motionmerge.errors import ConfigError, DataError, MotionMergeError
+from motionmerge.evaluation.runs import UNFORESEEN
+from motionmerge.merging.recipes.recipe import Recipe
+from motionmerge.models.pocket.world import load_photo
+from motionmerge.sampling.request.experts import from_recipe
+from motionmerge.sampling.request.request import POCKET, VideoRequest
+from motionmerge.sampling.videos.settings import VideoSettings
+from motionmerge.studio import fragments
+from motionmerge.studio.making import Maker, Stopped
+from motionmerge.studio.wishes import (
+    MOST_COMPARED,
+    MOST_PROMPT,
+    RecipeText,
+    Wish,
+    planned_steps,
+    shipped_text,
+    sweep_points,
+)
+from motionmerge.studio.works import Work, Works
+
+MOST_WAITING = 16
+PHOTOS = ("coffee", "astronaut", "chelsea", "rocket", "camera", "brick")
+PROMPTS = (
+    "the camera pans left",
+    "the camera zooms in",
+    "the blue ball moves up then right and the camera pans left",
+)
+COMPARED = ("pocket", "edg-official", "knob", "motion-only", "calm")
+THIS_RECIPE = "the recipe on this page"
+
+_PLACES = re.compile(r"(?:/[\w.@+-]+)+/(?=[\w.@+-])")
+"""Folders in an error's text; the names of files stay."""
+
+
+def _as_uploaded(payload: Any) -> str | None:
+    """Return the path of a photo as it was uploaded: `load_image` names what is wrong with it."""
+    return None if payload is None else payload.path
+
+
+@dataclass
+class Studio:
+    """What all tabs share, and what each is doing.
+
+    Args:
+        maker: Makes one work at a time.
+        stops: Set to stop what a tab is making, by the tab's name.
+    """
+
+    maker: Maker
+    stops: dict[str, threading.Event] = field(default_factory=dict)
+
+    @property
+    def works(self) -> Works:
+        """What was made."""
+        return self.maker.works
+
+    def run(self, wish: Wish, tab: str) -> Iterator[tuple[str, Work | None]]:
+        """Make a wish in a thread, and yield what the page says meanwhile; at last the work."""
+        told: queue.Queue[tuple[str, float] | Work | BaseException] = queue.Queue()
+        stop = self.stops[tab] = threading.Event()
+
+        def work() -> None:
+            try:
+                told.put(self.maker.make(wish, tell=lambda *said: told.put(said), stop=stop))
+            except (Stopped, MotionMergeError, *UNFORESEEN) as error:
+                told.put(error)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            while True:
+                said = told.get()
+                if isinstance(said, Work):
+                    yield "", said
+                    return
+                if isinstance(said, BaseException):
+                    yield fault(said), None
+                    return
+                yield fragments.progress(*said), None
+        finally:  # also if the tab was closed
+            stop.set()
+            thread.join()
+            if self.stops.get(tab) is stop:
+                del self.stops[tab]
+
+    def stop(self, tab: str) -> None:
+        """Stop what a tab is making after its current step."""
+        if tab in self.stops:
+            self.stops[tab].set()
+
+
+def fault(error: BaseException) -> str:
+    """Return what went wrong, without folders of this machine and without a traceback."""
+    if isinstance(error, Stopped):
+        return fragments.message("Stopped. Nothing was kept.")
+    if isinstance(error, MotionMergeError):
+        text = str(error)
+    else:
+        text = f"Something failed that should not: {type(error).__name__}: {error}"
+    return fragments.message(_PLACES.sub("", text), kind="error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """The values of the page's left column, in the order of its components."""
+
+    photo: str | None
+    prompt: str
+    model: str
+    base: str
+    lora: str
+    recipe: str
+    motion: float
+    boundary: float
+    drop_rate: float
+    steps: float | None
+    guidance: float | None
+    seed: float | None
+    paints: bool
+
+    def settings(self) -> VideoSettings:
+        """Return the settings of the video.
+
+        Raises:
+            ConfigError: A number is out of range.
+        """
+        return VideoSettings(
+            prompt=self.prompt.strip()[:MOST_PROMPT] or None,
+            seed=int(self.seed or 0),
+            num_inference_steps=int(self.steps or 0) or None,
+            guidance_scale=self.guidance or None,
+        )
+
+    def wish(
+        self, *, kind: str, recipes: Mapping[str, Recipe | None], points: Sequence[float] = ()
+    ) -> Wish:
+        """Turn the values into what the maker takes.
+
+        Raises:
+            MotionMergeError: One of them cannot be.
+        """
+        if not self.photo:
+            raise DataError("There is no photo.", fix="Drop one, or pick one of the list.")
+        return Wish(
+            photo=Path(self.photo),
+            model=self.model.strip() or POCKET,
+            base=self.base.strip() or None,
+            lora=self.lora.strip() or None,
+            settings=self.settings(),
+            paints=self.paints,
+            recipes=recipes,
+            points=points,
+            boundary=self.boundary if kind == "motion" else None,
+            motion=self.motion,
+            kind=kind,
+        )
+
+    def own_recipe(self) -> Recipe | None:
+        """Return the recipe on the page, None where there is none.
+
+        Raises:
+            ConfigError: It is wrong, or the pocket model has none.
+        """
+        if not self.recipe.strip():
+            if (self.model.strip() or POCKET) == POCKET:
+                return Recipe.load(POCKET).with_parameters(motion=self.motion)
+            return None
+        read = RecipeText.read(self.recipe)
+        if read.recipe is None:
+            raise ConfigError(read.fault)
+        return read.recipe
+
+    def of_kind(self, kind: str, more: Sequence[Any]) -> Wish:
+        """Return what a button asks for.
+
+        Args:
+            kind: `motion`, `compare` or `sweep`.
+            more: The values of the button's own tab.
+        """
+        if kind == "compare":
+            names = list(more[0] or ())
+            if not 1 <= len(names) <= MOST_COMPARED:
+                raise ConfigError(
+                    f"{len(names)} recipes are chosen.", fix=f"Choose 1 to {MOST_COMPARED}."
+                )
+            return self.wish(kind=kind, recipes={name: self._named(name) for name in names})
+        own = self.own_recipe()
+        if kind == "motion":
+            return self.wish(kind=kind, recipes={f"motion {self.motion:g}": own})
+        if own is None or "motion" not in own.parameters:
+            raise ConfigError(
+                "A sweep turns the parameter `motion`, and this recipe has none.",
+                fix="Choose the recipe `pocket` or `knob`.",
+            )
+        points = sweep_points(*more)
+        recipes = {f"motion {point:g}": own.with_parameters(motion=point) for point in points}
+        return self.wish(kind=kind, recipes=recipes, points=points)
+
+    def _named(self, name: str) -> Recipe | None:
+        return self.own_recipe() if name == THIS_RECIPE else Recipe.parse(shipped_text(name))
+
+
+def build_page(studio: Studio) -> gr.Blocks:
+    """Lay the page out, and say what happens."""
+    with gr.Blocks(
+        title="motionmerge studio", analytics_enabled=False, delete_cache=(3600, 86_400)
+    ) as page:
+        gr.Markdown("# motionmerge studio\nA photo, a prompt, and a knob for motion.")
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                inputs, parts = _left_column()
+            with gr.Column(scale=3, min_width=320):
+                _right_column(page, studio, inputs, parts)
+    return page
+
+
+def _left_column() -> tuple[list[Any], dict[str, Any]]:
+    """Add what a video is made from; the inputs are in the order of `Given`."""
+    photo = gr.Image(
+        type="filepath",
+        image_mode=None,
+        format="png",
+        sources=["upload", "clipboard"],
+        label="Photo",
+        elem_id="photo",
+        height=230,
+    )
+    photo.preprocess = _as_uploaded  # type: ignore[method-assign]
+    bundled = gr.Radio(list(PHOTOS), label="or one of these", value=None, elem_id="bundled")
+    prompt = gr.Textbox(
+        label="Prompt",
+        elem_id="prompt",
+        placeholder=PROMPTS[0],
+        lines=2,
+        max_length=MOST_PROMPT,
+        info="The pocket model knows camera moves, and balls and boxes in five colors.",
+    )
+    ideas = gr.Dropdown(list(PROMPTS), label="Ideas for prompts", value=None)
+    motion = gr.Slider(
+        -1.5, 1.5, value=1.0, step=0.05, label="Motion", elem_id="motion",
+        info="-1: that of the fine-tuned weights. 0: the base's. Above: beyond.",
+    )  # fmt: skip
+    with gr.Group():
+        boundary = gr.Slider(
+            0, 1, value=0.72, step=0.01, label="Boundary",
+            info="Noise level at which the expert changes.",
+        )  # fmt: skip
+        axis = gr.HTML(elem_id="axis")
+    with gr.Accordion("Model", open=False):
+        model = gr.Textbox(
+            POCKET,
+            label="Model",
+            max_length=400,
+            info="pocket, a folder of diffusers, or owner/name.",
+        )
+        base = gr.Textbox("", label="Base", max_length=400, info="What it was fine-tuned from.")
+        lora = gr.Textbox("", label="LoRA", max_length=400, info="A file, in place of a recipe.")
+    with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+        drop_rate = gr.Slider(0, 0.95, value=0.4, step=0.05, label="Drop rate (DARE)")
+        gr.Markdown("Steps and guidance: 0 is the model's own.")
+        with gr.Row():
+            steps = gr.Number(0, label="Steps", elem_id="steps", precision=0, min_width=80)
+            guidance = gr.Number(0, label="Guidance", min_width=110)
+            seed = gr.Number(0, label="Seed", precision=0, min_width=80)
+        paints = gr.Checkbox(True, label="Paint the balls and boxes that the prompt names (pocket)")
+        shipped = gr.Dropdown(list(COMPARED), label="Start from a shipped recipe", value=POCKET)
+        recipe = gr.Code(
+            shipped_text(POCKET), language="yaml", label="Recipe", max_lines=24, elem_id="recipe"
+        )
+        wrong = gr.HTML()
+    inputs = [
+        *(photo, prompt, model, base, lora, recipe, motion),
+        *(boundary, drop_rate, steps, guidance, seed, paints),
+    ]
+    parts = {
+        "bundled": bundled, "ideas": ideas, "axis": axis, "shipped": shipped, "wrong": wrong,
+        "photo": photo, "prompt": prompt, "recipe": recipe, "motion": motion,
+        "boundary": boundary, "drop_rate": drop_rate, "model": model, "steps": steps,
+    }  # fmt: skip
+    return inputs, parts
+
+
+def _right_column(
+    page: gr.Blocks, studio: Studio, inputs: list[Any], parts: Mapping[str, Any]
+) -> None:
+    """Add the tabs, and what their buttons do."""
+    with gr.Tabs():
+        with gr.Tab("Motion"):
+            generate = gr.Button("Generate", variant="primary", elem_id="generate")
+        with gr.Tab("Compare"):
+            names = [THIS_RECIPE, *COMPARED]
+            chosen = gr.CheckboxGroup(
+                names, value=["pocket", "calm"], label=f"Up to {MOST_COMPARED} recipes"
+            )
+            compare = gr.Button("Compare", variant="primary", elem_id="compare")
+        with gr.Tab("Sweep"):
+            with gr.Row():
+                low = gr.Number(-1, label="Motion from", min_width=80)
+                high = gr.Number(1, label="to", min_width=80)
+                count = gr.Number(5, label="values", precision=0, min_width=80)
+            sweep = gr.Button("Sweep", variant="primary", elem_id="sweep")
+        with gr.Tab("History"):
+            past = gr.HTML(elem_id="history")
+    stop = gr.Button("Stop", variant="stop", elem_id="stop", visible="hidden")
+    said = gr.HTML(elem_id="said")
+    result = gr.HTML(elem_id="result")
+    buttons: list[tuple[str, gr.Button, list[Any]]] = [
+        ("motion", generate, []),
+        ("compare", compare, [chosen]),
+        ("sweep", sweep, [low, high, count]),
+    ]
+    for kind, button, more in buttons:
+        button.click(
+            _maker_of(studio, kind, len(inputs)),
+            inputs=[*inputs, *more],
+            outputs=[said, result, past, stop],
+            concurrency_id="making",
+            concurrency_limit=1,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+    quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    stop.click(_stopper(studio), None, [said], **quick)
+    page.load(lambda: fragments.history(studio.works.newest()), None, [past], **quick)
+    page.unload(_leaver(studio))
+    _wire_inputs(page, parts, quick)
+
+
+def _maker_of(studio: Studio, kind: str, num_given: int) -> Any:
+    """Return what a button does: yield progress, then the videos."""
+
+    def make(request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
+        hidden, shown = gr.update(visible="hidden"), gr.update(visible=True)
+        try:
+            given = Given(**dict(zip(Given.__dataclass_fields__, values[:num_given], strict=True)))
+            wish = given.of_kind(kind, values[num_given:])
+        except MotionMergeError as error:
+            yield fault(error), gr.skip(), gr.skip(), hidden
+            return
+        yield fragments.progress("Starting", 0.0), gr.skip(), gr.skip(), shown
+        for text, work in studio.run(wish, _tab(request)):
+            if work is None:
+                is_over = "<progress" not in text
+                yield text, gr.skip(), gr.skip(), hidden if is_over else gr.skip()
+            else:
+                past = fragments.history(studio.works.newest())
+                yield text, fragments.shown_work(work, studio.works), past, hidden
+
+    return make
+
+
+def _tab(request: gr.Request) -> str:
+    return str(request.session_hash)
+
+
+def _stopper(studio: Studio) -> Any:
+    def stop(request: gr.Request) -> str:
+        studio.stop(_tab(request))
+        return fragments.progress("Stopping after this step", 0.0)
+
+    return stop
+
+
+def _leaver(studio: Studio) -> Any:
+    def leave(request: gr.Request) -> None:
+        studio.stop(_tab(request))
+
+    return leave
+
+
+def _wire_inputs(page: gr.Blocks, parts: Mapping[str, Any], quick: dict[str, Any]) -> None:
+    """Keep knobs, recipe and noise axis in step with each other, both ways."""
+    knobs = [parts["recipe"], parts["motion"], parts["drop_rate"]]
+    parts["bundled"].input(_bundled, parts["bundled"], parts["photo"], **quick)
+    parts["ideas"].input(lambda text: text or "", parts["ideas"], parts["prompt"], **quick)
+    turned = [parts["motion"].release, parts["drop_rate"].release, parts["motion"].input]
+    for event in turned:
+        event(
+            _turned, knobs, [parts["recipe"], parts["wrong"]], **quick, trigger_mode="always_last"
+        )
+    read = [parts["motion"], parts["drop_rate"], parts["boundary"], parts["wrong"]]
+    parts["recipe"].input(_written, parts["recipe"], read, **quick, trigger_mode="always_last")
+    parts["shipped"].input(
+        lambda name: (shipped_text(name), *_written(shipped_text(name))),
+        parts["shipped"],
+        [parts["recipe"], *read],
+        **quick,
+    )
+    drawn = [parts[name] for name in ("model", "recipe", "boundary", "steps")]
+    for event in (
+        parts["boundary"].change,
+        parts["recipe"].change,
+        parts["steps"].change,
+        page.load,
+    ):
+        event(_axis, drawn, parts["axis"], **quick, trigger_mode="always_last")
+
+
+def _bundled(name: str | None) -> Any:
+    return load_photo(name) if name in PHOTOS else gr.skip()
+
+
+def _turned(text: str, motion: float, drop_rate: float) -> tuple[Any, str]:
+    """Write the knobs into the recipe, where it has such parameters."""
+    read = RecipeText.read(text or "")
+    changed = read.with_knobs(motion=motion, drop_rate=drop_rate)
+    if changed.fault:
+        return gr.skip(), fragments.message(changed.fault, kind="error")
+    return (gr.skip() if changed.text == text else changed.text), ""
+
+
+def _written(text: str) -> tuple[Any, ...]:
+    """Turn the knobs to what the recipe says; a wrong one shows its place."""
+    if not (text or "").strip():
+        return gr.skip(), gr.skip(), gr.skip(), ""
+    read = RecipeText.read(text)
+    if read.recipe is None:
+        return gr.skip(), gr.skip(), gr.skip(), fragments.message(read.fault, kind="error")
+    schedule = read.recipe.schedule
+    above = schedule.entries[0].above if schedule is not None else None
+    values = (read.knobs.get("motion"), read.knobs.get("drop_rate"), above)
+    return *(gr.skip() if one is None else one for one in values), ""
+
+
+def _axis(model: str, text: str, boundary: float, steps: float | None) -> str:
+    """Draw the noise axis for the recipe on the page."""
+    if (model.strip() or POCKET) != POCKET:
+        return ""  # looking at a folder takes seconds; its steps stand below its videos
+    read = RecipeText.read(text or shipped_text(POCKET))
+    if read.recipe is None:
+        return ""
+    try:
+        settings = VideoSettings(num_inference_steps=int(steps or 0) or None)
+        own = boundary if len(read.recipe.experts) == 2 else None
+        # The choice alone: whether its weights fit is looked at when a video is made.
+        choice = from_recipe(read.recipe, boundary=own)
+        plan = planned_steps(VideoRequest().open_model(), choice, settings)
+        return fragments.axis(plan, boundary=own)
+    except MotionMergeError as error:
+        return fault(error)

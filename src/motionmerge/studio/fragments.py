@@ -1,0 +1,124 @@
+"""Pieces of the studio's page, from templates that escape every text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby, pairwise
+from pathlib import Path
+
+from motionmerge.evaluation.figures import new_figure, to_svg
+from motionmerge.evaluation.flow import shared_scale
+from motionmerge.evaluation.html import filled
+from motionmerge.evaluation.metrics import METRICS
+from motionmerge.evaluation.report.embedding import embed_video, strip_uri
+from motionmerge.sampling.request.step_plan import StepPlan
+from motionmerge.studio.works import RECIPE_FILE, MadeVideo, Work, Works
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+_WIDTH = 360  # of the axis, in units of its drawing
+_LONGEST = 1500  # characters of a message
+
+
+def message(text: str, *, kind: str = "note") -> str:
+    """Return a note or an error; no place on this machine is in it but what somebody typed."""
+    return filled(TEMPLATES / "message.html.j2", kind=kind, text=text[:_LONGEST], share=0.0)
+
+
+def progress(text: str, share: float) -> str:
+    """Return a bar with what is being done."""
+    return filled(TEMPLATES / "message.html.j2", kind="progress", text=text[:200], share=share)
+
+
+def history(works: Iterable[Work]) -> str:
+    """Return the list of what was made, the newest first."""
+    return filled(TEMPLATES / "history.html.j2", works=list(works))
+
+
+def shown_work(work: Work, works: Works) -> str:
+    """Return the videos of a work side by side, with flow and numbers below them."""
+    embedded = [embed_video(works.path(work.id) / one.file) for one in work.videos]
+    flows = [flow for one in embedded for flow in one.flows]
+    scale = shared_scale(flows) if flows else 1.0
+    root = f"work/{work.id}"
+    videos = [
+        {
+            "made": made,
+            "source": f"{root}/{made.file}",
+            "strip": strip_uri(one.flows, scale=scale) if one.flows else None,
+            "numbers": _numbers(made),
+        }
+        for made, one in zip(work.videos, embedded, strict=True)
+    ]
+    has_recipe = (works.path(work.id) / RECIPE_FILE).is_file()
+    return filled(
+        TEMPLATES / "work.html.j2",
+        work=work,
+        videos=videos,
+        root=root,
+        curve=_curve(work.videos) if work.kind == "sweep" else None,
+        has_recipe=has_recipe,
+    )
+
+
+def _numbers(made: MadeVideo) -> list[tuple[str, str]]:
+    return [
+        (name.replace("_", " "), f"{value:.1f} {METRICS[name].unit}".rstrip())
+        if name != "frozen_share"
+        else ("frozen", f"{100 * value:.0f} %")
+        for name, value in made.numbers.items()
+    ]
+
+
+def _curve(videos: Sequence[MadeVideo]) -> str:
+    """Draw motion and likeness to the photo over the knob."""
+    figure, axes = new_figure(4.6, 2.6)
+    for axis, name, color in (
+        (axes, "motion_degree", "#d6336c"),
+        (axes.twinx(), "first_frame_psnr", "#2563eb"),
+    ):
+        known = [
+            (one.point, one.numbers[name])
+            for one in videos
+            if one.point is not None and name in one.numbers
+        ]
+        axis.plot([x for x, _ in known], [y for _, y in known], "o-", color=color)
+        axis.set_ylabel(f"{name.replace('_', ' ')} ({METRICS[name].unit})", color=color)
+        axis.tick_params(axis="y", colors=color)
+    axes.set_xlabel("motion knob")
+    return to_svg(figure)
+
+
+def axis(plan: StepPlan | None, *, boundary: float | None) -> str:
+    """Draw the noise axis: which expert has which range, and each step on it."""
+    if plan is None:
+        return ""
+    bands, first = [], 0  # clean on the left, as on the boundary's slider: steps go leftwards
+    edges = _edges(plan.levels)
+    names = list(dict.fromkeys(plan.experts))
+    for name, run in groupby(plan.experts):
+        last = first + len(list(run))
+        left, right = edges[first], edges[last]
+        bands.append(
+            {
+                "x": right,
+                "width": round(left - right, 1),
+                "name": name,
+                "color": min(names.index(name), 2),
+            }
+        )
+        first = last
+    return filled(
+        TEMPLATES / "axis.html.j2",
+        bands=bands,
+        ticks=[round(_WIDTH * level, 1) for level in plan.levels],
+        boundary=None if boundary is None else round(_WIDTH * boundary, 1),
+        words=plan.line,
+        warning=plan.warning,
+    )
+
+
+def _edges(levels: Sequence[float]) -> list[float]:
+    """Return where each step's range begins, and where the last one ends."""
+    middles = [(a + b) / 2 for a, b in pairwise(levels)]
+    return [round(_WIDTH * level, 1) for level in (1.0, *middles, 0.0)]

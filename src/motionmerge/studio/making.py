@@ -1,0 +1,196 @@
+"""Make what a wish asks for: the same request, videos and measurements as on the command line."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from PIL import Image
+
+from motionmerge.evaluation.report.page import write_report
+from motionmerge.evaluation.report.sets import ReportSet, made_by
+from motionmerge.evaluation.runs import Measured, measure_videos
+from motionmerge.evaluation.sources import VideoSource
+from motionmerge.io.video import fit_image, load_image, write_video
+from motionmerge.models.pocket.drawing import draw_things, named_things, places_for
+from motionmerge.models.pocket.world import SIZE
+from motionmerge.models.video_pipeline import VideoPipeline
+from motionmerge.sampling.request.experts import ExpertChoice
+from motionmerge.sampling.request.loading import parts_with_bars
+from motionmerge.sampling.request.model import ModelChoice
+from motionmerge.sampling.videos.checks import check_settings
+from motionmerge.sampling.videos.make_video import make_video
+from motionmerge.sampling.videos.provenance import made_with, provenance
+from motionmerge.sampling.videos.watched_steps import WatchedSteps
+from motionmerge.studio.wishes import Teller, Wish, planned_steps
+from motionmerge.studio.works import (
+    PHOTO,
+    RECIPE_FILE,
+    REPORT_FILE,
+    THUMBNAIL,
+    MadeVideo,
+    Work,
+    Works,
+)
+
+SHOWN_NUMBERS = (
+    "motion_degree",
+    "camera_degree",
+    "object_motion",
+    "first_frame_psnr",
+    "frozen_share",
+)
+
+_THUMBNAIL_SIDE = 256
+
+
+class Stopped(Exception):
+    """Somebody pressed Stop."""
+
+
+@dataclass
+class Maker:
+    """Makes works one after another; the last model stays loaded.
+
+    Args:
+        works: Where they go.
+    """
+
+    works: Works
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _loaded: tuple[str, VideoPipeline] | None = None
+
+    def make(self, wish: Wish, *, tell: Teller, stop: threading.Event) -> Work:
+        """Make, measure and keep the videos of a wish.
+
+        Args:
+            wish: What is asked for.
+            tell: Told after every step.
+            stop: Once it is set, the next step is the last.
+
+        Raises:
+            MotionMergeError: The wish cannot be fulfilled; nothing is kept.
+            Stopped: `stop` was set.
+        """
+        started = time.monotonic()
+        image = load_image(wish.photo)
+        # One thread at a time, also while a model is only looked at: `init_empty_weights` changes
+        # torch's modules for all threads.
+        with self._lock, TemporaryDirectory(prefix="motionmerge-") as name:
+            model = wish.shared.open_model()
+            check_settings(wish.settings, model.family, model.limits, has_last_image=False)
+            model.check_prompt(wish.settings.prompt or "")
+            experts = wish.experts(model)
+            image, folder = _painted(image, wish, model), Path(name)
+            image.save(folder / PHOTO)
+            made = self._videos(wish, model, experts, image, folder, tell, stop)
+            tell("Measuring", 1.0)
+            work = self._measured(wish, made, folder)
+            work = replace(work, seconds=round(time.monotonic() - started, 1))
+            _thumbnail(image).save(folder / THUMBNAIL, quality=88)
+            self.works.save(work, folder)
+        return work
+
+    def _pipeline(self, wish: Wish, model: ModelChoice, tell: Teller) -> VideoPipeline:
+        """Return the loaded model; another one is forgotten before."""
+        if self._loaded is None or self._loaded[0] != wish.model:
+            from diffusers.utils import logging
+
+            tell(f"Loading {model.name}", 0.0)
+            self._loaded = None
+            logging.disable_progress_bar()
+            self._loaded = (wish.model, model.load()[0])
+        return self._loaded[1]
+
+    def _videos(
+        self,
+        wish: Wish,
+        model: ModelChoice,
+        experts: Mapping[str, ExpertChoice],
+        image: Image.Image,
+        folder: Path,
+        tell: Teller,
+        stop: threading.Event,
+    ) -> list[MadeVideo]:
+        pipeline = self._pipeline(wish, model, tell)
+        resolved = wish.settings.resolved(model.family, model.limits)
+        fingerprint = model.fingerprint()
+        made: list[MadeVideo] = []
+        for place, (name, choice) in enumerate(experts.items()):
+
+            def watch(done: int, total: int, place: int = place, name: str = name) -> None:
+                if stop.is_set():
+                    raise Stopped
+                share = (place + done / total) / len(experts)
+                tell(f"{name}: step {done} of {total}", share)
+
+            if stop.is_set():
+                raise Stopped
+            for part in parts_with_bars(pipeline):
+                part.progress_bar = functools.partial(WatchedSteps, watcher=watch)
+            with choice.attach(pipeline, restore=True):
+                video = make_video(pipeline, image, wish.settings)
+            shared = made_with(model.family.name, fingerprint, choice.fingerprint())
+            rate = wish.settings.frame_rate or model.limits.frame_rate
+            file = f"{place + 1}.mp4"
+            write_video(folder / file, video, fps=rate, metadata=provenance(shared, resolved))
+            plan = planned_steps(model, choice, wish.settings)
+            made.append(
+                MadeVideo(
+                    name=name,
+                    file=file,
+                    recipe=None if choice.recipe is None else choice.recipe.print(),
+                    steps=None if plan is None else plan.line,
+                    point=wish.points[place] if wish.points else None,
+                )
+            )
+        return made
+
+    def _measured(self, wish: Wish, made: list[MadeVideo], folder: Path) -> Work:
+        """Measure all videos, write the report and the recipe beside them."""
+        prompt, seed = wish.settings.prompt or "", wish.settings.seed
+        sources = [VideoSource(folder / one.file, prompt, folder / PHOTO, seed) for one in made]
+        measured = measure_videos(sources)
+        sets = [
+            ReportSet(name=one.name, measured=[result], about=made_by([source]))
+            for one, result, source in zip(made, measured, sources, strict=True)
+        ]
+        write_report(sets, to=folder / REPORT_FILE, title=prompt[:80] or "Videos")
+        last = next((one.recipe for one in reversed(made) if one.recipe is not None), None)
+        if last is not None:
+            (folder / RECIPE_FILE).write_text(last, encoding="utf-8")
+        return Work(
+            id=self.works.new_id(),
+            kind=wish.kind,
+            prompt=prompt,
+            seed=seed,
+            model=wish.model,
+            seconds=0.0,
+            videos=tuple(_with_numbers(*pair) for pair in zip(made, measured, strict=True)),
+        )
+
+
+def _with_numbers(made: MadeVideo, measured: Measured) -> MadeVideo:
+    numbers = {name: measured.number(name) for name in SHOWN_NUMBERS}
+    known = {name: round(value, 3) for name, value in numbers.items() if value is not None}
+    return replace(made, numbers=known, failure=measured.failure)
+
+
+def _painted(image: Image.Image, wish: Wish, model: ModelChoice) -> Image.Image:
+    """Paint the objects of a prompt into the photo, for the pocket model."""
+    if model.path is not None or not wish.paints or not named_things(wish.settings.prompt or ""):
+        return image
+    places = places_for(wish.settings.prompt or "", seed=wish.settings.seed)
+    side = wish.settings.resolved(model.family, model.limits).height or SIZE
+    return draw_things(fit_image(image, side, side), places)
+
+
+def _thumbnail(image: Image.Image) -> Image.Image:
+    small = image.copy()
+    small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    return small

@@ -1,0 +1,116 @@
+"""Serve the studio on this machine alone: its page, and the files of what it made."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import fastapi
+import gradio as gr
+import uvicorn
+from fastapi.responses import FileResponse, PlainTextResponse
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from motionmerge.errors import ConfigError, DataError
+from motionmerge.io.atomic import prepare_folder
+from motionmerge.studio.app import MOST_WAITING, Studio, build_page
+from motionmerge.studio.fragments import TEMPLATES
+from motionmerge.studio.making import Maker
+from motionmerge.studio.works import KINDS, Works
+
+HOST = "127.0.0.1"
+MAX_UPLOAD = "60mb"
+
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "sandbox allow-scripts allow-downloads",
+}
+"""Of files: a report runs its script, and has no way into the page."""
+
+
+def studio_app(folder: Path) -> fastapi.FastAPI:
+    """Build the web application; works are kept in the folder.
+
+    Raises:
+        ConfigError: The folder cannot be written to.
+    """
+    prepare_folder(folder)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(folder.absolute() / ".uploads"))
+    works = Works(folder)
+    page = build_page(Studio(Maker(works)))
+    page.queue(max_size=MOST_WAITING, default_concurrency_limit=8)
+    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    # A page of another site that has its name point here is refused.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+
+    @app.get("/work/{identity}/{name}")
+    def work_file(identity: str, name: str) -> fastapi.Response:
+        try:
+            path = works.file(identity, name)
+        except DataError:
+            return PlainTextResponse("Not Found\n", status_code=404)
+        return FileResponse(path, media_type=KINDS[path.suffix], headers=_HEADERS)
+
+    script = (TEMPLATES / "players.js").read_text(encoding="utf-8")
+    return gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        server_name=HOST,
+        theme=_theme(),
+        css=(TEMPLATES / "studio.css").read_text(encoding="utf-8"),
+        head=f"<script>{script}</script>",
+        footer_links=[],
+        show_error=False,
+        max_file_size=MAX_UPLOAD,
+        allowed_paths=[],
+        ssr_mode=False,
+        mcp_server=False,
+        enable_monitoring=False,
+    )
+
+
+def _theme() -> gr.themes.Base:
+    """Return colors with a contrast of at least 4.5 to 1, and fonts that are on the machine."""
+    plain = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    mono = ["ui-monospace", "monospace"]
+    return gr.themes.Soft(primary_hue="pink", font=plain, font_mono=mono).set(
+        button_primary_background_fill="#b91c5a",
+        button_primary_background_fill_hover="#9d174d",
+        button_primary_background_fill_dark="#be185d",
+        block_title_text_color="#9d174d",
+        block_label_text_color="#9d174d",
+        checkbox_label_background_fill_selected="#b91c5a",
+        block_info_text_color="#565f6b",
+        block_info_text_color_dark="#b3bac4",
+    )
+
+
+@contextlib.contextmanager
+def listening(port: int) -> Iterator[socket.socket]:
+    """Listen on this machine's own address; port 0 takes a free one.
+
+    Raises:
+        ConfigError: The port is taken.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"Cannot listen at {HOST}:{port}: {error}", fix="Choose another `port=`."
+            ) from error
+        yield listener
+
+
+def server_of(app: fastapi.FastAPI) -> uvicorn.Server:
+    """Return a server that writes no log of who asked for what."""
+    return uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
+    )

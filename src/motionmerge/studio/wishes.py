@@ -1,0 +1,172 @@
+"""What somebody asks of the studio: words and numbers of a page, turned into requests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from motionmerge.errors import ConfigError, RecipeError
+from motionmerge.merging.recipes.recipe import Recipe, shipped_recipes
+from motionmerge.sampling.request.experts import ExpertChoice
+from motionmerge.sampling.request.model import ModelChoice
+from motionmerge.sampling.request.request import POCKET, VideoRequest
+from motionmerge.sampling.request.step_plan import StepPlan
+from motionmerge.sampling.videos.settings import VideoSettings
+
+MOST_PROMPT = 2000  # characters
+MOST_RECIPE = 20_000
+MOST_COMPARED, MOST_SWEPT = 4, 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """A photo, a prompt, a model, and the sets of weights that are to animate it.
+
+    Args:
+        photo: The file.
+        model: `pocket`, a folder or a hub id.
+        base, lora: What the model was fine-tuned from; a LoRA on it.
+        settings: Of the video.
+        paints: Whether balls and boxes of the prompt are painted into the photo.
+        recipes: Recipes by what they are called on the page.
+        points: Values of the knob, one per recipe, in a sweep.
+        boundary: Instead of the recipes' own.
+        motion: For models without a recipe.
+        kind: `motion`, `compare` or `sweep`.
+    """
+
+    photo: Path
+    model: str
+    settings: VideoSettings
+    recipes: Mapping[str, Recipe | None]
+    base: str | None = None
+    lora: str | None = None
+    paints: bool = False
+    points: Sequence[float] = ()
+    boundary: float | None = None
+    motion: float | None = None
+    kind: str = "motion"
+
+    @property
+    def shared(self) -> VideoRequest:
+        """The model with nothing asked of its weights."""
+        return VideoRequest(model=self.model or POCKET)
+
+    def experts(self, model: ModelChoice) -> dict[str, ExpertChoice]:
+        """Find the weights of every video, the model's own first; nothing is loaded.
+
+        Raises:
+            MotionMergeError: As `VideoRequest.open_experts`.
+        """
+        found = {} if self.kind == "sweep" else {"the model as it is": ExpertChoice()}
+        for name, recipe in self.recipes.items():
+            found[name] = self._request(recipe, model).open_experts(model)
+        return found
+
+    def _request(self, recipe: Recipe | None, model: ModelChoice) -> VideoRequest:
+        if recipe is not None:
+            has_two = len(recipe.experts) == 2
+            inputs = {}
+            if model.path is None:  # recipes for any model name inputs that somebody passes
+                own = {name: one.path for name, one in recipe.inputs.items()}
+                inputs = {
+                    name: f"pocket:{name}" for name, path in own.items() if path == f"memory:{name}"
+                }
+            elif self.base and {"base", "tuned"} <= recipe.inputs.keys():
+                inputs = {"base": self.base, "tuned": str(model.path)}
+            return VideoRequest(
+                model=self.model,
+                recipe=recipe,
+                inputs=inputs,
+                boundary=self.boundary if has_two else None,
+            )
+        return VideoRequest(
+            model=self.model,
+            base=self.base,
+            loras=[self.lora] if self.lora else [],
+            motion=self.motion,
+            boundary=self.boundary,
+        )
+
+
+@dataclass(frozen=True)
+class RecipeText:
+    """A recipe as it stands on the page.
+
+    Args:
+        text: What is written.
+        recipe: What it means; None where it means nothing.
+        fault: Why, with a caret below the place; "" if it is right.
+    """
+
+    text: str
+    recipe: Recipe | None = None
+    fault: str = ""
+    knobs: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, text: str) -> RecipeText:
+        """Read what somebody wrote; nothing is raised."""
+        if len(text) > MOST_RECIPE:
+            return cls(text, fault=f"A recipe has at most {MOST_RECIPE:,} characters here.")
+        try:
+            recipe = Recipe.parse(text, source="recipe")
+        except (RecipeError, ConfigError) as error:
+            return cls(text, fault=str(error))
+        return cls(text, recipe, knobs=dict(recipe.parameters))
+
+    def with_knobs(self, **values: float) -> RecipeText:
+        """Turn parameters that the recipe has; the text is printed anew."""
+        if self.recipe is None:
+            return self
+        known = {name: one for name, one in values.items() if name in self.recipe.parameters}
+        changed = {name: one for name, one in known.items() if one != self.recipe.parameters[name]}
+        if not changed:
+            return self
+        try:
+            return RecipeText.read(self.recipe.with_parameters(**changed).print())
+        except (RecipeError, ConfigError) as error:
+            return RecipeText(self.text, fault=str(error))
+
+
+def shipped_text(name: str) -> str:
+    """Return the text of a shipped recipe.
+
+    Raises:
+        ConfigError: There is none of this name.
+    """
+    known = shipped_recipes()
+    if name not in known:
+        raise ConfigError(f"There is no recipe `{name[:80]}`.", fix="Choose one of the list.")
+    return known[name].read_text(encoding="utf-8")
+
+
+def sweep_points(low: float, high: float, number: float) -> list[float]:
+    """Return values from low to high, evenly spread.
+
+    Raises:
+        ConfigError: They are none.
+    """
+    if not all(isinstance(one, (int, float)) and math.isfinite(one) for one in (low, high, number)):
+        raise ConfigError("A sweep needs two numbers.", fix="Write from where to where.")
+    count = int(number)
+    if not 2 <= count <= MOST_SWEPT or low == high:
+        raise ConfigError(
+            f"A sweep of {count} values from {low:g} to {high:g} is none.",
+            fix=f"Give 2 to {MOST_SWEPT} values between two different numbers.",
+        )
+    return [round(low + (high - low) * at / (count - 1), 4) for at in range(count)]
+
+
+def planned_steps(
+    model: ModelChoice, experts: ExpertChoice, settings: VideoSettings
+) -> StepPlan | None:
+    """Return which expert will denoise which steps, before anything is loaded."""
+    resolved = settings.resolved(model.family, model.limits)
+    return experts.plan_steps(model, model.scheduler(), resolved)
+
+
+Teller = Callable[[str, float], None]
+"""Told what is being done, and which share of all is done."""

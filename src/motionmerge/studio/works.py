@@ -1,0 +1,136 @@
+"""What the studio has made, as folders on disk: it survives a restart, and only it is served."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from motionmerge.errors import DataError
+from motionmerge.io.atomic import atomic_folder
+from motionmerge.io.json_file import load_json
+from motionmerge.io.paths import is_plain_file
+
+WORK_FILE, RECIPE_FILE, REPORT_FILE = "work.json", "recipe.yaml", "report.html"
+THUMBNAIL, PHOTO = "thumbnail.jpg", "photo.png"
+KINDS = {
+    ".mp4": "video/mp4",
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+    ".yaml": "text/yaml; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+}
+"""What is served, by its ending."""
+
+_ID = re.compile(r"[0-9a-f]{16}")
+_NAME = re.compile(r"[a-z0-9-]{1,40}(\.mp4|\.jpg|\.png|\.yaml|\.html)")
+_MOST_SHOWN = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeVideo:
+    """A video of a work.
+
+    Args:
+        name: Of the weights that made it, in words.
+        file: Its file's name.
+        recipe: The recipe's text; None where the model's own weights denoised.
+        steps: Which expert had which steps, in words.
+        numbers: What was measured on it.
+        failure: Why it could not be measured; None if it was.
+        point: Value of the knob in a sweep.
+    """
+
+    name: str
+    file: str
+    recipe: str | None = None
+    steps: str | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
+    failure: str | None = None
+    point: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one press of a button made.
+
+    Args:
+        id: Its folder's name.
+        kind: `motion`, `compare` or `sweep`.
+        prompt, seed, model: What was asked for.
+        seconds: That it took.
+        videos: In the order in which they are shown.
+    """
+
+    id: str
+    kind: str
+    prompt: str
+    seed: int
+    model: str
+    seconds: float
+    videos: tuple[MadeVideo, ...]
+
+
+@dataclass(frozen=True)
+class Works:
+    """A folder of works."""
+
+    folder: Path
+
+    def new_id(self) -> str:
+        """Draw a name that nobody can guess, also not another tab."""
+        return secrets.token_hex(8)
+
+    def path(self, identity: str) -> Path:
+        """Return the folder of a work, which may not be there yet."""
+        return self.folder / identity
+
+    def save(self, work: Work, scratch: Path) -> None:
+        """Keep a work whose files lie in a scratch folder."""
+        (scratch / WORK_FILE).write_text(json.dumps(asdict(work), indent=1), encoding="utf-8")
+        with atomic_folder(self.path(work.id)) as folder:
+            for path in scratch.iterdir():
+                path.rename(folder / path.name)
+
+    def newest(self) -> Iterator[Work]:
+        """Read the newest works; a damaged one is left out."""
+        found = [
+            path for path in self.folder.glob(f"*/{WORK_FILE}") if _ID.fullmatch(path.parent.name)
+        ]
+        for path in sorted(found, key=_age, reverse=True)[:_MOST_SHOWN]:
+            try:
+                yield work_of(load_json(path), path.parent.name)
+            except (OSError, ValueError, TypeError, KeyError, RecursionError):
+                continue
+
+    def file(self, identity: str, name: str) -> Path:
+        """Return a file that may be served.
+
+        Raises:
+            DataError: There is no such file.
+        """
+        if _ID.fullmatch(identity) and _NAME.fullmatch(name):
+            path = self.path(identity) / name
+            if is_plain_file(path) and not path.is_symlink():
+                return path
+        raise DataError("There is no such file.", fix="Open the studio's page.")
+
+
+def work_of(content: Any, identity: str) -> Work:
+    """Build a work from JSON; ValueError, TypeError or KeyError where it is none."""
+    videos = tuple(MadeVideo(**one) for one in content.pop("videos"))
+    work = Work(**{**content, "videos": videos})
+    if work.id != identity or not all(_NAME.fullmatch(one.file) for one in videos):
+        raise ValueError("it is another work")
+    return work
+
+
+def _age(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,198 @@
+"""The studio takes what people give it, and shows no place and no markup of strangers."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio")
+
+from fastapi.testclient import TestClient
+
+from motionmerge.errors import ConfigError, DataError
+from motionmerge.models.pocket.world import load_photo
+from motionmerge.studio import app, fragments
+from motionmerge.studio.app import Given, fault
+from motionmerge.studio.making import Maker, Stopped
+from motionmerge.studio.server import studio_app
+from motionmerge.studio.wishes import RecipeText, shipped_text, sweep_points
+from motionmerge.studio.works import Works
+
+HOSTILE = '<img src=x onerror="alert(1)">'
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    path = tmp_path_factory.mktemp("photo") / "p.png"
+    load_photo("coffee").save(path)
+    return str(path)
+
+
+def given(photo, **changed):
+    values = {
+        "photo": photo, "prompt": "the camera pans left", "model": "pocket", "base": "",
+        "lora": "", "recipe": shipped_text("pocket"), "motion": 1.0, "boundary": 0.72,
+        "drop_rate": 0.4, "steps": 2, "guidance": None, "seed": 0, "paints": True,
+    }  # fmt: skip
+    return Given(**{**values, **changed})
+
+
+@pytest.fixture(scope="module")
+def made(photo, tmp_path_factory):
+    """A sweep of two values, made and kept."""
+    maker = Maker(Works(tmp_path_factory.mktemp("works")))
+    told = []
+    work = maker.make(
+        given(photo).of_kind("sweep", [-1, 1, 2]),
+        tell=lambda *said: told.append(said),
+        stop=threading.Event(),
+    )
+    return maker, work, told
+
+
+def test_a_work_has_videos_numbers_recipe_and_report_and_survives_a_restart(made):
+    maker, work, told = made
+    assert [one.name for one in work.videos] == ["motion -1", "motion 1"]
+    assert all(one.numbers["motion_degree"] >= 0 and not one.failure for one in work.videos)
+    shares = [share for text, share in told if "step" in text]
+    assert shares == sorted(shares) and len(shares) == 4, "a step is told of as it is made"
+    again = list(Works(maker.works.folder).newest())
+    assert again == [work]
+    for name in ("1.mp4", "recipe.yaml", "report.html", "thumbnail.jpg"):
+        assert maker.works.file(work.id, name).stat().st_size > 0
+    page = fragments.shown_work(work, maker.works)
+    assert page.count("<video") == 2 and "<svg" in page and str(maker.works.folder) not in page
+    assert "motion: 1" in maker.works.file(work.id, "recipe.yaml").read_text()
+
+
+def test_stop_ends_after_a_step_and_keeps_nothing(photo, made):
+    maker, _, _ = made
+    before, stop = list(maker.works.folder.iterdir()), threading.Event()
+    steps = []
+
+    def tell(text, share):
+        steps.append(text)
+        if "step 1" in text:
+            stop.set()
+
+    with pytest.raises(Stopped):
+        maker.make(given(photo, steps=50).of_kind("motion", []), tell=tell, stop=stop)
+    assert sum("step" in text for text in steps) == 1
+    assert list(maker.works.folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind", "more", "word"),
+    [
+        ({"photo": None}, "motion", [], "no photo"),
+        ({"recipe": "experts: {a: 1 +}"}, "motion", [], "recipe"),
+        ({"seed": -1}, "motion", [], "seed"),
+        ({"steps": 1001}, "motion", [], "num_inference_steps"),
+        ({}, "compare", [[]], "0 recipes"),
+        ({}, "compare", [["pocket"] * 5], "5 recipes"),
+        ({}, "compare", [["../../x"]], "no recipe"),
+        ({}, "sweep", [0, 0, 3], "none"),
+        ({}, "sweep", [None, 1, 3], "two numbers"),
+        ({}, "sweep", [0, 1, 100], "none"),
+    ],
+)
+def test_what_cannot_be_made_is_said_before_anything_is_loaded(photo, changed, kind, more, word):
+    with pytest.raises((ConfigError, DataError), match=word):
+        given(**{"photo": photo, **changed}).of_kind(kind, more)
+
+
+def odd(mode, size=(64, 48)):
+    shades = np.linspace(0, 255, size[0] * size[1]).reshape(size[::-1]).astype(np.uint8)
+    return Image.fromarray(shades).convert(mode)
+
+
+def test_odd_photos_are_right_or_refused(made, tmp_path):
+    maker, _, _ = made
+
+    def make(path):
+        wish = given(str(path), steps=1, recipe=shipped_text("calm")).of_kind("motion", [])
+        return maker.make(wish, tell=lambda *_: None, stop=threading.Event())
+
+    turned = odd("CMYK").getexif()
+    turned[274] = 6  # a quarter to the right
+    odd("CMYK").save(tmp_path / "e.jpg", exif=turned)
+    with Image.open(maker.works.file(make(tmp_path / "e.jpg").id, "photo.png")) as kept:
+        assert (kept.mode, kept.size) == ("RGB", (48, 64))
+    odd("RGB", (1, 1)).save(tmp_path / "one.png")
+    (tmp_path / "no.png").write_bytes(b"<svg onload=alert(1)>")
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "huge.png")
+    for name in ("one", "no", "huge"):
+        with pytest.raises(DataError) as error:
+            make(tmp_path / f"{name}.png")
+        said = fault(error.value)
+        assert "Fix:" in said and str(tmp_path) not in said and f"{name}.png" in said
+
+
+def test_nothing_of_a_stranger_reaches_the_page_as_markup(made):
+    maker, work, _ = made
+    videos = tuple(replace(one, name=HOSTILE, steps=HOSTILE) for one in work.videos)
+    hostile = replace(work, prompt=HOSTILE, model=HOSTILE, videos=videos)
+    pages = [
+        *(fragments.history([hostile]), fragments.shown_work(hostile, maker.works)),
+        *(fragments.message(HOSTILE), fragments.progress(HOSTILE, 0.5)),
+        fault(RuntimeError(f"{HOSTILE} in /home/somebody/secret/file.py")),
+    ]
+    assert not any("<img src=x" in page for page in pages)
+    assert "/home/somebody" not in pages[-1]
+
+
+def test_knobs_and_recipe_follow_each_other():
+    text = shipped_text("pocket")
+    turned = RecipeText.read(text).with_knobs(motion=-0.5, drop_rate=0.1)
+    assert turned.knobs["motion"] == -0.5 and turned.knobs["drop_rate"] == 0.1
+    assert app._written(turned.text) == (-0.5, 0.1, 0.72, "")
+    assert RecipeText.read(text).with_knobs(motion=1.0).text == text, "nothing was turned"
+    assert RecipeText.read(shipped_text("edg-official")).with_knobs(motion=0.5).knobs == (
+        RecipeText.read(shipped_text("edg-official")).knobs
+    )
+    wrong = RecipeText.read(text.replace("tuned + gamma", "tuned +* gamma"))
+    assert wrong.recipe is None and "^" in wrong.fault
+    assert "^" in app._written(wrong.text)[-1]
+    assert sweep_points(-1, 1, 5) == [-1, -0.5, 0, 0.5, 1]
+
+
+def test_the_axis_shows_each_experts_steps():
+    drawn = app._axis("pocket", shipped_text("pocket"), 0.72, 12)
+    assert "steps 1-5 of 12: dynamics, 6-12: consistency" in drawn
+    assert drawn.count("mm-tick") == 12
+    assert "gets no step" in app._axis("pocket", shipped_text("pocket"), 1.0, 2) or (
+        "mm-bad" in app._axis("pocket", shipped_text("pocket"), 1.0, 2)
+    )
+    assert "Fix:" in app._axis("pocket", shipped_text("pocket"), 0.72, 1001)
+
+
+def test_only_works_are_served_and_only_to_this_machine(made):
+    maker, work, _ = made
+    (maker.works.folder / "secret.png").write_text("do not tell")
+    (maker.works.folder / work.id / "link.png").symlink_to(maker.works.folder / "secret.png")
+    client = TestClient(studio_app(maker.works.folder), base_url="http://127.0.0.1")
+    answer = client.get(f"/work/{work.id}/1.mp4", headers={"Range": "bytes=0-9"})
+    assert answer.status_code == 206 and answer.headers["content-type"] == "video/mp4"
+    assert "sandbox" in answer.headers["content-security-policy"]
+    for path in (
+        *(f"/work/{work.id}/work.json", f"/work/{work.id}/link.png", "/work/../secret.png"),
+        *(f"/work/{work.id}/..%2fsecret.png", f"/work/{'0' * 16}/1.mp4"),
+        f"/gradio_api/file={maker.works.folder}/secret.png",
+        "/gradio_api/file=/etc/passwd",
+    ):
+        answer = client.get(path)
+        assert answer.status_code in (403, 404) and "do not" not in answer.text, path
+    assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
+
+
+def test_damaged_works_are_left_out(tmp_path):
+    for number, content in enumerate(("", "[]", "{}", json.dumps({"id": "x", "videos": []}))):
+        folder = tmp_path / f"{number:016x}"
+        folder.mkdir()
+        (folder / "work.json").write_text(content)
+    assert list(Works(tmp_path).newest()) == []
