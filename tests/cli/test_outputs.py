@@ -74,7 +74,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(work, words, 
 
 
 GO_ON = [
-    *(("measure",), ("train",), ("sweep",), ("tune",), ("probe",), ("data", "check")),
+    *(("measure",), ("train",), ("sweep",), ("tune",), ("probe",), ("data", "check"), ("studio",)),
     ("compare-knobs",),
     *(("evaluate", "pocket"), ("evaluate", "vbench"), ("evaluate", "ucf101")),
 ]

@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.models.pocket.world import load_photo
 from motionmerge.studio import app, fragments
-from motionmerge.studio.app import Given, fault
+from motionmerge.studio.app import PageValues, fault
 from motionmerge.studio.making import Maker, Stopped
 from motionmerge.studio.server import studio_app
 from motionmerge.studio.wishes import RecipeText, shipped_text, sweep_points
@@ -39,7 +39,7 @@ def given(photo, **changed):
         "lora": "", "recipe": shipped_text("pocket"), "motion": 1.0, "boundary": 0.72,
         "drop_rate": 0.4, "steps": 2, "guidance": None, "seed": 0, "paints": True,
     }  # fmt: skip
-    return Given(**{**values, **changed})
+    return PageValues(**{**values, **changed})
 
 
 @pytest.fixture(scope="module")

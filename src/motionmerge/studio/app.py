@@ -115,7 +115,7 @@ def fault(error: BaseException) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class PageValues:
     """The values of the page's left column, in the order of its components."""
 
     photo: str | None
@@ -229,7 +229,7 @@ def build_page(studio: Studio) -> gr.Blocks:
 
 
 def _left_column() -> tuple[list[Any], dict[str, Any]]:
-    """Add what a video is made from; the inputs are in the order of `Given`."""
+    """Add what a video is made from; the inputs are in the order of `PageValues`."""
     photo = gr.Image(
         type="filepath",
         image_mode=None,
@@ -346,7 +346,9 @@ def _maker_of(studio: Studio, kind: str, num_given: int) -> Any:
     def make(request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         hidden, shown = gr.update(visible="hidden"), gr.update(visible=True)
         try:
-            given = Given(**dict(zip(Given.__dataclass_fields__, values[:num_given], strict=True)))
+            given = PageValues(
+                **dict(zip(PageValues.__dataclass_fields__, values[:num_given], strict=True))
+            )
             wish = given.of_kind(kind, values[num_given:])
         except MotionMergeError as error:
             yield fault(error), gr.skip(), gr.skip(), hidden

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 
-from motionmerge.evaluation.figures import new_figure, to_svg
+from motionmerge.evaluation.figures import new_figure, style_axes, to_svg
 from motionmerge.evaluation.flow import shared_scale
 from motionmerge.evaluation.html import filled
 from motionmerge.evaluation.metrics import METRICS
@@ -17,6 +17,7 @@ from motionmerge.studio.works import RECIPE_FILE, MadeVideo, Work, Works
 TEMPLATES = Path(__file__).parent / "templates"
 
 _WIDTH = 360  # of the axis, in units of its drawing
+_MOTION, _LIKENESS = "#d6336c", "#2563eb"  # of the curves; the page has its own
 _LONGEST = 1500  # characters of a message
 
 
@@ -61,21 +62,31 @@ def shown_work(work: Work, works: Works) -> str:
     )
 
 
+_LABELS = {
+    "motion_degree": "motion",
+    "camera_degree": "camera",
+    "object_motion": "objects",
+    "first_frame_psnr": "first frame",
+    "frozen_share": "frozen",
+}
+
+
 def _numbers(made: MadeVideo) -> list[tuple[str, str]]:
-    return [
-        (name.replace("_", " "), f"{value:.1f} {METRICS[name].unit}".rstrip())
-        if name != "frozen_share"
-        else ("frozen", f"{100 * value:.0f} %")
-        for name, value in made.numbers.items()
-    ]
+    found = []
+    for name, value in made.numbers.items():
+        text = f"{value:.1f} {METRICS[name].unit}"
+        found.append((_LABELS[name], f"{100 * value:.0f} %" if name == "frozen_share" else text))
+    return found
 
 
 def _curve(videos: Sequence[MadeVideo]) -> str:
     """Draw motion and likeness to the photo over the knob."""
     figure, axes = new_figure(4.6, 2.6)
+    other = axes.twinx()
+    style_axes(other)
     for axis, name, color in (
-        (axes, "motion_degree", "#d6336c"),
-        (axes.twinx(), "first_frame_psnr", "#2563eb"),
+        (axes, "motion_degree", _MOTION),
+        (other, "first_frame_psnr", _LIKENESS),
     ):
         known = [
             (one.point, one.numbers[name])
@@ -83,10 +94,11 @@ def _curve(videos: Sequence[MadeVideo]) -> str:
             if one.point is not None and name in one.numbers
         ]
         axis.plot([x for x, _ in known], [y for _, y in known], "o-", color=color)
-        axis.set_ylabel(f"{name.replace('_', ' ')} ({METRICS[name].unit})", color=color)
+        axis.set_ylabel(f"{_LABELS[name]} ({METRICS[name].unit})", color=color)
         axis.tick_params(axis="y", colors=color)
+    other.spines["left"].set_visible(False)
     axes.set_xlabel("motion knob")
-    return to_svg(figure)
+    return to_svg(figure, variables={"mm-dynamics": _MOTION, "mm-consistency": _LIKENESS})
 
 
 def axis(plan: StepPlan | None, *, boundary: float | None) -> str:

@@ -35,7 +35,7 @@ _REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError
 """Errors with which schedulers refuse timesteps."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepPlan:
     """The expert of each denoising step.
 
@@ -199,23 +199,25 @@ def plan_steps(
     if schedule is None and settings.sigmas is None:
         return None
     if scheduler is None:
-        return StepPlan("the steps of each expert are not known before: there is no scheduler")
+        return StepPlan(line="the steps of each expert are not known before: there is no scheduler")
     planned = copy.deepcopy(with_shift(scheduler, settings.shift))
     reason = _set_timesteps(family, planned, settings, configs)
     if reason is None and denoises_in_stages(planned):
         reason = "the model denoises at several resolutions"
     if reason is not None:
-        return StepPlan(f"the steps of each expert are not known before: {reason}")
+        return StepPlan(line=f"the steps of each expert are not known before: {reason}")
     sigmas = _changed_sigmas(planned, settings)
     if schedule is None:
         return (
-            None if sigmas is None else StepPlan("one set of weights for all steps", None, sigmas)
+            None
+            if sigmas is None
+            else StepPlan(line="one set of weights for all steps", sigmas=sigmas)
         )
     labels = labels_of_steps(schedule, planned)
     return StepPlan(
-        describe_steps(labels),
-        unused_entries(schedule, planned, labels),
-        sigmas,
+        line=describe_steps(labels),
+        warning=unused_entries(schedule, planned, labels),
+        sigmas=sigmas,
         experts=tuple(labels),
         levels=tuple(level_of_step(planned, index) for index in range(len(labels))),
     )
