@@ -235,7 +235,7 @@ def _line(one: Measured) -> str:
     if degree is not None:
         parts.append(f"motion {degree:.1f} px/s ({degree / 5.12:.1f} % of the width)")
     if own is not None:
-        parts.append(f"objects {own:.1f}")
+        parts.append(f"objects {own:.1f} px/s")
     parts.append(_camera(one))
     decibels, alike = one.number("first_frame_psnr"), one.number("first_frame_ssim")
     if decibels is not None and alike is not None:
