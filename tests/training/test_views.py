@@ -140,3 +140,9 @@ def test_without_weights_an_epoch_shows_each_shot_once(num, seed, epoch):
     assert (order == epoch_order(num, seed=seed, epoch=epoch)).all()
     equal = epoch_order(num, seed=seed, epoch=epoch, weights=np.full(num, 1 / num))
     assert np.bincount(equal, minlength=num).max() <= 2
+
+
+@pytest.mark.parametrize("size", [(0, 64), (64, 1_000_000)])
+def test_sizes_that_no_clip_has_are_refused(size):
+    with pytest.raises(ConfigError, match="from 1 to 8192"):
+        ViewSettings(sizes=(size,), frame_stride=(1, 6))

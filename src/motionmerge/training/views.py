@@ -23,6 +23,7 @@ from motionmerge.rng import whole_number_for
 from motionmerge.training.clips_folder import LeftOut
 from motionmerge.training.clips_manifest import ClipShot, TrainingClip
 
+_MOST_PIXELS = 8192  # a side of a clip
 _RATE_TOLERANCE = 1.01  # a file of 23.976 frames a second has 24
 
 
@@ -56,8 +57,11 @@ class ViewSettings(FrozenModel):
                 f"`frame_stride` is {list(self.frame_stride)}.",
                 fix="Write [least, most] from 1 on.",
             )
-        if any(side < 1 for size in self.sizes for side in size):
-            raise ConfigError(f"`sizes` are {list(self.sizes)}.", fix="Write [height, width].")
+        if any(not 1 <= side <= _MOST_PIXELS for size in self.sizes for side in size):
+            raise ConfigError(
+                f"`sizes` are {list(self.sizes)}.",
+                fix=f"Write [height, width] in pixels, each from 1 to {_MOST_PIXELS}.",
+            )
         return self
 
 
