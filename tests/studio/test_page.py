@@ -58,7 +58,7 @@ def click(browser, query):
 
 def open_page(browser, url, **size):
     browser.open(url, **size)
-    browser.wait_for(f"document.querySelector('#generate') && {DRAWN}", seconds=30)
+    browser.wait_for(f"document.querySelector('#generate') && {DRAWN}", seconds=120)
     browser.run("document.querySelector('#advanced button').click()")
     browser.wait_for("document.querySelector('#steps input')")
 
@@ -81,7 +81,7 @@ def test_a_photo_a_prompt_and_the_knob(browser, url, tmp_path):
     put(browser, "#steps input", "2")
     browser.wait_for(f"{DRAWN}.getAttribute('aria-label').includes('of 2')")
     click(browser, "#generate")
-    browser.wait_for(f"{SHOWN} == 2", seconds=60)
+    browser.wait_for(f"{SHOWN} == 2", seconds=240)
     videos = "[...document.querySelectorAll('#result video')]"
     browser.wait_for(f"{videos}.every(one => one.currentTime > 0.2)")
     times = browser.run(f"{videos}.map(one => one.currentTime)")
@@ -113,7 +113,7 @@ def test_stop_stops(browser, url):
     put(browser, "#prompt textarea", "the camera zooms in")
     put(browser, "#steps input", "400")
     click(browser, "#generate")
-    browser.wait_for(f"{SAID}.includes('step')", seconds=40)
+    browser.wait_for(f"{SAID}.includes('step')", seconds=120)
     click(browser, "#stop")
     browser.wait_for(f"{SAID}.includes('Stopped')")
     assert browser.run(SHOWN) == 0

@@ -55,7 +55,7 @@ class Browser:
         assert "exceptionDetails" not in answer, (script, answer)
         return answer["result"].get("value")
 
-    def wait_for(self, script, *, seconds=20):
+    def wait_for(self, script, *, seconds=60):
         end = time.monotonic() + seconds
         while not self.run(f"!!({script})"):
             assert time.monotonic() < end, script
