@@ -37,7 +37,8 @@ def experts_of_recipe(model: Any, recipe: str, values: str) -> list[Expert]:
     """
     try:
         from motionmerge.merging.recipes.bound import BoundRecipe
-        from motionmerge.merging.recipes.recipe import OWN_MODEL, Recipe, shipped_recipes
+        from motionmerge.merging.recipes.files import shipped_recipes
+        from motionmerge.merging.recipes.recipe import OWN_MODEL, Recipe
     except ImportError as error:
         raise NodeError(
             f"Recipes are read by motionmerge, which cannot be imported here ({error}).",

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from motionmerge.cli import app
 from motionmerge.cli.options import recipe_names
-from motionmerge.merging.recipes.recipe import Recipe, shipped_recipes
+from motionmerge.merging.recipes.files import shipped_recipes
+from motionmerge.merging.recipes.recipe import Recipe
 
 
 def test_every_shipped_recipe_is_listed_with_a_sentence_its_inputs_and_parameters():

@@ -15,8 +15,9 @@ from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.algebra.sparsify import dare
 from motionmerge.merging.inputs.sources import Source
 from motionmerge.merging.merge import realise
+from motionmerge.merging.recipes.files import shipped_recipes
 from motionmerge.merging.recipes.parser import MAX_DEPTH, parse_expression
-from motionmerge.merging.recipes.recipe import Recipe, RecipeInput, shipped_recipes
+from motionmerge.merging.recipes.recipe import Recipe, RecipeInput
 from motionmerge.schedule import ScheduleEntry
 
 from .conftest import RECIPE

@@ -32,7 +32,8 @@ def recipes(
 
     `motionmerge show RECIPE` prints formulas, schedule and sizes of one.
     """
-    from motionmerge.merging.recipes.recipe import Recipe, shipped_recipes
+    from motionmerge.merging.recipes.files import shipped_recipes
+    from motionmerge.merging.recipes.recipe import Recipe
 
     if recipe is not None:
         one = Recipe.load(recipe)

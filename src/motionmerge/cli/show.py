@@ -61,7 +61,8 @@ def show(
     """
     from motionmerge.merging.inputs.sources import names_in
     from motionmerge.merging.lora.detection import is_lora
-    from motionmerge.merging.recipes.recipe import Recipe, shipped_recipes
+    from motionmerge.merging.recipes.files import shipped_recipes
+    from motionmerge.merging.recipes.recipe import Recipe
 
     is_recipe = subject in shipped_recipes() or Path(subject).suffix in (".yaml", ".yml")
     if is_recipe and not Path(subject).is_dir():

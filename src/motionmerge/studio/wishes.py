@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from motionmerge.errors import ConfigError, RecipeError
-from motionmerge.merging.recipes.recipe import Recipe, shipped_recipes
+from motionmerge.merging.recipes.files import shipped_recipes
+from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.sampling.request.experts import ExpertChoice
 from motionmerge.sampling.request.model import ModelChoice
 from motionmerge.sampling.request.request import POCKET, VideoRequest

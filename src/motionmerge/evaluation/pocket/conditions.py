@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from motionmerge.errors import ConfigError
-from motionmerge.merging.recipes.recipe import Recipe, shipped_recipes
+from motionmerge.merging.recipes.files import shipped_recipes
+from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.models.pocket.components import VARIANTS
 from motionmerge.schedule import PAPER_BOUNDARY
 from motionmerge.text import fix_unknown_name

@@ -18,33 +18,30 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import yaml
-
 from motionmerge.config import shown
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
-from motionmerge.io.paths import behind_links, exists, folder_of, open_plain_file, path_of
+from motionmerge.io.paths import behind_links, folder_of, path_of
 from motionmerge.io.weights import open_weights
 from motionmerge.lazy_torch import torch
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.algebra.sparsify import Dare
-from motionmerge.merging.inputs.resolvers import PACKAGE, resolve, split_name
+from motionmerge.merging.inputs.resolvers import resolve, split_name
 from motionmerge.merging.inputs.sources import MemoryTensors, Origin
+from motionmerge.merging.recipes.files import read_recipe
 from motionmerge.merging.recipes.parser import parse_expression
 from motionmerge.merging.recipes.sections import (
-    MAX_BYTES,
     RecipeInput,
     Sections,
     check_use,
     placed,
     read_sections,
 )
-from motionmerge.named import NamedFloat, NamedInt
+from motionmerge.merging.recipes.writing import sections_text, with_numbers
 from motionmerge.schedule import (
     PAPER_BOUNDARY,
     ExpertSchedule,
@@ -52,7 +49,7 @@ from motionmerge.schedule import (
     is_finite_number,
     plain_number,
 )
-from motionmerge.text import at_line, fix_unknown_name, nearest_name
+from motionmerge.text import at_line, fix_unknown_name
 from motionmerge.version import __version__
 
 METADATA_KEY = "motionmerge.recipe"
@@ -62,12 +59,6 @@ OWN_MODEL = "memory:base"
 """The path of an input that stands for the model in a pipeline, to which LoRAs are added."""
 
 InputValue: TypeAlias = "str | Path | Mapping[str, torch.Tensor]"
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes that ship with the package, by name."""
-    paths = (PACKAGE / "recipes").glob("*.yaml")
-    return dict(sorted((path.stem, path) for path in paths))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,30 +103,7 @@ class Recipe:
         Raises:
             RecipeError: The file is missing or is no recipe.
         """
-        path = Path(path)
-        shipped = shipped_recipes()
-        if not exists(path) and str(path) in shipped:
-            path = shipped[str(path)]
-        names = f"Give a .yaml file, or one of: {', '.join(shipped)}."
-        if not exists(path):
-            near = nearest_name(str(path), shipped)
-            raise RecipeError(
-                f"There is no recipe `{path}`: no such file, and no shipped recipe of that name.",
-                fix=names if near is None else f"Write `{near}` instead of `{path}`.",
-            )
-        try:
-            with open_plain_file(path) as file:
-                text = file.read(MAX_BYTES + 1).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise RecipeError(
-                f"{path} is no recipe: a recipe is text, which names weights as its inputs.",
-                fix=f"{names} Two checkpoints are merged without a recipe by "
-                "`motionmerge extrapolate BASE TUNED -o FOLDER`.",
-            ) from error
-        except OSError as error:
-            raise RecipeError(
-                f"Cannot read the recipe {path}: {error.strerror or error}.", fix=names
-            ) from error
+        text, path = read_recipe(Path(path))
         return cls.parse(text, folder=folder_of(path), source=str(path))
 
     @classmethod
@@ -343,20 +311,25 @@ class Recipe:
 
     def print(self) -> str:
         """Write the canonical text: `Recipe.parse(recipe.print()) == recipe`."""
-        text = "" if self.description is None else _dump({"description": self.description})
+        return sections_text(self.to_sections())
+
+    def to_sections(self) -> dict[str, Any]:
+        """Return the sections that a recipe file has, the schedule's numbers with their names."""
+        sections: dict[str, Any] = {}
+        if self.description is not None:
+            sections["description"] = self.description
         if self.parameters:
-            text += _dump({"parameters": dict(self.parameters)})
-        text += _dump({"inputs": self._inputs_as_written()})
-        text += _dump({"experts": {name: str(expert) for name, expert in self.experts.items()}})
+            sections["parameters"] = dict(self.parameters)
+        sections["inputs"] = {
+            name: entry.path
+            if entry.sha256 is None
+            else {"path": entry.path, "sha256": entry.sha256}
+            for name, entry in self.inputs.items()
+        }
+        sections["experts"] = {name: str(expert) for name, expert in self.experts.items()}
         if self.schedule is not None:
-            lines = (
-                yaml.safe_dump(
-                    entry, default_flow_style=True, sort_keys=False, allow_unicode=True, width=_WIDE
-                )
-                for entry in _as_written(self.schedule)
-            )
-            text += "schedule:\n" + "".join(f"  - {line}" for line in lines)
-        return text
+            sections["schedule"] = self.schedule.to_list()
+        return sections
 
     def with_parameters(self, **values: float) -> Recipe:
         """Return the recipe with other values of its parameters.
@@ -383,31 +356,7 @@ class Recipe:
         """Return the same recipe with numbers in place of its parameters."""
         if not self.parameters:
             return self
-        experts = {
-            name: _without_names(str(expert), self.parameters)
-            for name, expert in self.experts.items()
-        }
-        sections: dict[str, Any] = {"inputs": self._inputs_as_written(), "experts": experts}
-        if self.schedule is not None:
-            sections["schedule"] = [
-                {
-                    key: _without_names(value, self.parameters)
-                    if key in ("image", "attention") and isinstance(value, str)
-                    else value
-                    for key, value in entry.items()
-                }
-                for entry in self.schedule.to_list()
-            ]
-        plain = Recipe.from_sections(sections, folder=self.folder)
-        return replace(plain, description=self.description)
-
-    def _inputs_as_written(self) -> dict[str, str | dict[str, str]]:
-        return {
-            name: entry.path
-            if entry.sha256 is None
-            else {"path": entry.path, "sha256": entry.sha256}
-            for name, entry in self.inputs.items()
-        }
+        return Recipe.from_sections(with_numbers(self.to_sections()), folder=self.folder)
 
     def header(self, expert: str) -> dict[str, str]:
         """Return what the header of a file says of the expert in it."""
@@ -461,9 +410,6 @@ class Recipe:
         return replace(self, inputs=inputs, folder=behind_links(folder))
 
 
-_WIDE = 10**9
-
-
 def _number(name: str, value: object) -> float:
     """Return a number as Python writes it, also one of numpy's.
 
@@ -489,38 +435,6 @@ def _path_of_input(name: str, path: object) -> str:
             "`experts()`.",
         )
     return str(path)
-
-
-def _dump(section: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(
-        dict(section), default_flow_style=False, sort_keys=False, allow_unicode=True, width=_WIDE
-    )
-
-
-def _without_names(expression: str, parameters: Mapping[str, float]) -> str:
-    """Replace parameters' names by numbers, and two minus signs that then meet by a plus."""
-    numbers = {name: repr(value) for name, value in parameters.items()}
-    name = r"\b[A-Za-z_]\w*\b(?!\s*[=(])"  # of no setting, and of no function
-    plain = _replaced(name, numbers, expression)
-    return _replaced("- -", {"- -": "+ "}, plain)
-
-
-def _replaced(pattern: str, texts: Mapping[str, str], expression: str) -> str:
-    """Replace what a pattern finds outside quotes by what `texts` has for it."""
-    return re.sub(
-        rf'"(?:[^"\\]|\\.)*"|{pattern}', lambda found: texts.get(found[0], found[0]), expression
-    )
-
-
-def _as_written(schedule: ExpertSchedule) -> list[dict[str, Any]]:
-    """Return a schedule's entries with the names of their numbers."""
-    return [
-        {
-            key: value.text if isinstance(value, (NamedFloat, NamedInt)) else value
-            for key, value in entry.items()
-        }
-        for entry in schedule.to_list()
-    ]
 
 
 def as_recipe(recipe: Recipe | str | Path) -> Recipe:
