@@ -17,7 +17,7 @@ from motionmerge.errors import ConfigError, ShapeError
 from motionmerge.sampling.videos.make_video import pipeline_arguments, prepared
 from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.training.denoisers.choice import denoiser_for
-from motionmerge.training.denoisers.clean_latents import clip_moments, scaled_latents
+from motionmerge.training.denoisers.clean_latents import clip_moments, latent_scale
 from motionmerge.training.denoisers.condition import plain_condition
 from motionmerge.training.denoisers.encoding import encode_condition
 from motionmerge.training.denoisers.family import FamilyDenoiser
@@ -160,12 +160,12 @@ def test_clean_latents_begin_with_the_image_as_the_pipeline_encodes_it(
         pipeline, denoiser, clip, PROMPT, frame_rate=FPS, **text_of(family), **quiet
     )
     mean, _ = clip_moments(pipeline.vae, clip).chunk(2, 1)
-    latents = scaled_latents(pipeline.vae, mean)
+    latents = latent_scale(pipeline.vae)(mean)
     shown = condition.latents
     if family.name in ("Wan 2.1", "Wan 2.2-A14B", "SkyReels-V2"):
         shown = shown[:, 4:]  # behind the mask
     if family.name == "SVD":  # shown as the autoencoder gives it
-        shown = scaled_latents(pipeline.vae, shown)
+        shown = latent_scale(pipeline.vae)(shown)
     first = shown[:, : latents.shape[1], :1]
     torch.testing.assert_close(latents[:, :, :1], first, atol=1e-5, rtol=1e-5)
     if not denoiser.given_frames:

@@ -34,19 +34,6 @@ def clip_moments(vae: Any, frames: Picture) -> torch.Tensor:
     return moments.cpu()
 
 
-def scaled_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Bring latents, as an autoencoder gives them, on the scale of the denoiser.
-
-    Args:
-        vae: The autoencoder; its configuration is read.
-        latents: `[batch, channels, frames, height, width]`.
-
-    Raises:
-        ConfigError: The scale of this kind of autoencoder is unknown.
-    """
-    return latent_scale(vae)(latents)
-
-
 @dataclass(frozen=True)
 class LatentScale:
     """The way from latents as an autoencoder gives them to those of the denoiser; it pickles.
