@@ -70,6 +70,8 @@ def test_the_names_of_knobs_are_in_what_is_drawn() -> None:
         ("image: low_pass(0.4) - low_pass(1)", "Expected a call", "low_pass(keep"),
         ("image: low_pass()", "takes 1 number(s), got 0", "low_pass(keep"),
         ("image: motion_amplitude(0.5)", "is 0.5", "from 1"),
+        ("image: time_noise(1e9)", "`strength` of time_noise()", "from 0 to 10000"),
+        ("attention: first_frame(70000)", "is 70000", "from -10000 to 10000"),
         ("image: first_frame(-1)", "no `first_frame()`", "Remove"),
         ("image: blur(1, 5)", "cut off at a comma", "in quotes"),
         ('image: "low_pass(0.4, passes=2)"', "no setting `passes`", "strength="),

@@ -340,6 +340,58 @@ def test_an_error_in_a_call_leaves_nothing_behind() -> None:
     assert torch.equal(make(pipeline, family), plain)
 
 
+@pytest.mark.parametrize("setting", ["guidance: 3", "image: low_pass(0.3)"])
+def test_a_run_that_broke_off_between_passes_is_not_gone_on_with(setting: str) -> None:
+    family = named("Wan 2.1")
+    pipeline = built(family)
+    contexts, model = iter(range(9)), pipeline.transformer
+    with experts(pipeline, recipe_of(setting)):
+        expected = make(pipeline, family)
+
+        def context(name: str) -> Any:
+            if next(contexts) == 1:  # before the second pass of the first step
+                raise KeyboardInterrupt
+            return type(model).cache_context(model, name)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model, "cache_context", context)
+            with pytest.raises(KeyboardInterrupt):
+                make(pipeline, family)
+        assert torch.equal(make(pipeline, family), expected)
+        contexts = iter(range(9))
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(model, "cache_context", context)
+            make(pipeline, family)
+
+
+def test_a_callback_that_guides_later_does_not_mix_two_videos() -> None:
+    family = named("CogVideoX")
+    pipeline = built(family)
+
+    def guide(pipeline: Any, step: int, timestep: Any, tensors: Any) -> Any:
+        pipeline._guidance_scale = 5.0
+        return tensors
+
+    told = {"guidance_scale": 1.0, "callback_on_step_end": guide, "batch": 2}
+    late = recipe_of("step_fraction: 0.5, guidance: 1", "guidance: 3")
+    with experts(pipeline, late), pytest.raises(ConfigError, match="no unconditional pass"):
+        make(pipeline, family, **told)
+    with experts(pipeline, recipe_of("image: low_pass(0.3)")):
+        assert torch.equal(
+            make(pipeline, family, **told), make(pipeline, family, batch=2, guidance_scale=1.0)
+        )
+
+
+def test_a_model_that_is_compiled_meanwhile_is_named() -> None:
+    pipeline = built(named("Wan 2.1"))
+    recipe = recipe_of("guidance: 3")
+    with pytest.raises(ConfigError, match="was compiled while"), experts(pipeline, recipe):
+        pipeline.transformer.compile(backend="eager")
+    assert attached_bank(pipeline.transformer) is None
+    with experts(pipeline, recipe):  # compiled before
+        pass
+
+
 def test_guidance_that_has_no_second_pass_is_refused() -> None:
     family = named("Wan 2.1")
     pipeline = built(family)

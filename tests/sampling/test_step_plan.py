@@ -317,6 +317,19 @@ def test_wan_lightning_uses_both_of_its_loras() -> None:
     assert unused is not None and "`high` never denoises" in unused
 
 
+def test_an_expert_that_denoises_with_knobs_alone_is_not_said_to_be_idle() -> None:
+    entries = [
+        {"expert": "a", "step_fraction": 0.5, "guidance": 5},
+        {"expert": "a", "above": 0.999},
+        {"expert": "b"},
+    ]
+    scheduler = FLOW()
+    scheduler.set_timesteps(2)
+    schedule = ExpertSchedule.from_list(entries)
+    unused = unused_entries(schedule, scheduler, labels_of_steps(schedule, scheduler))
+    assert unused is not None and "`a` without knobs never denoises" in unused
+
+
 def test_an_expert_without_a_step_is_named_before_denoising() -> None:
     scheduler = FLOW(shift=8.0)
     scheduler.set_timesteps(4)

@@ -24,7 +24,7 @@ from motionmerge.models.diffusers_state import group_offload_hooks, is_fused
 from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
 from motionmerge.noise_levels import denoises_in_stages, noise_level, noisiest
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
-from motionmerge.switching.denoiser_call import DenoiserCalls, WatchedCall
+from motionmerge.switching.denoiser_call import DenoiserCalls
 from motionmerge.switching.denoising_steps import (
     Moment,
     StepFinder,
@@ -35,6 +35,7 @@ from motionmerge.switching.denoising_steps import (
     timesteps_of,
     warn_of_unused,
 )
+from motionmerge.switching.watched_call import WatchedCall
 from motionmerge.text import fix_unknown_name
 
 BARE_MODULE = "denoiser"

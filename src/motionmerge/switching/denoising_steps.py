@@ -151,7 +151,12 @@ def unused_entries(
     schedule: ExpertSchedule, scheduler: Scheduler | None, labels: Sequence[str]
 ) -> str | None:
     """Describe which entries of a schedule get no step, and why; None if all get some."""
-    unused = [f"`{label}`" for label in schedule.labels if label not in labels]
+    used = {entry.expert for entry in schedule.entries if entry.label in labels}
+    unused = [
+        f"`{label}`{' without knobs' if label in used else ''}"
+        for label in schedule.labels
+        if label not in labels
+    ]
     if not unused:
         return None
     levels = ""
