@@ -10,8 +10,10 @@ result comes out: for a scale of ours, both are that result.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import FrameType
 
 import torch
 from diffusers.utils import BaseOutput
@@ -209,15 +211,18 @@ class DenoiserCalls:
                 fix="Call disable_cache() of the denoiser, or leave all but experts out of the "
                 "schedule.",
             )
+        if not _is_running(self.pipeline):
+            raise ConfigError(
+                f"A denoiser is called by something else than its {type(self.pipeline).__name__}, "
+                "so that its passes are unknown.",
+                fix="Attach the experts to the pipeline that is called, or leave all but experts "
+                "out of the schedule.",
+            )
         run = _Run(
             family=self.family, pipeline=self.pipeline, module=module, moment=moment, call=call
         )
         if self.family.passes == "batched":
-            if self._is_batch_of_two is None:
-                raise ConfigError(
-                    "A denoiser is called before its pipeline was, so that its passes are unknown.",
-                    fix="Call the pipeline, or only experts in the schedule.",
-                )
+            assert self._is_batch_of_two is not None
             has_two = self._is_batch_of_two and not self.family.is_conditional(given)
             return run.batched(given, is_guided=has_two)
         guides = _guides(self.pipeline, self.family)
@@ -399,6 +404,17 @@ def _with_prediction(output: object, prediction: torch.Tensor) -> object:
     assert isinstance(output, BaseOutput)
     output["sample"] = prediction
     return output
+
+
+def _is_running(pipeline: object) -> bool:
+    """Check whether a method of a pipeline is being executed.
+
+    Only then is its scale that of this run, not of one before: pipelines may share denoisers.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_locals.get("self") is not pipeline:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _guides(pipeline: object, family: KnobFamily) -> bool | None:

@@ -190,7 +190,8 @@ def place_of_step(scheduler: Scheduler | None, index: int | None, value: float) 
     grid = timesteps_of(scheduler)
     assert grid is not None
     nearest = int((grid - value).abs().argmin()) if index is None else index
-    return nearest / max(len(grid) - 1, 1)
+    done, total = _steps_done(grid, nearest, calls=getattr(scheduler, "order", 1))
+    return done / max(total - 1, 1)
 
 
 def start_step_of(schedule: ExpertSchedule, scheduler: Scheduler) -> int | None:
@@ -214,11 +215,17 @@ def start_step_of(schedule: ExpertSchedule, scheduler: Scheduler) -> int | None:
 
 
 def share_done(grid: torch.Tensor, index: int, *, calls: int) -> float:
-    """Return the share of the steps that are done; two calls at one timestep may be one step."""
+    """Return the share of the steps that are done, see `_steps_done`."""
+    done, total = _steps_done(grid, index, calls=calls)
+    return done / total
+
+
+def _steps_done(grid: torch.Tensor, index: int, *, calls: int) -> tuple[int, int]:
+    """Count the steps before a call, and all; two calls at one timestep may be one step."""
     if calls == 1:
-        return index / len(grid)
+        return index, len(grid)
     starts = torch.cat([torch.ones(1, dtype=torch.bool), grid[1:] != grid[:-1]])
-    return (int(starts[: index + 1].sum()) - 1) / int(starts.sum())
+    return int(starts[: index + 1].sum()) - 1, int(starts.sum())
 
 
 @dataclass
