@@ -65,6 +65,7 @@ class Call:
             if math.isfinite(value) and least <= value <= most:
                 return
             text = number_text(value)
+            text += "" if text == number_text(value.real) else f" = {value.real:g}"  # a parameter
         expected = "a finite number"
         if not math.isinf(least):
             expected = f"a number from {least:g} {'on' if math.isinf(most) else f'to {most:g}'}"

@@ -24,8 +24,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import yaml
-
 from motionmerge.config import shown
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.io.paths import behind_links, exists, folder_of, open_plain_file, path_of
@@ -52,7 +50,7 @@ from motionmerge.schedule import (
     is_finite_number,
     plain_number,
 )
-from motionmerge.text import at_line, fix_unknown_name, nearest_name
+from motionmerge.text import at_line, fix_unknown_name, nearest_name, write_yaml
 from motionmerge.version import __version__
 
 METADATA_KEY = "motionmerge.recipe"
@@ -343,18 +341,15 @@ class Recipe:
 
     def print(self) -> str:
         """Write the canonical text: `Recipe.parse(recipe.print()) == recipe`."""
-        text = "" if self.description is None else _dump({"description": self.description})
+        text = "" if self.description is None else write_yaml({"description": self.description})
         if self.parameters:
-            text += _dump({"parameters": dict(self.parameters)})
-        text += _dump({"inputs": self._inputs_as_written()})
-        text += _dump({"experts": {name: str(expert) for name, expert in self.experts.items()}})
+            text += write_yaml({"parameters": dict(self.parameters)})
+        text += write_yaml({"inputs": self._inputs_as_written()})
+        text += write_yaml(
+            {"experts": {name: str(expert) for name, expert in self.experts.items()}}
+        )
         if self.schedule is not None:
-            lines = (
-                yaml.safe_dump(
-                    entry, default_flow_style=True, sort_keys=False, allow_unicode=True, width=_WIDE
-                )
-                for entry in _as_written(self.schedule)
-            )
+            lines = (write_yaml(entry, is_one_line=True) for entry in _as_written(self.schedule))
             text += "schedule:\n" + "".join(f"  - {line}" for line in lines)
         return text
 
@@ -461,9 +456,6 @@ class Recipe:
         return replace(self, inputs=inputs, folder=behind_links(folder))
 
 
-_WIDE = 10**9
-
-
 def _number(name: str, value: object) -> float:
     """Return a number as Python writes it, also one of numpy's.
 
@@ -489,12 +481,6 @@ def _path_of_input(name: str, path: object) -> str:
             "`experts()`.",
         )
     return str(path)
-
-
-def _dump(section: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(
-        dict(section), default_flow_style=False, sort_keys=False, allow_unicode=True, width=_WIDE
-    )
 
 
 def _without_names(expression: str, parameters: Mapping[str, float]) -> str:
