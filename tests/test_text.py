@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
+import yaml
 
 from motionmerge.errors import ConfigError
-from motionmerge.text import MAX_YAML, parse_yaml
+from motionmerge.text import MAX_YAML, parse_yaml, write_yaml
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
@@ -45,3 +47,14 @@ def test_what_could_grow_is_refused_while_it_is_scanned(text, what):
 
 def test_a_quoted_key_of_two_angles_is_a_plain_key():
     assert parse_yaml('{"<<": 1, b: [1, {c: 2}]}', source="x") == {"<<": 1, "b": [1, {"c": 2}]}
+
+
+def test_numbers_are_read_as_people_mean_them_and_text_stays_text():
+    values = {"1e3": 1000.0, "1e-4": 1e-4, ".5": 0.5, "-3": -3, "1_000": 1000, "-.inf": -math.inf}
+    values |= dict.fromkeys(["010", "1:30", "0x10", "1e", "1.2.3", "_1"])  # text, and no number
+    for text, number in values.items():
+        read = parse_yaml(f"a: {text}", source="x")["a"]
+        assert read == (text if number is None else number) and type(read) in (str, int, float)
+        for value in (text, read):
+            assert parse_yaml(write_yaml({"a": value}), source="x") == {"a": value}
+            assert yaml.safe_load(write_yaml([value], is_one_line=True)) == [value]

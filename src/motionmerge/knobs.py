@@ -19,6 +19,9 @@ from motionmerge.expressions import MAX_DEPTH, ExpressionReader
 from motionmerge.named import named, number_text
 from motionmerge.text import fix_unknown_name
 
+_LARGEST = 10_000.0
+"""What is added to scores or latents in fp16, which ends at 65,504: beyond, they are no numbers."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -62,6 +65,7 @@ class Call:
             if math.isfinite(value) and least <= value <= most:
                 return
             text = number_text(value)
+            text += "" if text == number_text(value.real) else f" = {value.real:g}"  # a parameter
         expected = "a finite number"
         if not math.isinf(least):
             expected = f"a number from {least:g} {'on' if math.isinf(most) else f'to {most:g}'}"
@@ -214,7 +218,7 @@ class NoisyImage(ImageKnob):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self._check("strength", self.strength, 0)
+        self._check("strength", self.strength, 0, _LARGEST)
         self._check("power", self.power, 0)
         self._check("seed", self.seed, -math.inf)
         if not isinstance(self.seed, int):
@@ -232,7 +236,7 @@ class FirstFrame(AttentionKnob):
     """A number that is added to the scores of keys of the first latent frame.
 
     Attributes:
-        bias: Negative moves more; -0.6 is DyMoS'. 0 changes nothing.
+        bias: Negative moves more; -0.6 is DyMoS'. 0 changes nothing. Within what fp16 holds.
 
     Source: DyMoS, 2026 (arXiv 2605.19398).
     """
@@ -241,7 +245,7 @@ class FirstFrame(AttentionKnob):
     bias: float
 
     def __post_init__(self) -> None:
-        self._check("bias", self.bias, -math.inf)
+        self._check("bias", self.bias, -_LARGEST, _LARGEST)
 
 
 _FADES: tuple[type[Fade], ...] = (Linear, Exponential)

@@ -28,6 +28,8 @@ from motionmerge.errors import RecipeError
 from motionmerge.knobs import (
     AttentionKnob,
     ImageKnob,
+    MotionAmplitude,
+    NoisyImage,
     parse_attention,
     parse_image,
     write_image,
@@ -69,7 +71,7 @@ class ScheduleEntry:
         above: Used while the noise level is strictly above this, in [0, 1].
         timestep: Used while the scheduler's timestep is strictly above this.
         step_fraction: Used while the fraction of steps already done is strictly below this, [0, 1].
-        guidance: The guidance scale, at least 1; at 1 the unconditional pass is left out.
+        guidance: The guidance scale, from 1 to 1000; at 1 the unconditional pass is left out.
         image: Changes of the condition image; their text in recipes.
         attention: A change of the self-attention; its text in recipes.
         start: Noise level that denoising begins at, in (0, 1]; for the first entry alone.
@@ -116,9 +118,10 @@ class ScheduleEntry:
                 f"{place} is {shown(value)}.",
                 fix="Write a number, or the name of one of the recipe's parameters.",
             )
-        if name == "guidance" and value < 1:
+        if name == "guidance" and not 1 <= value <= 1000:
             raise RecipeError(
-                f"{place} is {value}, below 1.", fix="Write 1 for none, or e.g. `guidance: 3.5`."
+                f"{place} is {value}, {'below 1' if value < 1 else 'above 1000'}.",
+                fix="Write 1 for none, or e.g. `guidance: 3.5`.",
             )
         if name == "start" and not 0 < value <= 1:
             raise RecipeError(
@@ -161,6 +164,12 @@ class ScheduleEntry:
                 f"{', '.join(given)}.",
                 fix="Keep one of them.",
             )
+        for kind in (MotionAmplitude, NoisyImage):  # filters follow each other, these do not
+            if sum(isinstance(knob, kind) for knob in self.image) > 1:
+                raise RecipeError(
+                    f"`image` of the schedule entry of `{self.expert}` has {kind.name}() twice.",
+                    fix="Keep one of them.",
+                )
 
     @property
     def condition(self) -> tuple[str, float] | None:

@@ -90,6 +90,30 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+_NUMBERS = {
+    "int": r"[-+]?(?:0|[1-9][0-9_]*)$",
+    "float": r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9_]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"
+    r"|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$",
+}
+"""Which plain text is a number: 1e3 is one as in Python, 010 is not eight and 1:30 not ninety."""
+
+_UniqueKeyLoader.yaml_implicit_resolvers = {
+    first: [one for one in resolvers if one[0].rpartition(":")[2] not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+class _Dumper(yaml.SafeDumper):
+    """A safe dumper that quotes text which we or other readers of YAML would take for a number."""
+
+
+for _kind, _pattern in _NUMBERS.items():
+    for _class in (_UniqueKeyLoader, _Dumper):
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_kind}", re.compile(_pattern), list("-+.0123456789")
+        )
+
+
 _SHOWN = 100
 """Characters of a line that a message repeats."""
 
@@ -172,3 +196,20 @@ def parse_yaml(text: str, *, source: str) -> Any:
         raise ConfigError(
             f"{source} is not valid YAML: {error}", fix="Correct the line named above."
         ) from error
+
+
+def write_yaml(value: Any, *, is_one_line: bool = False) -> str:
+    """Write plain values as YAML, keys in their order; `parse_yaml` reads them back.
+
+    Args:
+        value: Mappings, lists, text and numbers.
+        is_one_line: Write it within braces.
+    """
+    return yaml.dump(
+        value,
+        Dumper=_Dumper,
+        default_flow_style=is_one_line,
+        sort_keys=False,
+        allow_unicode=True,
+        width=10**9,  # lines are never wrapped
+    )

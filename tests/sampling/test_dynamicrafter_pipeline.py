@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers.callbacks import SDCFGCutoffCallback
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -529,6 +530,7 @@ def test_shapes_that_do_not_fit_are_refused(
         {"start_step": 1001},
         {"generator": [torch.Generator(), torch.Generator()]},
         {"callback_on_step_end_tensor_inputs": ["prompt_embeds"]},
+        {"callback_on_step_end": SDCFGCutoffCallback(cutoff_step_ratio=0.5)},
         {"prompt_embeds": torch.zeros(1, NUM_TOKENS, WIDTH)},
     ],
 )

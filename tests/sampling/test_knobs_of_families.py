@@ -15,13 +15,13 @@ from motionmerge.knobs import parse_image
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
 from motionmerge.switching.expert_bank import attached_bank, experts
-from motionmerge.switching.image_functions import low_pass
 from motionmerge.switching.knob_families import (
     AMPLITUDE,
     ATTENTION,
     FILTERS,
     GUIDANCE,
     START,
+    KnobFamily,
     knob_family,
 )
 
@@ -56,6 +56,12 @@ def built(family: Family) -> Any:
             if not parameter.any():
                 parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
     return pipeline
+
+
+def known_of(pipeline: Any) -> KnobFamily:
+    """Look up which knobs a pipeline has."""
+    config = {name: getattr(part, "config", {}) for name, part in pipeline.components.items()}
+    return knob_family(type(pipeline).__name__, {"": pipeline.config, **config})
 
 
 class Calls:
@@ -99,8 +105,7 @@ def make(pipeline: Any, family: Family, **options: Any) -> torch.Tensor:
 @pytest.mark.parametrize("family", EVERY_FAMILY, ids=lambda family: family.name)
 def test_every_knob_acts_or_is_refused_and_nothing_stays(family: Family) -> None:
     pipeline = built(family)
-    config = {name: getattr(part, "config", {}) for name, part in pipeline.components.items()}
-    known = knob_family(type(pipeline).__name__, {"": pipeline.config, **config})
+    known = known_of(pipeline)
     for knob in (knob for knob in SETTINGS if not known.has(knob)):
         with pytest.raises(ConfigError, match=r"does not have|combined in another way"):
             experts(pipeline, recipe_of(SETTINGS[knob]))
@@ -153,92 +158,6 @@ def test_guidance_is_bit_equal_in_bf16_as_well(name: str) -> None:
 
 def named(name: str) -> Family:
     return next(family for family in EVERY_FAMILY if family.name == name)
-
-
-def official_alg(pipeline: Any, family: Family, *, keep: float, until: float, g: float) -> Any:
-    """Denoise by three explicit passes while x <= until, and by two afterwards, as ALG's code does.
-
-    All that the pipeline encodes is taken from a plain run of it.
-    """
-    seen: list[dict[str, Any]] = []
-    hook = pipeline.transformer.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
-    )
-    generate(pipeline, family, guidance_scale=g)
-    hook.remove()
-    is_batched = family.name == "CogVideoX"
-    axis = 2 if is_batched else 1
-    first = dict(seen[0])
-    sample = first.pop("hidden_states")[:1]
-    width = pipeline.transformer.config.out_channels
-    latents, beside = sample.split([width, sample.shape[axis] - width], dim=axis)
-    texts = [kwargs["encoder_hidden_states"] for kwargs in seen[:2]]
-    c, u = reversed(texts[0].split(1)) if is_batched else texts
-    pipeline.scheduler.set_timesteps(family.steps)
-    steps = pipeline.scheduler.timesteps
-
-    def predict(image: torch.Tensor, text: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        inputs = torch.cat([latents, image], dim=axis)
-        own = {"hidden_states": inputs, "timestep": t.expand(1), "encoder_hidden_states": text}
-        with torch.no_grad():
-            return pipeline.transformer(**{**first, **own})[0]
-
-    for i, t in enumerate(steps):
-        low = low_pass(beside, keep) if i / (len(steps) - 1) <= until else beside
-        unconditional = predict(beside, u, t)
-        prediction = unconditional + g * (predict(low, c, t) - predict(low, u, t))
-        latents = pipeline.scheduler.step(prediction, t, latents, return_dict=False)[0]
-    return latents
-
-
-@pytest.mark.parametrize("name", ["Wan 2.1", "CogVideoX"])
-def test_alg_is_three_explicit_passes(name: str) -> None:
-    family = named(name)
-    pipeline = built(family)
-    expected = official_alg(pipeline, family, keep=0.4, until=0.4, g=5.0)
-    with experts(pipeline, Recipe.load("alg").with_parameters(share=0.4)):
-        made = generate(pipeline, family, guidance_scale=5.0)
-    torch.testing.assert_close(made, expected, atol=2e-6, rtol=2e-6)
-    assert not torch.allclose(made, generate(pipeline, family, guidance_scale=5.0), atol=1e-4)
-    g = "guidance: 5, " + SETTINGS[FILTERS].replace("0.3", "0.4")
-    with experts(pipeline, recipe_of(f"step_fraction: 0.4, {g}", "guidance: 5")):
-        combined = generate(pipeline, family, guidance_scale=2.0)
-    torch.testing.assert_close(combined, expected, atol=2e-6, rtol=2e-6)
-
-
-def first_sample(pipeline: Any, family: Family) -> torch.Tensor:
-    """Make a video; return what the denoiser was called with first."""
-    seen: list[torch.Tensor] = []
-    hook = pipeline.transformer.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]),
-        with_kwargs=True,
-    )
-    make(pipeline, family)
-    hook.remove()
-    return seen[0]
-
-
-@pytest.mark.parametrize("name", ["Wan 2.1", "SkyReels-V2", "Wan 2.1 modular"])
-def test_motion_amplitude_is_its_formula_in_the_units_of_the_vae(name: str) -> None:
-    family = named(name)
-    pipeline = built(family)
-    plain = first_sample(pipeline, family)
-    with experts(pipeline, recipe_of("image: motion_amplitude(1.5)")):
-        turned = first_sample(pipeline, family)
-    config, width = pipeline.vae.config, pipeline.transformer.config.out_channels
-    mean, std = (
-        torch.tensor(values).reshape(1, -1, 1, 1, 1)
-        for values in (config.latents_mean, config.latents_std)
-    )
-    z = plain[:, -width:] * std + mean
-    change = z - z[:, :, :1]
-    level = change.mean(dim=(1, 3, 4), keepdim=True)
-    pushed = (z[:, :, :1] + 1.5 * (change - level) + level).clamp(-6, 6)
-    expected = plain.clone()
-    expected[:, -width:, 1:] = ((pushed - mean) / std)[:, :, 1:]
-    torch.testing.assert_close(turned, expected, atol=1e-5, rtol=1e-5)
-    assert torch.equal(turned[:, :-width], plain[:, :-width])
-    assert not torch.allclose(turned, plain, atol=1e-3)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -338,6 +257,73 @@ def test_an_error_in_a_call_leaves_nothing_behind() -> None:
     assert all(old.keys() == new.keys() for old, new in zip(before, after, strict=True))
     assert not any(module._forward_pre_hooks for module in pipeline.transformer.modules())
     assert torch.equal(make(pipeline, family), plain)
+
+
+@pytest.mark.parametrize("setting", ["guidance: 3", "image: low_pass(0.3)"])
+def test_a_run_that_broke_off_between_passes_is_not_gone_on_with(setting: str) -> None:
+    family = named("Wan 2.1")
+    pipeline = built(family)
+    contexts, model = iter(range(9)), pipeline.transformer
+    with experts(pipeline, recipe_of(setting)):
+        expected = make(pipeline, family)
+
+        def context(name: str) -> Any:
+            if next(contexts) == 1:  # before the second pass of the first step
+                raise KeyboardInterrupt
+            return type(model).cache_context(model, name)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model, "cache_context", context)
+            with pytest.raises(KeyboardInterrupt):
+                make(pipeline, family)
+        assert torch.equal(make(pipeline, family), expected)
+        contexts = iter(range(9))
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(model, "cache_context", context)
+            make(pipeline, family)
+
+
+def test_a_callback_that_guides_later_does_not_mix_two_videos() -> None:
+    family = named("CogVideoX")
+    pipeline = built(family)
+
+    def guide(pipeline: Any, step: int, timestep: Any, tensors: Any) -> Any:
+        pipeline._guidance_scale = 5.0
+        return tensors
+
+    told = {"guidance_scale": 1.0, "callback_on_step_end": guide, "batch": 2}
+    late = recipe_of("step_fraction: 0.5, guidance: 1", "guidance: 3")
+    with experts(pipeline, late), pytest.raises(ConfigError, match="no unconditional pass"):
+        make(pipeline, family, **told)
+    with experts(pipeline, recipe_of("image: low_pass(0.3)")):
+        assert torch.equal(
+            make(pipeline, family, **told), make(pipeline, family, batch=2, guidance_scale=1.0)
+        )
+
+
+@pytest.mark.parametrize("name", ["Wan 2.1", "CogVideoX"])
+def test_a_pipeline_that_shares_the_denoiser_is_not_taken_for_the_one_with_knobs(name: str) -> None:
+    family = named(name)
+    pipeline = built(family)
+    other = type(pipeline)(**pipeline.components)
+    expected = told(other, family, 4.0)
+    told(pipeline, family, 1.0)  # what it remembers is not true of the other
+    for setting in ("guidance: 1", "image: low_pass(0.3)"):
+        with experts(pipeline, recipe_of(setting)):
+            with pytest.raises(ConfigError, match="called by something else than its"):
+                told(other, family, 4.0)
+            told(pipeline, family, 4.0)
+    assert torch.equal(told(other, family, 4.0), expected)
+
+
+def test_a_model_that_is_compiled_meanwhile_is_named() -> None:
+    pipeline = built(named("Wan 2.1"))
+    recipe = recipe_of("guidance: 3")
+    with pytest.raises(ConfigError, match="was compiled while"), experts(pipeline, recipe):
+        pipeline.transformer.compile(backend="eager")
+    assert attached_bank(pipeline.transformer) is None
+    with experts(pipeline, recipe):  # compiled before
+        pass
 
 
 def test_guidance_that_has_no_second_pass_is_refused() -> None:

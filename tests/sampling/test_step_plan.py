@@ -35,6 +35,7 @@ from motionmerge.switching.denoising_steps import (
     UnusedExpertWarning,
     describe_steps,
     labels_of_steps,
+    place_of_step,
     unused_entries,
 )
 from motionmerge.switching.expert_bank import ExpertBank
@@ -315,6 +316,27 @@ def test_wan_lightning_uses_both_of_its_loras() -> None:
             assert steps.count("opening") == 1
     steps, unused = lightning_steps(1.0, 4)
     assert unused is not None and "`high` never denoises" in unused
+
+
+def test_calls_at_one_timestep_are_at_one_place_of_a_fade():
+    scheduler = diffusers.HeunDiscreteScheduler()
+    scheduler.set_timesteps(3)
+    places = [place_of_step(scheduler, index, 0.0) for index in range(5)]
+    assert places == [0, 0.5, 0.5, 1, 1]
+    assert place_of_step(scheduler, None, float(scheduler.timesteps[1]) + 1) == 0.5
+
+
+def test_an_expert_that_denoises_with_knobs_alone_is_not_said_to_be_idle() -> None:
+    entries = [
+        {"expert": "a", "step_fraction": 0.5, "guidance": 5},
+        {"expert": "a", "above": 0.999},
+        {"expert": "b"},
+    ]
+    scheduler = FLOW()
+    scheduler.set_timesteps(2)
+    schedule = ExpertSchedule.from_list(entries)
+    unused = unused_entries(schedule, scheduler, labels_of_steps(schedule, scheduler))
+    assert unused is not None and "`a` without knobs never denoises" in unused
 
 
 def test_an_expert_without_a_step_is_named_before_denoising() -> None:

@@ -36,13 +36,14 @@ def compare_knobs(
     dry_run: PlanOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the same videos with every way to more motion that MODEL has, and measure them.
+    """Compare every way to make the videos of MODEL move more: same photos, one page of results.
 
-    Weights: tuned (the model), base, EDG and the motion knob, if --base says what it was tuned
-    from. On tuned: ALG, motion amplitude, a bias against the first frame; then pairs. What the
-    model cannot do is listed with the reason. Differences from tuned are paired, with 95 %
-    intervals. Without photos the pocket model has validation prompts of its own. The same command
-    goes on after a kill.
+    Each way is one set of videos. Other weights: tuned (the model as it is), and if --base says
+    what it was tuned from, base, the paper's EDG, and the motion knob. Settings of the denoising,
+    on tuned: ALG (a blurred photo), motion amplitude, a bias against the first frame. Then pairs.
+    Ways that the model does not have are named, with the reason. The page has motion against
+    fidelity and obedience, and paired differences from tuned with 95 % intervals. Without photos
+    the pocket model has validation prompts of its own. The same command goes on after a kill.
     """
     with needs_eval_extra():
         from motionmerge.evaluation.sweeps.knob_points import knob_points

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from motionmerge.cli.batch import check_workers, cluster_device_of_ray, progress_printer
-from motionmerge.cli.bench import SceneFlags, VariantBuilder, own_recipe, tell
+from motionmerge.cli.bench import SceneFlags, VariantBuilder, own_recipe
 from motionmerge.cli.flag_groups import with_flags
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.merge import counting_bar
@@ -157,7 +157,7 @@ def run_points(
     with needs_eval_extra():
         from motionmerge.evaluation.row_files import WHOLE
         from motionmerge.evaluation.runs import Kept
-        from motionmerge.evaluation.sweeps.pace import Pace, work_of
+        from motionmerge.evaluation.sweeps.pace import Pace, duration, work_of
         from motionmerge.evaluation.sweeps.results import results_of
         from motionmerge.evaluation.sweeps.videos import measure_planned
     from motionmerge.io.atomic import check_folder, prepare_folder
@@ -166,11 +166,13 @@ def run_points(
     check_folder(output)
     jobs = read_jobs()
     maker = VariantMaker(model, output / "videos", load=lambda: load_model(model))
-    planned = _plan(points, flags, maker, jobs)
+    planned = _plan(points, flags, maker, jobs, to_stderr=as_json)
     left = [video.job for videos in missing_of(planned) for video in videos]
     pace = Pace(output, model.name)
     seconds = pace.seconds(work_of(left))
-    _print_plan(points, num_each=len(jobs), num_left=len(left), seconds=seconds, quiet=as_json)
+    if not as_json:
+        size = f"{len(points)} points of {len(jobs)} videos each"
+        print(f"{size}, {len(left)} to make: {duration(seconds)}")
     if dry_run:
         if as_json:
             plan = {"points": [one.name for one in points], "missing": len(left)}
@@ -212,36 +214,31 @@ def _check_flags(flags: VideoFlags, *, ray: bool, workers: int | None) -> None:
 
 
 def _plan(
-    points: Sequence[Point], flags: VideoFlags, maker: VariantMaker, jobs: Sequence[VideoJob]
+    points: Sequence[Point],
+    flags: VideoFlags,
+    maker: VariantMaker,
+    jobs: Sequence[VideoJob],
+    *,
+    to_stderr: bool,
 ) -> list[PlannedVariant]:
-    """Find the weights of every point, and name its videos; equal points share theirs."""
+    """Find the weights of every point, and name its videos; equal points share theirs.
+
+    Prints every point with what denoises which of its steps, once its weights are found.
+    """
     from motionmerge.sampling.batch.manifest import check_number
 
     check_number(len(points) * len(jobs), source="the sweep")
     build = VariantBuilder(flags, maker.model)
     planned = []
-    for point in points:
+    for number, point in enumerate(points, start=1):
         variant = build(point.name, point.recipe, boundary=point.boundary)
         planner = StepPlanner(maker.model, variant.experts)
         planner.add(jobs[0].settings)
-        tell(f"{point.name}:")
-        planner.show()
+        about = ": ".join([f"{number:3}  {point.name}", *planner.lines()])
+        typer.echo(about, err=to_stderr)
+        planner.warn()
         planned.append(maker.plan(variant, jobs))
     return planned
-
-
-def _print_plan(
-    points: Sequence[Point], *, num_each: int, num_left: int, seconds: float | None, quiet: bool
-) -> None:
-    from motionmerge.evaluation.sweeps.pace import duration
-
-    if quiet:
-        return
-    for number, point in enumerate(points, start=1):
-        print(f"{number:3}  {point.name}")
-    print(
-        f"{len(points)} points of {num_each} videos each, {num_left} to make: {duration(seconds)}"
-    )
 
 
 def _make(

@@ -296,15 +296,26 @@ class StepPlanner:
         if plan is not None:
             self._counts[plan] += 1
 
-    def show(self) -> None:
-        """Print the steps of each expert, and warn of those without any, on stderr."""
-        from motionmerge.switching.denoising_steps import UnusedExpertWarning
-
+    def lines(self) -> list[str]:
+        """Return which expert denoises which steps, a line for each plan and its noise levels."""
+        found: list[str] = []
         for plan, count in self._counts.items():
             videos = f" ({count} videos)" if len(self._counts) > 1 else ""
-            typer.echo(f"{plan.line}{videos}", err=True)
-            if plan.sigmas is not None:
-                typer.echo(plan.sigmas, err=True)
+            found.append(f"{plan.line}{videos}")
+            found += [] if plan.sigmas is None else [plan.sigmas]
+        return found
+
+    def show(self) -> None:
+        """Print the steps of each expert, and warn of those without any, on stderr."""
+        for line in self.lines():
+            typer.echo(line, err=True)
+        self.warn()
+
+    def warn(self) -> None:
+        """Print a warning of each expert without any step, on stderr."""
+        from motionmerge.switching.denoising_steps import UnusedExpertWarning
+
+        for plan in self._counts:
             if plan.warning is not None:
                 typer.echo(f"warning: {plan.warning}", err=True)
         if self._counts:  # told already

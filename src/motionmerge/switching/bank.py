@@ -18,13 +18,12 @@ from torch.utils.hooks import RemovableHandle
 
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.knobs import NoisyImage
-from motionmerge.merging.inputs.sources import MODULES
 from motionmerge.merging.names.wrappers import DENOISERS
 from motionmerge.models.diffusers_state import group_offload_hooks, is_fused
 from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
 from motionmerge.noise_levels import denoises_in_stages, noise_level, noisiest
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
-from motionmerge.switching.denoiser_call import DenoiserCalls, WatchedCall
+from motionmerge.switching.denoiser_call import DenoiserCalls
 from motionmerge.switching.denoising_steps import (
     Moment,
     StepFinder,
@@ -35,9 +34,9 @@ from motionmerge.switching.denoising_steps import (
     timesteps_of,
     warn_of_unused,
 )
+from motionmerge.switching.switchable import BARE_MODULE, modules_of
+from motionmerge.switching.watched_call import WatchedCall
 from motionmerge.text import fix_unknown_name
-
-BARE_MODULE = "denoiser"
 
 _TIMESTEPS = ("timestep", "vision_timesteps")
 """Names of the denoisers' timesteps; Cosmos 3 has one set for each modality."""
@@ -355,72 +354,6 @@ _ATTACHED: WeakKeyDictionary[nn.Module, Bank] = WeakKeyDictionary()
 def attached_bank(module: nn.Module) -> Bank | None:
     """Return the bank that switches this module now, or None."""
     return _ATTACHED.get(module)
-
-
-def modules_of(target: object, *, only: str | None = None) -> list[tuple[str, nn.Module]]:
-    """List the modules of a pipeline that experts can switch, denoisers first.
-
-    Args:
-        target: A pipeline, or one module.
-        only: Just this one of the pipeline.
-
-    Raises:
-        ConfigError: There is no denoiser, `only` is none, or experts would not reach all denoisers.
-    """
-    if isinstance(target, nn.Module):
-        return [(BARE_MODULE, target)]
-    if hasattr(target, "null_component_names"):  # a modular one; its class is slow to import
-        _check_loaded(target, only)
-    found = [(name, getattr(target, name, None)) for name in MODULES]
-    modules = [(name, module) for name, module in found if isinstance(module, nn.Module)]
-    if not any(name in DENOISERS for name, _ in modules):
-        raise ConfigError(
-            f"{type(target).__name__} has no `unet` or `transformer`.",
-            fix="Pass a loaded diffusers video pipeline, or the denoiser itself.",
-        )
-    if only is None:
-        return modules
-    if only not in DENOISERS and only in dict(modules):
-        raise ConfigError(
-            f"`{only}` alone cannot be switched: it sees no timestep.",
-            fix=f"Leave `module` out and name its tensors `{only}.<name>`.",
-        )
-    if only not in dict(modules):
-        raise ConfigError(
-            f"{type(target).__name__} has no module `{only}`.",
-            fix=fix_unknown_name(only, dict(modules)),
-        )
-    return [(only, dict(modules)[only])]
-
-
-def _check_loaded(pipeline: object, only: str | None) -> None:
-    """Refuse a modular pipeline that would denoise with weights which no expert reaches.
-
-    It is made without weights, and loads them later, in any order.
-
-    Raises:
-        ConfigError: A denoiser is not loaded yet, or is none of those that experts can switch.
-    """
-    wanted = DENOISERS if only is None else (only,)
-    parts: Mapping[str, object] = getattr(pipeline, "components", {})  # modular ones have some
-    kind = type(pipeline).__name__
-    absent = [name for name in wanted if name in parts and parts[name] is None]
-    if absent:
-        raise ConfigError(
-            f"`{absent[0]}` of {kind} is not loaded yet, so no expert can be put in its place.",
-            fix="Call load_components() or update_components(...) of the pipeline before.",
-        )
-    others = [
-        name
-        for name, part in parts.items()
-        if name.startswith("transformer_") and name not in DENOISERS and part is not None
-    ]
-    if others and only is None:
-        raise ConfigError(
-            f"{kind} has `{others[0]}` loaded as well, which experts do not reach.",
-            fix="Choose the denoiser to switch, e.g. module='transformer', or make the pipeline "
-            "with the one workflow that you use (workflow=...).",
-        )
 
 
 def check_attachable(name: str, module: nn.Module) -> None:

@@ -10,8 +10,10 @@ result comes out: for a scale of ours, both are that result.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import FrameType
 
 import torch
 from diffusers.utils import BaseOutput
@@ -38,6 +40,7 @@ from motionmerge.switching.knob_families import (
     knob_family,
     wanted_knobs,
 )
+from motionmerge.switching.watched_call import WatchedCall
 
 Forward = Callable[[Arguments], object]
 """Calls a denoiser as it is, and returns what it does: a tuple or an object with a `sample`."""
@@ -45,32 +48,46 @@ Forward = Callable[[Arguments], object]
 _EVERY_ROW = slice(None)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _FirstPass:
-    """The conditional pass of a step, whose unconditional one has not come yet."""
+    """The conditional pass of a step, whose unconditional one has not come yet.
 
+    Attributes:
+        run: That of the pipeline, see `DenoiserCalls`.
+        needs_second: Whether the schedule guides this step.
+        is_promised: Whether the pipeline said that it guides, so that only an error between the two
+            passes can have kept the second away.
+    """
+
+    run: object
     sample: torch.Tensor
     timestep: float
     output: object
     needs_second: bool
+    is_promised: bool
 
-    def is_of_step(self, timestep: float, sample: torch.Tensor, *, guides: bool | None) -> bool:
+    def is_of_step(
+        self, run: object, timestep: float, sample: torch.Tensor, *, guides: bool | None
+    ) -> bool:
         """Check whether a call is the second of the same step.
 
         Args:
+            run: That of the call.
             timestep: Of the call.
             sample: Of the call; some pipelines cast it anew for each pass.
             guides: Whether the pipeline runs a second pass; None if it does not tell.
         """
-        if guides is False or timestep != self.timestep:
+        if guides is False or run is not self.run or timestep != self.timestep:
             return False
         is_equal = sample.shape == self.sample.shape and torch.equal(sample, self.sample)
         return sample is self.sample or (guides is True and is_equal)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DenoiserCalls:
     """Carries out the knobs of a schedule in the calls of a pipeline's denoisers.
+
+    Runs of the pipeline are told apart by their timesteps, which the scheduler makes anew.
 
     Attributes:
         pipeline: Whose denoisers; its scale of guidance is read, never written.
@@ -82,6 +99,9 @@ class DenoiserCalls:
     family: KnobFamily
     wanted: list[str]
     _first: _FirstPass | None = None
+    _run_of: object = None
+    _is_batch_of_two: bool | None = None
+    _watched: list[WatchedCall] = field(default_factory=list)
 
     @classmethod
     def of(cls, target: object, schedule: ExpertSchedule) -> DenoiserCalls:
@@ -106,7 +126,7 @@ class DenoiserCalls:
                 )
         family = knob_family(type(target).__name__, _configs(target))
         check_knobs(schedule, family)
-        return cls(target, family, wanted_knobs(schedule))
+        return cls(pipeline=target, family=family, wanted=wanted_knobs(schedule))
 
     def watch(
         self,
@@ -135,6 +155,7 @@ class DenoiserCalls:
             bound = signature.bind(module, *args, **kwargs)
             given = dict(list(bound.arguments.items())[1:])
             moment = before(given)
+            self._look_at_run()
 
             def call(arguments: Arguments) -> object:
                 bound.arguments.update(arguments)
@@ -142,20 +163,45 @@ class DenoiserCalls:
 
             if moment.entry.knobs:
                 return self._run(module, given, moment, call)
-            self.check_finished()
+            self._check_second_came()
             return watched.plain(*args, **kwargs)
 
         watched = WatchedCall(module, run)
+        self._watched.append(watched)
         return watched
 
     def check_finished(self) -> None:
+        """Refuse what kept knobs from acting until the experts were detached.
+
+        Raises:
+            ConfigError: The last call had guidance and no second pass, or a denoiser was compiled
+                meanwhile.
+        """
+        self._run_of = None
+        self._check_second_came()
+        if any(one.is_replaced for one in self._watched):
+            raise ConfigError(
+                "A denoiser was compiled while the schedule's settings were attached, and has not "
+                "heeded them since.",
+                fix="Compile it before the `with experts(...)` block.",
+            )
+
+    def _look_at_run(self) -> None:
+        """Note whether a run that begins has batches of two passes: its scale may change later."""
+        run = getattr(getattr(self.pipeline, "scheduler", None), "timesteps", None)
+        if run is not self._run_of:
+            self._run_of, self._is_batch_of_two = run, _guides(self.pipeline, self.family)
+
+    def _check_second_came(self) -> None:
         """Refuse guidance that the pipeline had no second pass for.
 
         Raises:
             ConfigError: The last call with knobs was such a one.
         """
         first, self._first = self._first, None
-        if first is not None and first.needs_second:
+        if first is None or not first.needs_second:
+            return
+        if first.run is self._run_of or not first.is_promised:
             raise no_second_pass()
 
     def _run(self, module: nn.Module, given: Arguments, moment: Moment, call: Forward) -> object:
@@ -165,61 +211,45 @@ class DenoiserCalls:
                 fix="Call disable_cache() of the denoiser, or leave all but experts out of the "
                 "schedule.",
             )
+        if not _is_running(self.pipeline):
+            raise ConfigError(
+                f"A denoiser is called by something else than its {type(self.pipeline).__name__}, "
+                "so that its passes are unknown.",
+                fix="Attach the experts to the pipeline that is called, or leave all but experts "
+                "out of the schedule.",
+            )
         run = _Run(
             family=self.family, pipeline=self.pipeline, module=module, moment=moment, call=call
         )
-        guides = _guides(self.pipeline, self.family)
         if self.family.passes == "batched":
-            assert guides is not None
-            has_two = guides and not self.family.is_conditional(given)
+            assert self._is_batch_of_two is not None
+            has_two = self._is_batch_of_two and not self.family.is_conditional(given)
             return run.batched(given, is_guided=has_two)
+        guides = _guides(self.pipeline, self.family)
         if getattr(getattr(self.pipeline, "scheduler", None), "order", 1) > 1:
             raise ConfigError(
                 "The scheduler calls the denoiser several times a step, so that the passes of "
                 "guidance cannot be told apart.",
                 fix="Use a scheduler of one call a step, or only experts in the schedule.",
             )
-        first, sample = self._first, sample_of(given)
-        if first is not None and first.is_of_step(moment.timestep, sample, guides=guides):
+        first, sample, own = self._first, sample_of(given), self._run_of
+        if first is not None and first.is_of_step(own, moment.timestep, sample, guides=guides):
             self._first = None
             return run.second(given, first.output)
-        self.check_finished()
+        self._check_second_came()
         needs_second = (moment.entry.guidance or 1) > 1
         if needs_second and guides is False:
             raise no_second_pass()
         output = run.first(given)
-        self._first = _FirstPass(sample, moment.timestep, output, needs_second)
+        self._first = _FirstPass(
+            run=own,
+            sample=sample,
+            timestep=moment.timestep,
+            output=output,
+            needs_second=needs_second,
+            is_promised=guides is True,
+        )
         return output
-
-
-class WatchedCall:
-    """A module that is called through a function of ours.
-
-    torch asks `_compiled_call_impl` of a module for what stands in for a call, hooks and all. A
-    `forward` in its place would be lost: offloading puts back the old one after every video.
-
-    Args:
-        module: The module.
-        run: What is called instead.
-    """
-
-    def __init__(self, module: nn.Module, run: Callable[..., object]) -> None:
-        self._module, self._run = module, run
-        own = vars(module).get(_STANDS_IN)
-        self.plain: Callable[..., object] = own or module._call_impl
-        self._own = own
-        vars(module)[_STANDS_IN] = run
-
-    def remove(self) -> None:
-        """Restore the way in which the module is called."""
-        if vars(self._module).get(_STANDS_IN) is self._run:
-            if self._own is None:
-                del vars(self._module)[_STANDS_IN]
-            else:
-                vars(self._module)[_STANDS_IN] = self._own
-
-
-_STANDS_IN = "_compiled_call_impl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,13 +406,25 @@ def _with_prediction(output: object, prediction: torch.Tensor) -> object:
     return output
 
 
+def _is_running(pipeline: object) -> bool:
+    """Check whether a method of a pipeline is being executed.
+
+    Only then is its scale that of this run, not of one before: pipelines may share denoisers.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_locals.get("self") is not pipeline:
+        frame = frame.f_back
+    return frame is not None
+
+
 def _guides(pipeline: object, family: KnobFamily) -> bool | None:
     """Return whether a pipeline runs an unconditional pass now; None if it does not tell."""
     guider = getattr(pipeline, "guider", None)
     if guider is not None:
         return bool(guider.num_conditions > 1)
     if family.scale is not None:
-        return bool(getattr(pipeline, family.scale) > 1)
+        scale = getattr(pipeline, family.scale, None)
+        return None if scale is None else bool(scale > 1)
     found = getattr(pipeline, "do_classifier_free_guidance", None)
     return None if found is None else bool(found)
 

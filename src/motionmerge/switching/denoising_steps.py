@@ -151,7 +151,12 @@ def unused_entries(
     schedule: ExpertSchedule, scheduler: Scheduler | None, labels: Sequence[str]
 ) -> str | None:
     """Describe which entries of a schedule get no step, and why; None if all get some."""
-    unused = [f"`{label}`" for label in schedule.labels if label not in labels]
+    used = {entry.expert for entry in schedule.entries if entry.label in labels}
+    unused = [
+        f"`{label}`{' without knobs' if label in used else ''}"
+        for label in schedule.labels
+        if label not in labels
+    ]
     if not unused:
         return None
     levels = ""
@@ -185,7 +190,8 @@ def place_of_step(scheduler: Scheduler | None, index: int | None, value: float) 
     grid = timesteps_of(scheduler)
     assert grid is not None
     nearest = int((grid - value).abs().argmin()) if index is None else index
-    return nearest / max(len(grid) - 1, 1)
+    done, total = _steps_done(grid, nearest, calls=getattr(scheduler, "order", 1))
+    return done / max(total - 1, 1)
 
 
 def start_step_of(schedule: ExpertSchedule, scheduler: Scheduler) -> int | None:
@@ -209,11 +215,17 @@ def start_step_of(schedule: ExpertSchedule, scheduler: Scheduler) -> int | None:
 
 
 def share_done(grid: torch.Tensor, index: int, *, calls: int) -> float:
-    """Return the share of the steps that are done; two calls at one timestep may be one step."""
+    """Return the share of the steps that are done, see `_steps_done`."""
+    done, total = _steps_done(grid, index, calls=calls)
+    return done / total
+
+
+def _steps_done(grid: torch.Tensor, index: int, *, calls: int) -> tuple[int, int]:
+    """Count the steps before a call, and all; two calls at one timestep may be one step."""
     if calls == 1:
-        return index / len(grid)
+        return index, len(grid)
     starts = torch.cat([torch.ones(1, dtype=torch.bool), grid[1:] != grid[:-1]])
-    return (int(starts[: index + 1].sum()) - 1) / int(starts.sum())
+    return int(starts[: index + 1].sum()) - 1, int(starts.sum())
 
 
 @dataclass

@@ -21,10 +21,11 @@ from motionmerge.merging.recipes.bound import AnyRecipe, BoundRecipe
 from motionmerge.merging.recipes.recipe import OWN_MODEL, Recipe
 from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
 from motionmerge.schedule import ExpertSchedule
-from motionmerge.switching.bank import Bank, attached_bank, check_attachable, modules_of
+from motionmerge.switching.bank import Bank, attached_bank, check_attachable
 from motionmerge.switching.lora_layers import is_own_model, loras_of_recipe
 from motionmerge.switching.placement import Weights, check_placement, should_recompute
 from motionmerge.switching.recompute import RecomputedExpert, recomputed_experts
+from motionmerge.switching.switchable import modules_of
 from motionmerge.switching.switched_module import SwitchedModule
 from motionmerge.text import fix_unknown_name
 

@@ -24,13 +24,12 @@ from motionmerge.models.diffusers_state import group_offload_hooks, reset_caches
 from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
 from motionmerge.schedule import ExpertSchedule
 from motionmerge.switching.bank import (
-    BARE_MODULE,
     Bank,
     check_attachable,
     check_unfused,
-    modules_of,
 )
 from motionmerge.switching.lora_layers import DENSE, LoraLayer, LoraSource, read_lora
+from motionmerge.switching.switchable import BARE_MODULE, modules_of
 from motionmerge.text import fix_unknown_name
 
 LoraWeights = Mapping[str, Mapping[str, float]]

@@ -30,7 +30,7 @@ from motionmerge.merging.lora.scaling import LoraScaling
 from motionmerge.merging.lora.task_vector import lora_terms
 from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import OWN_MODEL
-from motionmerge.switching.bank import BARE_MODULE
+from motionmerge.switching.switchable import BARE_MODULE
 
 LoraSource = str | Path | Mapping[str, torch.Tensor]
 

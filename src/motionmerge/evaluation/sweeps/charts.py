@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from motionmerge.evaluation.figures import INK, new_figure, style_axes
+from motionmerge.evaluation.figures import INK, label_points, new_figure, style_axes
 from motionmerge.evaluation.metrics import METRICS
 from motionmerge.evaluation.sweeps.results import FIDELITY, MOTION, OBEDIENCE, SHOWN, PointResult
 
@@ -84,6 +84,7 @@ def front_chart(results: Sequence[PointResult], *, first: Sequence[PointResult] 
     """
     figure, axes = new_figure(6.4, 4.4)
     strategies = list(dict.fromkeys(one.point.strategy for one in (*first, *results)))
+    labels: list[tuple[float, float, str]] = []
     for strategy, color in zip(strategies, cycle(_COLORS), strict=False):
         for number, one in enumerate(results, start=1):
             motion, fidelity = one.mean(MOTION), one.mean(FIDELITY)
@@ -94,13 +95,11 @@ def front_chart(results: Sequence[PointResult], *, first: Sequence[PointResult] 
             text = str(number)
             if (obeys := one.mean(OBEDIENCE)) is not None:
                 text += f" ({100 * obeys.value:.0f} %)"
-            place = (fidelity.value, motion.value)
-            axes.annotate(
-                text, place, xytext=(5, 4), textcoords="offset points", fontsize=7, color=INK
-            )
+            labels.append((fidelity.value, motion.value, text))
         axes.plot([], [], "o", color=color, label=strategy)
     axes.set_xlabel(f"{FIDELITY}: the first frame against the photo")
     axes.set_ylabel(f"{MOTION} ({METRICS[MOTION].unit})")
     if len(strategies) > 1:
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), **_LEGEND)
+    label_points(axes, labels, figure=figure)
     return figure

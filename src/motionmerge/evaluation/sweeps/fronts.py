@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from motionmerge.evaluation.figures import INK, new_figure
+from motionmerge.evaluation.figures import label_points, new_figure
 from motionmerge.evaluation.statistics import Estimate
 from motionmerge.evaluation.sweeps.observed import Goal
 from motionmerge.evaluation.sweeps.tune import Tried, Tuning
@@ -119,21 +119,17 @@ def tuning_chart(tuning: Tuning) -> Figure:
             elinewidth=0.6,
             markersize=4,
         )
-    for number, one in enumerate(tuning.front, start=1):
-        x, y = (one.observed.mean(tuning.objectives[name].metric) for name in (second, first))
-        if x is not None and y is not None:
-            axes.annotate(
-                str(number),
-                (x.value, y.value),
-                xytext=(5, 4),
-                textcoords="offset points",
-                color=INK,
-            )
     for label, color in (("front", _FRONT), ("beaten", _OTHER), ("original", _REFERENCE)):
         axes.plot([], [], "o", color=color, label=label)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, ncols=3)
     axes.set_xlabel(_label(second, tuning.objectives[second]))
     axes.set_ylabel(_label(first, tuning.objectives[first]))
+    labels = []
+    for number, one in enumerate(tuning.front, start=1):
+        x, y = (one.observed.mean(tuning.objectives[name].metric) for name in (second, first))
+        if x is not None and y is not None:
+            labels.append((x.value, y.value, str(number)))
+    label_points(axes, labels, figure=figure)
     return figure
 
 

@@ -6,21 +6,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from motionmerge.named import NamedFloat, NamedInt
-
-_WIDE = 10**9
+from motionmerge.text import write_yaml
 
 
 def sections_text(sections: Mapping[str, Any]) -> str:
     """Write sections as YAML: names and numbers as they are, one line for each schedule entry."""
     sections = dict(sections)
     schedule = sections.pop("schedule", None)
-    text = "".join(_yaml({name: value}) for name, value in sections.items())
+    text = "".join(write_yaml({name: value}) for name, value in sections.items())
     if schedule is None:
         return text
-    lines = (_yaml(_by_name(entry), on_one_line=True) for entry in schedule)
+    lines = (write_yaml(_by_name(entry), is_one_line=True) for entry in schedule)
     return text + "schedule:\n" + "".join(f"  - {line}" for line in lines)
 
 
@@ -51,16 +48,6 @@ def _by_name(entry: Mapping[str, Any]) -> dict[str, Any]:
         key: value.text if isinstance(value, (NamedFloat, NamedInt)) else value
         for key, value in entry.items()
     }
-
-
-def _yaml(section: Mapping[str, Any], *, on_one_line: bool = False) -> str:
-    return yaml.safe_dump(
-        section,
-        default_flow_style=on_one_line,
-        sort_keys=False,
-        allow_unicode=True,
-        width=_WIDE,
-    )
 
 
 def _without_names(expression: str, parameters: Mapping[str, float]) -> str:

@@ -22,6 +22,7 @@ from motionmerge.sampling.pipelines.inputs import (
     ImageInput,
     check_settings,
     repeated,
+    tensors_for,
 )
 from motionmerge.sampling.pipelines.loop import (
     DenoisingPipeline,
@@ -184,7 +185,7 @@ class ConsistI2VPipeline(DenoisingPipeline):
             guidance_rescale=guidance_rescale,
             eta=eta,
             output_type=output_type,
-            callback_tensors=callback_on_step_end_tensor_inputs,
+            callback_tensors=tensors_for(callback_on_step_end, callback_on_step_end_tensor_inputs),
         )
         check_start(latents, None if start is OFFICIAL_START else start)
         is_guided = guidance_scale > 1 or image_guidance_scale > 1

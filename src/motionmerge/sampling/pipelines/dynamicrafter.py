@@ -24,6 +24,7 @@ from motionmerge.sampling.pipelines.inputs import (
     Frames,
     ImageInput,
     check_settings,
+    tensors_for,
 )
 from motionmerge.sampling.pipelines.loop import Generators, StepCallback, VideoPipelineOutput
 from motionmerge.sampling.pipelines.start_latents import (
@@ -197,7 +198,7 @@ class DynamiCrafterPipeline(ImageTokenPipeline):
             guidance_rescale=guidance_rescale,
             eta=eta,
             output_type=output_type,
-            callback_tensors=callback_on_step_end_tensor_inputs,
+            callback_tensors=tensors_for(callback_on_step_end, callback_on_step_end_tensor_inputs),
         )
         if start is not None and analytic_init is not None:
             raise ConfigError("Both start and analytic_init were given.", fix="Pass one of them.")

@@ -219,6 +219,12 @@ def check_settings(
             raise ConfigError(f"{name} is {value!r}.", fix=f"Use {expected}.")
 
 
+def tensors_for(callback: object, names: Sequence[str]) -> Sequence[str]:
+    """Return what a callback wants to see: one of diffusers' classes says so itself."""
+    own: Sequence[str] = getattr(callback, "tensor_inputs", names)
+    return own
+
+
 def check_tokens(embeds: torch.Tensor, shape: tuple[int, ...], *, name: str) -> None:
     """Refuse embeddings that are not `[batch, tokens, dim]` with these tokens and this width.
 
