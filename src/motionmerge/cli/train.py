@@ -282,7 +282,8 @@ def _train_pocket(file: ConfigFile, config: PocketRun, *, dry_run: bool, as_json
 
 
 def _print_end(output: Path, result: TrainingResult) -> None:
-    print(f"wrote {output}: loss {result.loss:.4f}, {result.steps} steps, {result.seconds:.0f} s")
+    loss = "unknown, as the log lacks its end" if result.loss is None else f"{result.loss:.4f}"
+    print(f"wrote {output}: loss {loss}, {result.steps} steps, {result.seconds:.0f} s")
 
 
 def _print_plan(plan: RunPlan) -> None:

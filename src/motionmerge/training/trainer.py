@@ -22,13 +22,13 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from motionmerge.errors import ConfigError, DataError
-from motionmerge.io.atomic import atomic_path
+from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.packages import missing_package
 from motionmerge.rng import whole_number_for
 
 from .batches import batches_left
 from .captured_step import CapturedStep
+from .finite import are_finite, bad_weights, check_figures
 from .objective import Drawn, Objective
 from .run_log import LOG, VALIDATION_LOG
 from .run_state import RunFolder, weights_hash
@@ -77,8 +77,9 @@ def fit(
     Raises:
         ConfigError: the batch does not divide by the number of processes and accumulated batches,
             or another run is training in the folder.
-        CheckpointError: the saved state belongs to another run.
+        CheckpointError: the saved state belongs to another run, or none of several can be read.
         DataError: the loss is not a number; the batch is saved, and the state before it kept.
+            Or the weights are not, or the disk is full.
         RunStopped: the process was told to end (SIGTERM); the state is saved.
     """
     accelerator = Accelerator(cpu=not (objective.can_use_gpu and torch.cuda.is_available()))
@@ -203,11 +204,19 @@ class _Run:
         """Load the newest state if there is one, and make optimizer and wrapper ready."""
         saved = self.books.load()
         if saved is not None:
-            self._restore_parameters(saved)
-            for name, buffer in self.module.named_buffers():
-                buffer.copy_(saved["buffers"][name])
-            self.done, self.elapsed = saved["step"], saved["seconds"]
-            self.recent = self._recent_of(saved["recent"])
+            try:
+                self._restore_from(saved)
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                raise CheckpointError(
+                    f"{saved['path']} is no state of such a run: {str(error)[:200]}",
+                    fix="Remove it: the run goes on from the state before it.",
+                ) from error
+            if self.done > self.settings.steps:
+                raise ConfigError(
+                    f"`settings.steps` is {self.settings.steps}, and the run in "
+                    f"{self.books.folder} has done {self.done}.",
+                    fix=f"Ask for {self.done} or more, or choose another run folder.",
+                )
         if self.accelerator.is_main_process:
             for name in (LOG, VALIDATION_LOG):
                 self.books.trim_log(self.done, name=name)
@@ -230,6 +239,13 @@ class _Run:
             self.run_step = CapturedStep(self._step, self.device)
         self.started = self.saved_at = time.monotonic()
 
+    def _restore_from(self, saved: Mapping[str, Any]) -> None:
+        self._restore_parameters(saved)
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(saved["buffers"][name])
+        self.done, self.elapsed = saved["step"], float(saved["seconds"])
+        self.recent = self._recent_of(saved["recent"])
+
     def _restore_parameters(self, saved: Mapping[str, Any]) -> None:
         """Load trained parameters, moments and averages."""
         average = saved["ema"]
@@ -242,7 +258,8 @@ class _Run:
                 mine.data.copy_(then)
             self.optimizer.load_state_dict(saved["optimizer"])
         if self.ema is not None:
-            self.ema.load_state_dict(average)
+            kept = ("shadow_params", "optimization_step")  # diffusers goes on without
+            self.ema.load_state_dict({**average, **{name: average[name] for name in kept}})
 
     def _recent_of(self, saved: torch.Tensor) -> list[torch.Tensor]:
         """Return this process's share of what was not yet logged, `[processes, steps, 2]`."""
@@ -351,8 +368,9 @@ class _Run:
             self.books.log({"step": self.done, **figures}, name=VALIDATION_LOG)
 
     def save(self) -> None:
-        """Save the state, if there is a number in it."""
+        """Save the state, if there are numbers in it."""
         self._check_finite()
+        self._check_weights()
         self.saved_at = time.monotonic()
         recent = torch.stack(self.recent) if self.recent else torch.zeros(0, 2, device=self.device)
         recent = self.accelerator.gather(recent[None])
@@ -377,29 +395,18 @@ class _Run:
 
     def _check_finite(self) -> None:
         """Refuse to go on with a loss or gradient that is not a number; keep its batch."""
-        if not self.recent:
-            return
-        is_bad = ~torch.stack(self.recent).isfinite().all(1)
-        if not bool(is_bad.any()):
-            return
-        first = int(is_bad.int().argmax())
-        step = self.done - len(self.recent) + first
-        start = step * self.settings.batch_size
-        indices = range(start, start + self.settings.batch_size)
-        path = self.books.folder / "bad-batch.pt"
-        if self.accelerator.is_main_process:
-            with atomic_path(path) as temporary:
-                drawn = self.objective.draw(indices)
-                plain = tuple(drawn) if isinstance(drawn, tuple) else drawn
-                torch.save({"step": step, "indices": list(indices), "drawn": plain}, temporary)
-        newest = next((state.name for state in self.books.states()), "none yet")
-        raise DataError(
-            f"Loss and gradient norm of step {step + 1} are "
-            f"{self.recent[first].tolist()}; the samples are in {path}, the state before is kept "
-            f"({newest}).",
-            fix="Look at these samples; or start a run in another folder with a lower "
-            "`learning_rate` or `precision='fp32'`.",
+        check_figures(
+            self.recent,
+            self.books,
+            done=self.done,
+            batch_size=self.settings.batch_size,
+            draw=self.objective.draw if self.accelerator.is_main_process else None,
         )
+
+    def _check_weights(self) -> None:
+        """Refuse weights that are no numbers: those of the last step have no loss to show it."""
+        if _any_process(self.accelerator, is_true=not are_finite(self.parameters)):
+            raise bad_weights(self.done, self.books)
 
     def finish(self) -> TrainingResult:
         """Leave the module with the weights to keep, on the CPU."""
@@ -411,11 +418,10 @@ class _Run:
             self.module.to("cpu")
         self.objective.to(torch.device("cpu"))
         self.accelerator.wait_for_everyone()
-        last = [x["loss"] for x in self.books.lines() if x["step"] > 0.9 * self.settings.steps]
         is_cuda = self.device.type == "cuda"
         return TrainingResult(
             steps=self.settings.steps,
-            loss=sum(last) / len(last),
+            loss=self.books.last_loss(self.settings.steps),
             seconds=self.seconds,
             num_processes=self.accelerator.num_processes,
             is_main_process=self.accelerator.is_main_process,
