@@ -140,6 +140,14 @@ def test_a_change_that_is_none_is_refused(pair: str):
     assert "KEY=VALUE" in result.stderr
 
 
+def test_a_pattern_needs_no_quotes_of_yaml_and_a_file_of_others_is_kept(own_run: Path):
+    result = train(str(own_run), "--dry-run", "--set", "trains=*.attn1.*", "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["trained"]
+    (own_run.parent / "tuned.safetensors").touch()
+    result = train("pocket-tuned", "-o", str(own_run.parent))
+    assert result.exit_code == 2 and "tuned.safetensors is there, no run wrote" in result.stderr
+
+
 def test_clips_become_a_tuned_folder_and_a_recipe_that_generate_uses(tmp_path: Path, own_run: Path):
     planned = train(str(own_run), "--dry-run", "--json")
     assert planned.exit_code == 0, planned.output

@@ -170,6 +170,9 @@ def test_fast_shots_are_shown_more_often_if_that_is_asked_for(run_of):
         ({"objective": {"noise_range": {"above": 0.9, "below": 0.2}}}, "No noise level"),
         ({"trains": "joint"}, "no parameter .* is of `joint`"),
         ({"data": {"frame_stride": None}}, "either `frame_stride` or `frame_rate`"),
+        ({"data": {"frame_stride": [1, 10**12]}}, "`frame_stride` is"),
+        ({"data": {"cache_folder": Path("/dev/null")}}, "Cannot write to the folder /dev/null"),
+        ({"settings": {"accumulate": 3}}, "does not divide by 1 process with 3 accumulated"),
     ],
 )
 def test_what_does_not_go_with_the_model_is_refused_before_weights_are_read(
@@ -177,6 +180,23 @@ def test_what_does_not_go_with_the_model_is_refused_before_weights_are_read(
 ):
     with pytest.raises(ConfigError, match=message):
         run_of(**changes).count_parameters()
+
+
+def test_what_no_run_wrote_is_not_replaced_by_a_result(run_of, model, manifest, tmp_path):
+    own = tmp_path / "own"
+    (own / "tuned").mkdir(parents=True)
+    (own / "tuned/thesis.txt").touch()
+    with pytest.raises(ConfigError, match="own/tuned is there, no run wrote it"):
+        run_of("own")
+    (own / "tuned").rename(own / "other")
+    run = run_of("own")
+    run.train()
+    run_of("own")  # goes on
+    (tmp_path / "link").symlink_to(own / "base")
+    with pytest.raises(ConfigError, match="the run would replace with its result"):
+        run_of("own", model=tmp_path / "link")
+    with pytest.raises(ConfigError, match="among the clips"):
+        run_of(manifest.parent)
 
 
 def test_a_model_that_is_told_strides_is_not_given_rates(run_of, model, tmp_path):

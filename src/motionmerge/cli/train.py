@@ -124,7 +124,9 @@ def _changes(pairs: Sequence[str]) -> dict[str, Any]:
             )
         if key in found:
             raise ConfigError(f"`{key}` is given twice.", fix="Give it once.")
-        found[key] = parse_yaml(value, source=f"--set {key}")
+        # YAML takes `*.attn1.*` for the name of another value, of which there is none here.
+        is_glob = value.startswith("*")
+        found[key] = value if is_glob else parse_yaml(value, source=f"--set {key}")
     return found
 
 

@@ -127,12 +127,18 @@ def _share(settings: TrainerSettings, num_processes: int) -> int:
     """Return the samples of one batch of one process."""
     share, rest = divmod(settings.batch_size, num_processes * settings.accumulate)
     if rest or not share:
-        raise ConfigError(
-            f"A batch of {settings.batch_size} does not divide by {num_processes} processes with "
-            f"{settings.accumulate} accumulated batches.",
-            fix="Choose a batch size that does.",
-        )
+        raise no_share(settings, num_processes)
     return share
+
+
+def no_share(settings: TrainerSettings, num_processes: int) -> ConfigError:
+    """Return the error for a batch that cannot be shared evenly."""
+    processes = "1 process" if num_processes == 1 else f"{num_processes} processes"
+    return ConfigError(
+        f"A batch of {settings.batch_size} does not divide by {processes} with "
+        f"{settings.accumulate} accumulated batches.",
+        fix="Choose a batch size that does.",
+    )
 
 
 def _fingerprint(
