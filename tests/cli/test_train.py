@@ -157,7 +157,13 @@ def test_clips_become_a_tuned_folder_and_a_recipe_that_generate_uses(tmp_path: P
     assert plan["memory"]["autoencoder of videos"] > 0
     trained = train(str(own_run))
     assert trained.exit_code == 0, trained.output
-    assert "step 2/2" in trained.stderr and "encoded 5 of 5 views" in trained.stderr
+    again = train(str(own_run))
+    assert f"going on from {tmp_path / 'run/state-00000002.pt'}" in again.stderr
+    assert (
+        "going on" not in trained.stderr
+        and "step 2/2" in trained.stderr
+        and "encoded 5 of 5 views" in trained.stderr
+    )
     # Noise cannot be followed, so that its motion is not known.
     assert "step 2, 1 video: motion unknown beside the base's, first frame" in trained.stderr
     *_, chosen, command = trained.stdout.splitlines()
@@ -175,8 +181,9 @@ def test_clips_become_a_tuned_folder_and_a_recipe_that_generate_uses(tmp_path: P
 
 def test_a_step_is_told_in_a_line_with_what_is_left(capsys):
     progress = TrainingProgress(
-        step=50, steps=2000, loss=0.25, grad_norm=1.0, learning_rate=1e-4, seconds=200.0
-    )
+        step=50, steps=2000, loss=0.25, grad_norm=1.0, learning_rate=1e-4, seconds=200.0,
+        step_seconds=4.0, seconds_left=7920.0,
+    )  # fmt: skip
     _progress_line(4)(progress)
     line = re.sub(r"[\d.]+ GB", "GB", capsys.readouterr().err)
     assert line == "step 50/2000  loss 0.2500  1 samples/s  GB  3 min, 2.2 h left\n"

@@ -20,9 +20,15 @@ from accelerate import PartialState
 from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, DataError
+from motionmerge.training import run_clock
 from motionmerge.training.objective import FunctionObjective, LossFunction
 from motionmerge.training.samples import ClipOrder, draw_sample
-from motionmerge.training.settings import RunStopped, TrainerSettings, learning_rate_at
+from motionmerge.training.settings import (
+    RunStopped,
+    TrainerSettings,
+    Validation,
+    learning_rate_at,
+)
 from motionmerge.training.trainer import fit
 
 from ..tiny.processes import as_two
@@ -399,6 +405,29 @@ def test_one_process_alone_shards_nothing(tmp_path: Path):
         train(tmp_path, replace(SETTINGS, shard=True))
     # And whoever asks for more than that is told before.
     assert not list(tmp_path.glob("state-*"))
+
+
+def test_validations_are_no_part_of_a_steps_time_but_of_what_is_left(tmp_path: Path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(run_clock.time, "monotonic", lambda: now[0])
+
+    def loss(module: nn.Module, indices: Sequence[int]) -> torch.Tensor:
+        now[0] += 2.0
+        return regression_loss(module, indices)
+
+    def measure(module: nn.Module, step: int) -> dict[str, Any]:
+        now[0] += 100.0
+        return {}
+
+    seen: list[Any] = []
+    short = replace(SETTINGS, decay="none", steps=10, save_minutes=1e9)
+    options = {"validation": Validation(4, measure), "on_progress": seen.append}
+    train(tmp_path, short, loss=loss, **options)
+    train(tmp_path, replace(short, steps=20), loss=loss, **options)
+    assert [one.step_seconds for one in seen] == [2.0] * 4
+    # Logged after steps 5, 10, 15 and 20, each before its own validation.
+    assert [one.seconds_left for one in seen] == [10 + 200, 100, 10 + 200, 100]
+    assert [one.seconds for one in seen] == [210, 320, 530, 640]
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero_or_stays():

@@ -14,7 +14,8 @@ import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from motionmerge.io.paths import open_plain_file
 from motionmerge.memory import gigabytes
 
 from .run_log import LOG, read_log
+from .settings import TrainerSettings
 
 _STATE = re.compile(r"state-(\d{8})(\.pt)?")
 _REST = "rest.pt"
@@ -41,6 +43,32 @@ def weights_hash(module: nn.Module) -> str:
         numbers = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(numbers.numpy())
     return digest.hexdigest()
+
+
+def fingerprint_of(
+    module: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    settings: TrainerSettings,
+    identity: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what makes a run this one; without what may change between two sittings."""
+    free = {"save_every", "log_every", "save_minutes", "keep_states", "gradient_checkpointing"}
+    if settings.decay == "none":
+        free.add("steps")  # more steps go on as the first ones did
+    trained = {id(parameter) for parameter in parameters}
+    names = [name for name, value in module.named_parameters() if id(value) in trained]
+    return {
+        "settings": {key: value for key, value in asdict(settings).items() if key not in free},
+        "trained": names,
+        "base": weights_hash(module),
+        **identity,
+    }
+
+
+def states_in(folder: Path) -> list[Path]:
+    """Return the states in a run's folder, the newest first."""
+    found = (path for path in folder.glob("state-*") if _STATE.fullmatch(path.name))
+    return sorted(found, reverse=True)
 
 
 class RunFolder:
@@ -59,8 +87,7 @@ class RunFolder:
 
     def states(self) -> list[Path]:
         """Return the states that are there, the newest first."""
-        found = (path for path in self.folder.glob("state-*") if _STATE.fullmatch(path.name))
-        return sorted(found, reverse=True)
+        return states_in(self.folder)
 
     def load(self) -> dict[str, Any] | None:
         """Read the newest state that is whole; None at the start of a run.

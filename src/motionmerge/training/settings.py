@@ -86,7 +86,8 @@ class TrainingProgress:
     """One line of the log: `step` of `steps` done in `seconds`.
 
     Loss and gradient norm (before clipping) are means since the line before, the loss over all
-    processes.
+    processes. A step of this sitting takes `step_seconds` without validations; `seconds_left` are
+    with those that are to come.
     """
 
     step: int
@@ -95,6 +96,8 @@ class TrainingProgress:
     grad_norm: float
     learning_rate: float
     seconds: float
+    step_seconds: float
+    seconds_left: float
 
 
 class RunStopped(SystemExit):

@@ -23,15 +23,16 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError
-from motionmerge.packages import missing_package
 from motionmerge.rng import whole_number_for
 
 from .batches import batches_left
 from .captured_step import CapturedStep
 from .finite import are_finite, bad_weights, check_figures
 from .objective import Drawn, Objective
+from .optimizer import optimizer_of
+from .run_clock import RunClock
 from .run_log import LOG, VALIDATION_LOG
-from .run_state import RunFolder, weights_hash
+from .run_state import RunFolder, fingerprint_of
 from .settings import (
     RunStopped,
     TrainerSettings,
@@ -85,7 +86,7 @@ def fit(
     accelerator = Accelerator(cpu=not (objective.can_use_gpu and torch.cuda.is_available()))
     share = _share(settings, accelerator.num_processes)
     parameters = list(module.parameters() if trainable is None else trainable)
-    fingerprint = _fingerprint(module, parameters, settings, identity or {})
+    fingerprint = fingerprint_of(module, parameters, settings, identity or {})
     with ExitStack() as cleanup:
         if accelerator.is_main_process:
             cleanup.enter_context(alone_in(folder))
@@ -141,26 +142,6 @@ def no_share(settings: TrainerSettings, num_processes: int) -> ConfigError:
     )
 
 
-def _fingerprint(
-    module: nn.Module,
-    parameters: Sequence[nn.Parameter],
-    settings: TrainerSettings,
-    identity: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return what makes a run this one; without what may change between two sittings."""
-    free = {"save_every", "log_every", "save_minutes", "keep_states", "gradient_checkpointing"}
-    if settings.decay == "none":
-        free.add("steps")  # more steps go on as the first ones did
-    trained = {id(parameter) for parameter in parameters}
-    names = [name for name, value in module.named_parameters() if id(value) in trained]
-    return {
-        "settings": {key: value for key, value in asdict(settings).items() if key not in free},
-        "trained": names,
-        "base": weights_hash(module),
-        **identity,
-    }
-
-
 def _any_process(accelerator: Accelerator, *, is_true: bool) -> bool:
     if accelerator.num_processes == 1:
         return is_true
@@ -193,7 +174,7 @@ class _Run:
             self.parameters = parameters = self.sharded.parameters
         module.to(self.device)
         objective.to(self.device)
-        self.optimizer = _optimizer(parameters, settings)
+        self.optimizer = optimizer_of(parameters, settings)
         self.ema: EMAModel | None = None
         if settings.ema_decay is not None:
             self.ema = EMAModel(
@@ -243,7 +224,8 @@ class _Run:
         is_alike = is_alike and self.settings.optimizer == "adamw"
         if self.device.type == "cuda" and is_alone and is_alike:
             self.run_step = CapturedStep(self._step, self.device)
-        self.started = self.saved_at = time.monotonic()
+        self.clock = RunClock(step=self.done, seconds=self.elapsed)
+        self.saved_at = time.monotonic()
 
     def _restore_from(self, saved: Mapping[str, Any]) -> None:
         self._restore_parameters(saved)
@@ -272,11 +254,6 @@ class _Run:
         if len(saved) != self.accelerator.num_processes:  # another number: all have the mean
             saved = saved.mean(0, keepdim=True).expand(self.accelerator.num_processes, -1, -1)
         return list(saved[self.accelerator.process_index].to(self.device).unbind())
-
-    @property
-    def seconds(self) -> float:
-        """Wall time over all sittings."""
-        return self.elapsed + time.monotonic() - self.started
 
     def step(self, drawn: Sequence[Drawn]) -> None:
         """Do one optimizer step on the batches of this process."""
@@ -347,9 +324,18 @@ class _Run:
             loss=float(loss),
             grad_norm=float(norm),
             learning_rate=learning_rate_at(self.done - 1, self.settings),
-            seconds=round(self.seconds, 1),
+            seconds=round(self.clock.seconds, 1),
+            step_seconds=self.clock.step_seconds(self.done),
+            seconds_left=self.clock.seconds_left(
+                self.done,
+                self.settings.steps,
+                validates_every=None if self.validation is None else self.validation.every,
+            ),
         )
-        self.books.log(asdict(progress))
+        line = asdict(progress)
+        for name in ("step_seconds", "seconds_left"):  # of this sitting, and guesses
+            del line[name]
+        self.books.log(line)
         return progress
 
     def validate(self) -> None:
@@ -361,6 +347,15 @@ class _Run:
             return
         if self.done % validation.every and self.done != self.settings.steps:
             return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # the steps before are no part of it
+        with self.clock.validating():
+            figures = self._measured(validation)
+        if self.accelerator.is_main_process:
+            self.books.log({"step": self.done, **figures}, name=VALIDATION_LOG)
+
+    def _measured(self, validation: Validation) -> Mapping[str, Any]:
+        """Measure with the averaged weights; afterwards all is as before."""
         if self.ema is not None:
             self.ema.store(self.parameters)
             self.ema.copy_to(self.parameters)
@@ -370,8 +365,7 @@ class _Run:
         self.module.train()
         if self.ema is not None:
             self.ema.restore(self.parameters)
-        if self.accelerator.is_main_process:
-            self.books.log({"step": self.done, **figures}, name=VALIDATION_LOG)
+        return figures
 
     def save(self) -> None:
         """Save the state, if there are numbers in it."""
@@ -381,7 +375,7 @@ class _Run:
         recent = torch.stack(self.recent) if self.recent else torch.zeros(0, 2, device=self.device)
         recent = self.accelerator.gather(recent[None])
         state = {
-            "seconds": self.seconds,
+            "seconds": self.clock.seconds,
             "buffers": dict(self.module.named_buffers()),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "recent": recent.cpu(),
@@ -428,31 +422,11 @@ class _Run:
         return TrainingResult(
             steps=self.settings.steps,
             loss=self.books.last_loss(self.settings.steps),
-            seconds=self.seconds,
+            seconds=self.clock.seconds,
             num_processes=self.accelerator.num_processes,
             is_main_process=self.accelerator.is_main_process,
             device=torch.cuda.get_device_name(self.device) if is_cuda else self.device.type,
         )
-
-
-def _optimizer(parameters: Sequence[nn.Parameter], settings: TrainerSettings) -> Any:
-    """Return the optimizer; its moments have a byte a number each, or four.
-
-    Raises:
-        ConfigError: bitsandbytes is not installed, or the run is sharded.
-    """
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
-    if settings.shard:
-        raise ConfigError(
-            "`settings.optimizer` is adamw8bit, whose moments are not sharded.",
-            fix="Leave `shard` or `optimizer` out.",
-        )
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise missing_package(error) or error from error
-    return AdamW8bit(parameters, weight_decay=settings.weight_decay)
 
 
 def _autocast(device: torch.device, settings: TrainerSettings) -> torch.autocast:

@@ -91,14 +91,20 @@ def run(name: str, config: PocketRun, *, on_progress: OnProgress | None = None) 
     """
     output = weights_of(name, config)
     check_file(output)
-    trains_in = config.output / "image" if config.pocket == "towers" else config.output
-    check_free(config.output, [output.name], run=trains_in)
+    check_free(config.output, [output.name], run=folders_of(config)[-1])
     prepare_folder(config.output)
     train = {"towers": _towers, "decoder": _decoder}.get(config.pocket, _denoiser)
     weights, result = train(config, on_progress)
     if result.is_main_process:
         save_half(output, weights, _card(name, config, result))
     return result
+
+
+def folders_of(config: PocketRun) -> list[Path]:
+    """Return the folders in which a run keeps states: of the towers, each has its own."""
+    if config.pocket == "towers":
+        return [config.output / "text", config.output / "image"]
+    return [config.output]
 
 
 def weights_of(name: str, config: PocketRun) -> Path:
