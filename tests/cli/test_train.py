@@ -193,12 +193,13 @@ def test_a_validation_is_told_in_lines_and_warns_where_motion_is_lost(capsys):
     video = {"file": "a.mp4", "first_frame_psnr": 20.0}
     figures = {"held_out": {"0-0.25": 0.5}, "warn_below": 0.7, "videos": [video, video]}
     for motion in (0.8, 0.64):
-        _validation_lines(100, {**figures, "relative_motion": motion})
+        videos = [{**video, "relative_motion": motion + apart} for apart in (-0.1, 0.1)]
+        _validation_lines(100, {**figures, "videos": videos, "relative_motion": motion})
     assert capsys.readouterr().err.splitlines() == [
         "step 100, held out: loss by noise 0-0.25 0.5000",
-        "step 100, 2 videos: motion 80% of the base's, first frame 20.0 dB",
+        "step 100, 2 videos: motion 80% of the base's (of 2: 70% to 90%), first frame 20.0 dB",
         "step 100, held out: loss by noise 0-0.25 0.5000",
-        "step 100, 2 videos: motion 64% of the base's, first frame 20.0 dB",
+        "step 100, 2 videos: motion 64% of the base's (of 2: 54% to 74%), first frame 20.0 dB",
         "warning: after step 100 videos move 64% as much as the base's, less than the 70% of "
         "validation.warn_below",
     ]

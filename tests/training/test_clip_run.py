@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from contextlib import nullcontext
 from pathlib import Path
@@ -286,12 +287,27 @@ def test_losses_and_videos_of_held_out_clips_change_nothing_and_outlive_a_kill(r
     assert len(list(run.config.output.glob("videos/*/*.mp4"))) == 3
 
 
+def test_a_base_whose_videos_had_other_steps_is_not_compared_with(run_of):
+    run_of(validation=VIDEOS, settings={"steps": 2}).train(measure_video=figures_of)
+    seen: dict[int, Any] = {}
+    more = run_of(validation=VIDEOS | {"video_steps": 2}, settings={"steps": 4})
+    more.train(
+        on_validated=lambda step, figures: seen.update({step: figures["relative_motion"]}),
+        measure_video=figures_of,
+    )
+    assert seen == {4: None}
+
+
 def test_a_sharded_run_shows_its_videos_and_ends_as_that_of_one_process(run_of):
     settings = {"gradient_checkpointing": True, "steps": 2}
     alone = run_of("alone", validation=VIDEOS, settings=settings)
     both = run_of("both", validation=VIDEOS, settings=settings | {"shard": True})
     alone.train(measure_video=figures_of)
-    as_two(lambda: both.train(measure_video=figures_of))
+
+    def told(step: int, figures: Any) -> None:
+        assert os.environ["RANK"] == "0" and "file" in figures["videos"][0]
+
+    as_two(lambda: both.train(measure_video=figures_of, on_validated=told))
     ours, others = validated(alone), validated(both)
     assert [line["step"] for line in ours] == [line["step"] for line in others] == [0, 2]
     first, other = ours[0], others[0]

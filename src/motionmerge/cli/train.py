@@ -287,7 +287,7 @@ def _train_pocket(file: ConfigFile, config: PocketRun, *, dry_run: bool, as_json
 
 
 def _tell_where_it_goes_on(*folders: Path) -> None:
-    """Say from which state a run goes on, on the first of several processes."""
+    """Print from which state a run goes on, on the first of several processes."""
     from motionmerge.training.run_state import states_in
 
     if os.environ.get("RANK", "0") != "0":
@@ -352,6 +352,9 @@ def _validation_lines(step: int, figures: Mapping[str, Any]) -> None:
         return
     motion, least = figures["relative_motion"], figures["warn_below"]
     share = "unknown beside the base's" if motion is None else f"{motion:.0%} of the base's"
+    if motion is not None and len(videos) > 1:
+        shares = [one["relative_motion"] for one in videos if one["relative_motion"] is not None]
+        share += f" (of {len(shares)}: {min(shares):.0%} to {max(shares):.0%})"
     decibels = [one["first_frame_psnr"] for one in videos if one["first_frame_psnr"] is not None]
     fidelity = f", first frame {median(decibels):.1f} dB" if decibels else ""
     typer.echo(f"step {step}, {_videos(len(videos))}: motion {share}{fidelity}", err=True)

@@ -291,7 +291,8 @@ class ClipRun:
             figures: dict[str, Any] = {}
             for one in measures:
                 figures |= one(module, step)
-            if on_validated is not None:
+            # Of a sharded network every process measures, and the first alone sees the videos.
+            if on_validated is not None and PartialState().is_main_process:
                 on_validated(step, figures)
             return figures
 
