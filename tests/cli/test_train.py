@@ -140,6 +140,14 @@ def test_a_change_that_is_none_is_refused(pair: str):
     assert "KEY=VALUE" in result.stderr
 
 
+def test_a_pattern_needs_no_quotes_of_yaml_and_a_file_of_others_is_kept(own_run: Path):
+    result = train(str(own_run), "--dry-run", "--set", "trains=*.attn1.*", "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["trained"]
+    (own_run.parent / "tuned.safetensors").touch()
+    result = train("pocket-tuned", "-o", str(own_run.parent))
+    assert result.exit_code == 2 and "tuned.safetensors is there, no run wrote" in result.stderr
+
+
 def test_clips_become_a_tuned_folder_and_a_recipe_that_generate_uses(tmp_path: Path, own_run: Path):
     planned = train(str(own_run), "--dry-run", "--json")
     assert planned.exit_code == 0, planned.output
@@ -149,7 +157,13 @@ def test_clips_become_a_tuned_folder_and_a_recipe_that_generate_uses(tmp_path: P
     assert plan["memory"]["autoencoder of videos"] > 0
     trained = train(str(own_run))
     assert trained.exit_code == 0, trained.output
-    assert "step 2/2" in trained.stderr and "encoded 5 of 5 views" in trained.stderr
+    again = train(str(own_run))
+    assert f"going on from {tmp_path / 'run/state-00000002.pt'}" in again.stderr
+    assert (
+        "going on" not in trained.stderr
+        and "step 2/2" in trained.stderr
+        and "encoded 5 of 5 views" in trained.stderr
+    )
     # Noise cannot be followed, so that its motion is not known.
     assert "step 2, 1 video: motion unknown beside the base's, first frame" in trained.stderr
     *_, chosen, command = trained.stdout.splitlines()
@@ -167,8 +181,9 @@ def test_clips_become_a_tuned_folder_and_a_recipe_that_generate_uses(tmp_path: P
 
 def test_a_step_is_told_in_a_line_with_what_is_left(capsys):
     progress = TrainingProgress(
-        step=50, steps=2000, loss=0.25, grad_norm=1.0, learning_rate=1e-4, seconds=200.0
-    )
+        step=50, steps=2000, loss=0.25, grad_norm=1.0, learning_rate=1e-4, seconds=200.0,
+        step_seconds=4.0, seconds_left=7920.0,
+    )  # fmt: skip
     _progress_line(4)(progress)
     line = re.sub(r"[\d.]+ GB", "GB", capsys.readouterr().err)
     assert line == "step 50/2000  loss 0.2500  1 samples/s  GB  3 min, 2.2 h left\n"
@@ -178,12 +193,13 @@ def test_a_validation_is_told_in_lines_and_warns_where_motion_is_lost(capsys):
     video = {"file": "a.mp4", "first_frame_psnr": 20.0}
     figures = {"held_out": {"0-0.25": 0.5}, "warn_below": 0.7, "videos": [video, video]}
     for motion in (0.8, 0.64):
-        _validation_lines(100, {**figures, "relative_motion": motion})
+        videos = [{**video, "relative_motion": motion + apart} for apart in (-0.1, 0.1)]
+        _validation_lines(100, {**figures, "videos": videos, "relative_motion": motion})
     assert capsys.readouterr().err.splitlines() == [
         "step 100, held out: loss by noise 0-0.25 0.5000",
-        "step 100, 2 videos: motion 80% of the base's, first frame 20.0 dB",
+        "step 100, 2 videos: motion 80% of the base's (of 2: 70% to 90%), first frame 20.0 dB",
         "step 100, held out: loss by noise 0-0.25 0.5000",
-        "step 100, 2 videos: motion 64% of the base's, first frame 20.0 dB",
+        "step 100, 2 videos: motion 64% of the base's (of 2: 54% to 74%), first frame 20.0 dB",
         "warning: after step 100 videos move 64% as much as the base's, less than the 70% of "
         "validation.warn_below",
     ]

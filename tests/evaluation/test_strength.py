@@ -51,6 +51,8 @@ def test_the_least_value_that_moves_as_much_as_the_base_is_taken_and_no_larger_o
     text = chosen.recipe.description
     assert "-1 20% and 0.800, 0 90% and 0.800, 0.25 120% and 0.800" in text
     assert "2 videos of 2 photos, 7 steps" in text and "the least that moves as much" in text
+    # The first clip moves less at 0 than at 0.25, the second more; both less at -1.
+    assert "do not tell it from 0: " in text
     assert Recipe.parse(chosen.recipe.print()) == chosen.recipe
 
 
@@ -62,7 +64,19 @@ def test_where_none_moves_as_much_the_least_is_taken_that_nearly_moves_most(most
     assert "-1 25%" in chosen.why
 
 
-@pytest.mark.parametrize(("base", "tuned"), [((None, None), (1, 1)), ((4, 6), (None, None))])
-def test_without_motion_to_compare_the_recipe_stays_as_it_was(base, tuned):
+def test_one_video_tells_no_value_from_another():
+    chosen = chosen_on(Clips({"the base": (4,), "motion -1": (1,), "motion 0": (5,)}))
+    assert chosen.motion == 0 and "so few videos do not tell it from -1" in chosen.why
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned", "why"),
+    [
+        ((None, None), (1, 1), "not known"),
+        ((4, 6), (None, None), "is known"),
+        ((0.1, 0.2), (9, 9), "0.15 px/s, too little to compare with"),
+    ],
+)
+def test_without_motion_to_compare_the_recipe_stays_as_it_was(base, tuned, why):
     chosen = chosen_on(Clips({"the base": base, "motion -1": tuned}), (-1,))
-    assert chosen.motion is None and chosen.recipe == RECIPE and "known" in chosen.why
+    assert chosen.motion is None and chosen.recipe == RECIPE and why in chosen.why

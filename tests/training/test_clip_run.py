@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from contextlib import nullcontext
 from pathlib import Path
@@ -170,6 +171,9 @@ def test_fast_shots_are_shown_more_often_if_that_is_asked_for(run_of):
         ({"objective": {"noise_range": {"above": 0.9, "below": 0.2}}}, "No noise level"),
         ({"trains": "joint"}, "no parameter .* is of `joint`"),
         ({"data": {"frame_stride": None}}, "either `frame_stride` or `frame_rate`"),
+        ({"data": {"frame_stride": [1, 10**12]}}, "`frame_stride` is"),
+        ({"data": {"cache_folder": Path("/dev/null")}}, "Cannot write to the folder /dev/null"),
+        ({"settings": {"accumulate": 3}}, "does not divide by 1 process with 3 accumulated"),
     ],
 )
 def test_what_does_not_go_with_the_model_is_refused_before_weights_are_read(
@@ -177,6 +181,23 @@ def test_what_does_not_go_with_the_model_is_refused_before_weights_are_read(
 ):
     with pytest.raises(ConfigError, match=message):
         run_of(**changes).count_parameters()
+
+
+def test_what_no_run_wrote_is_not_replaced_by_a_result(run_of, model, manifest, tmp_path):
+    own = tmp_path / "own"
+    (own / "tuned").mkdir(parents=True)
+    (own / "tuned/thesis.txt").touch()
+    with pytest.raises(ConfigError, match="own/tuned is there, no run wrote it"):
+        run_of("own")
+    (own / "tuned").rename(own / "other")
+    run = run_of("own")
+    run.train()
+    run_of("own")  # goes on
+    (tmp_path / "link").symlink_to(own / "base")
+    with pytest.raises(ConfigError, match="the run would replace with its result"):
+        run_of("own", model=tmp_path / "link")
+    with pytest.raises(ConfigError, match="among the clips"):
+        run_of(manifest.parent)
 
 
 def test_a_model_that_is_told_strides_is_not_given_rates(run_of, model, tmp_path):
@@ -266,12 +287,27 @@ def test_losses_and_videos_of_held_out_clips_change_nothing_and_outlive_a_kill(r
     assert len(list(run.config.output.glob("videos/*/*.mp4"))) == 3
 
 
+def test_a_base_whose_videos_had_other_steps_is_not_compared_with(run_of):
+    run_of(validation=VIDEOS, settings={"steps": 2}).train(measure_video=figures_of)
+    seen: dict[int, Any] = {}
+    more = run_of(validation=VIDEOS | {"video_steps": 2}, settings={"steps": 4})
+    more.train(
+        on_validated=lambda step, figures: seen.update({step: figures["relative_motion"]}),
+        measure_video=figures_of,
+    )
+    assert seen == {4: None}
+
+
 def test_a_sharded_run_shows_its_videos_and_ends_as_that_of_one_process(run_of):
     settings = {"gradient_checkpointing": True, "steps": 2}
     alone = run_of("alone", validation=VIDEOS, settings=settings)
     both = run_of("both", validation=VIDEOS, settings=settings | {"shard": True})
     alone.train(measure_video=figures_of)
-    as_two(lambda: both.train(measure_video=figures_of))
+
+    def told(step: int, figures: Any) -> None:
+        assert os.environ["RANK"] == "0" and "file" in figures["videos"][0]
+
+    as_two(lambda: both.train(measure_video=figures_of, on_validated=told))
     ours, others = validated(alone), validated(both)
     assert [line["step"] for line in ours] == [line["step"] for line in others] == [0, 2]
     first, other = ours[0], others[0]

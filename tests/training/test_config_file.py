@@ -54,6 +54,28 @@ def test_single_values_can_be_replaced_and_sections_begun(read):
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("settings.learning_rate", float("inf")),
+        ("settings.learning_rate", 1e39),
+        ("settings.weight_decay", float("inf")),
+        ("settings.seed", 2**63),
+        ("settings.steps", 10**18),
+        ("objective.noise_range.above", float("nan")),
+        ("objective.noise_range.below", 1.5),
+        ("objective.time_noise.strength", float("inf")),
+        ("lora.alpha", float("inf")),
+        ("lora.rank", 0),
+        ("data.views", 10**12),
+        ("data.flatten_motion", float("inf")),
+    ],
+)
+def test_numbers_with_which_nothing_can_be_trained_are_refused_with_their_key(read, key, value):
+    with pytest.raises(ConfigError, match=f"{key}: Input should be .*(?s:.)*`{key}`"):
+        read(OWN, **{key.replace(".", "__"): value})
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         (OWN.replace("steps", "stepz"), r"yaml:3: settings has no .*`stepz`(?s:.)*Write `steps`"),

@@ -93,6 +93,18 @@ def test_what_is_there_is_not_made_again_and_what_is_damaged_is(vae, views, tmp_
     assert cache.read(views[2]) is None and cache.survey(views).missing == (views[2],)
 
 
+def test_a_flipped_bit_is_found_before_it_is_trained_on(vae, views, tmp_path):
+    cache = LatentsCache(tmp_path / "cache", made_with=MADE_WITH)
+    cache.read_or_make(views[0], maker(vae))
+    path = cache.path(views[0])
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    assert cache.survey(views[:1]).missing == ()
+    with pytest.raises(DataError, match=f"{path.name} is damaged(?s:.)*Remove it"):
+        cache.read(views[0])
+
+
 def test_other_weights_captions_or_bytes_have_other_files_and_old_ones_are_stale(
     vae, views, tmp_path
 ):

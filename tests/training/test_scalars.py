@@ -9,8 +9,9 @@ from motionmerge.training.settings import TrainingProgress
 
 def progress_at(step: int, *, loss: float) -> TrainingProgress:
     return TrainingProgress(
-        step=step, steps=9, loss=loss, grad_norm=1.0, learning_rate=1e-3, seconds=1.0
-    )
+        step=step, steps=9, loss=loss, grad_norm=1.0, learning_rate=1e-3, seconds=1.0,
+        step_seconds=1.0, seconds_left=1.0,
+    )  # fmt: skip
 
 
 def test_without_tensorboard_there_are_none_and_no_file(tmp_path, monkeypatch):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pickle
+import resource
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,12 +16,19 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError, DataError
+from motionmerge.training import run_clock
 from motionmerge.training.objective import FunctionObjective, LossFunction
 from motionmerge.training.samples import ClipOrder, draw_sample
-from motionmerge.training.settings import RunStopped, TrainerSettings, learning_rate_at
+from motionmerge.training.settings import (
+    RunStopped,
+    TrainerSettings,
+    Validation,
+    learning_rate_at,
+)
 from motionmerge.training.trainer import fit
 
 from ..tiny.processes import as_two
@@ -211,14 +221,95 @@ def test_the_state_of_a_run_that_trained_other_parameters_is_refused(tmp_path: P
         fit(module, objective, SETTINGS, tmp_path, trainable=[module.weight])
 
 
-def test_a_state_that_cannot_be_read_is_named_and_the_one_before_it_serves(tmp_path: Path):
-    whole = train(tmp_path)
-    newest = tmp_path / "state-00000040.pt"
-    newest.write_bytes(newest.read_bytes()[:200])
-    with pytest.raises(CheckpointError, match=newest.name):
+def half_of(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def one_bit_of(content: bytes) -> bytes:
+    """Flip a bit in the bytes of the trained weights."""
+    weights = torch.load(io.BytesIO(content))["trained"][0].numpy().tobytes()
+    where = content.index(weights)
+    return content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :]
+
+
+def no_fingerprint_of(content: bytes) -> bytes:
+    file = io.BytesIO()
+    torch.save({"fingerprint": 5, "step": 40}, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("damage", [half_of, one_bit_of, no_fingerprint_of, lambda _: b""])
+def test_a_damaged_state_is_named_and_the_one_before_it_serves(tmp_path: Path, damage):
+    keep_one = replace(SETTINGS, keep_states=1)
+    whole = train(tmp_path, SETTINGS)
+    before, newest = tmp_path / "state-00000030.pt", tmp_path / "state-00000040.pt"
+    newest.write_bytes(damage(newest.read_bytes()))
+    with pytest.warns(UserWarning, match=f"{newest.name} cannot be read.* from {before.name}"):
+        assert torch.equal(train(tmp_path, replace(keep_one, save_every=4)).weight, whole.weight)
+    before.unlink(missing_ok=True)
+    newest.write_bytes(damage(newest.read_bytes()))
+    with pytest.raises(CheckpointError, match="There is no state before"):
         train(tmp_path)
-    newest.unlink()
-    assert torch.equal(train(tmp_path).weight, whole.weight)
+
+
+def test_a_pipe_in_place_of_a_state_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "state-00000040.pt")
+    with pytest.raises(CheckpointError, match="no plain file"):
+        train(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["trained", "optimizer", "buffers", "ema", "recent", "seconds"])
+def test_a_state_that_holds_something_else_is_refused_by_name(tmp_path: Path, what: str):
+    def build() -> nn.Module:
+        return nn.Sequential(make(), nn.BatchNorm1d(1))
+
+    train(tmp_path, build=build)
+    newest = tmp_path / "state-00000040.pt"
+    state = torch.load(newest)
+    for value in ([], {"x": 1}, "?"):
+        torch.save({**state, what: value}, newest)
+        with pytest.raises(CheckpointError, match=newest.name):
+            train(tmp_path, build=build)
+
+
+def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(tmp_path: Path):
+    whole = train(tmp_path / "whole")
+    enough = (tmp_path / "whole/state-00000040.pt").stat().st_size
+
+    def train_on_a_full_disk() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (enough // 2, before[1]))
+        try:
+            train(tmp_path / "full")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    with pytest.raises(DataError, match=r"Cannot write .*state-00000010.pt: "):
+        train_on_a_full_disk()
+    assert not list((tmp_path / "full").glob("*state*"))
+    assert torch.equal(train(tmp_path / "full").weight, whole.weight)
+
+
+def test_weights_that_the_last_step_breaks_are_not_kept(tmp_path: Path):
+    huge = replace(SETTINGS, steps=1, learning_rate=1e38, weight_decay=1e3, warmup_steps=0)
+    with pytest.raises(DataError, match="After step 1 weights are infinite"):
+        train(tmp_path, huge)
+    assert not list(tmp_path.glob("state-*"))
+
+
+def test_a_run_whose_log_was_lost_ends_as_well(tmp_path: Path):
+    train(tmp_path)
+    (tmp_path / "log.jsonl").write_text('{"step": 39, "loss": "?"}\n{"step": 40, "lo')
+    module = make()
+    assert fit(module, FunctionObjective(regression_loss), SETTINGS, tmp_path).loss is None
+
+
+def test_fewer_steps_than_were_done_are_refused(tmp_path: Path):
+    constant = replace(SETTINGS, decay="none")
+    train(tmp_path, constant)
+    with pytest.raises(ConfigError, match=r"`settings.steps` is 7, and the run .* has done 40"):
+        train(tmp_path, replace(constant, steps=7))
 
 
 def test_a_run_with_a_constant_rate_can_be_made_longer(tmp_path: Path):
@@ -273,6 +364,35 @@ def test_two_processes_train_as_one_and_go_on_after_a_kill_bit_for_bit(tmp_path:
     assert all(ours["loss"] == pytest.approx(both["loss"], rel=1e-4) for ours, both in losses)
 
 
+def test_the_state_of_a_stranger_runs_nothing_and_a_part_that_is_missing_is_noticed(tmp_path: Path):
+    settings = replace(SETTINGS, steps=20, shard=True)
+    newest, touched = tmp_path / "state-00000020", tmp_path / "touched"
+
+    class Touch:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(touched),)
+
+    def train_on_damaged_states() -> None:
+        train(tmp_path, settings)
+        if os.environ["RANK"] == "0":
+            (newest / ".metadata").rename(tmp_path / "index")
+            content = pickle.dumps(Touch()).ljust((tmp_path / "index").stat().st_size)
+            (newest / ".metadata").write_bytes(content)
+        PartialState().wait_for_everyone()
+        with pytest.raises(CheckpointError, match=r"its index asks for posix.mkdir"):
+            train(tmp_path, settings)
+        PartialState().wait_for_everyone()
+        if os.environ["RANK"] == "0":
+            (tmp_path / "index").rename(newest / ".metadata")
+            next(newest.glob("*.distcp")).write_bytes(b"torn")
+        PartialState().wait_for_everyone()
+        with pytest.warns(UserWarning, match="has 4 bytes"):
+            train(tmp_path, settings)
+
+    as_two(train_on_damaged_states)
+    assert not touched.exists()
+
+
 def test_two_runs_are_kept_from_one_folder(tmp_path: Path):
     again = at_step(3, lambda: train(tmp_path), SETTINGS)
     with pytest.raises(ConfigError, match="Another run is training in"):
@@ -285,6 +405,29 @@ def test_one_process_alone_shards_nothing(tmp_path: Path):
         train(tmp_path, replace(SETTINGS, shard=True))
     # And whoever asks for more than that is told before.
     assert not list(tmp_path.glob("state-*"))
+
+
+def test_validations_are_no_part_of_a_steps_time_but_of_what_is_left(tmp_path: Path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(run_clock.time, "monotonic", lambda: now[0])
+
+    def loss(module: nn.Module, indices: Sequence[int]) -> torch.Tensor:
+        now[0] += 2.0
+        return regression_loss(module, indices)
+
+    def measure(module: nn.Module, step: int) -> dict[str, Any]:
+        now[0] += 100.0
+        return {}
+
+    seen: list[Any] = []
+    short = replace(SETTINGS, decay="none", steps=10, save_minutes=1e9)
+    options = {"validation": Validation(4, measure), "on_progress": seen.append}
+    train(tmp_path, short, loss=loss, **options)
+    train(tmp_path, replace(short, steps=20), loss=loss, **options)
+    assert [one.step_seconds for one in seen] == [2.0] * 4
+    # Logged after steps 5, 10, 15 and 20, each before its own validation.
+    assert [one.seconds_left for one in seen] == [10 + 200, 100, 10 + 200, 100]
+    assert [one.seconds for one in seen] == [210, 320, 530, 640]
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero_or_stays():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,7 +125,9 @@ def _changes(pairs: Sequence[str]) -> dict[str, Any]:
             )
         if key in found:
             raise ConfigError(f"`{key}` is given twice.", fix="Give it once.")
-        found[key] = parse_yaml(value, source=f"--set {key}")
+        # YAML takes `*.attn1.*` for the name of another value, of which there is none here.
+        is_glob = value.startswith("*")
+        found[key] = value if is_glob else parse_yaml(value, source=f"--set {key}")
     return found
 
 
@@ -144,6 +147,7 @@ def _train_on_clips(config: RunConfig, *, dry_run: bool, as_json: bool) -> None:
         else:
             _print_plan(plan)
         return
+    _tell_where_it_goes_on(config.output)
     print_progress = _progress_line(config.settings.batch_size)
     with _told_how_to_go_on(), scalars_of(config.output) as scalars:
 
@@ -262,7 +266,7 @@ def _chosen_strength(
 
 def _train_pocket(file: ConfigFile, config: PocketRun, *, dry_run: bool, as_json: bool) -> None:
     from motionmerge.io.atomic import check_folder
-    from motionmerge.training.pocket.runs import run, weights_of
+    from motionmerge.training.pocket.runs import folders_of, run, weights_of
 
     name = file.name.removeprefix(_POCKET)
     check_folder(config.output)
@@ -270,6 +274,7 @@ def _train_pocket(file: ConfigFile, config: PocketRun, *, dry_run: bool, as_json
         plan = {"run": name, **config.model_dump(mode="json", exclude_none=True)}
         print_json(plan)
         return
+    _tell_where_it_goes_on(*folders_of(config))
     with _told_how_to_go_on():
         result = run(name, config, on_progress=_progress_line(config.settings.batch_size))
     if not result.is_main_process:
@@ -281,8 +286,20 @@ def _train_pocket(file: ConfigFile, config: PocketRun, *, dry_run: bool, as_json
         _print_end(output, result)
 
 
+def _tell_where_it_goes_on(*folders: Path) -> None:
+    """Print from which state a run goes on, on the first of several processes."""
+    from motionmerge.training.run_state import states_in
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+    for folder in folders:
+        if states := states_in(folder):
+            typer.echo(f"going on from {harmless(str(states[0]))}", err=True)
+
+
 def _print_end(output: Path, result: TrainingResult) -> None:
-    print(f"wrote {output}: loss {result.loss:.4f}, {result.steps} steps, {result.seconds:.0f} s")
+    loss = "unknown, as the log lacks its end" if result.loss is None else f"{result.loss:.4f}"
+    print(f"wrote {output}: loss {loss}, {result.steps} steps, {result.seconds:.0f} s")
 
 
 def _print_plan(plan: RunPlan) -> None:
@@ -315,11 +332,11 @@ def _progress_line(batch_size: int) -> Callable[[TrainingProgress], None]:
     """Return what prints a line for each logged step."""
 
     def report(progress: TrainingProgress) -> None:
-        left = progress.seconds / progress.step * (progress.steps - progress.step)
-        rate = progress.step * batch_size / max(progress.seconds, 0.1)
+        rate = batch_size / max(progress.step_seconds, 1e-6)
         typer.echo(
             f"step {progress.step}/{progress.steps}  loss {progress.loss:.4f}  "
-            f"{rate:.3g} samples/s  {_memory()}  {_span(progress.seconds)}, {_span(left)} left",
+            f"{rate:.3g} samples/s  {_memory()}  {_span(progress.seconds)}, "
+            f"{_span(progress.seconds_left)} left",
             err=True,
         )
 
@@ -335,6 +352,9 @@ def _validation_lines(step: int, figures: Mapping[str, Any]) -> None:
         return
     motion, least = figures["relative_motion"], figures["warn_below"]
     share = "unknown beside the base's" if motion is None else f"{motion:.0%} of the base's"
+    if motion is not None and len(videos) > 1:
+        shares = [one["relative_motion"] for one in videos if one["relative_motion"] is not None]
+        share += f" (of {len(shares)}: {min(shares):.0%} to {max(shares):.0%})"
     decibels = [one["first_frame_psnr"] for one in videos if one["first_frame_psnr"] is not None]
     fidelity = f", first frame {median(decibels):.1f} dB" if decibels else ""
     typer.echo(f"step {step}, {_videos(len(videos))}: motion {share}{fidelity}", err=True)

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
-from motionmerge.config import FrozenModel
 from motionmerge.errors import DataError
 from motionmerge.rng import generator_for, whole_number_for
 
 from .clip_encoder import Blanks, EncodedView
+from .config_file import ConfigSection
 from .denoisers.clean_latents import LatentScale
 from .latents_cache import LatentsCache, drawn_latents
 from .objectives.noised import NoiseProcess
@@ -32,7 +32,7 @@ ConditionFrames = Annotated[int, Field(ge=1)] | Literal["first"]
 """How many of a view's frames may be the image, drawn for each view; or the first alone."""
 
 
-class ConditionNoise(FrozenModel):
+class ConditionNoise(ConfigSection):
     """TimeNoise on the image, as Zhao et al. 2024 (CIL) train.
 
     Attributes:
@@ -42,8 +42,8 @@ class ConditionNoise(FrozenModel):
         token_share: In what share of the samples.
     """
 
-    strength: float = Field(100.0, ge=0)
-    power: float = Field(5.0, gt=0)
+    strength: float = Field(100.0, ge=0, le=1e6)
+    power: float = Field(5.0, gt=0, le=1e6)
     tokens: Literal["kept", "noised", "replaced"] = "replaced"
     token_share: float = Field(0.95, ge=0, le=1)
 

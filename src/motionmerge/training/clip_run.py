@@ -19,7 +19,7 @@ from accelerate import PartialState
 from torch import nn
 
 from motionmerge.errors import CheckpointError, ConfigError
-from motionmerge.io.atomic import prepare_folder
+from motionmerge.io.atomic import check_folder, prepare_folder
 from motionmerge.memory import return_freed_memory
 from motionmerge.rng import whole_number_for
 from motionmerge.sampling.families.limits import Limits, VideoFamily
@@ -48,10 +48,10 @@ from .run_model import (
     load_model,
     num_videos,
 )
-from .run_result import RunResult, write_result
+from .run_result import RunResult, check_output, write_result
 from .samples import ClipOrder, NoiseRange, shares_within
 from .settings import Measure, TrainingProgress, TrainingResult, Validation
-from .trainer import fit
+from .trainer import fit, no_share
 from .views import TrainingShot, own_frame_stride, usable_shots, whole_frame_rate
 
 OnEncoded = Callable[[int, int], None]
@@ -77,6 +77,11 @@ def open_clip_run(config: RunConfig) -> ClipRun:
         )
     folder = find_pipeline(config.model)
     check_model(folder, config)
+    check_output(config.output, model=folder.path, clips=data.folder)
+    if data.cache_folder is not None:
+        check_folder(data.cache_folder)
+    if config.settings.batch_size % config.settings.accumulate:
+        raise no_share(config.settings, 1)
     clips = read_clips_manifest(data.manifest, folder=data.folder)
     shots, left_out = usable_shots(clips, data.view_settings(seed=seed))
     held_out: list[TrainingShot] = []
@@ -286,7 +291,8 @@ class ClipRun:
             figures: dict[str, Any] = {}
             for one in measures:
                 figures |= one(module, step)
-            if on_validated is not None:
+            # Of a sharded network every process measures, and the first alone sees the videos.
+            if on_validated is not None and PartialState().is_main_process:
                 on_validated(step, figures)
             return figures
 

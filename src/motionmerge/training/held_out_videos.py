@@ -248,6 +248,7 @@ class HeldOutVideos:
             "name": video.name,
             "file": path.relative_to(self._folder).as_posix(),
             "prompt": video.settings.prompt,
+            "video_steps": video.settings.num_inference_steps,
             "motion_degree": found.motion_degree,
             "first_frame_psnr": found.first_frame_psnr,
         }
@@ -257,8 +258,17 @@ class HeldOutVideos:
         """Return the motion at step 0, which an earlier sitting measured."""
         for line in read_log(self._folder / VALIDATION_LOG):
             if line["step"] == 0:
-                return {one["name"]: one["motion_degree"] for one in line.get("videos", ())}
+                return {
+                    one["name"]: one["motion_degree"]
+                    for one in line.get("videos", ())
+                    # Videos of other steps move otherwise, whatever the weights.
+                    if one.get("video_steps") == self._video_steps
+                }
         return {}
+
+    @property
+    def _video_steps(self) -> int | None:
+        return next((one.settings.num_inference_steps for one in self._videos), None)
 
 
 def _ratio(motion: float | None, base: float | None) -> float | None:

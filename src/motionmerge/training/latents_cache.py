@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
@@ -27,10 +30,10 @@ from motionmerge.io.weights import open_weights, save_weights
 from motionmerge.rng import generator_for
 from motionmerge.training.views import ClipView
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when the meaning of what is kept changes."""
 
-_KEY = "motionmerge.view"
+_KEY, _CHECKSUM = "motionmerge.view", "motionmerge.crc32"
 _MOST_FILES = 2_000_000
 
 
@@ -67,6 +70,15 @@ def drawn_latents(moments: torch.Tensor, *, seed: int, sample: int) -> torch.Ten
     generator = generator_for(seed, "posterior", str(sample))
     noise = torch.randn(posterior.mean.shape, generator=generator)
     return posterior.mean + posterior.std * noise.to(moments.dtype)
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Compute the CRC-32 of all bytes, in the order of names."""
+    found = 0
+    for _, tensor in sorted(tensors.items()):
+        numbers: npt.NDArray[np.uint8] = tensor.reshape(-1).view(torch.uint8).numpy()
+        found = zlib.crc32(numbers.data, found)
+    return f"{found:08x}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +130,11 @@ class LatentsCache:
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def read(self, view: ClipView) -> dict[str, torch.Tensor] | None:
-        """Read what is kept of a view; None if nothing is, or its file is damaged."""
+        """Read what is kept of a view; None if nothing is, or its file is torn or another's.
+
+        Raises:
+            DataError: Bytes in it have changed.
+        """
         path = self.path(view)
         if not path.is_file():
             return None
@@ -126,9 +142,16 @@ class LatentsCache:
             with open_weights(path) as file:
                 if file.metadata.get(_KEY) != self.key(view):
                     return None
-                return {name: file.read(name) for name in file.keys()}  # noqa: SIM118
+                found = {name: file.read(name) for name in file.keys()}  # noqa: SIM118
+                expected = file.metadata.get(_CHECKSUM)
         except CheckpointError:
             return None
+        if expected != _checksum(found):  # `survey`, which reads no content, finds nothing
+            raise DataError(
+                f"{path} is damaged: its checksum is another.",
+                fix="Remove it, and start the same command again: it encodes the view anew.",
+            )
+        return found
 
     def read_or_make(
         self, view: ClipView, make: Callable[[ClipView], Mapping[str, torch.Tensor]]
@@ -137,12 +160,14 @@ class LatentsCache:
 
         Raises:
             CheckpointError: It cannot be written. What `make` raises passes through.
+            DataError: See `read`.
         """
         found = self.read(view)
         if found is not None:
             return found
         made = {name: tensor.detach().cpu().contiguous() for name, tensor in make(view).items()}
-        save_weights(self.path(view), made, {_KEY: self.key(view)})
+        about = {_KEY: self.key(view), _CHECKSUM: _checksum(made)}
+        save_weights(self.path(view), made, about)
         return made
 
     def survey(self, views: Iterable[ClipView]) -> CacheState:

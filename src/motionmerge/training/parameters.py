@@ -15,12 +15,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field
 from torch import nn
 
-from motionmerge.config import FrozenModel
 from motionmerge.errors import ConfigError, MotionMergeError
 from motionmerge.merging.algebra.groups import count_parameters, group_of, selects
 from motionmerge.merging.lora.settings import MODULES_KEY
 from motionmerge.parameter_groups import Family
 from motionmerge.rng import whole_number_for
+
+from .config_file import ConfigSection
 
 TRAINED_GROUPS: Mapping[str, tuple[str, ...]] = {
     "adapter": ("adapter", "temporal"),
@@ -32,7 +33,7 @@ _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PEFT_NAME = "default"
 
 
-class LoraShape(FrozenModel):
+class LoraShape(ConfigSection):
     """The pairs of matrices that are trained beside the layers of a group.
 
     Args:
@@ -42,7 +43,7 @@ class LoraShape(FrozenModel):
     """
 
     rank: int = Field(16, ge=1, le=4096)
-    alpha: float | None = Field(None, gt=0)
+    alpha: float | None = Field(None, gt=0, le=1e6)
     dropout: float = Field(0.0, ge=0, lt=1)
 
 

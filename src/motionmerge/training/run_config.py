@@ -66,10 +66,10 @@ class DataSection(ConfigSection):
     sizes: tuple[Size, ...] = Field(min_length=1)
     num_frames: int = Field(16, ge=1)
     frame_stride: tuple[int, int] | None = None
-    frame_rate: float | None = Field(None, gt=0)
-    views: int = Field(4, ge=1)
+    frame_rate: float | None = None
+    views: int = Field(4, ge=1, le=10_000)
     condition_frames: ConditionFrames | None = None
-    flatten_motion: float = Field(1.0, ge=1)
+    flatten_motion: float = Field(1.0, ge=1, allow_inf_nan=False)
     cache: bool = True
     cache_folder: Path | None = None
 

@@ -15,8 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from motionmerge.errors import ConfigError
 from motionmerge.io.atomic import write_whole
-from motionmerge.io.paths import exists, path_of
+from motionmerge.io.paths import behind_links, exists, path_of
 from motionmerge.io.safetensors_file import TensorSpec
 from motionmerge.io.weights import open_weights, save_weights
 from motionmerge.io.weights_writer import pipeline_folder
@@ -24,6 +25,7 @@ from motionmerge.merging.recipes.recipe import Recipe, relative_path
 from motionmerge.parameter_groups import group_of
 
 from .parameters import Trained, trained_header, trained_state
+from .while_training import check_free
 
 BASE, TUNED, LORA, RECIPE = "base", "tuned", "lora.safetensors", "recipe.yaml"
 
@@ -65,6 +67,31 @@ def adapter_of(unet: nn.Module) -> dict[str, torch.Tensor]:
         for name, tensor in unet.state_dict().items()
         if group_of(name) == "adapter"
     }
+
+
+def check_output(output: Path, *, model: Path, clips: Path) -> None:
+    """Refuse a run's folder in which its results would replace, or lie among, what others wrote.
+
+    Args:
+        output: The folder.
+        model: The pipeline that is to be trained.
+        clips: The folder of the clips.
+
+    Raises:
+        ConfigError: One of that is the case.
+    """
+    for name in (BASE, TUNED):
+        if behind_links(model).is_relative_to(behind_links(output / name)):
+            raise ConfigError(
+                f"`model` is {model}, which the run would replace with its result.",
+                fix="Set `output` to another folder.",
+            )
+    if behind_links(output) == behind_links(clips):
+        raise ConfigError(
+            f"The results would lie among the clips in {clips}.",
+            fix="Set `output` to another folder.",
+        )
+    check_free(output, (BASE, TUNED, LORA, RECIPE))
 
 
 def write_result(

@@ -12,25 +12,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 
-from motionmerge.config import FrozenModel
 from motionmerge.errors import ConfigError
 from motionmerge.rng import whole_number_for
 
+from .config_file import ConfigSection
 from .motion_balance import epoch_order
 from .objectives.noised import NoiseProcess
 
 
-class NoiseRange(FrozenModel):
+class NoiseRange(ConfigSection):
     """Noise levels to train on, in the unit of recipes: `above` < level <= `below`."""
 
-    above: float = 0.0
-    below: float = 1.0
+    above: Annotated[float, Field(ge=0, le=1)] = 0.0
+    below: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
 class SampleDraw(NamedTuple):

@@ -40,17 +40,17 @@ class TrainerSettings:
         keep_states: How many of the newest states stay.
     """
 
-    steps: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=1)] = 16
+    steps: Annotated[int, Field(ge=1, le=10**9)]
+    batch_size: Annotated[int, Field(ge=1, le=10**6)] = 16
     accumulate: Annotated[int, Field(ge=1)] = 1
-    learning_rate: Annotated[float, Field(ge=0)] = 1e-3
+    learning_rate: Annotated[float, Field(ge=0, le=1e6)] = 1e-3
     decay: Literal["cosine", "none"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 200
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.01
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["bf16", "fp32"] = "bf16"
     shard: bool = False
     gradient_checkpointing: bool = False
@@ -66,7 +66,7 @@ class TrainingResult:
 
     Args:
         steps: Optimizer steps, in all.
-        loss: Mean loss over the last tenth of the run.
+        loss: Mean loss over the last tenth of the run; None where its log has none of it.
         seconds: Wall time, over all sittings.
         num_processes: Of the last sitting.
         is_main_process: Whether this process is the one to write files.
@@ -74,7 +74,7 @@ class TrainingResult:
     """
 
     steps: int
-    loss: float
+    loss: float | None
     seconds: float
     num_processes: int
     is_main_process: bool
@@ -86,7 +86,8 @@ class TrainingProgress:
     """One line of the log: `step` of `steps` done in `seconds`.
 
     Loss and gradient norm (before clipping) are means since the line before, the loss over all
-    processes.
+    processes. A step of this sitting takes `step_seconds` without validations; `seconds_left` are
+    with those that are to come.
     """
 
     step: int
@@ -95,6 +96,8 @@ class TrainingProgress:
     grad_norm: float
     learning_rate: float
     seconds: float
+    step_seconds: float
+    seconds_left: float
 
 
 class RunStopped(SystemExit):

@@ -7,22 +7,43 @@ and may be read by another number of processes. Not accelerate's FSDP, which is 
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from motionmerge.errors import ConfigError, DataError
+from motionmerge.errors import CheckpointError, ConfigError, DataError
 
 Tensors = Mapping[str, torch.Tensor]
+
+_INDEX = "torch.distributed.checkpoint"
+_MADE_OF: Mapping[tuple[str, str], Any] = {
+    **{
+        (f"{_INDEX}.metadata", one.__name__): one
+        for one in (
+            *(metadata.Metadata, metadata.MetadataIndex, metadata.StorageMeta),
+            *(metadata.TensorStorageMetadata, metadata.TensorProperties),
+            *(metadata.ChunkStorageMetadata, metadata._MEM_FORMAT_ENCODING),
+        )
+    },
+    (f"{_INDEX}.filesystem", "_StorageInfo"): filesystem._StorageInfo,
+    ("torch", "Size"): torch.Size,
+    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
+    ("pathlib", "PosixPath"): PurePosixPath,
+    ("builtins", "getattr"): lambda kind, name: metadata._MEM_FORMAT_ENCODING[name],
+}
+"""What the index of a state is made of; not `BytesStorageMetadata`: torch unpickles what it names.
+"""
 
 
 class ShardedParameters:
@@ -85,14 +106,25 @@ class ShardedParameters:
             ) from error
 
     def load(self, folder: Path, optimizer: torch.optim.Optimizer, average: Any | None) -> None:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: Something else is there.
+        """
         for one in self.parameters:
             state = optimizer.state[one]
             state["step"] = torch.zeros(())
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.zeros_like(one)
         tensors = dict(self._tensors(optimizer, average))
-        dcp.load(tensors, checkpoint_id=folder)
+        try:
+            dcp.load(tensors, storage_reader=_Reader(folder))
+        except dcp.api.CheckpointException as error:
+            reasons = {str(one[0])[:200] for one in error.failures.values()}
+            raise CheckpointError(
+                f"{folder} cannot be read: {'; '.join(sorted(reasons))}",
+                fix="Remove it: the run goes on from the state before it.",
+            ) from error
 
     def _tensors(self, optimizer: torch.optim.Optimizer, average: Any | None) -> Tensors:
         found: dict[str, torch.Tensor] = {}
@@ -103,6 +135,30 @@ class ShardedParameters:
         for number, one in enumerate(() if average is None else average.shadow_params):
             found[f"average.{number}"] = one
         return found
+
+
+class _Reader(filesystem.FileSystemReader):
+    """Reads states; torch would unpickle their index, and so run what a stranger wrote into it."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            index = _IndexUnpickler(file).load()
+        if not isinstance(index, metadata.Metadata):
+            raise pickle.UnpicklingError("its index is none")
+        index.storage_meta = metadata.StorageMeta(load_id=self.load_id)
+        return index
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    """Makes the records of an index, and calls nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = _MADE_OF.get((module, name))
+        if known is None and module == "torch" and isinstance(getattr(torch, name), torch.dtype):
+            known = getattr(torch, name)
+        if known is None:
+            raise pickle.UnpicklingError(f"its index asks for {module[:80]}.{name[:80]}")
+        return known
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:

@@ -22,16 +22,17 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from motionmerge.errors import ConfigError, DataError
-from motionmerge.io.atomic import atomic_path
-from motionmerge.packages import missing_package
+from motionmerge.errors import CheckpointError, ConfigError
 from motionmerge.rng import whole_number_for
 
 from .batches import batches_left
 from .captured_step import CapturedStep
+from .finite import are_finite, bad_weights, check_figures
 from .objective import Drawn, Objective
+from .optimizer import optimizer_of
+from .run_clock import RunClock
 from .run_log import LOG, VALIDATION_LOG
-from .run_state import RunFolder, weights_hash
+from .run_state import RunFolder, fingerprint_of
 from .settings import (
     RunStopped,
     TrainerSettings,
@@ -77,14 +78,15 @@ def fit(
     Raises:
         ConfigError: the batch does not divide by the number of processes and accumulated batches,
             or another run is training in the folder.
-        CheckpointError: the saved state belongs to another run.
+        CheckpointError: the saved state belongs to another run, or none of several can be read.
         DataError: the loss is not a number; the batch is saved, and the state before it kept.
+            Or the weights are not, or the disk is full.
         RunStopped: the process was told to end (SIGTERM); the state is saved.
     """
     accelerator = Accelerator(cpu=not (objective.can_use_gpu and torch.cuda.is_available()))
     share = _share(settings, accelerator.num_processes)
     parameters = list(module.parameters() if trainable is None else trainable)
-    fingerprint = _fingerprint(module, parameters, settings, identity or {})
+    fingerprint = fingerprint_of(module, parameters, settings, identity or {})
     with ExitStack() as cleanup:
         if accelerator.is_main_process:
             cleanup.enter_context(alone_in(folder))
@@ -126,32 +128,18 @@ def _share(settings: TrainerSettings, num_processes: int) -> int:
     """Return the samples of one batch of one process."""
     share, rest = divmod(settings.batch_size, num_processes * settings.accumulate)
     if rest or not share:
-        raise ConfigError(
-            f"A batch of {settings.batch_size} does not divide by {num_processes} processes with "
-            f"{settings.accumulate} accumulated batches.",
-            fix="Choose a batch size that does.",
-        )
+        raise no_share(settings, num_processes)
     return share
 
 
-def _fingerprint(
-    module: nn.Module,
-    parameters: Sequence[nn.Parameter],
-    settings: TrainerSettings,
-    identity: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return what makes a run this one; without what may change between two sittings."""
-    free = {"save_every", "log_every", "save_minutes", "keep_states", "gradient_checkpointing"}
-    if settings.decay == "none":
-        free.add("steps")  # more steps go on as the first ones did
-    trained = {id(parameter) for parameter in parameters}
-    names = [name for name, value in module.named_parameters() if id(value) in trained]
-    return {
-        "settings": {key: value for key, value in asdict(settings).items() if key not in free},
-        "trained": names,
-        "base": weights_hash(module),
-        **identity,
-    }
+def no_share(settings: TrainerSettings, num_processes: int) -> ConfigError:
+    """Return the error for a batch that cannot be shared evenly."""
+    processes = "1 process" if num_processes == 1 else f"{num_processes} processes"
+    return ConfigError(
+        f"A batch of {settings.batch_size} does not divide by {processes} with "
+        f"{settings.accumulate} accumulated batches.",
+        fix="Choose a batch size that does.",
+    )
 
 
 def _any_process(accelerator: Accelerator, *, is_true: bool) -> bool:
@@ -186,7 +174,7 @@ class _Run:
             self.parameters = parameters = self.sharded.parameters
         module.to(self.device)
         objective.to(self.device)
-        self.optimizer = _optimizer(parameters, settings)
+        self.optimizer = optimizer_of(parameters, settings)
         self.ema: EMAModel | None = None
         if settings.ema_decay is not None:
             self.ema = EMAModel(
@@ -203,11 +191,19 @@ class _Run:
         """Load the newest state if there is one, and make optimizer and wrapper ready."""
         saved = self.books.load()
         if saved is not None:
-            self._restore_parameters(saved)
-            for name, buffer in self.module.named_buffers():
-                buffer.copy_(saved["buffers"][name])
-            self.done, self.elapsed = saved["step"], saved["seconds"]
-            self.recent = self._recent_of(saved["recent"])
+            try:
+                self._restore_from(saved)
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                raise CheckpointError(
+                    f"{saved['path']} is no state of such a run: {str(error)[:200]}",
+                    fix="Remove it: the run goes on from the state before it.",
+                ) from error
+            if self.done > self.settings.steps:
+                raise ConfigError(
+                    f"`settings.steps` is {self.settings.steps}, and the run in "
+                    f"{self.books.folder} has done {self.done}.",
+                    fix=f"Ask for {self.done} or more, or choose another run folder.",
+                )
         if self.accelerator.is_main_process:
             for name in (LOG, VALIDATION_LOG):
                 self.books.trim_log(self.done, name=name)
@@ -228,7 +224,15 @@ class _Run:
         is_alike = is_alike and self.settings.optimizer == "adamw"
         if self.device.type == "cuda" and is_alone and is_alike:
             self.run_step = CapturedStep(self._step, self.device)
-        self.started = self.saved_at = time.monotonic()
+        self.clock = RunClock(step=self.done, seconds=self.elapsed)
+        self.saved_at = time.monotonic()
+
+    def _restore_from(self, saved: Mapping[str, Any]) -> None:
+        self._restore_parameters(saved)
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(saved["buffers"][name])
+        self.done, self.elapsed = saved["step"], float(saved["seconds"])
+        self.recent = self._recent_of(saved["recent"])
 
     def _restore_parameters(self, saved: Mapping[str, Any]) -> None:
         """Load trained parameters, moments and averages."""
@@ -242,18 +246,14 @@ class _Run:
                 mine.data.copy_(then)
             self.optimizer.load_state_dict(saved["optimizer"])
         if self.ema is not None:
-            self.ema.load_state_dict(average)
+            kept = ("shadow_params", "optimization_step")  # diffusers goes on without
+            self.ema.load_state_dict({**average, **{name: average[name] for name in kept}})
 
     def _recent_of(self, saved: torch.Tensor) -> list[torch.Tensor]:
         """Return this process's share of what was not yet logged, `[processes, steps, 2]`."""
         if len(saved) != self.accelerator.num_processes:  # another number: all have the mean
             saved = saved.mean(0, keepdim=True).expand(self.accelerator.num_processes, -1, -1)
         return list(saved[self.accelerator.process_index].to(self.device).unbind())
-
-    @property
-    def seconds(self) -> float:
-        """Wall time over all sittings."""
-        return self.elapsed + time.monotonic() - self.started
 
     def step(self, drawn: Sequence[Drawn]) -> None:
         """Do one optimizer step on the batches of this process."""
@@ -324,9 +324,18 @@ class _Run:
             loss=float(loss),
             grad_norm=float(norm),
             learning_rate=learning_rate_at(self.done - 1, self.settings),
-            seconds=round(self.seconds, 1),
+            seconds=round(self.clock.seconds, 1),
+            step_seconds=self.clock.step_seconds(self.done),
+            seconds_left=self.clock.seconds_left(
+                self.done,
+                self.settings.steps,
+                validates_every=None if self.validation is None else self.validation.every,
+            ),
         )
-        self.books.log(asdict(progress))
+        line = asdict(progress)
+        for name in ("step_seconds", "seconds_left"):  # of this sitting, and guesses
+            del line[name]
+        self.books.log(line)
         return progress
 
     def validate(self) -> None:
@@ -338,6 +347,15 @@ class _Run:
             return
         if self.done % validation.every and self.done != self.settings.steps:
             return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # the steps before are no part of it
+        with self.clock.validating():
+            figures = self._measured(validation)
+        if self.accelerator.is_main_process:
+            self.books.log({"step": self.done, **figures}, name=VALIDATION_LOG)
+
+    def _measured(self, validation: Validation) -> Mapping[str, Any]:
+        """Measure with the averaged weights; afterwards all is as before."""
         if self.ema is not None:
             self.ema.store(self.parameters)
             self.ema.copy_to(self.parameters)
@@ -347,17 +365,17 @@ class _Run:
         self.module.train()
         if self.ema is not None:
             self.ema.restore(self.parameters)
-        if self.accelerator.is_main_process:
-            self.books.log({"step": self.done, **figures}, name=VALIDATION_LOG)
+        return figures
 
     def save(self) -> None:
-        """Save the state, if there is a number in it."""
+        """Save the state, if there are numbers in it."""
         self._check_finite()
+        self._check_weights()
         self.saved_at = time.monotonic()
         recent = torch.stack(self.recent) if self.recent else torch.zeros(0, 2, device=self.device)
         recent = self.accelerator.gather(recent[None])
         state = {
-            "seconds": self.seconds,
+            "seconds": self.clock.seconds,
             "buffers": dict(self.module.named_buffers()),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "recent": recent.cpu(),
@@ -377,29 +395,18 @@ class _Run:
 
     def _check_finite(self) -> None:
         """Refuse to go on with a loss or gradient that is not a number; keep its batch."""
-        if not self.recent:
-            return
-        is_bad = ~torch.stack(self.recent).isfinite().all(1)
-        if not bool(is_bad.any()):
-            return
-        first = int(is_bad.int().argmax())
-        step = self.done - len(self.recent) + first
-        start = step * self.settings.batch_size
-        indices = range(start, start + self.settings.batch_size)
-        path = self.books.folder / "bad-batch.pt"
-        if self.accelerator.is_main_process:
-            with atomic_path(path) as temporary:
-                drawn = self.objective.draw(indices)
-                plain = tuple(drawn) if isinstance(drawn, tuple) else drawn
-                torch.save({"step": step, "indices": list(indices), "drawn": plain}, temporary)
-        newest = next((state.name for state in self.books.states()), "none yet")
-        raise DataError(
-            f"Loss and gradient norm of step {step + 1} are "
-            f"{self.recent[first].tolist()}; the samples are in {path}, the state before is kept "
-            f"({newest}).",
-            fix="Look at these samples; or start a run in another folder with a lower "
-            "`learning_rate` or `precision='fp32'`.",
+        check_figures(
+            self.recent,
+            self.books,
+            done=self.done,
+            batch_size=self.settings.batch_size,
+            draw=self.objective.draw if self.accelerator.is_main_process else None,
         )
+
+    def _check_weights(self) -> None:
+        """Refuse weights that are no numbers: those of the last step have no loss to show it."""
+        if _any_process(self.accelerator, is_true=not are_finite(self.parameters)):
+            raise bad_weights(self.done, self.books)
 
     def finish(self) -> TrainingResult:
         """Leave the module with the weights to keep, on the CPU."""
@@ -411,36 +418,15 @@ class _Run:
             self.module.to("cpu")
         self.objective.to(torch.device("cpu"))
         self.accelerator.wait_for_everyone()
-        last = [x["loss"] for x in self.books.lines() if x["step"] > 0.9 * self.settings.steps]
         is_cuda = self.device.type == "cuda"
         return TrainingResult(
             steps=self.settings.steps,
-            loss=sum(last) / len(last),
-            seconds=self.seconds,
+            loss=self.books.last_loss(self.settings.steps),
+            seconds=self.clock.seconds,
             num_processes=self.accelerator.num_processes,
             is_main_process=self.accelerator.is_main_process,
             device=torch.cuda.get_device_name(self.device) if is_cuda else self.device.type,
         )
-
-
-def _optimizer(parameters: Sequence[nn.Parameter], settings: TrainerSettings) -> Any:
-    """Return the optimizer; its moments have a byte a number each, or four.
-
-    Raises:
-        ConfigError: bitsandbytes is not installed, or the run is sharded.
-    """
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
-    if settings.shard:
-        raise ConfigError(
-            "`settings.optimizer` is adamw8bit, whose moments are not sharded.",
-            fix="Leave `shard` or `optimizer` out.",
-        )
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise missing_package(error) or error from error
-    return AdamW8bit(parameters, weight_decay=settings.weight_decay)
 
 
 def _autocast(device: torch.device, settings: TrainerSettings) -> torch.autocast:

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from motionmerge.config import FrozenModel
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.clips import frames_at
-from motionmerge.io.decoding import Picture, Size
+from motionmerge.io.decoding import MAX_FRAMES, Picture, Size
 from motionmerge.rng import whole_number_for
 from motionmerge.training.clips_folder import LeftOut
 from motionmerge.training.clips_manifest import ClipShot, TrainingClip
@@ -40,9 +40,9 @@ class ViewSettings(FrozenModel):
     """
 
     sizes: tuple[Size, ...] = Field(min_length=1)
-    num_frames: int = Field(16, ge=1)
+    num_frames: int = Field(16, ge=1, le=MAX_FRAMES)
     frame_stride: tuple[int, int] | None = None
-    frame_rate: float | None = Field(None, gt=0)
+    frame_rate: float | None = Field(None, gt=0, le=1000)
     seed: int = 0
 
     @model_validator(mode="after")
@@ -52,11 +52,13 @@ class ViewSettings(FrozenModel):
                 "Views need either `frame_stride` or `frame_rate`.",
                 fix="Set one of them, such as `frame_stride: [1, 6]`.",
             )
-        if self.frame_stride and not 1 <= self.frame_stride[0] <= self.frame_stride[1]:
-            raise ConfigError(
-                f"`frame_stride` is {list(self.frame_stride)}.",
-                fix="Write [least, most] from 1 on.",
-            )
+        if self.frame_stride is not None:
+            least, most = self.frame_stride
+            if not 1 <= least <= most <= MAX_FRAMES:
+                raise ConfigError(
+                    f"`frame_stride` is {[least, most]}.",
+                    fix=f"Write [least, most], from 1 to {MAX_FRAMES:,}.",
+                )
         if any(not 1 <= side <= _MOST_PIXELS for size in self.sizes for side in size):
             raise ConfigError(
                 f"`sizes` are {list(self.sizes)}.",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 from torch import nn
 
 from motionmerge.errors import ConfigError
+
+_LOCK = ".lock"
+"""In a folder in which a run is, or was."""
 
 
 @contextmanager
@@ -73,7 +77,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         ConfigError: Another run is there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as file:
+    with (folder / _LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -82,3 +86,24 @@ def alone_in(folder: Path) -> Iterator[None]:
                 fix="Wait for its end, or choose another folder.",
             ) from error
         yield
+
+
+def check_free(folder: Path, results: Iterable[str], *, run: Path | None = None) -> None:
+    """Refuse a folder in which a run would replace what no run wrote.
+
+    Args:
+        folder: Of the results.
+        results: Their names.
+        run: Where the run trains; by default in `folder`.
+
+    Raises:
+        ConfigError: Something has the name of a result, and there was no run yet.
+    """
+    if ((run or folder) / _LOCK).exists():
+        return
+    taken = [name for name in results if os.path.lexists(folder / name)]
+    if taken:
+        raise ConfigError(
+            f"{folder / taken[0]} is there, no run wrote it, and this one would replace it.",
+            fix="Set `output` to another folder.",
+        )

@@ -18,6 +18,9 @@ KNOB = "motion"
 ALIKE = 0.95
 """Of the most motion: what moves so much moves as much, as far as few videos can say."""
 
+LEAST_MOTION = 0.5
+"""Pixels a second in a frame 512 wide: a base that moves less has no motion to compare with."""
+
 _MOTION, _FIDELITY = "motion_degree", "first_frame_ssim"
 
 
@@ -57,8 +60,10 @@ def choose_strength(
         DataError: Not one video could be made and measured.
     """
     reference = _observe(bench, base)
-    if not _motion(reference):
-        return ChosenStrength(recipe=recipe, motion=None, why="the motion of the base is not known")
+    still = _motion(reference)
+    if still is None or still < LEAST_MOTION:
+        why = "not known" if still is None else f"{still:.2f} px/s, too little to compare with"
+        return ChosenStrength(recipe=recipe, motion=None, why=f"the motion of the base is {why}")
     tried: dict[float, tuple[Recipe, Observed]] = {}
     for value in sorted(set(values)):
         changed = recipe.with_parameters(**{KNOB: value})
@@ -80,9 +85,15 @@ def choose_strength(
         else "as none moves as much as the base and no smaller one nearly as much as the best"
     )
     measured = ", ".join(f"{value:g} {_text(tried[value][1], reference)}" for value in shares)
+    alike = [
+        f"{value:g}"
+        for value in shares
+        if value < motion and not _moves_less(tried[value][1], tried[motion][1])
+    ]
+    doubt = f"; so few videos do not tell it from {' and '.join(alike)}" if alike else ""
     why = (
-        f"{KNOB} {motion:g}, {reason}: {measured} (of the base's motion; first frame, SSIM, the "
-        f"base's {_fidelity(reference)}; {bench.about}, {bench.num_steps} steps)"
+        f"{KNOB} {motion:g}, {reason}{doubt}: {measured} (of the base's motion; first "
+        f"frame, SSIM, the base's {_fidelity(reference)}; {bench.about}, {bench.num_steps} steps)"
     )
     description = f"{recipe.description} Chosen: {why}. Report numbers of other clips."
     chosen = replace(tried[motion][0], description=description)
@@ -96,6 +107,12 @@ def _observe(bench: Bench, variant: Variant) -> Observed:
 def _motion(observed: Observed) -> float | None:
     mean = observed.mean(_MOTION)
     return None if mean is None else mean.value
+
+
+def _moves_less(observed: Observed, other: Observed) -> bool:
+    """Check whether chance hardly made the difference: zero is above its 95 % interval."""
+    difference = observed.difference(other, _MOTION)
+    return difference is not None and difference.high < 0
 
 
 def _share(observed: Observed, reference: Observed) -> float | None:

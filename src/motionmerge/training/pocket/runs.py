@@ -32,6 +32,7 @@ from motionmerge.training.pocket import decoder as pocket_decoder
 from motionmerge.training.pocket import towers as pocket_towers
 from motionmerge.training.pocket import video as pocket_video
 from motionmerge.training.settings import TrainerSettings, TrainingProgress, TrainingResult
+from motionmerge.training.while_training import check_free
 
 OnProgress = Callable[[TrainingProgress], None]
 LICENCE = "Apache-2.0"
@@ -86,16 +87,24 @@ def run(name: str, config: PocketRun, *, on_progress: OnProgress | None = None) 
         on_progress: Called after each logged step.
 
     Raises:
-        ConfigError: The output cannot be written.
+        ConfigError: The output cannot be written, or is a file that no run wrote.
     """
     output = weights_of(name, config)
     check_file(output)
+    check_free(config.output, [output.name], run=folders_of(config)[-1])
     prepare_folder(config.output)
     train = {"towers": _towers, "decoder": _decoder}.get(config.pocket, _denoiser)
     weights, result = train(config, on_progress)
     if result.is_main_process:
         save_half(output, weights, _card(name, config, result))
     return result
+
+
+def folders_of(config: PocketRun) -> list[Path]:
+    """Return the folders in which a run keeps states: of the towers, each has its own."""
+    if config.pocket == "towers":
+        return [config.output / "text", config.output / "image"]
+    return [config.output]
 
 
 def weights_of(name: str, config: PocketRun) -> Path:
