@@ -84,4 +84,9 @@ LTX_2: Mapping[str, str] = {
 """`prompt_adaln_single` (2.3) is known to the converter of LoRAs alone."""
 
 LTX_STYLE = Names(family="ltx", style="original LTX-Video", table=LTX)
-LTX_2_STYLE = Names(family="ltx-2", style="original LTX-2", table=LTX_2)
+LTX_2_STYLE = Names(
+    family="ltx-2",
+    style="original LTX-2",
+    table=LTX_2,
+    computed=(r"^(video|audio)_embeddings_connector\.",),  # a part of its own in diffusers
+)
