@@ -49,7 +49,7 @@ class Names:
             part but the last.
         ones: Dimensions of size one that the original has before and behind those of diffusers, by
             the tensor's name.
-        computed: Patterns of what the original stores, and diffusers computes or keeps elsewhere.
+        computed: Patterns of buffers that the original stores and diffusers computes.
     """
 
     family: str
@@ -87,7 +87,7 @@ class Names:
         return re.compile("|".join(self.computed) or r"(?!)")
 
     def is_computed(self, name: str) -> bool:
-        """Check whether a tensor of the original is in no denoiser of diffusers; see `computed`."""
+        """Check whether a tensor of the original is a buffer that diffusers computes."""
         return self._computed.search(name) is not None
 
     def ours_of(self, path: str) -> str:
