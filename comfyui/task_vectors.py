@@ -48,8 +48,8 @@ def lora_patch(model: Any, file: str, strength: float) -> Patch:
         )
     if unused:
         log.warning(
-            f"{len(unused)} keys of the LoRA `{file}` fit nothing in this model, "
-            f"e.g. `{unused[0]}`; those of {len(values)} weights do."
+            f"The LoRA `{file}` changes {len(values)} weights of this model; nothing in it fits "
+            f"{len(unused)} of the LoRA's keys, e.g. `{unused[0]}`."
         )
     return Patch(values, strength)
 
