@@ -39,6 +39,7 @@ def experts_of_recipe(model: Any, recipe: str, values: str) -> list[Expert]:
         from motionmerge.merging.recipes.bound import BoundRecipe
         from motionmerge.merging.recipes.files import shipped_recipes
         from motionmerge.merging.recipes.recipe import OWN_MODEL, Recipe
+        from motionmerge.text import fix_unknown_name
     except ImportError as error:
         raise NodeError(
             f"Recipes are read by motionmerge, which cannot be imported here ({error}).",
@@ -46,6 +47,11 @@ def experts_of_recipe(model: Any, recipe: str, values: str) -> list[Expert]:
             "needs numpy, pyyaml and pydantic, which ComfyUI has.",
         ) from error
     text = recipe.strip()
+    if ":" not in text and text not in shipped_recipes():
+        raise NodeError(
+            f"`{text[:100]}` is neither a recipe's text nor the name of a shipped recipe.",
+            fix=fix_unknown_name(text[:100], shipped_recipes()),
+        )
     read = Recipe.load(text) if text in shipped_recipes() else Recipe.parse(recipe)
     given = _lines(values)
     known = {*read.parameters, *read.inputs}
@@ -196,6 +202,8 @@ def _lines(text: str) -> dict[str, str]:
         name, colon, value = line.partition(":")
         if not colon or not value.strip():
             raise NodeError(f"`{line}` is no value.", fix="Write e.g. `motion: 0.5`, one a line.")
+        if name.strip() in found:
+            raise NodeError(f"`{name.strip()}` has two values.", fix="Leave one of the lines.")
         found[name.strip()] = value.strip()
     return found
 

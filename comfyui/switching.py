@@ -157,6 +157,8 @@ def due_at(experts: Experts, model_sampling: Any, sigmas: Sequence[float], sigma
 def idle_experts(experts: Experts, model_sampling: Any, sigmas: Sequence[float]) -> list[str]:
     """Return a line for each expert that gets no step, with the noise levels."""
     steps = sigmas[:-1]
+    if not steps:  # a start behind the last step
+        return []
     busy = {due_at(experts, model_sampling, sigmas, sigma) for sigma in steps}
     levels = ", ".join(f"{noise_level(model_sampling, sigma):.3g}" for sigma in steps)
     return [

@@ -10,6 +10,7 @@ from typing import Any
 
 import comfy.lora
 import comfy.lora_convert
+import comfy.model_patcher
 import comfy.utils
 import folder_paths
 import torch
@@ -22,8 +23,12 @@ log = logging.getLogger(KEY)
 NETWORK = "diffusion_model."
 """What ComfyUI puts in front of the names of a denoiser's weights."""
 
-CODES = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".comfy_quant")
-"""Endings of what belongs to fp8 codes: no weights, and they must stay as they are."""
+CODES = (
+    *(".scale_weight", ".scale_input", ".scaled_fp8"),  # until 2025
+    *(".weight_scale", ".weight_scale_2", ".input_scale", ".pre_quant_scale", ".comfy_quant"),
+    *(".weight_s_rel", ".weight_s_channel", ".weight_codebook"),
+)
+"""Endings of what belongs to codes (fp8, fp4, int8): no weights, and they stay as they are."""
 
 
 def lora_patch(model: Any, file: str, strength: float) -> Patch:
@@ -43,8 +48,8 @@ def lora_patch(model: Any, file: str, strength: float) -> Patch:
         )
     if unused:
         log.warning(
-            f"{len(unused)} keys of the LoRA `{file}` fit nothing in this model, "
-            f"e.g. `{unused[0]}`; those of {len(values)} weights do."
+            f"The LoRA `{file}` changes {len(values)} weights of this model; nothing in it fits "
+            f"{len(unused)} of the LoRA's keys, e.g. `{unused[0]}`."
         )
     return Patch(values, strength)
 
@@ -84,15 +89,29 @@ def model_patch(model: Any, other: Any, *, keeps: float, strength: float) -> Pat
         NodeError: The two have other weights, or other shapes.
     """
     check_same_weights(model, other, fix="Use a model and the model that it was fine-tuned from.")
-    values = {
-        name: value
-        for name, value in other.get_key_patches(NETWORK).items()
-        if not name.endswith(CODES)
-    }
-    for name in bare_parameters(other.model) & values.keys():
-        # Where one is replaced while it is loaded, `get_key_patches` has what replaces it.
-        values[name] = [(other.get_model_object(name), *values[name][0][1:]), *values[name][1:]]
+    bare = bare_parameters(other.model)
+    values = {name: _as_patch(other, name, is_bare=name in bare) for name in shapes_of(other)}
     return Patch(values, strength, keeps)
+
+
+def _as_patch(model: Any, name: str, *, is_bare: bool) -> list[Any]:
+    """Return a weight of a MODEL, with the MODEL's own patches, as the values of a patch.
+
+    ComfyUI's `get_key_patches` fails at models with scales: it looks for a weight of each name in
+    the state dict.
+    """
+    weight, _, convert = comfy.model_patcher.get_key_weight(model.model, name)
+    if is_bare:  # another node's, where one was put in its place
+        weight = model.get_model_object(name)
+    kept = model.hook_backup.get(name) or model.backup.get(name)  # what was there before patches
+    if kept is not None:
+        weight = kept[0]
+    return [(weight, convert or _unchanged), *model.patches.get(name, [])]
+
+
+def _unchanged(weight: torch.Tensor, **settings: Any) -> torch.Tensor:
+    """Return a weight that is stored as it is."""
+    return weight
 
 
 def check_same_weights(model: Any, other: Any, *, fix: str) -> None:
@@ -135,8 +154,8 @@ def check_same_settings(high: Any, low: Any) -> None:
 def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a MODEL's weights, by name."""
     return {
-        name: tuple(tensor.shape)
-        for name, tensor in model.model.state_dict().items()
+        name: tuple(comfy.utils.get_attr(model.model, name).shape)  # codes may have another shape
+        for name in model.model.state_dict()
         if name.startswith(NETWORK) and not name.endswith(CODES)
     }
 

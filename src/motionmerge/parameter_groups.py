@@ -163,10 +163,14 @@ COGVIDEOX = Family(
     "CogVideoXTransformer3DModel",
     (
         ("joint", rf"{_LAYER}(norm1|attn1|norm2|ff)\."),
-        ("embeddings", r"(patch_embed\.(text_proj|pos_embedding)|(time|ofs)_embedding\.)"),
+        ("embeddings", r"(patch_embed\.(text_proj|pos_embedding)|(time|ofs)_embedding[._])"),
         ("residual", r"(patch_embed\.proj|norm_final|norm_out|proj_out)\."),
-        # The original code's names.
+        # The names of the original code and of ComfyUI.
         ("joint", r"(layers\.\d+\.|mixins\.adaln_layer\.)"),
+        (
+            "joint",
+            r"\bblocks\.\d+\.(norm[12]\.(linear|norm)|[qkv]|norm_[qk]|attn_out|ff_(proj|out))\.",
+        ),
         (
             "embeddings",
             r"(mixins\.(patch_embed\.text_proj|pos_embed)|(time|ofs)_embed)\.",

@@ -102,3 +102,15 @@ def test_a_shipped_recipe_is_the_knob():
 def test_refusals(recipe, values, message):
     with pytest.raises((ValueError, MotionMergeError), match=message):
         nodes.RecipeExperts.execute(tiny.model("wan"), recipe, values)
+
+
+def test_a_recipe_on_codes_and_scales_is_that_of_their_values():
+    """But for rounding to codes again, as for any patch of such weights."""
+    turned, plain = (
+        nodes.RecipeExperts.execute(model, "lora-rescue", "motion: 0.5\nstyle: style.safetensors")[
+            0
+        ]
+        for model in (tiny.scaled_model(), tiny.model("wan"))
+    )
+    ours, expected = (tiny.sample(one, "wan", steps=12) for one in (turned, plain))
+    assert (ours - expected).abs().mean() < 0.1 * expected.abs().mean()

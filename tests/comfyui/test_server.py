@@ -209,6 +209,10 @@ def test_a_lora_that_does_not_fit_is_an_error_of_its_node(server):
     assert error["node_type"] == "MotionMergeKnobLora" and "Fix: " in error["exception_message"]
 
 
+def is_weight(name):
+    return not name.endswith(("weight_scale", "comfy_quant"))
+
+
 @pytest.mark.parametrize("dtype", [None, "fp8_scaled"])
 def test_every_key_of_our_files_is_loaded(dtype, tmp_path, caplog):
     """Whole files by ComfyUI's loader, LoRAs by its keys: none is left over."""
@@ -226,6 +230,13 @@ def test_every_key_of_our_files_is_loaded(dtype, tmp_path, caplog):
     model = comfy.sd.load_diffusion_model(str(tmp_path / "whole" / "more.safetensors"))
     assert type(model.model).__name__ == "WAN21"
     assert not [line for line in caplog.messages if any(words in line for words in UNLOADED)]
+    written = comfy.utils.load_torch_file(str(tmp_path / "whole" / "more.safetensors"))
+    for name, tensor in written.items():
+        held = comfy.utils.get_attr(model.model.diffusion_model, name) if is_weight(name) else None
+        if held is not None:
+            scale = written.get(name.removesuffix("weight") + "weight_scale", torch.ones(()))
+            values = held.dequantize() if hasattr(held, "dequantize") else held
+            torch.testing.assert_close(values.float(), tensor.float() * scale, rtol=1e-2, atol=0)
     file = comfy.utils.load_torch_file(str(tmp_path / "loras" / "more.safetensors"))
     values, unused = load_pack().task_vectors.matched(model, file)
     assert values and not unused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -32,7 +33,11 @@ def state_dict(family: str, seed: int = 0) -> dict[str, torch.Tensor]:
             num_layers=2, attention_head_dim=8, cross_attention_dim=256, **COMMON
         )
     else:
-        network = comfy.ldm.hunyuan_video.model.HunyuanVideo(
+        hunyuan = comfy.ldm.hunyuan_video.model
+        params = {field.name for field in dataclasses.fields(hunyuan.HunyuanVideoParams)}
+        later = {"use_cond_type_embedding": False, "vision_in_dim": None, "meanflow_sum": False}
+        network = hunyuan.HunyuanVideo(
+            **{name: value for name, value in later.items() if name in params},
             image_model="hunyuan_video", in_channels=16, out_channels=16, vec_in_dim=768,
             context_in_dim=64, hidden_size=128, mlp_ratio=4.0, num_heads=1, depth=1,
             depth_single_blocks=1, axes_dim=[16, 56, 56], theta=256, patch_size=[1, 2, 2],

@@ -53,6 +53,10 @@ class Network(nn.Module):
     def forward(self, x):
         return self.diffusion_model.layer(x) + self.diffusion_model.modulation
 
+    def state_dict(self):
+        """Return the weights, and a name without a weight as layers with scales have them."""
+        return super().state_dict() | {"diffusion_model.layer.weight_scale": torch.ones(())}
+
 
 class ModelPatcher:
     """A MODEL: a network that its clones share, and patches that are applied when it is loaded."""
@@ -60,6 +64,7 @@ class ModelPatcher:
     def __init__(self, model: nn.Module) -> None:
         self.model, self.parent = model, None
         self.patches, self.object_patches, self.hook_patches = {}, {}, {}
+        self.backup, self.hook_backup = {}, {}
         self.patches_uuid = uuid.uuid4()
         self.model_options = {"transformer_options": {}}
         self.wrappers, self.callbacks, self.injections, self.attachments = {}, {}, {}, {}
@@ -85,23 +90,13 @@ class ModelPatcher:
             self.patches.setdefault(key, []).append(entry)
         self.patches_uuid = uuid.uuid4()
 
-    def get_key_patches(self, prefix):
-        return {
-            key: [(value, None), *self.patches.get(key, [])]
-            for key, value in self.model.state_dict().items()
-            if key.startswith(prefix)
-        }
-
     def add_object_patch(self, name, value):
         self.object_patches[name] = value
 
     def get_model_object(self, name):
         if name in self.object_patches:
             return self.object_patches[name]
-        found = self.model
-        for part in name.split("."):
-            found = getattr(found, part)
-        return found
+        return get_attr(self.model, name)
 
     def set_attachments(self, key, value):
         self.attachments[key] = value
@@ -132,7 +127,7 @@ class ModelPatcher:
             if key != "diffusion_model.modulation":  # the fault of ComfyUI's loader
                 state[key] = calculate_weight(entries, state[key], key)
         state |= {key: v for key, v in self.object_patches.items() if key in state}
-        network.load_state_dict(state)
+        network.load_state_dict(state, strict=False)
         return network
 
 
@@ -185,6 +180,16 @@ def _all(wrappers, kind):
     return [one for each in wrappers.get(kind, {}).values() for one in each]
 
 
+def get_attr(found, name):
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def get_key_weight(model, key):
+    return get_attr(model, key), None, None
+
+
 def prepare_sampling(patcher, shape, conds, model_options=None):
     return patcher.loaded(), conds, []
 
@@ -201,7 +206,11 @@ def calculate_weight(patches, weight, key):
             weight = value.calculate_weight(weight * keeps, key, strength)
             continue
         if isinstance(value, list):
-            value = ("diff", (calculate_weight(value[1:], value[0][0].clone(), key),))
+            held, convert = value[0]
+            value = (
+                "diff",
+                (calculate_weight(value[1:], convert(held.clone(), inplace=True), key),),
+            )
         weight = weight * keeps + strength * value[1][0]
     return weight
 
@@ -256,6 +265,7 @@ def install(files: dict[str, Any]) -> Iterator[str]:
             "model_lora_keys_unet": model_lora_keys_unet,
         },
         "comfy.lora_convert": {"convert_lora": lambda lora: lora},
+        "comfy.model_patcher": {"get_key_weight": get_key_weight},
         "comfy.model_sampling": {"CONST": CONST, "EPS": EPS, "COSMOS_RFLOW": COSMOS_RFLOW},
         "comfy.patcher_extension": {
             "copy_nested_dicts": copy_nested_dicts,
@@ -264,7 +274,10 @@ def install(files: dict[str, Any]) -> Iterator[str]:
         "comfy.sampler_helpers": {"prepare_sampling": prepare_sampling},
         "comfy.samplers": {"CFGGuider": CFGGuider},
         "comfy.weight_adapter": {"WeightAdapterBase": WeightAdapterBase},
-        "comfy.utils": {"load_torch_file": lambda path, safe_load: torch.load(path)},
+        "comfy.utils": {
+            "get_attr": get_attr,
+            "load_torch_file": lambda path, safe_load: torch.load(path),
+        },
         "folder_paths": {
             "get_filename_list": lambda folder: list(files),
             "get_full_path_or_raise": lambda folder, name: files[name],

@@ -163,11 +163,12 @@ def test_the_schedule_is_shown_and_an_expert_without_a_step_is_named(pack, caplo
     assert "Warning: `consistency` gets no step: the noise levels are 1, 0.96" in shown
     sampled(high)
     assert "`consistency` gets no step" in caplog.text
+    assert pack.nodes.ShowSchedule.execute(high, SIGMAS[-1:])[0] == ""  # of no steps
 
 
 def test_a_lora_that_fits_in_part_is_a_warning_and_one_that_does_not_fit_an_error(pack, caplog):
     knob(pack, model(), lora="partial")
-    assert "1 keys of the LoRA `partial` fit nothing" in caplog.text
+    assert "changes 2 weights of this model; nothing in it fits 1 of the LoRA's" in caplog.text
     with pytest.raises(ValueError, match=r"No key of the LoRA `wrong` fits(.|\n)*Fix: "):
         knob(pack, model(), lora="wrong")
 
@@ -242,11 +243,17 @@ def test_a_recipe_gives_its_experts_on_top_of_what_the_model_has(pack):
         ("stlye: style.safetensors", "no parameter and no input `stlye`"),
         ("motion: much\nstyle: style.safetensors", "no number"),
         ("motion", "is no value"),
+        ("motion: 0.5\nmotion: 1\nstyle: style.safetensors", "`motion` has two values"),
     ],
 )
 def test_values_of_a_recipe_that_fit_nothing_are_refused(pack, values, message):
     with pytest.raises(ValueError, match=rf"{message}(.|\n)*Fix: "):
         pack.nodes.RecipeExperts.execute(model(), "lora-rescue", values)
+
+
+def test_a_mistyped_name_of_a_shipped_recipe_gets_the_right_one(pack):
+    with pytest.raises(ValueError, match="Fix: Write `lora-rescue` instead of `lora-resque`"):
+        pack.nodes.RecipeExperts.execute(model(), "lora-resque", "")
 
 
 # one definition, for the pack and the package

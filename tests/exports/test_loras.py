@@ -77,7 +77,7 @@ def applied(state, tensors):
         path, _, leaf = name.rpartition(".")
         keys = {
             "weight": (f"{path}.lora_A.weight", f"{path}.lora_B.weight", f"{path}.diff"),
-            "bias": (f"{path}.lora_B.bias", f"{path}.diff_b"),
+            "bias": (f"{path}.lora_B.bias", f"{path}.diff_b", f"{name}.diff"),
         }.get(leaf, (f"{name}.diff",))
         parts = [left.pop(key) for key in keys if key in left]
         if len(parts) == 2:

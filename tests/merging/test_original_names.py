@@ -1,5 +1,7 @@
 """Tables of original names, held against the converters of diffusers."""
 
+import re
+
 import diffusers
 import pytest
 import torch
@@ -45,6 +47,7 @@ KINDS = {
     "original LTX-2": ("ltx-2", "ltx-2.3"),
     "original Cosmos 1.0": ("cosmos",),
     "original Cosmos 2": ("cosmos-2",),
+    "ComfyUI's CogVideoX": ("cogvideox",),
     "original CogVideoX": ("cogvideox",),
     "original Kandinsky 5": ("kandinsky-5",),
     "original MiniMax-H3, q, k and v stacked": ("minimax-h3",),
@@ -157,7 +160,7 @@ def test_every_table_is_a_bijection(names):
     assert len(ours) == len(set(ours))
     assert not names.table.keys() & names.also.keys()
     also = {part for path in names.also.values() for part in parts_of(path)}
-    assert also <= {path.removesuffix(".weight") for path in ours}
+    assert {path.removesuffix(".weight") for path in also} <= set(ours)
     for extra in (names.orders, names.interleaved, names.alike):
         assert extra.keys() <= names.table.keys()
     assert {name.rpartition(".")[0] for name in names.ones} <= names.table.keys()
@@ -186,11 +189,20 @@ def test_whole_models_are_written_in_the_spelling_of_comfyui():
     state = state_of("hunyuan-video")
     layout = renamed(shapes_of(state), "comfyui")
     assert "double_blocks.1.img_attn.qkv.weight" in layout
-    assert "double_blocks.1.img_attn.norm.query_norm.scale" in layout
+    assert "double_blocks.1.img_attn.norm.query_norm.weight" in layout
     assert "guidance_in.in_layer.bias" in layout
     assert layout["single_blocks.0.linear1.weight"].shape == (3 * 20 + 40, 20)
     swapped = made(layout, state)["final_layer.adaLN_modulation.1.weight"]
     assert torch.equal(swapped, state["norm_out.linear.weight"].roll(20, 0))
+    original = made(layout, state)
+    older = {re.sub(r"(query|key)_norm\.weight", r"\1_norm.scale", name): name for name in original}
+    assert len(older.keys() - original.keys()) == 12  # what ComfyUI had until February 2026
+    back = to_ours(
+        {name: tuple(original[now].shape) for name, now in older.items()},
+        STYLES_BY_NAME["ComfyUI's HunyuanVideo"],
+    )
+    assert not back.left
+    assert_equal(made(back.layout, {name: original[now] for name, now in older.items()}), state)
 
 
 def test_a_model_with_a_tensor_that_no_table_knows_is_refused():

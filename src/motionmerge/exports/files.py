@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from motionmerge.errors import CheckpointError
+from motionmerge.exports.comfyui_limits import HEADER, limits_of
 from motionmerge.exports.names import (
     ModelPart,
     Naming,
@@ -53,9 +54,6 @@ from motionmerge.merging.recipes.bound import BoundRecipe
 from motionmerge.merging.recipes.recipe import InputValue, Recipe
 from motionmerge.merging.report import survival_line
 from motionmerge.tensors import AnyDtype, DType, num_bytes, parse_dtype
-
-_KEPT = "config"
-"""What a single file of LTX says about itself in its header, which ComfyUI and diffusers read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +235,10 @@ def export_files(
                 }
                 chosen = {file: experts[file.expert] for file in contents}
                 jobs = _write(chosen, contents, sinks, opened, progress)
+    family = family_of_parts(parts[first])
+    limits = limits_of(
+        family, next(iter(contents.values())).layout, _kept_metadata(experts[first].anchor)
+    )
     return Exports(
         files={
             file.stem: FileExport(
@@ -252,7 +254,7 @@ def export_files(
             )
             for file, content in contents.items()
         },
-        usage=tuple(how_to_load_files(planned, family_of_parts(parts[first]))),
+        usage=tuple(how_to_load_files(planned, family, limits)),
         unmatched=coverage.unmatched,
     )
 
@@ -364,4 +366,4 @@ def _kept_metadata(anchor: Source) -> dict[str, str]:
     if origin is None or isinstance(origin, MemoryTensors) or origin.is_dir():
         return {}
     with open_weights(origin) as reader:
-        return {key: text for key, text in reader.metadata.items() if key == _KEPT}
+        return {key: text for key, text in reader.metadata.items() if key == HEADER}

@@ -1,7 +1,7 @@
 """What a LoRA file holds of each tensor's change: two factors, a plain difference, or nothing.
 
 PATH.lora_A.weight, PATH.lora_B.weight    factors of a weight
-PATH.diff, PATH.diff_b                    the change of any other tensor, of a bias
+PATH.diff, PATH.diff_b                    the change of any other tensor, of a layer's bias
 PATH.lora_B.bias                          the change of a bias, for diffusers and peft
 """
 
@@ -108,13 +108,23 @@ class LoraLayers:
             self.energies.hold(self._in_model(name), change)
             with self._lock:
                 self.differences += 1
-            key = {"weight": f"{path}.diff", "bias": f"{path}.diff_b"}.get(leaf, f"{name}.diff")
-            self._add(name, key, change)
+            self._add(name, self._key_of_difference(name), change)
         elif leaf == "bias" and not self._target.plain_differences:
             with self._lock:
                 self._biases[path] = change
         else:
             self._leave_out(name, change)
+
+    def _key_of_difference(self, name: str) -> str:
+        """Return the key of a plain difference.
+
+        ComfyUI knows `PATH.diff_b` of a layer with a weight alone.
+        """
+        path, _, leaf = name.rpartition(".")
+        if leaf == "weight":
+            return f"{path}.diff"
+        is_known = f"{path}.weight" in self._layout or self._target.style != "comfyui"
+        return f"{path}.diff_b" if leaf == "bias" and is_known else f"{name}.diff"
 
     def _is_matrix(self, name: str) -> bool:
         """Check whether two factors stand for a tensor's change."""

@@ -14,6 +14,7 @@ from typing import Literal
 
 from motionmerge.errors import ConfigError
 from motionmerge.merging.inputs.pieces import PieceLayout, Shapes, composed, whole
+from motionmerge.merging.names.cogvideox import COGVIDEOX_COMFYUI_STYLE
 from motionmerge.merging.names.hunyuan import HUNYUAN_15_FUSED_STYLE
 from motionmerge.merging.names.layout import to_ours, to_theirs
 from motionmerge.merging.names.original import STYLES, family_of_names
@@ -22,8 +23,10 @@ from motionmerge.merging.names.wrappers import bare_names, denoiser_alone
 
 Style = Literal["diffusers", "original", "comfyui", "single_file"]
 """Names of diffusers, of a family's original code, of ComfyUI's modules where it has others than
-that, or of the single files that ComfyUI recognises: these are the original ones but for
-HunyuanVideo 1.5, whose q, k and v are one tensor in them."""
+that, or of the single files that ComfyUI recognises, see `_SINGLE_FILES`."""
+
+_SINGLE_FILES = {names.family: names for names in (HUNYUAN_15_FUSED_STYLE, COGVIDEOX_COMFYUI_STYLE)}
+"""Names of the single files that ComfyUI recognises, where these are not the original ones."""
 
 _DYNAMICRAFTER_STARTS = ("down_stages.", "init_attn.")
 _UNET_STARTS = ("down_", "mid_", "up_", "conv_in", "input_blocks", "temporal_in")
@@ -163,8 +166,8 @@ def renamed(shapes: Shapes, style: Style) -> PieceLayout:
 def _written(family: str | None, style: Style) -> list[Names]:
     """Return the names of a family in a style, to be tried in turn; ComfyUI's own are the first."""
     known = [names for names in STYLES if names.family == family]
-    if style == "single_file" and family == HUNYUAN_15_FUSED_STYLE.family:
-        return [HUNYUAN_15_FUSED_STYLE]
+    if style == "single_file" and family in _SINGLE_FILES:
+        return [_SINGLE_FILES[family]]
     if style == "comfyui":
         return known
     return [names for names in known if "ComfyUI" not in names.style]

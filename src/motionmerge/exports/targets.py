@@ -12,6 +12,7 @@ from pathlib import Path
 
 from motionmerge.conditions import TRAINING_STEPS
 from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.exports.comfyui_limits import TRIED
 from motionmerge.exports.names import (
     ModelPart,
     Style,
@@ -230,11 +231,19 @@ def how_to_load(target: Target, plan: ExportPlan, folder: Path, family: str | No
     ]
 
 
-def how_to_load_files(plan: ExportPlan, family: str | None) -> list[str]:
-    """Return lines that say which tools load single files with original names, and how."""
+def how_to_load_files(plan: ExportPlan, family: str | None, limits: Sequence[str]) -> list[str]:
+    """Return lines that say which tools load single files with original names, and how.
+
+    Args:
+        plan: The files.
+        family: Their family; None if it is unknown.
+        limits: What ComfyUI does not make of them, see `comfyui_limits`.
+    """
     if family == "dynamicrafter":
         return ["The official code of DynamiCrafter loads it, and `motionmerge convert`."]
-    if family not in _IN_COMFYUI:
+    if limits:
+        return [*limits]
+    if family not in TRIED:
         return [f"The names are those of the original {family}; ComfyUI was not tried with it."]
     files = [phase.file for phase in plan.phases] or plan.files
     high, low = ([file.stem for file in files if file.modules[0] == module] for module in _PAIR)
@@ -299,13 +308,9 @@ def _boundary_ratio(base: Origin) -> float | None:
     return float(ratio) if isinstance(ratio, (int, float)) and 0 < ratio < 1 else None
 
 
-_IN_COMFYUI = ("wan", "hunyuan-video", "ltx")
-"""Families whose exports were loaded with the real ComfyUI."""
-
-
 def _in_comfyui(plan: ExportPlan, family: str | None) -> list[str]:
     lines = ["ComfyUI loads it: put it into models/loras."]
-    if family not in _IN_COMFYUI:
+    if family not in TRIED:
         lines[0] += f" (Not tried with ComfyUI's {family}; the names are those of its original.)"
     for phase in plan.phases:
         model = {"transformer": "the high-noise model", "transformer_2": "the low-noise model"}

@@ -19,7 +19,7 @@ _PARTS: tuple[tuple[str, str], ...] = (
     ("up", rf"(?:\.lora_B|[._]lora(?:_linear_layer)?[._]up){_ADAPTER}\.weight"),
     ("mid", r"\.lora_mid\.weight"),
     ("alpha", r"\.alpha"),
-    ("bias", r"\.(?:diff_b|b_norm)"),
+    ("bias", r"\.(?:diff_b|b_norm|bias\.diff)"),  # the last: ComfyUI, of a layer without a weight
     ("up_bias", rf"(?:\.lora_B|[._]lora(?:_linear_layer)?[._]up){_ADAPTER}\.bias"),
     ("full", r"\.(?:diff|w_norm)"),
     ("modulation", r"\.diff_m"),

@@ -1,7 +1,7 @@
-"""Names of CogVideoX in its original code (SAT).
+"""Names of CogVideoX in its original code (SAT), and in ComfyUI, which reads those alone.
 
-These rest on a reading of diffusers' `scripts/convert_cogvideox_to_diffusers.py`: the installed
-diffusers has no converter.
+The first rest on a reading of diffusers' `scripts/convert_cogvideox_to_diffusers.py`: the installed
+diffusers has no converter. `tests/comfyui` compares the second with ComfyUI's network.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from motionmerge.merging.names.rules import Names, Order
 
 _LAYER = "transformer.layers.{}"
 _OURS = "transformer_blocks.{}"
+_NORM = ("norm", "linear")
 _MODULATIONS = "mixins.adaln_layer.adaLN_modulations.{}.1"
 
 COGVIDEOX: Mapping[str, str] = {
@@ -48,4 +49,41 @@ COGVIDEOX_STYLE = Names(
     table=COGVIDEOX,
     orders={_MODULATIONS: _TWO_NORMS},
     computed=(r"freqs_(sin|cos)$", r"position_embeddings?\b", r"embed_tokens\b"),
+)
+
+_BLOCK: Mapping[str, str] = {
+    "q": "attn1.to_q",
+    "k": "attn1.to_k",
+    "v": "attn1.to_v",
+    "norm_q": "attn1.norm_q",
+    "norm_k": "attn1.norm_k",
+    "attn_out": "attn1.to_out.0",
+    "ff_proj": "ff.net.0.proj",
+    "ff_out": "ff.net.2",
+    **{f"{norm}.{part}": f"{norm}.{part}" for norm in ("norm1", "norm2") for part in _NORM},
+}
+
+COGVIDEOX_COMFYUI_STYLE = Names(
+    family="cogvideox",
+    style="ComfyUI's CogVideoX",
+    table={
+        **{f"blocks.{{}}.{theirs}": f"{_OURS}.{ours}" for theirs, ours in _BLOCK.items()},
+        **{
+            f"{stem}_embedding_linear_{n}": f"{stem}_embedding.linear_{n}"
+            for stem in ("time", "ofs")
+            for n in (1, 2)
+        },
+        **{
+            name: name
+            for name in (
+                "patch_embed.proj",
+                "patch_embed.text_proj",
+                "patch_embed.pos_embedding",
+                "norm_final",
+                "norm_out.norm",
+                "norm_out.linear",
+                "proj_out",
+            )
+        },
+    },
 )

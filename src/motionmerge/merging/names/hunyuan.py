@@ -120,14 +120,12 @@ def _in_comfyui(path: str) -> str:
 
 
 def _comfyui(table: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the table in ComfyUI's spelling, and what newer files have instead of `scale`."""
+    """Return the table in ComfyUI's spelling, and what it had before February 2026: `scale`."""
     renamed = {_in_comfyui(path): ours for path, ours in table.items()}
     norms = {
         path: ours for path, ours in renamed.items() if path.endswith(("query_norm", "key_norm"))
     }
-    rest = {path: ours for path, ours in renamed.items() if path not in norms}
-    scales = {f"{path}.scale": f"{ours}.weight" for path, ours in norms.items()}
-    return {**rest, **scales}, norms
+    return renamed, {f"{path}.scale": f"{ours}.weight" for path, ours in norms.items()}
 
 
 _FUSED = {_IMAGE_QKV: _OUR_IMAGE_QKV, _TEXT_QKV: _OUR_TEXT_QKV}
@@ -135,8 +133,8 @@ _FUSED_15 = {
     path: ours for path, ours in HUNYUAN_VIDEO_15.items() if not path.endswith(("_q", "_k", "_v"))
 } | _FUSED
 
-HUNYUAN_VIDEO_COMFYUI, _NEWER = _comfyui(HUNYUAN_VIDEO)
-HUNYUAN_VIDEO_15_COMFYUI, _NEWER_15 = _comfyui(_FUSED_15)
+HUNYUAN_VIDEO_COMFYUI, _OLDER = _comfyui(HUNYUAN_VIDEO)
+HUNYUAN_VIDEO_15_COMFYUI, _OLDER_15 = _comfyui(_FUSED_15)
 
 _HIDDEN = "single_blocks.{}.linear2"
 
@@ -144,7 +142,7 @@ HUNYUAN_COMFYUI_STYLE = Names(
     family="hunyuan-video",
     style="ComfyUI's HunyuanVideo",
     table=HUNYUAN_VIDEO_COMFYUI,
-    also=_NEWER,
+    also=_OLDER,
     orders={_FINAL: SWAPPED},
     alike={"single_blocks.{}.linear1": _HIDDEN},
 )
@@ -159,7 +157,7 @@ HUNYUAN_15_COMFYUI_STYLE = Names(
     family="hunyuan-video-1.5",
     style="ComfyUI's HunyuanVideo 1.5",
     table=HUNYUAN_VIDEO_15_COMFYUI,
-    also=_NEWER_15,
+    also=_OLDER_15,
     orders={_FINAL: SWAPPED},
 )
 HUNYUAN_15_STYLE = Names(

@@ -79,6 +79,16 @@ LTX_2: Mapping[str, str] = {
         "audio_caption_projection.linear_2",
         "audio_proj_out",
         "keyframes_abs_pos_embedding",
+        *(
+            f"{kind}_embeddings_connector.{layer}"  # a part of its own in diffusers
+            for kind in ("video", "audio")
+            for layer in (
+                "learnable_registers",
+                *(f"transformer_1d_blocks.{{}}.attn1.{one}" for one in (*_GATED, *_NORMS)),
+                "transformer_1d_blocks.{}.ff.net.0.proj",
+                "transformer_1d_blocks.{}.ff.net.2",
+            )
+        ),
     ),
 }
 """`prompt_adaln_single` (2.3) is known to the converter of LoRAs alone."""

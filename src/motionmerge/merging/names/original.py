@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from motionmerge.errors import ShapeError
-from motionmerge.merging.names.cogvideox import COGVIDEOX_STYLE
+from motionmerge.merging.names.cogvideox import COGVIDEOX_COMFYUI_STYLE, COGVIDEOX_STYLE
 from motionmerge.merging.names.cosmos import COSMOS_2_STYLE, COSMOS_STYLE
 from motionmerge.merging.names.dynamicrafter import dynamicrafter_style
 from motionmerge.merging.names.hunyuan import (
@@ -53,6 +53,7 @@ STYLES: tuple[Names, ...] = (
     LTX_2_STYLE,
     COSMOS_2_STYLE,
     COSMOS_STYLE,
+    COGVIDEOX_COMFYUI_STYLE,
     COGVIDEOX_STYLE,
     MINIMAX_H3_STYLE,
     MINIMAX_H3_SHARDS_STYLE,

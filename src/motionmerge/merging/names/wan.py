@@ -149,6 +149,7 @@ WAN_STYLE = Names(
     table={**WAN, **VACE, **ANIMATE},
     also={**_blocks("blocks", _FUSED), **_blocks("vace_blocks", _FUSED)},
     ones={f"{path}.bias": (1, 2) for path in ANIMATE if ANIMATE[path].endswith(".act_fn")},
+    computed=(r"^motion_encoder\..*\.kernel$",),  # of a blur
 )
 ANIMATE_2_STYLE = Names(
     family="wan-animate-2",
