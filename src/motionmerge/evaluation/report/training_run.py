@@ -58,6 +58,12 @@ class ValidationLine:
     videos: Sequence[ValidationVideo]
 
     @property
+    def has_lost_motion(self) -> bool:
+        """Whether videos move less than they should."""
+        motion, least = self.relative_motion, self.warn_below
+        return motion is not None and least is not None and motion < least
+
+    @property
     def first_frame_psnr(self) -> float | None:
         """Mean over the videos."""
         known = [one.first_frame_psnr for one in self.videos if one.first_frame_psnr is not None]
