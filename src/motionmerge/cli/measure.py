@@ -199,10 +199,12 @@ def _print_lines(measured: Sequence[Measured], summary: Summary) -> None:
     if len(measured) > _MOST_LINES:
         print(f"  .. and {len(measured) - _MOST_LINES} more")
     print()
-    counts = f"{summary.num_measured} measured, {summary.num_failed} cannot be"
-    apart = summary.num_clusters
-    of = f"{apart} prompt{'s'[: apart != 1]} or video{'s'[: apart != 1]}"
-    print(f"{counts}, {summary.num_warned} with warnings; {of}")
+    counts = f"{summary.num_measured} measured, {summary.num_failed} cannot be measured"
+    print(f"{counts}, {summary.num_warned} with warnings")
+    if summary.num_clusters != summary.num_measured:
+        # A video of which no prompt is known counts as a prompt of its own.
+        prompts = f"{summary.num_clusters} prompt{'s'[: summary.num_clusters != 1]}"
+        print(f"intervals are over {prompts}, each with its photo: several seeds count as one")
     if summary.labels:
         print("camera: " + ", ".join(f"{name} {num}" for name, num in summary.labels.items()))
     _print_means(summary)
