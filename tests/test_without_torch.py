@@ -269,6 +269,23 @@ def test_measuring_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_word_that_the_pocket_model_does_not_know_is_refused_before_torch_is_imported(tmp_path):
+    pytest.importorskip("PIL", reason="the extra `videos` is not installed")
+    from PIL import Image
+
+    Image.new("RGB", (16, 16)).save(tmp_path / "photo.png")
+    words = ["generate", str(tmp_path / "photo.png"), "--prompt", "a dragon", "-o", "x.mp4"]
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from motionmerge.cli import app\n"
+        f"result = CliRunner().invoke(app, {words!r})\n"
+        "assert \"the word 'dragon'\" in result.output and result.exit_code == 2, result.output\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
 def test_public_names_name_the_extra(light):
     code = (
         "import motionmerge\n"

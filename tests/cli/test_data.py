@@ -108,9 +108,10 @@ def test_what_was_found_is_not_looked_for_again_and_parts_make_a_whole(folder, c
 def test_a_caption_for_the_rest_and_what_cannot_be_asked(folder, checked, tmp_path):
     result = check(folder, "--caption", "", "--json", "-o", checked[0])
     assert "mute.mp4" in [clip["name"] for clip in json.loads(result.stdout)["clips"]]
-    for words in ((folder, "--shard", "1/2"), (folder, "-o", folder), (tmp_path,)):
+    for words in ((folder, "--shard", "1/2"), (folder, "-o", folder / "x"), (tmp_path,)):
         failed = check(*words)
         assert failed.exit_code == 2 and "Fix:" in failed.stderr
+    assert check(folder, "-o", folder).exit_code == 2 and not (folder / "x").exists()
     (tmp_path / "x.mp4").write_bytes(b"nothing")
     failed = check(tmp_path, "--caption", "x")
     assert failed.exit_code == 2 and "Nothing in" in failed.stderr

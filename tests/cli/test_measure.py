@@ -37,13 +37,20 @@ def test_every_video_has_a_line_and_the_stillest_comes_first(folder, tmp_path):
     first, second, *rest = result.stdout.splitlines()
     assert first.startswith("! still.mp4") and "FROZEN" in first and "as asked" in first
     assert second.startswith("  moving.mp4") and "px/s" in second
-    assert any("2 measured, 0 cannot be, 1 with warnings" in line for line in rest)
+    assert any("2 measured, 0 cannot be measured, 1 with warnings" in line for line in rest)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["metrics"]["motion_degree"]["num_videos"] == 2
     again = run(folder, "-o", tmp_path / "out", "--json")
     videos = json.loads(again.stdout)["videos"]
     assert [video["warnings"] != [] for video in videos] == [True, False]
     assert videos[0]["values"]["frozen_share"] == 1
+
+
+def test_seeds_of_a_prompt_are_said_to_count_once_in_intervals(folder, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.mp4").write_bytes((folder / "still.mp4").read_bytes())
+    assert "intervals are over 1 prompt, each with its photo" in run(tmp_path).stdout
+    assert "intervals are over" not in run(folder).stdout, "every video has its own prompt"
 
 
 @pytest.mark.parametrize(

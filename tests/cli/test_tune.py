@@ -36,6 +36,9 @@ def test_a_front_is_written_as_recipes_that_say_what_was_measured(run):
     assert "unknown until the first video is made" in planned.stdout and not Path("out").exists()
     first = run("tune", "pocket", *words)
     assert first.exit_code == 0, first.output
+    told = [line for line in first.stderr.splitlines() if "px/s" in line]
+    assert sum(line.startswith("as it was") for line in told) == 1
+    assert not any(line.startswith("motion 1:") for line in told), "the recipe as it was, again"
     assert first.stdout.splitlines()[-1].startswith(("Take out/front-", "Keep the recipe"))
     found = json.loads(Path("out/tune.json").read_text())
     files = sorted(Path("out").glob("front-*.yaml"))
@@ -63,6 +66,9 @@ def test_a_probe_of_the_pocket_model_needs_no_photos(run):
     assert "more_than_without" in found["windows"][0]
     assert Path("out/probe.svg").read_text(encoding="utf-8").startswith("<svg")
     assert not Path("out/videos").exists()
+    again = run("probe", "pocket", *words, "--window", "0.4")
+    assert "2 prompts are too few" in again.stdout and "fewer than 7" in again.stdout
+    assert "no window surely changes motion" in again.stdout
 
 
 @pytest.mark.parametrize(

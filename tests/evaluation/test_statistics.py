@@ -12,8 +12,10 @@ import pytest
 
 from motionmerge.errors import DataError
 from motionmerge.evaluation.statistics import (
+    LEVEL,
     bootstrap_mean,
     bootstrap_statistic,
+    fewest_to_be_sure,
     holm,
     paired_difference,
     sign_flip_p_value,
@@ -125,6 +127,15 @@ def test_holm_corrects_as_published():
     assert corrected == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
     with pytest.raises(DataError):
         holm({"a": 1.5})
+
+
+@pytest.mark.parametrize("num_tests", [1, 2, 7, 12])
+def test_fewer_prompts_than_are_needed_can_make_no_difference_sure(num_tests):
+    needed = fewest_to_be_sure(num_tests)
+    for num, is_sure in ((needed, True), (needed - 1, False)):
+        others = dict.fromkeys(range(1, num_tests), 1.0)
+        p_values = {0: sign_flip_p_value(np.arange(1.0, num + 1)), **others}
+        assert (holm({str(name): p for name, p in p_values.items()})["0"] < LEVEL) == is_sure
 
 
 def test_the_bootstrap_is_the_same_every_time():

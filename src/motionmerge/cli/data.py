@@ -90,9 +90,9 @@ def check(
     part = Shard.parse(shard)
     if not part.is_whole and output is None:
         raise ConfigError("A part of the clips is kept nowhere.", fix="Add -o FOLDER.")
-    if output is not None and output.resolve() == folder.resolve():
+    if output is not None and output.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(
-            "The results would lie among the clips.", fix="Choose another folder for -o."
+            "The results would lie among the clips.", fix="Choose a folder outside it for -o."
         )
     found = find_clips(folder, caption=caption)
     kept = KeptChecks()

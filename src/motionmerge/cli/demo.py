@@ -33,12 +33,12 @@ def demo(
     check_new_file(output / "index.html", overwrite=overwrite)
 
     from rich.console import Console
-    from transformers.utils import logging
 
     from motionmerge.evaluation.pocket.demo import NUM_TABLE_PROMPTS, run_demo
     from motionmerge.sampling.pipelines.pocket import load_pocket
+    from motionmerge.sampling.request.loading import hide_loading_bars
 
-    logging.disable_progress_bar()
+    hide_loading_bars()
     started = time.monotonic()
     with Console(stderr=True).status("loading the pocket model") as status:
         page = run_demo(

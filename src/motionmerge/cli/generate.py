@@ -20,6 +20,7 @@ from motionmerge.cli.options import (
 from motionmerge.cli.printing import print_json
 from motionmerge.cli.steps import show_steps
 from motionmerge.cli.video_flags import (
+    POCKET,
     StepPlanner,
     VideoFlags,
     loaded,
@@ -112,12 +113,16 @@ def generate(
         spread_frames,
         write_video,
     )
+    from motionmerge.models.pocket.text import check_prompt
     from motionmerge.sampling.batch.manifest import check_number
 
     image = load_image(photo)
     last = _last_image(photo, last_image, loop=loop)
     common = flags.settings()
     texts = _prompts(prompt, prompts)
+    if flags.model == POCKET:
+        for text in texts:
+            check_prompt(text or "")
     check_number(len(texts) * flags.num_videos, source="--num-videos")
     wanted = [
         (number, common.changed(prompt=text, seed=common.seed + offset))

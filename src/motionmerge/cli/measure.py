@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +49,14 @@ def measure(
             "photo. Needs the extra eval-features.",
         ),
     ] = False,
+    xfeat: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weights of XFeat, xfeat.pt: finds large moves of the camera in blurred or dark "
+            "videos, where the features that are matched otherwise find none.",
+        ),
+    ] = None,
     fail_when: Annotated[
         str | None,
         typer.Option(
@@ -86,11 +94,19 @@ def measure(
     part = Shard.parse(shard)
     if not part.is_whole and output is None:
         raise ConfigError("A part of the videos is kept nowhere.", fix="Add -o FOLDER.")
+    networks: dict[str, str] = {}
     features = None
     if efflite0:
         from motionmerge.evaluation.semantic import SemanticFeatures
 
         features = SemanticFeatures.load()
+        networks["efflite0"] = features.loaded.fingerprint
+    matcher = None
+    if xfeat is not None:
+        from motionmerge.evaluation.backbones.xfeat import XFeat
+
+        matcher = XFeat.load(xfeat)
+        networks["xfeat"] = matcher.fingerprint
     photos = Photos.at(images)
     paths = find_videos(videos)
     kept = Kept()
@@ -109,16 +125,20 @@ def measure(
                 kept=kept,
                 shard=part,
                 features=features,
+                xfeat=matcher,
                 progress=lambda source: tell(source.path.name[-40:], 1),
             )
         )
     summary = summarise(measured)
     failing = _judge(condition, measured, summary)
     if output is not None and part.is_whole:
-        write_whole(output / SUMMARY_FILE, json.dumps(summary.to_dict(), indent=2) + "\n")
+        kept_summary = {**summary.to_dict(), "networks": networks}
+        write_whole(output / SUMMARY_FILE, json.dumps(kept_summary, indent=2) + "\n")
     if as_json:
-        print_json(_result(measured, summary, failing))
+        print_json(_result(measured, summary, failing, networks=networks))
     else:
+        for name, fingerprint in networks.items():
+            typer.echo(f"{name}: {fingerprint}", err=True)
         _print_lines(measured, summary)
         _print_failing(condition, failing)
     if summary.num_failed or failing:
@@ -167,12 +187,17 @@ def _judge(
 
 
 def _result(
-    measured: Sequence[Measured], summary: Summary, failing: Sequence[Measured]
+    measured: Sequence[Measured],
+    summary: Summary,
+    failing: Sequence[Measured],
+    *,
+    networks: Mapping[str, str],
 ) -> dict[str, Any]:
     from motionmerge.evaluation.motion import REFERENCE_WIDTH
 
     return {
         "reference_width": REFERENCE_WIDTH,
+        "networks": networks,
         "videos": [
             {
                 "path": str(one.source.path),
@@ -199,10 +224,12 @@ def _print_lines(measured: Sequence[Measured], summary: Summary) -> None:
     if len(measured) > _MOST_LINES:
         print(f"  .. and {len(measured) - _MOST_LINES} more")
     print()
-    counts = f"{summary.num_measured} measured, {summary.num_failed} cannot be"
-    apart = summary.num_clusters
-    of = f"{apart} prompt{'s'[: apart != 1]} or video{'s'[: apart != 1]}"
-    print(f"{counts}, {summary.num_warned} with warnings; {of}")
+    counts = f"{summary.num_measured} measured, {summary.num_failed} cannot be measured"
+    print(f"{counts}, {summary.num_warned} with warnings")
+    if summary.num_clusters != summary.num_measured:
+        # A video of which no prompt is known counts as a prompt of its own.
+        prompts = f"{summary.num_clusters} prompt{'s'[: summary.num_clusters != 1]}"
+        print(f"intervals are over {prompts}, each with its photo: several seeds count as one")
     if summary.labels:
         print("camera: " + ", ".join(f"{name} {num}" for name, num in summary.labels.items()))
     _print_means(summary)

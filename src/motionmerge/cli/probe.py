@@ -176,6 +176,21 @@ def _print_plan(windows: Sequence[Window], bench: Bench, *, as_json: bool) -> No
         f"{len(windows)} windows and each expert alone, on {bench.about} with {bench.num_steps} "
         f"steps: {duration(seconds)}"
     )
+    if line := _too_few(bench.num_clips, num_windows=len(windows)):
+        print(line)
+
+
+def _too_few(num_prompts: int, *, num_windows: int) -> str | None:
+    """Say that so few prompts can make no change sure, if that is so."""
+    from motionmerge.evaluation.statistics import fewest_to_be_sure
+
+    needed = fewest_to_be_sure(num_windows)
+    if num_prompts >= needed:
+        return None
+    return (
+        f"{num_prompts} prompts are too few: no change can be sure among {num_windows} windows "
+        f"with fewer than {needed}"
+    )
 
 
 def _write(
@@ -214,6 +229,8 @@ def _print_results(found: Probe, output: Path, *, expert: str) -> None:
             goal = found.objectives[name]
             texts.append(f"{name} {more.text(goal.digits, sign=True)} {goal.unit}".rstrip())
         print(f"{expert} from {one.window.name}: {'; '.join(texts)}")
+    if line := _too_few(found.num_prompts, num_windows=len(found.windows)):
+        print(line)
     for name in found.objectives:
         strongest = found.strongest(name)
         if strongest is None:

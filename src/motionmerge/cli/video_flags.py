@@ -344,13 +344,11 @@ def loaded(
 
 def load_model(model: ModelChoice, *, encode: Callable[[Any], None] | None = None) -> Any:
     """Load a model and return its pipeline; print where it is, unless it is the pocket model."""
-    from diffusers.utils import logging
-
-    from motionmerge.sampling.request.loading import show_progress
+    from motionmerge.sampling.request.loading import hide_loading_bars, show_progress
 
     is_quiet = model.path is None or not sys.stderr.isatty()
     if is_quiet:
-        logging.disable_progress_bar()
+        hide_loading_bars()
     pipeline, placement = model.load(encode)
     show_progress(pipeline, is_quiet=is_quiet)
     if model.path is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -52,6 +53,13 @@ _MIN_POINTS = 60
 _MIN_MATCHES = 20
 
 Matrix = npt.NDArray[np.float64]
+Matches = tuple[FloatArray, FloatArray]
+"""Places `[matches, 2]` as (x, y) in one gray frame, and where the same is seen in another."""
+
+Matcher = Callable[[Picture, Picture], Matches]
+"""Finds matches between two gray frames `[height, width]`, of which some may be wrong."""
+
+_NO_MATCHES: Matches = (np.empty((0, 2), np.float32), np.empty((0, 2), np.float32))
 _Number = TypeVar("_Number", np.uint8, np.float32)
 
 
@@ -244,14 +252,8 @@ def has_texture(gray: Picture) -> Mask:
     return np.asarray(cv2.cornerMinEigenVal(gray, 7, ksize=3) > _TEXTURE, dtype=np.bool_)
 
 
-def match_move(first: Picture, second: Picture) -> Move | None:
-    """Find a move too large for optical flow by matching features (SIFT, ratio test, RANSAC).
-
-    Args:
-        first, second: Gray frames `[height, width]`.
-
-    Returns:
-        None where fewer than 20 matches agree on one move.
+def sift_matches(first: Picture, second: Picture) -> Matches:
+    """Match SIFT features of two gray frames by Lowe's ratio test.
 
     Source: Lowe 2004, "Distinctive image features from scale-invariant keypoints".
     """
@@ -260,21 +262,40 @@ def match_move(first: Picture, second: Picture) -> Move | None:
         *(finder.detectAndCompute(picture, None) for picture in (first, second)), strict=True
     )
     if any(one is None or len(one) < _MIN_MATCHES for one in features):
-        return None
+        return _NO_MATCHES
     candidates = cv2.BFMatcher(cv2.NORM_L2).knnMatch(features[0], features[1], k=2)
     good = [pair[0] for pair in candidates if pair[0].distance < 0.75 * pair[1].distance]
-    if len(good) < _MIN_MATCHES:
-        return None
-    found, inliers = cv2.estimateAffinePartial2D(
+    if not good:
+        return _NO_MATCHES
+    return (
         np.array([key_points[0][match.queryIdx].pt for match in good], dtype=np.float32),
         np.array([key_points[1][match.trainIdx].pt for match in good], dtype=np.float32),
-        method=cv2.RANSAC,
-        ransacReprojThreshold=2.0,
     )
-    if found is None or int(inliers.sum()) < _MIN_MATCHES:
-        return None
-    height, width = first.shape
-    return Move.from_matrix(np.vstack([found, [0, 0, 1]]), height=height, width=width)
+
+
+def match_move(
+    first: Picture, second: Picture, *, matchers: Sequence[Matcher] = (sift_matches,)
+) -> Move | None:
+    """Find a move too large for optical flow from matched features (RANSAC).
+
+    Args:
+        first, second: Gray frames `[height, width]`.
+        matchers: Asked in turn, until one finds a move.
+
+    Returns:
+        None where of no matcher 20 matches agree on one move.
+    """
+    for matches in matchers:
+        here, there = matches(first, second)
+        if len(here) < _MIN_MATCHES:
+            continue
+        found, inliers = cv2.estimateAffinePartial2D(
+            here, there, method=cv2.RANSAC, ransacReprojThreshold=2.0
+        )
+        if found is not None and int(inliers.sum()) >= _MIN_MATCHES:
+            height, width = first.shape
+            return Move.from_matrix(np.vstack([found, [0, 0, 1]]), height=height, width=width)
+    return None
 
 
 def bring_back(picture: npt.NDArray[_Number], matrix: Matrix) -> tuple[npt.NDArray[_Number], Mask]:

@@ -21,6 +21,7 @@ from motionmerge.evaluation.camera import (
     MIN_SUPPORT,
     STATIC,
     UNCLEAR,
+    Matcher,
     Move,
     MoveFit,
     Tracks,
@@ -28,6 +29,7 @@ from motionmerge.evaluation.camera import (
     fit_pair,
     has_texture,
     match_move,
+    sift_matches,
     textured,
     vbench_labels,
     without_drift,
@@ -108,8 +110,14 @@ class _Sums:
     steps: list[npt.NDArray[np.float64]] = field(default_factory=list)
 
 
-def measure_motion(clip: Clip) -> dict[str, float | str | None]:
+def measure_motion(
+    clip: Clip, *, matchers: Sequence[Matcher] = (sift_matches,)
+) -> dict[str, float | str | None]:
     """Measure a clip by optical flow between its samples.
+
+    Args:
+        clip: Its samples.
+        matchers: Find moves that are too large for flow, see `match_move`.
 
     Returns:
         Every metric of `metrics.MOTION` by name; None where the clip does not have it, such as
@@ -121,7 +129,7 @@ def measure_motion(clip: Clip) -> dict[str, float | str | None]:
     sums, tracks = _Sums(), Tracks(height, width)
     before: FloatArray | None = None
     for index, (now, later) in enumerate(pairwise(grays)):
-        step = _look_at(now, later)
+        step = _look_at(now, later, matchers)
         _add_step(sums, step, colors=clip.samples[index : index + 2])
         if step.is_lost:
             before = None
@@ -135,7 +143,9 @@ def measure_motion(clip: Clip) -> dict[str, float | str | None]:
     following = float(np.mean(sums.following))
     result: dict[str, float | str | None] = {}
     result |= _per_second(
-        _slow_parts_again(sums.paths, grays, scale), _followed_seconds(clip, sums.paths), width
+        _slow_parts_again(sums.paths, grays, scale, matchers),
+        _followed_seconds(clip, sums.paths),
+        width,
     )
     result |= _camera(whole, following, is_known=is_spread and following >= MIN_FOLLOWING)
     labels = vbench_labels(tracks.start, tracks.now, height=height, width=width)
@@ -178,8 +188,8 @@ class _Step:
         return _Path(float(self.way.mean()), float(lengths(self.fit.move.flow()).mean()), own)
 
 
-def _look_at(first: Picture, second: Picture) -> _Step:
-    pair, fit = _flow_and_fit(first, second)
+def _look_at(first: Picture, second: Picture, matchers: Sequence[Matcher]) -> _Step:
+    pair, fit = _flow_and_fit(first, second, matchers)
     stays = lands_inside(pair.forward)
     if pair.valid.sum() < _FOLLOWED * stays.sum() or stays.mean() < _FOLLOWED / 3:
         nothing = np.zeros(first.shape, np.float32)
@@ -248,7 +258,9 @@ def own_motion(
     return lengths(pair.forward - camera) * near
 
 
-def _slow_parts_again(paths: Sequence[_Path | None], grays: Picture, scale: float) -> list[_Path]:
+def _slow_parts_again(
+    paths: Sequence[_Path | None], grays: Picture, scale: float, matchers: Sequence[Matcher]
+) -> list[_Path]:
     """Measure slow parts over longer distances, because flow below half a pixel is biased.
 
     Blocks of `_BLOCK` pairs that hardly move are measured from end to end as well. That way counts
@@ -261,7 +273,7 @@ def _slow_parts_again(paths: Sequence[_Path | None], grays: Picture, scale: floa
         known = [path for path in block if path is not None]
         total = sum(path.length for path in known)
         if len(block) == len(known) > 1 and total < _SLOW * scale * len(block):
-            step = _look_at(grays[start], grays[start + len(block)])
+            step = _look_at(grays[start], grays[start + len(block)], matchers)
             whole = None if step.is_lost else step.path()
             has_parts = any(path.object is not None for path in known)
             if (
@@ -275,7 +287,9 @@ def _slow_parts_again(paths: Sequence[_Path | None], grays: Picture, scale: floa
     return result
 
 
-def _flow_and_fit(first: Picture, second: Picture) -> tuple[FlowPair, MoveFit]:
+def _flow_and_fit(
+    first: Picture, second: Picture, matchers: Sequence[Matcher]
+) -> tuple[FlowPair, MoveFit]:
     """Return the flow between two frames and the camera's move.
 
     Where most of the flow cannot be trusted, the move may be too large for it. Then features are
@@ -285,7 +299,7 @@ def _flow_and_fit(first: Picture, second: Picture) -> tuple[FlowPair, MoveFit]:
     fit = fit_pair(pair.forward, gray=first, valid=pair.valid)
     if pair.valid.mean() >= _LOST:
         return pair, fit
-    move = match_move(first, second)
+    move = match_move(first, second, matchers=matchers)
     if move is None:
         return pair, fit
     back, seen = bring_back(second, move.matrix)

@@ -37,6 +37,7 @@ from motionmerge.io.paths import is_plain_file
 from motionmerge.io.video import fit_image, load_image
 
 if TYPE_CHECKING:  # only those who ask for features need torch
+    from motionmerge.evaluation.backbones.xfeat import XFeat
     from motionmerge.evaluation.semantic import SemanticFeatures
 
 FORMAT = 2
@@ -229,6 +230,7 @@ def measure_videos(
     kept: Kept | None = None,
     shard: Shard | None = None,
     features: SemanticFeatures | None = None,
+    xfeat: XFeat | None = None,
     progress: Callable[[VideoSource], None] | None = None,
 ) -> list[Measured]:
     """Measure the videos of one shard, except those whose results are kept.
@@ -238,6 +240,7 @@ def measure_videos(
         kept: Where rows are found and kept; by default nothing is.
         shard: Which part of the videos.
         features: Measures what its network sees as well.
+        xfeat: Finds large moves where SIFT finds none.
         progress: Called after each, also after those of other shards.
 
     Raises:
@@ -247,7 +250,7 @@ def measure_videos(
     kept, shard = kept or Kept(), shard or WHOLE
     measured = []
     for source in sources:
-        one = _measure(source, kept, shard, features)
+        one = _measure(source, kept, shard, features, xfeat)
         if one is not None:
             measured.append(one)
         if progress is not None:
@@ -256,7 +259,11 @@ def measure_videos(
 
 
 def _measure(
-    source: VideoSource, kept: Kept, shard: Shard, features: SemanticFeatures | None
+    source: VideoSource,
+    kept: Kept,
+    shard: Shard,
+    features: SemanticFeatures | None,
+    xfeat: XFeat | None,
 ) -> Measured | None:
     try:
         if not is_plain_file(source.path):
@@ -270,7 +277,13 @@ def _measure(
         return None
     one = _OneVideo(source, name, kept)
     try:
-        values = one.values(clip_config(), [*metrics_of("clip"), NOTES], _measure_clip)
+        values = one.values(
+            clip_config()
+            if xfeat is None
+            else config_hash(clip=clip_config(), xfeat=xfeat.fingerprint),
+            [*metrics_of("clip"), NOTES],
+            lambda clip: _measure_clip(clip, xfeat),
+        )
         if features is not None:
             config = config_hash(clip=clip_config(), weights=features.loaded.fingerprint)
             found = one.values(
@@ -337,7 +350,7 @@ def clip_config() -> str:
     )
 
 
-def _measure_clip(clip: clips.Clip) -> dict[str, Value]:
+def _measure_clip(clip: clips.Clip, xfeat: XFeat | None) -> dict[str, Value]:
     """Measure what needs the video alone."""
     height, width = clip.size
     return {
@@ -347,7 +360,7 @@ def _measure_clip(clip: clips.Clip) -> dict[str, Value]:
         "frame_rate": clip.frame_rate,
         "seconds": clip.seconds,
         "temporal_flickering": clip.flicker,
-        **motion.measure_motion(clip),
+        **motion.measure_motion(clip, matchers=(camera.sift_matches, *([xfeat] if xfeat else []))),
         NOTES: "; ".join(clip.notes),
     }
 

@@ -21,7 +21,7 @@ from motionmerge.models.pocket.drawing import draw_things, named_things, places_
 from motionmerge.models.pocket.world import SIZE
 from motionmerge.models.video_pipeline import VideoPipeline
 from motionmerge.sampling.request.experts import ExpertChoice
-from motionmerge.sampling.request.loading import parts_with_bars
+from motionmerge.sampling.request.loading import hide_loading_bars, parts_with_bars
 from motionmerge.sampling.request.model import ModelChoice
 from motionmerge.sampling.videos.checks import check_settings
 from motionmerge.sampling.videos.make_video import make_video
@@ -99,11 +99,9 @@ class Maker:
     def _pipeline(self, wish: Wish, model: ModelChoice, tell: Teller) -> VideoPipeline:
         """Return the loaded model; another one is forgotten before."""
         if self._loaded is None or self._loaded[0] != wish.model:
-            from diffusers.utils import logging
-
             tell(f"Loading {model.name}", 0.0)
             self._loaded = None
-            logging.disable_progress_bar()
+            hide_loading_bars()
             self._loaded = (wish.model, model.load()[0])
         return self._loaded[1]
 

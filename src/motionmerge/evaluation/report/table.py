@@ -18,6 +18,7 @@ from motionmerge.evaluation.statistics import (
     LEVEL,
     Estimate,
     bootstrap_mean,
+    fewest_to_be_sure,
     holm,
     sign_flip_p_value,
 )
@@ -73,7 +74,7 @@ class TableLine:
         """Whether so few prompts are paired that no corrected p-value can get below `LEVEL`."""
         found = [cell.difference for cell in self.cells.values() if cell.difference is not None]
         most = max((one.mean.num for one in found), default=0)
-        return bool(found) and len(found) * 2.0 ** (1 - most) >= LEVEL
+        return bool(found) and most < fewest_to_be_sure(len(found))
 
 
 @dataclass(frozen=True)

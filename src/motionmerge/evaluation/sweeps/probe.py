@@ -168,6 +168,11 @@ class Probe:
     everywhere: Injected
     windows: Sequence[Injected]
 
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts with their photos the clips are of."""
+        return len(set(self.without.clusters.values()))
+
     def strongest(self, name: str) -> Injected | None:
         """Return the window that changes an objective most, if any surely changes it."""
         sure = [one for one in self.windows if name in one.sure]

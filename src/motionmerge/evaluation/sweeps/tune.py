@@ -162,6 +162,7 @@ class Tuner:
         self._reference = Proposal(
             number=None, values={}, variant=build("as it was", recipe), recipe=recipe
         )
+        self._own = own_values(recipe, self._space)
 
     def seconds(self, num_trials: int) -> float | None:
         """Estimate the time of a whole search without anything kept; None if nothing was timed."""
@@ -261,6 +262,9 @@ class Tuner:
                     fix=f"Leave the objective {name} out, or give prompts that it is about, such "
                     "as `the camera pans left`, and photos.",
                 )
+        found = Tried(candidate=one, rung=rung, observed=observed)
+        if one.values == self._own:  # what was told of the recipe as it was
+            return found
         texts = [
             f"{name} {_mean(observed, goal.metric).text(goal.digits)} {goal.unit}".rstrip()
             for name, goal in self._objectives.items()
@@ -269,7 +273,7 @@ class Tuner:
             f"{one.variant.name}: {', '.join(texts)} ({rung.num_clips} clips, "
             f"{rung.num_steps} steps)"
         )
-        return Tried(candidate=one, rung=rung, observed=observed)
+        return found
 
     def _judged(
         self, tried: list[Tried], reference: Tried, num_failed: int, stopped_early: bool
@@ -349,9 +353,10 @@ class Tuner:
                 f"{path} is no journal of Optuna's: {error}",
                 fix="Remove it; what was measured is kept elsewhere.",
             ) from error
-        own = own_values(self._recipe, self._space)
-        if own is not None and not study.get_trials(deepcopy=False):
-            study.enqueue_trial({one.name: _stored(one, own[one.name]) for one in self._space})
+        if self._own is not None and not study.get_trials(deepcopy=False):
+            study.enqueue_trial(
+                {one.name: _stored(one, self._own[one.name]) for one in self._space}
+            )
         return study
 
 

@@ -6,9 +6,8 @@ import difflib
 import re
 from collections.abc import Sequence
 
-import torch
-
 from motionmerge.errors import DataError
+from motionmerge.lazy_torch import torch
 
 from .language import CAMERA_MOVES, COLORS, DIRECTIONS, SHAPES, WORDS
 
@@ -62,6 +61,15 @@ LANGUAGE = (
 """All that the pocket model understands, in the words of a `Fix:`."""
 
 
+def check_prompt(prompt: str) -> None:
+    """Check that the pocket model can read a prompt; torch is not imported for it.
+
+    Raises:
+        DataError: As `PocketTokenizer`.
+    """
+    _encode(prompt)
+
+
 class PocketTokenizer:
     """Turn prompts into token ids `[batch, 24]`; what is not understood is an error, never a guess.
 
@@ -78,34 +86,36 @@ class PocketTokenizer:
             DataError: a word is unknown (all known ones are listed), a clause is not whole, or a
                 prompt is too long.
         """
-        return torch.tensor([self._encode(prompt) for prompt in prompts])
+        return torch.tensor([_encode(prompt) for prompt in prompts])
 
-    def _encode(self, prompt: str) -> list[int]:
-        words = _as_trained(self._known_words(prompt), prompt=prompt)
-        tokens = [_START, *(_INDEX[word] for word in words), _END]
-        if len(tokens) > MAX_TOKENS:
+
+def _encode(prompt: str) -> list[int]:
+    words = _as_trained(_understood_words(prompt), prompt=prompt)
+    tokens = [_START, *(_INDEX[word] for word in words), _END]
+    if len(tokens) > MAX_TOKENS:
+        raise DataError(
+            f"The prompt has {len(tokens) - 2} words; the pocket model reads {MAX_TOKENS - 2}",
+            fix="Describe at most two objects and the camera.",
+        )
+    return tokens + [_PAD] * (MAX_TOKENS - len(tokens))
+
+
+def _understood_words(prompt: str) -> list[str]:
+    words = []
+    for word in re.findall(r"[a-z0-9']+", prompt.lower()):
+        known = _SYNONYMS.get(word, word)
+        if known is None:
+            continue
+        if known not in _INDEX:
+            near = difflib.get_close_matches(word, list(_INDEX)[3:], n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise DataError(
-                f"The prompt has {len(tokens) - 2} words; the pocket model reads {MAX_TOKENS - 2}",
-                fix="Describe at most two objects and the camera.",
+                f"The pocket model does not know the word {word!r} in {prompt!r}.{hint}",
+                fix="Use only these words: " + " ".join(WORDS[3:]) + '. Example: "the red ball '
+                'moves up then left and the camera pans left".',
             )
-        return tokens + [_PAD] * (MAX_TOKENS - len(tokens))
-
-    def _known_words(self, prompt: str) -> list[str]:
-        words = []
-        for word in re.findall(r"[a-z0-9']+", prompt.lower()):
-            known = _SYNONYMS.get(word, word)
-            if known is None:
-                continue
-            if known not in _INDEX:
-                near = difflib.get_close_matches(word, list(_INDEX)[3:], n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise DataError(
-                    f"The pocket model does not know the word {word!r} in {prompt!r}.{hint}",
-                    fix="Use only these words: " + " ".join(WORDS[3:]) + '. Example: "the red ball '
-                    'moves up then left and the camera pans left".',
-                )
-            words.append(known)
-        return words
+        words.append(known)
+    return words
 
 
 def _as_trained(words: Sequence[str], *, prompt: str) -> list[str]:

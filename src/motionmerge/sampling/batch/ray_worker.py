@@ -20,7 +20,7 @@ from motionmerge.sampling.batch.batch import BatchOptions, BatchReport, run_batc
 from motionmerge.sampling.batch.manifest import PlannedVideo
 from motionmerge.sampling.batch.ray_hosts import lack_of
 from motionmerge.sampling.request.experts import ExpertChoice
-from motionmerge.sampling.request.loading import show_progress
+from motionmerge.sampling.request.loading import hide_loading_bars, show_progress
 from motionmerge.sampling.request.model import FolderModel, ModelChoice, ShippedModel
 from motionmerge.sampling.videos.phases import can_be_cut
 
@@ -55,9 +55,7 @@ class Worker:
 
     def load(self) -> int:
         """Load the model; give how many videos the worker wants at a time."""
-        from diffusers.utils import logging
-
-        logging.disable_progress_bar()
+        hide_loading_bars()
         torch.set_num_threads(self._num_threads)
         self._pipeline, _ = self._model.load()
         show_progress(self._pipeline, is_quiet=True)

@@ -281,6 +281,14 @@ def _take_turns(pipeline: VideoPipeline, device: torch.device) -> None:
     manager.enable_auto_cpu_offload(device=device)
 
 
+def hide_loading_bars() -> None:
+    """Stop diffusers and transformers drawing progress bars into our lines while they load."""
+    from transformers.utils import logging as transformers_logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
 def show_progress(pipeline: VideoPipeline, *, is_quiet: bool) -> None:
     """Set whether a pipeline draws its progress bars."""
     for part in parts_with_bars(pipeline):

@@ -21,7 +21,7 @@ from motionmerge.models.pocket.components import (
     pocket_scheduler,
     weights_path,
 )
-from motionmerge.models.pocket.text import PocketTokenizer
+from motionmerge.models.pocket.text import check_prompt
 from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
 from motionmerge.sampling.families.families import POCKET
 from motionmerge.sampling.families.limits import Configs, Limits, VideoFamily
@@ -112,7 +112,7 @@ class ShippedModel:
         Raises:
             DataError: Says what cannot be read.
         """
-        PocketTokenizer()([prompt])
+        check_prompt(prompt)
 
     def empty_modules(self) -> dict[str, nn.Module]:
         with init_empty_weights():
