@@ -73,7 +73,11 @@ class MotionKnobLora(io.ComfyNode):
             "the LoRA while it is noisy, all of it for the details, in one sampler.",
             inputs=[
                 io.Model.Input("model"),
-                io.Combo.Input("lora", options=folder_paths.get_filename_list("loras")),
+                io.Combo.Input(
+                    "lora",
+                    options=folder_paths.get_filename_list("loras"),
+                    tooltip="The LoRA that makes videos static: your own, or a distilled one.",
+                ),
                 motion_input(),
                 io.Float.Input(
                     "strength",
@@ -228,8 +232,19 @@ class LoraExpert(io.ComfyNode):
             description="One expert for Apply Experts: a LoRA, of either sign, while the noise "
             "level is above `above`. Several with the same `above` add up.",
             inputs=[
-                io.Combo.Input("lora", options=[NO_LORA, *folder_paths.get_filename_list("loras")]),
-                io.Float.Input("weight", default=1.0, min=-4.0, max=4.0, step=0.05),
+                io.Combo.Input(
+                    "lora",
+                    options=[NO_LORA, *folder_paths.get_filename_list("loras")],
+                    tooltip=f"{NO_LORA} is the model itself.",
+                ),
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=-4.0,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="What the LoRA is multiplied by; below 0 goes away from it.",
+                ),
                 level_input(
                     "above", 0.0, "It denoises while the noise level is above this; 0 for the last."
                 ),
@@ -333,7 +348,10 @@ class ShowSchedule(io.ComfyNode):
             category=CATEGORY,
             description="Show which expert denoises at each step, with its guidance, and warn of "
             "experts that get none. SIGMAS come from BasicScheduler.",
-            inputs=[io.Model.Input("model"), io.Sigmas.Input("sigmas")],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that goes to the sampler."),
+                io.Sigmas.Input("sigmas", tooltip="Those of BasicScheduler, set as the sampler."),
+            ],
             outputs=[io.String.Output()],
             is_output_node=True,
         )

@@ -134,10 +134,26 @@ def test_a_file_is_loaded_to_the_last_tensor_or_said_not_to_be(kind, tmp_path):
     if like is not None:
         with torch.inference_mode(False):
             every_key_of_a_lora_is_known(model, like, tmp_path)
-    if is_whole:  # ComfyUI's own names are read, and come back
-        own = {name: tensor.shape for name, tensor in model.diffusion_model.state_dict().items()}
-        again, _ = named_for_comfyui({f"model.diffusion_model.{n}": s for n, s in own.items()})
-        assert in_comfyui(again)[1:] == ([], [])
+    # ComfyUI's own names are read, and come back.
+    own = {name: tensor.shape for name, tensor in model.diffusion_model.state_dict().items()}
+    again, limits = named_for_comfyui({f"model.diffusion_model.{n}": s for n, s in own.items()})
+    assert in_comfyui(again)[1:] == ([], [])
+    assert not any("absent" in line or "leaves out" in line for line in limits)
+
+
+def test_a_file_of_minimax_h3_needs_what_folders_do_not_have():
+    if not is_known("minimax h3"):
+        pytest.skip("this ComfyUI is too old for the model")
+    with torch.device("meta"):
+        network = d.MiniMaxH3Transformer3DModel(num_layers=2)
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    state, limits = named_for_comfyui(shapes)
+    assert "`rope.inv_freq`" in limits[0]
+    with pytest.raises(KeyError, match=r"rope\.inv_freq"):
+        in_comfyui(state)
+    whole, limits = named_for_comfyui({name: t.shape for name, t in state.items()} | {
+        "rope.inv_freq": (16,)})  # fmt: skip
+    assert not limits and in_comfyui(whole)[1:] == ([], [])
 
 
 def every_key_of_a_lora_is_known(model, like, folder):

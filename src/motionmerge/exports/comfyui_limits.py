@@ -13,11 +13,13 @@ TRIED = (
     "hunyuan-video",
     "hunyuan-video-1.5",
     "ltx",
+    "ltx-2",
     "cosmos",
     "cogvideox",
     "kandinsky-5",
+    "minimax-h3",
 )
-"""Families of whose files ComfyUI loads every tensor."""
+"""Families of whose files ComfyUI loads every tensor, but for `LIMITS`."""
 
 
 @dataclass(frozen=True)
