@@ -188,7 +188,7 @@ def _print_plan(windows: Sequence[Window], bench: Bench, *, as_json: bool) -> No
 
 
 def _too_few(num_prompts: int, *, num_windows: int) -> str | None:
-    """Say that so few prompts can make no change sure, if that is so."""
+    """Return in words that so few prompts can make no change sure; None if they can."""
     from motionmerge.evaluation.statistics import fewest_to_be_sure
 
     needed = fewest_to_be_sure(num_windows)

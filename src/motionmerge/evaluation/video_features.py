@@ -20,6 +20,7 @@ from torch.nn import functional
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.evaluation.backbones.i3d import FEWEST_FRAMES, I3D
 from motionmerge.evaluation.frechet import Covariance, Features, read_features
+from motionmerge.evaluation.runs import reason_of
 from motionmerge.io.atomic import atomic_path
 from motionmerge.io.hashing import hash_file
 from motionmerge.io.video import read_video
@@ -183,7 +184,7 @@ def clip_features(
         try:
             found.append(_kept_features(path, network, preset, num_frames, folder))
         except (DataError, OSError) as error:
-            failures[path] = str(error)
+            failures[path] = reason_of(error)
         if on_clip is not None:
             on_clip()
     if not found:
