@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import re
 import threading
@@ -138,10 +139,15 @@ class PageValues:
         Raises:
             ConfigError: A number is out of range.
         """
+        prompt = self.prompt.strip()
+        if len(prompt) > MOST_PROMPT:
+            raise ConfigError(
+                f"The prompt has {len(prompt):,} characters.", fix=f"Write at most {MOST_PROMPT:,}."
+            )
         return VideoSettings(
-            prompt=self.prompt.strip()[:MOST_PROMPT] or None,
-            seed=int(self.seed or 0),
-            num_inference_steps=int(self.steps or 0) or None,
+            prompt=prompt or None,
+            seed=_whole(self.seed, "seed"),
+            num_inference_steps=_whole(self.steps, "steps") or None,
             guidance_scale=self.guidance or None,
         )
 
@@ -212,6 +218,19 @@ class PageValues:
 
     def _named(self, name: str) -> Recipe | None:
         return self.own_recipe() if name == THIS_RECIPE else Recipe.parse(shipped_text(name))
+
+
+def _whole(number: float | None, name: str) -> int:
+    """Return a number of the page as an int; an empty field is 0.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if number is None:
+        return 0
+    if not math.isfinite(number) or number != int(number):
+        raise ConfigError(f"`{name}` is {number}.", fix="Write a whole number.")
+    return int(number)
 
 
 def build_page(studio: Studio) -> gr.Blocks:
