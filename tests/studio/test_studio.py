@@ -37,7 +37,8 @@ def given(photo, **changed):
     values = {
         "photo": photo, "prompt": "the camera pans left", "model": "pocket", "base": "",
         "lora": "", "recipe": shipped_text("pocket"), "motion": 1.0, "boundary": 0.72,
-        "drop_rate": 0.4, "steps": 2, "guidance": None, "seed": 0, "paints": True,
+        "drop_rate": 0.4, "steps": 2, "guidance": None, "seed": 0, "width": 0,
+        "height": 0, "frames": 0, "paints": True,
     }  # fmt: skip
     return PageValues(**{**values, **changed})
 

@@ -27,11 +27,12 @@ from motionmerge.studio.wishes import (
     MOST_PROMPT,
     RecipeText,
     Wish,
+    is_of_pocket,
     planned_steps,
     shipped_text,
     sweep_points,
 )
-from motionmerge.studio.works import Work, Works
+from motionmerge.studio.works import Exported, Work, Works
 
 MOST_WAITING = 16
 PHOTOS = ("coffee", "astronaut", "chelsea", "rocket", "camera", "brick")
@@ -69,14 +70,15 @@ class Studio:
         """What was made."""
         return self.maker.works
 
-    def run(self, wish: Wish, tab: str) -> Iterator[tuple[str, Work | None]]:
+    def run(self, wish: Wish, tab: str) -> Iterator[tuple[str, Work | Exported | None]]:
         """Make a wish in a thread, and yield what the page says meanwhile; at last the work."""
-        told: queue.Queue[tuple[str, float] | Work | BaseException] = queue.Queue()
+        told: queue.Queue[tuple[str, float] | Work | Exported | BaseException] = queue.Queue()
         stop = self.stops[tab] = threading.Event()
+        make = self.maker.export if wish.kind == "export" else self.maker.make
 
         def work() -> None:
             try:
-                told.put(self.maker.make(wish, tell=lambda *said: told.put(said), stop=stop))
+                told.put(make(wish, tell=lambda *said: told.put(said), stop=stop))
             except (Stopped, MotionMergeError, *UNFORESEEN) as error:
                 told.put(error)
 
@@ -85,7 +87,7 @@ class Studio:
         try:
             while True:
                 said = told.get()
-                if isinstance(said, Work):
+                if isinstance(said, (Work, Exported)):
                     yield "", said
                     return
                 if isinstance(said, BaseException):
@@ -98,10 +100,12 @@ class Studio:
             if self.stops.get(tab) is stop:
                 del self.stops[tab]
 
-    def stop(self, tab: str) -> None:
-        """Stop what a tab is making after its current step."""
-        if tab in self.stops:
-            self.stops[tab].set()
+    def stop(self, tab: str) -> bool:
+        """Stop what a tab is making after its current step; return whether it makes something."""
+        stop = self.stops.get(tab)
+        if stop is not None:
+            stop.set()
+        return stop is not None
 
 
 def fault(error: BaseException) -> str:
@@ -131,6 +135,9 @@ class PageValues:
     steps: float | None
     guidance: float | None
     seed: float | None
+    width: float | None
+    height: float | None
+    frames: float | None
     paints: bool
 
     def settings(self) -> VideoSettings:
@@ -148,6 +155,9 @@ class PageValues:
             prompt=prompt or None,
             seed=_whole(self.seed, "seed"),
             num_inference_steps=_whole(self.steps, "steps") or None,
+            width=_whole(self.width, "width") or None,
+            height=_whole(self.height, "height") or None,
+            num_frames=_whole(self.frames, "frames") or None,
             guidance_scale=self.guidance or None,
         )
 
@@ -170,21 +180,31 @@ class PageValues:
             paints=self.paints,
             recipes=recipes,
             points=points,
-            boundary=self.boundary if kind == "motion" else None,
+            boundary=self.boundary if kind in ("motion", "export") else None,
             motion=self.motion,
             kind=kind,
         )
 
+    @property
+    def is_pocket(self) -> bool:
+        """Whether the pocket model denoises."""
+        return (self.model.strip() or POCKET) == POCKET
+
     def own_recipe(self) -> Recipe | None:
-        """Return the recipe on the page, None where there is none.
+        """Return the recipe on the page, None where a LoRA or a base stands in its place.
 
         Raises:
-            ConfigError: It is wrong, or the pocket model has none.
+            ConfigError: It is wrong, or something else is there as well.
         """
         if not self.recipe.strip():
-            if (self.model.strip() or POCKET) == POCKET:
+            if self.is_pocket and not self.lora.strip():
                 return Recipe.load(POCKET).with_parameters(motion=self.motion)
             return None
+        if self.lora.strip():
+            raise ConfigError(
+                "There are a LoRA and a recipe.",
+                fix="Empty one of them; a recipe names LoRAs itself: `lora(FILE, 0.8)`.",
+            )
         read = RecipeText.read(self.recipe)
         if read.recipe is None:
             raise ConfigError(read.fault)
@@ -194,7 +214,7 @@ class PageValues:
         """Return what a button asks for.
 
         Args:
-            kind: `motion`, `compare` or `sweep`.
+            kind: `motion`, `compare`, `sweep` or `export`.
             more: The values of the button's own tab.
         """
         if kind == "compare":
@@ -205,8 +225,14 @@ class PageValues:
                 )
             return self.wish(kind=kind, recipes={name: self._named(name) for name in names})
         own = self.own_recipe()
-        if kind == "motion":
-            return self.wish(kind=kind, recipes={f"motion {self.motion:g}": own})
+        if own is None and not (self.lora.strip() or self.base.strip()):
+            if kind == "motion":
+                return self.wish(kind=kind, recipes={})  # nothing is there that a knob could turn
+            raise ConfigError(
+                "The model has nothing to be merged with.", fix="Give a recipe, a LoRA or a base."
+            )
+        if kind in ("motion", "export"):
+            return self.wish(kind=kind, recipes={self._own_name(own): own})
         if own is None or "motion" not in own.parameters:
             raise ConfigError(
                 "A sweep turns the parameter `motion`, and this recipe has none.",
@@ -215,6 +241,10 @@ class PageValues:
         points = sweep_points(*more)
         recipes = {f"motion {point:g}": own.with_parameters(motion=point) for point in points}
         return self.wish(kind=kind, recipes=recipes, points=points)
+
+    def _own_name(self, own: Recipe | None) -> str:
+        has_knob = own is None or "motion" in own.parameters
+        return f"motion {self.motion:g}" if has_knob else THIS_RECIPE
 
     def _named(self, name: str) -> Recipe | None:
         return self.own_recipe() if name == THIS_RECIPE else Recipe.parse(shipped_text(name))
@@ -295,15 +325,25 @@ def _left_column() -> tuple[list[Any], dict[str, Any]]:
             steps = gr.Number(0, label="Steps", elem_id="steps", precision=0, min_width=80)
             guidance = gr.Number(0, label="Guidance", min_width=110)
             seed = gr.Number(0, label="Seed", precision=0, min_width=80)
+        gr.Markdown("Size: 0 is the model's own. Less takes less time and memory.")
+        with gr.Row():
+            width = gr.Number(0, label="Width", elem_id="width", precision=0, min_width=80)
+            height = gr.Number(0, label="Height", elem_id="height", precision=0, min_width=80)
+            frames = gr.Number(0, label="Frames", elem_id="frames", precision=0, min_width=80)
         paints = gr.Checkbox(True, label="Paint the balls and boxes that the prompt names (pocket)")
         shipped = gr.Dropdown(list(COMPARED), label="Start from a shipped recipe", value=POCKET)
         recipe = gr.Code(
-            shipped_text(POCKET), language="yaml", label="Recipe", max_lines=24, elem_id="recipe"
+            shipped_text(POCKET),
+            language="yaml",
+            label="Recipe",
+            max_lines=24,
+            elem_id="recipe",
+            wrap_lines=True,
         )
         wrong = gr.HTML()
     inputs = [
         *(photo, prompt, model, base, lora, recipe, motion),
-        *(boundary, drop_rate, steps, guidance, seed, paints),
+        *(boundary, drop_rate, steps, guidance, seed, width, height, frames, paints),
     ]
     parts = {
         "bundled": bundled, "ideas": ideas, "axis": axis, "shipped": shipped, "wrong": wrong,
@@ -332,6 +372,12 @@ def _right_column(
                 high = gr.Number(1, label="to", min_width=80)
                 count = gr.Number(5, label="values", precision=0, min_width=80)
             sweep = gr.Button("Sweep", variant="primary", elem_id="sweep")
+        with gr.Tab("ComfyUI"):
+            gr.Markdown(
+                "Write the recipe or the LoRA on this page as LoRA files that ComfyUI loads, with "
+                "what to type there. For Wan, LTX and HunyuanVideo; not for the pocket model."
+            )
+            export = gr.Button("Write files", variant="primary", elem_id="export")
         with gr.Tab("History"):
             past = gr.HTML(elem_id="history")
     stop = gr.Button("Stop", variant="stop", elem_id="stop", visible="hidden")
@@ -341,6 +387,7 @@ def _right_column(
         ("motion", generate, []),
         ("compare", compare, [chosen]),
         ("sweep", sweep, [low, high, count]),
+        ("export", export, []),
     ]
     for kind, button, more in buttons:
         button.click(
@@ -349,7 +396,8 @@ def _right_column(
             outputs=[said, result, past, stop],
             concurrency_id="making",
             concurrency_limit=1,
-            show_progress="hidden",
+            show_progress="minimal",  # where somebody waits for another tab, its place in the queue
+            show_progress_on=said,
             api_visibility="private",
         )
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -377,6 +425,8 @@ def _maker_of(studio: Studio, kind: str, num_given: int) -> Any:
             if work is None:
                 is_over = "<progress" not in text
                 yield text, gr.skip(), gr.skip(), hidden if is_over else gr.skip()
+            elif isinstance(work, Exported):
+                yield text, fragments.exported(work), gr.skip(), hidden
             else:
                 past = fragments.history(studio.works.newest())
                 yield text, fragments.shown_work(work, studio.works), past, hidden
@@ -389,9 +439,9 @@ def _tab(request: gr.Request) -> str:
 
 
 def _stopper(studio: Studio) -> Any:
-    def stop(request: gr.Request) -> str:
-        studio.stop(_tab(request))
-        return fragments.progress("Stopping after this step", 0.0)
+    def stop(request: gr.Request) -> Any:
+        is_making = studio.stop(_tab(request))
+        return fragments.progress("Stopping after this step", 0.0) if is_making else gr.skip()
 
     return stop
 
@@ -415,6 +465,9 @@ def _wire_inputs(page: gr.Blocks, parts: Mapping[str, Any], quick: dict[str, Any
         )
     read = [parts["motion"], parts["drop_rate"], parts["boundary"], parts["wrong"]]
     parts["recipe"].input(_written, parts["recipe"], read, **quick, trigger_mode="always_last")
+    parts["model"].blur(
+        _emptied, [parts["model"], parts["recipe"]], [parts["recipe"], parts["wrong"]], **quick
+    )
     parts["shipped"].input(
         lambda name: (shipped_text(name), *_written(shipped_text(name))),
         parts["shipped"],
@@ -433,6 +486,17 @@ def _wire_inputs(page: gr.Blocks, parts: Mapping[str, Any], quick: dict[str, Any
 
 def _bundled(name: str | None) -> Any:
     return load_photo(name) if name in PHOTOS else gr.skip()
+
+
+def _emptied(model: str, text: str) -> tuple[Any, Any]:
+    """Take the pocket model's recipe away where another model is named, and bring it back."""
+    is_pocket = (model.strip() or POCKET) == POCKET
+    if is_pocket and not text.strip():
+        return shipped_text(POCKET), ""
+    read = RecipeText.read(text)
+    if not is_pocket and read.recipe is not None and is_of_pocket(read.recipe):
+        return "", ""
+    return gr.skip(), gr.skip()
 
 
 def _turned(text: str, motion: float, drop_rate: float) -> tuple[Any, str]:
