@@ -163,13 +163,13 @@ def test_knobs_and_recipe_follow_each_other():
 
 
 def test_the_axis_shows_each_experts_steps():
-    drawn = app._axis("pocket", shipped_text("pocket"), 0.72, 12)
+    drawn = app._axis("pocket", "", "", shipped_text("pocket"), 0.72, 12)
     assert "steps 1-5 of 12: dynamics, 6-12: consistency" in drawn
     assert drawn.count("mm-tick") == 12
-    assert "gets no step" in app._axis("pocket", shipped_text("pocket"), 1.0, 2) or (
-        "mm-bad" in app._axis("pocket", shipped_text("pocket"), 1.0, 2)
+    assert "gets no step" in app._axis("pocket", "", "", shipped_text("pocket"), 1.0, 2) or (
+        "mm-bad" in app._axis("pocket", "", "", shipped_text("pocket"), 1.0, 2)
     )
-    assert "Fix:" in app._axis("pocket", shipped_text("pocket"), 0.72, 1001)
+    assert "Fix:" in app._axis("pocket", "", "", shipped_text("pocket"), 0.72, 1001)
 
 
 def test_only_works_are_served_and_only_to_this_machine(made):

@@ -44,6 +44,9 @@ PROMPTS = (
 COMPARED = ("pocket", "edg-official", "knob", "motion-only", "calm")
 THIS_RECIPE = "the recipe on this page"
 
+_TWO = Recipe.of_loras({"dynamics": -1.0, "consistency": 1.0})
+"""The experts of a LoRA or a base on the page, for the noise axis alone."""
+
 _PLACES = re.compile(r"(?:/[\w.@+-]+)+/(?=[\w.@+-])")
 """Folders in an error's text; the names of files stay."""
 
@@ -349,6 +352,7 @@ def _left_column() -> tuple[list[Any], dict[str, Any]]:
         "bundled": bundled, "ideas": ideas, "axis": axis, "shipped": shipped, "wrong": wrong,
         "photo": photo, "prompt": prompt, "recipe": recipe, "motion": motion,
         "boundary": boundary, "drop_rate": drop_rate, "model": model, "steps": steps,
+        "base": base, "lora": lora,
     }  # fmt: skip
     return inputs, parts
 
@@ -474,11 +478,12 @@ def _wire_inputs(page: gr.Blocks, parts: Mapping[str, Any], quick: dict[str, Any
         [parts["recipe"], *read],
         **quick,
     )
-    drawn = [parts[name] for name in ("model", "recipe", "boundary", "steps")]
+    drawn = [parts[name] for name in ("model", "base", "lora", "recipe", "boundary", "steps")]
     for event in (
         parts["boundary"].change,
         parts["recipe"].change,
         parts["steps"].change,
+        *(parts[name].blur for name in ("model", "base", "lora")),
         page.load,
     ):
         event(_axis, drawn, parts["axis"], **quick, trigger_mode="always_last")
@@ -521,19 +526,22 @@ def _written(text: str) -> tuple[Any, ...]:
     return *(gr.skip() if one is None else one for one in values), ""
 
 
-def _axis(model: str, text: str, boundary: float, steps: float | None) -> str:
-    """Draw the noise axis for the recipe on the page."""
-    if (model.strip() or POCKET) != POCKET:
-        return ""  # looking at a folder takes seconds; its steps stand below its videos
-    read = RecipeText.read(text or shipped_text(POCKET))
+def _axis(model: str, base: str, lora: str, text: str, boundary: float, steps: float | None) -> str:
+    """Draw the noise axis for the recipe on the page and the model's own scheduler."""
+    is_pocket = (model.strip() or POCKET) == POCKET
+    if not is_pocket and not Path(model.strip()).is_dir():
+        return ""  # a hub's model may have to be downloaded first
+    if not is_pocket and not text.strip() and not (lora.strip() or base.strip()):
+        return ""
+    read = RecipeText.read(text or (shipped_text(POCKET) if is_pocket else _TWO.print()))
     if read.recipe is None:
         return ""
     try:
-        settings = VideoSettings(num_inference_steps=int(steps or 0) or None)
+        settings = VideoSettings(num_inference_steps=_whole(steps, "steps") or None)
         own = boundary if len(read.recipe.experts) == 2 else None
         # The choice alone: whether its weights fit is looked at when a video is made.
         choice = from_recipe(read.recipe, boundary=own)
-        plan = planned_steps(VideoRequest().open_model(), choice, settings)
-        return fragments.axis(plan, boundary=own)
+        opened = VideoRequest(model=model.strip() or POCKET).open_model()
+        return fragments.axis(planned_steps(opened, choice, settings), boundary=own)
     except MotionMergeError as error:
         return fault(error)

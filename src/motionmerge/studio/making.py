@@ -210,7 +210,7 @@ class Maker:
                     name=name,
                     file=file,
                     recipe=None if choice.recipe is None else choice.recipe.print(),
-                    steps=None if plan is None else plan.line,
+                    steps=None if plan is None else plan.text,
                     point=wish.points[place] if wish.points else None,
                 )
             )

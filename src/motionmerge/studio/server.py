@@ -109,7 +109,12 @@ def _theme() -> gr.themes.Base:
         button_primary_background_fill_dark="#be185d",
         block_title_text_color="#9d174d",
         block_label_text_color="#9d174d",
+        block_title_background_fill_dark="#9d174d",
+        block_label_background_fill_dark="#9d174d",
         checkbox_label_background_fill_selected="#b91c5a",
+        checkbox_label_background_fill_selected_dark="#9d174d",
+        input_placeholder_color="#5d646e",
+        input_placeholder_color_dark="#c3cad4",
         block_info_text_color="#565f6b",
         block_info_text_color_dark="#b3bac4",
     )
