@@ -17,9 +17,10 @@ from fastapi.testclient import TestClient
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.models.pocket.world import load_photo
 from motionmerge.studio import app, fragments
-from motionmerge.studio.app import PageValues, fault
+from motionmerge.studio.app import fault
 from motionmerge.studio.making import Maker, Stopped
 from motionmerge.studio.server import studio_app
+from motionmerge.studio.values import PageValues
 from motionmerge.studio.wishes import RecipeText, shipped_text, sweep_points
 from motionmerge.studio.works import Works
 
