@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -12,16 +13,20 @@ from PIL import Image
 
 pytest.importorskip("gradio")
 
+from diffusers import WanTransformer3DModel
 from fastapi.testclient import TestClient
 
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.models.pocket.world import load_photo
 from motionmerge.studio import app, fragments
-from motionmerge.studio.app import PageValues, fault
+from motionmerge.studio.app import fault
 from motionmerge.studio.making import Maker, Stopped
 from motionmerge.studio.server import studio_app
+from motionmerge.studio.values import PageValues
 from motionmerge.studio.wishes import RecipeText, shipped_text, sweep_points
 from motionmerge.studio.works import Works
+
+from ..tiny.folders import save_lora
 
 HOSTILE = '<img src=x onerror="alert(1)">'
 
@@ -37,7 +42,8 @@ def given(photo, **changed):
     values = {
         "photo": photo, "prompt": "the camera pans left", "model": "pocket", "base": "",
         "lora": "", "recipe": shipped_text("pocket"), "motion": 1.0, "boundary": 0.72,
-        "drop_rate": 0.4, "steps": 2, "guidance": None, "seed": 0, "paints": True,
+        "drop_rate": 0.4, "steps": 2, "guidance": None, "seed": 0, "width": 0,
+        "height": 0, "frames": 0, "paints": True,
     }  # fmt: skip
     return PageValues(**{**values, **changed})
 
@@ -162,13 +168,13 @@ def test_knobs_and_recipe_follow_each_other():
 
 
 def test_the_axis_shows_each_experts_steps():
-    drawn = app._axis("pocket", shipped_text("pocket"), 0.72, 12)
+    drawn = app._axis("pocket", "", "", shipped_text("pocket"), 0.72, 12)
     assert "steps 1-5 of 12: dynamics, 6-12: consistency" in drawn
     assert drawn.count("mm-tick") == 12
-    assert "gets no step" in app._axis("pocket", shipped_text("pocket"), 1.0, 2) or (
-        "mm-bad" in app._axis("pocket", shipped_text("pocket"), 1.0, 2)
+    assert "gets no step" in app._axis("pocket", "", "", shipped_text("pocket"), 1.0, 2) or (
+        "mm-bad" in app._axis("pocket", "", "", shipped_text("pocket"), 1.0, 2)
     )
-    assert "Fix:" in app._axis("pocket", shipped_text("pocket"), 0.72, 1001)
+    assert "Fix:" in app._axis("pocket", "", "", shipped_text("pocket"), 0.72, 1001)
 
 
 def test_only_works_are_served_and_only_to_this_machine(made):
@@ -196,3 +202,86 @@ def test_damaged_works_are_left_out(tmp_path):
         folder.mkdir()
         (folder / "work.json").write_text(content)
     assert list(Works(tmp_path).newest()) == []
+
+
+def test_a_lora_or_a_base_is_never_left_aside(photo, stored_wan):
+    """What is typed beside a recipe is used or refused."""
+    with pytest.raises(ConfigError, match="a LoRA and a recipe"):
+        given(photo, lora="some.safetensors").of_kind("motion", [])
+    folder = str(stored_wan)
+    for base, word in ((folder, "no inputs `base`"), ("", "pocket model")):
+        recipe = shipped_text("pocket")
+        if base:
+            recipe = recipe.replace("tuned:", "other:").replace("tuned", "other")
+        wish = given(photo, model=folder, base=base, recipe=recipe).of_kind("motion", [])
+        with pytest.raises(ConfigError, match=word):
+            wish.experts(wish.shared.open_model())
+    alone = given(photo, model=folder, recipe="").of_kind("motion", [])
+    assert list(alone.experts(alone.shared.open_model())) == ["the model as it is"]
+    assert app._emptied(folder, shipped_text("pocket")) == ("", "")
+    assert app._emptied("pocket", "")[0] == shipped_text("pocket")
+
+
+@pytest.mark.parametrize("changed", [{"prompt": "a" * 2001}, {"seed": 1e400}, {"frames": 2.5}])
+def test_numbers_and_prompts_are_refused_not_cut(photo, changed):
+    with pytest.raises(ConfigError):
+        given(photo, **changed).of_kind("motion", [])
+
+
+def test_a_models_lora_makes_videos_and_files_for_comfyui(photo, stored_wan, tmp_path):
+    """A folder and a LoRA on the page, with nothing else: two videos, an archive, and its axis."""
+    lora, folder = tmp_path / "l.safetensors", str(stored_wan)
+    denoiser = WanTransformer3DModel.from_pretrained(stored_wan / "transformer")
+    save_lora(lora, denoiser, "blocks.0.attn1.to_q")
+    maker, stop = Maker(Works(tmp_path / "works")), threading.Event()
+    values = given(
+        photo, prompt="a cat", model=folder, lora=str(lora), recipe="",
+        width=16, height=16, frames=5,
+    )  # fmt: skip
+
+    def quiet(text, share):
+        pass
+
+    work = maker.make(values.of_kind("motion", []), tell=quiet, stop=stop)
+    assert [one.name for one in work.videos] == ["the model as it is", "motion 1"]
+    assert "dynamics" in work.videos[1].steps
+    same = replace(values, motion=-1.0).of_kind("motion", [])
+    assert maker.make(same, tell=quiet, stop=stop).videos[1].steps is None, "one weight throughout"
+    written = maker.export(values.of_kind("export", []), tell=quiet, stop=stop)
+    with zipfile.ZipFile(maker.works.file(written.id, "comfyui.zip")) as archive:
+        names = set(archive.namelist())
+        assert archive.testzip() is None
+    assert {"dynamics.safetensors", "consistency.safetensors", "how-to-load.txt"} <= names
+    assert "models/loras" in fragments.exported(written) and str(tmp_path) not in written.usage
+    with pytest.raises(ConfigError, match="no pocket model"):
+        maker.export(given(photo).of_kind("export", []), tell=quiet, stop=stop)
+    with pytest.raises(ConfigError, match="nothing to be merged"):
+        given(photo, model=folder, recipe="").of_kind("export", [])
+    assert "dynamics" in app._axis(folder, "", str(lora), "", 0.72, 4)
+    assert app._axis(folder, "", "", "", 0.72, 4) == ""
+
+
+def test_a_page_of_another_site_and_a_file_that_nobody_uploaded_are_refused(tmp_path):
+    (tmp_path / "private.png").write_bytes(b"a secret")
+    server = studio_app(tmp_path / "studio")
+    with TestClient(server, base_url="http://127.0.0.1") as client:
+        for origin in ("https://evil.example", "null", "http://127.0.0.1:1"):
+            sent = client.post(
+                "/gradio_api/upload", files={"files": ("a.png", b"x")}, headers={"Origin": origin}
+            )
+            assert sent.status_code == 403, origin
+        own = {"Origin": "http://127.0.0.1"}
+        assert client.post(
+            "/gradio_api/upload", files={"files": ("a.png", b"x")}, headers=own
+        ).is_success
+        # Gradio copies whatever file a value names to where it serves from, unless told to look.
+        number = next(
+            one["id"] for one in client.get("/config").json()["dependencies"] if one["inputs"]
+        )
+        file = {"path": str(tmp_path / "private.png"), "meta": {"_type": "gradio.FileData"}}
+        asked = {"fn_index": number, "session_hash": "s", "data": [file, *[None] * 15]}
+        assert client.post("/gradio_api/queue/join", json=asked).is_success
+        told = client.get("/gradio_api/queue/data", params={"session_hash": "s"}).text
+    assert '"success":false' in told.replace(" ", "") and "no photo" not in told
+    kept = [one for one in (tmp_path / "studio").rglob("*.png") if one.name == "private.png"]
+    assert kept == []

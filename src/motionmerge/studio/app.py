@@ -5,14 +5,14 @@ from __future__ import annotations
 import queue
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from motionmerge.errors import ConfigError, DataError, MotionMergeError
+from motionmerge.errors import MotionMergeError
 from motionmerge.evaluation.runs import UNFORESEEN
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.models.pocket.world import load_photo
@@ -21,16 +21,17 @@ from motionmerge.sampling.request.request import POCKET, VideoRequest
 from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.studio import fragments
 from motionmerge.studio.making import Maker, Stopped
+from motionmerge.studio.values import THIS_RECIPE, PageValues, whole_number
 from motionmerge.studio.wishes import (
     MOST_COMPARED,
     MOST_PROMPT,
     RecipeText,
     Wish,
+    is_of_pocket,
     planned_steps,
     shipped_text,
-    sweep_points,
 )
-from motionmerge.studio.works import Work, Works
+from motionmerge.studio.works import Exported, Work, Works
 
 MOST_WAITING = 16
 PHOTOS = ("coffee", "astronaut", "chelsea", "rocket", "camera", "brick")
@@ -40,7 +41,9 @@ PROMPTS = (
     "the blue ball moves up then right and the camera pans left",
 )
 COMPARED = ("pocket", "edg-official", "knob", "motion-only", "calm")
-THIS_RECIPE = "the recipe on this page"
+
+_TWO = Recipe.of_loras({"dynamics": -1.0, "consistency": 1.0})
+"""The experts of a LoRA or a base on the page, for the noise axis alone."""
 
 _PLACES = re.compile(r"(?:/[\w.@+-]+)+/(?=[\w.@+-])")
 """Folders in an error's text; the names of files stay."""
@@ -68,14 +71,15 @@ class Studio:
         """What was made."""
         return self.maker.works
 
-    def run(self, wish: Wish, tab: str) -> Iterator[tuple[str, Work | None]]:
+    def run(self, wish: Wish, tab: str) -> Iterator[tuple[str, Work | Exported | None]]:
         """Make a wish in a thread, and yield what the page says meanwhile; at last the work."""
-        told: queue.Queue[tuple[str, float] | Work | BaseException] = queue.Queue()
+        told: queue.Queue[tuple[str, float] | Work | Exported | BaseException] = queue.Queue()
         stop = self.stops[tab] = threading.Event()
+        make = self.maker.export if wish.kind == "export" else self.maker.make
 
         def work() -> None:
             try:
-                told.put(self.maker.make(wish, tell=lambda *said: told.put(said), stop=stop))
+                told.put(make(wish, tell=lambda *said: told.put(said), stop=stop))
             except (Stopped, MotionMergeError, *UNFORESEEN) as error:
                 told.put(error)
 
@@ -84,7 +88,7 @@ class Studio:
         try:
             while True:
                 said = told.get()
-                if isinstance(said, Work):
+                if isinstance(said, (Work, Exported)):
                     yield "", said
                     return
                 if isinstance(said, BaseException):
@@ -97,10 +101,12 @@ class Studio:
             if self.stops.get(tab) is stop:
                 del self.stops[tab]
 
-    def stop(self, tab: str) -> None:
-        """Stop what a tab is making after its current step."""
-        if tab in self.stops:
-            self.stops[tab].set()
+    def stop(self, tab: str) -> bool:
+        """Stop what a tab is making after its current step; return whether it makes something."""
+        stop = self.stops.get(tab)
+        if stop is not None:
+            stop.set()
+        return stop is not None
 
 
 def fault(error: BaseException) -> str:
@@ -112,106 +118,6 @@ def fault(error: BaseException) -> str:
     else:
         text = f"Something failed that should not: {type(error).__name__}: {error}"
     return fragments.message(_PLACES.sub("", text), kind="error")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PageValues:
-    """The values of the page's left column, in the order of its components."""
-
-    photo: str | None
-    prompt: str
-    model: str
-    base: str
-    lora: str
-    recipe: str
-    motion: float
-    boundary: float
-    drop_rate: float
-    steps: float | None
-    guidance: float | None
-    seed: float | None
-    paints: bool
-
-    def settings(self) -> VideoSettings:
-        """Return the settings of the video.
-
-        Raises:
-            ConfigError: A number is out of range.
-        """
-        return VideoSettings(
-            prompt=self.prompt.strip()[:MOST_PROMPT] or None,
-            seed=int(self.seed or 0),
-            num_inference_steps=int(self.steps or 0) or None,
-            guidance_scale=self.guidance or None,
-        )
-
-    def wish(
-        self, *, kind: str, recipes: Mapping[str, Recipe | None], points: Sequence[float] = ()
-    ) -> Wish:
-        """Turn the values into what the maker takes.
-
-        Raises:
-            MotionMergeError: One of them cannot be.
-        """
-        if not self.photo:
-            raise DataError("There is no photo.", fix="Drop one, or pick one of the list.")
-        return Wish(
-            photo=Path(self.photo),
-            model=self.model.strip() or POCKET,
-            base=self.base.strip() or None,
-            lora=self.lora.strip() or None,
-            settings=self.settings(),
-            paints=self.paints,
-            recipes=recipes,
-            points=points,
-            boundary=self.boundary if kind == "motion" else None,
-            motion=self.motion,
-            kind=kind,
-        )
-
-    def own_recipe(self) -> Recipe | None:
-        """Return the recipe on the page, None where there is none.
-
-        Raises:
-            ConfigError: It is wrong, or the pocket model has none.
-        """
-        if not self.recipe.strip():
-            if (self.model.strip() or POCKET) == POCKET:
-                return Recipe.load(POCKET).with_parameters(motion=self.motion)
-            return None
-        read = RecipeText.read(self.recipe)
-        if read.recipe is None:
-            raise ConfigError(read.fault)
-        return read.recipe
-
-    def of_kind(self, kind: str, more: Sequence[Any]) -> Wish:
-        """Return what a button asks for.
-
-        Args:
-            kind: `motion`, `compare` or `sweep`.
-            more: The values of the button's own tab.
-        """
-        if kind == "compare":
-            names = list(more[0] or ())
-            if not 1 <= len(names) <= MOST_COMPARED:
-                raise ConfigError(
-                    f"{len(names)} recipes are chosen.", fix=f"Choose 1 to {MOST_COMPARED}."
-                )
-            return self.wish(kind=kind, recipes={name: self._named(name) for name in names})
-        own = self.own_recipe()
-        if kind == "motion":
-            return self.wish(kind=kind, recipes={f"motion {self.motion:g}": own})
-        if own is None or "motion" not in own.parameters:
-            raise ConfigError(
-                "A sweep turns the parameter `motion`, and this recipe has none.",
-                fix="Choose the recipe `pocket` or `knob`.",
-            )
-        points = sweep_points(*more)
-        recipes = {f"motion {point:g}": own.with_parameters(motion=point) for point in points}
-        return self.wish(kind=kind, recipes=recipes, points=points)
-
-    def _named(self, name: str) -> Recipe | None:
-        return self.own_recipe() if name == THIS_RECIPE else Recipe.parse(shipped_text(name))
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -276,20 +182,31 @@ def _left_column() -> tuple[list[Any], dict[str, Any]]:
             steps = gr.Number(0, label="Steps", elem_id="steps", precision=0, min_width=80)
             guidance = gr.Number(0, label="Guidance", min_width=110)
             seed = gr.Number(0, label="Seed", precision=0, min_width=80)
+        gr.Markdown("Size: 0 is the model's own. Less takes less time and memory.")
+        with gr.Row():
+            width = gr.Number(0, label="Width", elem_id="width", precision=0, min_width=80)
+            height = gr.Number(0, label="Height", elem_id="height", precision=0, min_width=80)
+            frames = gr.Number(0, label="Frames", elem_id="frames", precision=0, min_width=80)
         paints = gr.Checkbox(True, label="Paint the balls and boxes that the prompt names (pocket)")
         shipped = gr.Dropdown(list(COMPARED), label="Start from a shipped recipe", value=POCKET)
         recipe = gr.Code(
-            shipped_text(POCKET), language="yaml", label="Recipe", max_lines=24, elem_id="recipe"
+            shipped_text(POCKET),
+            language="yaml",
+            label="Recipe",
+            max_lines=24,
+            elem_id="recipe",
+            wrap_lines=True,
         )
         wrong = gr.HTML()
     inputs = [
         *(photo, prompt, model, base, lora, recipe, motion),
-        *(boundary, drop_rate, steps, guidance, seed, paints),
+        *(boundary, drop_rate, steps, guidance, seed, width, height, frames, paints),
     ]
     parts = {
         "bundled": bundled, "ideas": ideas, "axis": axis, "shipped": shipped, "wrong": wrong,
         "photo": photo, "prompt": prompt, "recipe": recipe, "motion": motion,
         "boundary": boundary, "drop_rate": drop_rate, "model": model, "steps": steps,
+        "base": base, "lora": lora,
     }  # fmt: skip
     return inputs, parts
 
@@ -313,6 +230,12 @@ def _right_column(
                 high = gr.Number(1, label="to", min_width=80)
                 count = gr.Number(5, label="values", precision=0, min_width=80)
             sweep = gr.Button("Sweep", variant="primary", elem_id="sweep")
+        with gr.Tab("ComfyUI"):
+            gr.Markdown(
+                "Write the recipe or the LoRA on this page as LoRA files that ComfyUI loads, with "
+                "what to type there. For Wan, LTX and HunyuanVideo; not for the pocket model."
+            )
+            export = gr.Button("Write files", variant="primary", elem_id="export")
         with gr.Tab("History"):
             past = gr.HTML(elem_id="history")
     stop = gr.Button("Stop", variant="stop", elem_id="stop", visible="hidden")
@@ -322,6 +245,7 @@ def _right_column(
         ("motion", generate, []),
         ("compare", compare, [chosen]),
         ("sweep", sweep, [low, high, count]),
+        ("export", export, []),
     ]
     for kind, button, more in buttons:
         button.click(
@@ -330,7 +254,8 @@ def _right_column(
             outputs=[said, result, past, stop],
             concurrency_id="making",
             concurrency_limit=1,
-            show_progress="hidden",
+            show_progress="minimal",  # where somebody waits for another tab, its place in the queue
+            show_progress_on=said,
             api_visibility="private",
         )
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -358,6 +283,8 @@ def _maker_of(studio: Studio, kind: str, num_given: int) -> Any:
             if work is None:
                 is_over = "<progress" not in text
                 yield text, gr.skip(), gr.skip(), hidden if is_over else gr.skip()
+            elif isinstance(work, Exported):
+                yield text, fragments.exported(work), gr.skip(), hidden
             else:
                 past = fragments.history(studio.works.newest())
                 yield text, fragments.shown_work(work, studio.works), past, hidden
@@ -370,9 +297,9 @@ def _tab(request: gr.Request) -> str:
 
 
 def _stopper(studio: Studio) -> Any:
-    def stop(request: gr.Request) -> str:
-        studio.stop(_tab(request))
-        return fragments.progress("Stopping after this step", 0.0)
+    def stop(request: gr.Request) -> Any:
+        is_making = studio.stop(_tab(request))
+        return fragments.progress("Stopping after this step", 0.0) if is_making else gr.skip()
 
     return stop
 
@@ -396,17 +323,21 @@ def _wire_inputs(page: gr.Blocks, parts: Mapping[str, Any], quick: dict[str, Any
         )
     read = [parts["motion"], parts["drop_rate"], parts["boundary"], parts["wrong"]]
     parts["recipe"].input(_written, parts["recipe"], read, **quick, trigger_mode="always_last")
+    parts["model"].blur(
+        _emptied, [parts["model"], parts["recipe"]], [parts["recipe"], parts["wrong"]], **quick
+    )
     parts["shipped"].input(
         lambda name: (shipped_text(name), *_written(shipped_text(name))),
         parts["shipped"],
         [parts["recipe"], *read],
         **quick,
     )
-    drawn = [parts[name] for name in ("model", "recipe", "boundary", "steps")]
+    drawn = [parts[name] for name in ("model", "base", "lora", "recipe", "boundary", "steps")]
     for event in (
         parts["boundary"].change,
         parts["recipe"].change,
         parts["steps"].change,
+        *(parts[name].blur for name in ("model", "base", "lora")),
         page.load,
     ):
         event(_axis, drawn, parts["axis"], **quick, trigger_mode="always_last")
@@ -414,6 +345,17 @@ def _wire_inputs(page: gr.Blocks, parts: Mapping[str, Any], quick: dict[str, Any
 
 def _bundled(name: str | None) -> Any:
     return load_photo(name) if name in PHOTOS else gr.skip()
+
+
+def _emptied(model: str, text: str) -> tuple[Any, Any]:
+    """Take the pocket model's recipe away where another model is named, and bring it back."""
+    is_pocket = (model.strip() or POCKET) == POCKET
+    if is_pocket and not text.strip():
+        return shipped_text(POCKET), ""
+    read = RecipeText.read(text)
+    if not is_pocket and read.recipe is not None and is_of_pocket(read.recipe):
+        return "", ""
+    return gr.skip(), gr.skip()
 
 
 def _turned(text: str, motion: float, drop_rate: float) -> tuple[Any, str]:
@@ -438,19 +380,22 @@ def _written(text: str) -> tuple[Any, ...]:
     return *(gr.skip() if one is None else one for one in values), ""
 
 
-def _axis(model: str, text: str, boundary: float, steps: float | None) -> str:
-    """Draw the noise axis for the recipe on the page."""
-    if (model.strip() or POCKET) != POCKET:
-        return ""  # looking at a folder takes seconds; its steps stand below its videos
-    read = RecipeText.read(text or shipped_text(POCKET))
+def _axis(model: str, base: str, lora: str, text: str, boundary: float, steps: float | None) -> str:
+    """Draw the noise axis for the recipe on the page and the model's own scheduler."""
+    is_pocket = (model.strip() or POCKET) == POCKET
+    if not is_pocket and not Path(model.strip()).is_dir():
+        return ""  # a hub's model may have to be downloaded first
+    if not is_pocket and not text.strip() and not (lora.strip() or base.strip()):
+        return ""
+    read = RecipeText.read(text or (shipped_text(POCKET) if is_pocket else _TWO.print()))
     if read.recipe is None:
         return ""
     try:
-        settings = VideoSettings(num_inference_steps=int(steps or 0) or None)
+        settings = VideoSettings(num_inference_steps=whole_number(steps, "steps") or None)
         own = boundary if len(read.recipe.experts) == 2 else None
         # The choice alone: whether its weights fit is looked at when a video is made.
         choice = from_recipe(read.recipe, boundary=own)
-        plan = planned_steps(VideoRequest().open_model(), choice, settings)
-        return fragments.axis(plan, boundary=own)
+        opened = VideoRequest(model=model.strip() or POCKET).open_model()
+        return fragments.axis(planned_steps(opened, choice, settings), boundary=own)
     except MotionMergeError as error:
         return fault(error)

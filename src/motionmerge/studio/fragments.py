@@ -12,7 +12,7 @@ from motionmerge.evaluation.html import filled
 from motionmerge.evaluation.metrics import METRICS
 from motionmerge.evaluation.report.embedding import embed_video, strip_uri
 from motionmerge.sampling.request.step_plan import StepPlan
-from motionmerge.studio.works import RECIPE_FILE, MadeVideo, Work, Works
+from motionmerge.studio.works import EXPORT_FILE, RECIPE_FILE, Exported, MadeVideo, Work, Works
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -59,6 +59,13 @@ def shown_work(work: Work, works: Works) -> str:
         root=root,
         curve=_curve(work.videos) if work.kind == "sweep" else None,
         has_recipe=has_recipe,
+    )
+
+
+def exported(files: Exported) -> str:
+    """Return where to save files for another tool, and what to do with them there."""
+    return filled(
+        TEMPLATES / "exported.html.j2", source=f"work/{files.id}/{EXPORT_FILE}", usage=files.usage
     )
 
 

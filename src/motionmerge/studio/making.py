@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -12,11 +13,13 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
+from motionmerge.errors import ConfigError
 from motionmerge.evaluation.report.page import write_report
 from motionmerge.evaluation.report.sets import ReportSet, made_by
 from motionmerge.evaluation.runs import Measured, measure_videos
 from motionmerge.evaluation.sources import VideoSource
 from motionmerge.io.video import fit_image, load_image, write_video
+from motionmerge.merging.compute.streaming import ReportProgress
 from motionmerge.models.pocket.drawing import draw_things, named_things, places_for
 from motionmerge.models.pocket.world import SIZE
 from motionmerge.models.video_pipeline import VideoPipeline
@@ -29,14 +32,17 @@ from motionmerge.sampling.videos.provenance import made_with, provenance
 from motionmerge.sampling.videos.watched_steps import WatchedSteps
 from motionmerge.studio.wishes import Teller, Wish, planned_steps
 from motionmerge.studio.works import (
+    EXPORT_FILE,
     PHOTO,
     RECIPE_FILE,
     REPORT_FILE,
     THUMBNAIL,
+    Exported,
     MadeVideo,
     Work,
     Works,
 )
+from motionmerge.switching.expert_bank import chosen_schedule
 
 SHOWN_NUMBERS = (
     "motion_degree",
@@ -45,6 +51,8 @@ SHOWN_NUMBERS = (
     "first_frame_psnr",
     "frozen_share",
 )
+
+EXPORT_RANK = 64  # of every layer, as `motionmerge export loras`
 
 _THUMBNAIL_SIDE = 256
 
@@ -96,6 +104,63 @@ class Maker:
             self.works.save(work, folder)
         return work
 
+    def export(self, wish: Wish, *, tell: Teller, stop: threading.Event) -> Exported:
+        """Write the last set of weights of a wish as LoRA files for ComfyUI, in one archive.
+
+        Raises:
+            MotionMergeError: ComfyUI takes no such files, or as `make`.
+            Stopped: `stop` was set.
+        """
+
+        def watch(done: int, total: int) -> None:
+            if stop.is_set():
+                raise Stopped
+            tell("Writing", done / max(1, total))
+
+        with self._lock, TemporaryDirectory(prefix="motionmerge-") as name:
+            model = wish.shared.open_model()
+            if model.path is None:
+                raise ConfigError(
+                    "ComfyUI has no pocket model.", fix="Name a model's folder under Model."
+                )
+            choice = list(wish.experts(model).values())[-1]
+            tell("Writing", 0.0)
+            return self._exported(choice, model.path, Path(name), watch)
+
+    def _exported(
+        self, choice: ExpertChoice, model: Path, scratch: Path, progress: ReportProgress
+    ) -> Exported:
+        from motionmerge.exports.loras import export_loras
+        from motionmerge.exports.targets import own_model
+
+        recipe = choice.recipe
+        if recipe is None:
+            raise ConfigError(
+                "The model as it is has nothing that a LoRA could hold.",
+                fix="Give a LoRA, a base or a recipe.",
+            )
+        if choice.boundary is not None:
+            names = list(recipe.experts)
+            schedule = chosen_schedule(names, None, choice.boundary, recipe.schedule)
+            recipe = replace(recipe, schedule=schedule)
+        files, kept = scratch / "files", scratch / "kept"
+        written = export_loras(
+            recipe,
+            files,
+            rank=EXPORT_RANK,
+            target="comfyui",
+            inputs=own_model(recipe, model, None),
+            progress=progress,
+        )
+        usage = "\n".join([*map(str, written.values()), *written.usage]).replace(f"{files}/", "")
+        (files / RECIPE_FILE).write_text(recipe.print(), encoding="utf-8")
+        (files / "how-to-load.txt").write_text(usage + "\n", encoding="utf-8")
+        kept.mkdir()
+        shutil.make_archive(str(kept / Path(EXPORT_FILE).stem), "zip", files)
+        identity = self.works.new_id()
+        self.works.keep(identity, kept)
+        return Exported(identity, usage)
+
     def _pipeline(self, wish: Wish, model: ModelChoice, tell: Teller) -> VideoPipeline:
         """Return the loaded model; another one is forgotten before."""
         if self._loaded is None or self._loaded[0] != wish.model:
@@ -143,7 +208,7 @@ class Maker:
                     name=name,
                     file=file,
                     recipe=None if choice.recipe is None else choice.recipe.print(),
-                    steps=None if plan is None else plan.line,
+                    steps=None if plan is None else plan.text,
                     point=wish.points[place] if wish.points else None,
                 )
             )

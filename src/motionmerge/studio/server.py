@@ -12,7 +12,9 @@ import fastapi
 import gradio as gr
 import uvicorn
 from fastapi.responses import FileResponse, PlainTextResponse
+from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.atomic import prepare_folder
@@ -32,6 +34,24 @@ _HEADERS = {
 """Of files: a report runs its script, and has no way into the page."""
 
 
+class OwnPageOnly:
+    """Refuses what a page of another site sends: a browser names the site in `Origin`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what our own page, or no page at all, asks for."""
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            origin = headers.get("origin")
+            if origin is not None and origin != f"http://{headers.get('host')}":
+                refusal = PlainTextResponse("Forbidden\n", status_code=403)
+                await refusal(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
 def studio_app(folder: Path) -> fastapi.FastAPI:
     """Build the web application; works are kept in the folder.
 
@@ -45,6 +65,7 @@ def studio_app(folder: Path) -> fastapi.FastAPI:
     page = build_page(Studio(Maker(works)))
     page.queue(max_size=MOST_WAITING, default_concurrency_limit=8)
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(OwnPageOnly)
     # A page of another site that has its name point here is refused.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
 
@@ -57,7 +78,7 @@ def studio_app(folder: Path) -> fastapi.FastAPI:
         return FileResponse(path, media_type=KINDS[path.suffix], headers=_HEADERS)
 
     script = (TEMPLATES / "players.js").read_text(encoding="utf-8")
-    return gr.mount_gradio_app(
+    mounted = gr.mount_gradio_app(
         app,
         page,
         path="/",
@@ -73,6 +94,9 @@ def studio_app(folder: Path) -> fastapi.FastAPI:
         mcp_server=False,
         enable_monitoring=False,
     )
+    # Gradio looks whether a file that a page names was uploaded only in an app that was launched.
+    page.has_launched = True
+    return mounted
 
 
 def _theme() -> gr.themes.Base:
@@ -85,7 +109,12 @@ def _theme() -> gr.themes.Base:
         button_primary_background_fill_dark="#be185d",
         block_title_text_color="#9d174d",
         block_label_text_color="#9d174d",
+        block_title_background_fill_dark="#9d174d",
+        block_label_background_fill_dark="#9d174d",
         checkbox_label_background_fill_selected="#b91c5a",
+        checkbox_label_background_fill_selected_dark="#9d174d",
+        input_placeholder_color="#5d646e",
+        input_placeholder_color_dark="#c3cad4",
         block_info_text_color="#565f6b",
         block_info_text_color_dark="#b3bac4",
     )

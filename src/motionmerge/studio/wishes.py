@@ -35,7 +35,7 @@ class Wish:
         points: Values of the knob, one per recipe, in a sweep.
         boundary: Instead of the recipes' own.
         motion: For models without a recipe.
-        kind: `motion`, `compare` or `sweep`.
+        kind: `motion`, `compare`, `sweep` or `export`.
     """
 
     photo: Path
@@ -77,19 +77,35 @@ class Wish:
                 }
             elif self.base and {"base", "tuned"} <= recipe.inputs.keys():
                 inputs = {"base": self.base, "tuned": str(model.path)}
+            elif self.base:
+                raise ConfigError(
+                    "The recipe has no inputs `base` and `tuned` that the base could be.",
+                    fix="Empty Base, or choose another recipe, such as `edg-official`.",
+                )
+            elif is_of_pocket(recipe):
+                raise ConfigError(
+                    "The recipe merges weights of the pocket model.",
+                    fix="Write another recipe, or fill Base: what the model was fine-tuned from.",
+                )
             return VideoRequest(
                 model=self.model,
                 recipe=recipe,
                 inputs=inputs,
                 boundary=self.boundary if has_two else None,
             )
+        has_one_weight = self.lora is not None and self.motion == -1  # the same on either side
         return VideoRequest(
             model=self.model,
             base=self.base,
             loras=[self.lora] if self.lora else [],
             motion=self.motion,
-            boundary=self.boundary,
+            boundary=None if has_one_weight else self.boundary,
         )
+
+
+def is_of_pocket(recipe: Recipe) -> bool:
+    """Return whether a recipe names weights that ship with the pocket model."""
+    return any(one.path.startswith("pocket:") for one in recipe.inputs.values())
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from motionmerge.io.json_file import load_json
 from motionmerge.io.paths import is_plain_file
 
 WORK_FILE, RECIPE_FILE, REPORT_FILE = "work.json", "recipe.yaml", "report.html"
+EXPORT_FILE = "comfyui.zip"
 THUMBNAIL, PHOTO = "thumbnail.jpg", "photo.png"
 KINDS = {
     ".mp4": "video/mp4",
@@ -23,11 +25,12 @@ KINDS = {
     ".png": "image/png",
     ".yaml": "text/yaml; charset=utf-8",
     ".html": "text/html; charset=utf-8",
+    ".zip": "application/zip",
 }
 """What is served, by its ending."""
 
 _ID = re.compile(r"[0-9a-f]{16}")
-_NAME = re.compile(r"[a-z0-9-]{1,40}(\.mp4|\.jpg|\.png|\.yaml|\.html)")
+_NAME = re.compile(r"[a-z0-9-]{1,40}(\.mp4|\.jpg|\.png|\.yaml|\.html|\.zip)")
 _MOST_SHOWN = 60
 
 
@@ -76,6 +79,19 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Exported:
+    """Files for another tool.
+
+    Args:
+        id: The folder's name that holds `EXPORT_FILE`.
+        usage: What is in it and what to type there.
+    """
+
+    id: str
+    usage: str
+
+
+@dataclass(frozen=True)
 class Works:
     """A folder of works."""
 
@@ -92,9 +108,13 @@ class Works:
     def save(self, work: Work, scratch: Path) -> None:
         """Keep a work whose files lie in a scratch folder."""
         (scratch / WORK_FILE).write_text(json.dumps(asdict(work), indent=1), encoding="utf-8")
-        with atomic_folder(self.path(work.id)) as folder:
+        self.keep(work.id, scratch)
+
+    def keep(self, identity: str, scratch: Path) -> None:
+        """Move the files of a scratch folder, wherever it is, to where they are served."""
+        with atomic_folder(self.path(identity)) as folder:
             for path in scratch.iterdir():
-                path.rename(folder / path.name)
+                shutil.move(path, folder / path.name)
 
     def newest(self) -> Iterator[Work]:
         """Read the newest works; a damaged one is left out."""

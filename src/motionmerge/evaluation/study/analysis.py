@@ -64,10 +64,12 @@ class PairResult:
 
     Args:
         question, system, other: What was compared.
-        wins, ties, losses: Shares of judgements in which `system` won, with Wilson's intervals.
+        wins, ties, losses: Shares of judgements in which `system` won, with Wilson's intervals,
+            which take judgements as independent: too narrow where raters or scenes differ.
         preference: Mean of +1 for a win, 0 for a tie and -1 for a loss; its interval draws scenes
             and raters.
-        p_value: Of no preference, over scenes; corrected for all pairs and questions (Holm).
+        p_value: Of no preference, the larger one of two tests, over scenes and over raters;
+            corrected for all pairs and questions (Holm).
         num_judgements, num_scenes, num_raters: What it rests on.
         num_cannot: Answers "cannot judge", which count nowhere else.
     """
@@ -246,7 +248,8 @@ def _pair(
         preference=bootstrap_mean(
             scores, clusters=scenes, training_seeds=raters, num_resamples=2_000
         ),
-        p_value=sign_flip_p_value(scores, clusters=scenes),
+        # Other scenes and other people: what only one of both tests shows may be theirs alone.
+        p_value=max(sign_flip_p_value(scores, clusters=clusters) for clusters in (scenes, raters)),
         num_judgements=len(judged),
         num_scenes=len(set(scenes)),
         num_raters=len(set(raters)),

@@ -82,6 +82,12 @@ def study_size(
             f"scene resemble each other ({scene_correlation}).",
             fix=f"Take more than {least} scenes, e.g. {2 * least}.",
         )
+    fewest = fewest_clusters(corrected)
+    if num_scenes < fewest:
+        raise ConfigError(
+            f"{num_scenes} scenes show nothing at this level, even if all raters agree.",
+            fix=f"Take {fewest} scenes or more, or ask fewer questions.",
+        )
     per_pair = math.ceil(max(independent, independent * (1 - scene_correlation) / left))
     total = per_pair * pairs
     return StudySize(
@@ -89,9 +95,17 @@ def study_size(
         per_pair=per_pair,
         num_pairs=pairs,
         total=total,
-        num_raters=math.ceil(total / per_rater),
+        num_raters=max(fewest, math.ceil(total / per_rater)),
         minutes=per_rater * (SECONDS_TO_LOOK + SECONDS_PER_QUESTION * num_questions) / 60,
     )
+
+
+def fewest_clusters(level: float) -> int:
+    """Return of how many scenes or raters a sign-flip test can fall below a level.
+
+    n that all agree have the p-value 2 / 2^n.
+    """
+    return math.floor(1 - math.log2(level)) + 1
 
 
 def _check(given: dict[str, float]) -> None:

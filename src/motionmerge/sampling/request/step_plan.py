@@ -52,6 +52,11 @@ class StepPlan:
     experts: tuple[str, ...] = ()
     levels: tuple[float, ...] = ()
 
+    @property
+    def text(self) -> str:
+        """The line, and the warning behind it."""
+        return self.line if self.warning is None else f"{self.line}. {self.warning}"
+
 
 def shift_setting(scheduler: Scheduler) -> str:
     """Find what a scheduler calls the shift of its timesteps.

@@ -1,0 +1,168 @@
+"""What stands in the page's fields, turned into wishes; what cannot be is refused here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from motionmerge.errors import ConfigError, DataError
+from motionmerge.merging.recipes.recipe import Recipe
+from motionmerge.sampling.request.request import POCKET
+from motionmerge.sampling.videos.settings import VideoSettings
+from motionmerge.studio.wishes import (
+    MOST_COMPARED,
+    MOST_PROMPT,
+    RecipeText,
+    Wish,
+    shipped_text,
+    sweep_points,
+)
+
+THIS_RECIPE = "the recipe on this page"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageValues:
+    """The values of the page's left column, in the order of its components."""
+
+    photo: str | None
+    prompt: str
+    model: str
+    base: str
+    lora: str
+    recipe: str
+    motion: float
+    boundary: float
+    drop_rate: float
+    steps: float | None
+    guidance: float | None
+    seed: float | None
+    width: float | None
+    height: float | None
+    frames: float | None
+    paints: bool
+
+    def settings(self) -> VideoSettings:
+        """Return the settings of the video.
+
+        Raises:
+            ConfigError: A number is out of range.
+        """
+        prompt = self.prompt.strip()
+        if len(prompt) > MOST_PROMPT:
+            raise ConfigError(
+                f"The prompt has {len(prompt):,} characters.", fix=f"Write at most {MOST_PROMPT:,}."
+            )
+        return VideoSettings(
+            prompt=prompt or None,
+            seed=whole_number(self.seed, "seed"),
+            num_inference_steps=whole_number(self.steps, "steps") or None,
+            width=whole_number(self.width, "width") or None,
+            height=whole_number(self.height, "height") or None,
+            num_frames=whole_number(self.frames, "frames") or None,
+            guidance_scale=self.guidance or None,
+        )
+
+    def wish(
+        self, *, kind: str, recipes: Mapping[str, Recipe | None], points: Sequence[float] = ()
+    ) -> Wish:
+        """Turn the values into what the maker takes.
+
+        Raises:
+            MotionMergeError: One of them cannot be.
+        """
+        if not self.photo:
+            raise DataError("There is no photo.", fix="Drop one, or pick one of the list.")
+        return Wish(
+            photo=Path(self.photo),
+            model=self.model.strip() or POCKET,
+            base=self.base.strip() or None,
+            lora=self.lora.strip() or None,
+            settings=self.settings(),
+            paints=self.paints,
+            recipes=recipes,
+            points=points,
+            boundary=self.boundary if kind in ("motion", "export") else None,
+            motion=self.motion,
+            kind=kind,
+        )
+
+    @property
+    def is_pocket(self) -> bool:
+        """Whether the pocket model denoises."""
+        return (self.model.strip() or POCKET) == POCKET
+
+    def own_recipe(self) -> Recipe | None:
+        """Return the recipe on the page, None where a LoRA or a base stands in its place.
+
+        Raises:
+            ConfigError: It is wrong, or something else is there as well.
+        """
+        if not self.recipe.strip():
+            if self.is_pocket and not self.lora.strip():
+                return Recipe.load(POCKET).with_parameters(motion=self.motion)
+            return None
+        if self.lora.strip():
+            raise ConfigError(
+                "There are a LoRA and a recipe.",
+                fix="Empty one of them; a recipe names LoRAs itself: `lora(FILE, 0.8)`.",
+            )
+        read = RecipeText.read(self.recipe)
+        if read.recipe is None:
+            raise ConfigError(read.fault)
+        return read.recipe
+
+    def of_kind(self, kind: str, more: Sequence[Any]) -> Wish:
+        """Return what a button asks for.
+
+        Args:
+            kind: `motion`, `compare`, `sweep` or `export`.
+            more: The values of the button's own tab.
+        """
+        if kind == "compare":
+            names = list(more[0] or ())
+            if not 1 <= len(names) <= MOST_COMPARED:
+                raise ConfigError(
+                    f"{len(names)} recipes are chosen.", fix=f"Choose 1 to {MOST_COMPARED}."
+                )
+            return self.wish(kind=kind, recipes={name: self._named(name) for name in names})
+        own = self.own_recipe()
+        if own is None and not (self.lora.strip() or self.base.strip()):
+            if kind == "motion":
+                return self.wish(kind=kind, recipes={})  # nothing is there that a knob could turn
+            raise ConfigError(
+                "The model has nothing to be merged with.", fix="Give a recipe, a LoRA or a base."
+            )
+        if kind in ("motion", "export"):
+            return self.wish(kind=kind, recipes={self._own_name(own): own})
+        if own is None or "motion" not in own.parameters:
+            raise ConfigError(
+                "A sweep turns the parameter `motion`, and this recipe has none.",
+                fix="Choose the recipe `pocket` or `knob`.",
+            )
+        points = sweep_points(*more)
+        recipes = {f"motion {point:g}": own.with_parameters(motion=point) for point in points}
+        return self.wish(kind=kind, recipes=recipes, points=points)
+
+    def _own_name(self, own: Recipe | None) -> str:
+        has_knob = own is None or "motion" in own.parameters
+        return f"motion {self.motion:g}" if has_knob else THIS_RECIPE
+
+    def _named(self, name: str) -> Recipe | None:
+        return self.own_recipe() if name == THIS_RECIPE else Recipe.parse(shipped_text(name))
+
+
+def whole_number(number: float | None, name: str) -> int:
+    """Return a number of the page as an int; an empty field is 0.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if number is None:
+        return 0
+    if not math.isfinite(number) or number != int(number):
+        raise ConfigError(f"`{name}` is {number}.", fix="Write a whole number.")
+    return int(number)
