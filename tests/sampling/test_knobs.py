@@ -187,7 +187,17 @@ def test_shipped_knobs_make_videos_that_say_so(stored_wan: Path, tmp_path: Path)
     assert sharp.exit_code == 0
     assert torch.equal(read_video(tmp_path / "sharp.mp4")[0], videos["plain"])
     planned = run(*command, "--recipe", "alg", "-o", tmp_path / "x.mp4", "--dry-run")
-    assert "1 of 4: model (image low_pass(keep)), 2-4: model" in planned.output
+    assert "1 of 4: model (image low_pass(0.4)), 2-4: model" in planned.output
+    guided = "inputs: {own: 'memory:base'}\nexperts: {own: own}\nschedule:\n"
+    guided += "  - {expert: own, above: 1, guidance: 4}\n  - {expert: own}\n"
+    (tmp_path / "guided.yaml").write_text(guided)
+    plan = ["--recipe", tmp_path / "guided.yaml", "-o", tmp_path / "x.mp4", "--dry-run"]
+    assert run(*command, *plan).exit_code == 0  # no step is above
+    (tmp_path / "guided.yaml").write_text(guided.replace("above: 1", "above: 0.9"))
+    made = run(*command, *plan)
+    assert made.exit_code == 2 and "sets guidance 4" in made.output
+    assert "Give --guidance above 1" in made.output
+    assert run(*command, "--guidance", 2, *plan).exit_code == 0
 
 
 def test_a_knob_that_a_model_lacks_is_refused_before_it_is_loaded(

@@ -24,6 +24,7 @@ from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
 from motionmerge.sampling.request.model import ModelChoice
 from motionmerge.sampling.request.step_plan import StepPlan, plan_steps
 from motionmerge.sampling.videos.settings import VideoSettings
+from motionmerge.schedule import ExpertSchedule
 from motionmerge.switching.bank import Bank
 from motionmerge.switching.denoising_steps import start_step_of
 from motionmerge.switching.expert_bank import chosen_schedule, experts
@@ -91,22 +92,26 @@ class ExpertChoice:
         """Plan what is in force at which steps; None if there is nothing to say of it.
 
         Raises:
-            ConfigError: As `step_plan.plan_steps`.
+            ConfigError: As `step_plan.plan_steps`; or a step is guided, and the video is not.
         """
         schedule = None
         if self.recipe is not None:
-            names = list(self.recipe.experts)
-            schedule = chosen_schedule(names, None, self.boundary, self.recipe.schedule)
+            plain = self.recipe.written_out()
+            schedule = chosen_schedule(list(plain.experts), None, self.boundary, plain.schedule)
             if schedule.entries[0].start is not None and scheduler is not None:
                 start = settings.start_step or start_step_of(schedule, scheduler)
                 settings = settings.changed(start_step=start)
-        return plan_steps(
+        is_told = schedule is not None and (len(schedule.labels) > 1 or schedule.has_knobs)
+        plan = plan_steps(
             model.family.name,
             scheduler,
             settings,
-            schedule=schedule if schedule is not None and len(schedule.labels) > 1 else None,
+            schedule=schedule if is_told else None,
             configs=model.configs,
         )
+        if schedule is not None and settings.guidance_scale is not None:
+            _check_guided(schedule, plan, scale=settings.guidance_scale)
+        return plan
 
     def check_knobs(self, model: ModelChoice) -> None:
         """Refuse what a schedule sets besides experts and a model cannot do, before it is loaded.
@@ -179,6 +184,23 @@ class ExpertChoice:
     def origins(self) -> Mapping[str, Origin]:
         """The weights of every input but the model's own."""
         return {} if self.bound is None else self.bound.origins
+
+
+def _check_guided(schedule: ExpertSchedule, plan: StepPlan | None, *, scale: float) -> None:
+    """Refuse a schedule that guides in a call without guidance, which has no second pass.
+
+    Raises:
+        ConfigError: The first such entry that has steps, as far as the plan knows them.
+    """
+    used = plan.experts if plan is not None else ()
+    for entry in schedule.entries:
+        is_used = not used or entry.label in used
+        if entry.guidance is not None and entry.guidance > 1 >= scale and is_used:
+            raise ConfigError(
+                f"The schedule sets guidance {entry.guidance:g} for a step, and the video is made "
+                f"with guidance {scale:g}, without the unconditional pass that it needs.",
+                fix="Give `guidance_scale=` above 1; at each step the schedule's number counts.",
+            )
 
 
 def from_recipe(
