@@ -22,6 +22,8 @@ from torch import nn
 from motionmerge.errors import CheckpointError, ConfigError, DataError
 from motionmerge.training import run_clock
 from motionmerge.training.objective import FunctionObjective, LossFunction
+from motionmerge.training.run_log import read_log
+from motionmerge.training.run_plan import hours_left
 from motionmerge.training.samples import ClipOrder, draw_sample
 from motionmerge.training.settings import (
     RunStopped,
@@ -303,6 +305,16 @@ def test_a_run_whose_log_was_lost_ends_as_well(tmp_path: Path):
     (tmp_path / "log.jsonl").write_text('{"step": 39, "loss": "?"}\n{"step": 40, "lo')
     module = make()
     assert fit(module, FunctionObjective(regression_loss), SETTINGS, tmp_path).loss is None
+
+
+@pytest.mark.parametrize("step", ["-1", "9" * 400, "1.5", "true"])
+def test_a_line_of_a_log_with_a_step_that_no_run_has_is_refused(tmp_path: Path, step: str):
+    log = tmp_path / "log.jsonl"
+    log.write_text(f'{{"step": {step}}}\n{{"step": 4}}\n')
+    with pytest.raises(DataError, match=r"Line 1 of .* is no line of a log"):
+        list(read_log(log))
+    log.write_text('{"step": 4}\n')
+    assert hours_left(log, 9) is None
 
 
 def test_fewer_steps_than_were_done_are_refused(tmp_path: Path):

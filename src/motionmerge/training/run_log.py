@@ -14,6 +14,8 @@ LOG, VALIDATION_LOG = "log.jsonl", "validation.jsonl"
 MOST_BYTES = 1 << 28
 """Of a log; a longer one is no log of ours."""
 
+_MOST_STEPS = 10**12
+
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a log, without a last one that was torn when the run was killed.
@@ -29,7 +31,8 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
     for number, text in enumerate(lines, 1):
         try:
             line = json.loads(text)
-            if not isinstance(line, dict) or type(line.get("step")) is not int:
+            step = line.get("step") if isinstance(line, dict) else None
+            if type(step) is not int or not 0 <= step < _MOST_STEPS:
                 raise ValueError("it has no step")
         except (ValueError, RecursionError) as error:
             if number < len(lines):

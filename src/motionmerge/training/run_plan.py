@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from motionmerge.merging.inputs.sources import MODULES
 
@@ -88,7 +89,9 @@ def _beside_the_denoiser(run: ClipRun) -> dict[str, int]:
 
 def hours_left(log: Path, steps: int) -> float | None:
     """Return how long a run still takes by its log; None if it has none yet."""
-    line = next(reversed(list(read_log(log))), None)
-    if line is None:
+    lines = list(read_log(log))
+    line: Mapping[str, Any] = lines[-1] if lines else {}
+    step, seconds = line.get("step", 0), line.get("seconds")
+    if step < 1 or not isinstance(seconds, (int, float)):
         return None
-    return max(0, steps - line["step"]) * line["seconds"] / line["step"] / 3600
+    return max(0, steps - step) * seconds / step / 3600

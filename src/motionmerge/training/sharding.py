@@ -101,7 +101,7 @@ class ShardedParameters:
             dcp.save(self._tensors(optimizer, average), checkpoint_id=folder)
         except (dcp.api.CheckpointException, OSError) as error:
             raise DataError(
-                f"Cannot write {folder}: {str(error)[:200]}",
+                f"Cannot write {folder}: {_reasons(error)}",
                 fix="Free space and start the same command again: it goes on.",
             ) from error
 
@@ -120,9 +120,8 @@ class ShardedParameters:
         try:
             dcp.load(tensors, storage_reader=_Reader(folder))
         except dcp.api.CheckpointException as error:
-            reasons = {str(one[0])[:200] for one in error.failures.values()}
             raise CheckpointError(
-                f"{folder} cannot be read: {'; '.join(sorted(reasons))}",
+                f"{folder} cannot be read: {_reasons(error)}",
                 fix="Remove it: the run goes on from the state before it.",
             ) from error
 
@@ -135,6 +134,12 @@ class ShardedParameters:
         for number, one in enumerate(() if average is None else average.shadow_params):
             found[f"average.{number}"] = one
         return found
+
+
+def _reasons(error: BaseException) -> str:
+    """Return what went wrong on the processes, without their tracebacks."""
+    failures = getattr(error, "failures", {0: (error, None)})
+    return "; ".join(sorted({str(one[0])[:200] for one in failures.values()}))
 
 
 class _Reader(filesystem.FileSystemReader):
