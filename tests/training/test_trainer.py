@@ -149,16 +149,29 @@ def test_accumulated_batches_give_the_gradient_of_the_whole(tmp_path: Path):
         torch.testing.assert_close(several.weight, one.weight, atol=1e-5, rtol=0)
 
 
-def test_sigterm_saves_the_state_and_ends_well(tmp_path: Path):
-    told = at_step(12, lambda: os.kill(os.getpid(), signal.SIGTERM), SETTINGS)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_run_that_is_told_to_stop_saves_its_state(tmp_path: Path, number: int, code: int):
+    before = signal.getsignal(number)
+    told = at_step(12, lambda: os.kill(os.getpid(), number), SETTINGS)
     with pytest.raises(RunStopped) as stopped:
         train(tmp_path / "stopped", loss=told)
-    assert (stopped.value.code, stopped.value.step) == (0, 13)
+    assert (stopped.value.code, stopped.value.step) == (code, 13)
     assert (tmp_path / "stopped/state-00000013.pt").exists()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(number) == before
     again = train(tmp_path / "stopped")
     assert torch.equal(again.weight, train(tmp_path / "whole").weight)
     assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path: Path):
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, loss=at_step(12, twice, SETTINGS))
+    assert not (tmp_path / "state-00000013.pt").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_batch_and_state(tmp_path: Path):

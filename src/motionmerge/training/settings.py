@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,10 +102,10 @@ class TrainingProgress:
 
 
 class RunStopped(SystemExit):
-    """The run was asked to stop (SIGTERM) and has saved its state: the process ends well."""
+    """The run was asked to stop and has saved its state: exit code 0, or 130 after Ctrl-C."""
 
-    def __init__(self, step: int, folder: Path) -> None:
-        super().__init__(0)
+    def __init__(self, step: int, folder: Path, asked_by: int | None = None) -> None:
+        super().__init__(128 + signal.SIGINT if asked_by == signal.SIGINT else 0)
         self.step, self.folder = step, folder
 
 

@@ -81,7 +81,7 @@ def fit(
         CheckpointError: the saved state belongs to another run, or none of several can be read.
         DataError: the loss is not a number; the batch is saved, and the state before it kept.
             Or the weights are not, or the disk is full.
-        RunStopped: the process was told to end (SIGTERM); the state is saved.
+        RunStopped: the process was told to end (SIGTERM, Ctrl-C); the state is saved.
     """
     accelerator = Accelerator(cpu=not (objective.can_use_gpu and torch.cuda.is_available()))
     share = _share(settings, accelerator.num_processes)
@@ -104,7 +104,7 @@ def fit(
             kernels,
             validation,
         )
-        should_stop = cleanup.enter_context(told_to_stop())
+        request = cleanup.enter_context(told_to_stop())
         run.restore()
         if run.done == 0:
             run.validate()
@@ -116,11 +116,11 @@ def fit(
             if run.is_logged_now and (progress := run.log()) and on_progress is not None:
                 on_progress(progress)
             run.validate()
-            is_told = _any_process(accelerator, is_true=should_stop.is_set())
+            is_told = _any_process(accelerator, is_true=request.number is not None)
             if run.is_saved_now or is_told:
                 run.save()
             if is_told and run.done < settings.steps:
-                raise RunStopped(run.done, folder)
+                raise RunStopped(run.done, folder, request.number)
         return run.finish()
 
 

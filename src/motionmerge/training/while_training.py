@@ -55,18 +55,36 @@ def checkpointing(module: nn.Module) -> Iterator[None]:
             part.disable_gradient_checkpointing()
 
 
+class StopRequest:
+    """That a process was asked to end.
+
+    Attributes:
+        number: Of the signal that asked; None as long as none did.
+    """
+
+    number: int | None = None
+
+    def __call__(self, number: int, _: object) -> None:
+        """Handle a signal; a second Ctrl-C ends the process as ever."""
+        self.number = number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.write(2, b"\nsaving after this step; Ctrl-C again ends at once, without\n")
+
+
 @contextmanager
-def told_to_stop() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM sets, instead of ending the process at once."""
-    event = threading.Event()
+def told_to_stop() -> Iterator[StopRequest]:
+    """Yield what SIGTERM and Ctrl-C set, instead of ending the process at once."""
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield event  # Python takes signals in its main thread alone
+        yield request  # Python takes signals in its main thread alone
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    before = {one: signal.signal(one, request) for one in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield event
+        yield request
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 @contextmanager
