@@ -389,6 +389,16 @@ def test_two_processes_train_as_one_and_go_on_after_a_kill_bit_for_bit(tmp_path:
     assert all(ours["loss"] == pytest.approx(both["loss"], rel=1e-4) for ours, both in losses)
 
 
+def test_a_process_that_ends_is_named_by_the_other(tmp_path: Path):
+    def lose_one() -> None:
+        if os.environ["RANK"] == "1":
+            train(tmp_path, loss=at_step(12, lambda: os._exit(0), SETTINGS))
+        with pytest.raises(DataError, match="Another process of this run ended"):
+            train(tmp_path)
+
+    as_two(lose_one)
+
+
 def test_the_state_of_a_stranger_runs_nothing_and_a_part_that_is_missing_is_noticed(tmp_path: Path):
     settings = replace(SETTINGS, steps=20, shard=True)
     newest, touched = tmp_path / "state-00000020", tmp_path / "touched"

@@ -42,7 +42,13 @@ from .settings import (
     learning_rate_at,
 )
 from .sharding import ShardedParameters, whole
-from .while_training import alone_in, checkpointing, frozen_but, told_to_stop
+from .while_training import (
+    alone_in,
+    checkpointing,
+    frozen_but,
+    lost_processes_named,
+    told_to_stop,
+)
 
 
 def fit(
@@ -80,7 +86,7 @@ def fit(
             or another run is training in the folder.
         CheckpointError: the saved state belongs to another run, or none of several can be read.
         DataError: the loss is not a number; the batch is saved, and the state before it kept.
-            Or the weights are not, or the disk is full.
+            Or the weights are not, the disk is full, or another process of the run ended.
         RunStopped: the process was told to end (SIGTERM, Ctrl-C); the state is saved.
     """
     accelerator = Accelerator(cpu=not (objective.can_use_gpu and torch.cuda.is_available()))
@@ -105,6 +111,8 @@ def fit(
             validation,
         )
         request = cleanup.enter_context(told_to_stop())
+        if accelerator.num_processes > 1:
+            cleanup.enter_context(lost_processes_named())
         run.restore()
         if run.done == 0:
             run.validate()

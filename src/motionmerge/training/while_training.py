@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.distributed import DistError
 
-from motionmerge.errors import ConfigError
+from motionmerge.errors import ConfigError, DataError
 
 _LOCK = ".lock"
 """In a folder in which a run is, or was."""
@@ -53,6 +54,24 @@ def checkpointing(module: nn.Module) -> Iterator[None]:
     finally:
         for part in networks:
             part.disable_gradient_checkpointing()
+
+
+@contextmanager
+def lost_processes_named() -> Iterator[None]:
+    """Name what the other processes of a run see when one of them ends.
+
+    Raises:
+        DataError: Another process ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, DistError) or "gloo" in str(error)):  # gloo has no class
+            raise
+        raise DataError(
+            "Another process of this run ended, and this one cannot go on alone.",
+            fix="Look at its last lines. The same command then goes on from the newest state.",
+        ) from error
 
 
 class StopRequest:
