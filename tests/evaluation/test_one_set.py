@@ -91,13 +91,17 @@ def test_what_gives_no_probabilities_is_refused(files):
 def test_flags_that_do_not_fit_are_refused_before_any_feature(files):
     folder, _ = files
     fvd = ["evaluate", "fvd", str(folder / "real.npy")]
-    (folder / "few").mkdir()
-    (folder / "few" / "one.mkv").write_bytes((folder / "made" / "00.mkv").read_bytes())
+    for name, num in (("few", 2), ("one", 1)):
+        (folder / name).mkdir()
+        for number in range(num):
+            own = (folder / "made" / f"{number:02}.mkv").read_bytes()
+            (folder / name / f"{number}.mkv").write_bytes(own)
     for words, fault in (
         ([str(folder / "made"), "--photos", str(folder)], "all four files of DreamSim"),
         ([str(folder / "made"), "--c3d", str(folder / "c3d.pt"), "--frames", "9"], "16 frames"),
         ([str(folder / "real.npy"), "--c3d", str(folder / "c3d.pt")], "need videos"),
         ([str(folder / "few"), "--c3d", str(folder / "c3d.pt")], "takes at least 10 videos"),
+        ([str(folder / "one")], "holds one video"),
         ([str(folder / "made"), "--c3d", str(folder / "real.npy")], "is no TorchScript"),
     ):
         result = CliRunner().invoke(app, [*fvd, *words])

@@ -109,6 +109,7 @@ def fvd(
     from motionmerge.evaluation.video_features import load_i3d, preset_named
 
     chosen = preset_named(preset)
+    listed = {path: _videos(path) for path in (real, generated) if _holds_videos(path)}
     more = _OneSet.checked(
         generated, c3d=c3d, efflite0=efflite0, photos=photos, weights=weights, frames=frames
     )
@@ -118,17 +119,16 @@ def fvd(
     sets: list[frechet.Features] = []
     failures: dict[Path, str] = {}
     for path in (real, generated):
-        if path.suffix in _FEATURE_FILES:
+        if path not in listed:
             sets.append(frechet.read_features(path))
             continue
-        videos = _videos(path)
         if network is None:
             raise ConfigError(
                 f"{path} holds videos, and no network is given for their features.",
                 fix="Pass --network i3d_pretrained_400.pt, or feature files.",
             )
         loaded = loaded or load_i3d(network)
-        found, failed = _features(videos, loaded, preset, frames, features, label=path.name)
+        found, failed = _features(listed[path], loaded, preset, frames, features, label=path.name)
         sets.append(found)
         failures |= failed
     others = more.compute(features, preset)
@@ -239,7 +239,7 @@ class _OneSet:
         from motionmerge.evaluation.sources import Photos
         from motionmerge.evaluation.vbench.sources import Networks
 
-        if generated.suffix in _FEATURE_FILES:
+        if not _holds_videos(generated):
             raise ConfigError(
                 "--c3d, --efflite0 and --photos need videos; the generated ones come as features.",
                 fix="Give the folder of generated videos.",
@@ -362,7 +362,17 @@ def _print_left_out(failures: Mapping[Any, str]) -> None:
         typer.echo(harmless(f"left out: {path}: {reason}"), err=True)
 
 
+def _holds_videos(path: Path) -> bool:
+    """Return whether a path is not one of a file of features."""
+    return path.suffix not in _FEATURE_FILES
+
+
 def _videos(folder: Path) -> list[Path]:
+    """List a folder's videos.
+
+    Raises:
+        DataError: It is no folder, or has fewer than two: one has no distribution.
+    """
     from motionmerge.evaluation.sources import find_videos
 
     if not folder.is_dir():
@@ -370,4 +380,9 @@ def _videos(folder: Path) -> list[Path]:
             f"{folder} is no folder and no feature file.",
             fix="Give a folder of videos, or a .npy or .safetensors file.",
         )
-    return find_videos([folder])
+    found = find_videos([folder])
+    if len(found) < 2:
+        raise DataError(
+            f"{folder} holds one video, and sets of videos are compared.", fix="Give at least two."
+        )
+    return found
