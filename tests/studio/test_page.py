@@ -74,6 +74,7 @@ def test_a_photo_a_prompt_and_the_knob(browser, url, tmp_path):
     field = browser.call("DOM.querySelector", nodeId=root, selector="input[type=file]")["nodeId"]
     browser.call("DOM.setFileInputFiles", nodeId=field, files=[str(tmp_path / "mine.png")])
     browser.wait_for("document.querySelector('#photo img')")
+    assert browser.run("document.documentElement.scrollWidth") == 390, "the recipe pushes it wide"
     put(browser, "#prompt textarea", "a cat jumps")
     click(browser, "#generate")
     browser.wait_for(f"{SAID}.includes('cat')")

@@ -230,14 +230,14 @@ def _right_column(
                 high = gr.Number(1, label="to", min_width=80)
                 count = gr.Number(5, label="values", precision=0, min_width=80)
             sweep = gr.Button("Sweep", variant="primary", elem_id="sweep")
+        with gr.Tab("History"):
+            past = gr.HTML(elem_id="history")
         with gr.Tab("ComfyUI"):
             gr.Markdown(
                 "Write the recipe or the LoRA on this page as LoRA files that ComfyUI loads, with "
                 "what to type there. For Wan, LTX and HunyuanVideo; not for the pocket model."
             )
             export = gr.Button("Write files", variant="primary", elem_id="export")
-        with gr.Tab("History"):
-            past = gr.HTML(elem_id="history")
     stop = gr.Button("Stop", variant="stop", elem_id="stop", visible="hidden")
     said = gr.HTML(elem_id="said")
     result = gr.HTML(elem_id="result")

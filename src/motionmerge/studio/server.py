@@ -77,6 +77,7 @@ def studio_app(folder: Path) -> fastapi.FastAPI:
             return PlainTextResponse("Not Found\n", status_code=404)
         return FileResponse(path, media_type=KINDS[path.suffix], headers=_HEADERS)
 
+    phone = (TEMPLATES / "phone.css").read_text(encoding="utf-8")
     script = (TEMPLATES / "players.js").read_text(encoding="utf-8")
     mounted = gr.mount_gradio_app(
         app,
@@ -85,7 +86,7 @@ def studio_app(folder: Path) -> fastapi.FastAPI:
         server_name=HOST,
         theme=_theme(),
         css=(TEMPLATES / "studio.css").read_text(encoding="utf-8"),
-        head=f"<script>{script}</script>",
+        head=f"<script>{script}</script><style>{phone}</style>",  # `css=` loses rules of @media
         footer_links=[],
         show_error=False,
         max_file_size=MAX_UPLOAD,

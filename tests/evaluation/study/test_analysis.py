@@ -116,3 +116,11 @@ def test_without_two_raters_there_is_no_agreement_to_speak_of(three, simulated_a
     result = analyse(collect(answers_of(three, values)), three)
     assert math.isnan(result.questions["overall"].agreement)
     assert result.to_dict()["questions"]["overall"]["agreement"] is None
+
+
+def test_few_raters_who_all_agree_show_nothing_of_other_people(three, simulated_answers):
+    sure = {"weak": 0.0, "middle": 24.0, "strong": 12.0}
+    for num_raters, can_show in ((4, False), (20, True)):
+        values = list(simulated_answers(three, sure, num_raters=num_raters))
+        found = [one.p_value for one in analyse(collect(answers_of(three, values)), three).pairs]
+        assert (max(found) < 0.05) == can_show, (num_raters, found)

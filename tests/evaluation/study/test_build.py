@@ -152,3 +152,10 @@ def test_the_size_of_a_study_is_that_of_the_exact_binomial_test():
     for name, value in (("preference", 0.5), ("power", 1.0), ("ties", 1.0), ("num_systems", 1)):
         with pytest.raises(ConfigError, match=name):
             study_size(**{**WANTED, name: value})
+
+
+def test_a_study_has_as_many_scenes_and_raters_as_its_tests_need():
+    easy = {**WANTED, "preference": 0.95, "per_rater": 1000}
+    assert study_size(**easy).num_raters == 6, "2 / 2^6 is below 5 %, 2 / 2^5 is not"
+    with pytest.raises(ConfigError, match="Take 6 scenes"):
+        study_size(**{**easy, "num_scenes": 5})
