@@ -57,6 +57,8 @@ def test_only_the_studys_own_files_are_shown(study):
         assert b"STUDY_SERVER = true" in ask(server, "/manifest.js")[1]
         video = f"/files/{study[0].manifest.tasks[0].first}"
         whole = ask(server, video)[1]
+        _, content, headers = ask(server, video, method="HEAD")
+        assert (content, headers["Content-Length"]) == (b"", str(len(whole)))
         status, part, headers = ask(server, video, Range="bytes=10-19")
         assert (status, part) == (206, whole[10:20])
         assert headers["Content-Range"] == f"bytes 10-19/{len(whole)}"

@@ -190,13 +190,10 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = _SECONDS_TO_ANSWER
 
-    def do_GET(self) -> None:
-        self._show(with_body=True)
-
     def do_HEAD(self) -> None:
-        self._show(with_body=False)
+        self.do_GET()
 
-    def _show(self, *, with_body: bool) -> None:
+    def do_GET(self) -> None:
         path = self.server.files.get(self.path.partition("?")[0])
         if path is None:
             self._say(HTTPStatus.NOT_FOUND)
@@ -213,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
                 status, content = HTTPStatus.PARTIAL_CONTENT, content[first : last + 1]
         is_named_by_content = "/files/" in self.path
         headers["Cache-Control"] = "max-age=31536000" if is_named_by_content else "no-cache"
-        self._answer(status, content if with_body else b"", _KINDS[path.suffix], headers)
+        self._answer(status, content, _KINDS[path.suffix], headers)
 
     def do_POST(self) -> None:
         with self.server.limit_lock:
@@ -256,7 +253,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer what is no request without repeating it."""
