@@ -156,7 +156,7 @@ def test_knobs_and_recipe_follow_each_other():
     text = shipped_text("pocket")
     turned = RecipeText.read(text).with_knobs(motion=-0.5, drop_rate=0.1)
     assert turned.knobs["motion"] == -0.5 and turned.knobs["drop_rate"] == 0.1
-    assert app._written(turned.text) == (-0.5, 0.1, 0.72, "")
+    assert app._written(turned.text) == (-0.5, 0.1, 0.72, 0, "", "", "")
     assert RecipeText.read(text).with_knobs(motion=1.0).text == text, "nothing was turned"
     assert RecipeText.read(shipped_text("edg-official")).with_knobs(motion=0.5).knobs == (
         RecipeText.read(shipped_text("edg-official")).knobs
@@ -165,6 +165,25 @@ def test_knobs_and_recipe_follow_each_other():
     assert wrong.recipe is None and "^" in wrong.fault
     assert "^" in app._written(wrong.text)[-1]
     assert sweep_points(-1, 1, 5) == [-1, -0.5, 0, 0.5, 1]
+
+
+def test_knobs_of_the_noisy_steps_and_the_recipe_follow_each_other():
+    plain = shipped_text("pocket")
+    blurred, said = app._noisy(plain, 2, "low_pass(0.4)", "")
+    assert said == "" and "guidance: 2, image: low_pass(0.4)" in blurred
+    assert app._written(blurred)[3:] == (2, "low_pass(0.4)", "", "")
+    back, _ = app._noisy(blurred, 0, "", "")
+    assert RecipeText.read(back).recipe == RecipeText.read(plain).recipe
+    named = shipped_text("knob-alg")
+    assert "image: low_pass(keep)" in app._noisy(named, 2, "low_pass(keep)", "")[0]
+    assert "^" in app._noisy(plain, 0, "low_pass(2)", "")[1]
+    assert "need a recipe" in app._noisy("", 2, "", "")[1]
+    one = "inputs: {base: 'pocket:base'}\nexperts: {a: base, b: base}\n"
+    assert "no schedule" in app._noisy(one, 2, "", "")[1]
+    biased, _ = app._noisy(plain, 0, "", "first_frame(-0.6)")
+    assert "attention" in app._axis("pocket", "", "", biased, 0.72, 12)
+    assert "Fix:" in app._axis("pocket", "", "", biased, 0.72, 12), "the pocket model has no bias"
+    assert "low_pass" in app._axis("pocket", "", "", blurred.replace("guidance: 2, ", ""), 0.72, 12)
 
 
 def test_the_axis_shows_each_experts_steps():

@@ -20,11 +20,11 @@ from motionmerge.sampling.request.experts import from_recipe
 from motionmerge.sampling.request.request import POCKET, VideoRequest
 from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.studio import fragments
+from motionmerge.studio.fields import COMPARED, PHOTOS, left_column
 from motionmerge.studio.making import Maker, Stopped
 from motionmerge.studio.values import THIS_RECIPE, PageValues, whole_number
 from motionmerge.studio.wishes import (
     MOST_COMPARED,
-    MOST_PROMPT,
     RecipeText,
     Wish,
     is_of_pocket,
@@ -34,24 +34,12 @@ from motionmerge.studio.wishes import (
 from motionmerge.studio.works import Exported, Work, Works
 
 MOST_WAITING = 16
-PHOTOS = ("coffee", "astronaut", "chelsea", "rocket", "camera", "brick")
-PROMPTS = (
-    "the camera pans left",
-    "the camera zooms in",
-    "the blue ball moves up then right and the camera pans left",
-)
-COMPARED = ("pocket", "edg-official", "knob", "motion-only", "calm")
 
 _TWO = Recipe.of_loras({"dynamics": -1.0, "consistency": 1.0})
 """The experts of a LoRA or a base on the page, for the noise axis alone."""
 
 _PLACES = re.compile(r"(?:/[\w.@+-]+)+/(?=[\w.@+-])")
 """Folders in an error's text; the names of files stay."""
-
-
-def _as_uploaded(payload: Any) -> str | None:
-    """Return the path of a photo as it was uploaded: `load_image` names what is wrong with it."""
-    return None if payload is None else payload.path
 
 
 @dataclass
@@ -128,87 +116,10 @@ def build_page(studio: Studio) -> gr.Blocks:
         gr.Markdown("# motionmerge studio\nA photo, a prompt, and a knob for motion.")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                inputs, parts = _left_column()
+                inputs, parts = left_column()
             with gr.Column(scale=3, min_width=320):
                 _right_column(page, studio, inputs, parts)
     return page
-
-
-def _left_column() -> tuple[list[Any], dict[str, Any]]:
-    """Add what a video is made from; the inputs are in the order of `PageValues`."""
-    photo = gr.Image(
-        type="filepath",
-        image_mode=None,
-        format="png",
-        sources=["upload", "clipboard"],
-        label="Photo",
-        elem_id="photo",
-        height=230,
-    )
-    photo.preprocess = _as_uploaded  # type: ignore[method-assign]
-    bundled = gr.Radio(list(PHOTOS), label="or one of these", value=None, elem_id="bundled")
-    prompt = gr.Textbox(
-        label="Prompt",
-        elem_id="prompt",
-        placeholder=PROMPTS[0],
-        lines=2,
-        max_length=MOST_PROMPT,
-        info="The pocket model knows camera moves, and balls and boxes in five colors.",
-    )
-    ideas = gr.Dropdown(list(PROMPTS), label="Ideas for prompts", value=None)
-    motion = gr.Slider(
-        -1.5, 1.5, value=1.0, step=0.05, label="Motion", elem_id="motion",
-        info="-1: that of the fine-tuned weights. 0: the base's. Above: beyond.",
-    )  # fmt: skip
-    with gr.Group():
-        boundary = gr.Slider(
-            0, 1, value=0.72, step=0.01, label="Boundary",
-            info="Noise level at which the expert changes.",
-        )  # fmt: skip
-        axis = gr.HTML(elem_id="axis")
-    with gr.Accordion("Model", open=False):
-        model = gr.Textbox(
-            POCKET,
-            label="Model",
-            max_length=400,
-            info="pocket, a folder of diffusers, or owner/name.",
-        )
-        base = gr.Textbox("", label="Base", max_length=400, info="What it was fine-tuned from.")
-        lora = gr.Textbox("", label="LoRA", max_length=400, info="A file, in place of a recipe.")
-    with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-        drop_rate = gr.Slider(0, 0.95, value=0.4, step=0.05, label="Drop rate (DARE)")
-        gr.Markdown("Steps and guidance: 0 is the model's own.")
-        with gr.Row():
-            steps = gr.Number(0, label="Steps", elem_id="steps", precision=0, min_width=80)
-            guidance = gr.Number(0, label="Guidance", min_width=110)
-            seed = gr.Number(0, label="Seed", precision=0, min_width=80)
-        gr.Markdown("Size: 0 is the model's own. Less takes less time and memory.")
-        with gr.Row():
-            width = gr.Number(0, label="Width", elem_id="width", precision=0, min_width=80)
-            height = gr.Number(0, label="Height", elem_id="height", precision=0, min_width=80)
-            frames = gr.Number(0, label="Frames", elem_id="frames", precision=0, min_width=80)
-        paints = gr.Checkbox(True, label="Paint the balls and boxes that the prompt names (pocket)")
-        shipped = gr.Dropdown(list(COMPARED), label="Start from a shipped recipe", value=POCKET)
-        recipe = gr.Code(
-            shipped_text(POCKET),
-            language="yaml",
-            label="Recipe",
-            max_lines=24,
-            elem_id="recipe",
-            wrap_lines=True,
-        )
-        wrong = gr.HTML()
-    inputs = [
-        *(photo, prompt, model, base, lora, recipe, motion),
-        *(boundary, drop_rate, steps, guidance, seed, width, height, frames, paints),
-    ]
-    parts = {
-        "bundled": bundled, "ideas": ideas, "axis": axis, "shipped": shipped, "wrong": wrong,
-        "photo": photo, "prompt": prompt, "recipe": recipe, "motion": motion,
-        "boundary": boundary, "drop_rate": drop_rate, "model": model, "steps": steps,
-        "base": base, "lora": lora,
-    }  # fmt: skip
-    return inputs, parts
 
 
 def _right_column(
@@ -321,7 +232,16 @@ def _wire_inputs(page: gr.Blocks, parts: Mapping[str, Any], quick: dict[str, Any
         event(
             _turned, knobs, [parts["recipe"], parts["wrong"]], **quick, trigger_mode="always_last"
         )
-    read = [parts["motion"], parts["drop_rate"], parts["boundary"], parts["wrong"]]
+    noisy = [parts[name] for name in ("noisy_guidance", "noisy_image", "noisy_attention")]
+    for part in noisy:
+        part.input(
+            _noisy,
+            [parts["recipe"], *noisy],
+            [parts["recipe"], parts["wrong"]],
+            **quick,
+            trigger_mode="always_last",
+        )
+    read = [parts["motion"], parts["drop_rate"], parts["boundary"], *noisy, parts["wrong"]]
     parts["recipe"].input(_written, parts["recipe"], read, **quick, trigger_mode="always_last")
     parts["model"].blur(
         _emptied, [parts["model"], parts["recipe"]], [parts["recipe"], parts["wrong"]], **quick
@@ -360,23 +280,38 @@ def _emptied(model: str, text: str) -> tuple[Any, Any]:
 
 def _turned(text: str, motion: float, drop_rate: float) -> tuple[Any, str]:
     """Write the knobs into the recipe, where it has such parameters."""
-    read = RecipeText.read(text or "")
-    changed = read.with_knobs(motion=motion, drop_rate=drop_rate)
-    if changed.fault:
-        return gr.skip(), fragments.message(changed.fault, kind="error")
-    return (gr.skip() if changed.text == text else changed.text), ""
+    return _changed(
+        text, RecipeText.read(text or "").with_knobs(motion=motion, drop_rate=drop_rate)
+    )
+
+
+def _noisy(text: str, guidance: float | None, image: str, attention: str) -> tuple[Any, str]:
+    """Write what holds while it is noisy into the recipe."""
+    if not (text or "").strip():
+        return gr.skip(), fragments.message("These knobs need a recipe: choose one.", kind="error")
+    read = RecipeText.read(text)
+    changed = read.with_while_noisy(
+        guidance=guidance or 0, image=image or "", attention=attention or ""
+    )
+    return _changed(text, changed)
+
+
+def _changed(text: str, read: RecipeText) -> tuple[Any, str]:
+    if read.fault:
+        return gr.skip(), fragments.message(read.fault, kind="error")
+    return (gr.skip() if read.text == text else read.text), ""
 
 
 def _written(text: str) -> tuple[Any, ...]:
     """Turn the knobs to what the recipe says; a wrong one shows its place."""
-    if not (text or "").strip():
-        return gr.skip(), gr.skip(), gr.skip(), ""
-    read = RecipeText.read(text)
+    read = RecipeText.read(text or "")
     if read.recipe is None:
-        return gr.skip(), gr.skip(), gr.skip(), fragments.message(read.fault, kind="error")
+        is_empty = not (text or "").strip()
+        said = "" if is_empty else fragments.message(read.fault, kind="error")
+        return *[gr.skip()] * 6, said
     schedule = read.recipe.schedule
     above = schedule.entries[0].above if schedule is not None else None
-    values = (read.knobs.get("motion"), read.knobs.get("drop_rate"), above)
+    values = (read.knobs.get("motion"), read.knobs.get("drop_rate"), above, *read.while_noisy)
     return *(gr.skip() if one is None else one for one in values), ""
 
 
@@ -396,6 +331,7 @@ def _axis(model: str, base: str, lora: str, text: str, boundary: float, steps: f
         # The choice alone: whether its weights fit is looked at when a video is made.
         choice = from_recipe(read.recipe, boundary=own)
         opened = VideoRequest(model=model.strip() or POCKET).open_model()
+        choice.check_knobs(opened)
         return fragments.axis(planned_steps(opened, choice, settings), boundary=own)
     except MotionMergeError as error:
         return fault(error)

@@ -122,7 +122,7 @@ def axis(plan: StepPlan | None, *, boundary: float | None) -> str:
             {
                 "x": right,
                 "width": round(left - right, 1),
-                "name": name,
+                "name": name.partition(" (")[0],  # its knobs stand below
                 "color": min(names.index(name), 2),
             }
         )

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from motionmerge.errors import ConfigError, RecipeError
 from motionmerge.merging.recipes.files import shipped_recipes
 from motionmerge.merging.recipes.recipe import Recipe
+from motionmerge.merging.recipes.writing import sections_text
 from motionmerge.sampling.request.experts import ExpertChoice
 from motionmerge.sampling.request.model import ModelChoice
 from motionmerge.sampling.request.request import POCKET, VideoRequest
@@ -146,6 +148,27 @@ class RecipeText:
             return RecipeText.read(self.recipe.with_parameters(**changed).print())
         except (RecipeError, ConfigError) as error:
             return RecipeText(self.text, fault=str(error))
+
+    @property
+    def while_noisy(self) -> tuple[float, str, str]:
+        """Guidance, image and attention of the schedule's first entry: 0 and "" where unset."""
+        schedule = self.recipe.schedule if self.recipe is not None else None
+        first: dict[str, Any] = schedule.to_list()[0] if schedule is not None else {}
+        return first.get("guidance", 0), first.get("image", ""), first.get("attention", "")
+
+    def with_while_noisy(self, *, guidance: float, image: str, attention: str) -> RecipeText:
+        """Set the knobs of the schedule's first entry; the text is printed anew."""
+        changed = {"guidance": guidance, "image": image.strip(), "attention": attention.strip()}
+        if self.recipe is None or tuple(changed.values()) == self.while_noisy:
+            return self
+        sections = self.recipe.to_sections()
+        if "schedule" not in sections:
+            return RecipeText(self.text, fault="The recipe has no schedule that could have knobs.")
+        first, *rest = sections["schedule"]
+        kept = {name: value for name, value in first.items() if name not in changed}
+        first = {**kept, **{name: value for name, value in changed.items() if value}}
+        read = RecipeText.read(sections_text({**sections, "schedule": [first, *rest]}))
+        return read if read.recipe is not None else RecipeText(self.text, fault=read.fault)
 
 
 def shipped_text(name: str) -> str:
