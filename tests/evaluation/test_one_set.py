@@ -91,11 +91,23 @@ def test_what_gives_no_probabilities_is_refused(files):
 def test_flags_that_do_not_fit_are_refused_before_any_feature(files):
     folder, _ = files
     fvd = ["evaluate", "fvd", str(folder / "real.npy")]
+    (folder / "few").mkdir()
+    (folder / "few" / "one.mkv").write_bytes((folder / "made" / "00.mkv").read_bytes())
     for words, fault in (
         ([str(folder / "made"), "--photos", str(folder)], "all four files of DreamSim"),
         ([str(folder / "made"), "--c3d", str(folder / "c3d.pt"), "--frames", "9"], "16 frames"),
         ([str(folder / "real.npy"), "--c3d", str(folder / "c3d.pt")], "need videos"),
+        ([str(folder / "few"), "--c3d", str(folder / "c3d.pt")], "takes at least 10 videos"),
+        ([str(folder / "made"), "--c3d", str(folder / "real.npy")], "is no TorchScript"),
     ):
         result = CliRunner().invoke(app, [*fvd, *words])
         assert result.exit_code == 2
         assert fault in result.output.replace("\n", " ")
+
+
+def test_a_program_that_is_another_network_is_named(files):
+    folder, _ = files
+    words = [folder / "real.npy", folder / "made", "--network", folder / "c3d.pt"]
+    result = CliRunner().invoke(app, ["evaluate", "fvd", *map(str, words)])
+    assert result.exit_code == 2 and "Fix:" in result.output
+    assert "c3d.pt cannot compute a video" in result.output.replace("\n", " ")

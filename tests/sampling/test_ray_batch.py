@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ from typer.testing import CliRunner
 
 from motionmerge.cli import app
 from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.evaluation.sweeps.videos import VideoBench
 from motionmerge.models.pocket.components import weights_path
 from motionmerge.sampling.batch import ray_driver
 from motionmerge.sampling.batch.batch import BatchOptions, BatchProgress, Tally, run_batch
 from motionmerge.sampling.batch.manifest import PlannedVideo, plan, read_manifest
-from motionmerge.sampling.batch.ray_batch import run_on_ray
+from motionmerge.sampling.batch.ray_batch import RayVariantMaker, run_on_ray
 from motionmerge.sampling.batch.ray_worker import with_absolute_paths
+from motionmerge.sampling.batch.variants import Variant, VariantMaker
 from motionmerge.sampling.request.experts import ExpertChoice, from_recipe
 from motionmerge.sampling.request.folder import find_pipeline
 from motionmerge.sampling.request.model import FolderModel, ShippedModel
@@ -137,6 +139,28 @@ def test_the_flag_makes_what_is_missing_from_relative_paths_and_reports_as_witho
     assert (len(report["done"]), report["skipped"], report["failures"]) == (2, 0, [])
     again = json.loads(CliRunner().invoke(app, command).stdout)
     assert (again["done"], again["skipped"]) == ([], 2)
+
+
+def test_a_bench_on_the_cluster_measures_what_one_in_this_process_does(
+    ray_cluster: Any, tmp_path: Path
+) -> None:
+    photo(24).save(tmp_path / "photo.png")
+    manifest = write_manifest(tmp_path, [{"image": "photo.png", "id": "one"}])
+    model = ShippedModel()
+    (job,) = read_manifest(manifest, defaults=FAST)
+    jobs = [replace(job, settings=job.settings.resolved(model.family, model.limits))]
+    found = []
+    for maker in (
+        RayVariantMaker(model, tmp_path / "there", num_workers=1),
+        VariantMaker(model, tmp_path / "here"),
+    ):
+        bench = VideoBench(maker, jobs, maker.folder)
+        found.append(bench.observe(Variant("as it was", EXPERTS), num_clips=1, num_steps=2))
+        assert ("pipeline" in vars(maker)) == (maker.folder.name == "here")
+    there, here = (sorted((tmp_path / name).glob("*.mp4")) for name in ("there", "here"))
+    assert [one.name for one in there] == [one.name for one in here] and len(here) == 1
+    assert there[0].read_bytes() == here[0].read_bytes()
+    assert found[0].values == found[1].values
 
 
 @pytest.mark.parametrize(

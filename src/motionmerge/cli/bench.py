@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from motionmerge.cli.batch import progress_printer
+from motionmerge.cli.batch import check_workers, progress_printer
 from motionmerge.cli.options import ManifestOption, PhotosOption, PromptsOption
 from motionmerge.cli.video_flags import POCKET, VideoFlags, load_model, without_left_out
 from motionmerge.errors import ConfigError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from motionmerge.evaluation.sweeps.observed import Bench
     from motionmerge.merging.recipes.recipe import Recipe
     from motionmerge.sampling.batch.manifest import VideoJob
-    from motionmerge.sampling.batch.variants import Variant
+    from motionmerge.sampling.batch.variants import Variant, VariantMaker
     from motionmerge.sampling.request.experts import ExpertChoice
     from motionmerge.sampling.request.model import ModelChoice
 
@@ -98,6 +98,8 @@ def open_bench(
     *,
     scenes: SceneFlags,
     num_clips: int | None,
+    ray: bool = False,
+    workers: int | None = None,
 ) -> Bench:
     """Choose what is measured on; without photos, the pocket model's own prompts.
 
@@ -105,12 +107,17 @@ def open_bench(
         ConfigError: There is nothing to measure on, or flags do not go with it.
     """
     from motionmerge.evaluation.sweeps.videos import VideoBench, spread
-    from motionmerge.sampling.batch.variants import VariantMaker
 
     settings = flags.settings()
     if scenes == SceneFlags() and flags.model == POCKET:
         from motionmerge.evaluation.pocket.bench import PocketBench
 
+        check_workers(ray, workers)
+        if ray:
+            raise ConfigError(
+                "--ray is for videos of photos, not for the pocket model's own prompts.",
+                fix="Leave it out, or give --photos and --prompts.",
+            )
         given = settings.model_dump(exclude_defaults=True, exclude_none=True)
         for name in set(given) - {"num_inference_steps", "seed"}:
             raise ConfigError(
@@ -123,9 +130,27 @@ def open_bench(
             num_steps=settings.num_inference_steps or POCKET_STEPS,
             seed=settings.seed,
         )
-    maker = VariantMaker(model, output / "videos", load=lambda: load_model(model))
+    maker = variant_maker(model, output / "videos", ray=ray, workers=workers)
     chosen = spread(scenes.jobs(flags, model), seed=settings.seed)[:num_clips]
     return VideoBench(maker, chosen, output, on_progress=progress_printer(0, 1, 0))
+
+
+def variant_maker(
+    model: ModelChoice, folder: Path, *, ray: bool, workers: int | None
+) -> VariantMaker:
+    """Return what makes videos in this process, or on a Ray cluster.
+
+    Raises:
+        ConfigError: There are workers without a cluster.
+    """
+    check_workers(ray, workers)
+    if ray:
+        from motionmerge.sampling.batch.ray_batch import RayVariantMaker
+
+        return RayVariantMaker(model, folder, num_workers=workers)
+    from motionmerge.sampling.batch.variants import VariantMaker
+
+    return VariantMaker(model, folder, load=lambda: load_model(model))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from motionmerge.cli.printing import harmless, print_json
 from motionmerge.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from motionmerge.evaluation.backbones.protocol import ImageEncoder
     from motionmerge.evaluation.frechet import Features
     from motionmerge.evaluation.sources import Photos
     from motionmerge.evaluation.vbench.sources import Networks
@@ -180,7 +181,7 @@ def fvd(
 
 
 def _features(
-    videos: list[Path],
+    videos: Sequence[Path],
     network: VideoNetwork,
     preset: str,
     frames: int,
@@ -206,12 +207,13 @@ def _features(
 class _OneSet:
     """What is computed of the generated videos alone."""
 
-    videos: list[Path]
-    c3d: Path | None
-    classes: VideoNetwork | None
-    photos: Photos | None
-    networks: Networks | None
     frames: int
+    videos: Sequence[Path] = ()
+    c3d: VideoNetwork | None = None
+    classes: VideoNetwork | None = None
+    photos: Photos | None = None
+    networks: Networks | None = None
+    dreamsim: ImageEncoder | None = None
 
     @classmethod
     def checked(
@@ -224,14 +226,16 @@ class _OneSet:
         weights: list[str] | None,
         frames: int,
     ) -> _OneSet:
-        """Check the flags, before hours of features.
+        """Check the flags and load the networks, before hours of features.
 
         Raises:
             ConfigError: They do not fit together, or a package is missing.
+            DataError: There are too few videos, or a file is no such network; CheckpointError
+                likewise.
         """
         if c3d is None and photos is None and not weights and not efflite0:
-            return cls(videos=[], c3d=None, classes=None, photos=None, networks=None, frames=frames)
-        from motionmerge.evaluation.one_set import C3D_FRAMES
+            return cls(frames=frames)
+        from motionmerge.evaluation.one_set import C3D_FRAMES, SPLITS, load_c3d
         from motionmerge.evaluation.sources import Photos
         from motionmerge.evaluation.vbench.sources import Networks
 
@@ -260,23 +264,34 @@ class _OneSet:
 
             classes = ClassesOfClips.load()
         videos = _videos(generated)
+        if (c3d is not None or efflite0) and len(videos) < SPLITS:
+            raise DataError(
+                f"The inception score takes at least {SPLITS} videos; {generated} has "
+                f"{len(videos)}.",
+                fix="Leave --c3d and --efflite0 out, or give more videos.",
+            )
         return cls(
-            videos=videos, c3d=c3d, classes=classes, photos=found, networks=networks, frames=frames
+            videos=videos,
+            c3d=None if c3d is None else load_c3d(c3d),
+            classes=classes,
+            photos=found,
+            networks=networks,
+            dreamsim=None if found is None else networks.dreamsim(),
+            frames=frames,
         )
 
     def compute(self, folder: Path | None, preset: str) -> dict[str, Any]:
         """Compute IS and PIC, as far as they were asked for."""
-        from motionmerge.evaluation.one_set import load_c3d
-
         result: dict[str, Any] = {}
         if self.c3d is not None:
-            result["is"] = self._inception(load_c3d(self.c3d), folder, preset, label="C3D")
+            result["is"] = self._inception(self.c3d, folder, preset, label="C3D")
         if self.classes is not None:
             result["is_efflite0"] = self._inception(
                 self.classes, folder, preset, label="EfficientNet"
             )
-        if self.photos is not None and self.networks is not None:
-            result["pic"] = self._conformity(self.photos, self.networks)
+        if self.dreamsim is not None:
+            assert self.photos is not None and self.networks is not None  # see `checked`
+            result["pic"] = self._conformity(self.photos, self.networks, self.dreamsim)
         return result
 
     def _inception(
@@ -301,13 +316,15 @@ class _OneSet:
             "failed": {str(video): reason for video, reason in failures.items()},
         }
 
-    def _conformity(self, photos: Photos, networks: Networks) -> dict[str, Any]:
+    def _conformity(
+        self, photos: Photos, networks: Networks, dreamsim: ImageEncoder
+    ) -> dict[str, Any]:
         from motionmerge.evaluation.one_set import input_conformities
         from motionmerge.evaluation.statistics import bootstrap_mean
 
         with counting_bar(len(self.videos), shown=True) as tell:
             found, failures = input_conformities(
-                self.videos, photos, networks.dreamsim(), num_frames=self.frames,
+                self.videos, photos, dreamsim, num_frames=self.frames,
                 on_clip=partial(tell, "DreamSim", 1),
             )  # fmt: skip
         if not found:

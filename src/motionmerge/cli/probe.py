@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from motionmerge.cli.batch import cluster_device_of_ray
 from motionmerge.cli.bench import (
     SceneFlags,
     VariantBuilder,
@@ -23,8 +24,10 @@ from motionmerge.cli.options import (
     ClipsOption,
     JsonOption,
     PlanOption,
+    RayOption,
     RecipeArgument,
     ResultsOption,
+    WorkersOption,
     expert_option,
     work_option,
 )
@@ -70,6 +73,8 @@ def probe(
     scenes: SceneFlags = SceneFlags(),
     clips: ClipsOption = None,
     flags: VideoFlags = VideoFlags(),
+    ray: RayOption = False,
+    workers: WorkersOption = None,
     dry_run: PlanOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -95,9 +100,11 @@ def probe(
     inside = expert or noisy_expert(chosen)
     other_expert(chosen, inside)
     wanted = windows_of(windows, window)
-    model = flags.request.open_model()
+    model = flags.request.open_model(cluster_device=cluster_device_of_ray() if ray else None)
     check_folder(output)
-    bench = open_bench(flags, model, output, scenes=scenes, num_clips=clips)
+    bench = open_bench(
+        flags, model, output, scenes=scenes, num_clips=clips, ray=ray, workers=workers
+    )
     build = VariantBuilder(flags, model)
     with_steps = _with_steps(flags, model, bench, chosen, wanted, expert=inside, build=build)
     if dry_run:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.batch import check_workers, cluster_device_of_ray, progress_printer
-from motionmerge.cli.bench import SceneFlags, VariantBuilder, own_recipe
+from motionmerge.cli.batch import cluster_device_of_ray, progress_printer
+from motionmerge.cli.bench import SceneFlags, VariantBuilder, own_recipe, variant_maker
 from motionmerge.cli.flag_groups import with_flags
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.merge import counting_bar
@@ -29,7 +29,6 @@ from motionmerge.cli.printing import print_json
 from motionmerge.cli.video_flags import (
     StepPlanner,
     VideoFlags,
-    load_model,
     without_left_out,
 )
 from motionmerge.errors import ConfigError
@@ -85,7 +84,7 @@ def sweep(
     with needs_eval_extra():
         from motionmerge.evaluation.sweeps.grid import Axis, points_of
 
-    _check_flags(flags, ray=ray, workers=workers)
+    _check_flags(flags)
     axes = [Axis.parse(text) for text in over or ()]
     strategies = list(dict.fromkeys(name.strip() for name in strategy.split(",")))
     if not axes and len(strategies) == 1:
@@ -161,11 +160,11 @@ def run_points(
         from motionmerge.evaluation.sweeps.results import results_of
         from motionmerge.evaluation.sweeps.videos import measure_planned
     from motionmerge.io.atomic import check_folder, prepare_folder
-    from motionmerge.sampling.batch.variants import VariantMaker, missing_of
+    from motionmerge.sampling.batch.variants import missing_of
 
     check_folder(output)
     jobs = read_jobs()
-    maker = VariantMaker(model, output / "videos", load=lambda: load_model(model))
+    maker = variant_maker(model, output / "videos", ray=ray, workers=workers)
     planned = _plan(points, flags, maker, jobs, to_stderr=as_json)
     left = [video.job for videos in missing_of(planned) for video in videos]
     pace = Pace(output, model.name)
@@ -179,7 +178,7 @@ def run_points(
             print_json({**plan, "seconds": seconds, **_left_out(page)})
         return
     prepare_folder(output / "videos")
-    failures = _make(planned, maker, pace, ray=ray, workers=workers)
+    failures = _make(planned, maker, pace)
     num_videos = len({video.path for one in planned for video in one.videos})
     with counting_bar(num_videos, shown=not as_json) as tell:
         kept = Kept.in_folder(output, WHOLE)
@@ -200,7 +199,7 @@ def _left_out(page: SweepPage) -> dict[str, Mapping[str, str]]:
     return {"left_out": page.left_out} if page.left_out else {}
 
 
-def _check_flags(flags: VideoFlags, *, ray: bool, workers: int | None) -> None:
+def _check_flags(flags: VideoFlags) -> None:
     from motionmerge.sampling.batch.batch import rank_and_world_size
 
     if flags.boundary is not None:
@@ -210,7 +209,6 @@ def _check_flags(flags: VideoFlags, *, ray: bool, workers: int | None) -> None:
             "A sweep was started as one of several processes.",
             fix="Start one process; --ray shares the videos between machines.",
         )
-    check_workers(ray, workers)
 
 
 def _plan(
@@ -241,15 +239,8 @@ def _plan(
     return planned
 
 
-def _make(
-    planned: Sequence[PlannedVariant],
-    maker: VariantMaker,
-    pace: Pace,
-    *,
-    ray: bool,
-    workers: int | None,
-) -> Sequence[Failure]:
-    """Make the videos that are missing, point by point, in a model that is loaded once."""
+def _make(planned: Sequence[PlannedVariant], maker: VariantMaker, pace: Pace) -> Sequence[Failure]:
+    """Make the videos that are missing, point by point."""
     from motionmerge.evaluation.sweeps.pace import work_of
     from motionmerge.sampling.batch.batch import Tally
     from motionmerge.sampling.batch.variants import missing_of
@@ -264,15 +255,7 @@ def _make(
     try:
         with without_left_out():
             for one, videos in zip(planned, left, strict=True):
-                if ray and videos:
-                    from motionmerge.sampling.batch.ray_batch import run_on_ray
-
-                    options = maker.options(one)
-                    run_on_ray(
-                        maker.model, one.experts, videos, options, num_workers=workers, tally=tally
-                    )
-                else:
-                    maker.make(one, videos, tally=tally)
+                maker.make(one, videos, tally=tally)
     finally:  # Ctrl-C too: the same command then says how long the rest takes
         report = tally.report()
         made = [video.job for video in todo if video.path.exists()]

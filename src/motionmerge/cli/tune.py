@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from motionmerge.cli.batch import cluster_device_of_ray
 from motionmerge.cli.bench import (
     SceneFlags,
     VariantBuilder,
@@ -20,8 +21,10 @@ from motionmerge.cli.options import (
     ClipsOption,
     JsonOption,
     PlanOption,
+    RayOption,
     RecipeArgument,
     ResultsOption,
+    WorkersOption,
     expert_option,
     work_option,
 )
@@ -70,6 +73,8 @@ def tune(
     scenes: SceneFlags = SceneFlags(),
     clips: ClipsOption = None,
     flags: VideoFlags = VideoFlags(),
+    ray: RayOption = False,
+    workers: WorkersOption = None,
     dry_run: PlanOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -89,9 +94,11 @@ def tune(
         raise ConfigError("--boundary is one value.", fix="Write --over boundary=0.4:0.9.")
     chosen = own_recipe(flags, recipe)
     space = space_of(chosen, over or ())
-    model = flags.request.open_model()
+    model = flags.request.open_model(cluster_device=cluster_device_of_ray() if ray else None)
     check_folder(output)
-    bench = open_bench(flags, model, output, scenes=scenes, num_clips=clips)
+    bench = open_bench(
+        flags, model, output, scenes=scenes, num_clips=clips, ray=ray, workers=workers
+    )
     usual = _POCKET_OBJECTIVES if "obedience" in bench.objectives else _VIDEO_OBJECTIVES
     tuner = Tuner(
         bench,

@@ -12,6 +12,7 @@ import torch
 from motionmerge.errors import DataError
 from motionmerge.evaluation.backbones.protocol import ImageEncoder
 from motionmerge.evaluation.frechet import Features
+from motionmerge.evaluation.runs import reason_of
 from motionmerge.evaluation.sources import Photos, source_of
 from motionmerge.evaluation.vbench.frames import ERAS, dreamsim_frames, dreamsim_image
 from motionmerge.evaluation.video_features import Preset, VideoNetwork, load_torch_script
@@ -94,7 +95,7 @@ def input_conformities(
         try:
             found[path] = _conformity(path, photos, network, num_frames)
         except (DataError, OSError) as error:
-            failures[path] = str(error)
+            failures[path] = reason_of(error)
         if on_clip is not None:
             on_clip()
     return found, failures

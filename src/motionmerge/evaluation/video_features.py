@@ -20,6 +20,7 @@ from torch.nn import functional
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.evaluation.backbones.i3d import FEWEST_FRAMES, I3D
 from motionmerge.evaluation.frechet import Covariance, Features, read_features
+from motionmerge.evaluation.runs import reason_of
 from motionmerge.io.atomic import atomic_path
 from motionmerge.io.hashing import hash_file
 from motionmerge.io.video import read_video
@@ -183,7 +184,7 @@ def clip_features(
         try:
             found.append(_kept_features(path, network, preset, num_frames, folder))
         except (DataError, OSError) as error:
-            failures[path] = str(error)
+            failures[path] = reason_of(error)
         if on_clip is not None:
             on_clip()
     if not found:
@@ -234,7 +235,8 @@ def load_torch_script(path: Path, *, fix: str) -> Callable[..., torch.Tensor]:
     """Load a TorchScript file, which is a program.
 
     Raises:
-        DataError: The file is missing or is none; `fix` says what to give.
+        DataError: The file is missing or is none; `fix` says what to give. Calling what is returned
+            raises it as well, if the program is another network's.
     """
     if not path.is_file():
         raise DataError(f"There is no network at {path}.", fix=fix)
@@ -244,7 +246,15 @@ def load_torch_script(path: Path, *, fix: str) -> Callable[..., torch.Tensor]:
         raise DataError(
             f"{path} is no TorchScript that can be loaded: {str(error)[:300]}", fix=fix
         ) from error
-    return network
+
+    def compute(*videos: torch.Tensor, **options: bool) -> torch.Tensor:
+        try:
+            return network(*videos, **options)
+        except (RuntimeError, torch.jit.Error) as error:
+            text = " ".join(str(error).split())[:300]
+            raise DataError(f"{path} cannot compute a video: {text}", fix=fix) from error
+
+    return compute
 
 
 def _torch_script(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional
 
+from motionmerge.errors import CheckpointError
 from motionmerge.evaluation.one_set import input_conformities
 from motionmerge.evaluation.sources import Photos
 from motionmerge.evaluation.ucf101 import write_lossless
+
+
+def test_a_branch_given_under_the_name_of_another_is_refused(vbench):
+    paths = vbench.networks.paths
+    swapped = {**paths, "dreamsim-dino": paths["dreamsim-clip"]}
+    with pytest.raises(CheckpointError, match="as DreamSim's DINO branch has a projection"):
+        replace(vbench.networks, paths=swapped).dreamsim()
+    swapped = {**paths, "dreamsim-clip": paths["dreamsim-dino"]}
+    with pytest.raises(CheckpointError, match="as DreamSim's CLIP branch lacks a projection"):
+        replace(vbench.networks, paths=swapped).dreamsim()
 
 
 def test_pic_is_the_mean_cosine_of_photo_and_each_frame(vbench, tmp_path):

@@ -19,6 +19,7 @@ from motionmerge.evaluation.backbones.vision import VisionTower, build_tower
 _DINO_MEAN, _DINO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_BRANCHES = ("DINO", "CLIP", "open_clip")
 _STATISTICS = ((_DINO_MEAN, _DINO_STD), (_CLIP_MEAN, _CLIP_STD), (_CLIP_MEAN, _CLIP_STD))
 _LORA = re.compile(
     r".*extractor_list\.(\d)\.model\.(blocks\.\d+\.attn\.qkv)\.lora_([AB])\..*weight"
@@ -66,6 +67,13 @@ def build_dreamsim(
     Raises:
         CheckpointError: Tensors of another network, or an adapter that does not fit.
     """
+    for branch, name, projects in zip(branches, _BRANCHES, (False, True, True), strict=True):
+        if any(proj in branch for proj in ("proj", "visual.proj")) != projects:
+            raise CheckpointError(
+                f"What is given as DreamSim's {name} branch "
+                f"{'lacks' if projects else 'has'} a projection, as another branch does.",
+                fix="Give each file of DreamSim's release under its own name.",
+            )
     adapted = add_lora(branches, lora, alpha=alpha)
     dino, clip, open_clip = (
         build_tower(
@@ -78,7 +86,7 @@ def build_dreamsim(
         )
         for branch, name, activation, epsilon, takes_last_norm in zip(
             adapted,
-            ("DINO", "CLIP", "open_clip"),
+            _BRANCHES,
             ("gelu", "quick_gelu", "gelu"),
             (1e-6, 1e-5, 1e-5),
             (False, True, True),  # DINO's feature is taken before its last norm

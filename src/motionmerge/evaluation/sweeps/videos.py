@@ -165,7 +165,7 @@ class VideoBench:
         todo = missing(planned.videos, overwrite=False)
         if todo:
             tally = Tally(len(todo), on_progress=self._on_progress)
-            _ = self._maker.pipeline  # loading it is not what videos take
+            self._maker.prepare()  # loading the model is not what videos take
             started = time.monotonic()
             self._maker.make(planned, todo, tally=tally)
             report = tally.report()

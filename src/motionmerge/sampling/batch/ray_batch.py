@@ -8,6 +8,7 @@ has to be remembered: the output folder must be the same for all machines.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -19,6 +20,7 @@ from motionmerge.sampling.batch.ray_driver import RayDriver
 from motionmerge.sampling.batch.ray_hosts import Hosts
 from motionmerge.sampling.batch.ray_queue import VideoQueue
 from motionmerge.sampling.batch.ray_worker import Worker, sent_functions, with_absolute_paths
+from motionmerge.sampling.batch.variants import PlannedVariant, VariantMaker
 from motionmerge.sampling.request.experts import ExpertChoice
 from motionmerge.sampling.request.model import ModelChoice
 
@@ -78,3 +80,38 @@ def run_on_ray(
         num_workers=num_workers,
     )
     return driver.run()
+
+
+class RayVariantMaker(VariantMaker):
+    """Makes videos on a Ray cluster, whose workers load the model for every variant.
+
+    Args:
+        model: What makes the videos; see `run_on_ray`.
+        folder: Where they go, the same for all machines.
+        num_workers: As for `run_on_ray`.
+    """
+
+    def __init__(self, model: ModelChoice, folder: Path, *, num_workers: int | None = None) -> None:
+        super().__init__(model, folder)
+        self._num_workers = num_workers
+
+    def prepare(self) -> None:
+        """Do nothing: this process needs no model."""
+
+    def make(
+        self, planned: PlannedVariant, videos: Sequence[PlannedVideo], *, tally: Tally
+    ) -> None:
+        """Make videos of a variant on the cluster.
+
+        Raises:
+            MotionMergeError: As `run_on_ray`.
+        """
+        if videos:
+            run_on_ray(
+                self.model,
+                planned.experts,
+                videos,
+                self.options(planned),
+                num_workers=self._num_workers,
+                tally=tally,
+            )

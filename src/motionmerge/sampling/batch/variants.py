@@ -83,6 +83,10 @@ class VariantMaker:
             videos=plan(jobs, self.folder, fingerprint={**self._made_of, **made_by}),
         )
 
+    def prepare(self) -> None:
+        """Load the model now, where the time of its videos is measured."""
+        _ = self.pipeline
+
     def make(
         self, planned: PlannedVariant, videos: Sequence[PlannedVideo], *, tally: Tally
     ) -> None:
