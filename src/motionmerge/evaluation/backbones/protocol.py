@@ -23,6 +23,11 @@ _WRAPPERS = ("module.", "backbone.", "model.")
 """Prefixes that data-parallel training and self-supervised trainers leave in front of all names."""
 
 
+_PUBLISHED = (
+    "Give the published file: see docs/how-to/vbench.md, for XFeat docs/reference/metrics.md."
+)
+
+
 class ImageEncoder(Protocol):
     """A network that turns frames into features."""
 
@@ -72,7 +77,9 @@ def fill(network: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) 
     """Load weights into a network, all of them and no others.
 
     Raises:
-        CheckpointError: Names or shapes differ; the first of each kind is named.
+        CheckpointError: Names or shapes differ, of which the first of each kind is named, or a
+            weight is no finite real number: a network of these measures nothing, and says so by
+            NaN, which is below every threshold.
     """
     wanted = network.state_dict()
     missing = [name for name in wanted if name not in state]
@@ -88,9 +95,17 @@ def fill(network: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) 
             shapes = f"{list(state[other[0]].shape)} instead of {list(wanted[other[0]].shape)}"
             parts.append(f"`{other[0]}` is {shapes}")
         raise CheckpointError(
-            f"{source} is not a {type(network).__name__}: {'; '.join(parts)}.",
-            fix="Give the file that docs/how-to/vbench.md names.",
+            f"{source} holds no {type(network).__name__}: {'; '.join(parts)}.", fix=_PUBLISHED
         )
+    for name, tensor in wanted.items():
+        given = state[name]
+        if tensor.is_floating_point() and not (
+            given.is_floating_point() and bool(torch.isfinite(given).all())
+        ):
+            raise CheckpointError(
+                f"`{name}` of {source} has entries that are no finite real numbers.",
+                fix=_PUBLISHED,
+            )
     network.load_state_dict(state)
 
 
@@ -104,7 +119,4 @@ def named_source(source: str) -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        raise CheckpointError(
-            f"{source} has no tensor {error}.",
-            fix="Give the file that docs/how-to/vbench.md names.",
-        ) from error
+        raise CheckpointError(f"{source} has no tensor {error}.", fix=_PUBLISHED) from error
