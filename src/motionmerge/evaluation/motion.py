@@ -189,7 +189,7 @@ def _add_step(sums: _Sums, step: SampleStep, *, colors: Picture) -> None:
     if step.is_lost:
         return
     sums.unfollowed.append(step.unfollowed)
-    sums.top.append(_mean_of_longest(step.way))
+    sums.top.append(_mean_of_longest(step.distance))
     if valid.any():
         now, later = (one.astype(np.float32) for one in colors)
         apart = np.abs(warped(later, pair.forward) - now)

@@ -58,9 +58,9 @@ class SampleStep:
 
     Args:
         pair, fit: The flow, and the camera's move in it.
-        own: How far each pixel goes apart from the camera, `[height, width]`.
-        way: How far it goes: by the flow where it moves apart from the camera, else as the camera
-            says, because flow over flat ground is arbitrary.
+        own: How far each pixel goes apart from the camera, in pixels, `[height, width]`.
+        distance: How far it goes in all: by the flow where it moves apart from the camera, else
+            as the camera does, because flow over flat ground is arbitrary.
         unfollowed: Share of the picture that could not be followed.
         is_lost: Nothing can be followed: a cut, noise, or a move that is too fast.
     """
@@ -68,7 +68,7 @@ class SampleStep:
     pair: FlowPair
     fit: MoveFit
     own: npt.NDArray[np.float32]
-    way: npt.NDArray[np.float32]
+    distance: npt.NDArray[np.float32]
     unfollowed: float = 0.0
     is_lost: bool = False
 
@@ -77,10 +77,12 @@ class SampleStep:
         if not self.fit.is_supported:
             # Over flat ground nobody sees the ground's own motion: what moves are the objects.
             apart = None if self.own.any() else 0.0
-            return StepPath(float(self.way.mean()), apart, apart)
+            return StepPath(float(self.distance.mean()), apart, apart)
         valid = self.pair.valid
         own = float(self.own[valid].mean()) if valid.mean() >= _TRUSTED else None
-        return StepPath(float(self.way.mean()), float(lengths(self.fit.move.flow()).mean()), own)
+        return StepPath(
+            float(self.distance.mean()), float(lengths(self.fit.move.flow()).mean()), own
+        )
 
 
 def measure_step(first: Picture, second: Picture, matchers: Sequence[Matcher]) -> SampleStep:
@@ -96,17 +98,19 @@ def measure_step(first: Picture, second: Picture, matchers: Sequence[Matcher]) -
         nothing = np.zeros(first.shape, np.float32)
         rest = MoveFit(Move(height=first.shape[0], width=first.shape[1]), 0.0)
         return SampleStep(
-            pair=pair, fit=rest, own=nothing, way=nothing, unfollowed=1.0, is_lost=True
+            pair=pair, fit=rest, own=nothing, distance=nothing, unfollowed=1.0, is_lost=True
         )
     if not fit.is_supported:
         own = _motion_over_flat_ground(pair, first, second)
-        return SampleStep(pair=pair, fit=fit, own=own, way=own)
+        return SampleStep(pair=pair, fit=fit, own=own, distance=own)
     move = fit.move
     followed = follow_fast_objects(pair, move, first, second)
     camera = move.flow()
     own = _own_motion(followed.pair, camera, first, second)
-    way = np.where(own > 0, lengths(followed.pair.forward), lengths(camera))
-    return SampleStep(pair=followed.pair, fit=fit, own=own, way=way, unfollowed=followed.unfollowed)
+    distance = np.where(own > 0, lengths(followed.pair.forward), lengths(camera))
+    return SampleStep(
+        pair=followed.pair, fit=fit, own=own, distance=distance, unfollowed=followed.unfollowed
+    )
 
 
 def _flow_and_fit(

@@ -24,7 +24,7 @@ _WRAPPERS = ("module.", "backbone.", "model.")
 
 
 _PUBLISHED = (
-    "Give the published file: see docs/how-to/vbench.md, for XFeat docs/reference/metrics.md."
+    "Give the published file: see docs/how-to/vbench.md and fvd.md, or docs/reference/metrics.md."
 )
 
 
@@ -77,9 +77,8 @@ def fill(network: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) 
     """Load weights into a network, all of them and no others.
 
     Raises:
-        CheckpointError: Names or shapes differ, of which the first of each kind is named, or a
-            weight is no finite real number: a network of these measures nothing, and says so by
-            NaN, which is below every threshold.
+        CheckpointError: Names or shapes differ, of which the first of each kind is named, or
+            weights are as `check_finite` refuses them.
     """
     wanted = network.state_dict()
     missing = [name for name in wanted if name not in state]
@@ -97,16 +96,24 @@ def fill(network: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) 
         raise CheckpointError(
             f"{source} holds no {type(network).__name__}: {'; '.join(parts)}.", fix=_PUBLISHED
         )
-    for name, tensor in wanted.items():
-        given = state[name]
-        if tensor.is_floating_point() and not (
-            given.is_floating_point() and bool(torch.isfinite(given).all())
-        ):
+    check_finite(state, source=source)
+    network.load_state_dict(state)
+
+
+def check_finite(state: Mapping[str, torch.Tensor], *, source: str) -> None:
+    """Refuse weights that are NaN, infinite or complex.
+
+    A network of these measures nothing, and does not say so: NaN is below every threshold.
+
+    Raises:
+        CheckpointError: Some are; the first tensor with such entries is named.
+    """
+    for name, tensor in state.items():
+        if tensor.is_complex() or not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
                 f"`{name}` of {source} has entries that are no finite real numbers.",
                 fix=_PUBLISHED,
             )
-    network.load_state_dict(state)
 
 
 @contextmanager
