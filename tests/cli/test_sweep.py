@@ -103,3 +103,22 @@ def test_a_sweep_that_cannot_be_is_refused_before_anything_is_made(sweep, words,
     assert result.exit_code == 2
     assert reason in result.stderr and "Fix:" in result.stderr
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("verb", ["sweep", "tune", "probe"])
+@pytest.mark.parametrize(
+    ("flags", "environment", "reason"),
+    [
+        (["--ray"], {}, "--ray shares videos of photos, and none are given"),
+        (["--workers", "2"], {}, "--workers is for --ray"),
+        ([], {"RANK": "1", "WORLD_SIZE": "2"}, "one of several processes"),
+    ],
+)
+def test_sharing_that_cannot_be_is_refused_before_a_cluster_is_joined(
+    tmp_path, verb, flags, environment, reason
+):
+    over = [] if verb == "probe" else ["--over", "motion=0,1"]
+    command = [verb, "pocket", *over, "-o", str(tmp_path / "out"), *flags]
+    result = CliRunner().invoke(app, command, env=environment)
+    assert result.exit_code == 2 and reason in result.stderr and "Fix:" in result.stderr
+    assert not (tmp_path / "out").exists()

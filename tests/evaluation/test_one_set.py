@@ -10,7 +10,8 @@ import torch
 from typer.testing import CliRunner
 
 from motionmerge.cli import app
-from motionmerge.errors import DataError
+from motionmerge.errors import CheckpointError, DataError
+from motionmerge.evaluation.backbones.protocol import read_state
 from motionmerge.evaluation.one_set import load_c3d
 from motionmerge.evaluation.ucf101 import write_lossless
 from motionmerge.evaluation.video_features import PRESETS
@@ -39,6 +40,13 @@ class Features(torch.nn.Module):
         self, video: torch.Tensor, rescale: bool, resize: bool, return_features: bool
     ) -> torch.Tensor:
         return video.mean([2, 3, 4])
+
+
+class Pair(torch.nn.Module):
+    """A network with two outputs."""
+
+    def forward(self, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return video, video
 
 
 @pytest.fixture
@@ -82,7 +90,7 @@ def test_is_equals_the_formula_over_ten_shuffled_splits(files):
 def test_what_gives_no_probabilities_is_refused(files):
     folder, _ = files
     clip = torch.rand(16, 3, 16, 16)
-    with pytest.raises(DataError, match="no probabilities"):
+    with pytest.raises(CheckpointError, match="no probabilities"):
         load_c3d(folder / "logits.pt").features(clip, PRESETS["styleganv"])
     with pytest.raises(DataError, match="takes 16 frames, not 9"):
         load_c3d(folder / "c3d.pt").features(clip[:9], PRESETS["styleganv"])
@@ -109,9 +117,31 @@ def test_flags_that_do_not_fit_are_refused_before_any_feature(files):
         assert fault in result.output.replace("\n", " ")
 
 
-def test_a_program_that_is_another_network_is_named(files):
+@pytest.mark.filterwarnings("ignore:'torch.load' received")
+def test_a_program_that_is_another_network_ends_the_run_at_the_first_clip(files):
     folder, _ = files
-    words = [folder / "real.npy", folder / "made", "--network", folder / "c3d.pt"]
-    result = CliRunner().invoke(app, ["evaluate", "fvd", *map(str, words)])
-    assert result.exit_code == 2 and "Fix:" in result.output
-    assert "c3d.pt cannot compute a video" in result.output.replace("\n", " ")
+    torch.jit.script(Pair()).save(str(folder / "pair.pt"))
+    for words, fault in (
+        (["--network", folder / "c3d.pt"], "c3d.pt cannot compute a video"),
+        (["--network", folder / "i3d.pt", "--c3d", folder / "pair.pt"], "gives a tuple"),
+        (["--network", folder / "i3d.pt", "--c3d", folder / "logits.pt"], "no probabilities"),
+    ):
+        command = ["evaluate", "fvd", folder / "real.npy", folder / "made", *words]
+        result = CliRunner().invoke(app, [*map(str, command)])
+        output = result.output.replace("\n", " ")
+        assert result.exit_code == 2 and fault in output
+        assert "None of" not in output and ".pt" in output.partition("Fix:")[2]
+    with pytest.raises(CheckpointError, match="is a TorchScript program, not a file of weights"):
+        read_state(folder / "pair.pt")
+
+
+def test_videos_that_cannot_be_read_are_named_where_the_rest_are_too_few_for_is(files):
+    folder, _ = files
+    for number in range(3):
+        (folder / "made" / f"{number:02}.mkv").write_bytes(b"no video")
+    command = ["evaluate", "fvd", folder / "real.npy", folder / "made"]
+    command += ["--network", folder / "i3d.pt", "--c3d", folder / "c3d.pt"]
+    result = CliRunner().invoke(app, [*map(str, command)])
+    output = result.output.replace("\n", " ")
+    assert result.exit_code == 2 and "Of 12 videos 9 can be looked at" in output
+    assert "00.mkv" in output and "Give more videos" in output

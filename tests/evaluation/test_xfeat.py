@@ -119,8 +119,14 @@ def test_other_weights_are_refused_by_name_and_those_used_are_recorded(weights, 
     state = random_state()
     del state["block1.0.layer.0.weight"]
     save_file(state, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match=r"not a XFeatNetwork: 1 tensors are missing"):
+    with pytest.raises(CheckpointError, match=r"holds no XFeatNetwork: 1 tensors are missing"):
         XFeat.load(tmp_path / "other.safetensors")
+    for value in (math.nan, math.inf, 1j):
+        state = random_state()
+        state["block1.0.layer.0.weight"] = state["block1.0.layer.0.weight"] * value
+        torch.save(state, tmp_path / "damaged.pt")
+        with pytest.raises(CheckpointError, match=r"block1\.0\.layer\.0\.weight.* finite real"):
+            XFeat.load(tmp_path / "damaged.pt")
     write_video(tmp_path / "x.mp4", moving(64, 96, num=3, shift=(2.0, 0.0)), fps=8)
 
     def run(*words: object):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from motionmerge.cli.batch import check_workers, progress_printer
+from motionmerge.cli.batch import check_workers, cluster_device_of_ray, progress_printer
 from motionmerge.cli.options import ManifestOption, PhotosOption, PromptsOption
 from motionmerge.cli.video_flags import POCKET, VideoFlags, load_model, without_left_out
 from motionmerge.errors import ConfigError
@@ -66,6 +66,31 @@ def own_recipe(flags: VideoFlags, name: str) -> Recipe:
     return Recipe.load(name).with_parameters(**own)
 
 
+def open_model(
+    flags: VideoFlags, scenes: SceneFlags, *, ray: bool = False, workers: int | None = None
+) -> ModelChoice:
+    """Open the model for this process, or for the workers of a Ray cluster, which is then joined.
+
+    Raises:
+        ConfigError: This is one of several processes, the flags of the cluster do not go with the
+            others, or it cannot be joined.
+    """
+    from motionmerge.sampling.batch.batch import rank_and_world_size
+
+    check_workers(ray, workers)
+    if rank_and_world_size()[1] > 1:
+        raise ConfigError(
+            "This verb was started as one of several processes.",
+            fix="Start one process, without torchrun or srun.",
+        )
+    if ray and scenes == SceneFlags():
+        raise ConfigError(
+            "--ray shares videos of photos, and none are given.",
+            fix="Give --photos and --prompts, or leave --ray out.",
+        )
+    return flags.request.open_model(cluster_device=cluster_device_of_ray() if ray else None)
+
+
 class VariantBuilder:
     """Finds the weights of recipes for a model, and checks that they fit; each only once.
 
@@ -112,12 +137,6 @@ def open_bench(
     if scenes == SceneFlags() and flags.model == POCKET:
         from motionmerge.evaluation.pocket.bench import PocketBench
 
-        check_workers(ray, workers)
-        if ray:
-            raise ConfigError(
-                "--ray is for videos of photos, not for the pocket model's own prompts.",
-                fix="Leave it out, or give --photos and --prompts.",
-            )
         given = settings.model_dump(exclude_defaults=True, exclude_none=True)
         for name in set(given) - {"num_inference_steps", "seed"}:
             raise ConfigError(
@@ -138,12 +157,7 @@ def open_bench(
 def variant_maker(
     model: ModelChoice, folder: Path, *, ray: bool, workers: int | None
 ) -> VariantMaker:
-    """Return what makes videos in this process, or on a Ray cluster.
-
-    Raises:
-        ConfigError: There are workers without a cluster.
-    """
-    check_workers(ray, workers)
+    """Return what makes videos in this process, or on a Ray cluster."""
     if ray:
         from motionmerge.sampling.batch.ray_batch import RayVariantMaker
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from motionmerge.cli.bench import POCKET_CLIPS, SceneFlags
+from motionmerge.cli.bench import POCKET_CLIPS, SceneFlags, open_model
 from motionmerge.cli.flag_groups import with_flags
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.options import ClipsOption, JsonOption, PlanOption, ResultsOption
@@ -51,7 +51,7 @@ def compare_knobs(
 
     _check_flags(flags)
     own = replace(flags, base=None, replaced=None, motion=None)
-    model = own.request.open_model()
+    model = open_model(own, scenes)
     tuned, base = _weights(flags, model)
     found = knob_points(
         knob_family(model.family.pipelines[0], model.configs),

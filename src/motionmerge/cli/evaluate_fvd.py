@@ -301,6 +301,13 @@ class _OneSet:
         from motionmerge.evaluation.kernel_and_inception import inception_score
 
         rows, failures = _features(self.videos, network, preset, self.frames, folder, label=label)
+        if len(rows) < one_set.SPLITS:
+            path, reason = next(iter(failures.items()))
+            raise DataError(
+                f"Of {len(self.videos)} videos {len(rows)} can be looked at, and the inception "
+                f"score takes at least {one_set.SPLITS}. {path}: {reason}",
+                fix="Give more videos, or leave --c3d and --efflite0 out.",
+            )
         mean, deviation = inception_score(
             rows, num_splits=one_set.SPLITS, shuffle_seed=one_set.SHUFFLE_SEED
         )

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from motionmerge.cli.batch import cluster_device_of_ray
 from motionmerge.cli.bench import (
     SceneFlags,
     VariantBuilder,
     open_bench,
+    open_model,
     own_recipe,
     tell,
     warnings_as_lines,
@@ -100,7 +100,7 @@ def probe(
     inside = expert or noisy_expert(chosen)
     other_expert(chosen, inside)
     wanted = windows_of(windows, window)
-    model = flags.request.open_model(cluster_device=cluster_device_of_ray() if ray else None)
+    model = open_model(flags, scenes, ray=ray, workers=workers)
     check_folder(output)
     bench = open_bench(
         flags, model, output, scenes=scenes, num_clips=clips, ray=ray, workers=workers

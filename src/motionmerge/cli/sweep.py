@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from motionmerge.cli.batch import cluster_device_of_ray, progress_printer
-from motionmerge.cli.bench import SceneFlags, VariantBuilder, own_recipe, variant_maker
+from motionmerge.cli.batch import progress_printer
+from motionmerge.cli.bench import (
+    SceneFlags,
+    VariantBuilder,
+    open_model,
+    own_recipe,
+    variant_maker,
+)
 from motionmerge.cli.flag_groups import with_flags
 from motionmerge.cli.measure import needs_eval_extra
 from motionmerge.cli.merge import counting_bar
@@ -84,7 +90,8 @@ def sweep(
     with needs_eval_extra():
         from motionmerge.evaluation.sweeps.grid import Axis, points_of
 
-    _check_flags(flags)
+    if flags.boundary is not None:
+        raise ConfigError("--boundary is one value.", fix="Write --over boundary=0.5,0.64,0.9.")
     axes = [Axis.parse(text) for text in over or ()]
     strategies = list(dict.fromkeys(name.strip() for name in strategy.split(",")))
     if not axes and len(strategies) == 1:
@@ -92,7 +99,7 @@ def sweep(
             "There is nothing to sweep.", fix="Add e.g. --over motion=-0.5:1:7, or strategies."
         )
     chosen = own_recipe(flags, recipe)
-    model = flags.request.open_model(cluster_device=cluster_device_of_ray() if ray else None)
+    model = open_model(flags, scenes, ray=ray, workers=workers)
     points = points_of(chosen, axes, strategies=strategies)
     run_points(
         points,
@@ -197,18 +204,6 @@ def run_points(
 def _left_out(page: SweepPage) -> dict[str, Mapping[str, str]]:
     """Return what a page leaves out, as the values' file has it."""
     return {"left_out": page.left_out} if page.left_out else {}
-
-
-def _check_flags(flags: VideoFlags) -> None:
-    from motionmerge.sampling.batch.batch import rank_and_world_size
-
-    if flags.boundary is not None:
-        raise ConfigError("--boundary is one value.", fix="Write --over boundary=0.5,0.64,0.9.")
-    if rank_and_world_size()[1] > 1:
-        raise ConfigError(
-            "A sweep was started as one of several processes.",
-            fix="Start one process; --ray shares the videos between machines.",
-        )
 
 
 def _plan(

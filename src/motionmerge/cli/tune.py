@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from motionmerge.cli.batch import cluster_device_of_ray
 from motionmerge.cli.bench import (
     SceneFlags,
     VariantBuilder,
     open_bench,
+    open_model,
     own_recipe,
     tell,
     warnings_as_lines,
@@ -94,7 +94,7 @@ def tune(
         raise ConfigError("--boundary is one value.", fix="Write --over boundary=0.4:0.9.")
     chosen = own_recipe(flags, recipe)
     space = space_of(chosen, over or ())
-    model = flags.request.open_model(cluster_device=cluster_device_of_ray() if ray else None)
+    model = open_model(flags, scenes, ray=ray, workers=workers)
     check_folder(output)
     bench = open_bench(
         flags, model, output, scenes=scenes, num_clips=clips, ray=ray, workers=workers

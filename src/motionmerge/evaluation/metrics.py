@@ -49,14 +49,18 @@ METRICS = {
         Metric(
             name="motion_degree",
             unit="px/s",
-            about="mean way of all pixels, in a frame 512 px wide",
+            about="how far pixels go on average, in a frame 512 px wide",
         ),
         Metric(name="motion_share", unit="1/s", about="the same as a share of the width"),
         Metric(
-            name="camera_degree", unit="px/s", about="mean way of all pixels by the camera's moves"
+            name="camera_degree",
+            unit="px/s",
+            about="how far the camera's moves carry them on average",
         ),
         Metric(
-            name="object_motion", unit="px/s", about="mean way of all pixels apart from the camera"
+            name="object_motion",
+            unit="px/s",
+            about="how far they go on average apart from the camera",
         ),
         Metric(
             name="camera_label",
@@ -88,7 +92,7 @@ METRICS = {
         Metric(name="dynamic_degree_dis", about="VBench's rule of dynamic degree: 1 or 0"),
         Metric(
             name="temporal_flickering",
-            about="VBench's, to the letter; 1 is no change at all",
+            about="VBench's, exactly; 1 where nothing changes",
         ),
         Metric(
             name="warp_error",
@@ -105,7 +109,7 @@ METRICS = {
             name="cut_share",
             about="share of the steps in which nothing could be followed",
         ),
-        Metric(name="looping_share", about="share of frames that came before"),
+        Metric(name="looping_share", about="share of frames that look like an earlier one"),
         *(
             Metric(name=f"drift_ssim_{distance}", about=f"structure kept over {distance}/8 s")
             for distance in DRIFT_DISTANCES
@@ -120,7 +124,7 @@ METRICS = {
         Metric(name="first_frame_ssim", about="first frame against the photo", group="photo"),
         Metric(
             name="camera_agreement",
-            about="label is the move that the prompt names",
+            about="1 where the label is the move that the prompt names, else 0",
             group="prompt",
         ),
         Metric(name="camera_motion_dis", about="the same by VBench's rule", group="prompt"),

@@ -23,31 +23,24 @@ from motionmerge.evaluation.camera import (
     UNCLEAR,
     Matcher,
     Move,
-    MoveFit,
     Tracks,
     bring_back,
-    fit_pair,
-    has_texture,
-    match_move,
     sift_matches,
     textured,
     vbench_labels,
     without_drift,
 )
 from motionmerge.evaluation.clips import Clip
-from motionmerge.evaluation.fast_objects import filled, follow_fast_objects
 from motionmerge.evaluation.flow import (
     FloatArray,
-    FlowPair,
     Mask,
     Picture,
-    dense_flow,
-    lands_inside,
     lengths,
     to_gray,
     warped,
 )
 from motionmerge.evaluation.metrics import DRIFT_DISTANCES
+from motionmerge.evaluation.sample_steps import SampleStep, StepPath, measure_step
 from motionmerge.evaluation.similarity import color_histogram, color_overlap, ssim_map
 from motionmerge.evaluation.vbench.rules import (
     DYNAMIC_LENGTH,
@@ -68,9 +61,6 @@ FROZEN_PIXELS = 0.02
 LOOP_GAP = 3
 """Samples: a frame that looks like one before is no loop unless it is that much later."""
 
-_LOST = 0.6  # share of valid flow below which features are tried
-_FOLLOWED = 0.35  # share valid of what stays inside, below which nothing is followed (noise: 0.2)
-_TRUSTED = 0.3  # share of valid flow that motion apart from the camera needs
 _BLOCK, _SLOW = 4, 1.25  # pairs that are measured at once if they are slower, in the file's pixels
 _STRAIGHT = 0.9  # of the way pair by pair, which noise makes longer
 _DRIFT_PAIRS = 8  # compared at each distance
@@ -80,26 +70,11 @@ _LOOP_LEVELS = 2.0  # of 255: what changes less is no motion that could come bac
 _JERK_LENGTH = 0.05  # pixels
 
 
-@dataclass(frozen=True)
-class _Path:
-    """What happens between two samples; lengths are means over the frame, in its pixels.
-
-    Args:
-        length: How far things go.
-        camera: How far the camera's move carries them; None where it is not known.
-        object: How far they go apart from it; None where the camera's move is not known.
-    """
-
-    length: float
-    camera: float | None
-    object: float | None
-
-
 @dataclass(kw_only=True)
 class _Sums:
     """What is gathered from pair to pair of samples; lengths in pixels of the measured frame."""
 
-    paths: list[_Path | None] = field(default_factory=list)  # None: nothing can be followed
+    paths: list[StepPath | None] = field(default_factory=list)  # None: nothing can be followed
     unfollowed: list[float] = field(default_factory=list)
     support: list[int] = field(default_factory=list)
     top: list[float] = field(default_factory=list)
@@ -129,7 +104,7 @@ def measure_motion(
     sums, tracks = _Sums(), Tracks(height, width)
     before: FloatArray | None = None
     for index, (now, later) in enumerate(pairwise(grays)):
-        step = _look_at(now, later, matchers)
+        step = measure_step(now, later, matchers)
         _add_step(sums, step, colors=clip.samples[index : index + 2])
         if step.is_lost:
             before = None
@@ -158,75 +133,12 @@ def measure_motion(
     return result
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Step:
-    """What is seen from one sample to the next.
-
-    Args:
-        pair, fit: The flow, and the camera's move in it.
-        own: How far each pixel goes apart from the camera, `[height, width]`.
-        way: How far it goes: by the flow where it moves apart from the camera, else as the camera
-            says, because flow over flat ground is arbitrary.
-        unfollowed: Share of the picture that could not be followed.
-        is_lost: Nothing can be followed: a cut, noise, or a move that is too fast.
-    """
-
-    pair: FlowPair
-    fit: MoveFit
-    own: npt.NDArray[np.float32]
-    way: npt.NDArray[np.float32]
-    unfollowed: float = 0.0
-    is_lost: bool = False
-
-    def path(self) -> _Path:
-        if not self.fit.is_supported:
-            # Over flat ground nobody sees the ground's own motion: what moves are the objects.
-            apart = None if self.own.any() else 0.0
-            return _Path(float(self.way.mean()), apart, apart)
-        valid = self.pair.valid
-        own = float(self.own[valid].mean()) if valid.mean() >= _TRUSTED else None
-        return _Path(float(self.way.mean()), float(lengths(self.fit.move.flow()).mean()), own)
-
-
-def _look_at(first: Picture, second: Picture, matchers: Sequence[Matcher]) -> _Step:
-    pair, fit = _flow_and_fit(first, second, matchers)
-    stays = lands_inside(pair.forward)
-    if pair.valid.sum() < _FOLLOWED * stays.sum() or stays.mean() < _FOLLOWED / 3:
-        nothing = np.zeros(first.shape, np.float32)
-        rest = Move(height=first.shape[0], width=first.shape[1])
-        fit = MoveFit(rest, 0.0)
-        return _Step(pair=pair, fit=fit, own=nothing, way=nothing, unfollowed=1.0, is_lost=True)
-    if not fit.is_supported:
-        own = _motion_over_flat_ground(pair, first, second)
-        return _Step(pair=pair, fit=fit, own=own, way=own)
-    move = fit.move
-    followed = follow_fast_objects(pair, move, first, second)
-    camera = move.flow()
-    own = own_motion(followed.pair, camera, first, second)
-    way = np.where(own > 0, lengths(followed.pair.forward), lengths(camera))
-    return _Step(pair=followed.pair, fit=fit, own=own, way=way, unfollowed=followed.unfollowed)
-
-
-def _motion_over_flat_ground(
-    pair: FlowPair, first: Picture, second: Picture
-) -> npt.NDArray[np.float32]:
-    """Return how far objects go, in pixels; ground without texture is taken to stand still.
-
-    Flow spreads from an object over flat ground; it counts inside the outline of what has texture.
-    """
-    still = np.zeros_like(pair.forward)
-    seen = own_motion(pair, still, first, second) > 0
-    outline = filled(has_texture(first) & seen).astype(np.uint8)
-    # Texture is seen from four pixels away.
-    return lengths(pair.forward) * cv2.erode(outline, np.ones((9, 9), np.uint8))
-
-
 def _is_spread(whole: Move, support: Sequence[int]) -> bool:
     """Check whether what follows the camera's move is spread over the frame, or nothing moves."""
     return whole.label == STATIC or float(np.median(support)) >= MIN_SUPPORT
 
 
-def _followed_seconds(clip: Clip, paths: Sequence[_Path | None]) -> float | None:
+def _followed_seconds(clip: Clip, paths: Sequence[StepPath | None]) -> float | None:
     """Return how long the parts of a clip are in which something could be followed."""
     if clip.times is None:
         return None
@@ -238,42 +150,22 @@ def _mean_length(vectors: FloatArray, *, where: Mask) -> float:
     return float(lengths(vectors)[where].mean())
 
 
-def own_motion(
-    pair: FlowPair, camera: FloatArray, first: Picture, second: Picture
-) -> npt.NDArray[np.float32]:
-    """Return how far each pixel goes apart from the camera, in pixels, `[height, width]`.
-
-    |flow - camera| near places where the flow explains the second frame better than the camera's
-    move does, by two levels of 255 and a fifth; 0 elsewhere. So a flat sky, in which flow is
-    arbitrary, has no motion of its own.
-    """
-    now = first.astype(np.float32)
-    after = second.astype(np.float32)
-    with_flow, with_camera = (
-        cv2.blur(np.abs(warped(after, flow) - now), (5, 5)) for flow in (pair.forward, camera)
-    )
-    seen = (with_camera > 1.2 * with_flow + 2).astype(np.uint8)
-    reach = 2 * (first.shape[1] // 48) + 1
-    near = cv2.dilate(seen, np.ones((reach, reach), np.uint8)) > 0
-    return lengths(pair.forward - camera) * near
-
-
 def _slow_parts_again(
-    paths: Sequence[_Path | None], grays: Picture, scale: float, matchers: Sequence[Matcher]
-) -> list[_Path]:
+    paths: Sequence[StepPath | None], grays: Picture, scale: float, matchers: Sequence[Matcher]
+) -> list[StepPath]:
     """Measure slow parts over longer distances, because flow below half a pixel is biased.
 
     Blocks of `_BLOCK` pairs that hardly move are measured from end to end as well. That way counts
     unless the pairs' is much longer: then things went to and fro. Pairs that cannot be followed are
     left out.
     """
-    result: list[_Path] = []
+    result: list[StepPath] = []
     for start in range(0, len(paths), _BLOCK):
         block = paths[start : start + _BLOCK]
         known = [path for path in block if path is not None]
         total = sum(path.length for path in known)
         if len(block) == len(known) > 1 and total < _SLOW * scale * len(block):
-            step = _look_at(grays[start], grays[start + len(block)], matchers)
+            step = measure_step(grays[start], grays[start + len(block)], matchers)
             whole = None if step.is_lost else step.path()
             has_parts = any(path.object is not None for path in known)
             if (
@@ -287,40 +179,7 @@ def _slow_parts_again(
     return result
 
 
-def _flow_and_fit(
-    first: Picture, second: Picture, matchers: Sequence[Matcher]
-) -> tuple[FlowPair, MoveFit]:
-    """Return the flow between two frames and the camera's move.
-
-    Where most of the flow cannot be trusted, the move may be too large for it. Then features are
-    matched, and flow is computed again for what is left.
-    """
-    pair = FlowPair.between(first, second)
-    fit = fit_pair(pair.forward, gray=first, valid=pair.valid)
-    if pair.valid.mean() >= _LOST:
-        return pair, fit
-    move = match_move(first, second, matchers=matchers)
-    if move is None:
-        return pair, fit
-    back, seen = bring_back(second, move.matrix)
-    undone = move.flow()
-    forward = undone + _scaled_by(dense_flow(first, back), move)
-    returned = move.inverse()
-    again, its_seen = bring_back(first, returned.matrix)
-    backward = returned.flow() + _scaled_by(dense_flow(second, again), returned)
-    better = FlowPair(forward.astype(np.float32), backward.astype(np.float32))
-    if better.valid[seen].sum() <= pair.valid.sum() or not its_seen.any():
-        return pair, fit
-    return better, fit_pair(better.forward, gray=first, valid=better.valid)
-
-
-def _scaled_by(rest: FloatArray, move: Move) -> FloatArray:
-    """Turn flow that is left after a move was undone into flow on the screen."""
-    turn = move.matrix[:2, :2].astype(np.float32)
-    return np.asarray(rest @ turn.T, dtype=np.float32)
-
-
-def _add_step(sums: _Sums, step: _Step, *, colors: Picture) -> None:
+def _add_step(sums: _Sums, step: SampleStep, *, colors: Picture) -> None:
     pair, valid = step.pair, step.pair.valid
     sums.valid.append(float(valid.mean()))
     sums.following.append(step.fit.following)
@@ -330,7 +189,7 @@ def _add_step(sums: _Sums, step: _Step, *, colors: Picture) -> None:
     if step.is_lost:
         return
     sums.unfollowed.append(step.unfollowed)
-    sums.top.append(_mean_of_longest(step.way))
+    sums.top.append(_mean_of_longest(step.distance))
     if valid.any():
         now, later = (one.astype(np.float32) for one in colors)
         apart = np.abs(warped(later, pair.forward) - now)
@@ -358,7 +217,7 @@ def _whole_move(steps: Sequence[npt.NDArray[np.float64]], grays: Picture) -> Mov
 
 
 def _per_second(
-    paths: Sequence[_Path], seconds: float | None, width: int
+    paths: Sequence[StepPath], seconds: float | None, width: int
 ) -> dict[str, float | str | None]:
     names = ("motion_degree", "motion_share", "camera_degree", "object_motion")
     if not seconds or not paths:

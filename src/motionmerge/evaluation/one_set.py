@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from motionmerge.errors import DataError
+from motionmerge.errors import CheckpointError, DataError
 from motionmerge.evaluation.backbones.protocol import ImageEncoder
 from motionmerge.evaluation.frechet import Features
 from motionmerge.evaluation.runs import reason_of
 from motionmerge.evaluation.sources import Photos, source_of
 from motionmerge.evaluation.vbench.frames import ERAS, dreamsim_frames, dreamsim_image
-from motionmerge.evaluation.video_features import Preset, VideoNetwork, load_torch_script
+from motionmerge.evaluation.video_features import Preset, VideoNetwork, load_torch_script, one_row
 from motionmerge.io.hashing import hash_file
 from motionmerge.io.video import fit_image, load_image, read_frames
 
@@ -34,7 +34,8 @@ class C3D(VideoNetwork):
         The network takes bytes of any size, resizes them itself and needs no preset.
 
         Raises:
-            DataError: The clip has another length, or the network gives no probabilities.
+            CheckpointError: The network gives no probabilities.
+            DataError: The clip has another length, or the network gives no numbers for it.
         """
         if len(clip) != C3D_FRAMES:
             raise DataError(
@@ -44,13 +45,14 @@ class C3D(VideoNetwork):
         video = (clip * 255).round().to(torch.uint8).transpose(0, 1)[None].contiguous()
         with torch.inference_mode():
             found = self.compute(video)
-        is_one_row = found.ndim == 2 and len(found) == 1 and bool(torch.isfinite(found).all())
-        if not is_one_row or bool((found < 0).any()) or abs(float(found.sum()) - 1) > 1e-3:
-            raise DataError(
-                f"The network gives {list(found.shape)} that are no probabilities for one clip.",
-                fix="Give StyleGAN-V's c3d_ucf101.pt, whose output is after the softmax.",
+        fix = "Give StyleGAN-V's c3d_ucf101.pt, whose output is after the softmax."
+        row = one_row(found, fix=fix)
+        if (row < 0).any() or abs(float(row.sum()) - 1) > 1e-3:
+            raise CheckpointError(
+                f"What the network gives for a clip, {len(row)} numbers, are no probabilities.",
+                fix=fix,
             )
-        return found[0].double().numpy()
+        return row
 
 
 def load_c3d(path: Path) -> C3D:

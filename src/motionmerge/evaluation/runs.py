@@ -212,7 +212,7 @@ def _warnings(values: Values) -> Iterator[str]:
         ("frozen_share", FROZEN_WARNING, "FROZEN: nothing moves in {:.0%} of it"),
         ("cut_share", 1e-9, "CUTS: {:.0%} of its steps cannot be followed, and are left out"),
         ("unfollowed_share", UNFOLLOWED_WARNING, "{:.1%} of the picture moves too fast to follow"),
-        ("looping_share", LOOPING_WARNING, "LOOPS: {:.0%} of its frames came before"),
+        ("looping_share", LOOPING_WARNING, "LOOPS: {:.0%} of its frames look like an earlier one"),
     ):
         value = values.get(metric)
         if isinstance(value, (int, float)) and value >= limit:

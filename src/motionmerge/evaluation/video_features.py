@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from motionmerge.errors import ConfigError, DataError
+from motionmerge.errors import CheckpointError, ConfigError, DataError
 from motionmerge.evaluation.backbones.i3d import FEWEST_FRAMES, I3D
+from motionmerge.evaluation.backbones.protocol import check_finite
 from motionmerge.evaluation.frechet import Covariance, Features, read_features
 from motionmerge.evaluation.runs import reason_of
 from motionmerge.io.atomic import atomic_path
@@ -98,6 +99,7 @@ class VideoNetwork:
         """Compute the features `[dim]` of a clip `[frames, 3, height, width]` in [0, 1].
 
         Raises:
+            CheckpointError: The network cannot compute a clip, or gives no features of one.
             DataError: The clip is too short, or the network gives no numbers for it.
         """
         if len(clip) < FEWEST_FRAMES:
@@ -108,12 +110,23 @@ class VideoNetwork:
         video = preset.geometry(clip).transpose(0, 1)[None] * 2 - 1
         with torch.inference_mode():
             found = self.compute(video)
-        if found.ndim != 2 or len(found) != 1 or not bool(torch.isfinite(found).all()):
-            raise DataError(
-                f"The network gives {list(found.shape)} for one clip, or NaN.",
-                fix="Use the weights of I3D trained on Kinetics 400.",
-            )
-        return found[0].double().numpy()
+        return one_row(found, fix="Use the weights of I3D trained on Kinetics 400.")
+
+
+def one_row(found: torch.Tensor, *, fix: str) -> Features:
+    """Return what a network gives for one clip, `[1, dim]`, as `[dim]`.
+
+    Raises:
+        CheckpointError: It has another shape: so it will have for all clips.
+        DataError: It has NaN or infinite entries.
+    """
+    if found.ndim != 2 or len(found) != 1:
+        raise CheckpointError(
+            f"The network gives {list(found.shape)} for one clip, not [1, features].", fix=fix
+        )
+    if not bool(torch.isfinite(found).all()):
+        raise DataError("The network gives NaN or infinity for it.", fix=fix)
+    return found[0].double().numpy()
 
 
 def load_i3d(path: Path) -> VideoNetwork:
@@ -122,6 +135,7 @@ def load_i3d(path: Path) -> VideoNetwork:
     TorchScript is a program: use a file from somebody you trust (`i3d_torchscript.pt`).
 
     Raises:
+        CheckpointError: Its weights are no finite numbers, or cannot be read.
         DataError: The file is missing, or holds no such network.
     """
     if not path.is_file():
@@ -147,6 +161,7 @@ def load_i3d(path: Path) -> VideoNetwork:
             f"{path} holds no I3D of 400 classes: {lacking[0]} is not there, or of another shape.",
             fix="Pass i3d_pretrained_400.pt, with tensors such as Conv3d_1a_7x7.conv3d.weight.",
         )
+    check_finite(found, source=str(path))
     network.load_state_dict(found, strict=False)
     return VideoNetwork(network, fingerprint)
 
@@ -175,23 +190,26 @@ def clip_features(
         Features `[clips, dim]` in the order of `paths`, and why each of the others has none.
 
     Raises:
+        CheckpointError: The network is another one.
         ConfigError: There is no such preset.
         DataError: No video has features, or the folder cannot be written.
     """
     preset_named(preset)
     found, failures = [], {}
+    fix: str | None = None
     for path in paths:
         try:
             found.append(_kept_features(path, network, preset, num_frames, folder))
         except (DataError, OSError) as error:
             failures[path] = reason_of(error)
+            fix = fix or getattr(error, "fix", None)
         if on_clip is not None:
             on_clip()
     if not found:
         reason = f" {paths[0]}: {failures[paths[0]]}" if paths else ""
         raise DataError(
             f"None of {len(paths)} videos has features.{reason}",
-            fix=f"Give videos of at least {num_frames} frames, or lower `num_frames`.",
+            fix=fix or f"Give videos of at least {num_frames} frames, or lower `num_frames`.",
         )
     return np.stack(found), failures
 
@@ -236,7 +254,7 @@ def load_torch_script(path: Path, *, fix: str) -> Callable[..., torch.Tensor]:
 
     Raises:
         DataError: The file is missing or is none; `fix` says what to give. Calling what is returned
-            raises it as well, if the program is another network's.
+            raises a CheckpointError if the program is another network's.
     """
     if not path.is_file():
         raise DataError(f"There is no network at {path}.", fix=fix)
@@ -249,10 +267,15 @@ def load_torch_script(path: Path, *, fix: str) -> Callable[..., torch.Tensor]:
 
     def compute(*videos: torch.Tensor, **options: bool) -> torch.Tensor:
         try:
-            return network(*videos, **options)
+            found = network(*videos, **options)
         except (RuntimeError, torch.jit.Error) as error:
             text = " ".join(str(error).split())[:300]
-            raise DataError(f"{path} cannot compute a video: {text}", fix=fix) from error
+            raise CheckpointError(f"{path} cannot compute a video: {text}", fix=fix) from error
+        if not isinstance(found, torch.Tensor):
+            raise CheckpointError(
+                f"{path} gives a {type(found).__name__} for a video, not a tensor.", fix=fix
+            )
+        return found
 
     return compute
 

@@ -173,6 +173,11 @@ def _load_pickle(path: Path) -> Any:
             fix="Use a safetensors version, or convert it on a machine where you trust the file.",
         ) from error
     except _PICKLE_FAULTS as error:
+        if "TorchScript" in str(error):  # torch's own advice would be to run the program
+            raise CheckpointError(
+                f"{path} is a TorchScript program, not a file of weights.",
+                fix="Give the weights: `torch.save(model.state_dict(), ..)`, or safetensors.",
+            ) from error
         raise CheckpointError(
             f"{path} cannot be read as a torch checkpoint: {error}",
             fix="Download the file again, or use a safetensors version.",

@@ -138,7 +138,7 @@ def test_weights_of_another_network_are_refused_by_name(vbench):
     paths = vbench.networks.paths
     with pytest.raises(CheckpointError, match="no vision transformer of a known maker"):
         Networks({"dino": paths["raft"]}, {}).dino()
-    with pytest.raises(CheckpointError, match=r"is not a Raft: \d+ tensors are missing"):
+    with pytest.raises(CheckpointError, match=r"holds no Raft: \d+ tensors are missing"):
         Networks({"raft": paths["dino"]}, {}).raft()
 
 

@@ -23,6 +23,11 @@ _WRAPPERS = ("module.", "backbone.", "model.")
 """Prefixes that data-parallel training and self-supervised trainers leave in front of all names."""
 
 
+_PUBLISHED = (
+    "Give the published file: see docs/how-to/vbench.md and fvd.md, or docs/reference/metrics.md."
+)
+
+
 class ImageEncoder(Protocol):
     """A network that turns frames into features."""
 
@@ -72,7 +77,8 @@ def fill(network: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) 
     """Load weights into a network, all of them and no others.
 
     Raises:
-        CheckpointError: Names or shapes differ; the first of each kind is named.
+        CheckpointError: Names or shapes differ, of which the first of each kind is named, or
+            weights are as `check_finite` refuses them.
     """
     wanted = network.state_dict()
     missing = [name for name in wanted if name not in state]
@@ -88,10 +94,26 @@ def fill(network: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) 
             shapes = f"{list(state[other[0]].shape)} instead of {list(wanted[other[0]].shape)}"
             parts.append(f"`{other[0]}` is {shapes}")
         raise CheckpointError(
-            f"{source} is not a {type(network).__name__}: {'; '.join(parts)}.",
-            fix="Give the file that docs/how-to/vbench.md names.",
+            f"{source} holds no {type(network).__name__}: {'; '.join(parts)}.", fix=_PUBLISHED
         )
+    check_finite(state, source=source)
     network.load_state_dict(state)
+
+
+def check_finite(state: Mapping[str, torch.Tensor], *, source: str) -> None:
+    """Refuse weights that are NaN, infinite or complex.
+
+    A network of these measures nothing, and does not say so: NaN is below every threshold.
+
+    Raises:
+        CheckpointError: Some are; the first tensor with such entries is named.
+    """
+    for name, tensor in state.items():
+        if tensor.is_complex() or not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"`{name}` of {source} has entries that are no finite real numbers.",
+                fix=_PUBLISHED,
+            )
 
 
 @contextmanager
@@ -104,7 +126,4 @@ def named_source(source: str) -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        raise CheckpointError(
-            f"{source} has no tensor {error}.",
-            fix="Give the file that docs/how-to/vbench.md names.",
-        ) from error
+        raise CheckpointError(f"{source} has no tensor {error}.", fix=_PUBLISHED) from error

@@ -91,7 +91,9 @@ def _imported() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError("Ray is not installed.", fix="Pip install 'motionmerge[ray]'.") from error
+        raise ConfigError(
+            "Ray is not installed.", fix="Run `pip install 'motionmerge[ray]'`."
+        ) from error
     finally:
         if own is None:
             del os.environ[_NUM_TRIES]  # it is not for the processes of a cluster that we start
