@@ -20,6 +20,9 @@ from .errors import NodeError
 KEY = "motionmerge"
 """What ComfyUI calls our attachment and our wrappers."""
 
+WRAPPER = "outer_sample"
+"""ComfyUI's word for what is wrapped around a whole sampling."""
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -215,10 +218,6 @@ def without_experts(model: Any) -> Any:
     plain.remove_attachments(KEY)
     plain.remove_wrappers_with_key(WRAPPER, KEY)
     return plain
-
-
-WRAPPER = "outer_sample"
-"""ComfyUI's word for what is wrapped around a whole sampling."""
 
 
 def bare_parameters(network: torch.nn.Module) -> set[str]:

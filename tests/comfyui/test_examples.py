@@ -22,6 +22,7 @@ FOLDERS = {
     "MotionMergeKnobLora": "loras",
     "LoraLoaderModelOnly": "loras",
     "CLIPLoader": "text_encoders",
+    "CLIPVisionLoader": "clip_vision",
     "VAELoader": "vae",
 }
 """Where the file is that a node's first widget names."""

@@ -301,13 +301,18 @@ def test_the_knob_is_that_of_the_shipped_recipes(pack):
     assert torch.allclose(made["dynamics"]["x.weight"], wanted)
 
 
-def test_example_workflows_have_a_picture_and_all_widgets_of_our_nodes(pack):
+def test_example_workflows_have_a_picture_all_widgets_and_the_address_of_each_model(pack):
     nodes = {node.define_schema().node_id: node.define_schema() for node in pack.nodes.NODES}
     workflows = sorted((PACK / "example_workflows").glob("*.json"))
     used = set()
     for path in workflows:
         assert path.with_suffix(".jpg").exists()
         for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+            for file in node.get("widgets_values", []):  # the page offers to download what is absent
+                if str(file).endswith(".safetensors") and file != "my_style_lora.safetensors":
+                    (offered,) = node["properties"]["models"]
+                    assert offered["name"] == file
+                    assert offered["url"].endswith(f"/{offered['directory']}/{file}")
             if node["type"].startswith("MotionMerge"):
                 used.add(node["type"])
                 inputs = [one.args[0] for one in nodes[node["type"]].inputs]

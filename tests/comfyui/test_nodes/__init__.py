@@ -1,10 +1,10 @@
-"""Nodes for workflows of the tests, and a text encoder that is small enough for them."""
+"""Nodes for workflows of the tests, and encoders that are small enough for them."""
 
 import torch
 
-from . import text_stand_in
+from . import stand_ins
 
-text_stand_in.use_it()
+stand_ins.use_them()
 
 
 class RandomConditioning:
