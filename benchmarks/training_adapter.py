@@ -14,12 +14,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import resource
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
 from motionmerge.evaluation.pocket.bench import observed_of
 from motionmerge.evaluation.pocket.runs import FORMAT, KeptRun, Protocol
@@ -52,7 +53,7 @@ MEASURES = {
 }
 """Heading, factor and digits of each."""
 
-Values = Mapping[str, Mapping[int, float]]
+Values = Mapping[str, Mapping[Hashable, float]]
 """Each measure by prompt."""
 
 
@@ -79,10 +80,9 @@ def hide_text(model: PocketModel) -> None:
         text = empty.to(context.text).expand_as(context.text)
         return args, {**kwargs, "encoder_hidden_states": replace(context, text=text)}
 
-    for stages in (model.unet.down_stages, model.unet.mid_stages, model.unet.up_stages):
-        for stage in stages:
-            if stage.attention is not None:
-                stage.attention.register_forward_pre_hook(hidden, with_kwargs=True)
+    for module in model.unet.modules():
+        if isinstance(module, Transformer2DModel):
+            module.register_forward_pre_hook(hidden, with_kwargs=True)
 
 
 def run_one(base: str, way: str, seed: int, *, given: argparse.Namespace) -> Values:
@@ -120,14 +120,16 @@ def measure(model: PocketModel, name: str, *, given: argparse.Namespace) -> Valu
     return observed_of(clips).values
 
 
-def estimate(runs: Mapping[int, Mapping[int, float]]) -> Estimate:
+def estimate(runs: Mapping[int, Mapping[Hashable, float]]) -> Estimate:
     """Average over training seeds and prompts, with an interval over both."""
     known = [(seed, prompt, one) for seed, run in runs.items() for prompt, one in run.items()]
     seeds, prompts, values = zip(*known, strict=True)
     return bootstrap_mean(values, clusters=prompts, training_seeds=seeds)
 
 
-def difference(first: Mapping[int, float], second: Mapping[int, float]) -> dict[int, float]:
+def difference(
+    first: Mapping[Hashable, float], second: Mapping[Hashable, float]
+) -> dict[Hashable, float]:
     return {prompt: first[prompt] - second[prompt] for prompt in first}
 
 
@@ -159,7 +161,6 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("output", type=Path)
-    parser.add_argument("--bases", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -167,11 +168,11 @@ def main() -> None:
     parser.add_argument("--denoising-steps", type=int, default=12)
     given = parser.parse_args()
     results: dict[str, dict[str, dict[int, Values]]] = {}
-    for base in given.bases:
+    for base in WAYS:
         before = measure(load_base(base, seed=0), f"{base}, before", given=given)
         results[base] = {"none": {0: before}} | {way: {} for way in WAYS[base]}
     for seed in range(given.seeds):  # seeds last, so that a run that is cut short has pairs
-        for base in given.bases:
+        for base in WAYS:
             for way in WAYS[base]:
                 results[base][way][seed] = run_one(base, way, seed, given=given)
     print_table(results)
