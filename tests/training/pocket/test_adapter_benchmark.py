@@ -46,6 +46,8 @@ def test_a_base_without_text_knows_the_prompt_by_its_adapter_alone(benchmark):
 
 def test_the_benchmark_pairs_both_ways_of_a_base(benchmark, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(VideoObjective.__init__.__kwdefaults__, "num_canvases", 8)
+    monkeypatch.setattr(benchmark, "HELD_OUT_BATCHES", 1)
+    monkeypatch.setattr(benchmark, "HELD_OUT_BATCH", 2)
     monkeypatch.delitem(benchmark.WAYS, "frozen spatial")
     words = "--seeds 1 --steps 1 --batch-size 1 --prompts 1 --denoising-steps 1"
     monkeypatch.setattr(sys, "argv", ["training_adapter.py", str(tmp_path), *words.split()])
