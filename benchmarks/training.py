@@ -199,10 +199,10 @@ def main() -> None:
     for name, rows in seen.items():
         totals = [sum(one.values()) for one in rows]
         middle = statistics.median(totals)
-        parts = [statistics.median(one[part] for one in rows) for part in PARTS]
+        middles = [statistics.median(one[part] for one in rows) for part in PARTS]
         print(
             f"| {name} | {middle:.2f} ({min(totals):.2f} - {max(totals):.2f}) | "
-            f"{official / middle:.2f} | " + " | ".join(f"{part:.2f}" for part in parts) + " |"
+            f"{official / middle:.2f} | " + " | ".join(f"{one:.2f}" for one in middles) + " |"
         )
 
 
