@@ -114,6 +114,7 @@ def fit(
         if accelerator.num_processes > 1:
             cleanup.enter_context(lost_processes_named())
         run.restore()
+        run.make_ready()
         if run.done == 0:
             run.validate()
         batches = batches_left(
@@ -196,7 +197,7 @@ class _Run:
         """Loss and gradient norm of each step since the last line of the log."""
 
     def restore(self) -> None:
-        """Load the newest state if there is one, and make optimizer and wrapper ready."""
+        """Load the newest state if there is one, and drop what was logged after it."""
         saved = self.books.load()
         if saved is not None:
             try:
@@ -215,6 +216,9 @@ class _Run:
         if self.accelerator.is_main_process:
             for name in (LOG, VALIDATION_LOG):
                 self.books.trim_log(self.done, name=name)
+
+    def make_ready(self) -> None:
+        """Wrap the module for several processes, choose how steps run, and start the clock."""
         if self.ema is not None:
             self.ema.to(self.device)
         self.wrapped = self.module

@@ -17,7 +17,7 @@ from torch.distributed import DistError
 from motionmerge.errors import ConfigError, DataError
 
 _LOCK = ".lock"
-"""In a folder in which a run is, or was."""
+"""The file in its folder that a run locks. It stays when the run ends: a run was there."""
 
 
 @contextmanager
@@ -36,7 +36,11 @@ def frozen_but(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterato
 
 @contextmanager
 def checkpointing(module: nn.Module) -> Iterator[None]:
-    """Keep the inputs of blocks alone for their gradients."""
+    """Keep only the inputs of blocks; what is inside is computed again for the gradients.
+
+    Raises:
+        ConfigError: No part of the module can do so.
+    """
     networks: list[Any] = [
         part
         for part in module.modules()
@@ -58,7 +62,7 @@ def checkpointing(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def lost_processes_named() -> Iterator[None]:
-    """Name what the other processes of a run see when one of them ends.
+    """Replace the errors that a process meets when another one ends by one that says so.
 
     Raises:
         DataError: Another process ended.
@@ -75,7 +79,7 @@ def lost_processes_named() -> Iterator[None]:
 
 
 class StopRequest:
-    """That a process was asked to end.
+    """Whether a process was asked to end, and by which signal.
 
     Attributes:
         number: Of the signal that asked; None as long as none did.
@@ -88,7 +92,7 @@ class StopRequest:
         self.number = number
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.write(2, b"\nsaving after this step; Ctrl-C again ends at once, without\n")
+            os.write(2, b"\nsaving after this step; Ctrl-C again ends at once, without saving\n")
 
 
 @contextmanager
