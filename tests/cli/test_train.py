@@ -173,8 +173,8 @@ def test_clips_become_a_tuned_folder_and_a_recipe_that_generate_uses(tmp_path: P
     assert words[:2] == ["motionmerge", "generate"]
     Image.radial_gradient("L").resize((24, 20)).convert("RGB").save(tmp_path / "photo.jpg")
     words[2] = str(tmp_path / "photo.jpg")
-    settings = ["--num-frames", str(NUM_FRAMES), "--steps", "2"]
-    made = CliRunner().invoke(app, [*words[1:], *settings, "-o", str(tmp_path / "out.mp4")])
+    assert words[words.index("--num-frames") + 1] == str(NUM_FRAMES)
+    made = CliRunner().invoke(app, [*words[1:], "--steps", "2", "-o", str(tmp_path / "out.mp4")])
     assert made.exit_code == 0, made.output
     assert (tmp_path / "out.mp4").stat().st_size > 0
 

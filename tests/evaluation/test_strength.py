@@ -52,7 +52,7 @@ def test_the_least_value_that_moves_as_much_as_the_base_is_taken_and_no_larger_o
     assert "-1 20% and 0.800, 0 90% and 0.800, 0.25 120% and 0.800" in text
     assert "2 videos of 2 photos, 7 steps" in text and "the least that moves as much" in text
     # The first clip moves less at 0 than at 0.25, the second more; both less at -1.
-    assert "do not tell it from 0: " in text
+    assert "do not tell it from 0. " in text
     assert Recipe.parse(chosen.recipe.print()) == chosen.recipe
 
 

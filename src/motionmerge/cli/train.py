@@ -193,6 +193,9 @@ def _words_to_generate(run: ClipRun, made: RunResult) -> list[str]:
 
     words = ["motionmerge", "generate", "photo.jpg", "--model", made.model]
     words += ["--recipe", str(made.recipe)]
+    views = run.views.settings
+    height, width = views.sizes[0]
+    words += ["--height", str(height), "--width", str(width), "--num-frames", str(views.num_frames)]
     if find_pipeline(made.model).family.takes_text:
         words += ["--prompt", run.held_out[0].clip.caption if run.held_out else "what happens"]
     return words

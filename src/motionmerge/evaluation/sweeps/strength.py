@@ -92,8 +92,9 @@ def choose_strength(
     ]
     doubt = f"; so few videos do not tell it from {' and '.join(alike)}" if alike else ""
     why = (
-        f"{KNOB} {motion:g}, {reason}{doubt}: {measured} (of the base's motion; first "
-        f"frame, SSIM, the base's {_fidelity(reference)}; {bench.about}, {bench.num_steps} steps)"
+        f"{KNOB} {motion:g}, {reason}{doubt}. Motion beside the base's, and SSIM of first frame "
+        f"and photo (the base's {_fidelity(reference)}), at each value: {measured}; {bench.about}, "
+        f"{bench.num_steps} steps"
     )
     description = f"{recipe.description} Chosen: {why}. Report numbers of other clips."
     chosen = replace(tried[motion][0], description=description)

@@ -153,7 +153,8 @@ class VideoBench:
         self.num_clips = len(self._jobs)
         self.num_steps = max(job.settings.num_inference_steps or 1 for job in self._jobs)
         num_photos = len({job.image for job in self._jobs})
-        self.about = f"{self.num_clips} videos of {num_photos} photos"
+        photos = "1 photo" if num_photos == 1 else f"{num_photos} photos"
+        self.about = f"{self.num_clips} video{'s' * (self.num_clips != 1)} of {photos}"
 
     def observe(self, variant: Variant, *, num_clips: int, num_steps: int) -> Observed:
         """Make what is missing of the first videos, and measure them.
