@@ -19,7 +19,7 @@ CATEGORY = "motionmerge"
 NO_LORA = "(none)"
 ExpertList = io.Custom("MOTIONMERGE_EXPERTS")
 
-_CFG = "The sampler's cfg while this expert denoises; 0 keeps the one of the sampler."
+_CFG = "The cfg while this expert denoises, instead of the sampler's; 0 keeps the sampler's."
 _BOUNDARY = (
     "Noise level at which the expert changes: 1 is noise, 0 is clean. In a flow model such as Wan "
     "it is sigma. Wan 2.2 changes its own models at 0.9 (image to video) or 0.875."
@@ -45,7 +45,8 @@ def motion_input() -> Any:
         max=2.0,
         step=0.05,
         tooltip="How far to go away from the LoRA or the fine-tuned model while it is noisy: 0 is "
-        "the base's motion, -1 that of the fine-tuned weights; more moves more and breaks sooner.",
+        "the base's motion, -1 that of the fine-tuned weights. A larger value moves more, and too "
+        "large a one breaks the video.",
     )
 
 
@@ -230,12 +231,12 @@ class LoraExpert(io.ComfyNode):
             display_name="Expert",
             category=CATEGORY,
             description="One expert for Apply Experts: a LoRA, of either sign, while the noise "
-            "level is above `above`. Several with the same `above` add up.",
+            "level is higher than `above`. Several with the same `above` add up.",
             inputs=[
                 io.Combo.Input(
                     "lora",
                     options=[NO_LORA, *folder_paths.get_filename_list("loras")],
-                    tooltip=f"{NO_LORA} is the model itself.",
+                    tooltip=f"The LoRA of this expert; {NO_LORA} is the model itself.",
                 ),
                 io.Float.Input(
                     "weight",
@@ -362,7 +363,8 @@ class ShowSchedule(io.ComfyNode):
         experts = experts_of(model)
         if experts is None:
             raise NodeError(
-                "This MODEL has no experts.", fix="Connect the output of one of our nodes."
+                "This MODEL has no experts.",
+                fix="Connect the MODEL of a node of the category motionmerge, e.g. Motion Knob.",
             )
         sampling = model.get_model_object("model_sampling")
         levels = [float(sigma) for sigma in sigmas]

@@ -53,7 +53,7 @@ def experts_of_recipe(model: Any, recipe: str, values: str) -> list[Expert]:
             fix=fix_unknown_name(text[:100], shipped_recipes()),
         )
     read = Recipe.load(text) if text in shipped_recipes() else Recipe.parse(recipe)
-    given = _lines(values)
+    given = _values(values)
     known = {*read.parameters, *read.inputs}
     for name in given.keys() - known:
         raise NodeError(
@@ -65,22 +65,17 @@ def experts_of_recipe(model: Any, recipe: str, values: str) -> list[Expert]:
     )
     if read.schedule is None:
         raise NodeError("The recipe has no schedule.", fix="Add `schedule:` to it.")
-    own = {
-        name
-        for name, entry in read.inputs.items()
-        if given.get(name, THE_MODEL if entry.path == OWN_MODEL else entry.path) == THE_MODEL
-    }
-    files = {
-        name: replace(entry, path=_found(name, given.get(name, entry.path)))
-        if name not in given
-        else replace(entry, path=_found(name, given[name]), sha256=None)
-        for name, entry in read.inputs.items()
-        if name not in own
-    }
-    kept = {
-        name: replace(entry, path=OWN_MODEL, sha256=None) for name, entry in read.inputs.items()
-    }
-    bound = BoundRecipe.of(replace(read, inputs={**kept, **files}))
+    inputs, own = {}, set()
+    for name, entry in read.inputs.items():
+        written = THE_MODEL if entry.path == OWN_MODEL else entry.path
+        file = given.get(name, written)
+        if file == THE_MODEL:
+            own.add(name)
+            inputs[name] = replace(entry, path=OWN_MODEL, sha256=None)
+        else:  # the recipe's checksum is of its own file, not of another one
+            checksum = None if name in given else entry.sha256
+            inputs[name] = replace(entry, path=_found(name, file), sha256=checksum)
+    bound = BoundRecipe.of(replace(read, inputs=inputs))
     computed = ComputedWeights(bound, own, shapes_of(model))
     return [_expert(entry, model, computed) for entry in read.schedule.entries]
 
@@ -196,7 +191,8 @@ class RecipeWeight(WeightAdapterBase):
         return computed.compute(expert, key.removeprefix(NETWORK), weight)
 
 
-def _lines(text: str) -> dict[str, str]:
+def _values(text: str) -> dict[str, str]:
+    """Return the lines `name: value` of a text, by name."""
     found = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         name, colon, value = line.partition(":")
@@ -209,6 +205,7 @@ def _lines(text: str) -> dict[str, str]:
 
 
 def _number(name: str, text: str) -> float:
+    """Return the number of a parameter."""
     try:
         return float(text)
     except ValueError as error:
@@ -216,6 +213,7 @@ def _number(name: str, text: str) -> float:
 
 
 def _found(name: str, file: str) -> str:
+    """Return the path of the file of an input."""
     for folder in FOLDERS:
         if file in folder_paths.get_filename_list(folder):
             return str(folder_paths.get_full_path_or_raise(folder, file))

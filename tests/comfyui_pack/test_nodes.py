@@ -308,11 +308,9 @@ def test_example_workflows_have_a_picture_all_widgets_and_the_address_of_each_mo
     for path in workflows:
         assert path.with_suffix(".jpg").exists()
         for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
-            for file in node.get(
-                "widgets_values", []
-            ):  # the page offers to download what is absent
+            for file in node.get("widgets_values", []):
                 if str(file).endswith(".safetensors") and file != "my_style_lora.safetensors":
-                    (offered,) = node["properties"]["models"]
+                    (offered,) = node["properties"]["models"]  # for download, where it is absent
                     assert offered["name"] == file
                     assert offered["url"].endswith(f"/{offered['directory']}/{file}")
             if node["type"].startswith("MotionMerge"):
