@@ -407,14 +407,18 @@ def _with_prediction(output: object, prediction: torch.Tensor) -> object:
 
 
 def _is_running(pipeline: object) -> bool:
-    """Check whether a method of a pipeline is being executed.
+    """Check whether a pipeline is being called.
 
     Only then is its scale that of this run, not of one before: pipelines may share denoisers.
     """
     frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_locals.get("self") is not pipeline:
+    while frame is not None:
+        # Reading the locals of a frame keeps their values alive: only of frames that may be it.
+        is_call = frame.f_code.co_name == "__call__"
+        if is_call and frame.f_locals.get("self") is pipeline:
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False
 
 
 def _guides(pipeline: object, family: KnobFamily) -> bool | None:
