@@ -6,7 +6,7 @@ Two bases, both the shipped pocket base: in one, spatial attention sees the empt
 the prompt, so that the model has no text, like SVD; in the other it sees the prompt, but only the
 temporal half is trained. Each is fine-tuned with and without the adapter, on the same clips and
 noise, by several training seeds. Measured are videos of test prompts, and how much a held-out
-caption helps to predict. Intervals are drawn over training seeds and prompts. About an hour of one
+caption helps to predict. Intervals are drawn over training seeds and prompts. 45 minutes of one
 core; the same command goes on after a kill.
 """
 
