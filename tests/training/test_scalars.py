@@ -1,7 +1,12 @@
-"""The scalars of a run: silent without TensorBoard, its numbers with it."""
+"""The scalars of a run: silent without TensorBoard, its numbers with it; wandb where asked for."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
+import pytest
+
+from motionmerge.errors import ConfigError
 from motionmerge.training import scalars
 from motionmerge.training.scalars import scalars_of
 from motionmerge.training.settings import TrainingProgress
@@ -41,3 +46,21 @@ def test_tensorboard_shows_log_and_validation_without_what_is_done_again(tmp_pat
     assert [(one.step, one.value) for one in seen.Scalars("videos/relative_motion")] == [(6, 0.75)]
     assert "videos/motion_degree" in seen.Tags()["scalars"]
     assert "videos/first_frame_psnr" not in seen.Tags()["scalars"]
+
+
+def test_wandb_is_named_where_it_is_asked_for_and_absent(tmp_path, monkeypatch):
+    monkeypatch.setattr(scalars, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs wandb"), scalars_of(tmp_path, wandb_project="p"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb_keeps_the_same_numbers(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with scalars_of(tmp_path, wandb_project="p") as found:
+        found.add_progress(progress_at(1, loss=0.5))
+        found.add_validation(1, {"relative_motion": 0.75})
+        run = found._wandb
+        assert (run.summary["train/loss"], run.summary["videos/relative_motion"]) == (0.5, 0.75)
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))

@@ -69,6 +69,14 @@ def train(
             show_default="that of CONFIG",
         ),
     ] = None,
+    wandb: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROJECT",
+            help="Send losses and validations to a project of Weights & Biases too (extra wandb); "
+            "as TensorBoard's they are written where that is installed.",
+        ),
+    ] = None,
     dry_run: PlanOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -107,9 +115,13 @@ def train(
         given["output"] = str(output)
     file = ConfigFile.load(config, changes=given)
     if "pocket" in file.content:
+        if wandb is not None:
+            raise ConfigError(
+                "Runs of the pocket model keep their log alone.", fix="Leave --wandb out."
+            )
         _train_pocket(file, file.read(PocketRun), dry_run=dry_run, as_json=as_json)
     else:
-        _train_on_clips(file.read(RunConfig), dry_run=dry_run, as_json=as_json)
+        _train_on_clips(file.read(RunConfig), wandb, dry_run=dry_run, as_json=as_json)
 
 
 def _changes(pairs: Sequence[str]) -> dict[str, Any]:
@@ -131,7 +143,7 @@ def _changes(pairs: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _train_on_clips(config: RunConfig, *, dry_run: bool, as_json: bool) -> None:
+def _train_on_clips(config: RunConfig, wandb: str | None, *, dry_run: bool, as_json: bool) -> None:
     from motionmerge.io.atomic import check_folder
     from motionmerge.training.clip_run import open_clip_run
     from motionmerge.training.run_plan import plan_run
@@ -149,7 +161,7 @@ def _train_on_clips(config: RunConfig, *, dry_run: bool, as_json: bool) -> None:
         return
     _tell_where_it_goes_on(config.output)
     print_progress = _progress_line(config.settings.batch_size)
-    with _told_how_to_go_on(), scalars_of(config.output) as scalars:
+    with _told_how_to_go_on(), scalars_of(config.output, wandb_project=wandb) as scalars:
 
         def on_progress(progress: TrainingProgress) -> None:
             print_progress(progress)

@@ -1,12 +1,15 @@
-"""The numbers of a run as scalars of TensorBoard, where it is installed."""
+"""The numbers of a run as scalars: TensorBoard's where it is installed, wandb's where asked for."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from motionmerge.errors import ConfigError
 
 from .settings import TrainingProgress
 
@@ -15,16 +18,26 @@ SCALARS = "tensorboard"
 
 
 @contextmanager
-def scalars_of(folder: Path) -> Iterator[RunScalars | None]:
-    """Yield what writes the scalars of a run; None without TensorBoard.
+def scalars_of(folder: Path, *, wandb_project: str | None = None) -> Iterator[RunScalars | None]:
+    """Yield what writes the scalars of a run; None where nothing would read them.
 
     Args:
         folder: Of the run.
+        wandb_project: Project of Weights & Biases to which they are sent too.
+
+    Raises:
+        ConfigError: wandb is asked for and not installed.
     """
-    if find_spec("tensorboard") is None:
+    if wandb_project is not None and find_spec("wandb") is None:
+        raise ConfigError(
+            "This needs wandb, which is not installed.",
+            fix="Run `pip install 'motionmerge[wandb]'`.",
+        )
+    has_board = find_spec("tensorboard") is not None
+    if not has_board and wandb_project is None:
         yield None
         return
-    scalars = RunScalars(folder / SCALARS)
+    scalars = RunScalars(folder, has_board=has_board, wandb_project=wandb_project)
     try:
         yield scalars
     finally:
@@ -35,12 +48,15 @@ class RunScalars:
     """Writes scalars; what an earlier sitting wrote of steps that are done again is hidden.
 
     Args:
-        folder: Made with the first scalar.
+        folder: Of the run; nothing is made before the first scalar.
+        has_board: Whether TensorBoard is written.
+        wandb_project: See `scalars_of`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._writer: Any = None
+    def __init__(self, folder: Path, *, has_board: bool, wandb_project: str | None) -> None:
+        self._folder, self._has_board, self._project = folder, has_board, wandb_project
+        self._board: Any = None
+        self._wandb: Any = None
 
     def add_progress(self, progress: TrainingProgress) -> None:
         """Write a line of the log."""
@@ -55,20 +71,46 @@ class RunScalars:
             known = [one[name] for one in figures.get("videos", ()) if one[name] is not None]
             found[f"videos/{name}"] = sum(known) / len(known) if known else None
         self._add(step, found)
-        self._writer.flush()
+        if self._board is not None:
+            self._board.flush()
 
     def close(self) -> None:
         """Write all that waits."""
-        if self._writer is not None:
-            self._writer.close()
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
     def _add(self, step: int, scalars: Mapping[str, float | None]) -> None:
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+        known = {name: value for name, value in scalars.items() if value is not None}
+        if self._has_board:
+            if self._board is None:
+                self._board = self._open_board(step)
+            for name, value in known.items():
+                self._board.add_scalar(name, value, step)
+        if self._project is not None:
+            if self._wandb is None:
+                self._wandb = self._open_wandb(self._project)
+            self._wandb.log({**known, "step": step})
 
-            self._writer = SummaryWriter(  # type: ignore[no-untyped-call]
-                str(self._folder), purge_step=step
-            )
-        for name, value in scalars.items():
-            if value is not None:
-                self._writer.add_scalar(name, value, step)
+    def _open_board(self, step: int) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(  # type: ignore[no-untyped-call]
+            str(self._folder / SCALARS), purge_step=step
+        )
+
+    def _open_wandb(self, project: str) -> Any:
+        """Begin a run of wandb, or go on with that of the same folder."""
+        import wandb
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        run = wandb.init(
+            project=project,
+            name=self._folder.name,
+            id=hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()[:16],
+            resume="allow",
+            dir=self._folder,
+        )
+        run.define_metric("*", step_metric="step")
+        return run
