@@ -19,6 +19,7 @@ WHERE = "document.getElementById('where').textContent"
 LOCKED = "[...document.querySelectorAll('fieldset')].every(one => one.disabled)"
 KEPT = "JSON.parse(Object.values(localStorage)[0])"
 COUNT = f"{KEPT}.answers.length"
+LOADED = "[left, right].every(one => one.readyState == 4 && one.networkState == 1)"
 REPEAT_LAST = "do { localStorage.clear(); recall() } while (!planned().at(-1).repeat); keep()"
 """Draws raters until the videos that are shown twice come last: the browser has those already."""
 
@@ -82,6 +83,7 @@ def test_a_rater_answers_on_a_phone_through_reloads_and_lost_connections(browser
         browser.press("Enter", 13, "\r")
         browser.wait_for(f"{WHERE} == '3 of 5' && {KEPT}.answers[1].sent")
         assert set(lines(folder)[1]["choices"].values()) == {"left"}
+        browser.wait_for(LOADED)  # what is shown now came whole, and the next does not come
         connect(browser, False)
         answer(browser, "right")
         browser.wait_for(f"{WHERE} == '4 of 5'")
