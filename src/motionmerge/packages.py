@@ -29,6 +29,7 @@ _EXTRAS = {
     "tune": ("optuna",),
     "ray": ("ray",),
     "adamw8bit": ("bitsandbytes",),
+    "wandb": ("wandb",),
 }
 _PROJECTS = {"PIL": "pillow", "cv2": "opencv-python-headless"}
 """Names of packages on the index where they differ from those that are imported."""

@@ -201,12 +201,12 @@ def test_only_works_are_served_and_only_to_this_machine(made):
     (maker.works.folder / "secret.png").write_text("do not tell")
     (maker.works.folder / work.id / "link.png").symlink_to(maker.works.folder / "secret.png")
     client = TestClient(studio_app(maker.works.folder), base_url="http://127.0.0.1")
-    answer = client.get(f"/work/{work.id}/1.mp4", headers={"Range": "bytes=0-9"})
+    answer = client.get(f"/works/{work.id}/1.mp4", headers={"Range": "bytes=0-9"})
     assert answer.status_code == 206 and answer.headers["content-type"] == "video/mp4"
     assert "sandbox" in answer.headers["content-security-policy"]
     for path in (
-        *(f"/work/{work.id}/work.json", f"/work/{work.id}/link.png", "/work/../secret.png"),
-        *(f"/work/{work.id}/..%2fsecret.png", f"/work/{'0' * 16}/1.mp4"),
+        *(f"/works/{work.id}/work.json", f"/works/{work.id}/link.png", "/works/../secret.png"),
+        *(f"/works/{work.id}/..%2fsecret.png", f"/works/{'0' * 16}/1.mp4"),
         f"/gradio_api/file={maker.works.folder}/secret.png",
         "/gradio_api/file=/etc/passwd",
     ):

@@ -43,7 +43,7 @@ def style_axes(axes: Axes) -> None:
 
 
 def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], *, figure: Figure) -> None:
-    """Write labels beside points, none upon another; a thin line leads to those that are far.
+    """Write labels beside points, none upon another; a thin line joins a far label to its point.
 
     Call it when all else is drawn: places are chosen for the axes as they are then.
 

@@ -221,13 +221,13 @@ LEVEL = 0.05
 """A corrected p-value below it is called a difference."""
 
 
-def fewest_to_be_sure(num_tests: int) -> int:
-    """Return how many prompts random signs need to call one of so many differences sure.
+def fewest_to_be_sure(num_tests: int, *, level: float = LEVEL) -> int:
+    """Return how many clusters random signs need to call one of so many differences sure.
 
-    Of n prompts with one sign each the least two-sided p-value is 2^(1 - n), which `holm` then
-    multiplies by the number of tests: 6 for one test, 9 for seven.
+    Of n prompts, or raters, with one sign each the least two-sided p-value is 2^(1 - n), which
+    `holm` then multiplies by the number of tests: 6 for one test, 9 for seven.
     """
-    return math.floor(math.log2(num_tests / LEVEL)) + 2
+    return math.floor(math.log2(num_tests / level)) + 2
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

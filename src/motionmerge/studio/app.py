@@ -28,6 +28,7 @@ from motionmerge.studio.wishes import (
     RecipeText,
     Wish,
     is_of_pocket,
+    is_pocket,
     planned_steps,
     shipped_text,
 )
@@ -268,12 +269,11 @@ def _bundled(name: str | None) -> Any:
 
 
 def _emptied(model: str, text: str) -> tuple[Any, Any]:
-    """Take the pocket model's recipe away where another model is named, and bring it back."""
-    is_pocket = (model.strip() or POCKET) == POCKET
-    if is_pocket and not text.strip():
+    """Empty the recipe where another model is named; restore that of the pocket model."""
+    if is_pocket(model) and not text.strip():
         return shipped_text(POCKET), ""
     read = RecipeText.read(text)
-    if not is_pocket and read.recipe is not None and is_of_pocket(read.recipe):
+    if not is_pocket(model) and read.recipe is not None and is_of_pocket(read.recipe):
         return "", ""
     return gr.skip(), gr.skip()
 
@@ -317,12 +317,12 @@ def _written(text: str) -> tuple[Any, ...]:
 
 def _axis(model: str, base: str, lora: str, text: str, boundary: float, steps: float | None) -> str:
     """Draw the noise axis for the recipe on the page and the model's own scheduler."""
-    is_pocket = (model.strip() or POCKET) == POCKET
-    if not is_pocket and not Path(model.strip()).is_dir():
+    has_own = is_pocket(model)
+    if not has_own and not Path(model.strip()).is_dir():
         return ""  # a hub's model may have to be downloaded first
-    if not is_pocket and not text.strip() and not (lora.strip() or base.strip()):
+    if not has_own and not text.strip() and not (lora.strip() or base.strip()):
         return ""
-    read = RecipeText.read(text or (shipped_text(POCKET) if is_pocket else _TWO.print()))
+    read = RecipeText.read(text or (shipped_text(POCKET) if has_own else _TWO.print()))
     if read.recipe is None:
         return ""
     try:

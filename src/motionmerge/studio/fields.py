@@ -113,19 +113,19 @@ def _noisy_fields() -> dict[str, Any]:
         guidance = gr.Number(
             0, label="Guidance then", elem_id="noisy_guidance", info="0: as for all steps."
         )
-        image = gr.Dropdown(
-            [("as it is", ""), *((text, text) for text in IMAGES)],
-            value="",
-            label="Image",
-            elem_id="noisy_image",
-            allow_custom_value=True,
+        image = _calls(
+            "Image",
+            IMAGES,
+            name="noisy_image",
             info="Blurred, or grey frames pushed away from the photo.",
         )
-        attention = gr.Dropdown(
-            [("as it is", ""), *((text, text) for text in ATTENTIONS)],
-            value="",
-            label="Attention to the first frame",
-            elem_id="noisy_attention",
-            allow_custom_value=True,
-        )
+        attention = _calls("Attention to the first frame", ATTENTIONS, name="noisy_attention")
     return {"noisy_guidance": guidance, "noisy_image": image, "noisy_attention": attention}
+
+
+def _calls(label: str, texts: tuple[str, ...], *, name: str, info: str | None = None) -> Any:
+    """Add a field for a knob's text, with some to choose from."""
+    choices = [("as it is", ""), *((text, text) for text in texts)]
+    return gr.Dropdown(
+        choices, value="", label=label, elem_id=name, info=info, allow_custom_value=True
+    )

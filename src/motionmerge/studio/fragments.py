@@ -41,7 +41,7 @@ def shown_work(work: Work, works: Works) -> str:
     embedded = [embed_video(works.path(work.id) / one.file) for one in work.videos]
     flows = [flow for one in embedded for flow in one.flows]
     scale = shared_scale(flows) if flows else 1.0
-    root = f"work/{work.id}"
+    root = f"works/{work.id}"
     videos = [
         {
             "made": made,
@@ -65,7 +65,7 @@ def shown_work(work: Work, works: Works) -> str:
 def exported(files: Exported) -> str:
     """Return where to save files for another tool, and what to do with them there."""
     return filled(
-        TEMPLATES / "exported.html.j2", source=f"work/{files.id}/{EXPORT_FILE}", usage=files.usage
+        TEMPLATES / "exported.html.j2", source=f"works/{files.id}/{EXPORT_FILE}", usage=files.usage
     )
 
 

@@ -69,7 +69,7 @@ def studio_app(folder: Path) -> fastapi.FastAPI:
     # A page of another site that has its name point here is refused.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
 
-    @app.get("/work/{identity}/{name}")
+    @app.get("/works/{identity}/{name}")
     def work_file(identity: str, name: str) -> fastapi.Response:
         try:
             path = works.file(identity, name)

@@ -17,6 +17,7 @@ from motionmerge.studio.wishes import (
     MOST_PROMPT,
     RecipeText,
     Wish,
+    is_pocket,
     shipped_text,
     sweep_points,
 )
@@ -90,11 +91,6 @@ class PageValues:
             kind=kind,
         )
 
-    @property
-    def is_pocket(self) -> bool:
-        """Whether the pocket model denoises."""
-        return (self.model.strip() or POCKET) == POCKET
-
     def own_recipe(self) -> Recipe | None:
         """Return the recipe on the page, None where a LoRA or a base stands in its place.
 
@@ -102,7 +98,7 @@ class PageValues:
             ConfigError: It is wrong, or something else is there as well.
         """
         if not self.recipe.strip():
-            if self.is_pocket and not self.lora.strip():
+            if is_pocket(self.model) and not self.lora.strip():
                 return Recipe.load(POCKET).with_parameters(motion=self.motion)
             return None
         if self.lora.strip():

@@ -105,6 +105,11 @@ class Wish:
         )
 
 
+def is_pocket(model: str) -> bool:
+    """Return whether what stands under Model, or nothing there, is the pocket model."""
+    return (model.strip() or POCKET) == POCKET
+
+
 def is_of_pocket(recipe: Recipe) -> bool:
     """Return whether a recipe names weights that ship with the pocket model."""
     return any(one.path.startswith("pocket:") for one in recipe.inputs.values())

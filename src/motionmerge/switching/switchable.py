@@ -56,7 +56,7 @@ def _check_loaded(pipeline: object, only: str | None) -> None:
     It is made without weights, and loads them later, in any order.
 
     Raises:
-        ConfigError: A denoiser is not loaded yet, or is none of those that experts can switch.
+        ConfigError: A denoiser is not loaded yet, or has a name that experts do not know.
     """
     wanted = DENOISERS if only is None else (only,)
     parts: Mapping[str, object] = getattr(pipeline, "components", {})  # modular ones have some

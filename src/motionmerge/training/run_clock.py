@@ -37,7 +37,7 @@ class RunClock:
         """Compute how long a step took on average in this sitting, without validations.
 
         Args:
-            step: After which it is asked, at least one after the sitting's first.
+            step: The number of steps done, at least one of them in this sitting.
         """
         trained = time.monotonic() - self._started - self._validating
         return trained / (step - self._first)
@@ -46,7 +46,7 @@ class RunClock:
         """Estimate how long the rest takes, validations included once one was timed.
 
         Args:
-            step: After which it is asked.
+            step: The number of steps done.
             steps: Of the whole run.
             validates_every: After so many steps, and at the end; None for never.
         """

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from motionmerge.errors import ConfigError
+from motionmerge.packages import missing_package
 
 from .settings import TrainingProgress
 
@@ -23,16 +23,14 @@ def scalars_of(folder: Path, *, wandb_project: str | None = None) -> Iterator[Ru
 
     Args:
         folder: Of the run.
-        wandb_project: Project of Weights & Biases to which they are sent too.
+        wandb_project: A project of Weights & Biases, which then receives them as well.
 
     Raises:
         ConfigError: wandb is asked for and not installed.
     """
     if wandb_project is not None and find_spec("wandb") is None:
-        raise ConfigError(
-            "This needs wandb, which is not installed.",
-            fix="Run `pip install 'motionmerge[wandb]'`.",
-        )
+        error = ModuleNotFoundError(name="wandb")
+        raise missing_package(error) or error
     has_board = find_spec("tensorboard") is not None
     if not has_board and wandb_project is None:
         yield None

@@ -87,8 +87,8 @@ class TrainingProgress:
     """One line of the log: `step` of `steps` done in `seconds`.
 
     Loss and gradient norm (before clipping) are means since the line before, the loss over all
-    processes. A step of this sitting takes `step_seconds` without validations; `seconds_left` are
-    with those that are to come.
+    processes. A step of this sitting takes `step_seconds` without validations; `seconds_left`
+    includes the validations to come.
     """
 
     step: int

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from scipy import stats
 
 from motionmerge.errors import ConfigError
+from motionmerge.evaluation.statistics import fewest_to_be_sure
 
 _MOST = 1_000_000  # judgements
 
@@ -82,7 +83,7 @@ def study_size(
             f"scene resemble each other ({scene_correlation}).",
             fix=f"Take more than {least} scenes, e.g. {2 * least}.",
         )
-    fewest = fewest_clusters(corrected)
+    fewest = fewest_to_be_sure(pairs * num_questions, level=level)
     if num_scenes < fewest:
         raise ConfigError(
             f"{num_scenes} scenes show nothing at this level, even if all raters agree.",
@@ -98,14 +99,6 @@ def study_size(
         num_raters=max(fewest, math.ceil(total / per_rater)),
         minutes=per_rater * (SECONDS_TO_LOOK + SECONDS_PER_QUESTION * num_questions) / 60,
     )
-
-
-def fewest_clusters(level: float) -> int:
-    """Return of how many scenes or raters a sign-flip test can fall below a level.
-
-    n that all agree have the p-value 2 / 2^n.
-    """
-    return math.floor(1 - math.log2(level)) + 1
 
 
 def _check(given: dict[str, float]) -> None:

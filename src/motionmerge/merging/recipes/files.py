@@ -1,4 +1,4 @@
-"""Recipes as files: those of the user, and those that ship with the package."""
+"""Find and read recipe files: a user's own, or one that ships with the package."""
 
 from __future__ import annotations
 
