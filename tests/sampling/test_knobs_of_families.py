@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from motionmerge.errors import ConfigError
 from motionmerge.knobs import parse_image
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
+from motionmerge.switching.denoiser_call import is_called_by
 from motionmerge.switching.expert_bank import attached_bank, experts
 from motionmerge.switching.knob_families import (
     AMPLITUDE,
@@ -313,7 +315,31 @@ def test_a_pipeline_that_shares_the_denoiser_is_not_taken_for_the_one_with_knobs
             with pytest.raises(ConfigError, match="called by something else than its"):
                 told(other, family, 4.0)
             told(pipeline, family, 4.0)
+            with pytest.raises(ConfigError, match="called by something else than its"):
+                make(
+                    pipeline,
+                    family,
+                    callback_on_step_end=lambda *_: {"latents": told(other, family, 4.0)},
+                )
     assert torch.equal(told(other, family, 4.0), expected)
+
+
+class Caller:
+    """Is called as a pipeline is, and drops a tensor after it looked for the denoiser's caller."""
+
+    def __init__(self, denoiser: torch.nn.Module) -> None:
+        self.denoiser = denoiser
+
+    def __call__(self) -> bool:
+        dropped = torch.zeros(1)
+        lives = weakref.ref(dropped)
+        is_found = is_called_by(self, self.denoiser)
+        del dropped
+        return is_found and lives() is None
+
+
+def test_looking_for_the_caller_keeps_none_of_its_tensors() -> None:
+    assert Caller(torch.nn.Identity())()
 
 
 def test_a_model_that_is_compiled_meanwhile_is_named() -> None:

@@ -16,7 +16,7 @@ from motionmerge.errors import ShapeError
 from motionmerge.knobs import Exponential, Linear, LowPass
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
 from motionmerge.switching.attention_bias import SelfAttention
-from motionmerge.switching.denoiser_call import _Run
+from motionmerge.switching.denoiser_passes import Passes
 from motionmerge.switching.denoising_steps import Moment
 from motionmerge.switching.image_functions import (
     blur,
@@ -149,15 +149,15 @@ def test_three_passes_combine_as_in_the_official_code(case: dict[str, Any], is_t
     entry = ScheduleEntry(
         "model", image=(LowPass(0.4),), guidance=case["guidance"] if is_told else None
     )
-    run = _Run(
+    passes = Passes(
         family=next(one for one in KNOB_FAMILIES if one.name == "Wan 2.2-5B"),
-        pipeline=None,
-        module=nn.Module(),
+        vae={},
+        denoiser=nn.Module(),
         moment=Moment(entry=entry),
         call=lambda arguments: (next(answers),),
     )
     first = (low_c.clone(),)
-    [second] = run.second({"hidden_states": torch.zeros(1, 4, 2, 8, 8)}, first)
+    [second] = passes.second({"hidden_states": torch.zeros(1, 4, 2, 8, 8)}, first)
     combined = second + 7.5 * (first[0] - second)  # as the pipeline does, by a scale of its own
     if not is_told:
         combined = second + case["guidance"] * (first[0] - second)
