@@ -125,6 +125,7 @@ class Biased:
 
     def __init__(self, pipeline: Any, family: Family, known: KnobFamily, *, bias: float) -> None:
         assert known.attention is not None
+        self._has_third_pass = known.has(FILTERS)
         self.bias, self.num_calls, self._known = bias, 0, known
         self._plain = F.scaled_dot_product_attention
         self._is_self, self._number, self._tokens, self._texts = False, -1, 0, 0
@@ -165,8 +166,10 @@ class Biased:
         before = self._texts if self._known.attention.is_text_first else 0
         first = slice(before, before + self._tokens // self._frames)
         if self._known.passes == "separate":
-            is_conditional = self._number % 2 == 0
+            is_conditional = self._number % (3 if self._has_third_pass else 2) == 0
             rows = slice(None) if is_conditional else slice(0)
+        elif self._has_third_pass and self._number % 2 == 1:
+            rows = slice(0)
         else:
             rows = slice(len(scores) // 2, None)
         scores[rows, ..., first] += self.bias
@@ -187,10 +190,13 @@ def test_what_a_family_computes_is_the_formula(
         with experts(pipeline, recipe_of(low)):  # the pipeline combines
             assert torch.equal(told(pipeline, family, 3.0), ours)
     if known.has(ATTENTION):
-        with experts(pipeline, recipe_of("attention: first_frame(-1.5)")):
+        low = SETTINGS[FILTERS] if known.has(FILTERS) else ""
+        both = ", ".join(filter(None, [low, "attention: first_frame(-1.5)"]))
+        with experts(pipeline, recipe_of(both)):
             ours = make(pipeline, family)
-        assert not torch.allclose(make(pipeline, family), ours, atol=1e-3)
-        biased = Biased(pipeline, family, known, bias=-1.5)
-        monkeypatch.setattr(F, "scaled_dot_product_attention", biased)
-        torch.testing.assert_close(make(pipeline, family), ours, atol=1e-5, rtol=1e-5)
+        with experts(pipeline, recipe_of(low)):
+            assert not torch.allclose(make(pipeline, family), ours, atol=1e-3)
+            biased = Biased(pipeline, family, known, bias=-1.5)
+            monkeypatch.setattr(F, "scaled_dot_product_attention", biased)
+            torch.testing.assert_close(make(pipeline, family), ours, atol=1e-5, rtol=1e-5)
         assert biased.num_calls

@@ -148,6 +148,7 @@ class DenoiserCalls:
         """
         if self.family.attention is not None and ATTENTION in self.wanted:
             self.family.attention.check(name, module)
+        names = [*signature.parameters][1:]
 
         def run(*args: object, **kwargs: object) -> object:
             bound = signature.bind(module, *args, **kwargs)
@@ -160,7 +161,9 @@ class DenoiserCalls:
 
             def call(arguments: Arguments) -> object:
                 bound.arguments.update(arguments)
-                return watched.plain(*bound.args[1:], **bound.kwargs)
+                own = {**dict(zip(names, bound.args[1:], strict=False)), **bound.kwargs}
+                by_place = [own.pop(name) for name in names[: len(args)]]
+                return watched.plain(*by_place, **own)  # as the pipeline does: hooks look at it
 
             self._check_call(module)
             passes = Passes(
