@@ -17,7 +17,6 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from motionmerge.errors import ConfigError
-from motionmerge.knobs import FirstFrame
 from motionmerge.models.video_pipeline import Config
 from motionmerge.switching.condition_image import Arguments, BesideLatents, sample_of
 from motionmerge.switching.denoising_steps import Moment
@@ -134,7 +133,7 @@ class Passes:
     def _conditional(self, arguments: Arguments, rows: slice) -> object:
         """Call the denoiser with a bias on the attention of some rows."""
         knob = self.moment.entry.attention
-        if not isinstance(knob, FirstFrame):
+        if knob is None:
             return self.call(arguments)
         assert self.family.attention is not None
         with self.family.attention.biased(self.denoiser, knob.bias, arguments, rows=rows):
