@@ -154,8 +154,9 @@ def test_guidance_is_bit_equal_in_bf16_as_well(name: str) -> None:
     family = named(name)
     pipeline = built(family)
     pipeline.to(torch.bfloat16)
+    expected = told(pipeline, family, 3.0)
     with experts(pipeline, recipe_of("guidance: 3")):
-        assert torch.equal(make(pipeline, family), told(pipeline, family, 3.0))
+        assert torch.equal(make(pipeline, family), expected)
 
 
 def named(name: str) -> Family:
@@ -283,6 +284,32 @@ def test_a_run_that_broke_off_between_passes_is_not_gone_on_with(setting: str) -
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(model, "cache_context", context)
             make(pipeline, family)
+
+
+def test_a_call_is_the_second_pass_of_its_own_step_alone() -> None:
+    """Either the step is another, or the sample is, or the pipeline does not guide."""
+    pipeline = built(named("Wan 2.1"))
+    sizes = pipeline.transformer.config
+    samples = torch.randn(2, 1, sizes.in_channels, 2, 4, 4, generator=seeded(1))
+    text = torch.randn(1, 4, sizes.text_dim, generator=seeded(2))
+
+    class Bare(type(pipeline)):  # type: ignore[misc]  # a class that is only known here
+        def __call__(self, scale: float, *calls: tuple[int, int]) -> torch.Tensor:
+            self._guidance_scale = scale
+            self.scheduler.set_timesteps(2)
+            steps = self.scheduler.timesteps
+            with torch.no_grad():
+                made = [self.transformer(samples[i], steps[[t]], text)[0].clone() for i, t in calls]
+            return torch.cat(made)
+
+    Bare.__name__ = type(pipeline).__name__
+    bare = Bare(**pipeline.components)
+    with experts(bare, recipe_of("image: low_pass(0.3)")):
+        first, other, last = (bare(1.0, call) for call in ((0, 0), (1, 0), (0, 1)))
+        assert torch.equal(bare(5.0, (0, 0), (0, 1)), torch.cat([first, last]))
+        assert torch.equal(bare(5.0, (0, 0), (1, 0)), torch.cat([first, other]))
+        assert torch.equal(bare(1.0, (0, 0), (0, 0)), torch.cat([first, first]))
+    assert not torch.equal(bare(1.0, (0, 0)), first)
 
 
 def test_a_callback_that_guides_later_does_not_mix_two_videos() -> None:

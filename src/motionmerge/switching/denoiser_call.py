@@ -66,9 +66,7 @@ class _FirstPass:
         """
         if guides is False or run is not self.run or timestep != self.timestep:
             return False
-        if sample is self.sample:
-            return True
-        return guides is True and torch.equal(sample, self.sample)
+        return sample is self.sample or torch.equal(sample, self.sample)
 
 
 @dataclass(kw_only=True)

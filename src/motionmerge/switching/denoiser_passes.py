@@ -68,9 +68,8 @@ class Passes:
 
     @property
     def adds_pass(self) -> bool:
-        """Whether u(L I) is computed beside u(I)."""
-        knobs, x = self.moment.entry.image, self.moment.x
-        return self.guidance != 1 and filters_anything(knobs, x=x)
+        """Whether u(L I) is computed beside u(I), where there is guidance."""
+        return filters_anything(self.moment.entry.image, x=self.moment.x)
 
     def first(self, given: Arguments) -> object:
         """Run the conditional pass of a pipeline that runs the unconditional one after it."""
@@ -106,11 +105,11 @@ class Passes:
         output = self._conditional(self._with_image(given, filters=rows), rows)
         prediction = _prediction(output)
         u, c = (prediction.float() if self.family.combines_in_fp32 else prediction).chunk(2)
+        if self.guidance == 1:
+            return _with_prediction(output, torch.cat([c, c]))
         if self.adds_pass:
             c = c + (u - self._filtered_u(_half(given, slice(half), of=2 * half), u))
-        if self.guidance == 1:
-            u = c
-        elif self.guidance is not None:
+        if self.guidance is not None:
             u = c = u + self._scale(self.guidance, u) * (c - u)
         return _with_prediction(output, torch.cat([u, c]))
 
