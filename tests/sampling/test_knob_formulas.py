@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from motionmerge.merging.recipes.recipe import Recipe
+from motionmerge.noise_levels import noise_level
 from motionmerge.switching.expert_bank import experts
-from motionmerge.switching.image_functions import low_pass
+from motionmerge.switching.image_functions import low_pass, time_noise
 from motionmerge.switching.knob_families import ATTENTION, FILTERS, GUIDANCE, KnobFamily
 
 from ..tiny.pipelines import EVERY_FAMILY, Family, generate
@@ -111,6 +112,31 @@ def test_motion_amplitude_is_its_formula_in_the_units_of_the_vae(name: str) -> N
     torch.testing.assert_close(turned, expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(turned[:, :-width], plain[:, :-width])
     assert not torch.allclose(turned, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["Wan 2.1", "CogVideoX"])
+def test_noise_is_for_all_passes_and_a_filter_for_the_conditional_and_the_third(name: str) -> None:
+    family = named(name)
+    pipeline = built(family)
+    place = known_of(pipeline).image
+    assert place is not None
+    images: list[torch.Tensor] = []
+    pipeline.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: images.extend(place.read(kwargs).split(1)), with_kwargs=True
+    )
+    make(pipeline, family)
+    image = images[0]
+    images.clear()
+    with experts(pipeline, recipe_of("guidance: 3, image: low_pass(0.3) + time_noise(0.5)")):
+        make(pipeline, family)
+    level = noise_level(pipeline.scheduler, pipeline.scheduler.timesteps[1])
+    noisy = time_noise(image, strength=0.5, power=5, level=level, seed=0)
+    u, c = (1, 0) if name == "Wan 2.1" else (0, 1)
+    second_step = images[3:]
+    assert len(second_step) == 3
+    assert torch.equal(second_step[u], noisy)
+    assert torch.equal(second_step[c], low_pass(noisy, 0.3))
+    assert torch.equal(second_step[2], low_pass(noisy, 0.3))
 
 
 class Biased:
