@@ -227,13 +227,11 @@ class NoisyImage(ImageKnob):
             )
 
 
-class AttentionKnob(Call):
-    """A change of the denoiser's self-attention in the conditional pass."""
-
-
 @dataclass(frozen=True)
-class FirstFrame(AttentionKnob):
-    """A number that is added to the scores of keys of the first latent frame.
+class FirstFrame(Call):
+    """A number that is added to the scores of the first latent frame's keys in self-attention.
+
+    In the conditional pass alone.
 
     Attributes:
         bias: Negative moves more; -0.6 is DyMoS'. 0 changes nothing. Within what fp16 holds.
@@ -250,7 +248,6 @@ class FirstFrame(AttentionKnob):
 
 _FADES: tuple[type[Fade], ...] = (Linear, Exponential)
 IMAGE_KNOBS: tuple[type[ImageKnob], ...] = (LowPass, Blur, MotionAmplitude, NoisyImage)
-ATTENTION_KNOBS: tuple[type[AttentionKnob], ...] = (FirstFrame,)
 
 AnyCall = TypeVar("AnyCall", bound=Call)
 
@@ -273,13 +270,13 @@ def parse_image(
 
 def parse_attention(
     text: str, *, where: str = "attention", parameters: Mapping[str, float] | None = None
-) -> AttentionKnob:
+) -> FirstFrame:
     """Read the knob of the self-attention, e.g. `first_frame(-0.6)`; see `parse_image`.
 
     Raises:
         RecipeError: It is something else, or several.
     """
-    found = _Reader(text, where, parameters or {}).calls(ATTENTION_KNOBS)
+    found = _Reader(text, where, parameters or {}).calls((FirstFrame,))
     if len(found) != 1:
         raise RecipeError(f"{where} has {len(found)} calls.", fix="Keep one of them.")
     return found[0]

@@ -26,7 +26,8 @@ from motionmerge.conditions import holds
 from motionmerge.config import explained, named_fault, shown
 from motionmerge.errors import RecipeError
 from motionmerge.knobs import (
-    AttentionKnob,
+    IMAGE_KNOBS,
+    FirstFrame,
     ImageKnob,
     MotionAmplitude,
     NoisyImage,
@@ -92,7 +93,7 @@ class ScheduleEntry:
     step_fraction: float | None = None
     guidance: float | None = None
     image: tuple[ImageKnob, ...] = ()
-    attention: AttentionKnob | None = None
+    attention: FirstFrame | None = None
     start: float | None = None
 
     @field_validator("expert", mode="plain")
@@ -144,13 +145,11 @@ class ScheduleEntry:
         where = f"`{name}` of the schedule entry of `{expert}`"
         if isinstance(value, str):
             return (parse_image if name == "image" else parse_attention)(value, where=where)
-        if name == "attention" and (value is None or isinstance(value, AttentionKnob)):
+        if name == "attention" and (value is None or isinstance(value, FirstFrame)):
             return value
-        if name == "image" and isinstance(value, ImageKnob):
-            return (value,)
-        are_knobs = isinstance(value, tuple) and all(isinstance(one, ImageKnob) for one in value)
-        if name == "image" and are_knobs:
-            return value
+        knobs = value if isinstance(value, tuple) else (value,)
+        if name == "image" and all(isinstance(one, IMAGE_KNOBS) for one in knobs):
+            return knobs
         raise RecipeError(
             f"{where} is {shown(value)}.",
             fix="Write a call, such as `image: low_pass(0.4)` or `attention: first_frame(-0.6)`.",
@@ -229,33 +228,16 @@ class ExpertSchedule:
     def __post_init__(self) -> None:
         if not self.entries:
             raise RecipeError("The schedule is empty.", fix="Add at least `- {expert: NAME}`.")
-        last_threshold: dict[str, float] = {}
-        for index, entry in enumerate(self.entries):
-            is_last = index == len(self.entries) - 1
-            if entry.condition is None:
-                if not is_last:
-                    raise RecipeError(
-                        f"Schedule entry {index + 1} (`{entry.expert}`) has no condition, so the "
-                        f"entries after it are never reached.",
-                        fix="Give it a condition such as `above: 0.64`, or move it to the end.",
-                    )
-                continue
-            if is_last:
-                raise RecipeError(
-                    f"The last schedule entry (`{entry.expert}`) has the condition "
-                    f"`{entry.condition[0]}`, so some steps have no expert.",
-                    fix="Remove its condition, or add `- {expert: NAME}` after it.",
-                )
-            name, threshold = entry.condition
-            before = last_threshold.get(name)
-            sign = 1 if name == "step_fraction" else -1
-            if before is not None and sign * threshold <= sign * before:
-                raise RecipeError(
-                    f"Schedule entry {index + 1} (`{entry.expert}`, {name} {threshold:g}) can never"
-                    f" be reached: an entry before it has {name} {before:g}.",
-                    fix="Sort the entries from noisy to clean.",
-                )
-            last_threshold[name] = threshold
+        *conditional, last = self.entries
+        thresholds: dict[str, float] = {}
+        for number, entry in enumerate(conditional, start=1):
+            _check_reachable(entry, number, thresholds)
+        if last.condition is not None:
+            raise RecipeError(
+                f"The last schedule entry (`{last.expert}`) has the condition "
+                f"`{last.condition[0]}`, so some steps have no expert.",
+                fix="Remove its condition, or add `- {expert: NAME}` after it.",
+            )
         for entry in self.entries[1:]:
             if entry.start is not None:
                 raise RecipeError(
@@ -380,6 +362,35 @@ class ExpertSchedule:
                 _DRAWN_THRESHOLD[entry.condition[0]](entry.condition[1]) if entry.condition else ""
             )
         return line + " 0.0"
+
+
+def _check_reachable(entry: ScheduleEntry, number: int, thresholds: dict[str, float]) -> None:
+    """Refuse an entry that hides those after it, or is hidden by one before it.
+
+    Args:
+        entry: Not the last.
+        number: Its place in the schedule, from 1 on.
+        thresholds: The last threshold of each condition so far; that of the entry is noted.
+
+    Raises:
+        RecipeError: Such an entry.
+    """
+    if entry.condition is None:
+        raise RecipeError(
+            f"Schedule entry {number} (`{entry.expert}`) has no condition, so the entries after it "
+            "are never reached.",
+            fix="Give it a condition such as `above: 0.64`, or move it to the end.",
+        )
+    name, threshold = entry.condition
+    before = thresholds.get(name)
+    sign = 1 if name == "step_fraction" else -1
+    if before is not None and sign * threshold <= sign * before:
+        raise RecipeError(
+            f"Schedule entry {number} (`{entry.expert}`, {name} {threshold:g}) can never be "
+            f"reached: an entry before it has {name} {before:g}.",
+            fix="Sort the entries from noisy to clean.",
+        )
+    thresholds[name] = threshold
 
 
 _DRAWN_THRESHOLD = {

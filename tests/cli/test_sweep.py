@@ -78,7 +78,7 @@ def test_inputs_and_parameters_of_the_recipe_can_be_others(sweep):
     assert result.stdout.splitlines() == [
         "  1  boundary 0.5, dynamics-first: steps 1-2 of 2: dynamics",
         "  2  boundary 0.7, dynamics-first: steps 1 of 2: dynamics, 2: consistency",
-        "2 points of 1 videos each, 2 to make: unknown until the first video is made",
+        "2 points of 1 videos each, 2 to make: time unknown until the first video is made",
     ]
     assert "dynamics-first" not in result.stderr
     missing = sweep(*words, "--input", "tuned=nowhere.safetensors")

@@ -21,7 +21,7 @@ def family(name: str) -> KnobFamily:
 
 
 def test_every_pair_is_there_but_two_sets_of_weights() -> None:
-    found = knob_points(family("Wan 2.1, 2.2-A14B"), **PAIR, motion=0.5)
+    found = knob_points(family("Wan 2.1, 2.2-A14B, SkyReels-V2"), **PAIR, motion=0.5)
     names = [point.name for point in found.points]
     singles = ["tuned", "base", "EDG", "knob", "ALG", "amplitude", "bias"]
     assert names[:7] == singles

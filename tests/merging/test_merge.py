@@ -114,6 +114,24 @@ def test_a_dry_run_writes_nothing_and_counts_what_it_would_touch(folder):
     assert "Dry run" in str(report)
 
 
+def test_a_merge_says_which_knobs_are_no_weights_and_refuses_knobs_alone(folder):
+    schedule = "schedule:\n  - {expert: a, above: 0.5, guidance: 3}\n  - {expert: b}\n"
+    inputs = "inputs: {base: base.safetensors, tuned: tuned.safetensors}\nexperts: "
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(f"{inputs}{{a: tuned - 0.5 * (tuned - base), b: tuned}}\n{schedule}")
+    for dry_run in (True, False):
+        report = merge(recipe, folder / "out", dry_run=dry_run)
+        assert report.knobs == ("a (guidance 3)",)
+        assert "Not in the weights, but in recipe.yaml: a (guidance 3).\n" in str(report)
+    assert report.to_dict()["knobs"] == ("a (guidance 3)",)
+    assert "guidance: 3" in (folder / "out" / "recipe.yaml").read_text()
+    recipe.write_text(f"{inputs}{{a: base, b: tuned}}\n{schedule}")
+    with pytest.raises(RecipeError, match="nothing to merge"):
+        merge(recipe, folder / "out", overwrite=True)
+    recipe.write_text(f"{inputs}{{a: base, b: tuned}}\n{schedule.replace(', guidance: 3', '')}")
+    assert merge(recipe, folder / "out", overwrite=True).knobs == ()
+
+
 def test_the_report_counts_matched_unchanged_copied_and_touched(folder, states):
     base, tuned = states
     tuned["unet.conv_in.weight"] = base["unet.conv_in.weight"].clone()

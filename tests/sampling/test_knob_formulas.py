@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from motionmerge.merging.recipes.recipe import Recipe
+from motionmerge.noise_levels import noise_level
 from motionmerge.switching.expert_bank import experts
-from motionmerge.switching.image_functions import low_pass
+from motionmerge.switching.image_functions import low_pass, time_noise
 from motionmerge.switching.knob_families import ATTENTION, FILTERS, GUIDANCE, KnobFamily
 
 from ..tiny.pipelines import EVERY_FAMILY, Family, generate
@@ -113,6 +114,31 @@ def test_motion_amplitude_is_its_formula_in_the_units_of_the_vae(name: str) -> N
     assert not torch.allclose(turned, plain, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["Wan 2.1", "CogVideoX"])
+def test_noise_is_for_all_passes_and_a_filter_for_the_conditional_and_the_third(name: str) -> None:
+    family = named(name)
+    pipeline = built(family)
+    place = known_of(pipeline).image
+    assert place is not None
+    images: list[torch.Tensor] = []
+    pipeline.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: images.extend(place.read(kwargs).split(1)), with_kwargs=True
+    )
+    make(pipeline, family)
+    image = images[0]
+    images.clear()
+    with experts(pipeline, recipe_of("guidance: 3, image: low_pass(0.3) + time_noise(0.5)")):
+        make(pipeline, family)
+    level = noise_level(pipeline.scheduler, pipeline.scheduler.timesteps[1])
+    noisy = time_noise(image, strength=0.5, power=5, level=level, seed=0)
+    u, c = (1, 0) if name == "Wan 2.1" else (0, 1)
+    second_step = images[3:]
+    assert len(second_step) == 3
+    assert torch.equal(second_step[u], noisy)
+    assert torch.equal(second_step[c], low_pass(noisy, 0.3))
+    assert torch.equal(second_step[2], low_pass(noisy, 0.3))
+
+
 class Biased:
     """Attention that adds a number to the scores of the first frame, where a family has that.
 
@@ -125,6 +151,7 @@ class Biased:
 
     def __init__(self, pipeline: Any, family: Family, known: KnobFamily, *, bias: float) -> None:
         assert known.attention is not None
+        self._has_third_pass = known.has(FILTERS)
         self.bias, self.num_calls, self._known = bias, 0, known
         self._plain = F.scaled_dot_product_attention
         self._is_self, self._number, self._tokens, self._texts = False, -1, 0, 0
@@ -165,8 +192,10 @@ class Biased:
         before = self._texts if self._known.attention.is_text_first else 0
         first = slice(before, before + self._tokens // self._frames)
         if self._known.passes == "separate":
-            is_conditional = self._number % 2 == 0
+            is_conditional = self._number % (3 if self._has_third_pass else 2) == 0
             rows = slice(None) if is_conditional else slice(0)
+        elif self._has_third_pass and self._number % 2 == 1:
+            rows = slice(0)
         else:
             rows = slice(len(scores) // 2, None)
         scores[rows, ..., first] += self.bias
@@ -187,10 +216,13 @@ def test_what_a_family_computes_is_the_formula(
         with experts(pipeline, recipe_of(low)):  # the pipeline combines
             assert torch.equal(told(pipeline, family, 3.0), ours)
     if known.has(ATTENTION):
-        with experts(pipeline, recipe_of("attention: first_frame(-1.5)")):
+        low = SETTINGS[FILTERS] if known.has(FILTERS) else ""
+        both = ", ".join(filter(None, [low, "attention: first_frame(-1.5)"]))
+        with experts(pipeline, recipe_of(both)):
             ours = make(pipeline, family)
-        assert not torch.allclose(make(pipeline, family), ours, atol=1e-3)
-        biased = Biased(pipeline, family, known, bias=-1.5)
-        monkeypatch.setattr(F, "scaled_dot_product_attention", biased)
-        torch.testing.assert_close(make(pipeline, family), ours, atol=1e-5, rtol=1e-5)
+        with experts(pipeline, recipe_of(low)):
+            assert not torch.allclose(make(pipeline, family), ours, atol=1e-3)
+            biased = Biased(pipeline, family, known, bias=-1.5)
+            monkeypatch.setattr(F, "scaled_dot_product_attention", biased)
+            torch.testing.assert_close(make(pipeline, family), ours, atol=1e-5, rtol=1e-5)
         assert biased.num_calls

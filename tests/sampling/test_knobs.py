@@ -49,6 +49,19 @@ def test_guidance_needs_a_call_that_guides(
         generate(pipeline, guidance_scale=1.0)
 
 
+def test_a_pipeline_of_ours_that_shares_the_denoiser_has_no_knobs(
+    pipeline: DynamiCrafterPipeline, generate: Generate
+) -> None:
+    other = DynamiCrafterPipeline(**pipeline.components, height=16, width=16)
+    other.set_progress_bar_config(disable=True)
+    plain = generate(other)
+    with experts(pipeline, recipe_of("above: 0.5", "")):
+        assert torch.equal(generate(other), plain)
+    for setting in ("guidance: 1", "start: 0.9"):
+        with experts(pipeline, recipe_of(setting)), pytest.raises(ConfigError, match="else than"):
+            generate(other)
+
+
 class Watched:
     """Keeps the calls of a pipeline's U-Net, and what its scheduler gets of them."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from motionmerge.errors import ConfigError
 from motionmerge.knobs import parse_image
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
+from motionmerge.switching.denoiser_call import is_called_by
 from motionmerge.switching.expert_bank import attached_bank, experts
 from motionmerge.switching.knob_families import (
     AMPLITUDE,
@@ -152,8 +154,9 @@ def test_guidance_is_bit_equal_in_bf16_as_well(name: str) -> None:
     family = named(name)
     pipeline = built(family)
     pipeline.to(torch.bfloat16)
+    expected = told(pipeline, family, 3.0)
     with experts(pipeline, recipe_of("guidance: 3")):
-        assert torch.equal(make(pipeline, family), told(pipeline, family, 3.0))
+        assert torch.equal(make(pipeline, family), expected)
 
 
 def named(name: str) -> Family:
@@ -283,6 +286,32 @@ def test_a_run_that_broke_off_between_passes_is_not_gone_on_with(setting: str) -
             make(pipeline, family)
 
 
+def test_a_call_is_the_second_pass_of_its_own_step_alone() -> None:
+    """Either the step is another, or the sample is, or the pipeline does not guide."""
+    pipeline = built(named("Wan 2.1"))
+    sizes = pipeline.transformer.config
+    samples = torch.randn(2, 1, sizes.in_channels, 2, 4, 4, generator=seeded(1))
+    text = torch.randn(1, 4, sizes.text_dim, generator=seeded(2))
+
+    class Bare(type(pipeline)):  # type: ignore[misc]  # a class that is only known here
+        def __call__(self, scale: float, *calls: tuple[int, int]) -> torch.Tensor:
+            self._guidance_scale = scale
+            self.scheduler.set_timesteps(2)
+            steps = self.scheduler.timesteps
+            with torch.no_grad():
+                made = [self.transformer(samples[i], steps[[t]], text)[0].clone() for i, t in calls]
+            return torch.cat(made)
+
+    Bare.__name__ = type(pipeline).__name__
+    bare = Bare(**pipeline.components)
+    with experts(bare, recipe_of("image: low_pass(0.3)")):
+        first, other, last = (bare(1.0, call) for call in ((0, 0), (1, 0), (0, 1)))
+        assert torch.equal(bare(5.0, (0, 0), (0, 1)), torch.cat([first, last]))
+        assert torch.equal(bare(5.0, (0, 0), (1, 0)), torch.cat([first, other]))
+        assert torch.equal(bare(1.0, (0, 0), (0, 0)), torch.cat([first, first]))
+    assert not torch.equal(bare(1.0, (0, 0)), first)
+
+
 def test_a_callback_that_guides_later_does_not_mix_two_videos() -> None:
     family = named("CogVideoX")
     pipeline = built(family)
@@ -313,7 +342,31 @@ def test_a_pipeline_that_shares_the_denoiser_is_not_taken_for_the_one_with_knobs
             with pytest.raises(ConfigError, match="called by something else than its"):
                 told(other, family, 4.0)
             told(pipeline, family, 4.0)
+            with pytest.raises(ConfigError, match="called by something else than its"):
+                make(
+                    pipeline,
+                    family,
+                    callback_on_step_end=lambda *_: {"latents": told(other, family, 4.0)},
+                )
     assert torch.equal(told(other, family, 4.0), expected)
+
+
+class Caller:
+    """Is called as a pipeline is, and drops a tensor after it looked for the denoiser's caller."""
+
+    def __init__(self, denoiser: torch.nn.Module) -> None:
+        self.denoiser = denoiser
+
+    def __call__(self) -> bool:
+        dropped = torch.zeros(1)
+        lives = weakref.ref(dropped)
+        is_found = is_called_by(self, self.denoiser)
+        del dropped
+        return is_found and lives() is None
+
+
+def test_looking_for_the_caller_keeps_none_of_its_tensors() -> None:
+    assert Caller(torch.nn.Identity())()
 
 
 def test_a_model_that_is_compiled_meanwhile_is_named() -> None:

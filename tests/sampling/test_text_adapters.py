@@ -96,6 +96,9 @@ def test_guidance_of_a_schedule_keeps_the_prompt(family: Family, scale: float) -
         made = generate(pipeline, family, **told(1, family))
     torch.testing.assert_close(made, expected, atol=1e-3, rtol=1e-4)
     assert not torch.allclose(made, generate(pipeline, family, **told(1, family)), atol=1e-2)
+    with experts(pipeline, recipe_of(f"guidance: {scale}, image: low_pass(0.3) + time_noise(0.1)")):
+        turned = generate(pipeline, family, **told(1, family))
+    assert not torch.allclose(turned, made, atol=1e-3)
 
 
 @both

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from motionmerge.errors import ShapeError
 from motionmerge.knobs import Exponential, Linear, LowPass
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
 from motionmerge.switching.attention_bias import SelfAttention
-from motionmerge.switching.denoiser_call import _Run
+from motionmerge.switching.denoiser_passes import Passes
 from motionmerge.switching.denoising_steps import Moment
 from motionmerge.switching.image_functions import (
     blur,
@@ -132,8 +133,15 @@ def test_a_bias_on_the_first_frame_is_the_official_one(case: dict[str, Any]) -> 
     )
     hidden = TENSORS[f"{own}.input"]
     torch.testing.assert_close(attention(hidden), TENSORS[f"{own}.plain"], **close)
+    seen = torch.arange(hidden.shape[1]) % 3 > 0  # a mask of the attention's own
+    numbers = torch.zeros(seen.shape).masked_fill(~seen, -math.inf)
     with place.biased(denoiser, -case["gamma"], {}, rows=slice(None)):
         torch.testing.assert_close(attention(hidden, None, None), TENSORS[f"{own}.biased"], **close)
+        masked = attention(hidden, attention_mask=seen[None, None, None])
+        assert torch.equal(masked, attention(hidden, attention_mask=numbers[None, None, None]))
+    numbers[: height * width] -= case["gamma"]
+    told = attention(hidden, attention_mask=numbers[None, None, None])
+    torch.testing.assert_close(masked, told, **close)
     torch.testing.assert_close(attention(hidden), TENSORS[f"{own}.plain"], **close)
 
 
@@ -149,15 +157,15 @@ def test_three_passes_combine_as_in_the_official_code(case: dict[str, Any], is_t
     entry = ScheduleEntry(
         "model", image=(LowPass(0.4),), guidance=case["guidance"] if is_told else None
     )
-    run = _Run(
+    passes = Passes(
         family=next(one for one in KNOB_FAMILIES if one.name == "Wan 2.2-5B"),
-        pipeline=None,
-        module=nn.Module(),
+        vae={},
+        denoiser=nn.Module(),
         moment=Moment(entry=entry),
         call=lambda arguments: (next(answers),),
     )
     first = (low_c.clone(),)
-    [second] = run.second({"hidden_states": torch.zeros(1, 4, 2, 8, 8)}, first)
+    [second] = passes.second({"hidden_states": torch.zeros(1, 4, 2, 8, 8)}, first)
     combined = second + 7.5 * (first[0] - second)  # as the pipeline does, by a scale of its own
     if not is_told:
         combined = second + case["guidance"] * (first[0] - second)
@@ -172,7 +180,7 @@ def test_the_center_of_time_noise_is_the_official_one(case: dict[str, Any]) -> N
 
 
 def test_time_noise_grows_with_the_noise_level_and_repeats_by_its_seed() -> None:
-    image = torch.zeros(2, 4, 3, 32, 32)
+    image = torch.ones(2, 4, 3, 32, 32)
     options = {"strength": 10.0, "power": 5.0, "seed": 3}
     made = {level: time_noise(image, level=level, **options) for level in (0.0, 0.5, 1.0)}
     for level, noise in made.items():
@@ -181,6 +189,7 @@ def test_time_noise_grows_with_the_noise_level_and_repeats_by_its_seed() -> None
         assert torch.equal(noise[0], noise[1])
     assert torch.equal(time_noise(image, level=0.5, **options), made[0.5])
     assert not torch.equal(time_noise(image, level=0.5, **{**options, "seed": 4}), made[0.5])
+    assert not time_noise(0 * image, level=0.5, **options).any()  # no image is none with noise
 
 
 def test_a_kernel_wider_than_the_image_is_refused() -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from motionmerge.errors import CheckpointError, ConfigError
+from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.io.atomic import atomic_path, folder_of_results
 from motionmerge.io.json_file import read_json
 from motionmerge.io.paths import behind_links
@@ -98,7 +98,7 @@ def merge(
         progress: Called after each block.
 
     Raises:
-        RecipeError: The recipe is wrong or matches nothing.
+        RecipeError: The recipe is wrong, matches nothing, or has knobs alone.
         CheckpointError: An input is missing, damaged, not the pinned one, holds NaN, or lacks
             tensors; a result would replace an input; or the disk is too small or refuses.
         ShapeError: Two inputs disagree about a shape.
@@ -106,6 +106,7 @@ def merge(
     """
     started = time.perf_counter()
     bound, folder = BoundRecipe.of(recipe, inputs), Path(output)
+    knobs = _knobs(bound.recipe)
     scaled = dtype == SCALED_FP8
     wanted = None if dtype is None or scaled else parse_dtype(dtype)
     if scaled and (layout == "pipeline" or stochastic_rounding is not None):
@@ -193,6 +194,7 @@ def merge(
             unmatched=coverage.unmatched,
             unused_strengths=len(coverage.unused_strengths),
             unchanged=unchanged,
+            knobs=knobs,
             dry_run=dry_run,
             seconds=time.perf_counter() - started,
             bytes_read=opened.bytes_read,
@@ -201,6 +203,24 @@ def merge(
             disk_bytes=needed,
             free_bytes=free,
         )
+
+
+def _knobs(recipe: Recipe) -> tuple[str, ...]:
+    """List what the schedule sets besides experts, by entry: no file of weights can hold it.
+
+    Raises:
+        RecipeError: There is nothing else, as all experts are inputs.
+    """
+    schedule = recipe.written_out().schedule
+    if schedule is None or not schedule.has_knobs:
+        return ()
+    if not any(expert.vectors for expert in recipe.experts.values()):
+        raise RecipeError(
+            "The recipe's experts are inputs as they are, and the rest of it are knobs, which are "
+            "no weights: there is nothing to merge.",
+            fix="Make videos with the recipe as it is, or use one that changes weights.",
+        )
+    return tuple(dict.fromkeys(entry.label for entry in schedule.entries if entry.knobs))
 
 
 def preview(recipe: AnyRecipe) -> int:

@@ -159,6 +159,7 @@ class MergeReport:
         unused_strengths: Number of keys of alpha in LoRA files whose layers these do not hold.
         unchanged: Tensors that a task vector reaches and that are equal in all inputs (0 in a dry
             run).
+        knobs: What the schedule sets besides experts, by entry; in `recipe.yaml`, not in weights.
         dry_run: Nothing was read beyond the headers, nothing was written.
         seconds: Wall time, hashing included.
         bytes_read: Bytes of tensors read, without hashing.
@@ -173,6 +174,7 @@ class MergeReport:
     unmatched: Mapping[str, tuple[str, ...]]
     unused_strengths: int
     unchanged: int
+    knobs: tuple[str, ...]
     dry_run: bool
     seconds: float
     bytes_read: int
@@ -232,6 +234,8 @@ class MergeReport:
                 lines.append(survival_line(expert.survived, expert.cosine))
             if expert.path:
                 lines.append(f"  -> {expert.path}")
+        if self.knobs:
+            lines.append(f"Not in the weights, but in recipe.yaml: {'; '.join(self.knobs)}.")
         if self.dry_run:
             lines.append(
                 f"Dry run: nothing was written. The results take {self.disk_bytes / 1e9:.3f} GB of "

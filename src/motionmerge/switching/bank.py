@@ -217,6 +217,15 @@ class Bank:
         """Return whether experts differ in a module such as `image_projector`."""
         return any(part.name == module_name and part.differs for part in self._parts)
 
+    def check_pipeline(self, pipeline: object) -> None:
+        """Refuse knobs in a run of another pipeline than that they were attached to.
+
+        Raises:
+            ConfigError: There are knobs, and it is another.
+        """
+        if self._calls is not None:
+            self._calls.check_pipeline(pipeline)
+
     def expert_for(self, timestep: float | torch.Tensor) -> str:
         """Name the expert that denoises at a timestep; see `moment_for`."""
         return self.moment_for(timestep).entry.expert

@@ -108,7 +108,8 @@ def time_noise(
     """Add noise to an image, as strong as the mean of what CIL adds in training.
 
     Args:
-        image: `[batch, ...]`; all of a batch get the same noise, so that passes agree.
+        image: `[batch, ...]`; all of a batch get the same noise, so that passes agree, but those
+            of zeros: SVD's unconditional pass has no image.
         strength, power: See `knobs.NoisyImage`.
         level: s, 0 clean .. 1 noise.
         seed: Of the noise, which is drawn anew for each level.
@@ -118,7 +119,8 @@ def time_noise(
     beta = strength * time_noise_center(torch.tensor(level, dtype=torch.float64), power).sigmoid()
     generator = generator_for(seed, "time_noise", f"{level:.9f}")
     noise = torch.randn(image.shape[1:], generator=generator)
-    return image + float(beta) * noise.to(image)
+    has_image = image.flatten(1).any(dim=1).reshape(-1, *[1] * (image.ndim - 1))
+    return image + float(beta) * noise.to(image) * has_image
 
 
 def noisy(image: torch.Tensor, knobs: Sequence[ImageKnob], *, level: float) -> torch.Tensor:

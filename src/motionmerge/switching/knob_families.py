@@ -6,7 +6,7 @@ Read from diffusers 0.42 and tried on tiny models of every family; docs/how-to/k
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from motionmerge.errors import ConfigError
@@ -91,21 +91,18 @@ class KnobFamily:
 
     def has(self, knob: str) -> bool:
         """Return whether a knob of `KNOBS` acts on these pipelines."""
-        return {
-            GUIDANCE: self.passes is not None and GUIDANCE not in self.why_not,
-            FILTERS: self.passes is not None and (self.image is not None or self._shows_image),
+        can = {
+            GUIDANCE: self.passes is not None,
+            FILTERS: self.passes == "own" or self.image is not None,
             AMPLITUDE: self.has_grey_frames,
             ATTENTION: self.attention is not None,
             START: self.starts_late,
-        }[knob]
+        }
+        return can[knob] and knob not in self.why_not
 
     def reason(self, knob: str) -> str:
         """Describe why a knob is missing."""
         return self.why_not.get(knob) or self.why_not.get("") or _WHY_NOT[knob]
-
-    @property
-    def _shows_image(self) -> bool:
-        return self.passes == "own" and FILTERS not in self.why_not
 
 
 _WHY_NOT = {
@@ -138,7 +135,10 @@ _HUNYUAN_ATTENTION = SelfAttention(
     has_head_axis=True,
 )
 
-
+_IN_EVERY_FRAME = "it has the image in every frame"
+_ZEROS = "the frames after its image are zeros, not grey pixels"
+_APART = "its attention over space sees one frame, and that over time one place"
+_TOKENS_ALONE = "it sees the image as tokens alone"
 _FOUR_PASSES = "it combines up to four passes of picture and sound in a way of its own"
 
 
@@ -167,6 +167,15 @@ def _has_tokens_of_one_latent(configs: Configs) -> bool:
     return (own.get("patch_size", 1), own.get("patch_size_t", 1)) == (1, 1)
 
 
+_SVD = KnobFamily(
+    name="SVD",
+    pipelines=("StableVideoDiffusionPipeline",),
+    passes="batched",
+    image=BesideLatents(axis=2),
+    ramps_guidance=True,
+    why_not={AMPLITUDE: _IN_EVERY_FRAME, ATTENTION: _APART},
+)
+
 KNOB_FAMILIES: tuple[KnobFamily, ...] = (
     KnobFamily(
         name="Wan 2.2-5B",
@@ -177,24 +186,13 @@ KNOB_FAMILIES: tuple[KnobFamily, ...] = (
         attention=_WAN_ATTENTION,
     ),
     KnobFamily(
-        name="Wan 2.1, 2.2-A14B",
-        pipelines=("WanImageToVideoPipeline",),
-        passes="separate",
-        image=BesideLatents(mask_before=4),
-        has_grey_frames=True,
-        attention=_WAN_ATTENTION,
-    ),
-    KnobFamily(
-        name="Wan 2.1, 2.2-A14B, modular",
-        pipelines=("WanImage2VideoModularPipeline", "Wan22Image2VideoModularPipeline"),
-        passes="separate",
-        image=BesideLatents(mask_before=4),
-        has_grey_frames=True,
-        attention=_WAN_ATTENTION,
-    ),
-    KnobFamily(
-        name="SkyReels-V2",
-        pipelines=("SkyReelsV2ImageToVideoPipeline",),
+        name="Wan 2.1, 2.2-A14B, SkyReels-V2",
+        pipelines=(
+            "WanImageToVideoPipeline",
+            "WanImage2VideoModularPipeline",
+            "Wan22Image2VideoModularPipeline",
+            "SkyReelsV2ImageToVideoPipeline",
+        ),
         passes="separate",
         image=BesideLatents(mask_before=4),
         has_grey_frames=True,
@@ -214,34 +212,21 @@ KNOB_FAMILIES: tuple[KnobFamily, ...] = (
             first_frame=tokens_of_patches,
             is_text_first=True,
         ),
-        why_not={AMPLITUDE: "the frames after its image are zeros, not grey pixels"},
+        why_not={AMPLITUDE: _ZEROS},
     ),
-    *(
-        KnobFamily(
-            name=name,
-            pipelines=(pipeline,),
-            passes="batched",
-            image=BesideLatents(axis=2),
-            is_cut_by_rows=name == "SVD",  # the U-Net holds the tokens of the adapter
-            ramps_guidance=True,
-            why_not={
-                AMPLITUDE: "it has the image in every frame",
-                ATTENTION: "its attention over space sees one frame, and that over time one place",
-            },
-        )
-        for name, pipeline in (
-            ("SVD", "StableVideoDiffusionPipeline"),
-            ("SVD with a text adapter", "SvdAdapterPipeline"),
-        )
+    _SVD,
+    replace(
+        _SVD,
+        name="SVD with a text adapter",
+        pipelines=("SvdAdapterPipeline",),
+        is_cut_by_rows=False,  # the U-Net holds the tokens of the adapter
     ),
     KnobFamily(
         name="I2VGen-XL",
         pipelines=("I2VGenXLPipeline",),
         passes="batched",
         image=InArgument("image_latents"),
-        why_not={
-            ATTENTION: "its attention over space sees one frame, and that over time one place",
-        },
+        why_not={ATTENTION: _APART},
     ),
     KnobFamily(
         name="LTX",
@@ -274,7 +259,7 @@ KNOB_FAMILIES: tuple[KnobFamily, ...] = (
         passes="separate",
         image=BesideLatents(mask_after=1),
         attention=_HUNYUAN_ATTENTION,
-        why_not={AMPLITUDE: "the frames after its image are zeros, not grey pixels"},
+        why_not={AMPLITUDE: _ZEROS},
     ),
     KnobFamily(
         name="Hunyuan 1.5",
@@ -282,7 +267,7 @@ KNOB_FAMILIES: tuple[KnobFamily, ...] = (
         passes="separate",
         image=BesideLatents(mask_after=1),
         why_not={
-            AMPLITUDE: "the frames after its image are zeros, not grey pixels",
+            AMPLITUDE: _ZEROS,
             ATTENTION: "its attention turns a mask of numbers into yes and no",
         },
     ),
@@ -313,35 +298,18 @@ KNOB_FAMILIES: tuple[KnobFamily, ...] = (
         why_not={"": _FOUR_PASSES},
     ),
     KnobFamily(
-        name="DynamiCrafter",
-        pipelines=("DynamiCrafterPipeline",),
+        name="DynamiCrafter, pocket",
+        pipelines=("DynamiCrafterPipeline", "PocketPipeline"),
         passes="own",
         starts_late=True,
-        why_not={
-            AMPLITUDE: "it has the image in every frame",
-            ATTENTION: "its attention over space sees one frame, and that over time one place",
-        },
-    ),
-    KnobFamily(
-        name="pocket",
-        pipelines=("PocketPipeline",),
-        passes="own",
-        starts_late=True,
-        why_not={
-            AMPLITUDE: "it has the image in every frame",
-            ATTENTION: "its attention over space sees one frame, and that over time one place",
-        },
+        why_not={AMPLITUDE: _IN_EVERY_FRAME, ATTENTION: _APART},
     ),
     KnobFamily(
         name="VideoCrafter",
         pipelines=("VideoCrafterPipeline",),
         passes="own",
         starts_late=True,
-        why_not={
-            FILTERS: "it sees the image as tokens alone",
-            AMPLITUDE: "it sees the image as tokens alone",
-            ATTENTION: "it sees the image as tokens alone",
-        },
+        why_not=dict.fromkeys((FILTERS, AMPLITUDE, ATTENTION), _TOKENS_ALONE),
     ),
     KnobFamily(
         name="ConsistI2V",

@@ -80,7 +80,7 @@ class Pace:
 def duration(seconds: float | None) -> str:
     """Write an estimate in words."""
     if seconds is None:
-        return "unknown until the first video is made"
+        return "time unknown until the first video is made"
     if seconds < 90:
         return f"about {seconds:.0f} s"
     if seconds < 5400:

@@ -15,9 +15,9 @@ from motionmerge.models.dynamicrafter.scheduler import DynamicRescaleDDIMSchedul
 from motionmerge.sampling.pipelines.encoders import EncodingPipeline
 from motionmerge.sampling.pipelines.inputs import Frames, video_to_output
 from motionmerge.sampling.pipelines.lora_weights import LoraPipeline
-from motionmerge.switching.denoiser_call import no_second_pass
+from motionmerge.switching.bank import Bank, attached_bank
+from motionmerge.switching.denoiser_passes import no_second_pass
 from motionmerge.switching.denoising_steps import Moment, start_step_of
-from motionmerge.switching.expert_bank import attached_bank
 
 Generators: TypeAlias = "torch.Generator | list[torch.Generator] | None"
 Latents: TypeAlias = "dict[str, torch.Tensor]"
@@ -112,7 +112,7 @@ class DenoisingPipeline(EncodingPipeline, LoraPipeline):
         self.set_timesteps(num_inference_steps, start_step)
         self._num_timesteps = len(self.scheduler.timesteps)
         step_options = self._step_options(eta, generator)
-        bank = attached_bank(self.unet)
+        bank = self._bank()
         with self.progress_bar(total=self.num_timesteps) as progress:
             for step, timestep in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
@@ -177,13 +177,24 @@ class DenoisingPipeline(EncodingPipeline, LoraPipeline):
         # Ours reads its timesteps on the CPU: on a GPU every look would wait for all that it does.
         self.scheduler.set_timesteps(num_inference_steps, **options)
 
+    def _bank(self) -> Bank | None:
+        """Return the experts that are attached to the U-Net, if any.
+
+        Raises:
+            ConfigError: They have knobs, for another pipeline that shares it.
+        """
+        bank = attached_bank(self.unet)
+        if bank is not None:
+            bank.check_pipeline(self)
+        return bank
+
     def _start_step(self, given: int | None) -> int | None:
         """Return where denoising begins: as a call says, or as the schedule of its experts does.
 
         Raises:
-            ConfigError: No timestep has as little noise as the schedule says.
+            ConfigError: No timestep has as little noise as the schedule says; or as `_bank`.
         """
-        bank = attached_bank(self.unet)
+        bank = self._bank()
         if given is not None or bank is None:
             return given
         return start_step_of(bank.schedule, self.scheduler)
