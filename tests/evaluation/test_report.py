@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from motionmerge.errors import ConfigError
 from motionmerge.evaluation.report.page import write_report
@@ -16,7 +19,7 @@ from motionmerge.evaluation.report.sets import Figure, ReportSet, split_name
 from motionmerge.evaluation.report.table import compare_sets, to_csv, to_latex
 from motionmerge.evaluation.runs import Measured
 from motionmerge.evaluation.sources import VideoSource
-from motionmerge.io.video import write_video
+from motionmerge.io.video import read_frames, write_video
 
 from ..tiny.browser import PROGRAM, Browser
 
@@ -79,6 +82,30 @@ def test_failures_come_first_then_frozen_videos_then_disagreement(video):
     scenes = order_scenes(sets)
     assert [one.key[0] for one in scenes] == ["broken", "still", "far", "near"]
     assert scenes[2].difference == "differ most in motion_degree: 1.0 to 11.0 px/s"
+
+
+def test_of_one_set_those_with_warnings_come_before_those_without(video):
+    fine = [measured(video, f"fine {place}") for place in range(2)]
+    odd = replace(measured(video, "odd"), notes=("its frames have no times",))
+    scenes = order_scenes([ReportSet(name="a", measured=[fine[0], odd, fine[1]])])
+    assert [one.key[0] for one in scenes] == ["odd", "fine 0", "fine 1"]
+
+
+def test_a_page_says_how_large_the_files_are_and_has_a_first_frame_of_each(video, tmp_path):
+    one = measured(video, "a")
+    size = {"width": 96, "height": 64, "num_frames": 8, "frame_rate": 8.0}
+    one = replace(one, values={**one.values, **size})
+    page = write_report(
+        [ReportSet(name="a", measured=[one])], to=tmp_path / "r.html", title="t"
+    ).page
+    text = page.read_text()
+    assert "96 x 64, 8 frames at 8 a second" in text
+    poster = base64.b64decode(
+        text.partition('poster="data:image/jpeg;base64,')[2].partition('"')[0]
+    )
+    frames, _ = read_frames(video)
+    shown = np.asarray(Image.open(io.BytesIO(poster)).resize((96, 64)), dtype=float)
+    assert np.abs(shown - frames[0]).mean() < 4
 
 
 def test_strangers_text_is_escaped_everywhere(video, tmp_path):

@@ -245,6 +245,16 @@ def test_what_cannot_be_measured_is_counted_and_what_never_can_ends_the_search(t
         tuner(tmp_path, KnownBench(), objective="moton")
 
 
+@pytest.mark.parametrize(("num_runs", "num_left"), [(1, 0), (2, 0), (3, 3)])
+def test_what_failed_is_tried_again_in_later_runs_but_not_for_ever(tmp_path, num_runs, num_left):
+    for _ in range(num_runs):  # say, the disk is full
+        with pytest.raises(DataError, match="Nothing could be made"):
+            tuner(tmp_path, KnownBench(fails_at=0.28), over=["motion=0.3:1"]).run(6)
+    bench = KnownBench()
+    mended = tuner(tmp_path, bench, over=["motion=0.3:1"]).run(6)
+    assert (mended.num_failed, len(mended.tried)) == (num_left, 6 - num_left)
+
+
 def test_nothing_better_means_the_recipe_as_it_was(tmp_path):
     tuning = tuner(tmp_path, KnownBench(), over=["motion=-0.5:0.2"]).run(6)
     assert tuning.chosen is tuning.reference and "as it was" in tuning.why
@@ -258,6 +268,14 @@ def test_times_are_of_their_kind_alone_and_survive_a_cut_line(tmp_path):
     path.write_text(path.read_text() + '{"kind": "a", "wo')
     assert Pace(tmp_path, "a").seconds(10) == 2.5
     assert Pace(tmp_path, "a").seconds(0) == 0
+
+
+def test_loading_is_no_part_of_the_pace_and_counts_for_every_set_of_weights(tmp_path):
+    Pace(tmp_path, "a").add(20, 5)
+    Pace(tmp_path, "a").add(20, 5, loads=2, loading=60)
+    pace = Pace(tmp_path, "a")
+    assert pace.seconds(10) == 2.5
+    assert pace.seconds(10, loads=3) == 92.5
 
 
 @given(st.integers(2, 20), st.floats(0.02, 0.99))

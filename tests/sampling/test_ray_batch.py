@@ -161,6 +161,9 @@ def test_a_bench_on_the_cluster_measures_what_one_in_this_process_does(
     assert [one.name for one in there] == [one.name for one in here] and len(here) == 1
     assert there[0].read_bytes() == here[0].read_bytes()
     assert found[0].values == found[1].values
+    row = json.loads((tmp_path / "there" / "timings.jsonl").read_text())
+    assert (row["kind"], row["loads"]) == ("pocket on 1 workers", 1)
+    assert 0 < row["seconds"] < row["loading"], "starting a worker is not what videos take"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,9 +172,10 @@ def run_points(
     jobs = read_jobs()
     maker = variant_maker(model, output / "videos", ray=ray, workers=workers)
     planned = _plan(points, flags, maker, jobs, to_stderr=as_json)
-    left = [video.job for videos in missing_of(planned) for video in videos]
-    pace = Pace(output, model.name)
-    seconds = pace.seconds(work_of(left))
+    left_of = missing_of(planned)
+    left = [video.job for videos in left_of for video in videos]
+    pace = Pace(output, maker.kind)
+    seconds = pace.seconds(work_of(left), loads=sum(map(bool, left_of)))
     if not as_json:
         size = f"{len(points)} points of {len(jobs)} videos each"
         print(f"{size}, {len(left)} to make: {duration(seconds)}")
@@ -245,17 +245,23 @@ def _make(planned: Sequence[PlannedVariant], maker: VariantMaker, pace: Pace) ->
     if not todo:
         return ()
     found = len({video.path for one in planned for video in one.videos}) - len(todo)
+    maker.prepare()
     tally = Tally(len(todo), on_progress=progress_printer(0, 1, found))
-    started = time.monotonic()
     try:
         with without_left_out():
             for one, videos in zip(planned, left, strict=True):
                 maker.make(one, videos, tally=tally)
     finally:  # Ctrl-C too: the same command then says how long the rest takes
-        report = tally.report()
-        made = [video.job for video in todo if video.path.exists()]
-        if made and not report.failures:
-            pace.add(work_of(made), time.monotonic() - started)
+        tally.has_loaded()
+        report, loading = tally.report(), tally.seconds_loading
+        made = [[video.job for video in videos if video.path.exists()] for videos in left]
+        if any(made) and not report.failures:
+            pace.add(
+                sum(map(work_of, made)),
+                report.seconds - loading,
+                loads=sum(map(bool, made)),
+                loading=loading,
+            )
     return report.failures
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from motionmerge.evaluation.pocket.conditions import (
     BEST,
+    BEST_KNOB,
     HANDOVER,
     KNOB,
     METHOD,
@@ -64,6 +65,7 @@ def judge(results: Results) -> list[Claim]:
         _needs(results, ("base", "tuned", "naive"), "ii", _TEXTS["ii"], _tuning_calms),
         _needs(results, ("base", "knob+0.25", "knob+0.5"), "iii a", _TEXTS["iii a"], _knob_raises),
         _needs(results, ("base", "knob-0.25", "knob-0.5"), "iii b", _TEXTS["iii b"], _knob_calms),
+        _knob_ends(results),
     ]
     for name in full_methods():
         for rival, words in RIVALS.items():
@@ -74,8 +76,7 @@ def judge(results: Results) -> list[Claim]:
 
 def full_methods() -> list[str]:
     """Return the names of the full method's conditions: the paper's, and the best found."""
-    best = best_condition()
-    return [f"{METHOD}-{PAPER_BOUNDARY:g}"] + ([best.name] if best else [])
+    return [f"{METHOD}-{PAPER_BOUNDARY:g}", best_condition().name]
 
 
 _TEXTS = {
@@ -179,6 +180,22 @@ def _knob_calms(results: Results) -> tuple[bool, list[str]]:
         evidence.append(f"{name} - base: {difference.text(2, sign=True)} px")
         holds = holds and difference.high < 0
     return holds, evidence
+
+
+def _knob_ends(results: Results) -> Claim:
+    text = "No other value of `generate --motion` moves more than its default, 1"
+    default = best_condition().name
+    others = [one.name for one in paper_conditions() if one.family == BEST_KNOB]
+
+    def decide(results: Results) -> tuple[bool, list[str]]:
+        evidence, holds = [], True
+        for name in others:
+            difference = degree_difference(results[name], results[default])
+            evidence.append(f"{name} - {default}: {difference.text(2, sign=True)} px")
+            holds = holds and difference.low <= 0
+        return holds, evidence
+
+    return _needs(results, [default, *others], "iii c", text, decide)
 
 
 def family(results: Results, name: str) -> list[ConditionResults]:

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from motionmerge.errors import ConfigError
-from motionmerge.merging.recipes.files import shipped_recipes
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.models.pocket.components import VARIANTS
 from motionmerge.schedule import PAPER_BOUNDARY
@@ -25,7 +24,9 @@ BEST_RECIPE = "pocket"
 """The shipped recipe that works best on the pocket model."""
 
 KNOB, HANDOVER, METHOD, REVERSED = "knob", "handover", "paper", "paper-reversed"
-BEST, BEST_REVERSED = "best", "best-reversed"
+BEST, BEST_REVERSED, BEST_KNOB = "best", "best-reversed", "motion"
+BEST_KNOB_VALUES = (-0.5, 0.5, 1.5, 2.0)
+"""What else `generate --motion` is measured at: 1, the default, is the best recipe itself."""
 _VECTOR = "(tuned - base)"
 
 
@@ -163,23 +164,26 @@ def _all() -> Iterator[Condition]:
         yield method(boundary=boundary)
         yield method(boundary=boundary).reversed()
     best = best_condition()
-    if best is not None:
-        settings = sorted({*BOUNDARIES, best.boundary or 0.0}, reverse=True)
-        for boundary in settings:
-            yield best.at_boundary(boundary)
-            yield best.at_boundary(boundary).reversed()
+    for boundary in sorted({*BOUNDARIES, best.boundary or 0.0}, reverse=True):
+        yield best.at_boundary(boundary)
+        yield best.at_boundary(boundary).reversed()
+    for motion in BEST_KNOB_VALUES:
+        name = f"{BEST_KNOB}{motion:+g}"
+        one = best_condition(motion=motion)
+        yield replace(one, name=name, family=BEST_KNOB, setting=motion)
 
 
-def best_condition() -> Condition | None:
-    """Return the shipped recipe that works best on the pocket model, if there is one."""
-    path = shipped_recipes().get(BEST_RECIPE)
-    if path is None:
-        return None
-    recipe = Recipe.load(path).written_out()
+def best_condition(**parameters: float) -> Condition:
+    """Return the shipped recipe that works best on the pocket model.
+
+    Args:
+        parameters: Other values of the recipe's, such as that of `generate --motion`.
+    """
+    recipe = Recipe.load(BEST_RECIPE).with_parameters(**parameters).written_out()
     entries = recipe.schedule.entries if recipe.schedule else ()
     if len(entries) != 2 or entries[0].above is None:
         raise ConfigError(
-            f"The recipe {path.name} has no boundary as a noise level.",
+            f"The recipe {BEST_RECIPE} has no boundary as a noise level.",
             fix="Give its schedule two entries, the first with `above:`.",
         )
     early, late = (str(recipe.experts[entry.expert]) for entry in entries)

@@ -17,7 +17,6 @@ from motionmerge.evaluation.pocket.conditions import (
     Condition,
     best_condition,
     knob,
-    method,
     pick_conditions,
 )
 from motionmerge.evaluation.pocket.motion import measure_clip
@@ -113,7 +112,7 @@ PROMPTS = (
 def demo_stages() -> list[tuple[Method, Condition]]:
     """Return the stages of the method, in the order they are shown."""
     base, naive, tuned = pick_conditions(["base", "naive", "tuned"])
-    full = best_condition() or method()
+    full = best_condition()
     return [
         _stage("Base", "the pretrained model", base),
         _stage("Naive", "fine-tuned without the adapter", naive),

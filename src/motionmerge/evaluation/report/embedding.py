@@ -53,19 +53,21 @@ class EmbeddedVideo:
 
     Args:
         uri: Of the video; None where it cannot be read.
+        poster: Its first frame as a small JPEG, for paper and until the video is decoded.
         is_sampled: Whether it is shown by its measured frames instead of its own.
         flows: Optical flow at several times, `[height, width, 2]` in pixels a second of a frame
             that is `REFERENCE_WIDTH` wide.
     """
 
     uri: str | None
+    poster: str | None = None
     is_sampled: bool = False
     flows: tuple[FloatArray, ...] = ()
 
     @property
     def num_bytes(self) -> int:
         """What it adds to the page."""
-        return len(self.uri or "") + (STRIP_BYTES if self.flows else 0)
+        return len(self.uri or "") + len(self.poster or "") + (STRIP_BYTES if self.flows else 0)
 
 
 def embed_video(path: Path) -> EmbeddedVideo:
@@ -83,7 +85,8 @@ def _embedded(path: Path) -> EmbeddedVideo:
         uri = data_uri(path.read_bytes(), f"video/{kind}")
     else:
         uri = data_uri(_encoded(clip), "video/mp4")
-    return EmbeddedVideo(uri=uri, is_sampled=kind is None, flows=_flows(clip))
+    poster = thumbnail_uri(Image.fromarray(clip.samples[0]))
+    return EmbeddedVideo(uri=uri, poster=poster, is_sampled=kind is None, flows=_flows(clip))
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -155,8 +158,13 @@ def photo_uri(path: Path | None) -> str | None:
         photo = load_image(path)
     except DataError:
         return None
-    photo.thumbnail((_PHOTO_SIDE, _PHOTO_SIDE))
-    return jpeg_uri(np.asarray(photo))
+    return thumbnail_uri(photo)
+
+
+def thumbnail_uri(picture: Image.Image) -> str:
+    """Return a small copy of a picture as an address that holds it."""
+    picture.thumbnail((_PHOTO_SIDE, _PHOTO_SIDE))
+    return jpeg_uri(np.asarray(picture))
 
 
 def jpeg_uri(picture: Picture) -> str:

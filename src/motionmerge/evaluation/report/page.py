@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ DEFAULT_MEGABYTES = 40.0
 
 _NUM_COLORS = 8  # in the style sheet
 _MOST_LISTED = 500  # scenes without videos
+_MOST_SIZES = 4
 _MOST_TOO_LARGE = 5  # scenes that are encoded in vain
 _OF_A_CLIP = ("motion_degree", "object_motion", "first_frame_psnr", "warp_error")
 
@@ -152,6 +154,7 @@ def write_report(
         radar=radar,
         vbench=_vbench_lines(sets),
         num_alone=_num_alone(sets, scenes),
+        sizes={one.name: _sizes(one) for one in sets},
     )
     tables = {
         to.with_suffix(".csv"): to_csv(table),
@@ -214,6 +217,21 @@ def _num_alone(sets: Sequence[ReportSet], scenes: Sequence[SharedScene]) -> int:
     return sum(
         len(videos) for one in sets for key, videos in one.by_key.items() if key not in shared
     )
+
+
+def _sizes(one: ReportSet) -> str:
+    """Return how large and long the files of a set are, the most common first."""
+    counts = Counter(
+        f"{values['width']} x {values['height']}, {values['num_frames']} frames"
+        + (f" at {rate:.4g} a second" if (rate := measured.number("frame_rate")) else "")
+        for measured in one.measured
+        if (values := measured.values).keys() >= {"width", "height", "num_frames"}
+    )
+    if len(counts) == 1:
+        return next(iter(counts))
+    listed = [f"{num} of {text}" for text, num in counts.most_common(_MOST_SIZES)]
+    left = len(counts) - len(listed)
+    return "; ".join([*listed, *([f"{left} other kinds"] if left else [])])
 
 
 @dataclass(frozen=True)

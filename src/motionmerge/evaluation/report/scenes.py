@@ -47,6 +47,11 @@ class SharedScene:
         return sum(is_frozen(one) for one in self.videos.values())
 
     @property
+    def num_warned(self) -> int:
+        """How many of its videos have warnings."""
+        return sum(bool(one.warnings) for one in self.videos.values())
+
+    @property
     def difference(self) -> str:
         """What its videos differ in most, as a sentence; empty if they do not."""
         if self.apart is None:
@@ -67,7 +72,10 @@ def order_scenes(sets: Sequence[ReportSet]) -> list[SharedScene]:
     spread = _spreads([one for each in sets for one in each.measured])
     counts = Counter(key for one in sets for key in one.by_key)
     scenes = [_scene(key, sets, spread) for key, num in counts.items() if num >= min(2, len(sets))]
-    return sorted(scenes, key=lambda one: (-one.num_failed, -one.num_frozen, -one.disagreement))
+    return sorted(
+        scenes,
+        key=lambda one: (-one.num_failed, -one.num_frozen, -one.disagreement, -one.num_warned),
+    )
 
 
 def _scene(key: Key, sets: Sequence[ReportSet], spread: Mapping[str, float]) -> SharedScene:

@@ -1,4 +1,4 @@
-"""How long videos take: seconds of work done, kept beside the results for the time of a plan."""
+"""How long videos and loading take, kept beside the results for the time of a plan."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def work_of(jobs: Sequence[VideoJob]) -> float:
 
 
 class Pace:
-    """Seconds of an amount of work, from what was timed in a folder.
+    """Seconds of an amount of work and of sets of weights, from what was timed in a folder.
 
     Args:
         folder: Where the timings are kept.
@@ -36,28 +36,29 @@ class Pace:
 
     def __init__(self, folder: Path, kind: str) -> None:
         self._path, self._kind = folder / FILE, kind
-        self._work, self._seconds = 0.0, 0.0
-        for work, seconds in self._read():
-            self._work += work
-            self._seconds += seconds
+        self._timed = self._read()
 
-    def add(self, work: float, seconds: float) -> None:
-        """Keep how long some work took.
+    def add(self, work: float, seconds: float, *, loads: int = 0, loading: float = 0.0) -> None:
+        """Keep how long some work took, and beside it the loading of so many sets of weights.
 
         Raises:
             DataError: The file cannot be written.
         """
-        self._work += work
-        self._seconds += seconds
-        append_rows(self._path, [{"kind": self._kind, "work": work, "seconds": seconds}])
+        self._timed.append((work, seconds, loads, loading))
+        row = {"kind": self._kind, "work": work, "seconds": seconds}
+        row |= {"loads": loads, "loading": loading} if loads else {}
+        append_rows(self._path, [row])
 
-    def seconds(self, work: float) -> float | None:
+    def seconds(self, work: float, *, loads: int = 0) -> float | None:
         """Estimate; None where nothing was timed yet."""
         if work <= 0:
             return 0.0
-        return self._seconds / self._work * work if self._work > 0 else None
+        if not self._timed:
+            return None
+        all_work, seconds, all_loads, loading = map(sum, zip(*self._timed, strict=True))
+        return seconds / all_work * work + loading / max(1, all_loads) * loads
 
-    def _read(self) -> list[tuple[float, float]]:
+    def _read(self) -> list[tuple[float, float, float, float]]:
         if not self._path.exists():
             return []
         try:
@@ -70,10 +71,12 @@ class Pace:
             try:
                 row = json.loads(line)
                 work, seconds = float(row["work"]), float(row["seconds"])
+                loads, loading = float(row.get("loads", 0)), float(row.get("loading", 0))
             except (ValueError, TypeError, KeyError, RecursionError):
                 continue  # a line that a kill cut off
-            if row.get("kind") == self._kind and 0 < work < 1e18 and 0 < seconds < 1e9:
-                found.append((work, seconds))
+            is_likely = 0 < work < 1e18 and 0 < seconds < 1e9
+            if row.get("kind") == self._kind and is_likely and 0 <= min(loads, loading) < 1e9:
+                found.append((work, seconds, loads, loading))
         return found
 
 

@@ -43,6 +43,8 @@ PATIENCE = 12
 
 _NUM_RANDOM = 8
 _MOST_FAILURES = 3
+_MOST_RUNS = 3
+"""In how many runs a candidate may fail before it is left alone: disks fill, workers are killed."""
 
 Tell = Callable[[str], None]
 """Told what was done, in words."""
@@ -212,7 +214,7 @@ class Tuner:
             is_over = known is not None and known.state in (TrialState.FAIL, TrialState.COMPLETE)
             if values is None or (known is not None and known.state == TrialState.FAIL):
                 num_failed += 1
-                if not is_over:
+                if not is_over:  # a kill came before its numbers were drawn
                     study.tell(number, state=TrialState.FAIL)
                 continue
             try:
@@ -225,10 +227,10 @@ class Tuner:
             except DataError as error:
                 num_failed, in_a_row = num_failed + 1, in_a_row + 1
                 self._tell(f"{_name(values)}: {error.message}")
+                if not is_over:
+                    _count_failure(study, number)
                 if in_a_row >= _MOST_FAILURES:
                     raise
-                if not is_over:
-                    study.tell(number, state=TrialState.FAIL)
                 continue
             in_a_row = 0
             if not is_over:
@@ -411,6 +413,17 @@ def _sampler(seed: int, number: int) -> Any:
     return _optuna().samplers.TPESampler(
         seed=int.from_bytes(mixed[:4], "big"), n_startup_trials=_NUM_RANDOM
     )
+
+
+def _count_failure(study: Study, number: int) -> None:
+    """Note that a candidate failed in this run; one that is left running is tried again."""
+    from optuna.trial import TrialState
+
+    name = f"failures of {number}"
+    failures = study.user_attrs.get(name, 0) + 1
+    study.set_user_attr(name, failures)
+    if failures >= _MOST_RUNS:
+        study.tell(number, state=TrialState.FAIL)
 
 
 def _suggest(trial: Trial, one: Range) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -147,7 +146,7 @@ class VideoBench:
     ) -> None:
         self._maker, self._jobs = maker, list(jobs)
         self._kept = Kept.in_folder(folder, WHOLE)
-        self._pace = Pace(folder, maker.model.name)
+        self._pace = Pace(folder, maker.kind)
         self._on_progress = on_progress
         self.failures: list[Failure] = []
         self.num_clips = len(self._jobs)
@@ -165,15 +164,14 @@ class VideoBench:
         planned = self._maker.plan(variant, self._chosen(num_clips, num_steps))
         todo = missing(planned.videos, overwrite=False)
         if todo:
+            self._maker.prepare()
             tally = Tally(len(todo), on_progress=self._on_progress)
-            self._maker.prepare()  # loading the model is not what videos take
-            started = time.monotonic()
             self._maker.make(planned, todo, tally=tally)
             report = tally.report()
             self.failures += report.failures
             if report.done and not report.failures:
-                work = work_of([video.job for video in todo])
-                self._pace.add(work, time.monotonic() - started)
+                work, loading = work_of([video.job for video in todo]), tally.seconds_loading
+                self._pace.add(work, report.seconds - loading, loads=1, loading=loading)
         [measured] = measure_planned([planned], self._kept)
         observed = Observed.of_videos(measured, [one.metric for one in OBJECTIVES.values()])
         if observed.num_failed == len(measured):
@@ -186,7 +184,7 @@ class VideoBench:
 
     def seconds(self, *, num_clips: int, num_steps: int) -> float | None:
         """Estimate the time of so many videos; None where none was timed in this folder."""
-        return self._pace.seconds(work_of(self._chosen(num_clips, num_steps)))
+        return self._pace.seconds(work_of(self._chosen(num_clips, num_steps)), loads=1)
 
     def key(self, variant: Variant, *, num_clips: int, num_steps: int) -> str:
         """Hash the configurations of the videos."""

@@ -132,6 +132,9 @@ class Tally:
         total: Videos to make.
         failure_list: File for those given up, one JSON mapping a line; removed if there are none.
         on_progress: Called after every video.
+
+    Attributes:
+        seconds_loading: How long there was no model with its experts yet, over all sets of experts.
     """
 
     def __init__(
@@ -146,6 +149,18 @@ class Tally:
         self._done: list[str] = []
         self._failures: list[Failure] = []
         self._found: list[str] = []
+        self._loading_since: float | None = None
+        self.seconds_loading = 0.0
+
+    def begins_loading(self) -> None:
+        """Count the time from now on as that of loading a model and making its experts."""
+        self._loading_since = time.monotonic()
+
+    def has_loaded(self) -> None:
+        """Count the time from now on as that of videos; what is loaded beside them costs none."""
+        if self._loading_since is not None:
+            self.seconds_loading += time.monotonic() - self._loading_since
+            self._loading_since = None
 
     def made(self, name: str) -> None:
         """Count a video that was made."""

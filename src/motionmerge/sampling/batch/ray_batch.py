@@ -55,6 +55,8 @@ def run_on_ray(
             registered cannot be sent to them, or the folder cannot be made.
         MotionMergeError: As loading the model and attaching the experts, if no host is left.
     """
+    tally = tally or Tally(len(videos))
+    tally.begins_loading()
     ray = joined_cluster()
     functions = sent_functions(experts)
     model, experts, videos = with_absolute_paths(model, experts, videos)
@@ -74,9 +76,7 @@ def run_on_ray(
         hosts=hosts,
         needs=needs,
         free={name: ray.available_resources().get(name, 0) for name in needs},
-        queue=VideoQueue(
-            videos, hosts=hosts, retries=options.retries, tally=tally or Tally(len(videos))
-        ),
+        queue=VideoQueue(videos, hosts=hosts, retries=options.retries, tally=tally),
         num_workers=num_workers,
     )
     return driver.run()
@@ -93,6 +93,7 @@ class RayVariantMaker(VariantMaker):
 
     def __init__(self, model: ModelChoice, folder: Path, *, num_workers: int | None = None) -> None:
         super().__init__(model, folder)
+        self.kind = f"{model.name} on {num_workers or 'all'} workers"
         self._num_workers = num_workers
 
     def prepare(self) -> None:

@@ -167,6 +167,7 @@ class RayDriver:
             self._wants[call.worker] = result
             self._deaths_at_start = 0
             self.hosts.loaded(node or "")
+            self.queue.tally.has_loaded()
             return
         self.queue.receive(call.videos, *result, node=node)
 

@@ -68,6 +68,8 @@ class VariantMaker:
         load: Callable[[], VideoPipeline] | None = None,
     ) -> None:
         self.model, self.folder = model, folder
+        self.kind = model.name
+        """Videos of one kind take the same time."""
         self._load = load or (lambda: model.load()[0])
 
     def plan(self, variant: Variant, jobs: Sequence[VideoJob]) -> PlannedVariant:
@@ -84,7 +86,7 @@ class VariantMaker:
         )
 
     def prepare(self) -> None:
-        """Load the model now, where the time of its videos is measured."""
+        """Load the model now, as that is done once and not for every variant."""
         _ = self.pipeline
 
     def make(
@@ -97,7 +99,9 @@ class VariantMaker:
         """
         if not videos:
             return
+        tally.begins_loading()
         with planned.experts.attach(self.pipeline, restore=True) as bank:
+            tally.has_loaded()
             run_batch(self.pipeline, videos, self.options(planned), bank=bank, tally=tally)
 
     def options(self, planned: PlannedVariant) -> BatchOptions:
