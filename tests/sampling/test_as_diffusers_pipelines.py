@@ -11,10 +11,10 @@ import accelerate
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 
-from motionmerge.errors import CheckpointError, ConfigError, ShapeError
+from motionmerge.errors import CheckpointError, ConfigError, DataError, ShapeError
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.models.dynamicrafter.encoders import text_encoder_config
 from motionmerge.models.text_adapters import add_text_adapter
@@ -211,7 +211,9 @@ def save_lora(make: Callable[[], Any], folder: Path, *, seed: int, rank: int) ->
     for name, one in pipeline.unet.named_parameters():
         if "lora_B" in name and make is tiny_pipeline:  # which amplifies all changes
             one.data *= 0.1
-    pipeline.unet.save_lora_adapter(folder)
+    tensors = get_peft_model_state_dict(pipeline.unet)
+    settings = pipeline.unet.peft_config["default"].to_dict()
+    pipeline.save_lora_weights(folder, tensors, unet_lora_adapter_metadata=settings)
     return run(pipeline, num_inference_steps=1)
 
 
@@ -283,8 +285,6 @@ def test_a_lora_that_does_not_fit_is_refused_by_name() -> None:
         pipeline.load_lora_weights(pair(layer, own.shape[1] + 1))
     with pytest.raises(CheckpointError, match="holds no LoRA"):
         pipeline.load_lora_weights({"weight": torch.zeros(2, 2)})
-    with pytest.raises(ConfigError, match="save_lora_adapter"):
-        pipeline.save_lora_weights("folder", unet_lora_layers={})
     assert not hasattr(pipeline.unet, "peft_config")
     lora = pair(layer, own.shape[1])
     recipe = Recipe.knob(lora="memory:style", motion=0.5)
@@ -292,6 +292,33 @@ def test_a_lora_that_does_not_fit_is_refused_by_name() -> None:
     with attached, pytest.raises(ConfigError, match="Experts are attached"):
         pipeline.load_lora_weights(lora)
     pipeline.load_lora_weights(lora)
+
+
+def test_a_lora_is_saved_with_what_its_strength_depends_on(tmp_path: Path) -> None:
+    unet = tiny_pipeline().unet
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=6, target_modules=["to_q"]))
+    tensors, settings = get_peft_model_state_dict(unet), unet.peft_config["default"].to_dict()
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    DynamiCrafterPipeline.save_lora_weights(tmp_path, tensors, unet_lora_adapter_metadata=settings)
+    for source in (tmp_path, file):
+        read, kept = DynamiCrafterPipeline.lora_state_dict(source, return_lora_metadata=True)
+        assert kept["unet.lora_alpha"] == 6 and kept["unet.r"] == 2
+        assert read.keys() == {f"unet.{name}" for name in tensors}
+        assert all(torch.equal(read[f"unet.{name}"], one) for name, one in tensors.items())
+    with pytest.warns(UserWarning, match="loaded with its rank as alpha"):
+        DynamiCrafterPipeline.save_lora_weights(tmp_path, tensors, safe_serialization=False)
+    pickled = tmp_path / "pytorch_lora_weights.bin"
+    assert DynamiCrafterPipeline.lora_state_dict(pickled).keys() == read.keys()
+    assert DynamiCrafterPipeline.lora_state_dict(pickled, return_lora_metadata=True)[1] is None
+    assert {one.name for one in tmp_path.iterdir()} == {file.name, pickled.name}
+    with pytest.raises(ConfigError, match="no LoRA tensors"):
+        DynamiCrafterPipeline.save_lora_weights(tmp_path, {})
+    with pytest.raises(ConfigError, match="pickle cannot hold"):
+        DynamiCrafterPipeline.save_lora_weights(
+            tmp_path, tensors, unet_lora_adapter_metadata=settings, safe_serialization=False
+        )
+    with pytest.raises(DataError, match="Cannot write"):
+        DynamiCrafterPipeline.save_lora_weights(file, tensors, unet_lora_adapter_metadata=settings)
 
 
 def svd_with_adapter() -> SvdAdapterPipeline:

@@ -173,7 +173,7 @@ class DynamiCrafterUNet(
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ("UNetStage",)
+    _no_split_modules = ("UNetStage", "TemporalTransformer")
     _repeated_blocks = ("BasicTransformerBlock",)
     _skip_layerwise_casting_patterns = ("norm",)
 
