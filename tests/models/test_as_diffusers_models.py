@@ -13,6 +13,7 @@ from typing import Any
 import accelerate
 import pytest
 import torch
+from accelerate.utils.modeling import compute_module_sizes
 from peft import LoraConfig
 
 from motionmerge.errors import ConfigError
@@ -129,6 +130,25 @@ def test_offloaded_it_predicts_the_same(
     offload(unet, tmp_path)
     close(predicted(unet, tiny), expected)
     assert (offload is by_turns) == any(one.is_meta for one in unet.parameters())
+    if offload is not by_turns:  # diffusers would read the weights that are there
+        with pytest.raises(ConfigError, match="weights of an earlier group offload"):
+            offload(tiny.make(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["DynamiCrafter with adapter", "ConsistI2V"])
+def test_loaded_in_part_and_the_rest_left_on_disk_it_predicts_the_same(
+    name: str, tmp_path: Path
+) -> None:
+    tiny = UNETS[name]
+    unet = tiny.make()
+    expected = predicted(unet, tiny)
+    unet.save_pretrained(tmp_path / "saved")
+    limit = {"cpu": compute_module_sizes(unet)[""] // 2}
+    split = type(unet).from_pretrained(
+        tmp_path / "saved", device_map="auto", max_memory=limit, offload_folder=tmp_path / "rest"
+    )
+    assert set(split.hf_device_map.values()) == {"cpu", "disk"}
+    close(predicted(split, tiny), expected)
 
 
 @pytest.mark.parametrize("has_lora", [False, True], ids=["alone", "with LoRA"])

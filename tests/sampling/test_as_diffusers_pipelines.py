@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,10 @@ import accelerate
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 
-from motionmerge.errors import CheckpointError, ConfigError, ShapeError
+from motionmerge.errors import CheckpointError, ConfigError, DataError, ShapeError
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.models.dynamicrafter.encoders import text_encoder_config
 from motionmerge.models.text_adapters import add_text_adapter
@@ -138,6 +139,101 @@ def test_a_text_is_one_prompt() -> None:
             pipeline.encode_prompt([7])
 
 
+@every_pipeline
+def test_a_prompt_is_encoded_without_the_network_and_used_without_the_encoder(
+    make: Callable[[], Any],
+) -> None:
+    parts = dict(make().components)
+    encoding = {name for name in parts if name.startswith(("text", "token"))}
+    encoder = type(make())(**{name: parts[name] if name in encoding else None for name in parts})
+    with torch.no_grad():
+        embeds = {
+            "prompt_embeds": encoder.encode_prompt("a cat"),
+            "negative_prompt_embeds": encoder.encode_prompt("the camera pans"),
+        }
+    rest = {name: None if name in encoding else parts[name] for name in parts}
+    network = type(encoder)(**rest, height=16, width=16)
+    network.set_progress_bar_config(disable=True)
+    own = {"negative_prompt": "the camera pans", "num_inference_steps": 1}
+    expected = run(type(encoder)(**parts, height=16, width=16), **own)
+    made = run(network, prompt=None, **embeds, num_inference_steps=1)
+    assert torch.equal(made, expected)
+
+
+@every_pipeline
+def test_saved_as_a_variant_and_with_parts_of_other_types_it_is_loaded(
+    make: Callable[[], Any], tmp_path: Path
+) -> None:
+    pipeline, one_step = make(), {"num_inference_steps": 1}
+    kind, expected = type(pipeline), run(pipeline, **one_step)
+    pipeline.save_pretrained(tmp_path, variant="fp16")
+    assert all(".fp16." in file.name for file in tmp_path.rglob("*.safetensors"))
+    with pytest.raises((OSError, ValueError), match=r"fp16|no file named"):
+        kind.from_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path, variant="fp16")
+    loaded.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(run(loaded, **one_step), expected, rtol=0, atol=1e-4)
+    dtypes = {"unet": torch.bfloat16, "default": torch.float32}
+    mixed = kind.from_pretrained(tmp_path, variant="fp16", torch_dtype=dtypes)
+    mixed.set_progress_bar_config(disable=True)
+    assert (mixed.unet.dtype, mixed.vae.dtype) == (torch.bfloat16, torch.float32)
+    halves = run(mixed.to(dtype=torch.bfloat16), **one_step)
+    assert mixed.vae.dtype == torch.bfloat16 and halves.dtype == torch.float32
+    assert mixed.to("meta").unet.device.type == "meta"
+
+
+@every_pipeline
+def test_a_pipeline_of_another_one_s_parts_is_that_pipeline(make: Callable[[], Any]) -> None:
+    pipeline = make()
+    other = type(pipeline).from_pipe(pipeline)
+    other.set_progress_bar_config(disable=True)
+    assert other.components == pipeline.components
+    assert other.config.height == pipeline.config.height == 16
+    one_step = {"num_inference_steps": 1}
+    assert torch.equal(run(other, **one_step), run(pipeline, **one_step))
+
+
+@every_pipeline
+def test_forms_of_the_result_agree_and_latents_that_are_given_decide(
+    make: Callable[[], Any],
+) -> None:
+    pipeline, seeds = make(), [torch.Generator().manual_seed(seed) for seed in (7, 8)]
+    one_step = {"num_inference_steps": 1, "eta": 0.0}
+    two = run(pipeline, num_videos_per_prompt=2, generator=seeds, **one_step)
+    single = run(pipeline, **one_step)
+    assert two.shape == (2, 3, 3, 16, 16)
+    torch.testing.assert_close(two[:1], single, rtol=0, atol=1e-4)
+    assert not torch.equal(two[0], two[1])
+    given = {**one_step, "latents": torch.randn(1, 4, 3, 8, 8)}
+    if isinstance(pipeline, ConsistI2VPipeline):
+        given["start"] = None
+    made, again = (
+        run(pipeline, generator=torch.Generator().manual_seed(seed), **given) for seed in (1, 2)
+    )
+    assert torch.equal(made, again) and not torch.equal(made, single)
+    call = {"image": picture(), "prompt": "a cat", "num_frames": 3, "guidance_scale": 3.0, **given}
+    frames, pictures = (
+        pipeline(**call, output_type=form, return_dict=False)[0] for form in ("np", "pil")
+    )
+    assert frames.shape == (1, 3, 16, 16, 3)
+    torch.testing.assert_close(torch.from_numpy(frames).permute(0, 1, 4, 2, 3), made)
+    assert np.abs(np.stack(pictures[0]) / 255 - frames[0]).max() <= 0.5 / 255 + 1e-6
+
+
+@every_pipeline
+def test_latents_of_who_calls_back_are_used(make: Callable[[], Any]) -> None:
+    def end_grey(called: Any, step: int, _: Any, tensors: Any) -> Any:
+        is_last = step == called.num_timesteps - 1
+        return {"latents": tensors["latents"] * (0 if is_last else 1)}
+
+    pipeline = make()
+    names = pipeline._callback_tensor_inputs
+    options = {"callback_on_step_end_tensor_inputs": names, "output_type": "latent"}
+    made = run(pipeline, callback_on_step_end=end_grey, **options)
+    stays = 1 if isinstance(pipeline, ConsistI2VPipeline) else 0  # its first frame is the photo's
+    assert not made[:, :, stays:].any() and made[:, :, :stays].any() == bool(stays)
+
+
 def test_pipelines_show_the_arguments_and_defaults_of_their_call() -> None:
     for kind in (DynamiCrafterPipeline, VideoCrafterPipeline, PocketPipeline, ConsistI2VPipeline):
         shown = inspect.signature(kind.__call__).parameters
@@ -169,7 +265,7 @@ def by_model(pipeline: Any, folder: Path) -> None:
 
 
 def in_groups(pipeline: Any, folder: Path) -> None:
-    pipeline.unet.enable_group_offload(
+    pipeline.enable_group_offload(
         "cpu", offload_type="leaf_level", offload_to_disk_path=str(folder)
     )
 
@@ -187,8 +283,9 @@ def test_with_less_memory_it_makes_the_same_video(
     expected = run(pipeline, num_inference_steps=1)
     how(pipeline, tmp_path)
     tolerance = 0.5 if how is in_fp8 else 1e-4
-    made = run(pipeline, num_inference_steps=1)
-    torch.testing.assert_close(made, expected, rtol=0, atol=tolerance)
+    for _ in range(2):
+        made = run(pipeline, num_inference_steps=1)
+        torch.testing.assert_close(made, expected, rtol=0, atol=tolerance)
 
 
 def test_the_pocket_model_runs_in_bf16_with_weights_in_fp8() -> None:
@@ -211,7 +308,9 @@ def save_lora(make: Callable[[], Any], folder: Path, *, seed: int, rank: int) ->
     for name, one in pipeline.unet.named_parameters():
         if "lora_B" in name and make is tiny_pipeline:  # which amplifies all changes
             one.data *= 0.1
-    pipeline.unet.save_lora_adapter(folder)
+    tensors = get_peft_model_state_dict(pipeline.unet)
+    settings = pipeline.unet.peft_config["default"].to_dict()
+    pipeline.save_lora_weights(folder, tensors, unet_lora_adapter_metadata=settings)
     return run(pipeline, num_inference_steps=1)
 
 
@@ -253,8 +352,8 @@ def test_loras_are_loaded_mixed_swapped_fused_and_unloaded(
     check(acting["two"])
 
 
-def test_a_lora_is_loaded_while_groups_of_layers_take_turns_but_not_from_files(
-    tmp_path: Path,
+def test_a_lora_is_loaded_while_parts_or_layers_take_turns_but_not_from_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acting = save_lora(tiny_pipeline, tmp_path, seed=1, rank=2)
     pipeline = tiny_pipeline()
@@ -262,10 +361,33 @@ def test_a_lora_is_loaded_while_groups_of_layers_take_turns_but_not_from_files(
     with pytest.raises(ConfigError, match="wait in files"):
         pipeline.load_lora_weights(tmp_path)
     pipeline = tiny_pipeline()
-    pipeline.unet.enable_group_offload("cpu", offload_type="leaf_level")
+    with pytest.raises(ConfigError, match="earlier group offload"):
+        in_groups(pipeline, tmp_path / "parts")
+    plain = run(pipeline, num_inference_steps=1)
+    pipeline.enable_group_offload("cpu", offload_type="leaf_level", exclude_modules="vae")
+    pipeline.load_lora_weights(tmp_path, adapter_name="one")
+    made = run(pipeline, num_inference_steps=1)
+    torch.testing.assert_close(made, acting, rtol=0, atol=2e-3)
+    pipeline.delete_adapters("one")
+    made = run(pipeline, num_inference_steps=1)
+    torch.testing.assert_close(made, plain, rtol=0, atol=2e-3)
+    pipeline = tiny_pipeline()
+    offload = type(pipeline).enable_model_cpu_offload  # diffusers' loading calls it again
+    on_cpu = functools.partialmethod(offload, device="cpu")
+    monkeypatch.setattr(type(pipeline), "enable_model_cpu_offload", on_cpu)
+    pipeline.enable_model_cpu_offload()
     pipeline.load_lora_weights(tmp_path)
     made = run(pipeline, num_inference_steps=1)
     torch.testing.assert_close(made, acting, rtol=0, atol=2e-3)
+
+
+def test_parts_in_files_have_folders_of_their_own(tmp_path: Path) -> None:
+    pipeline = svd_with_adapter()  # two towers of CLIP, whose layers have the same names
+    own = {"offload_type": "leaf_level", "offload_to_disk_path": tmp_path}
+    prompt = pipeline.encode_prompt("a cat")
+    pipeline.enable_group_offload("cpu", exclude_modules=["unet", "vae"], **own)
+    assert {one.name for one in tmp_path.iterdir()} == {"image_encoder", "text_encoder"}
+    torch.testing.assert_close(pipeline.encode_prompt("a cat"), prompt)
 
 
 def test_a_lora_that_does_not_fit_is_refused_by_name() -> None:
@@ -283,8 +405,6 @@ def test_a_lora_that_does_not_fit_is_refused_by_name() -> None:
         pipeline.load_lora_weights(pair(layer, own.shape[1] + 1))
     with pytest.raises(CheckpointError, match="holds no LoRA"):
         pipeline.load_lora_weights({"weight": torch.zeros(2, 2)})
-    with pytest.raises(ConfigError, match="save_lora_adapter"):
-        pipeline.save_lora_weights("folder", unet_lora_layers={})
     assert not hasattr(pipeline.unet, "peft_config")
     lora = pair(layer, own.shape[1])
     recipe = Recipe.knob(lora="memory:style", motion=0.5)
@@ -292,6 +412,33 @@ def test_a_lora_that_does_not_fit_is_refused_by_name() -> None:
     with attached, pytest.raises(ConfigError, match="Experts are attached"):
         pipeline.load_lora_weights(lora)
     pipeline.load_lora_weights(lora)
+
+
+def test_a_lora_is_saved_with_what_its_strength_depends_on(tmp_path: Path) -> None:
+    unet = tiny_pipeline().unet
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=6, target_modules=["to_q"]))
+    tensors, settings = get_peft_model_state_dict(unet), unet.peft_config["default"].to_dict()
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    DynamiCrafterPipeline.save_lora_weights(tmp_path, tensors, unet_lora_adapter_metadata=settings)
+    for source in (tmp_path, file):
+        read, kept = DynamiCrafterPipeline.lora_state_dict(source, return_lora_metadata=True)
+        assert kept["unet.lora_alpha"] == 6 and kept["unet.r"] == 2
+        assert read.keys() == {f"unet.{name}" for name in tensors}
+        assert all(torch.equal(read[f"unet.{name}"], one) for name, one in tensors.items())
+    with pytest.warns(UserWarning, match="loaded with its rank as alpha"):
+        DynamiCrafterPipeline.save_lora_weights(tmp_path, tensors, safe_serialization=False)
+    pickled = tmp_path / "pytorch_lora_weights.bin"
+    assert DynamiCrafterPipeline.lora_state_dict(pickled).keys() == read.keys()
+    assert DynamiCrafterPipeline.lora_state_dict(pickled, return_lora_metadata=True)[1] is None
+    assert {one.name for one in tmp_path.iterdir()} == {file.name, pickled.name}
+    with pytest.raises(ConfigError, match="no LoRA tensors"):
+        DynamiCrafterPipeline.save_lora_weights(tmp_path, {})
+    with pytest.raises(ConfigError, match="pickle cannot hold"):
+        DynamiCrafterPipeline.save_lora_weights(
+            tmp_path, tensors, unet_lora_adapter_metadata=settings, safe_serialization=False
+        )
+    with pytest.raises(DataError, match="Cannot write"):
+        DynamiCrafterPipeline.save_lora_weights(file, tensors, unet_lora_adapter_metadata=settings)
 
 
 def svd_with_adapter() -> SvdAdapterPipeline:

@@ -486,6 +486,15 @@ def test_group_offload_changes_nothing_and_with_streams_is_refused() -> None:
         run_both_experts(transformer, inputs, both)
 
 
+def test_weights_that_wait_in_files_are_not_switched(tmp_path: Path) -> None:
+    transformer, inputs = tiny_transformer()
+    both = exact_experts(transformer)
+    own = {"offload_type": "leaf_level", "offload_to_disk_path": str(tmp_path)}
+    transformer.enable_group_offload(torch.device("cpu"), **own)
+    with pytest.raises(ConfigError, match="wait in files"):
+        run_both_experts(transformer, inputs, both)
+
+
 def test_layerwise_casting_rounds_experts_to_its_storage() -> None:
     transformer, inputs = tiny_transformer()
     both = exact_experts(transformer)

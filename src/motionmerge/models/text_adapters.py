@@ -24,6 +24,7 @@ from diffusers.models.transformers.transformer_temporal import (
 )
 
 from motionmerge.errors import CheckpointError, ConfigError, ShapeError
+from motionmerge.models.group_offload import OffloadedNetwork
 
 from .dynamicrafter.adapter import TemporalFusion, TextToTemporalAdapter
 
@@ -65,7 +66,7 @@ class FusedFramesBlock(BasicTransformerBlock):
         return attended
 
 
-class _AdaptedUNet(PeftAdapterMixin):  # type: ignore[misc]  # diffusers is untyped here
+class _AdaptedUNet(OffloadedNetwork, PeftAdapterMixin):  # type: ignore[misc]  # diffusers is untyped here
     """What both U-Nets share: they are built with their adapter, and show the prompt to it."""
 
     temporal_adapter: TextToTemporalAdapter

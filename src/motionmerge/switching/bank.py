@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from motionmerge.errors import CheckpointError, ConfigError, RecipeError
 from motionmerge.knobs import NoisyImage
 from motionmerge.merging.names.wrappers import DENOISERS
-from motionmerge.models.diffusers_state import group_offload_hooks, is_fused
+from motionmerge.models.diffusers_state import group_offload_hooks, is_fused, waits_in_files
 from motionmerge.models.video_pipeline import Scheduler, VideoPipeline
 from motionmerge.noise_levels import denoises_in_stages, noise_level, noisiest
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
@@ -377,6 +377,11 @@ def check_attachable(name: str, module: nn.Module) -> None:
         raise ConfigError(
             f"`{name}` is offloaded with streams, which drop what is written to it.",
             fix="Call enable_group_offload(..., use_stream=False).",
+        )
+    if waits_in_files(module):
+        raise ConfigError(
+            f"The weights of `{name}` wait in files (group offload), which no expert reaches.",
+            fix="Call enable_group_offload() without `offload_to_disk_path`.",
         )
 
 

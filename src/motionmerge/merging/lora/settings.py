@@ -86,8 +86,7 @@ def settings_of_header(metadata: Mapping[str, str], *, where: str) -> list[ByCom
         CheckpointError: They are damaged, contradict each other, or change more than the strength.
     """
     found: list[ByComponent] = []
-    if METADATA_KEY in metadata:
-        given = _mapping(_json(metadata[METADATA_KEY], where), where)
+    if given := settings_in_header(metadata, where=where):
         split: dict[str, dict[str, Any]] = {}
         for key, value in given.items():
             component, _, name = key.rpartition(".")
@@ -97,6 +96,17 @@ def settings_of_header(metadata: Mapping[str, str], *, where: str) -> list[ByCom
         found.append(_checked(split, METADATA_KEY, where))
     plain = _plain(metadata, where)
     return [*found, plain] if plain else found
+
+
+def settings_in_header(metadata: Mapping[str, str], *, where: str) -> Mapping[str, Any]:
+    """Return what diffusers wrote into a header, unchecked; empty if it is not there.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    if METADATA_KEY not in metadata:
+        return {}
+    return _mapping(_json(metadata[METADATA_KEY], where), where)
 
 
 def modules_of_header(metadata: Mapping[str, str], *, where: str) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from motionmerge.errors import ShapeError
 from motionmerge.models.dynamicrafter.cross_attention import ContextCache, NativeAttentionMixin
 from motionmerge.models.dynamicrafter.fast_layers import use_fast_layers
+from motionmerge.models.group_offload import OffloadedNetwork
 
 from .attention import TextTokens
 from .blocks import BlockSettings, DownBlock, StagesBlock, UpBlock
@@ -30,7 +31,12 @@ from .settings import arguments_of, check_settings
 
 
 class ConsistI2VUNet(
-    NativeAttentionMixin, ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin
+    OffloadedNetwork,
+    NativeAttentionMixin,
+    ModelMixin,
+    ConfigMixin,
+    AttentionMixin,
+    PeftAdapterMixin,
 ):
     """Predict the noise of a video's frames from its clean first frame and a prompt.
 

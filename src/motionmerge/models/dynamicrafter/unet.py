@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from motionmerge.errors import ConfigError, ShapeError
+from motionmerge.models.group_offload import OffloadedNetwork
 
 from .adapter import TemporalFusion, TextToTemporalAdapter
 from .cross_attention import (
@@ -148,7 +149,12 @@ class UNetStage(nn.Module):
 
 
 class DynamiCrafterUNet(
-    NativeAttentionMixin, ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin
+    OffloadedNetwork,
+    NativeAttentionMixin,
+    ModelMixin,
+    ConfigMixin,
+    AttentionMixin,
+    PeftAdapterMixin,
 ):
     """Predict the denoising target of a video from noisy latents, a still image and a prompt.
 
@@ -173,7 +179,7 @@ class DynamiCrafterUNet(
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ("UNetStage",)
+    _no_split_modules = ("UNetStage", "TemporalTransformer")
     _repeated_blocks = ("BasicTransformerBlock",)
     _skip_layerwise_casting_patterns = ("norm",)
 

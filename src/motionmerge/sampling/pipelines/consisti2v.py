@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from diffusers import AutoencoderKL, SchedulerMixin
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from motionmerge.errors import ConfigError, ShapeError
 from motionmerge.models.consisti2v.settings import ours_for_the_hubs
+from motionmerge.models.consisti2v.unet import ConsistI2VUNet
 from motionmerge.models.dynamicrafter.cross_attention import ContextCache
 from motionmerge.sampling.pipelines.encoded import Conditions
 from motionmerge.sampling.pipelines.guidance import doubly_guided_prediction, guided_prediction
@@ -37,12 +40,6 @@ from motionmerge.sampling.pipelines.start_latents import (
     start_latents,
 )
 from motionmerge.switching.denoising_steps import Moment
-
-if TYPE_CHECKING:  # the parts that are registered at run time
-    from diffusers import AutoencoderKL, SchedulerMixin
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    from motionmerge.models.consisti2v.unet import ConsistI2VUNet
 
 NOISE_CORRELATION = 1.0
 """How much of the start noise the frames share; the model was trained so."""

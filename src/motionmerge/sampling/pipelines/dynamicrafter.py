@@ -10,13 +10,17 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
+from diffusers import AutoencoderKL, SchedulerMixin
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 from motionmerge.errors import ConfigError
 from motionmerge.models.cuda_graphs import CapturedUNet, can_capture
 from motionmerge.models.dynamicrafter.cross_attention import ContextCache
+from motionmerge.models.dynamicrafter.image_projector import ImageProjector
+from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
 from motionmerge.sampling.pipelines.denoising import guided_unet
 from motionmerge.sampling.pipelines.encoded import Conditions
 from motionmerge.sampling.pipelines.image_tokens import ImageTokenPipeline
@@ -36,14 +40,6 @@ from motionmerge.sampling.pipelines.start_latents import (
 from motionmerge.switching.denoising_steps import Moment
 from motionmerge.switching.expert_bank import attached_bank
 from motionmerge.switching.image_functions import shown_images
-
-if TYPE_CHECKING:  # the parts that are registered at run time
-    from diffusers import AutoencoderKL, SchedulerMixin
-    from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
-
-    from motionmerge.models.dynamicrafter.image_projector import ImageProjector
-    from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
-
 
 Call = TypeVar("Call", bound=Callable[..., object])
 

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from motionmerge.errors import ConfigError
 from motionmerge.memory import return_freed_memory
 from motionmerge.models.dynamicrafter.encoders import tokenize_prompts
+from motionmerge.models.group_offload import OffloadedPipeline
 from motionmerge.sampling.pipelines.encoded import Conditions
 from motionmerge.sampling.pipelines.inputs import (
     NUM_FRAMES,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 
-class EncodingPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped here
+class EncodingPipeline(OffloadedPipeline, DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped here
     """The half of a pipeline that runs before a video is made, and after.
 
     The methods `encode_prompt`, `encode_image_latents`, `decode_latents` and `_conditions` are all

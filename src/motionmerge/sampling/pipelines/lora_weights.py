@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from diffusers import ModelMixin
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME, LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
 from peft import LoraConfig
 
-from motionmerge.errors import ConfigError, ShapeError
+from motionmerge.errors import ConfigError, DataError, ShapeError
+from motionmerge.io.atomic import atomic_path, disk_errors
+from motionmerge.io.weights import open_weights
+from motionmerge.merging.lora.settings import settings_in_header
 from motionmerge.models.diffusers_state import waits_in_files
 from motionmerge.switching.expert_bank import attached_bank
 from motionmerge.switching.lora_bank import fits_layer, lora_config
@@ -65,8 +68,8 @@ class LoraPipeline(LoraBaseMixin):  # type: ignore[misc]  # diffusers is untyped
                 "The U-Net's weights wait in files (group offload), and loading would lose them.",
                 fix="Load LoRAs first, then call enable_group_offload().",
             )
-        if isinstance(source, (str, Path)) and (Path(source).is_dir() or weight_name):
-            source = Path(source) / (weight_name or LORA_WEIGHT_NAME_SAFE)
+        if isinstance(source, (str, Path)):
+            source = _file_of(source, weight_name)
         read = read_lora(source, {"unet": unet}, name=adapter_name or "lora")
         layers = read.layers["unet"]
         config = lora_config(layers)
@@ -92,16 +95,91 @@ class LoraPipeline(LoraBaseMixin):  # type: ignore[misc]  # diffusers is untyped
         super().unfuse_lora(components=list(components), **options)
 
     @classmethod
-    def save_lora_weights(cls, *arguments: object, **options: object) -> NoReturn:
-        """Refuse to write a LoRA without the settings that its strength depends on.
+    def save_lora_weights(
+        cls,
+        save_directory: str | Path,
+        unet_lora_layers: Mapping[str, torch.Tensor] | torch.nn.Module,
+        *,
+        unet_lora_adapter_metadata: Mapping[str, object] | None = None,
+        weight_name: str | None = None,
+        safe_serialization: bool = True,
+    ) -> None:
+        """Write a LoRA of the U-Net as diffusers' pipelines do; the file appears when it is whole.
+
+        Args:
+            save_directory: The folder; a file of this name in it is replaced.
+            unet_lora_layers: Its tensors, as `peft.get_peft_model_state_dict(pipeline.unet)` has
+                them.
+            unet_lora_adapter_metadata: `pipeline.unet.peft_config[NAME].to_dict()`. Without it the
+                file says nothing of alpha, and whoever loads it takes the rank.
+            weight_name: By default `pytorch_lora_weights.safetensors`.
+            safe_serialization: False writes a pickle, which holds no metadata.
 
         Raises:
-            ConfigError: Always.
+            ConfigError: There are no tensors, or metadata for a pickle.
+            DataError: The file cannot be written.
         """
-        raise ConfigError(
-            f"{cls.__name__} does not save LoRAs: their tensors alone do not hold their strength.",
-            fix='Call `pipeline.unet.save_lora_adapter("FOLDER", adapter_name=...)`.',
-        )
+        layers = cls.pack_weights(unet_lora_layers, "unet")
+        if not layers:
+            raise ConfigError(
+                "There are no LoRA tensors to save.",
+                fix="Pass `unet_lora_layers=peft.get_peft_model_state_dict(pipeline.unet)`.",
+            )
+        if unet_lora_adapter_metadata and not safe_serialization:
+            raise ConfigError(
+                "A pickle cannot hold `unet_lora_adapter_metadata`.",
+                fix="Leave `safe_serialization` out.",
+            )
+        if not unet_lora_adapter_metadata and not any(name.endswith(".alpha") for name in layers):
+            warnings.warn(
+                "The LoRA is saved without `unet_lora_adapter_metadata`: it will be loaded with "
+                "its rank as alpha. Pass `pipeline.unet.peft_config[NAME].to_dict()` if alpha is "
+                "another number.",
+                stacklevel=2,
+            )
+        default = LORA_WEIGHT_NAME_SAFE if safe_serialization else LORA_WEIGHT_NAME
+        path = Path(save_directory) / (weight_name or default)
+        with disk_errors(DataError, path), atomic_path(path) as temporary:
+            cls._save_lora_weights(
+                save_directory=temporary.parent,
+                lora_layers={"unet": unet_lora_layers},
+                lora_metadata={"unet": unet_lora_adapter_metadata},
+                weight_name=temporary.name,
+                safe_serialization=safe_serialization,
+            )
+
+    @classmethod
+    def lora_state_dict(
+        cls,
+        source: str | Path,
+        *,
+        weight_name: str | None = None,
+        return_lora_metadata: bool = False,
+    ) -> object:
+        """Read the tensors of a LoRA by the names in its file, as training scripts go on with them.
+
+        Args:
+            source: A file, or a folder with one.
+            weight_name: As of `load_lora_weights`.
+            return_lora_metadata: Return the settings in the file's header too; None if it has none.
+
+        Returns:
+            `{name: tensor}`, or a pair of that and the settings.
+
+        Raises:
+            CheckpointError: It cannot be read.
+        """
+        path = _file_of(source, weight_name)
+        with open_weights(path) as reader:
+            tensors = {name: reader.read(name) for name in reader.keys()}  # noqa: SIM118
+            settings = settings_in_header(reader.metadata, where=str(path))
+        return (tensors, settings or None) if return_lora_metadata else tensors
+
+
+def _file_of(source: str | Path, weight_name: str | None) -> Path:
+    """Return the file itself, or the one of this name in a folder."""
+    path = Path(source)
+    return path / (weight_name or LORA_WEIGHT_NAME_SAFE) if path.is_dir() or weight_name else path
 
 
 _SETTINGS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "lora_bias")

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from diffusers import StableVideoDiffusionPipeline
+from diffusers import (
+    AutoencoderKLTemporalDecoder,
+    EulerDiscreteScheduler,
+    StableVideoDiffusionPipeline,
+)
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
 
 from motionmerge.errors import ConfigError
+from motionmerge.models.group_offload import OffloadedPipeline
+from motionmerge.models.text_adapters import SvdAdapterUNet
 from motionmerge.sampling.pipelines.inputs import prompts_of
 from motionmerge.sampling.pipelines.lora_weights import LoraPipeline
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler
-    from transformers import (
-        CLIPImageProcessor,
-        CLIPTextModel,
-        CLIPTokenizer,
-        CLIPVisionModelWithProjection,
-    )
-
-    from motionmerge.models.text_adapters import SvdAdapterUNet
 
 _SVD_PARTS = ("vae", "image_encoder", "unet", "scheduler", "feature_extractor")
 
 
-class SvdAdapterPipeline(StableVideoDiffusionPipeline, LoraPipeline):  # type: ignore[misc]  # untyped
+class SvdAdapterPipeline(OffloadedPipeline, StableVideoDiffusionPipeline, LoraPipeline):  # type: ignore[misc]  # untyped
     """Animate an image as a prompt says.
 
     Args:
