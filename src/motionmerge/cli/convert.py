@@ -12,7 +12,7 @@ from motionmerge.cli.options import JsonOption, OverwriteOption, destination, ou
 from motionmerge.cli.printing import print_json
 from motionmerge.errors import ConfigError
 
-EXAMPLE = "Example: motionmerge convert model.ckpt -o dynamicrafter --dtype fp16"
+EXAMPLE = "Example: motionmerge convert model.ckpt --tokenizer clip -o dynamicrafter"
 
 if TYPE_CHECKING:
     from motionmerge.models.dynamicrafter.checkpoint_folder import ConversionReport

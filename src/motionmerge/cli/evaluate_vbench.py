@@ -17,7 +17,7 @@ from motionmerge.cli.options import (
     model_option,
     output_option,
 )
-from motionmerge.cli.printing import FEW, harmless, print_first, print_json, quoted
+from motionmerge.cli.printing import FEW, aligned, harmless, print_first, print_json, quoted
 from motionmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -174,14 +174,19 @@ def total(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILES", help="Result files of VBench or FastVideo, or folders of such."
+            metavar="FILES",
+            help="Result files of VBench or FastVideo, of one method; or a folder of such for "
+            "each method.",
         ),
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Compute VBench-I2V's Quality, I2V and Total scores from result files."""
+    """Compute VBench-I2V's Quality, I2V and Total scores; several folders stand side by side."""
     from motionmerge.evaluation.vbench.results import read_scores
 
+    if len(files) > 1 and all(path.is_dir() for path in files):
+        _print_beside(files, as_json=as_json)
+        return
     scores = read_scores(files)
     found = _totals(scores)
     if as_json:
@@ -190,6 +195,31 @@ def total(
     for name, score in scores.items():
         print(f"{name:<24}{100 * score:7.2f} %")
     _print_totals(found)
+
+
+def _print_beside(folders: Sequence[Path], *, as_json: bool) -> None:
+    """Print a column for each method; what a total lacks is in the method's own."""
+    from motionmerge.evaluation.vbench.results import read_scores
+    from motionmerge.evaluation.vbench.total import DIMENSIONS
+
+    scores = {path.name: read_scores([path]) for path in folders}
+    if len(scores) < len(folders):
+        scores = {str(path): read_scores([path]) for path in folders}
+    found = {name: {"scores": own, **_totals(own)} for name, own in scores.items()}
+    if as_json:
+        print_json(found)
+        return
+    rows = [["%", *map(harmless, scores)]]
+    for name in DIMENSIONS:
+        if any(name in own for own in scores.values()):
+            rows.append([name, *(_percent(own.get(name)) for own in scores.values())])
+    for name in ("quality", "i2v", "total"):
+        rows.append([name, *(_percent(own.get(name)) for own in found.values())])
+    print("\n".join(aligned(rows, numbers=True)))
+
+
+def _percent(score: float | None) -> str:
+    return "-" if score is None else f"{100 * score:.2f}"
 
 
 def _entries(suite: Path | None) -> list[Entry] | None:

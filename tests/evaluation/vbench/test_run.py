@@ -23,7 +23,7 @@ from motionmerge.evaluation.vbench.results import (
 from motionmerge.evaluation.vbench.run import missing_files, plan, run
 from motionmerge.evaluation.vbench.sources import Networks
 from motionmerge.evaluation.vbench.suite import clips_of_folder
-from motionmerge.evaluation.vbench.total import DIMENSIONS
+from motionmerge.evaluation.vbench.total import DIMENSIONS, totals
 from motionmerge.io.video import read_frames
 
 CHEAP = ("temporal_flickering", "camera_motion")
@@ -192,6 +192,26 @@ def test_the_command_measures_checks_and_totals(folder, networks, tmp_path):
     assert "without subject_consistency" in found.output
 
 
+def test_methods_stand_beside_each_other_with_a_total_where_nothing_is_missing(tmp_path):
+    """An aesthetic score below 0, which a linear layer gives of noise, counts as any other."""
+    whole = {name: [0.5, []] for name in DIMENSIONS[:-1]} | {"aesthetic_quality": [-0.07, []]}
+    part = {"camera_motion": [0.25, {}, []]}
+    for name, content in (("base", whole), ("edg", part)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x_eval_results.json").write_text(json.dumps(content))
+    words = ["evaluate", "total", str(tmp_path / "base"), str(tmp_path / "edg")]
+    lines = CliRunner().invoke(app, words).stdout.splitlines()
+    table = {line.split()[0]: line.split()[1:] for line in lines}
+    expected = totals({name: own[0] for name, own in whole.items()})
+    assert table["%"] == ["base", "edg"]
+    assert table["camera_motion"] == ["50.00", "25.00"]
+    assert table["aesthetic_quality"] == ["-7.00", "-"]
+    assert table["total"] == [f"{100 * expected.total:.2f}", "-"]
+    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert found["base"]["total"] == pytest.approx(expected.total)
+    assert "i2v_subject" in found["edg"]["missing"]["total"]
+
+
 @pytest.mark.parametrize(
     "score", ["true", '"0.5"', "1.2", "-0.3", "1e999", "1" + "0" * 400, "null", "[0.5]"]
 )
@@ -200,6 +220,10 @@ def test_a_score_that_cannot_be_is_refused(tmp_path, score):
     path.write_text(f'{{"camera_motion": [{score}, {{}}, []]}}')
     with pytest.raises(DataError, match="camera_motion is "):
         read_scores([path])
+    if score not in ("1.2", "-0.3"):  # what no rule keeps in 0..1 is a number all the same
+        path.write_text(f'{{"aesthetic_quality": [{score}, []]}}')
+        with pytest.raises(DataError, match="aesthetic_quality is "):
+            read_scores([path])
     path.write_text(f'[{{"scores": {{"vbench.dynamic_degree": {{"score": {score}}}}}}}]')
     if score == "null":  # FastVideo skipped the metric
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from motionmerge.errors import DataError
 from motionmerge.evaluation.vbench.run import DimensionRow
 from motionmerge.evaluation.vbench.suite import CAMERA_MOVES, SuiteClip
-from motionmerge.evaluation.vbench.total import DIMENSIONS, IN_NO_TOTAL
+from motionmerge.evaluation.vbench.total import DIMENSIONS, IN_NO_TOTAL, UNBOUNDED
 from motionmerge.io.atomic import write_whole
 from motionmerge.io.json_file import load_json
 
@@ -182,10 +183,11 @@ def _of_vbench(value: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _score_in(name: str, score: object) -> float:
-    """Check that a dimension's score is a number in 0..1, as VBench aggregates all of them."""
+    """Check that a dimension's score is a number, and in 0..1 where its rule keeps it there."""
     if isinstance(score, bool) or not isinstance(score, (int, float)) or score != score:
         raise ValueError(f"{name} is no number but {str(score)[:40]!r}")
-    if not -_ROUNDING <= score <= 1 + _ROUNDING:
+    low, high = (-sys.float_info.max, sys.float_info.max) if name == UNBOUNDED else (0.0, 1.0)
+    if not low - _ROUNDING <= score <= high + _ROUNDING:
         raise ValueError(f"{name} is {str(score)[:40]}, and a score is between 0 and 1")
     return float(score)
 

@@ -28,7 +28,7 @@ from motionmerge.evaluation.vbench.dimensions import clips_of, decode, measure_o
 from motionmerge.evaluation.vbench.frames import Era, antialias_of
 from motionmerge.evaluation.vbench.sources import PLUGINS, SOURCES, Networks
 from motionmerge.evaluation.vbench.suite import SuiteClip
-from motionmerge.evaluation.vbench.total import DIMENSIONS
+from motionmerge.evaluation.vbench.total import DIMENSIONS, UNBOUNDED
 from motionmerge.io.hashing import hash_file
 
 ROWS = "vbench"
@@ -260,7 +260,10 @@ def _check_row(row: DimensionRow) -> None:
     """
     if not all(isinstance(part, str) for part in row.key) or not isinstance(row.details, dict):
         raise ValueError("its parts are of other types")
-    json.dumps(row.details, allow_nan=False)
+    try:
+        json.dumps(row.details, allow_nan=False)
+    except ValueError as error:
+        raise ValueError("it holds a number that is not finite") from error
     if row.value is None:
         return
     if row.dimension not in DIMENSIONS:
@@ -272,8 +275,7 @@ def _check_row(row: DimensionRow) -> None:
         is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
         if not is_number or not math.isfinite(number):
             raise ValueError(f"{str(number)[:40]!r} is no number")
-        is_free = row.dimension == "aesthetic_quality"  # of a linear layer
-        if not is_free and not -_ROUNDING <= number <= largest + _ROUNDING:
+        if row.dimension != UNBOUNDED and not -_ROUNDING <= number <= largest + _ROUNDING:
             raise ValueError(f"{number} is not between 0 and {largest:g}")
     if row.dimension == "camera_motion" and not isinstance(row.details["prompt_type"], str):
         raise ValueError("its camera move is no text")

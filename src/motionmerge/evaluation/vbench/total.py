@@ -28,6 +28,9 @@ WEIGHTS: Mapping[str, float] = {"dynamic_degree": 0.5, "camera_motion": 0.1}
 I2V = ("camera_motion", "i2v_subject", "i2v_background")
 QUALITY = tuple(name for name in RANGES if name not in I2V)
 IN_NO_TOTAL = "temporal_flickering"
+UNBOUNDED = "aesthetic_quality"
+"""The score of a linear layer, which is in 0..1 for photos and need not be for other pictures."""
+
 DIMENSIONS = (*RANGES, IN_NO_TOTAL)
 
 
