@@ -23,7 +23,7 @@ from motionmerge.studio.app import fault
 from motionmerge.studio.making import Maker, Stopped
 from motionmerge.studio.server import studio_app
 from motionmerge.studio.values import PageValues
-from motionmerge.studio.wishes import RecipeText, shipped_text, sweep_points
+from motionmerge.studio.wishes import SEVERAL, RecipeText, shipped_text, sweep_points
 from motionmerge.studio.works import Works
 
 from ..tiny.folders import save_lora
@@ -42,7 +42,7 @@ def given(photo, **changed):
     values = {
         "photo": photo, "prompt": "the camera pans left", "model": "pocket", "base": "",
         "lora": "", "recipe": shipped_text("pocket"), "motion": 1.0, "boundary": 0.72,
-        "drop_rate": 0.4, "steps": 2, "guidance": None, "seed": 0, "width": 0,
+        "drop_rate": 0.4, "steps": 2, "guidance": None, "seed": 0, "num_seeds": 1, "width": 0,
         "height": 0, "frames": 0, "paints": True,
     }  # fmt: skip
     return PageValues(**{**values, **changed})
@@ -98,6 +98,8 @@ def test_stop_ends_after_a_step_and_keeps_nothing(photo, made):
         ({"photo": None}, "motion", [], "no photo"),
         ({"recipe": "experts: {a: 1 +}"}, "motion", [], "recipe"),
         ({"seed": -1}, "motion", [], "seed"),
+        ({"num_seeds": 5}, "motion", [], "--num-videos"),
+        ({"seed": 2**63 - 1, "num_seeds": 2}, "motion", [], "seed"),
         ({"steps": 1001}, "motion", [], "num_inference_steps"),
         ({}, "compare", [[]], "0 recipes"),
         ({}, "compare", [["pocket"] * 5], "5 recipes"),
@@ -156,14 +158,14 @@ def test_knobs_and_recipe_follow_each_other():
     text = shipped_text("pocket")
     turned = RecipeText.read(text).with_knobs(motion=-0.5, drop_rate=0.1)
     assert turned.knobs["motion"] == -0.5 and turned.knobs["drop_rate"] == 0.1
-    assert app._written(turned.text) == (-0.5, 0.1, 0.72, 0, "", "", "")
+    assert app._written(turned.text) == (-0.5, 0.1, 0.72, 0, "", "", *[""] * 4)
     assert RecipeText.read(text).with_knobs(motion=1.0).text == text, "nothing was turned"
     assert RecipeText.read(shipped_text("edg-official")).with_knobs(motion=0.5).knobs == (
         RecipeText.read(shipped_text("edg-official")).knobs
     )
     wrong = RecipeText.read(text.replace("tuned + gamma", "tuned +* gamma"))
     assert wrong.recipe is None and "^" in wrong.fault
-    assert "^" in app._written(wrong.text)[-1]
+    assert "^" in app._written(wrong.text)[-3]
     assert sweep_points(-1, 1, 5) == [-1, -0.5, 0, 0.5, 1]
 
 
@@ -171,19 +173,36 @@ def test_knobs_of_the_noisy_steps_and_the_recipe_follow_each_other():
     plain = shipped_text("pocket")
     blurred, said = app._noisy(plain, 2, "low_pass(0.4)", "")
     assert said == "" and "guidance: 2, image: low_pass(0.4)" in blurred
-    assert app._written(blurred)[3:] == (2, "low_pass(0.4)", "", "")
+    assert app._written(blurred)[3:6] == (2, "low_pass(0.4)", "")
     back, _ = app._noisy(blurred, 0, "", "")
     assert RecipeText.read(back).recipe == RecipeText.read(plain).recipe
     named = shipped_text("knob-alg")
     assert "image: low_pass(keep)" in app._noisy(named, 2, "low_pass(keep)", "")[0]
     assert "^" in app._noisy(plain, 0, "low_pass(2)", "")[1]
-    assert "need a recipe" in app._noisy("", 2, "", "")[1]
+    assert "needs a recipe" in app._noisy("", 2, "", "")[1]
     one = "inputs: {base: 'pocket:base'}\nexperts: {a: base, b: base}\n"
     assert "no schedule" in app._noisy(one, 2, "", "")[1]
     biased, _ = app._noisy(plain, 0, "", "first_frame(-0.6)")
     assert "attention" in app._axis("pocket", "", "", biased, 0.72, 12)
     assert "Fix:" in app._axis("pocket", "", "", biased, 0.72, 12), "the pocket model has no bias"
     assert "low_pass" in app._axis("pocket", "", "", blurred.replace("guidance: 2, ", ""), 0.72, 12)
+
+
+def test_the_group_and_the_recipe_follow_each_other():
+    plain = shipped_text("pocket")
+    only, said = app._grouped(plain, "temporal")
+    assert said == "" and only.count('only(tuned - base, "temporal")') == 2
+    assert app._written(only)[6] == "temporal" and app._written(plain)[6] == ""
+    other, _ = app._grouped(only, "*.attn1.*")
+    assert RecipeText.read(other).group == "*.attn1.*" and "temporal" not in other
+    assert RecipeText.read(app._grouped(other, "")[0]).recipe == RecipeText.read(plain).recipe
+    uneven = only.replace('only(tuned - base, "temporal")', "(tuned - base)", 1)
+    assert RecipeText.read(uneven).group == SEVERAL
+    assert RecipeText.read(uneven).with_group(SEVERAL).text == uneven, "it stays as it is"
+    nested = plain.replace("(tuned - base)", '(only(only(tuned - base, "*a*"), "*b*"))')
+    assert RecipeText.read(nested).group == SEVERAL
+    assert "temporal" in app._grouped(plain, "tempral")[1], "the nearest name is told"
+    assert "needs a recipe" in app._grouped("", "temporal")[1]
 
 
 def test_the_axis_shows_each_experts_steps():
@@ -271,6 +290,7 @@ def test_a_models_lora_makes_videos_and_files_for_comfyui(photo, stored_wan, tmp
         names = set(archive.namelist())
         assert archive.testzip() is None
     assert {"dynamics.safetensors", "consistency.safetensors", "how-to-load.txt"} <= names
+    assert "on the model, strength" in fragments.exported(written), "it has one denoiser"
     assert "models/loras" in fragments.exported(written) and str(tmp_path) not in written.usage
     with pytest.raises(ConfigError, match="no pocket model"):
         maker.export(given(photo).of_kind("export", []), tell=quiet, stop=stop)

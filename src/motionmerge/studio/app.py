@@ -238,11 +238,20 @@ def _wire_inputs(page: gr.Blocks, parts: Mapping[str, Any], quick: dict[str, Any
         part.input(
             _noisy,
             [parts["recipe"], *noisy],
-            [parts["recipe"], parts["wrong"]],
+            [parts["recipe"], parts["noisy_wrong"]],
             **quick,
             trigger_mode="always_last",
         )
-    read = [parts["motion"], parts["drop_rate"], parts["boundary"], *noisy, parts["wrong"]]
+    parts["group"].input(
+        _grouped,
+        [parts["recipe"], parts["group"]],
+        [parts["recipe"], parts["group_wrong"]],
+        **quick,
+        trigger_mode="always_last",
+    )
+    read = [parts[name] for name in ("motion", "drop_rate", "boundary")]
+    read += [*noisy, parts["group"]]
+    read += [parts[name] for name in ("wrong", "noisy_wrong", "group_wrong")]
     parts["recipe"].input(_written, parts["recipe"], read, **quick, trigger_mode="always_last")
     parts["model"].blur(
         _emptied, [parts["model"], parts["recipe"]], [parts["recipe"], parts["wrong"]], **quick
@@ -288,12 +297,22 @@ def _turned(text: str, motion: float, drop_rate: float) -> tuple[Any, str]:
 def _noisy(text: str, guidance: float | None, image: str, attention: str) -> tuple[Any, str]:
     """Write what holds while it is noisy into the recipe."""
     if not (text or "").strip():
-        return gr.skip(), fragments.message("These knobs need a recipe: choose one.", kind="error")
-    read = RecipeText.read(text)
-    changed = read.with_while_noisy(
+        return _needs_recipe()
+    changed = RecipeText.read(text).with_while_noisy(
         guidance=guidance or 0, image=image or "", attention=attention or ""
     )
     return _changed(text, changed)
+
+
+def _grouped(text: str, group: str | None) -> tuple[Any, str]:
+    """Restrict the differences of the recipe to a group."""
+    if not (text or "").strip():
+        return _needs_recipe()
+    return _changed(text, RecipeText.read(text).with_group((group or "").strip()))
+
+
+def _needs_recipe() -> tuple[Any, str]:
+    return gr.skip(), fragments.message("This needs a recipe: choose one.", kind="error")
 
 
 def _changed(text: str, read: RecipeText) -> tuple[Any, str]:
@@ -308,11 +327,12 @@ def _written(text: str) -> tuple[Any, ...]:
     if read.recipe is None:
         is_empty = not (text or "").strip()
         said = "" if is_empty else fragments.message(read.fault, kind="error")
-        return *[gr.skip()] * 6, said
+        return *[gr.skip()] * 7, said, gr.skip(), gr.skip()
     schedule = read.recipe.schedule
     above = schedule.entries[0].above if schedule is not None else None
-    values = (read.knobs.get("motion"), read.knobs.get("drop_rate"), above, *read.while_noisy)
-    return *(gr.skip() if one is None else one for one in values), ""
+    knobs = (read.knobs.get("motion"), read.knobs.get("drop_rate"))
+    values = (*knobs, above, *read.while_noisy, read.group)
+    return *(gr.skip() if one is None else one for one in values), "", "", ""
 
 
 def _axis(model: str, base: str, lora: str, text: str, boundary: float, steps: float | None) -> str:

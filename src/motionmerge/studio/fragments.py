@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
+from statistics import fmean
 
 from motionmerge.evaluation.figures import new_figure, style_axes, to_svg
 from motionmerge.evaluation.flow import shared_scale
@@ -87,7 +88,7 @@ def _numbers(made: MadeVideo) -> list[tuple[str, str]]:
 
 
 def _curve(videos: Sequence[MadeVideo]) -> str:
-    """Draw motion and likeness to the photo over the knob."""
+    """Draw motion and likeness to the photo over the knob; of several seeds the mean."""
     figure, axes = new_figure(4.6, 2.6)
     other = axes.twinx()
     style_axes(other)
@@ -95,12 +96,13 @@ def _curve(videos: Sequence[MadeVideo]) -> str:
         (axes, "motion_degree", _MOTION),
         (other, "first_frame_psnr", _LIKENESS),
     ):
-        known = [
-            (one.point, one.numbers[name])
-            for one in videos
-            if one.point is not None and name in one.numbers
-        ]
-        axis.plot([x for x, _ in known], [y for _, y in known], "o-", color=color)
+        known: dict[float, list[float]] = {}
+        for one in videos:
+            if one.point is not None and name in one.numbers:
+                known.setdefault(one.point, []).append(one.numbers[name])
+        axis.plot(list(known), [fmean(values) for values in known.values()], "-", color=color)
+        dots = [(point, value) for point, values in known.items() for value in values]
+        axis.plot([x for x, _ in dots], [y for _, y in dots], "o", color=color)
         axis.set_ylabel(f"{_LABELS[name]} ({METRICS[name].unit})", color=color)
         axis.tick_params(axis="y", colors=color)
     other.spines["left"].set_visible(False)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from motionmerge.errors import ConfigError, RecipeError
+from motionmerge.merging.algebra.groups import restrict, restrictions
 from motionmerge.merging.recipes.files import shipped_recipes
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.merging.recipes.writing import sections_text
@@ -20,7 +21,10 @@ from motionmerge.sampling.videos.settings import VideoSettings
 
 MOST_PROMPT = 2000  # characters
 MOST_RECIPE = 20_000
-MOST_COMPARED, MOST_SWEPT = 4, 9
+MOST_COMPARED, MOST_SWEPT, MOST_SEEDS = 4, 9, 4
+
+SEVERAL = "several"
+"""Stands in the field for the group where the recipe restricts its differences unlike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,7 @@ class Wish:
         model: `pocket`, a folder or a hub id.
         base, lora: What the model was fine-tuned from; a LoRA on it.
         settings: Of the video.
+        num_seeds: Videos of each set of weights, with seeds from that of the settings on.
         paints: Whether balls and boxes of the prompt are painted into the photo.
         recipes: Recipes by what they are called on the page.
         points: Values of the knob, one per recipe, in a sweep.
@@ -46,6 +51,7 @@ class Wish:
     recipes: Mapping[str, Recipe | None]
     base: str | None = None
     lora: str | None = None
+    num_seeds: int = 1
     paints: bool = False
     points: Sequence[float] = ()
     boundary: float | None = None
@@ -160,6 +166,26 @@ class RecipeText:
         schedule = self.recipe.schedule if self.recipe is not None else None
         first: dict[str, Any] = schedule.to_list()[0] if schedule is not None else {}
         return first.get("guidance", 0), first.get("image", ""), first.get("attention", "")
+
+    @property
+    def group(self) -> str:
+        """What the recipe's differences are restricted to: "" for all, `SEVERAL` where unlike."""
+        experts = self.recipe.experts.values() if self.recipe is not None else ()
+        found = {one for expert in experts for one in restrictions(expert)}
+        return SEVERAL if len(found) > 1 else next(iter(found), None) or ""
+
+    def with_group(self, group: str) -> RecipeText:
+        """Restrict every difference to a group or a pattern, "" to none; it is printed anew."""
+        if self.recipe is None or group in (self.group, SEVERAL):
+            return self
+        try:
+            experts = {
+                name: restrict(expert, group or None)
+                for name, expert in self.recipe.experts.items()
+            }
+        except RecipeError as error:
+            return RecipeText(self.text, fault=str(error))
+        return RecipeText.read(replace(self.recipe, experts=experts).print())
 
     def with_while_noisy(self, *, guidance: float, image: str, attention: str) -> RecipeText:
         """Set the knobs of the schedule's first entry; the text is printed anew."""

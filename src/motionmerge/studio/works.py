@@ -41,6 +41,7 @@ class MadeVideo:
     Args:
         name: Of the weights that made it, in words.
         file: Its file's name.
+        seed: Of its noise.
         recipe: The recipe's text; None where the model's own weights denoised.
         steps: Which expert had which steps, in words.
         numbers: What was measured on it.
@@ -50,6 +51,7 @@ class MadeVideo:
 
     name: str
     file: str
+    seed: int
     recipe: str | None = None
     steps: str | None = None
     numbers: dict[str, float] = field(default_factory=dict)
@@ -64,7 +66,7 @@ class Work:
     Args:
         id: Its folder's name.
         kind: `motion`, `compare` or `sweep`.
-        prompt, seed, model: What was asked for.
+        prompt, seed, model: What was asked for; the seed is the first one.
         seconds: That it took.
         videos: In the order in which they are shown.
     """
@@ -76,6 +78,11 @@ class Work:
     model: str
     seconds: float
     videos: tuple[MadeVideo, ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of its videos."""
+        return sorted({one.seed for one in self.videos})
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,8 @@ class Works:
 
 def work_of(content: Any, identity: str) -> Work:
     """Build a work from JSON; ValueError, TypeError or KeyError where it is none."""
-    videos = tuple(MadeVideo(**one) for one in content.pop("videos"))
+    own = {"seed": content["seed"]}  # of all videos, before there were several seeds
+    videos = tuple(MadeVideo(**{**own, **one}) for one in content.pop("videos"))
     work = Work(**{**content, "videos": videos})
     if work.id != identity or not all(_NAME.fullmatch(one.file) for one in videos):
         raise ValueError("it is another work")
