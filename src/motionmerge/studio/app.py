@@ -25,6 +25,7 @@ from motionmerge.studio.making import Maker, Stopped
 from motionmerge.studio.values import THIS_RECIPE, PageValues, whole_number
 from motionmerge.studio.wishes import (
     MOST_COMPARED,
+    ModelNote,
     RecipeText,
     Wish,
     is_of_pocket,
@@ -253,13 +254,17 @@ def _wire_inputs(page: gr.Blocks, parts: Mapping[str, Any], quick: dict[str, Any
     read += [*noisy, parts["group"]]
     read += [parts[name] for name in ("wrong", "noisy_wrong", "group_wrong")]
     parts["recipe"].input(_written, parts["recipe"], read, **quick, trigger_mode="always_last")
-    parts["model"].blur(
-        _emptied, [parts["model"], parts["recipe"]], [parts["recipe"], parts["wrong"]], **quick
-    )
+    recipe = [parts["recipe"], *read]
+    parts["opened"].upload(_opened, parts["opened"], recipe, **quick)
+    for event in (parts["model"].blur, parts["model"].submit):
+        event(
+            _emptied, [parts["model"], parts["recipe"]], [parts["recipe"], parts["wrong"]], **quick
+        )
+        event(_about, parts["model"], [parts["about"], parts["prompt"]], **quick)
     parts["shipped"].input(
         lambda name: (shipped_text(name), *_written(shipped_text(name))),
         parts["shipped"],
-        [parts["recipe"], *read],
+        recipe,
         **quick,
     )
     drawn = [parts[name] for name in ("model", "base", "lora", "recipe", "boundary", "steps")]
@@ -268,6 +273,7 @@ def _wire_inputs(page: gr.Blocks, parts: Mapping[str, Any], quick: dict[str, Any
         parts["recipe"].change,
         parts["steps"].change,
         *(parts[name].blur for name in ("model", "base", "lora")),
+        *(parts[name].submit for name in ("model", "base", "lora")),
         page.load,
     ):
         event(_axis, drawn, parts["axis"], **quick, trigger_mode="always_last")
@@ -275,6 +281,24 @@ def _wire_inputs(page: gr.Blocks, parts: Mapping[str, Any], quick: dict[str, Any
 
 def _bundled(name: str | None) -> Any:
     return load_photo(name) if name in PHOTOS else gr.skip()
+
+
+def _opened(content: bytes) -> tuple[Any, ...]:
+    """Show the recipe of a file, also a wrong one; the knobs are turned to what it says."""
+    read = RecipeText.read_file(content)
+    if not read.text:
+        said = fragments.message(read.fault or "The file is empty.", kind="error")
+        return *[gr.skip()] * 8, said, gr.skip(), gr.skip()
+    return read.text, *_written(read.text)
+
+
+def _about(model: str) -> tuple[str, Any]:
+    """Explain what a model takes, and what its prompts are."""
+    try:
+        note = ModelNote.about(model)
+    except MotionMergeError as error:
+        return fault(error), gr.skip()
+    return fragments.message(note.text), gr.update(info=note.prompt)
 
 
 def _emptied(model: str, text: str) -> tuple[Any, Any]:

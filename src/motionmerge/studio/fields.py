@@ -8,7 +8,7 @@ import gradio as gr
 
 from motionmerge.parameter_groups import GROUPS
 from motionmerge.sampling.request.request import POCKET
-from motionmerge.studio.wishes import MOST_PROMPT, SEVERAL, shipped_text
+from motionmerge.studio.wishes import KNOWN_WORDS, MOST_PROMPT, SEVERAL, shipped_text
 
 PHOTOS = ("coffee", "astronaut", "chelsea", "rocket", "camera", "brick")
 PROMPTS = (
@@ -45,7 +45,7 @@ def left_column() -> tuple[list[Any], dict[str, Any]]:
         placeholder=PROMPTS[0],
         lines=2,
         max_length=MOST_PROMPT,
-        info="The pocket model knows camera moves, and balls and boxes in five colors.",
+        info=KNOWN_WORDS,
     )
     ideas = gr.Dropdown(list(PROMPTS), label="Ideas for prompts", value=None)
     motion = gr.Slider(
@@ -63,11 +63,17 @@ def left_column() -> tuple[list[Any], dict[str, Any]]:
         model = gr.Textbox(
             POCKET,
             label="Model",
+            elem_id="model",
             max_length=400,
             info="pocket, a folder of diffusers, or owner/name.",
         )
-        base = gr.Textbox("", label="Base", max_length=400, info="What it was fine-tuned from.")
-        lora = gr.Textbox("", label="LoRA", max_length=400, info="A file, in place of a recipe.")
+        base = gr.Textbox(
+            "", label="Base", elem_id="base", max_length=400, info="What it was fine-tuned from."
+        )
+        lora = gr.Textbox(
+            "", label="LoRA", elem_id="lora", max_length=400, info="A file, in place of a recipe."
+        )
+        about = gr.HTML(elem_id="about", padding=False)
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         drop_rate = gr.Slider(0, 0.95, value=0.4, step=0.05, label="Drop rate (DARE)")
         group = gr.Dropdown(
@@ -93,6 +99,7 @@ def left_column() -> tuple[list[Any], dict[str, Any]]:
             height = gr.Number(0, label="Height", elem_id="height", precision=0, min_width=80)
             frames = gr.Number(0, label="Frames", elem_id="frames", precision=0, min_width=80)
         paints = gr.Checkbox(True, label="Paint the balls and boxes that the prompt names (pocket)")
+        opened = gr.UploadButton("Open a recipe file", type="binary", elem_id="opened", size="sm")
         shipped = gr.Dropdown(list(COMPARED), label="Start from a shipped recipe", value=POCKET)
         recipe = gr.Code(
             shipped_text(POCKET),
@@ -111,7 +118,7 @@ def left_column() -> tuple[list[Any], dict[str, Any]]:
         "bundled": bundled, "ideas": ideas, "axis": axis, "shipped": shipped, "wrong": wrong,
         "photo": photo, "prompt": prompt, "recipe": recipe, "motion": motion,
         "boundary": boundary, "drop_rate": drop_rate, "model": model, "steps": steps,
-        "base": base, "lora": lora, "group": group,
+        "about": about, "opened": opened, "base": base, "lora": lora, "group": group,
         "group_wrong": group_wrong, **noisy,
     }  # fmt: skip
     return inputs, parts

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from motionmerge.errors import ConfigError, RecipeError
+from motionmerge.io.paths import exists, path_of
 from motionmerge.merging.algebra.groups import restrict, restrictions
 from motionmerge.merging.recipes.files import shipped_recipes
 from motionmerge.merging.recipes.recipe import Recipe
@@ -17,7 +19,12 @@ from motionmerge.sampling.request.experts import ExpertChoice
 from motionmerge.sampling.request.model import ModelChoice
 from motionmerge.sampling.request.request import POCKET, VideoRequest
 from motionmerge.sampling.request.step_plan import StepPlan
+from motionmerge.sampling.videos.checks import describe_limits
 from motionmerge.sampling.videos.settings import VideoSettings
+
+KNOWN_WORDS = "The pocket model knows camera moves, and balls and boxes in five colors."
+
+_HUB_NAME = re.compile(r"(hub:)?[\w.-]+/[\w.-]+")
 
 MOST_PROMPT = 2000  # characters
 MOST_RECIPE = 20_000
@@ -137,10 +144,22 @@ class RecipeText:
     knobs: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
+    def read_file(cls, content: bytes) -> RecipeText:
+        """Read a file that somebody opened; of one that is no text nothing is kept."""
+        if len(content) > 4 * MOST_RECIPE:  # as many bytes as characters can have
+            return cls("", fault=_too_long())
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            return cls("", fault=f"The file is no text in UTF-8: {error.reason}.")
+        read = cls.read(text)
+        return read if len(text) <= MOST_RECIPE else cls("", fault=read.fault)
+
+    @classmethod
     def read(cls, text: str) -> RecipeText:
         """Read what somebody wrote; nothing is raised."""
         if len(text) > MOST_RECIPE:
-            return cls(text, fault=f"A recipe has at most {MOST_RECIPE:,} characters here.")
+            return cls(text, fault=_too_long())
         try:
             recipe = Recipe.parse(text, source="recipe")
         except (RecipeError, ConfigError) as error:
@@ -202,6 +221,10 @@ class RecipeText:
         return read if read.recipe is not None else RecipeText(self.text, fault=read.fault)
 
 
+def _too_long() -> str:
+    return f"A recipe has at most {MOST_RECIPE:,} characters here."
+
+
 def shipped_text(name: str) -> str:
     """Return the text of a shipped recipe.
 
@@ -229,6 +252,37 @@ def sweep_points(low: float, high: float, number: float) -> list[float]:
             fix=f"Give 2 to {MOST_SWEPT} values between two different numbers.",
         )
     return [round(low + (high - low) * at / (count - 1), 4) for at in range(count)]
+
+
+@dataclass(frozen=True)
+class ModelNote:
+    """What somebody should know about a model before a video is made.
+
+    Args:
+        text: What it takes, and what it makes by itself.
+        prompt: What may be written as a prompt.
+    """
+
+    text: str
+    prompt: str
+
+    @classmethod
+    def about(cls, name: str) -> ModelNote:
+        """Look at a model; one on the hub is not downloaded for it.
+
+        Raises:
+            MotionMergeError: There is no such model, or none that makes videos.
+        """
+        name, anything = name.strip() or POCKET, "What happens in the video."
+        if _HUB_NAME.fullmatch(name) and not exists(path_of(name)):
+            return cls(f"{name} is downloaded from the hub when a video is made.", anything)
+        model = VideoRequest(model=name).open_model()
+        family = model.family
+        prompt = KNOWN_WORDS if name == POCKET else anything
+        return cls(
+            describe_limits(family, model.limits),
+            prompt if family.takes_text else f"{family.name} has no prompts: leave it empty.",
+        )
 
 
 def planned_steps(
