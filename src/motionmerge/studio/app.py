@@ -21,7 +21,8 @@ from motionmerge.sampling.request.request import POCKET, VideoRequest
 from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.studio import fragments
 from motionmerge.studio.fields import COMPARED, PHOTOS, left_column
-from motionmerge.studio.making import Maker, Stopped
+from motionmerge.studio.making import Maker
+from motionmerge.studio.turns import Stopped
 from motionmerge.studio.values import THIS_RECIPE, PageValues, whole_number
 from motionmerge.studio.wishes import (
     MOST_COMPARED,
@@ -34,8 +35,6 @@ from motionmerge.studio.wishes import (
     shipped_text,
 )
 from motionmerge.studio.works import Exported, Work, Works
-
-MOST_WAITING = 16
 
 _TWO = Recipe.of_loras({"dynamics": -1.0, "consistency": 1.0})
 """The experts of a LoRA or a base on the page, for the noise axis alone."""
@@ -50,11 +49,11 @@ class Studio:
 
     Args:
         maker: Makes one work at a time.
-        stops: Set to stop what a tab is making, by the tab's name.
+        stops: Set to stop what a tab is making or waits for, by the tab's name.
     """
 
     maker: Maker
-    stops: dict[str, threading.Event] = field(default_factory=dict)
+    stops: dict[str, list[threading.Event]] = field(default_factory=dict)
 
     @property
     def works(self) -> Works:
@@ -64,7 +63,8 @@ class Studio:
     def run(self, wish: Wish, tab: str) -> Iterator[tuple[str, Work | Exported | None]]:
         """Make a wish in a thread, and yield what the page says meanwhile; at last the work."""
         told: queue.Queue[tuple[str, float] | Work | Exported | BaseException] = queue.Queue()
-        stop = self.stops[tab] = threading.Event()
+        stop = threading.Event()
+        self.stops.setdefault(tab, []).append(stop)
         make = self.maker.export if wish.kind == "export" else self.maker.make
 
         def work() -> None:
@@ -88,15 +88,15 @@ class Studio:
         finally:  # also if the tab was closed
             stop.set()
             thread.join()
-            if self.stops.get(tab) is stop:
+            self.stops[tab].remove(stop)
+            if not self.stops[tab]:
                 del self.stops[tab]
 
     def stop(self, tab: str) -> bool:
         """Stop what a tab is making after its current step; return whether it makes something."""
-        stop = self.stops.get(tab)
-        if stop is not None:
+        for stop in self.stops.get(tab, ()):
             stop.set()
-        return stop is not None
+        return tab in self.stops
 
 
 def fault(error: BaseException) -> str:
@@ -165,15 +165,13 @@ def _right_column(
             _maker_of(studio, kind, len(inputs)),
             inputs=[*inputs, *more],
             outputs=[said, result, past, stop],
-            concurrency_id="making",
-            concurrency_limit=1,
-            show_progress="minimal",  # where somebody waits for another tab, its place in the queue
-            show_progress_on=said,
+            concurrency_limit=None,  # the maker has a line of its own, which can be left
+            show_progress="hidden",
             api_visibility="private",
         )
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     stop.click(_stopper(studio), None, [said], **quick)
-    page.load(lambda: fragments.history(studio.works.newest()), None, [past], **quick)
+    page.load(lambda: fragments.history(studio.works.history()), None, [past], **quick)
     page.unload(_leaver(studio))
     _wire_inputs(page, parts, quick)
 
@@ -182,24 +180,26 @@ def _maker_of(studio: Studio, kind: str, num_given: int) -> Any:
     """Return what a button does: yield progress, then the videos."""
 
     def make(request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        hidden, shown = gr.update(visible="hidden"), gr.update(visible=True)
+        tab, shown = _tab(request), gr.update(visible=True)
         try:
             given = PageValues(
                 **dict(zip(PageValues.__dataclass_fields__, values[:num_given], strict=True))
             )
             wish = given.of_kind(kind, values[num_given:])
         except MotionMergeError as error:
-            yield fault(error), gr.skip(), gr.skip(), hidden
+            yield fault(error), gr.skip(), gr.skip(), gr.skip()
             return
         yield fragments.progress("Starting", 0.0), gr.skip(), gr.skip(), shown
-        for text, work in studio.run(wish, _tab(request)):
+        for text, work in studio.run(wish, tab):
+            is_over = work is not None or "<progress" not in text
+            is_last = is_over and len(studio.stops[tab]) == 1  # the tab makes nothing else
+            hidden = gr.update(visible="hidden") if is_last else gr.skip()
             if work is None:
-                is_over = "<progress" not in text
-                yield text, gr.skip(), gr.skip(), hidden if is_over else gr.skip()
+                yield text, gr.skip(), gr.skip(), hidden
             elif isinstance(work, Exported):
                 yield text, fragments.exported(work), gr.skip(), hidden
             else:
-                past = fragments.history(studio.works.newest())
+                past = fragments.history(studio.works.history())
                 yield text, fragments.shown_work(work, studio.works), past, hidden
 
     return make

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 from statistics import fmean
@@ -13,7 +13,15 @@ from motionmerge.evaluation.html import filled
 from motionmerge.evaluation.metrics import METRICS
 from motionmerge.evaluation.report.embedding import embed_video, strip_uri
 from motionmerge.sampling.request.step_plan import StepPlan
-from motionmerge.studio.works import EXPORT_FILE, RECIPE_FILE, Exported, MadeVideo, Work, Works
+from motionmerge.studio.works import (
+    EXPORT_FILE,
+    RECIPE_FILE,
+    Exported,
+    History,
+    MadeVideo,
+    Work,
+    Works,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -32,9 +40,10 @@ def progress(text: str, share: float) -> str:
     return filled(TEMPLATES / "message.html.j2", kind="progress", text=text[:200], share=share)
 
 
-def history(works: Iterable[Work]) -> str:
+def history(found: History) -> str:
     """Return the list of what was made, the newest first."""
-    return filled(TEMPLATES / "history.html.j2", works=list(works))
+    page = TEMPLATES / "history.html.j2"
+    return filled(page, works=found.works, num_damaged=found.num_damaged)
 
 
 def shown_work(work: Work, works: Works) -> str:

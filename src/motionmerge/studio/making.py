@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +31,7 @@ from motionmerge.sampling.videos.checks import check_settings
 from motionmerge.sampling.videos.make_video import make_video
 from motionmerge.sampling.videos.provenance import made_with, provenance
 from motionmerge.sampling.videos.watched_steps import WatchedSteps
+from motionmerge.studio.turns import Stopped, Turns
 from motionmerge.studio.wishes import Teller, Wish, planned_steps
 from motionmerge.studio.works import (
     EXPORT_FILE,
@@ -57,10 +59,6 @@ EXPORT_RANK = 64  # of every layer, as `motionmerge export loras`
 _THUMBNAIL_SIDE = 256
 
 
-class Stopped(Exception):
-    """Somebody pressed Stop."""
-
-
 @dataclass
 class Maker:
     """Makes works one after another; the last model stays loaded.
@@ -70,7 +68,7 @@ class Maker:
     """
 
     works: Works
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _turns: Turns = field(default_factory=Turns)
     _loaded: tuple[str, VideoPipeline] | None = None
 
     def make(self, wish: Wish, *, tell: Teller, stop: threading.Event) -> Work:
@@ -89,7 +87,7 @@ class Maker:
         image = load_image(wish.photo)
         # One thread at a time, also while a model is only looked at: `init_empty_weights` changes
         # torch's modules for all threads.
-        with self._lock, TemporaryDirectory(prefix="motionmerge-") as name:
+        with self._turn(tell, stop), TemporaryDirectory(prefix="motionmerge-") as name:
             model = wish.shared.open_model()
             check_settings(wish.settings, model.family, model.limits, has_last_image=False)
             model.check_prompt(wish.settings.prompt or "")
@@ -117,7 +115,7 @@ class Maker:
                 raise Stopped
             tell("Writing", done / max(1, total))
 
-        with self._lock, TemporaryDirectory(prefix="motionmerge-") as name:
+        with self._turn(tell, stop), TemporaryDirectory(prefix="motionmerge-") as name:
             model = wish.shared.open_model()
             if model.path is None:
                 raise ConfigError(
@@ -126,6 +124,13 @@ class Maker:
             choice = list(wish.experts(model).values())[-1]
             tell("Writing", 0.0)
             return self._exported(choice, model.path, Path(name), watch)
+
+    def _turn(self, tell: Teller, stop: threading.Event) -> AbstractContextManager[None]:
+        def say(before: int) -> None:
+            whose = "1 other is" if before == 1 else f"{before} others are"
+            tell(f"Waiting: {whose} made before this one", 0.0)
+
+        return self._turns.turn(tell=say, stop=stop)
 
     def _exported(
         self, choice: ExpertChoice, model: Path, scratch: Path, progress: ReportProgress
