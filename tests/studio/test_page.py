@@ -107,14 +107,28 @@ def test_a_photo_a_prompt_and_the_knob(browser, url, tmp_path):
     assert kinds <= {"warning", "log", "info"}, browser.faults()  # gradio's own
 
 
-def test_stop_stops(browser, url):
+def ask_for_a_long_one(browser, url):
     open_page(browser, url)
     click(browser, "#bundled input")
     browser.wait_for("document.querySelector('#photo img')")
     put(browser, "#prompt textarea", "the camera zooms in")
     put(browser, "#steps input", "400")
-    click(browser, "#generate")
+    for _ in range(5):  # somebody is impatient
+        click(browser, "#generate")
+
+
+def test_two_tabs_wait_for_each_other_and_stop_alone(browser, url):
+    ask_for_a_long_one(browser, url)
     browser.wait_for(f"{SAID}.includes('step')", seconds=120)
+    first = browser.session
+    browser.new_tab()
+    ask_for_a_long_one(browser, url)
+    browser.wait_for(f"{SAID}.includes('Waiting: 1 other')")
+    click(browser, "#stop")
+    browser.wait_for(f"{SAID}.includes('Stopped')")
+    browser.go_to(first)
+    before = browser.run(SAID)
+    browser.wait_for(f"{SAID}.includes('step') && {SAID} != {before!r}")  # it goes on
     click(browser, "#stop")
     browser.wait_for(f"{SAID}.includes('Stopped')")
     assert browser.run(SHOWN) == 0

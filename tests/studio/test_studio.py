@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import queue
+import resource
+import signal
 import threading
 import zipfile
 from dataclasses import replace
@@ -17,14 +21,17 @@ from diffusers import WanTransformer3DModel
 from fastapi.testclient import TestClient
 
 from motionmerge.errors import ConfigError, DataError
+from motionmerge.io import atomic
 from motionmerge.models.pocket.world import load_photo
 from motionmerge.studio import app, fragments
+from motionmerge.studio import works as works_module
 from motionmerge.studio.app import fault
-from motionmerge.studio.making import Maker, Stopped
+from motionmerge.studio.making import Maker
 from motionmerge.studio.server import studio_app
+from motionmerge.studio.turns import MOST_WAITING, Stopped, Turns
 from motionmerge.studio.values import PageValues
-from motionmerge.studio.wishes import RecipeText, shipped_text, sweep_points
-from motionmerge.studio.works import Works
+from motionmerge.studio.wishes import SEVERAL, RecipeText, shipped_text, sweep_points
+from motionmerge.studio.works import History, Works
 
 from ..tiny.folders import save_lora
 
@@ -42,7 +49,7 @@ def given(photo, **changed):
     values = {
         "photo": photo, "prompt": "the camera pans left", "model": "pocket", "base": "",
         "lora": "", "recipe": shipped_text("pocket"), "motion": 1.0, "boundary": 0.72,
-        "drop_rate": 0.4, "steps": 2, "guidance": None, "seed": 0, "width": 0,
+        "drop_rate": 0.4, "steps": 2, "guidance": None, "seed": 0, "num_seeds": 1, "width": 0,
         "height": 0, "frames": 0, "paints": True,
     }  # fmt: skip
     return PageValues(**{**values, **changed})
@@ -50,11 +57,11 @@ def given(photo, **changed):
 
 @pytest.fixture(scope="module")
 def made(photo, tmp_path_factory):
-    """A sweep of two values, made and kept."""
+    """A sweep of two values with two seeds, made and kept."""
     maker = Maker(Works(tmp_path_factory.mktemp("works")))
     told = []
     work = maker.make(
-        given(photo).of_kind("sweep", [-1, 1, 2]),
+        given(photo, num_seeds=2).of_kind("sweep", [-1, 1, 2]),
         tell=lambda *said: told.append(said),
         stop=threading.Event(),
     )
@@ -63,16 +70,22 @@ def made(photo, tmp_path_factory):
 
 def test_a_work_has_videos_numbers_recipe_and_report_and_survives_a_restart(made):
     maker, work, told = made
-    assert [one.name for one in work.videos] == ["motion -1", "motion 1"]
+    assert [(one.name, one.seed) for one in work.videos] == [
+        *(("motion -1", 0), ("motion -1", 1), ("motion 1", 0), ("motion 1", 1)),
+    ]
     assert all(one.numbers["motion_degree"] >= 0 and not one.failure for one in work.videos)
     shares = [share for text, share in told if "step" in text]
-    assert shares == sorted(shares) and len(shares) == 4, "a step is told of as it is made"
-    again = list(Works(maker.works.folder).newest())
-    assert again == [work]
+    assert shares == sorted(shares) and len(shares) == 8, "a step is told of as it is made"
+    assert Works(maker.works.folder).history() == History([work])
     for name in ("1.mp4", "recipe.yaml", "report.html", "thumbnail.jpg"):
         assert maker.works.file(work.id, name).stat().st_size > 0
     page = fragments.shown_work(work, maker.works)
-    assert page.count("<video") == 2 and "<svg" in page and str(maker.works.folder) not in page
+    assert (
+        page.count("<video") == 4
+        and "Seed 1" in page
+        and "<svg" in page
+        and str(maker.works.folder) not in page
+    )
     assert "motion: 1" in maker.works.file(work.id, "recipe.yaml").read_text()
 
 
@@ -98,6 +111,8 @@ def test_stop_ends_after_a_step_and_keeps_nothing(photo, made):
         ({"photo": None}, "motion", [], "no photo"),
         ({"recipe": "experts: {a: 1 +}"}, "motion", [], "recipe"),
         ({"seed": -1}, "motion", [], "seed"),
+        ({"num_seeds": 5}, "motion", [], "--num-videos"),
+        ({"seed": 2**63 - 1, "num_seeds": 2}, "motion", [], "seed"),
         ({"steps": 1001}, "motion", [], "num_inference_steps"),
         ({}, "compare", [[]], "0 recipes"),
         ({}, "compare", [["pocket"] * 5], "5 recipes"),
@@ -144,7 +159,7 @@ def test_nothing_of_a_stranger_reaches_the_page_as_markup(made):
     videos = tuple(replace(one, name=HOSTILE, steps=HOSTILE) for one in work.videos)
     hostile = replace(work, prompt=HOSTILE, model=HOSTILE, videos=videos)
     pages = [
-        *(fragments.history([hostile]), fragments.shown_work(hostile, maker.works)),
+        *(fragments.history(History([hostile])), fragments.shown_work(hostile, maker.works)),
         *(fragments.message(HOSTILE), fragments.progress(HOSTILE, 0.5)),
         fault(RuntimeError(f"{HOSTILE} in /home/somebody/secret/file.py")),
     ]
@@ -156,14 +171,14 @@ def test_knobs_and_recipe_follow_each_other():
     text = shipped_text("pocket")
     turned = RecipeText.read(text).with_knobs(motion=-0.5, drop_rate=0.1)
     assert turned.knobs["motion"] == -0.5 and turned.knobs["drop_rate"] == 0.1
-    assert app._written(turned.text) == (-0.5, 0.1, 0.72, 0, "", "", "")
+    assert app._written(turned.text) == (-0.5, 0.1, 0.72, 0, "", "", *[""] * 4)
     assert RecipeText.read(text).with_knobs(motion=1.0).text == text, "nothing was turned"
     assert RecipeText.read(shipped_text("edg-official")).with_knobs(motion=0.5).knobs == (
         RecipeText.read(shipped_text("edg-official")).knobs
     )
     wrong = RecipeText.read(text.replace("tuned + gamma", "tuned +* gamma"))
     assert wrong.recipe is None and "^" in wrong.fault
-    assert "^" in app._written(wrong.text)[-1]
+    assert "^" in app._written(wrong.text)[-3]
     assert sweep_points(-1, 1, 5) == [-1, -0.5, 0, 0.5, 1]
 
 
@@ -171,19 +186,36 @@ def test_knobs_of_the_noisy_steps_and_the_recipe_follow_each_other():
     plain = shipped_text("pocket")
     blurred, said = app._noisy(plain, 2, "low_pass(0.4)", "")
     assert said == "" and "guidance: 2, image: low_pass(0.4)" in blurred
-    assert app._written(blurred)[3:] == (2, "low_pass(0.4)", "", "")
+    assert app._written(blurred)[3:6] == (2, "low_pass(0.4)", "")
     back, _ = app._noisy(blurred, 0, "", "")
     assert RecipeText.read(back).recipe == RecipeText.read(plain).recipe
     named = shipped_text("knob-alg")
     assert "image: low_pass(keep)" in app._noisy(named, 2, "low_pass(keep)", "")[0]
     assert "^" in app._noisy(plain, 0, "low_pass(2)", "")[1]
-    assert "need a recipe" in app._noisy("", 2, "", "")[1]
+    assert "needs a recipe" in app._noisy("", 2, "", "")[1]
     one = "inputs: {base: 'pocket:base'}\nexperts: {a: base, b: base}\n"
     assert "no schedule" in app._noisy(one, 2, "", "")[1]
     biased, _ = app._noisy(plain, 0, "", "first_frame(-0.6)")
     assert "attention" in app._axis("pocket", "", "", biased, 0.72, 12)
     assert "Fix:" in app._axis("pocket", "", "", biased, 0.72, 12), "the pocket model has no bias"
     assert "low_pass" in app._axis("pocket", "", "", blurred.replace("guidance: 2, ", ""), 0.72, 12)
+
+
+def test_the_group_and_the_recipe_follow_each_other():
+    plain = shipped_text("pocket")
+    only, said = app._grouped(plain, "temporal")
+    assert said == "" and only.count('only(tuned - base, "temporal")') == 2
+    assert app._written(only)[6] == "temporal" and app._written(plain)[6] == ""
+    other, _ = app._grouped(only, "*.attn1.*")
+    assert RecipeText.read(other).group == "*.attn1.*" and "temporal" not in other
+    assert RecipeText.read(app._grouped(other, "")[0]).recipe == RecipeText.read(plain).recipe
+    uneven = only.replace('only(tuned - base, "temporal")', "(tuned - base)", 1)
+    assert RecipeText.read(uneven).group == SEVERAL
+    assert RecipeText.read(uneven).with_group(SEVERAL).text == uneven, "it stays as it is"
+    nested = plain.replace("(tuned - base)", '(only(only(tuned - base, "*a*"), "*b*"))')
+    assert RecipeText.read(nested).group == SEVERAL
+    assert "temporal" in app._grouped(plain, "tempral")[1], "the nearest name is told"
+    assert "needs a recipe" in app._grouped("", "temporal")[1]
 
 
 def test_the_axis_shows_each_experts_steps():
@@ -215,12 +247,115 @@ def test_only_works_are_served_and_only_to_this_machine(made):
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
 
 
-def test_damaged_works_are_left_out(tmp_path):
-    for number, content in enumerate(("", "[]", "{}", json.dumps({"id": "x", "videos": []}))):
-        folder = tmp_path / f"{number:016x}"
-        folder.mkdir()
-        (folder / "work.json").write_text(content)
-    assert list(Works(tmp_path).newest()) == []
+GOOD = {
+    "id": "f" * 16, "kind": "motion", "prompt": HOSTILE, "seed": 3, "model": "pocket",
+    "seconds": 1, "videos": [{"name": HOSTILE, "file": "1.mp4", "numbers": {"motion_degree": 2}}],
+}  # fmt: skip
+VIDEO = {**GOOD["videos"][0]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "{}", '{"id": "', "[" * 100_000, " " * (5 << 20), '"' + "x" * 100 + '"'),
+        *(
+            json.dumps({**GOOD, **wrong})
+            for wrong in (
+                *({"id": "e" * 16}, {"id": 1}, {"prompt": 5}, {"seconds": "x"}, {"videos": []}),
+                *({"seed": [1]}, {"seed": None}, {"seconds": float("nan")}, {"version": 9}),
+                *({"videos": {}}, {"videos": [[]]}, {"videos": [VIDEO] * 101}),
+                *(
+                    {"videos": [{**VIDEO, **wrong}]}
+                    for wrong in (
+                        *({"file": "../../etc/passwd"}, {"file": "a/1.mp4"}, {"file": 1}),
+                        *({"numbers": {"motion_degree": "x"}}, {"numbers": []}, {"name": None}),
+                        {"sound": "1.wav"},
+                    )
+                ),
+            )
+        ),
+    ],
+)
+def test_what_is_no_work_is_counted_and_not_shown(tmp_path, content):
+    for name, text in {"f" * 16: content, "a" * 16: json.dumps({**GOOD, "id": "a" * 16})}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "work.json").write_text(text)
+    found = Works(tmp_path).history()
+    assert [one.id for one in found.works] == ["a" * 16] and found.num_damaged == 1
+    assert found.works[0].videos[0].seed == 3, "it was written before videos had seeds"
+    page = fragments.history(found)
+    assert "1 more cannot be read" in page and "<img src=x" not in page
+
+
+def test_a_kill_while_a_work_is_kept_leaves_all_or_nothing(made, tmp_path):
+    works, work = Works(tmp_path / "works"), made[1]
+    works.folder.mkdir()
+
+    def scratch(name):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            (tmp_path / name / f"{number}.mp4").write_bytes(b"x")
+        return tmp_path / name
+
+    child = os.fork()
+    if not child:
+        moved = []
+
+        def die_at_the_second(*names):
+            moved.append(names) if not moved else os.kill(os.getpid(), signal.SIGKILL)
+
+        works_module.shutil.move = die_at_the_second
+        works.save(work, scratch("first"))
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert len(list(works.folder.iterdir())) == 1 and works.history() == History([])
+    atomic._others.clear()  # another process comes, which has not looked into the folder
+    works.save(work, scratch("second"))
+    assert works.history() == History([work])
+    assert [path.name for path in works.folder.iterdir()] == [work.id], "the rest was removed"
+
+
+def test_a_full_disk_is_named_and_keeps_nothing(made, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "works").mkdir()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        with pytest.raises(DataError, match="Cannot write works") as error:
+            Works(tmp_path / "works").save(made[1], tmp_path / "scratch")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "free space" in fault(error.value) and not list((tmp_path / "works").iterdir())
+
+
+def test_whoever_comes_first_is_served_first_and_may_leave():
+    """Five ask at once: each is told its place, one gives up, one comes when the line is full."""
+    turns, stops, told = Turns(), [threading.Event() for _ in range(5)], queue.Queue()
+    served, go_on = queue.Queue(), threading.Event()
+
+    def ask(number):
+        try:
+            with turns.turn(tell=lambda before: told.put((number, before)), stop=stops[number]):
+                served.put(number)
+                go_on.wait(20)
+        except Stopped:
+            served.put(-number)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(5)]
+    for number, thread in enumerate(threads):
+        thread.start()
+        assert (served.get(timeout=20) if number == 0 else told.get(timeout=20)) in (
+            *(0, (number, number)),
+        )
+    stops[2].set()
+    assert served.get(timeout=20) == -2
+    assert sorted(told.get(timeout=20) for _ in range(2)) == [(3, 2), (4, 3)], "they move up"
+    full = Turns([threading.Event() for _ in range(MOST_WAITING + 1)])
+    with pytest.raises(ConfigError, match="others are waiting"):
+        full.turn(tell=print, stop=threading.Event()).__enter__()
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert [served.get_nowait() for _ in range(3)] == [1, 3, 4]
 
 
 def test_a_lora_or_a_base_is_never_left_aside(photo, stored_wan):
@@ -271,6 +406,7 @@ def test_a_models_lora_makes_videos_and_files_for_comfyui(photo, stored_wan, tmp
         names = set(archive.namelist())
         assert archive.testzip() is None
     assert {"dynamics.safetensors", "consistency.safetensors", "how-to-load.txt"} <= names
+    assert "on the model, strength" in fragments.exported(written), "it has one denoiser"
     assert "models/loras" in fragments.exported(written) and str(tmp_path) not in written.usage
     with pytest.raises(ConfigError, match="no pocket model"):
         maker.export(given(photo).of_kind("export", []), tell=quiet, stop=stop)

@@ -31,11 +31,21 @@ class Browser:
             os.close(one)
         self.sender, self.receiver = os.fdopen(ours, "wb"), os.fdopen(theirs, "rb")
         self.events, self.number, self.session = [], 0, {}
+        self.new_tab()
+
+    def new_tab(self):
+        """Open a tab and go to it; `go_to` goes back."""
+        self.session = {}
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self.session = {"sessionId": attached["sessionId"]}
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+
+    def go_to(self, session):
+        """Bring a tab, by what `session` was, to the front: others draw nothing."""
+        self.session = session
+        self.call("Page.bringToFront")
 
     def call(self, method, **params):
         self.number += 1

@@ -312,9 +312,11 @@ def _in_comfyui(plan: ExportPlan, family: str | None) -> list[str]:
     lines = ["ComfyUI loads it: put it into models/loras."]
     if family not in TRIED:
         lines[0] += f" (Not tried with ComfyUI's {family}; the names are those of its original.)"
-    for phase in plan.phases:
-        model = {"transformer": "the high-noise model", "transformer_2": "the low-noise model"}
-        where = model.get(phase.file.modules[0], "the model")
+    firsts = [phase.file.modules[0] for phase in plan.phases]
+    is_pair = _PAIR[1] in firsts  # a model with one denoiser may call it `transformer` too
+    models = dict(zip(_PAIR, ("the high-noise model", "the low-noise model"), strict=True))
+    for phase, first_module in zip(plan.phases, firsts, strict=True):
+        where = models[first_module] if is_pair else "the model"
         lines.append(f"  {phase.file.stem}: LoraLoaderModelOnly on {where}, strength_model 1.00")
     for first, second in zip(plan.phases, plan.phases[1:], strict=False):
         if first.above is not None:

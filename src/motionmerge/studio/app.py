@@ -21,10 +21,12 @@ from motionmerge.sampling.request.request import POCKET, VideoRequest
 from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.studio import fragments
 from motionmerge.studio.fields import COMPARED, PHOTOS, left_column
-from motionmerge.studio.making import Maker, Stopped
+from motionmerge.studio.making import Maker
+from motionmerge.studio.turns import Stopped
 from motionmerge.studio.values import THIS_RECIPE, PageValues, whole_number
 from motionmerge.studio.wishes import (
     MOST_COMPARED,
+    ModelNote,
     RecipeText,
     Wish,
     is_of_pocket,
@@ -33,8 +35,6 @@ from motionmerge.studio.wishes import (
     shipped_text,
 )
 from motionmerge.studio.works import Exported, Work, Works
-
-MOST_WAITING = 16
 
 _TWO = Recipe.of_loras({"dynamics": -1.0, "consistency": 1.0})
 """The experts of a LoRA or a base on the page, for the noise axis alone."""
@@ -49,11 +49,11 @@ class Studio:
 
     Args:
         maker: Makes one work at a time.
-        stops: Set to stop what a tab is making, by the tab's name.
+        stops: Set to stop what a tab is making or waits for, by the tab's name.
     """
 
     maker: Maker
-    stops: dict[str, threading.Event] = field(default_factory=dict)
+    stops: dict[str, list[threading.Event]] = field(default_factory=dict)
 
     @property
     def works(self) -> Works:
@@ -63,7 +63,8 @@ class Studio:
     def run(self, wish: Wish, tab: str) -> Iterator[tuple[str, Work | Exported | None]]:
         """Make a wish in a thread, and yield what the page says meanwhile; at last the work."""
         told: queue.Queue[tuple[str, float] | Work | Exported | BaseException] = queue.Queue()
-        stop = self.stops[tab] = threading.Event()
+        stop = threading.Event()
+        self.stops.setdefault(tab, []).append(stop)
         make = self.maker.export if wish.kind == "export" else self.maker.make
 
         def work() -> None:
@@ -87,15 +88,15 @@ class Studio:
         finally:  # also if the tab was closed
             stop.set()
             thread.join()
-            if self.stops.get(tab) is stop:
+            self.stops[tab].remove(stop)
+            if not self.stops[tab]:
                 del self.stops[tab]
 
     def stop(self, tab: str) -> bool:
         """Stop what a tab is making after its current step; return whether it makes something."""
-        stop = self.stops.get(tab)
-        if stop is not None:
+        for stop in self.stops.get(tab, ()):
             stop.set()
-        return stop is not None
+        return tab in self.stops
 
 
 def fault(error: BaseException) -> str:
@@ -164,15 +165,13 @@ def _right_column(
             _maker_of(studio, kind, len(inputs)),
             inputs=[*inputs, *more],
             outputs=[said, result, past, stop],
-            concurrency_id="making",
-            concurrency_limit=1,
-            show_progress="minimal",  # where somebody waits for another tab, its place in the queue
-            show_progress_on=said,
+            concurrency_limit=None,  # the maker has a line of its own, which can be left
+            show_progress="hidden",
             api_visibility="private",
         )
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     stop.click(_stopper(studio), None, [said], **quick)
-    page.load(lambda: fragments.history(studio.works.newest()), None, [past], **quick)
+    page.load(lambda: fragments.history(studio.works.history()), None, [past], **quick)
     page.unload(_leaver(studio))
     _wire_inputs(page, parts, quick)
 
@@ -181,24 +180,26 @@ def _maker_of(studio: Studio, kind: str, num_given: int) -> Any:
     """Return what a button does: yield progress, then the videos."""
 
     def make(request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        hidden, shown = gr.update(visible="hidden"), gr.update(visible=True)
+        tab, shown = _tab(request), gr.update(visible=True)
         try:
             given = PageValues(
                 **dict(zip(PageValues.__dataclass_fields__, values[:num_given], strict=True))
             )
             wish = given.of_kind(kind, values[num_given:])
         except MotionMergeError as error:
-            yield fault(error), gr.skip(), gr.skip(), hidden
+            yield fault(error), gr.skip(), gr.skip(), gr.skip()
             return
         yield fragments.progress("Starting", 0.0), gr.skip(), gr.skip(), shown
-        for text, work in studio.run(wish, _tab(request)):
+        for text, work in studio.run(wish, tab):
+            is_over = work is not None or "<progress" not in text
+            is_last = is_over and len(studio.stops[tab]) == 1  # the tab makes nothing else
+            hidden = gr.update(visible="hidden") if is_last else gr.skip()
             if work is None:
-                is_over = "<progress" not in text
-                yield text, gr.skip(), gr.skip(), hidden if is_over else gr.skip()
+                yield text, gr.skip(), gr.skip(), hidden
             elif isinstance(work, Exported):
                 yield text, fragments.exported(work), gr.skip(), hidden
             else:
-                past = fragments.history(studio.works.newest())
+                past = fragments.history(studio.works.history())
                 yield text, fragments.shown_work(work, studio.works), past, hidden
 
     return make
@@ -238,19 +239,32 @@ def _wire_inputs(page: gr.Blocks, parts: Mapping[str, Any], quick: dict[str, Any
         part.input(
             _noisy,
             [parts["recipe"], *noisy],
-            [parts["recipe"], parts["wrong"]],
+            [parts["recipe"], parts["noisy_wrong"]],
             **quick,
             trigger_mode="always_last",
         )
-    read = [parts["motion"], parts["drop_rate"], parts["boundary"], *noisy, parts["wrong"]]
-    parts["recipe"].input(_written, parts["recipe"], read, **quick, trigger_mode="always_last")
-    parts["model"].blur(
-        _emptied, [parts["model"], parts["recipe"]], [parts["recipe"], parts["wrong"]], **quick
+    parts["group"].input(
+        _grouped,
+        [parts["recipe"], parts["group"]],
+        [parts["recipe"], parts["group_wrong"]],
+        **quick,
+        trigger_mode="always_last",
     )
+    read = [parts[name] for name in ("motion", "drop_rate", "boundary")]
+    read += [*noisy, parts["group"]]
+    read += [parts[name] for name in ("wrong", "noisy_wrong", "group_wrong")]
+    parts["recipe"].input(_written, parts["recipe"], read, **quick, trigger_mode="always_last")
+    recipe = [parts["recipe"], *read]
+    parts["opened"].upload(_opened, parts["opened"], recipe, **quick)
+    for event in (parts["model"].blur, parts["model"].submit):
+        event(
+            _emptied, [parts["model"], parts["recipe"]], [parts["recipe"], parts["wrong"]], **quick
+        )
+        event(_about, parts["model"], [parts["about"], parts["prompt"]], **quick)
     parts["shipped"].input(
         lambda name: (shipped_text(name), *_written(shipped_text(name))),
         parts["shipped"],
-        [parts["recipe"], *read],
+        recipe,
         **quick,
     )
     drawn = [parts[name] for name in ("model", "base", "lora", "recipe", "boundary", "steps")]
@@ -259,6 +273,7 @@ def _wire_inputs(page: gr.Blocks, parts: Mapping[str, Any], quick: dict[str, Any
         parts["recipe"].change,
         parts["steps"].change,
         *(parts[name].blur for name in ("model", "base", "lora")),
+        *(parts[name].submit for name in ("model", "base", "lora")),
         page.load,
     ):
         event(_axis, drawn, parts["axis"], **quick, trigger_mode="always_last")
@@ -266,6 +281,24 @@ def _wire_inputs(page: gr.Blocks, parts: Mapping[str, Any], quick: dict[str, Any
 
 def _bundled(name: str | None) -> Any:
     return load_photo(name) if name in PHOTOS else gr.skip()
+
+
+def _opened(content: bytes) -> tuple[Any, ...]:
+    """Show the recipe of a file, also a wrong one; the knobs are turned to what it says."""
+    read = RecipeText.read_file(content)
+    if not read.text:
+        said = fragments.message(read.fault or "The file is empty.", kind="error")
+        return *[gr.skip()] * 8, said, gr.skip(), gr.skip()
+    return read.text, *_written(read.text)
+
+
+def _about(model: str) -> tuple[str, Any]:
+    """Explain what a model takes, and what its prompts are."""
+    try:
+        note = ModelNote.about(model)
+    except MotionMergeError as error:
+        return fault(error), gr.skip()
+    return fragments.message(note.text), gr.update(info=note.prompt)
 
 
 def _emptied(model: str, text: str) -> tuple[Any, Any]:
@@ -288,12 +321,22 @@ def _turned(text: str, motion: float, drop_rate: float) -> tuple[Any, str]:
 def _noisy(text: str, guidance: float | None, image: str, attention: str) -> tuple[Any, str]:
     """Write what holds while it is noisy into the recipe."""
     if not (text or "").strip():
-        return gr.skip(), fragments.message("These knobs need a recipe: choose one.", kind="error")
-    read = RecipeText.read(text)
-    changed = read.with_while_noisy(
+        return _needs_recipe()
+    changed = RecipeText.read(text).with_while_noisy(
         guidance=guidance or 0, image=image or "", attention=attention or ""
     )
     return _changed(text, changed)
+
+
+def _grouped(text: str, group: str | None) -> tuple[Any, str]:
+    """Restrict the differences of the recipe to a group."""
+    if not (text or "").strip():
+        return _needs_recipe()
+    return _changed(text, RecipeText.read(text).with_group((group or "").strip()))
+
+
+def _needs_recipe() -> tuple[Any, str]:
+    return gr.skip(), fragments.message("This needs a recipe: choose one.", kind="error")
 
 
 def _changed(text: str, read: RecipeText) -> tuple[Any, str]:
@@ -308,11 +351,12 @@ def _written(text: str) -> tuple[Any, ...]:
     if read.recipe is None:
         is_empty = not (text or "").strip()
         said = "" if is_empty else fragments.message(read.fault, kind="error")
-        return *[gr.skip()] * 6, said
+        return *[gr.skip()] * 7, said, gr.skip(), gr.skip()
     schedule = read.recipe.schedule
     above = schedule.entries[0].above if schedule is not None else None
-    values = (read.knobs.get("motion"), read.knobs.get("drop_rate"), above, *read.while_noisy)
-    return *(gr.skip() if one is None else one for one in values), ""
+    knobs = (read.knobs.get("motion"), read.knobs.get("drop_rate"))
+    values = (*knobs, above, *read.while_noisy, read.group)
+    return *(gr.skip() if one is None else one for one in values), "", "", ""
 
 
 def _axis(model: str, base: str, lora: str, text: str, boundary: float, steps: float | None) -> str:

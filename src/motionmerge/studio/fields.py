@@ -6,8 +6,9 @@ from typing import Any
 
 import gradio as gr
 
+from motionmerge.parameter_groups import GROUPS
 from motionmerge.sampling.request.request import POCKET
-from motionmerge.studio.wishes import MOST_PROMPT, shipped_text
+from motionmerge.studio.wishes import KNOWN_WORDS, MOST_PROMPT, SEVERAL, shipped_text
 
 PHOTOS = ("coffee", "astronaut", "chelsea", "rocket", "camera", "brick")
 PROMPTS = (
@@ -44,7 +45,7 @@ def left_column() -> tuple[list[Any], dict[str, Any]]:
         placeholder=PROMPTS[0],
         lines=2,
         max_length=MOST_PROMPT,
-        info="The pocket model knows camera moves, and balls and boxes in five colors.",
+        info=KNOWN_WORDS,
     )
     ideas = gr.Dropdown(list(PROMPTS), label="Ideas for prompts", value=None)
     motion = gr.Slider(
@@ -62,24 +63,43 @@ def left_column() -> tuple[list[Any], dict[str, Any]]:
         model = gr.Textbox(
             POCKET,
             label="Model",
+            elem_id="model",
             max_length=400,
             info="pocket, a folder of diffusers, or owner/name.",
         )
-        base = gr.Textbox("", label="Base", max_length=400, info="What it was fine-tuned from.")
-        lora = gr.Textbox("", label="LoRA", max_length=400, info="A file, in place of a recipe.")
+        base = gr.Textbox(
+            "", label="Base", elem_id="base", max_length=400, info="What it was fine-tuned from."
+        )
+        lora = gr.Textbox(
+            "", label="LoRA", elem_id="lora", max_length=400, info="A file, in place of a recipe."
+        )
+        about = gr.HTML(elem_id="about", padding=False)
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         drop_rate = gr.Slider(0, 0.95, value=0.4, step=0.05, label="Drop rate (DARE)")
+        group = gr.Dropdown(
+            [("all of them", ""), *GROUPS, ("as the recipe says, several", SEVERAL)],
+            value="",
+            label="Only these parameters",
+            elem_id="group",
+            info="Of every difference in the recipe: a group, or a pattern such as `*.attn1.*`.",
+            allow_custom_value=True,
+        )
+        group_wrong = gr.HTML(padding=False)
         gr.Markdown("Steps and guidance: 0 is the model's own.")
         with gr.Row():
-            steps = gr.Number(0, label="Steps", elem_id="steps", precision=0, min_width=80)
+            steps = gr.Number(0, label="Steps", elem_id="steps", precision=0, min_width=110)
             guidance = gr.Number(0, label="Guidance", min_width=110)
-            seed = gr.Number(0, label="Seed", precision=0, min_width=80)
+        gr.Markdown("Several seeds: a video of each, from the first on.")
+        with gr.Row():
+            seed = gr.Number(0, label="Seed", elem_id="seed", precision=0, min_width=110)
+            seeds = gr.Number(1, label="How many", elem_id="seeds", precision=0, min_width=110)
         gr.Markdown("Size: 0 is the model's own. Less takes less time and memory.")
         with gr.Row():
             width = gr.Number(0, label="Width", elem_id="width", precision=0, min_width=80)
             height = gr.Number(0, label="Height", elem_id="height", precision=0, min_width=80)
             frames = gr.Number(0, label="Frames", elem_id="frames", precision=0, min_width=80)
         paints = gr.Checkbox(True, label="Paint the balls and boxes that the prompt names (pocket)")
+        opened = gr.UploadButton("Open a recipe file", type="binary", elem_id="opened", size="sm")
         shipped = gr.Dropdown(list(COMPARED), label="Start from a shipped recipe", value=POCKET)
         recipe = gr.Code(
             shipped_text(POCKET),
@@ -89,16 +109,17 @@ def left_column() -> tuple[list[Any], dict[str, Any]]:
             elem_id="recipe",
             wrap_lines=True,
         )
-        wrong = gr.HTML()
+        wrong = gr.HTML(padding=False)
     inputs = [
         *(photo, prompt, model, base, lora, recipe, motion),
-        *(boundary, drop_rate, steps, guidance, seed, width, height, frames, paints),
+        *(boundary, drop_rate, steps, guidance, seed, seeds, width, height, frames, paints),
     ]
     parts = {
         "bundled": bundled, "ideas": ideas, "axis": axis, "shipped": shipped, "wrong": wrong,
         "photo": photo, "prompt": prompt, "recipe": recipe, "motion": motion,
         "boundary": boundary, "drop_rate": drop_rate, "model": model, "steps": steps,
-        "base": base, "lora": lora, **noisy,
+        "about": about, "opened": opened, "base": base, "lora": lora, "group": group,
+        "group_wrong": group_wrong, **noisy,
     }  # fmt: skip
     return inputs, parts
 
@@ -120,7 +141,9 @@ def _noisy_fields() -> dict[str, Any]:
             info="Blurred, or grey frames pushed away from the photo.",
         )
         attention = _calls("Attention to the first frame", ATTENTIONS, name="noisy_attention")
-    return {"noisy_guidance": guidance, "noisy_image": image, "noisy_attention": attention}
+        wrong = gr.HTML(padding=False)
+    knobs = {"noisy_guidance": guidance, "noisy_image": image, "noisy_attention": attention}
+    return {**knobs, "noisy_wrong": wrong}
 
 
 def _calls(label: str, texts: tuple[str, ...], *, name: str, info: str | None = None) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
+from statistics import fmean
 
 from motionmerge.evaluation.figures import new_figure, style_axes, to_svg
 from motionmerge.evaluation.flow import shared_scale
@@ -12,7 +13,15 @@ from motionmerge.evaluation.html import filled
 from motionmerge.evaluation.metrics import METRICS
 from motionmerge.evaluation.report.embedding import embed_video, strip_uri
 from motionmerge.sampling.request.step_plan import StepPlan
-from motionmerge.studio.works import EXPORT_FILE, RECIPE_FILE, Exported, MadeVideo, Work, Works
+from motionmerge.studio.works import (
+    EXPORT_FILE,
+    RECIPE_FILE,
+    Exported,
+    History,
+    MadeVideo,
+    Work,
+    Works,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -31,9 +40,10 @@ def progress(text: str, share: float) -> str:
     return filled(TEMPLATES / "message.html.j2", kind="progress", text=text[:200], share=share)
 
 
-def history(works: Iterable[Work]) -> str:
+def history(found: History) -> str:
     """Return the list of what was made, the newest first."""
-    return filled(TEMPLATES / "history.html.j2", works=list(works))
+    page = TEMPLATES / "history.html.j2"
+    return filled(page, works=found.works, num_damaged=found.num_damaged)
 
 
 def shown_work(work: Work, works: Works) -> str:
@@ -87,7 +97,7 @@ def _numbers(made: MadeVideo) -> list[tuple[str, str]]:
 
 
 def _curve(videos: Sequence[MadeVideo]) -> str:
-    """Draw motion and likeness to the photo over the knob."""
+    """Draw motion and likeness to the photo over the knob; of several seeds the mean."""
     figure, axes = new_figure(4.6, 2.6)
     other = axes.twinx()
     style_axes(other)
@@ -95,12 +105,13 @@ def _curve(videos: Sequence[MadeVideo]) -> str:
         (axes, "motion_degree", _MOTION),
         (other, "first_frame_psnr", _LIKENESS),
     ):
-        known = [
-            (one.point, one.numbers[name])
-            for one in videos
-            if one.point is not None and name in one.numbers
-        ]
-        axis.plot([x for x, _ in known], [y for _, y in known], "o-", color=color)
+        known: dict[float, list[float]] = {}
+        for one in videos:
+            if one.point is not None and name in one.numbers:
+                known.setdefault(one.point, []).append(one.numbers[name])
+        axis.plot(list(known), [fmean(values) for values in known.values()], "-", color=color)
+        dots = [(point, value) for point, values in known.items() for value in values]
+        axis.plot([x for x, _ in dots], [y for _, y in dots], "o", color=color)
         axis.set_ylabel(f"{_LABELS[name]} ({METRICS[name].unit})", color=color)
         axis.tick_params(axis="y", colors=color)
     other.spines["left"].set_visible(False)

@@ -6,7 +6,8 @@ import functools
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +31,7 @@ from motionmerge.sampling.videos.checks import check_settings
 from motionmerge.sampling.videos.make_video import make_video
 from motionmerge.sampling.videos.provenance import made_with, provenance
 from motionmerge.sampling.videos.watched_steps import WatchedSteps
+from motionmerge.studio.turns import Stopped, Turns
 from motionmerge.studio.wishes import Teller, Wish, planned_steps
 from motionmerge.studio.works import (
     EXPORT_FILE,
@@ -57,10 +59,6 @@ EXPORT_RANK = 64  # of every layer, as `motionmerge export loras`
 _THUMBNAIL_SIDE = 256
 
 
-class Stopped(Exception):
-    """Somebody pressed Stop."""
-
-
 @dataclass
 class Maker:
     """Makes works one after another; the last model stays loaded.
@@ -70,7 +68,7 @@ class Maker:
     """
 
     works: Works
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _turns: Turns = field(default_factory=Turns)
     _loaded: tuple[str, VideoPipeline] | None = None
 
     def make(self, wish: Wish, *, tell: Teller, stop: threading.Event) -> Work:
@@ -89,7 +87,7 @@ class Maker:
         image = load_image(wish.photo)
         # One thread at a time, also while a model is only looked at: `init_empty_weights` changes
         # torch's modules for all threads.
-        with self._lock, TemporaryDirectory(prefix="motionmerge-") as name:
+        with self._turn(tell, stop), TemporaryDirectory(prefix="motionmerge-") as name:
             model = wish.shared.open_model()
             check_settings(wish.settings, model.family, model.limits, has_last_image=False)
             model.check_prompt(wish.settings.prompt or "")
@@ -117,7 +115,7 @@ class Maker:
                 raise Stopped
             tell("Writing", done / max(1, total))
 
-        with self._lock, TemporaryDirectory(prefix="motionmerge-") as name:
+        with self._turn(tell, stop), TemporaryDirectory(prefix="motionmerge-") as name:
             model = wish.shared.open_model()
             if model.path is None:
                 raise ConfigError(
@@ -126,6 +124,13 @@ class Maker:
             choice = list(wish.experts(model).values())[-1]
             tell("Writing", 0.0)
             return self._exported(choice, model.path, Path(name), watch)
+
+    def _turn(self, tell: Teller, stop: threading.Event) -> AbstractContextManager[None]:
+        def say(before: int) -> None:
+            whose = "1 other is" if before == 1 else f"{before} others are"
+            tell(f"Waiting: {whose} made before this one", 0.0)
+
+        return self._turns.turn(tell=say, stop=stop)
 
     def _exported(
         self, choice: ExpertChoice, model: Path, scratch: Path, progress: ReportProgress
@@ -181,47 +186,56 @@ class Maker:
         stop: threading.Event,
     ) -> list[MadeVideo]:
         pipeline = self._pipeline(wish, model, tell)
-        resolved = wish.settings.resolved(model.family, model.limits)
         fingerprint = model.fingerprint()
+        each = [
+            wish.settings.changed(seed=wish.settings.seed + more) for more in range(wish.num_seeds)
+        ]
         made: list[MadeVideo] = []
-        for place, (name, choice) in enumerate(experts.items()):
 
-            def watch(done: int, total: int, place: int = place, name: str = name) -> None:
-                if stop.is_set():
-                    raise Stopped
-                share = (place + done / total) / len(experts)
-                tell(f"{name}: step {done} of {total}", share)
-
+        def watch(done: int, total: int) -> None:
             if stop.is_set():
                 raise Stopped
-            for part in parts_with_bars(pipeline):
-                part.progress_bar = functools.partial(WatchedSteps, watcher=watch)
-            with choice.attach(pipeline, restore=True):
-                video = make_video(pipeline, image, wish.settings)
+            share = (len(made) + done / total) / (len(experts) * len(each))
+            tell(f"{list(experts)[len(made) // len(each)]}: step {done} of {total}", share)
+
+        for part in parts_with_bars(pipeline):
+            part.progress_bar = functools.partial(WatchedSteps, watcher=watch)
+        for place, (name, choice) in enumerate(experts.items()):
             shared = made_with(model.family.name, fingerprint, choice.fingerprint())
-            rate = wish.settings.frame_rate or model.limits.frame_rate
-            file = f"{place + 1}.mp4"
-            write_video(folder / file, video, fps=rate, metadata=provenance(shared, resolved))
             plan = planned_steps(model, choice, wish.settings)
-            made.append(
-                MadeVideo(
-                    name=name,
-                    file=file,
-                    recipe=None if choice.recipe is None else choice.recipe.print(),
-                    steps=None if plan is None else plan.text,
-                    point=wish.points[place] if wish.points else None,
-                )
+            about = MadeVideo(
+                name=name,
+                file="",
+                seed=wish.settings.seed,
+                recipe=None if choice.recipe is None else choice.recipe.print(),
+                steps=None if plan is None else plan.text,
+                point=wish.points[place] if wish.points else None,
             )
+            with choice.attach(pipeline, restore=True):
+                for settings in each:
+                    if stop.is_set():
+                        raise Stopped
+                    video = make_video(pipeline, image, settings)
+                    resolved = settings.resolved(model.family, model.limits)
+                    rate = settings.frame_rate or model.limits.frame_rate
+                    file = f"{len(made) + 1}.mp4"
+                    metadata = provenance(shared, resolved)
+                    write_video(folder / file, video, fps=rate, metadata=metadata)
+                    made.append(replace(about, file=file, seed=settings.seed))
         return made
 
     def _measured(self, wish: Wish, made: list[MadeVideo], folder: Path) -> Work:
         """Measure all videos, write the report and the recipe beside them."""
         prompt, seed = wish.settings.prompt or "", wish.settings.seed
-        sources = [VideoSource(folder / one.file, prompt, folder / PHOTO, seed) for one in made]
+        sources = [VideoSource(folder / one.file, prompt, folder / PHOTO, one.seed) for one in made]
         measured = measure_videos(sources)
         sets = [
-            ReportSet(name=one.name, measured=[result], about=made_by([source]))
-            for one, result, source in zip(made, measured, sources, strict=True)
+            ReportSet(
+                name=name,
+                measured=[measured[place] for place in places],
+                about=made_by([sources[place] for place in places]),
+            )
+            for name, places in _places_by_name(made).items()
         ]
         write_report(sets, to=folder / REPORT_FILE, title=prompt[:80] or "Videos")
         last = next((one.recipe for one in reversed(made) if one.recipe is not None), None)
@@ -236,6 +250,13 @@ class Maker:
             seconds=0.0,
             videos=tuple(_with_numbers(*pair) for pair in zip(made, measured, strict=True)),
         )
+
+
+def _places_by_name(made: Iterable[MadeVideo]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for place, one in enumerate(made):
+        found.setdefault(one.name, []).append(place)
+    return found
 
 
 def _with_numbers(made: MadeVideo, measured: Measured) -> MadeVideo:

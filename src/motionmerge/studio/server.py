@@ -18,9 +18,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.atomic import prepare_folder
-from motionmerge.studio.app import MOST_WAITING, Studio, build_page
+from motionmerge.studio.app import Studio, build_page
 from motionmerge.studio.fragments import TEMPLATES
 from motionmerge.studio.making import Maker
+from motionmerge.studio.turns import MOST_WAITING
 from motionmerge.studio.works import KINDS, Works
 
 HOST = "127.0.0.1"

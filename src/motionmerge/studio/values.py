@@ -15,6 +15,7 @@ from motionmerge.sampling.videos.settings import VideoSettings
 from motionmerge.studio.wishes import (
     MOST_COMPARED,
     MOST_PROMPT,
+    MOST_SEEDS,
     RecipeText,
     Wish,
     is_pocket,
@@ -41,6 +42,7 @@ class PageValues:
     steps: float | None
     guidance: float | None
     seed: float | None
+    num_seeds: float | None
     width: float | None
     height: float | None
     frames: float | None
@@ -67,6 +69,20 @@ class PageValues:
             guidance_scale=self.guidance or None,
         )
 
+    def seeds(self) -> int:
+        """Return how many videos each set of weights makes.
+
+        Raises:
+            ConfigError: They are none, or too many.
+        """
+        number = whole_number(self.num_seeds, "seeds") or 1
+        if not 1 <= number <= MOST_SEEDS:
+            raise ConfigError(
+                f"{number} seeds were asked for.",
+                fix=f"Write 1 to {MOST_SEEDS}; `motionmerge batch --num-videos` makes more.",
+            )
+        return number
+
     def wish(
         self, *, kind: str, recipes: Mapping[str, Recipe | None], points: Sequence[float] = ()
     ) -> Wish:
@@ -77,12 +93,15 @@ class PageValues:
         """
         if not self.photo:
             raise DataError("There is no photo.", fix="Drop one, or pick one of the list.")
+        settings, number = self.settings(), self.seeds()
+        settings.changed(seed=settings.seed + number - 1)  # the last one must be in range as well
         return Wish(
             photo=Path(self.photo),
             model=self.model.strip() or POCKET,
             base=self.base.strip() or None,
             lora=self.lora.strip() or None,
-            settings=self.settings(),
+            settings=settings,
+            num_seeds=number,
             paints=self.paints,
             recipes=recipes,
             points=points,

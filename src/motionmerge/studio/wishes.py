@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from motionmerge.errors import ConfigError, RecipeError
+from motionmerge.io.paths import exists, path_of
+from motionmerge.merging.algebra.groups import restrict, restrictions
 from motionmerge.merging.recipes.files import shipped_recipes
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.merging.recipes.writing import sections_text
@@ -16,11 +19,19 @@ from motionmerge.sampling.request.experts import ExpertChoice
 from motionmerge.sampling.request.model import ModelChoice
 from motionmerge.sampling.request.request import POCKET, VideoRequest
 from motionmerge.sampling.request.step_plan import StepPlan
+from motionmerge.sampling.videos.checks import describe_limits
 from motionmerge.sampling.videos.settings import VideoSettings
+
+KNOWN_WORDS = "The pocket model knows camera moves, and balls and boxes in five colors."
+
+_HUB_NAME = re.compile(r"(hub:)?[\w.-]+/[\w.-]+")
 
 MOST_PROMPT = 2000  # characters
 MOST_RECIPE = 20_000
-MOST_COMPARED, MOST_SWEPT = 4, 9
+MOST_COMPARED, MOST_SWEPT, MOST_SEEDS = 4, 9, 4
+
+SEVERAL = "several"
+"""Stands in the field for the group where the recipe restricts its differences unlike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +43,7 @@ class Wish:
         model: `pocket`, a folder or a hub id.
         base, lora: What the model was fine-tuned from; a LoRA on it.
         settings: Of the video.
+        num_seeds: Videos of each set of weights, with seeds from that of the settings on.
         paints: Whether balls and boxes of the prompt are painted into the photo.
         recipes: Recipes by what they are called on the page.
         points: Values of the knob, one per recipe, in a sweep.
@@ -46,6 +58,7 @@ class Wish:
     recipes: Mapping[str, Recipe | None]
     base: str | None = None
     lora: str | None = None
+    num_seeds: int = 1
     paints: bool = False
     points: Sequence[float] = ()
     boundary: float | None = None
@@ -131,10 +144,22 @@ class RecipeText:
     knobs: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
+    def read_file(cls, content: bytes) -> RecipeText:
+        """Read a file that somebody opened; of one that is no text nothing is kept."""
+        if len(content) > 4 * MOST_RECIPE:  # as many bytes as characters can have
+            return cls("", fault=_too_long())
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            return cls("", fault=f"The file is no text in UTF-8: {error.reason}.")
+        read = cls.read(text)
+        return read if len(text) <= MOST_RECIPE else cls("", fault=read.fault)
+
+    @classmethod
     def read(cls, text: str) -> RecipeText:
         """Read what somebody wrote; nothing is raised."""
         if len(text) > MOST_RECIPE:
-            return cls(text, fault=f"A recipe has at most {MOST_RECIPE:,} characters here.")
+            return cls(text, fault=_too_long())
         try:
             recipe = Recipe.parse(text, source="recipe")
         except (RecipeError, ConfigError) as error:
@@ -161,6 +186,26 @@ class RecipeText:
         first: dict[str, Any] = schedule.to_list()[0] if schedule is not None else {}
         return first.get("guidance", 0), first.get("image", ""), first.get("attention", "")
 
+    @property
+    def group(self) -> str:
+        """What the recipe's differences are restricted to: "" for all, `SEVERAL` where unlike."""
+        experts = self.recipe.experts.values() if self.recipe is not None else ()
+        found = {one for expert in experts for one in restrictions(expert)}
+        return SEVERAL if len(found) > 1 else next(iter(found), None) or ""
+
+    def with_group(self, group: str) -> RecipeText:
+        """Restrict every difference to a group or a pattern, "" to none; it is printed anew."""
+        if self.recipe is None or group in (self.group, SEVERAL):
+            return self
+        try:
+            experts = {
+                name: restrict(expert, group or None)
+                for name, expert in self.recipe.experts.items()
+            }
+        except RecipeError as error:
+            return RecipeText(self.text, fault=str(error))
+        return RecipeText.read(replace(self.recipe, experts=experts).print())
+
     def with_while_noisy(self, *, guidance: float, image: str, attention: str) -> RecipeText:
         """Set the knobs of the schedule's first entry; the text is printed anew."""
         changed = {"guidance": guidance, "image": image.strip(), "attention": attention.strip()}
@@ -174,6 +219,10 @@ class RecipeText:
         first = {**kept, **{name: value for name, value in changed.items() if value}}
         read = RecipeText.read(sections_text({**sections, "schedule": [first, *rest]}))
         return read if read.recipe is not None else RecipeText(self.text, fault=read.fault)
+
+
+def _too_long() -> str:
+    return f"A recipe has at most {MOST_RECIPE:,} characters here."
 
 
 def shipped_text(name: str) -> str:
@@ -203,6 +252,37 @@ def sweep_points(low: float, high: float, number: float) -> list[float]:
             fix=f"Give 2 to {MOST_SWEPT} values between two different numbers.",
         )
     return [round(low + (high - low) * at / (count - 1), 4) for at in range(count)]
+
+
+@dataclass(frozen=True)
+class ModelNote:
+    """What somebody should know about a model before a video is made.
+
+    Args:
+        text: What it takes, and what it makes by itself.
+        prompt: What may be written as a prompt.
+    """
+
+    text: str
+    prompt: str
+
+    @classmethod
+    def about(cls, name: str) -> ModelNote:
+        """Look at a model; one on the hub is not downloaded for it.
+
+        Raises:
+            MotionMergeError: There is no such model, or none that makes videos.
+        """
+        name, anything = name.strip() or POCKET, "What happens in the video."
+        if _HUB_NAME.fullmatch(name) and not exists(path_of(name)):
+            return cls(f"{name} is downloaded from the hub when a video is made.", anything)
+        model = VideoRequest(model=name).open_model()
+        family = model.family
+        prompt = KNOWN_WORDS if name == POCKET else anything
+        return cls(
+            describe_limits(family, model.limits),
+            prompt if family.takes_text else f"{family.name} has no prompts: leave it empty.",
+        )
 
 
 def planned_steps(

@@ -6,13 +6,14 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from motionmerge.errors import DataError
-from motionmerge.io.atomic import atomic_folder
+from motionmerge.io.atomic import atomic_folder, disk_errors
 from motionmerge.io.json_file import load_json
 from motionmerge.io.paths import is_plain_file
 
@@ -31,7 +32,10 @@ KINDS = {
 
 _ID = re.compile(r"[0-9a-f]{16}")
 _NAME = re.compile(r"[a-z0-9-]{1,40}(\.mp4|\.jpg|\.png|\.yaml|\.html|\.zip)")
-_MOST_SHOWN = 60
+_MOST_SHOWN, _MOST_VIDEOS = 60, 100
+_MOST_BYTES = 4 << 20  # of a work's own file: recipes of 36 videos have 720,000 characters at most
+
+_AS_WRITTEN = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,7 @@ class MadeVideo:
     Args:
         name: Of the weights that made it, in words.
         file: Its file's name.
+        seed: Of its noise.
         recipe: The recipe's text; None where the model's own weights denoised.
         steps: Which expert had which steps, in words.
         numbers: What was measured on it.
@@ -48,8 +53,11 @@ class MadeVideo:
         point: Value of the knob in a sweep.
     """
 
+    __pydantic_config__ = _AS_WRITTEN
+
     name: str
     file: str
+    seed: int
     recipe: str | None = None
     steps: str | None = None
     numbers: dict[str, float] = field(default_factory=dict)
@@ -64,10 +72,12 @@ class Work:
     Args:
         id: Its folder's name.
         kind: `motion`, `compare` or `sweep`.
-        prompt, seed, model: What was asked for.
+        prompt, seed, model: What was asked for; the seed is the first one.
         seconds: That it took.
         videos: In the order in which they are shown.
     """
+
+    __pydantic_config__ = _AS_WRITTEN
 
     id: str
     kind: str
@@ -75,7 +85,29 @@ class Work:
     seed: int
     model: str
     seconds: float
-    videos: tuple[MadeVideo, ...]
+    videos: Annotated[tuple[MadeVideo, ...], Field(min_length=1, max_length=_MOST_VIDEOS)]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of its videos."""
+        return sorted({one.seed for one in self.videos})
+
+
+_WORK = TypeAdapter(Work)
+"""Reads a work that somebody else may have written: everything has the type that it should."""
+
+
+@dataclass(frozen=True)
+class History:
+    """What was made, the newest first.
+
+    Args:
+        works: Those that can be read.
+        num_damaged: How many cannot.
+    """
+
+    works: list[Work]
+    num_damaged: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,8 +139,9 @@ class Works:
 
     def save(self, work: Work, scratch: Path) -> None:
         """Keep a work whose files lie in a scratch folder."""
-        (scratch / WORK_FILE).write_text(json.dumps(asdict(work), indent=1), encoding="utf-8")
-        self.keep(work.id, scratch)
+        with disk_errors(DataError, self.folder.name):
+            (scratch / WORK_FILE).write_text(json.dumps(asdict(work), indent=1), encoding="utf-8")
+            self.keep(work.id, scratch)
 
     def keep(self, identity: str, scratch: Path) -> None:
         """Move the files of a scratch folder, wherever it is, to where they are served."""
@@ -116,16 +149,18 @@ class Works:
             for path in scratch.iterdir():
                 shutil.move(path, folder / path.name)
 
-    def newest(self) -> Iterator[Work]:
-        """Read the newest works; a damaged one is left out."""
+    def history(self) -> History:
+        """Read the newest works; what cannot be read is counted."""
         found = [
             path for path in self.folder.glob(f"*/{WORK_FILE}") if _ID.fullmatch(path.parent.name)
         ]
+        works, num_damaged = [], 0
         for path in sorted(found, key=_age, reverse=True)[:_MOST_SHOWN]:
             try:
-                yield work_of(load_json(path), path.parent.name)
-            except (OSError, ValueError, TypeError, KeyError, RecursionError):
-                continue
+                works.append(work_of(load_json(path, most_bytes=_MOST_BYTES), path.parent.name))
+            except (OSError, ValueError, RecursionError):
+                num_damaged += 1
+        return History(works, num_damaged)
 
     def file(self, identity: str, name: str) -> Path:
         """Return a file that may be served.
@@ -141,10 +176,13 @@ class Works:
 
 
 def work_of(content: Any, identity: str) -> Work:
-    """Build a work from JSON; ValueError, TypeError or KeyError where it is none."""
-    videos = tuple(MadeVideo(**one) for one in content.pop("videos"))
-    work = Work(**{**content, "videos": videos})
-    if work.id != identity or not all(_NAME.fullmatch(one.file) for one in videos):
+    """Build a work from JSON; ValueError where it is none, another one, or of another version."""
+    if isinstance(content, dict) and isinstance(content.get("videos"), list):
+        own = {"seed": content.get("seed")}  # of all videos, before there were several seeds
+        videos = [{**own, **one} if isinstance(one, dict) else one for one in content["videos"]]
+        content = {**content, "videos": videos}
+    work = _WORK.validate_python(content)
+    if work.id != identity or not all(_NAME.fullmatch(one.file) for one in work.videos):
         raise ValueError("it is another work")
     return work
 

@@ -6,13 +6,13 @@ Which names belong to which group is written in `families.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from motionmerge.errors import ConfigError, RecipeError
 from motionmerge.merging.algebra.applied import Applied, expect_vector
-from motionmerge.merging.algebra.nodes import TaskVector
+from motionmerge.merging.algebra.nodes import Checkpoint, TaskVector
 from motionmerge.merging.algebra.steps import Lowering
 from motionmerge.merging.algebra.terms import quote
 from motionmerge.merging.inputs.sources import Source
@@ -20,7 +20,19 @@ from motionmerge.parameter_groups import GROUPS, OTHER, group_of
 from motionmerge.patterns import compile_pattern
 from motionmerge.text import fix_unknown_name
 
-__all__ = ["GROUPS", "OTHER", "Only", "count_parameters", "group_of", "only", "selects"]
+__all__ = [
+    "GROUPS",
+    "OTHER",
+    "Only",
+    "count_parameters",
+    "group_of",
+    "only",
+    "restrict",
+    "restrictions",
+    "selects",
+]
+
+AnyExpression = TypeVar("AnyExpression", Checkpoint, TaskVector)
 
 _MAX_PATTERN = 200
 
@@ -149,3 +161,64 @@ def only(vector: TaskVector, group_or_pattern: str) -> TaskVector:
         )
     selects(group_or_pattern)
     return Only(vector, group_or_pattern)
+
+
+def restrict(expression: AnyExpression, group_or_pattern: str | None) -> AnyExpression:
+    """Restrict every difference and every LoRA in an expression, in place of what did before.
+
+    E.g. `base + 2 * (tuned - base)` becomes `base + 2 * only(tuned - base, "temporal")`; the
+    stored checkpoint at the front stays whole.
+
+    Args:
+        expression: A checkpoint or a task vector.
+        group_or_pattern: As of `only`; None takes every `only` away.
+
+    Raises:
+        RecipeError: There is no such group, or the pattern is wrong.
+    """
+    if isinstance(expression, Checkpoint):
+        vectors = tuple(restrict(one, group_or_pattern) for one in expression.vectors)
+        return replace(expression, vectors=vectors)
+    if isinstance(expression, Only):
+        return restrict(expression.vector, group_or_pattern)
+    if not _vectors_of(expression):
+        return expression if group_or_pattern is None else only(expression, group_or_pattern)
+    values = {
+        one.name: _restricted(getattr(expression, one.name), group_or_pattern)
+        for one in fields(expression)
+    }
+    return replace(expression, **values)
+
+
+def restrictions(
+    expression: Checkpoint | TaskVector, outer: str | None = None
+) -> Iterator[str | None]:
+    """Return what restricts each difference and each LoRA in an expression; None if nothing does.
+
+    Args:
+        expression: A checkpoint or a task vector.
+        outer: What it is restricted to by what it stands in.
+    """
+    if isinstance(expression, Checkpoint):
+        inside: Sequence[TaskVector] = expression.vectors
+    else:
+        inside = _vectors_of(expression)
+        if isinstance(expression, Only):
+            if outer not in (None, expression.group):
+                yield outer  # one in the other: both restrict
+            outer = expression.group
+        if not inside:
+            yield outer
+    for one in inside:
+        yield from restrictions(one, outer)
+
+
+def _vectors_of(expression: TaskVector) -> list[TaskVector]:
+    return [one for one in expression.children if isinstance(one, TaskVector)]
+
+
+def _restricted(value: Any, group_or_pattern: str | None) -> Any:
+    """Restrict the task vectors in a field of one; the rest stays as it is."""
+    if isinstance(value, tuple):
+        return tuple(_restricted(one, group_or_pattern) for one in value)
+    return restrict(value, group_or_pattern) if isinstance(value, TaskVector) else value

@@ -165,17 +165,38 @@ def _check_size(asked: VideoSettings, family: VideoFamily, limits: Limits) -> No
     near = limits.nearest_size(*size)
     if near == size:
         return
+    raise ConfigError(
+        f"{size[0]} x {size[1]} pixels were asked of {family.name}; {_size_rule(limits)}.",
+        fix=f"Use height {near[0]} and width {near[1]}.",
+    )
+
+
+def describe_limits(family: VideoFamily, limits: Limits) -> str:
+    """Return in a few sentences what a model makes by itself, and what it takes."""
+    needs = "needs a prompt" if family.takes_text else "has no prompts: the photo alone"
+    own = "the photo's size"
+    rule = ""
+    if limits.width is not None and limits.height is not None:
+        own = f"{limits.width} x {limits.height} pixels"
+        rule = f"Width and height: {_size_rule(limits)}. "
+        if limits.is_fixed_size or limits.is_square:
+            rule = f"{_size_rule(limits).capitalize()}. "
+    return (
+        f"{family.name} {needs}. By itself it makes {own}, {limits.num_frames} frames at "
+        f"{limits.frame_rate:g} per second, in {family.num_inference_steps} steps. {rule}"
+        f"Frames: {_lengths(limits)}."
+    )
+
+
+def _size_rule(limits: Limits) -> str:
+    if limits.is_fixed_size:
+        return "it makes one size only"
+    if limits.is_square:
+        return f"it makes squares of a multiple of {limits.size_multiple}"
     rule = f"both must divide by {limits.size_multiple}"
     if limits.min_side > limits.size_multiple:
         rule += f", and be {limits.min_side} or more"
-    if limits.is_fixed_size:
-        rule = "it makes one size only"
-    elif limits.is_square:
-        rule = f"it makes squares of a multiple of {limits.size_multiple}"
-    raise ConfigError(
-        f"{size[0]} x {size[1]} pixels were asked of {family.name}; {rule}.",
-        fix=f"Use height {near[0]} and width {near[1]}.",
-    )
+    return rule
 
 
 def _check_length(asked: VideoSettings, family: VideoFamily, limits: Limits) -> None:
