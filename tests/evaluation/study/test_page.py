@@ -20,7 +20,7 @@ LOCKED = "[...document.querySelectorAll('fieldset')].every(one => one.disabled)"
 KEPT = "JSON.parse(Object.values(localStorage)[0])"
 COUNT = f"{KEPT}.answers.length"
 LOADED = "[left, right].every(one => one.readyState == 4 && one.networkState == 1)"
-REPEAT_LAST = "do { localStorage.clear(); recall() } while (!planned().at(-1).repeat); keep()"
+REPEAT_LAST = "do { localStorage.clear(); adopt(newRater()) } while (!tasks.at(-1).repeat); keep()"
 """Draws raters until the videos that are shown twice come last: the browser has those already."""
 
 
