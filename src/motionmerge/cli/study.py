@@ -304,6 +304,8 @@ def analyse(
 
 
 def _print_result(result: StudyResult) -> None:
+    from motionmerge.evaluation.statistics import fewest_to_be_sure
+
     excluded = [one for one in result.raters.values() if one.reason]
     counted = len(result.raters) - len(excluded)
     print(f"{counted} raters count, {len(excluded)} are excluded by the study's rule.")
@@ -320,6 +322,13 @@ def _print_result(result: StudyResult) -> None:
     print()
     for line in aligned([[harmless(str(cell)) for cell in row] for row in rows], numbers=False):
         print(line)
+    found = {(one.system, one.other) for one in result.pairs}
+    lacking = [pair for pair in result.study.compared if pair not in found]
+    if lacking:
+        print(f"Nobody judged {harmless(', '.join(map(' : '.join, lacking)))}.")
+    needed = fewest_to_be_sure(len(result.pairs))
+    if all(min(one.num_scenes, one.num_raters) < needed for one in result.pairs):
+        print(f"No p can get below 0.05: that takes {needed} scenes and {needed} raters of a pair.")
     print()
     for name, question in result.questions.items():
         repeat = question.repeat_agreement

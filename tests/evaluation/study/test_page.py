@@ -166,7 +166,7 @@ def test_only_a_refusal_of_the_study_itself_ends_sending(browser, study):
         browser.run("window.fetch = async () => new Response('', {status: 400})")
         answer(browser, "left")
         browser.wait_for(f"{KEPT}.answers[1].refused")
-        assert browser.run("page('sent').textContent").startswith("1 answers were not taken")
+        assert browser.run("page('sent').textContent").startswith("Answers that were not taken: 1.")
     assert len(lines(folder)) == 1
 
 

@@ -157,7 +157,7 @@ def analyse(collected: Collected, study: Study) -> StudyResult:
     """Compute what the answers say, without raters whom the study's rule excludes.
 
     Raises:
-        DataError: No rater is left.
+        DataError: No rater is left, or none of them could judge a pair.
     """
     raters = judge_raters(collected.answers, study)
     judgements = list(_judgements(collected.answers, study, raters))
@@ -169,14 +169,19 @@ def analyse(collected: Collected, study: Study) -> StudyResult:
             f"Of {len(raters)} raters none counts: {why or 'they judged no pair'}.",
             fix="Ask more people; the rule that was written down before stays as it is.",
         )
-    fresh = [one for one in counted if not one.repeat]
+    pairs = _pairs([one for one in counted if not one.repeat], study)
+    if not pairs:
+        raise DataError(
+            "No pair was judged: every answer of those who count is `cannot`, or to a repeat.",
+            fix="Ask more people, and look at the page yourself.",
+        )
     questions = {
         name: _question(name, [one for one in counted if one.question == name], study)
         for name in study.manifest.questions
     }
     return StudyResult(
         study=study,
-        pairs=_pairs(fresh, study),
+        pairs=pairs,
         questions=questions,
         raters=raters,
         judgements=judgements,

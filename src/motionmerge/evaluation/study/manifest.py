@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from functools import cached_property
@@ -137,6 +138,14 @@ class Study(FrozenModel):
     rule: ExclusionRule
     seed: int
     motionmerge: str = __version__
+
+    @property
+    def compared(self) -> list[tuple[str, str]]:
+        """The pairs of systems that are compared, in the systems' order."""
+        asked = [one for one in self.key.values() if isinstance(one, ComparedPair)]
+        pairs = {frozenset((one.first, one.second)) for one in asked}
+        ordered = itertools.combinations(self.systems, 2)
+        return [pair for pair in ordered if frozenset(pair) in pairs]
 
     def to_json(self) -> str:
         """Return what `read_study` reads."""

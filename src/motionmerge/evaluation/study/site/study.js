@@ -186,7 +186,7 @@ async function send() {
   if (!window.STUDY_SERVER || sending) return;
   sending = true;
   try {
-    for (const answer of unsent()) {
+    for (let answer = unsent()[0]; answer; answer = unsent()[0]) {
       const { sent, refused, ...body } = answer;
       const reply = await fetch("answers", {
         method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
@@ -207,8 +207,8 @@ function tellSent() {
   const open = unsent().length, refused = state.answers.filter(one => one.refused).length;
   page("sent").textContent = !window.STUDY_SERVER
     ? "Save your answers as a file, and send it to whoever asked you."
-    : refused ? `${refused} answers were not taken. Save your answers as a file, and send it to whoever asked you.`
-    : open ? `${open} answers are not sent yet: they are kept here and sent when there is a connection. You can also save them as a file.`
+    : refused ? `Answers that were not taken: ${refused}. Save your answers as a file, and send it to whoever asked you.`
+    : open ? `Answers that are not sent yet: ${open}. They are kept here and sent when there is a connection; you can also save them as a file.`
     : "All answers are sent. You can close this page.";
 }
 page("export").addEventListener("click", () => {
