@@ -46,7 +46,8 @@ def simulated_answers(
         swapped = draw.random() < 0.5
         tasks = [one for one in manifest.tasks if one.form == number % manifest.num_forms]
         draw.shuffle(tasks)
-        again = tasks[: manifest.num_repeats]
+        pairs = [one for one in tasks if one.first != one.second]
+        again = pairs[: manifest.num_repeats]
         shown = [(one, False) for one in tasks] + [(one, True) for one in again]
         for place, (task, repeat) in enumerate(shown):
             turned = swapped != repeat

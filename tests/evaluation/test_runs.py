@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import threading
 
 import pytest
 
@@ -265,6 +267,20 @@ def test_a_sidecar_that_names_what_no_file_can_be_called_names_no_photo(image, t
     found = source_of(video, Photos())
     assert found.photo is None
     assert found.prompt == "half ?"
+
+
+def test_a_line_that_another_process_is_writing_is_not_taken_for_a_torn_one(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with path.open("ab", buffering=0) as other:
+        fcntl.flock(other, fcntl.LOCK_EX)  # as `append_rows` does
+        other.write(b'{"number": ')
+        thread = threading.Thread(target=append_rows, args=(path, [{"number": 2}]))
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive(), "it does not wait for its turn"
+        other.write(b"1}\n")
+    thread.join()
+    assert path.read_text() == '{"number": 1}\n{"number": 2}\n'
 
 
 def test_a_torn_line_is_removed_and_one_without_its_newline_is_kept(tmp_path):

@@ -129,12 +129,12 @@ def test_holm_corrects_as_published():
         holm({"a": 1.5})
 
 
-@pytest.mark.parametrize("num_tests", [1, 2, 7, 12])
+@pytest.mark.parametrize("num_tests", [1, 2, 7, 12, 60, 1000])
 def test_fewer_prompts_than_are_needed_can_make_no_difference_sure(num_tests):
     needed = fewest_to_be_sure(num_tests)
     for num, is_sure in ((needed, True), (needed - 1, False)):
         others = dict.fromkeys(range(1, num_tests), 1.0)
-        p_values = {0: sign_flip_p_value(np.arange(1.0, num + 1)), **others}
+        p_values = {0: sign_flip_p_value(np.arange(1.0, num + 1), num_tests=num_tests), **others}
         assert (holm({str(name): p for name, p in p_values.items()})["0"] < LEVEL) == is_sure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,7 @@ from motionmerge.cli.options import (
     output_option,
     work_option,
 )
-from motionmerge.cli.printing import aligned, harmless
+from motionmerge.cli.printing import aligned, harmless, print_json, quoted
 
 if TYPE_CHECKING:
     from motionmerge.evaluation.study.analysis import StudyResult
@@ -105,7 +106,7 @@ def plan(
         scene_correlation=scene_correlation,
     )
     if as_json:
-        print(json.dumps(asdict(size)))
+        print_json(asdict(size))
         return
     print(
         f"{size.per_pair} judgements of each of {size.num_pairs} pairs of systems, "
@@ -177,6 +178,7 @@ def build(
     written into `study.json`, whose hash you can publish before you ask anybody.
     """
     with needs_eval_extra():
+        from motionmerge.evaluation.report.sets import split_name
         from motionmerge.evaluation.sources import Photos
         from motionmerge.evaluation.study.build import StudyPlan, build_study
         from motionmerge.evaluation.study.manifest import SITE, STUDY_FILE, ExclusionRule
@@ -184,7 +186,8 @@ def build(
         from motionmerge.io.atomic import check_new_folder
         from motionmerge.io.hashing import hash_file
 
-    check_new_folder(output, overwrite=overwrite, marker=STUDY_FILE)
+    folders = [split_name(text)[1] for text in systems]
+    check_new_folder(output, overwrite=overwrite, marker=STUDY_FILE, keep=folders)
     wanted = StudyPlan(
         title=title,
         questions=None if not question else list(dict.fromkeys(question)),
@@ -203,12 +206,13 @@ def build(
     if as_json:
         about = {"study": study.manifest.id, "site": str(output / SITE), "key": key_hash}
         asked = {"questions": list(study.manifest.questions), "forms": forms, "tasks": len(tasks)}
-        print(json.dumps({**about, **asked}))
+        print_json({**about, **asked})
         return
-    print(f"Wrote {harmless(str(output / SITE))}: {len(tasks)} pairs and checks on {forms} forms.")
+    each = f"; a rater gets one of {forms} forms" if forms > 1 else ""
+    print(f"Wrote {harmless(str(output / SITE))}: {len(tasks)} pairs and checks{each}.")
     print(f"Questions: {', '.join(study.manifest.questions)}")
     print(f"Key and rule, to keep for yourself: {STUDY_FILE}, {key_hash}")
-    print(f"Try it: motionmerge study serve {harmless(str(output))}")
+    print(f"Try it: motionmerge study serve {quoted(output)}")
 
 
 @study_app.command("serve", cls=Verb, epilog="Example: motionmerge study serve study")
@@ -231,7 +235,8 @@ def serve(
     with StudyServer(study, host=host, port=port) as server:
         forms = server.book.manifest.num_forms
         print(f"Serving {server.url}  (Ctrl-C ends it)", flush=True)
-        print(f"Of {forms} forms each rater gets one by chance; ?form=1 picks one.", flush=True)
+        if forms > 1:
+            print(f"Of {forms} forms each rater gets one by chance; ?form=1 picks one.", flush=True)
         server.serve_forever()
 
 
@@ -270,18 +275,20 @@ def analyse(
         from motionmerge.evaluation.study.analysis import analyse as analysed
         from motionmerge.evaluation.study.answers import read_answers
         from motionmerge.evaluation.study.chart import study_chart
-        from motionmerge.evaluation.study.manifest import ANSWERS_FILE, read_study
+        from motionmerge.evaluation.study.manifest import ANSWERS_FILE, STUDY_FILE, read_study
         from motionmerge.evaluation.tables import csv_text
         from motionmerge.io.atomic import check_new_file, write_whole
+        from motionmerge.io.hashing import hash_file
 
     names = ("results.json", "judgements.csv", "chart.png", "chart.svg")
     for name in names:
         check_new_file(output / name, overwrite=overwrite)
     whole = read_study(study)
     result = analysed(read_answers(answers or [study / ANSWERS_FILE], whole.manifest), whole)
+    found = {"key": hash_file(study / STUDY_FILE), **result.to_dict()}
     chart = study_chart(result, note=note or "")
     contents: tuple[str | bytes, ...] = (
-        json.dumps(result.to_dict(), indent=1) + "\n",
+        json.dumps(found, indent=1) + "\n",
         csv_text([asdict(one) for one in result.judgements]),
         to_png(chart),
         to_svg(chart),
@@ -289,13 +296,16 @@ def analyse(
     for name, content in zip(names, contents, strict=True):
         write_whole(output / name, content)
     if as_json:
-        print(json.dumps(result.to_dict()))
+        print_json(found)
         return
     _print_result(result)
+    print(f"The rule was that of {STUDY_FILE}, {found['key']}")
     print(f"Wrote {', '.join(names)} to {harmless(str(output))}")
 
 
 def _print_result(result: StudyResult) -> None:
+    from motionmerge.evaluation.statistics import fewest_to_be_sure
+
     excluded = [one for one in result.raters.values() if one.reason]
     counted = len(result.raters) - len(excluded)
     print(f"{counted} raters count, {len(excluded)} are excluded by the study's rule.")
@@ -312,10 +322,20 @@ def _print_result(result: StudyResult) -> None:
     print()
     for line in aligned([[harmless(str(cell)) for cell in row] for row in rows], numbers=False):
         print(line)
+    found = {(one.system, one.other) for one in result.pairs}
+    lacking = [pair for pair in result.study.compared if pair not in found]
+    if lacking:
+        print(f"Nobody judged {harmless(', '.join(map(' : '.join, lacking)))}.")
+    needed = fewest_to_be_sure(len(result.pairs))
+    if all(min(one.num_scenes, one.num_raters) < needed for one in result.pairs):
+        print(f"No p can get below 0.05: that takes {needed} scenes and {needed} raters of a pair.")
     print()
     for name, question in result.questions.items():
         repeat = question.repeat_agreement
         same = "" if repeat is None else f", {100 * repeat.value:.0f}% the same when asked again"
-        left, p = 100 * question.left_share.value, question.left_p_value
-        print(f"{name}: alpha {question.agreement:.2f}, left {left:.0f}% (p {p:.2f}){same}")
+        sides, p = question.left_share, question.left_p_value
+        left = f"left {100 * sides.value:.0f}% (p {p:.2f})" if sides.num else "nobody named a side"
+        alpha = question.agreement
+        agreement = "no agreement to speak of" if math.isnan(alpha) else f"alpha {alpha:.2f}"
+        print(f"{name}: {agreement}, {left}{same}")
     print()

@@ -42,6 +42,12 @@ def style_axes(axes: Axes) -> None:
     axes.yaxis.label.set_color(INK)
 
 
+def plain(text: str, *, most: int = 80) -> str:
+    """Return a stranger's text for a chart: one line, cut, and no formula between dollar signs."""
+    line = "".join(sign if sign.isprintable() else " " for sign in text)
+    return (line if len(line) <= most else f"{line[: most - 2]}..").replace("$", r"\$")
+
+
 def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], *, figure: Figure) -> None:
     """Write labels beside points, none upon another; a thin line joins a far label to its point.
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
@@ -109,13 +110,19 @@ class Shard:
 WHOLE = Shard()
 
 
-def read_row_file(path: Path, row_of: Callable[[Any], RowType]) -> list[RowType]:
+def read_row_file(
+    path: Path,
+    row_of: Callable[[Any], RowType],
+    *,
+    fix: str = "Remove the line; what it stood for is measured again.",
+) -> list[RowType]:
     """Read the rows of a file, without a last line that a kill cut off.
 
     Args:
         path: The file.
         row_of: Builds a row from the JSON of a line, and raises ValueError, TypeError or KeyError
             where no run can have written it.
+        fix: What helps where a line is no row.
 
     Raises:
         DataError: The file cannot be read, or a line is no row.
@@ -134,7 +141,7 @@ def read_row_file(path: Path, row_of: Callable[[Any], RowType]) -> list[RowType]
                         break
                     raise DataError(
                         f"{path}, line {number} is no result: {str(error)[:200]}",
-                        fix="Remove the line; what it stood for is measured again.",
+                        fix=fix,
                     ) from error
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error}", fix="Remove it, or correct it.") from error
@@ -180,6 +187,9 @@ def _agree(first: float | str | None, second: float | str | None) -> bool:
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Append rows in one write and sync them to disk; a line that a kill cut off is removed.
 
+    Processes that append to one file take turns: what is half written by one looks cut off to
+    another.
+
     Raises:
         DataError: The file cannot be written.
     """
@@ -189,6 +199,7 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         if path.exists():
             open_plain_file(path).close()  # at a pipe we would wait for its reader
         with path.open("ab+") as file:
+            _wait_for_turn(file)
             _end_last_line(file)
             file.write("".join(lines).encode(errors="backslashreplace"))
             file.flush()
@@ -197,6 +208,16 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         raise DataError(
             f"Cannot write {path}: {error}", fix="Check the folder and its free space."
         ) from error
+
+
+def _wait_for_turn(file: BufferedRandom) -> None:
+    """Lock a file until it is closed, where the machine has such locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    with suppress(OSError):  # a disk of the network may have none
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _end_last_line(file: BufferedRandom) -> None:

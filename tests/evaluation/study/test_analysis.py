@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from motionmerge.cli import app
 from motionmerge.errors import DataError
 from motionmerge.evaluation.sources import Photos
 from motionmerge.evaluation.study.analysis import analyse
@@ -15,6 +18,7 @@ from motionmerge.evaluation.study.answers import checked_answer, collect, read_a
 from motionmerge.evaluation.study.build import StudyPlan, build_study
 from motionmerge.evaluation.study.chart import study_chart
 from motionmerge.evaluation.study.pairs import find_systems
+from motionmerge.io.hashing import hash_file
 
 from .conftest import write_systems
 
@@ -116,6 +120,50 @@ def test_without_two_raters_there_is_no_agreement_to_speak_of(three, simulated_a
     result = analyse(collect(answers_of(three, values)), three)
     assert math.isnan(result.questions["overall"].agreement)
     assert result.to_dict()["questions"]["overall"]["agreement"] is None
+
+
+@pytest.mark.parametrize("choice", ["tie", "cannot"])
+def test_answers_that_name_no_video_are_counted_or_refused_by_name(
+    three, simulated_answers, choice, tmp_path
+):
+    values = list(simulated_answers(three, STRENGTHS, num_raters=4))
+    for one in values:
+        if three.key[one["task"]].kind == "pair":
+            one["choices"] = {"overall": choice}
+    if choice == "cannot":
+        with pytest.raises(DataError, match="No pair was judged"):
+            analyse(collect(answers_of(three, values)), three)
+        return
+    result = analyse(collect(answers_of(three, values)), three)
+    assert {(one.ties.value, one.preference.value, one.p_value) for one in result.pairs} == {
+        (1, 0, 1)
+    }
+    assert result.questions["overall"].left_share.num == 0
+    study_chart(result)
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_the_command_names_what_was_not_judged_and_the_rule(simulated_answers, tmp_path):
+    names = ("$\\frac$", "new\nline", "-1")
+    sets = write_systems(tmp_path, num_scenes=2, names=names)
+    study = build_study(find_systems(sets, Photos()), to=tmp_path / "study", plan=StudyPlan())
+    values = [
+        one
+        for one in simulated_answers(study, dict.fromkeys(names, 0.0), num_raters=2)
+        if getattr(study.key[one["task"]], "expected", None)
+        or "-1" not in (study.key[one["task"]].first, study.key[one["task"]].second)
+    ]
+    path, output = tmp_path / "answers.jsonl", tmp_path / "results"
+    path.write_text("".join(json.dumps(one) + "\n" for one in values))
+    words = ["study", "analyse", str(tmp_path / "study"), str(path), "-o", str(output)]
+    result = CliRunner().invoke(app, [*words, "--note", "$x^2$ \x07"])
+    assert result.exit_code == 0, result.output
+    assert "Nobody judged $\\frac$ : -1, new?line : -1." in result.output
+    assert "No p can get below 0.05" in result.output
+    key = hash_file(tmp_path / "study" / "study.json")
+    assert key in result.output
+    assert json.loads((output / "results.json").read_text())["key"] == key
+    ElementTree.fromstring((output / "chart.svg").read_text())
 
 
 def test_few_raters_who_all_agree_show_nothing_of_other_people(three, simulated_answers):

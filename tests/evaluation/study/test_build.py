@@ -8,7 +8,9 @@ from collections import Counter
 
 import pytest
 from scipy import stats
+from typer.testing import CliRunner
 
+from motionmerge.cli import app
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.evaluation.clips import read_comment
 from motionmerge.evaluation.sources import Photos
@@ -91,8 +93,32 @@ def test_questions_that_cannot_be_asked_and_bad_systems_are_refused(systems, tmp
     with pytest.raises(ConfigError):
         find_systems(systems[:1], Photos())
     other = write_systems(tmp_path / "more", num_scenes=1, names=("other",))
-    lonely = find_systems([systems[0], *other], Photos())
+    with pytest.raises(DataError, match="are the same, frame for frame"):
+        build_study(
+            find_systems([systems[0], *other], Photos()), to=tmp_path / "x", plan=StudyPlan()
+        )
+    lonely = find_systems([systems[1], *other], Photos())
     assert build_study(lonely, to=tmp_path / "few", plan=StudyPlan()).manifest.num_forms == 1
+
+
+def test_a_study_is_not_built_over_or_into_the_videos_it_is_of(tmp_path):
+    sets = write_systems(tmp_path / "runs", num_scenes=1)
+    (tmp_path / "runs" / "study.json").write_text("{}")  # as if it were an earlier study
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match="must not lie in each other"):
+        build_study(find_systems(sets, Photos()), to=tmp_path / "runs", plan=PLAN)
+    for folder in ("runs", "runs/base/study"):
+        words = ["study", "build", *sets, "-o", str(tmp_path / folder), "--overwrite"]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 2 and "must not lie in each other" in result.output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_forms_are_of_one_length(tmp_path):
+    found = find_systems(write_systems(tmp_path, num_scenes=4), Photos())
+    plan = StudyPlan(per_rater=3, num_checks=0)
+    tasks = build_study(found, to=tmp_path / "study", plan=plan).manifest.tasks
+    assert Counter(task.form for task in tasks) == {0: 2, 1: 2}, "not 3 and 1"
 
 
 def test_a_study_with_answers_is_never_replaced(systems, study):
@@ -108,6 +134,28 @@ def test_a_damaged_study_is_named(study, damage):
     (folder / "study.json").write_text(damage)
     with pytest.raises(DataError, match="no study"):
         read_study(folder)
+
+
+def test_a_study_that_was_edited_by_hand_is_refused_where_it_contradicts_itself(study):
+    whole, folder = study
+
+    def check(word, **changes):
+        value = json.loads(whole.to_json())
+        value["manifest"] |= changes.pop("manifest", {})
+        (folder / "study.json").write_text(json.dumps(value | changes))
+        with pytest.raises(DataError, match=word):
+            read_study(folder)
+
+    tasks = whole.manifest.model_dump(mode="json")["tasks"]
+    check("no study", manifest={"tasks": []})
+    check("no study", manifest={"questions": {}})
+    check("no study", manifest={"tasks": [{**tasks[0], "first": tasks[0]["id"]}, *tasks[1:]]})
+    check("form without tasks", manifest={"tasks": [{**tasks[0], "form": 7}, *tasks[1:]]})
+    check("of one name", manifest={"tasks": [tasks[0], *tasks]})
+    check("other tasks", manifest={"tasks": tasks[1:]})
+    check("than it names", systems=["base", "other"])
+    check("two systems of one name", systems=["base", "full", "full"])
+    check("no study", rule={"least_seconds": -1})
 
 
 def test_the_key_knows_every_pair_and_what_checks_expect(built):

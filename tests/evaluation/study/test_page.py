@@ -20,7 +20,7 @@ LOCKED = "[...document.querySelectorAll('fieldset')].every(one => one.disabled)"
 KEPT = "JSON.parse(Object.values(localStorage)[0])"
 COUNT = f"{KEPT}.answers.length"
 LOADED = "[left, right].every(one => one.readyState == 4 && one.networkState == 1)"
-REPEAT_LAST = "do { localStorage.clear(); recall() } while (!planned().at(-1).repeat); keep()"
+REPEAT_LAST = "do { localStorage.clear(); adopt(newRater()) } while (!tasks.at(-1).repeat); keep()"
 """Draws raters until the videos that are shown twice come last: the browser has those already."""
 
 
@@ -125,3 +125,76 @@ def test_a_page_that_is_a_file_needs_no_server_and_saves_answers(browser, study,
     assert not any({"sent", "refused"} & set(one) for one in values)
     assert {url.partition(":")[0] for url in browser.asked()} <= {"file", "blob"}
     assert not browser.faults()
+
+
+def test_two_tabs_are_one_rater_and_neither_forgets_what_the_other_knows(browser, study):
+    _, folder = study
+    browser.open((folder / "site" / "index.html").as_uri())
+    # Another tab began, on a form and with an order of its own, before this one did.
+    browser.run("localStorage.clear(); adopt(newRater()); current = null; show()")
+    other = "{rater: 'ab'.repeat(16), form: 0, begun: true, answers: []}"
+    browser.run(f"localStorage.setItem(KEY, JSON.stringify({other}))")
+    click(browser, "begin")
+    assert browser.run("state.rater") == "ab" * 16
+    order = "JSON.stringify(tasks.map(one => [one.task.id, one.repeat, one.swapped]))"
+    assert browser.run(order) == browser.run(order.replace("tasks.map", "planned().map"))
+    # The other tab answers the second pair, and no event comes, as to a page that is asleep.
+    browser.run(
+        "const theirs = {study: study.id, rater: state.rater, task: tasks[1].task.id,"
+        " repeat: false, swapped: tasks[1].swapped, seconds: 9, place: 0,"
+        " choices: {motion: 'tie', overall: 'tie'}};"
+        "localStorage.setItem(KEY, JSON.stringify({...state, answers: [theirs]}))"
+    )
+    answer(browser, "left")
+    browser.wait_for(f"{WHERE} == '3 of 5'")
+    assert browser.run(f"{KEPT}.answers.map(one => one.choices.overall).join()") == "left,tie"
+
+
+def test_only_a_refusal_of_the_study_itself_ends_sending(browser, study):
+    _, folder = study
+    with serving(folder) as server:
+        browser.open(server.url)
+        browser.run("localStorage.clear(); adopt(newRater()); show()")
+        browser.run(
+            "window.real = fetch; window.fetch = async () => new Response('', {status: 404})"
+        )
+        click(browser, "begin")
+        answer(browser, "left")
+        browser.wait_for("!sending")
+        browser.run("window.fetch = real; send()")
+        browser.wait_for(f"{KEPT}.answers[0].sent")
+        browser.run("window.fetch = async () => new Response('', {status: 400})")
+        answer(browser, "left")
+        browser.wait_for(f"{KEPT}.answers[1].refused")
+        assert browser.run("page('sent').textContent").startswith("Answers that were not taken: 1.")
+    assert len(lines(folder)) == 1
+
+
+def test_pairs_come_again_and_checks_do_not_and_never_before_the_first_time(browser, study):
+    _, folder = study
+    browser.open((folder / "site" / "index.html").as_uri())
+    faults = browser.run(
+        "study.num_repeats = 2; Array.from({length: 300}, () => { adopt(newRater());"
+        " const again = tasks.filter(one => one.repeat);"
+        " return again.length == 2 && again.every(one => one.task.first != one.task.second &&"
+        " tasks.findIndex(other => other.task == one.task) < tasks.indexOf(one));"
+        " }).filter(isRight => !isRight).length"
+    )
+    assert faults == 0
+
+
+def test_a_browser_that_keeps_nothing_says_so_and_goes_on(browser, study):
+    _, folder = study
+    full = "Storage.prototype.setItem = () => { throw new DOMException('full') };"
+    script = browser.call("Page.addScriptToEvaluateOnNewDocument", source=full)
+    try:
+        browser.open((folder / "site" / "index.html").as_uri())
+        browser.run("localStorage.clear(); adopt(newRater()); show()")
+        click(browser, "begin")
+        for number in range(2):
+            browser.wait_for(f"{WHERE} == '{number + 1} of 5'")
+            assert "keeps nothing" in browser.run("page('trouble').textContent")
+            answer(browser, "tie")
+        browser.wait_for("state.answers.length == 2")
+    finally:
+        browser.call("Page.removeScriptToEvaluateOnNewDocument", **script)

@@ -59,6 +59,8 @@ def test_only_the_studys_own_files_are_shown(study):
         whole = ask(server, video)[1]
         _, content, headers = ask(server, video, method="HEAD")
         assert (content, headers["Content-Length"]) == (b"", str(len(whole)))
+        (folder / "site" / "manifest.js").write_text("window.STUDY = 'edited by hand'")
+        assert b"edited" not in ask(server, "/manifest.js")[1]
         status, part, headers = ask(server, video, Range="bytes=10-19")
         assert (status, part) == (206, whole[10:20])
         assert headers["Content-Range"] == f"bytes 10-19/{len(whole)}"
@@ -68,6 +70,8 @@ def test_only_the_studys_own_files_are_shown(study):
         ):
             status, content, _ = ask(server, path)
             assert status == 404 and b"secret" not in content and b"key" not in content, path
+        (folder / "site" / "study.css").unlink()
+        assert ask(server, "/study.css")[0] == 500
 
 
 def test_only_answers_that_the_manifest_knows_are_taken(study, simulated_answers):
@@ -168,3 +172,30 @@ def test_rates_raters_and_connections_are_bounded(study, simulated_answers, monk
                 ask(server, "/")
         for connection in idle:
             connection.close()
+
+
+def test_a_visitor_who_sends_a_byte_now_and_then_is_sent_away(study, monkeypatch):
+    monkeypatch.setattr(module, "SECONDS_TO_ASK", 0.3)
+    with serving(study[1]) as server, socket.create_connection(server.server_address) as slow:
+        slow.settimeout(0.05)
+        slow.sendall(b"POST /answers HTTP/1.1\r\nContent-Length: 4000\r\n\r\n"[:30])
+        for _ in range(200):
+            try:
+                slow.sendall(b"X")
+                if slow.recv(100) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+        else:
+            pytest.fail("it still listens after 10 seconds")
+
+
+def test_what_follows_a_request_with_a_body_is_not_taken_for_a_second_one(study):
+    hidden = b"GET /study.js HTTP/1.1\r\n\r\n"
+    request = b"GET / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(hidden)
+    with serving(study[1]) as server, socket.create_connection(server.server_address) as visitor:
+        visitor.sendall(request + hidden)
+        answer = b"".join(iter(lambda: visitor.recv(1 << 16), b""))
+    assert answer.count(b"HTTP/1.1 200") == 1

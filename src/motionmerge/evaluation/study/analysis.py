@@ -27,7 +27,7 @@ from motionmerge.evaluation.study.manifest import ComparedPair, Study
 _STRENGTH_RESAMPLES = 200
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Judgement:
     """One answer to one question about two systems.
 
@@ -157,7 +157,7 @@ def analyse(collected: Collected, study: Study) -> StudyResult:
     """Compute what the answers say, without raters whom the study's rule excludes.
 
     Raises:
-        DataError: No rater is left.
+        DataError: No rater is left, or none of them could judge a pair.
     """
     raters = judge_raters(collected.answers, study)
     judgements = list(_judgements(collected.answers, study, raters))
@@ -169,14 +169,19 @@ def analyse(collected: Collected, study: Study) -> StudyResult:
             f"Of {len(raters)} raters none counts: {why or 'they judged no pair'}.",
             fix="Ask more people; the rule that was written down before stays as it is.",
         )
-    fresh = [one for one in counted if not one.repeat]
+    pairs = _pairs([one for one in counted if not one.repeat], study)
+    if not pairs:
+        raise DataError(
+            "No pair was judged: every answer of those who count is `cannot`, or to a repeat.",
+            fix="Ask more people, and look at the page yourself.",
+        )
     questions = {
         name: _question(name, [one for one in counted if one.question == name], study)
         for name in study.manifest.questions
     }
     return StudyResult(
         study=study,
-        pairs=_pairs(fresh, study),
+        pairs=pairs,
         questions=questions,
         raters=raters,
         judgements=judgements,
@@ -215,24 +220,21 @@ def _judgements(
 
 def _pairs(judgements: Sequence[Judgement], study: Study) -> list[PairResult]:
     """Compare each pair of systems in each question; p-values are corrected over all of them."""
-    found: dict[str, PairResult] = {}
-    for question in study.manifest.questions:
-        for system, other in itertools.combinations(study.systems, 2):
-            asked = (question, system, other)
-            own = [one for one in judgements if (one.question, one.system, one.other) == asked]
-            result = _pair(own, *asked)
-            if result is not None:
-                found[str(len(found))] = result
+    by_pair: dict[tuple[str, str, str], list[Judgement]] = {}
+    for one in judgements:
+        by_pair.setdefault((one.question, one.system, one.other), []).append(one)
+    pairs = itertools.combinations(study.systems, 2)
+    asked = itertools.product(study.manifest.questions, pairs)
+    own = [by_pair.get((question, *pair), []) for question, pair in asked]
+    judged = [each for each in own if any(one.winner != "cannot" for one in each)]
+    found = {str(at): _pair(own, num_tests=len(judged)) for at, own in enumerate(judged)}
     corrected = holm({name: one.p_value for name, one in found.items()})
     return [replace(one, p_value=corrected[name]) for name, one in found.items()]
 
 
-def _pair(
-    judgements: Sequence[Judgement], question: str, system: str, other: str
-) -> PairResult | None:
+def _pair(judgements: Sequence[Judgement], *, num_tests: int) -> PairResult:
+    question, system, other = (about := judgements[0]).question, about.system, about.other
     judged = [one for one in judgements if one.winner != "cannot"]
-    if not judged:
-        return None
     counts = Counter(one.winner for one in judged)
     scores = [(one.winner == system) - (one.winner == other) for one in judged]
     scenes = [one.scene for one in judged]
@@ -249,7 +251,10 @@ def _pair(
             scores, clusters=scenes, training_seeds=raters, num_resamples=2_000
         ),
         # Other scenes and other people: what only one of both tests shows may be theirs alone.
-        p_value=max(sign_flip_p_value(scores, clusters=clusters) for clusters in (scenes, raters)),
+        p_value=max(
+            sign_flip_p_value(scores, clusters=clusters, num_tests=num_tests)
+            for clusters in (scenes, raters)
+        ),
         num_judgements=len(judged),
         num_scenes=len(set(scenes)),
         num_raters=len(set(raters)),
@@ -299,15 +304,15 @@ def _krippendorff(judgements: Sequence[Judgement]) -> float:
         for one in judgements
     }
     units = Counter(unit for _, unit in codes)
-    shared = {key: code for key, code in codes.items() if units[key[1]] > 1}
-    if len(set(shared.values())) < 2:
+    shared: dict[tuple[int, str, str], list[float]] = {}
+    for (_, unit), code in codes.items():
+        if units[unit] > 1:
+            shared.setdefault(unit, []).append(code)
+    if len({code for found in shared.values() for code in found}) < 2:
         return math.nan  # nothing to agree on
-    raters = {rater: at for at, rater in enumerate(dict.fromkeys(rater for rater, _ in shared))}
-    columns = {unit: at for at, unit in enumerate(dict.fromkeys(unit for _, unit in shared))}
-    table = np.full((len(raters), len(columns)), np.nan)
-    for (rater, unit), code in shared.items():
-        table[raters[rater], columns[unit]] = code
-    return float(evalica.alpha(pd.DataFrame(table)).alpha)
+    # Alpha does not ask who said what, and a row for each of 10,000 raters would be nearly empty.
+    table = pd.DataFrame.from_dict({at: pd.Series(one) for at, one in enumerate(shared.values())})
+    return float(evalica.alpha(table).alpha)
 
 
 def _strengths(judgements: Sequence[Judgement], systems: Sequence[str]) -> dict[str, Estimate]:

@@ -12,10 +12,13 @@ from pydantic import Field
 from motionmerge.config import FrozenModel
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.evaluation.row_files import read_row_file
-from motionmerge.evaluation.study.manifest import ANSWERS_FILE, Choice, Manifest, Name
+from motionmerge.evaluation.study.manifest import ANSWERS_FILE, Choice, Id, Manifest
+from motionmerge.io.paths import exists
 
 AnswerKey = tuple[str, str, bool]
 """Rater, task, and whether it is the repeat: what is answered once."""
+
+_FIX = f"Give {ANSWERS_FILE} of the server, or files that raters saved."
 
 
 class Answer(FrozenModel):
@@ -32,9 +35,9 @@ class Answer(FrozenModel):
         place: How many answers came before.
     """
 
-    study: Name
+    study: Id
     rater: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-    task: Name
+    task: Id
     repeat: bool
     swapped: bool
     choices: dict[str, Choice]
@@ -111,6 +114,9 @@ def read_answers(paths: Sequence[Path], manifest: Manifest) -> Collected:
     Raises:
         DataError: One cannot be read, has a line that is no answer, or there is none.
     """
+    for path in paths:
+        if not exists(path):
+            raise DataError(f"There is no file or folder {path}.", fix=_FIX)
     files = [
         file
         for path in paths
@@ -123,10 +129,8 @@ def read_answers(paths: Sequence[Path], manifest: Manifest) -> Collected:
         except DataError as error:  # `read_row_file` names the line
             raise ValueError(error.message) from error
 
-    found = [answer for file in files for answer in read_row_file(file, row)]
+    fix = "Move the line to another file; without it the others count."
+    found = [answer for file in files for answer in read_row_file(file, row, fix=fix)]
     if not found:
-        raise DataError(
-            f"There is no answer in {', '.join(map(str, paths))}.",
-            fix=f"Give {ANSWERS_FILE} of the server, or files that raters saved.",
-        )
+        raise DataError(f"There is no answer in {', '.join(map(str, paths))}.", fix=_FIX)
     return collect(found)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from motionmerge.evaluation.study.manifest import (
     Task,
 )
 from motionmerge.evaluation.study.pairs import PlannedPair, System, plan_pairs
-from motionmerge.io.atomic import atomic_folder
+from motionmerge.io.atomic import atomic_folder, check_new_folder
 from motionmerge.io.paths import exists
 
 PAGE_FILES = ("index.html", "study.js", "study.css")
@@ -96,14 +98,18 @@ def build_study(
     """Write the study's folder: `site/` for raters, and `study.json` with the key.
 
     Raises:
-        ConfigError: As `StudyPlan.check` and `plan_pairs`, or the folder holds answers.
-        DataError: Videos cannot be read or shown alike, or a question needs what is not known.
+        ConfigError: As `StudyPlan.check` and `plan_pairs`, or the folder holds answers, videos of
+            these systems, or other things than an earlier study.
+        DataError: Videos cannot be read or shown alike, two systems have the same ones, or a
+            question needs what is not known.
     """
     plan.check()
     if exists(to / ANSWERS_FILE):
         raise ConfigError(
             f"{to} holds answers of raters.", fix="Choose another folder, or move them away."
         )
+    sources = [source for one in systems for source in one.by_key.values()]
+    check_new_folder(to, overwrite=True, marker=STUDY_FILE, keep=[one.path for one in sources])
     draw = random.Random(plan.seed)
     pairs = plan_pairs(systems, baseline=plan.baseline, draw=draw)
     by_name = {one.name: one for one in systems}
@@ -113,6 +119,7 @@ def build_study(
         (site / "files").mkdir(parents=True)
         shelf = Shelf(site / "files")
         tasks, key = _tasks(pairs, by_name, plan, shelf, draw, progress)
+        _check_systems_differ(tasks, key)
         identity = hashlib.sha256(
             json.dumps([plan.title, questions, *(task.id for task in tasks)]).encode()
         ).hexdigest()
@@ -142,8 +149,12 @@ def write_site(site: Path, manifest: Manifest) -> None:
         if name.endswith(".css"):
             text = STYLE.read_text(encoding="utf-8") + text
         (site / name).write_text(text, encoding="utf-8")
-    script = f"window.STUDY = {json.dumps(manifest.model_dump(mode='json'))};\n"
-    (site / MANIFEST_SCRIPT).write_text(script, encoding="utf-8")
+    (site / MANIFEST_SCRIPT).write_text(manifest_script(manifest), encoding="utf-8")
+
+
+def manifest_script(manifest: Manifest) -> str:
+    """Return the script by which the page knows the manifest."""
+    return f"window.STUDY = {json.dumps(manifest.model_dump(mode='json'))};\n"
 
 
 def _questions(plan: StudyPlan, sources: Sequence[VideoSource]) -> dict[str, str]:
@@ -197,8 +208,7 @@ def _tasks(
         tasks.append(task)
         return task.id
 
-    for form, at in enumerate(range(0, len(pairs), plan.per_rater)):
-        on_form = pairs[at : at + plan.per_rater]
+    for form, on_form in enumerate(_forms(pairs, most=plan.per_rater)):
         for pair in on_form:
             sources = [systems[name].by_key[pair.scene] for name in (pair.first, pair.second)]
             first, second = (shelf.put_video(one.path, sizes[pair.scene]) for one in sources)
@@ -215,3 +225,28 @@ def _tasks(
             key[add((card, card), source, form)] = AttentionCheck(expected=expected)  # type: ignore[arg-type]
     draw.shuffle(tasks)  # the manifest's order says nothing of what a task is
     return tasks, key
+
+
+def _forms(pairs: Sequence[PlannedPair], *, most: int) -> list[Sequence[PlannedPair]]:
+    """Cut the pairs into forms of one length, or raters of the last would judge a pair or two."""
+    num = math.ceil(len(pairs) / most)
+    ends = [at * len(pairs) // num for at in range(num + 1)]
+    return [pairs[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def _check_systems_differ(
+    tasks: Sequence[Task], key: Mapping[str, ComparedPair | AttentionCheck]
+) -> None:
+    """Refuse two systems whose videos are the same in every scene, frame for frame."""
+    differ: dict[tuple[str, ...], bool] = {}
+    for task in tasks:
+        what = key[task.id]
+        if isinstance(what, ComparedPair):
+            pair = tuple(sorted((what.first, what.second)))
+            differ[pair] = differ.get(pair, False) or task.first != task.second
+    for (one, other), is_different in differ.items():
+        if not is_different:
+            raise DataError(
+                f"The videos of {one} and {other} are the same, frame for frame.",
+                fix="Give each system the folder of its own videos.",
+            )

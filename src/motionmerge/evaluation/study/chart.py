@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from motionmerge.evaluation.figures import INK, new_figure
+from motionmerge.evaluation.figures import INK, new_figure, plain
 from motionmerge.evaluation.study.analysis import PairResult, StudyResult
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = {"wins": "#2563eb", "ties": "#c9ccd1", "losses": "#d6336c"}
+_LONGEST = 24  # characters of a system's name
 _LEAST_LABEL = 0.07  # of the bar's length, for a number inside
 
 
@@ -31,7 +32,7 @@ def study_chart(result: StudyResult, *, note: str = "") -> Figure:
         "of wins above, of losses below; *: p < 5 % over scenes and over raters (Holm)"
     )
     if note:
-        figure.suptitle(note, color=INK, fontsize="medium")
+        figure.suptitle(plain(note), color=INK, fontsize="medium")
     return figure
 
 
@@ -70,6 +71,7 @@ def _draw_pair(axes: Axes, rows: Sequence[PairResult]) -> None:
     axes.tick_params(colors=INK)
     for side in axes.spines.values():
         side.set_visible(False)
-    axes.set_title(f"{rows[0].system} wins", loc="left", color=COLORS["wins"], fontsize="medium")
+    system, other = (plain(name, most=_LONGEST) for name in (rows[0].system, rows[0].other))
+    axes.set_title(f"{system} wins", loc="left", color=COLORS["wins"], fontsize="medium")
     axes.set_title("tie", loc="center", color=INK, fontsize="medium")
-    axes.set_title(f"{rows[0].other} wins", loc="right", color=COLORS["losses"], fontsize="medium")
+    axes.set_title(f"{other} wins", loc="right", color=COLORS["losses"], fontsize="medium")

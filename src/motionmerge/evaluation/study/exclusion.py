@@ -60,7 +60,7 @@ def _conduct(rater: str, answers: Sequence[Answer], study: Study) -> Conduct:
         reason = f"{seconds:.1f} s per pair"
     return Conduct(
         rater=rater,
-        num_answers=sum(not one.repeat for one in answers) - len(checks),
+        num_answers=sum(not one.repeat and one not in checks for one in answers),
         num_failed_checks=failed,
         num_checks=len(checks),
         repeat_agreement=agreement,

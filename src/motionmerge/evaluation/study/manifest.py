@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from functools import cached_property
@@ -28,8 +29,11 @@ QUESTIONS = {
 """What raters are asked, in this order."""
 
 Choice = Literal["left", "right", "tie", "cannot"]
-Name = Annotated[str, Field(pattern=r"^[0-9a-f]{20}(\.mp4|\.jpg)?$")]
+Id = Annotated[str, Field(pattern=r"^[0-9a-f]{20}$")]
 """The first 20 digits of a SHA-256, which say nothing of the system that made a video."""
+
+VideoName = Annotated[str, Field(pattern=r"^[0-9a-f]{20}\.mp4$")]
+PhotoName = Annotated[str, Field(pattern=r"^[0-9a-f]{20}\.jpg$")]
 
 
 class Task(FrozenModel):
@@ -43,11 +47,11 @@ class Task(FrozenModel):
         prompt: What was asked for.
     """
 
-    id: Name
-    form: int
-    first: Name
-    second: Name
-    photo: Name | None
+    id: Id
+    form: Annotated[int, Field(ge=0)]
+    first: VideoName
+    second: VideoName
+    photo: PhotoName | None
     prompt: str | None
 
 
@@ -61,11 +65,11 @@ class Manifest(FrozenModel):
     """
 
     format: Literal["motionmerge study 1"]
-    id: Name
+    id: Id
     title: str
-    questions: dict[str, str]
-    num_repeats: int
-    tasks: tuple[Task, ...]
+    questions: Annotated[dict[str, str], Field(min_length=1)]
+    num_repeats: Annotated[int, Field(ge=0)]
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1)]
 
     @cached_property
     def by_id(self) -> Mapping[str, Task]:
@@ -113,9 +117,9 @@ class ExclusionRule(FrozenModel):
         least_seconds: Of the median task.
     """
 
-    most_failed_checks: int = 0
-    least_repeat_agreement: float = 0.4
-    least_seconds: float = 2.0
+    most_failed_checks: Annotated[int, Field(ge=0)] = 0
+    least_repeat_agreement: Annotated[float, Field(ge=0, le=1)] = 0.4
+    least_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
 
 
 class Study(FrozenModel):
@@ -130,10 +134,18 @@ class Study(FrozenModel):
 
     manifest: Manifest
     systems: tuple[str, ...]
-    key: dict[Name, Annotated[ComparedPair | AttentionCheck, Field(discriminator="kind")]]
+    key: dict[Id, Annotated[ComparedPair | AttentionCheck, Field(discriminator="kind")]]
     rule: ExclusionRule
     seed: int
     motionmerge: str = __version__
+
+    @property
+    def compared(self) -> list[tuple[str, str]]:
+        """The pairs of systems that are compared, in the systems' order."""
+        asked = [one for one in self.key.values() if isinstance(one, ComparedPair)]
+        pairs = {frozenset((one.first, one.second)) for one in asked}
+        ordered = itertools.combinations(self.systems, 2)
+        return [pair for pair in ordered if frozenset(pair) in pairs]
 
     def to_json(self) -> str:
         """Return what `read_study` reads."""
@@ -144,7 +156,7 @@ def read_study(folder: Path) -> Study:
     """Read what `build_study` wrote.
 
     Raises:
-        DataError: There is none, or it is damaged.
+        DataError: There is none, or it is damaged or contradicts itself.
     """
     path = folder / STUDY_FILE
     try:
@@ -154,6 +166,24 @@ def read_study(folder: Path) -> Study:
             f"{path} is no study: {str(error)[:300]}",
             fix="Give the folder that `motionmerge study build` wrote.",
         ) from error
-    if set(study.key) != set(study.manifest.by_id):
-        raise DataError(f"{path} has a key of other tasks.", fix="Build the study again.")
+    fault = _contradiction(study)
+    if fault:
+        raise DataError(f"{path} {fault}.", fix="Build the study again.")
     return study
+
+
+def _contradiction(study: Study) -> str | None:
+    """Return what does not fit together in a file that was edited by hand."""
+    manifest, systems = study.manifest, set(study.systems)
+    compared = [one for one in study.key.values() if isinstance(one, ComparedPair)]
+    if set(study.key) != set(manifest.by_id):
+        return "has a key of other tasks"
+    if len(manifest.by_id) < len(manifest.tasks):
+        return "has two tasks of one name"
+    if {task.form for task in manifest.tasks} != set(range(manifest.num_forms)):
+        return "has a form without tasks"
+    if len(systems) < len(study.systems):
+        return "has two systems of one name"
+    if any(one.first == one.second or not {one.first, one.second} <= systems for one in compared):
+        return "compares other systems than it names"
+    return None

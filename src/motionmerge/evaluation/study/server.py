@@ -7,8 +7,10 @@ answer.
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import socket
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -22,7 +24,7 @@ from typing import Any
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.evaluation.row_files import append_rows
 from motionmerge.evaluation.study.answers import AnswerKey, checked_answer, read_answers
-from motionmerge.evaluation.study.build import MANIFEST_SCRIPT, PAGE_FILES
+from motionmerge.evaluation.study.build import MANIFEST_SCRIPT, PAGE_FILES, manifest_script
 from motionmerge.evaluation.study.manifest import ANSWERS_FILE, SITE, Manifest, read_study
 
 MAX_ANSWER_BYTES = 4096
@@ -30,9 +32,13 @@ ANSWERS_PER_SECOND, BURST = 5.0, 60
 """Of one address; a proxy is one address for everybody behind it."""
 
 MAX_RATERS = 10_000
-MAX_CONNECTIONS = 64
+MAX_CONNECTIONS = 256
+"""A browser keeps up to six open; each waits for its next request as long as for a slow one."""
 
-_SECONDS_TO_ANSWER = 20.0
+SECONDS_TO_ASK = 10.0
+"""In which a request has to come: visitors who send a byte now and then keep nobody out."""
+
+_SLOWEST = 10_000  # bytes a second that a visitor has to take
 _MOST_ADDRESSES = 10_000
 _KINDS = {
     ".html": "text/html; charset=utf-8",
@@ -73,6 +79,8 @@ class RateLimit:
 
 class AnswerBook:
     """The file of answers, written by one thread at a time; each answer is on disk once.
+
+    A second server of the same study may append the same answer: whoever reads keeps the first.
 
     Args:
         path: The file; what is in it already counts.
@@ -136,6 +144,8 @@ class StudyServer(ThreadingHTTPServer):
         study = read_study(folder)
         self.book = AnswerBook(folder / ANSWERS_FILE, study.manifest)
         self.files = _public_files(folder / SITE, study.manifest)
+        # The page sends answers only where somebody takes them.
+        self.script = f"{manifest_script(study.manifest)}window.STUDY_SERVER = true;\n".encode()
         self.limit = RateLimit()
         self.limit_lock = threading.Lock()
         self.room = threading.BoundedSemaphore(MAX_CONNECTIONS)
@@ -167,7 +177,7 @@ class StudyServer(ThreadingHTTPServer):
             self.room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Forget a visitor who hung up; our own faults show as 500 before this."""
+        """Forget a visitor who hung up."""
 
 
 def _public_files(site: Path, manifest: Manifest) -> dict[str, Path]:
@@ -184,23 +194,55 @@ def _public_files(site: Path, manifest: Manifest) -> dict[str, Path]:
     return files
 
 
+class _Visitor(io.RawIOBase):
+    """What a visitor sends, up to a moment, however slowly it comes."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection, self.ends = connection, 0.0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self.ends - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.connection.settimeout(left)
+        return self.connection.recv_into(buffer)
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: StudyServer
     server_version, sys_version = "motionmerge", ""
     protocol_version = "HTTP/1.1"
-    timeout = _SECONDS_TO_ANSWER
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.visitor = _Visitor(self.connection)
+        self.rfile = io.BufferedReader(self.visitor)
+
+    def handle_one_request(self) -> None:
+        self.visitor.ends = time.monotonic() + SECONDS_TO_ASK
+        super().handle_one_request()
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
+        # A body is not read, and what follows must not be taken for a request of somebody else's.
+        if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
+            self.close_connection = True
         path = self.server.files.get(self.path.partition("?")[0])
         if path is None:
             self._say(HTTPStatus.NOT_FOUND)
             return
-        content = path.read_bytes()
-        if path.name == MANIFEST_SCRIPT:  # the page sends answers only where somebody takes them
-            content += b"window.STUDY_SERVER = true;\n"
+        try:
+            is_manifest = path.name == MANIFEST_SCRIPT
+            content = self.server.script if is_manifest else path.read_bytes()
+        except OSError:
+            self._say(HTTPStatus.INTERNAL_SERVER_ERROR)
+            return
         status, headers = HTTPStatus.OK, {"Accept-Ranges": "bytes"}
         wanted = _RANGE.fullmatch(self.headers.get("Range") or "")
         if wanted and int(wanted[1]) < len(content):
@@ -246,6 +288,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(
         self, status: HTTPStatus, content: bytes, kind: str, headers: dict[str, str]
     ) -> None:
+        self.connection.settimeout(SECONDS_TO_ASK + len(content) / _SLOWEST)
         self.send_response(status)
         sent = {"Content-Type": kind, "Content-Length": str(len(content)), **_HEADERS, **headers}
         for name, value in sent.items():

@@ -59,7 +59,7 @@ class Observed:
         clusters = [self.clusters[clip] for clip in differences]
         return bootstrap_mean(list(differences.values()), clusters=clusters)
 
-    def p_value(self, other: Observed, metric: str, *, num_resamples: int = 2_000) -> float:
+    def p_value(self, other: Observed, metric: str, *, num_tests: int = 1) -> float:
         """Return how often chance alone makes as large a difference, see `sign_flip_p_value`.
 
         1 where no clip is shared. Five prompts or fewer are never below 0.05.
@@ -68,9 +68,7 @@ class Observed:
         if not differences:
             return 1.0
         clusters = [self.clusters[clip] for clip in differences]
-        return sign_flip_p_value(
-            list(differences.values()), clusters=clusters, num_resamples=num_resamples
-        )
+        return sign_flip_p_value(list(differences.values()), clusters=clusters, num_tests=num_tests)
 
     def _differences(self, other: Observed, metric: str) -> dict[Hashable, float]:
         theirs = other.values.get(metric, {})

@@ -310,11 +310,7 @@ class Tuner:
     def _add_chances(self, top: Sequence[Tried], reference: Tried, *, num_tried: int) -> None:
         """Correct for how many candidates were tried on the same clips (Holm)."""
         metric = next(iter(self._objectives.values())).metric
-        num_resamples = max(2_000, 40 * num_tried)  # fewer could not get below the level
-        own = [
-            one.observed.p_value(reference.observed, metric, num_resamples=num_resamples)
-            for one in top
-        ]
+        own = [one.observed.p_value(reference.observed, metric, num_tests=num_tried) for one in top]
         others = [1.0] * (num_tried - len(top))
         corrected = holm({str(number): p for number, p in enumerate([*own, *others])})
         for number, one in enumerate(top):

@@ -25,43 +25,65 @@ function shuffled(list, draw) {
 }
 
 // What is kept: rater, form, answers, and which of them a server has.
-let state = null, keeps = true;
-function keep() {
-  try { localStorage.setItem(KEY, JSON.stringify(state)); }
-  catch { keeps = false; warn("This browser keeps nothing: finish without closing the page, and save your answers at the end."); }
+const forms = 1 + Math.max(...study.tasks.map(task => task.form));
+let state = null, tasks = [], keeps = true;
+const answerTo = (task, repeat) => state.answers.find(one => one.task === task && one.repeat === repeat);
+function adopt(found) { state = found; tasks = planned(); }
+function kept() {
+  try {
+    const found = JSON.parse(localStorage.getItem(KEY));
+    const whole = /^[0-9a-f]{32}$/.test(found.rater) && Array.isArray(found.answers) && found.form < forms;
+    return whole ? found : null;
+  } catch { return null; }
 }
-function recall() {
-  try { state = JSON.parse(localStorage.getItem(KEY)); } catch { state = null; }
-  const whole = state && typeof state.rater === "string" && Array.isArray(state.answers);
-  if (whole) return;
+function newRater() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   const rater = [...bytes].map(one => one.toString(16).padStart(2, "0")).join("");
-  const forms = 1 + Math.max(...study.tasks.map(task => task.form));
   const wanted = Number(new URLSearchParams(location.search).get("form")); // from 1
   const form = Number.isInteger(wanted) && wanted >= 1 && wanted <= forms
     ? wanted - 1 : crypto.getRandomValues(new Uint32Array(1))[0] % forms;
-  state = { rater, form, begun: false, answers: [] };
+  return { rater, form, begun: false, answers: [] };
 }
-function warn(text) { const place = page("trouble"); place.textContent = text; place.hidden = !text; }
+// Two tabs of one browser are one rater, and a page that the back button brings is an old one:
+// each takes over what the other knows before it writes.
+function join() {
+  const other = kept();
+  if (!other) return;
+  if (other.rater !== state.rater) { if (!state.answers.length) adopt(other); return; }
+  state.begun ||= other.begun;
+  state.answers.push(...other.answers.filter(one => !answerTo(one.task, one.repeat)));
+}
+function keep() {
+  join();
+  try { localStorage.setItem(KEY, JSON.stringify(state)); }
+  catch { keeps = false; warn(""); }
+}
+function warn(text) {
+  const shown = text || (keeps ? "" : "This browser keeps nothing: finish without closing the page, and save your answers at the end.");
+  page("trouble").textContent = shown;
+  page("trouble").hidden = !shown;
+}
 
-// The order: the form shuffled; then some tasks of its first third once more, swapped, in its last.
+// The order: the form shuffled; then some pairs of its first third once more, swapped, in its last.
+// Checks, which show one video twice, are not repeated: nothing is learnt from that.
 function planned() {
   const draw = generator(parseInt(state.rater.slice(0, 8), 16));
   const swapped = draw() < 0.5; // for all alike: the manifest is balanced, and so is its mirror image
   const order = shuffled(study.tasks.filter(task => task.form === state.form), draw)
     .map(task => ({ task, repeat: false, swapped }));
-  const third = Math.ceil(order.length / 3);
-  const again = shuffled(order.slice(0, third), draw).slice(0, study.num_repeats);
-  const tail = order.splice(order.length - Math.floor(order.length / 3));
+  const pairs = order.filter(({ task }) => task.first !== task.second);
+  const early = pairs.slice(0, Math.max(Math.ceil(pairs.length / 3), study.num_repeats));
+  const again = shuffled(early, draw).slice(0, study.num_repeats);
+  const last = Math.max(order.indexOf(early.at(-1)) + 1, Math.ceil(order.length * 2 / 3));
+  const tail = order.splice(last); // whatever is repeated has been shown before
   const repeats = again.map(({ task }) => ({ task, repeat: true, swapped: !swapped }));
   return [...order, ...shuffled([...tail, ...repeats], draw)];
 }
 
-recall();
-const tasks = planned();
+adopt(kept() || newRater());
 let current = null, started = 0, ended = new Set();
 const left = page("left"), right = page("right"), form = page("questions");
-const given = item => state.answers.find(one => one.task === item.task.id && one.repeat === item.repeat);
+const given = item => answerTo(item.task.id, item.repeat);
 
 function show() {
   const at = tasks.findIndex(item => !given(item));
@@ -151,38 +173,42 @@ page("next").addEventListener("click", () => {
   show();
   send();
 });
-// Two tabs of one browser are one rater: whoever answers last takes over what the other knows.
-addEventListener("storage", event => {
-  if (event.key !== KEY || !event.newValue) return;
-  recall();
+function refresh() {
+  join();
   if (!current || given(current)) show();
-});
+}
+addEventListener("storage", event => { if (event.key === KEY) refresh(); });
+addEventListener("pageshow", event => { if (event.persisted) refresh(); });
 
-let sending = false;
+let sending = false, timer = 0;
+const unsent = () => state.answers.filter(one => !one.sent && !one.refused);
 async function send() {
   if (!window.STUDY_SERVER || sending) return;
   sending = true;
   try {
-    for (const answer of state.answers.filter(one => !one.sent && !one.refused)) {
-      const { sent, ...body } = answer;
+    for (let answer = unsent()[0]; answer; answer = unsent()[0]) {
+      const { sent, refused, ...body } = answer;
       const reply = await fetch("answers", {
         method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
+        signal: AbortSignal.timeout(RETRY),
       });
       if (reply.ok) answer.sent = true;
-      else if (reply.status >= 400 && reply.status < 500 && reply.status !== 429) answer.refused = true;
-      else break; // busy, or its disk is full: later
+      else if (reply.status === 400) answer.refused = true; // it is of another study
+      else break; // busy, its disk is full, or somebody in between answers: later
       keep();
     }
   } catch { /* no connection: later */ }
   sending = false;
   tellSent();
-  if (state.answers.some(one => !one.sent && !one.refused)) setTimeout(send, RETRY);
+  clearTimeout(timer);
+  if (unsent().length) timer = setTimeout(send, RETRY);
 }
 function tellSent() {
-  const open = state.answers.filter(one => !one.sent).length;
+  const open = unsent().length, refused = state.answers.filter(one => one.refused).length;
   page("sent").textContent = !window.STUDY_SERVER
     ? "Save your answers as a file, and send it to whoever asked you."
-    : open ? `${open} answers are not sent yet: they are kept here and sent when there is a connection. You can also save them as a file.`
+    : refused ? `Answers that were not taken: ${refused}. Save your answers as a file, and send it to whoever asked you.`
+    : open ? `Answers that are not sent yet: ${open}. They are kept here and sent when there is a connection; you can also save them as a file.`
     : "All answers are sent. You can close this page.";
 }
 page("export").addEventListener("click", () => {
