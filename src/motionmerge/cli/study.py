@@ -113,9 +113,11 @@ def plan(
         f"{size.total} in all; {size.num_decisive} with a winner would do if all were independent."
     )
     print(
-        f"{size.num_raters} raters with {per_rater} pairs each, about {size.minutes:.0f} minutes; "
-        "and some more for those whom the rule excludes."
+        f"{size.num_raters} raters with {per_rater} pairs each, about {size.minutes:.0f} minutes, "
+        "if raters are alike; some more for those whom the rule excludes."
     )
+    if size.num_raters * per_rater > size.total + per_rater:
+        print("That is more judgements: a few raters alone say little of other people.")
 
 
 @study_app.command("build", cls=Verb, epilog=EXAMPLE)
