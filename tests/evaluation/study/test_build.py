@@ -68,6 +68,10 @@ def test_any_stretch_of_pairs_is_balanced_over_systems_and_sides(tmp_path):
         stretch = pairs[at : at + 12]
         assert set(Counter(frozenset((one.first, one.second)) for one in stretch).values()) == {4}
         assert set(Counter((one.first, one.second) for one in stretch).values()) == {2}
+    many = [System(str(number), systems[0].by_key) for number in range(15)]
+    with pytest.raises(ConfigError, match="105 pairs"):
+        plan_pairs(many, baseline=None, draw=random.Random(0))
+    assert plan_pairs(many, baseline="7", draw=random.Random(0))
     only = plan_pairs(systems, baseline="b", draw=random.Random(0))
     assert len(only) == 40 and all("b" in (one.first, one.second) for one in only)
 

@@ -123,7 +123,7 @@ def study_size(
 
 def _check(given: dict[str, float]) -> None:
     ranges = {
-        "num_systems": (2, 26), "num_scenes": (1, 100_000), "num_questions": (1, 26),
+        "num_systems": (2, 14), "num_scenes": (1, 100_000), "num_questions": (1, 26),
         "per_rater": (1, 1000),
     }  # fmt: skip
     for name, (low, high) in ranges.items():
