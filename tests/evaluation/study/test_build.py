@@ -204,7 +204,13 @@ def test_the_size_of_a_study_is_that_of_the_exact_binomial_test():
     assert effective >= size.num_decisive and per_pair > size.per_pair
     with pytest.raises(ConfigError, match="too few"):
         study_size(**{**alike, "num_scenes": 10})
-    for name, value in (("preference", 0.5), ("power", 1.0), ("ties", 1.0), ("num_systems", 1)):
+    with pytest.raises(ConfigError, match="too few"):  # by a hair: else there were 10^18 of them
+        hair = {"preference": 0.9999, "ties": 0.99, "scene_correlation": 0.05}
+        study_size(**{**alike, **hair, "num_questions": 5})
+    for name, value in (
+        *(("preference", 0.5), ("power", 1.0), ("ties", 1.0), ("num_systems", 1)),
+        ("level", 1e-300),  # of which no computer knows the test
+    ):
         with pytest.raises(ConfigError, match=name):
             study_size(**{**WANTED, name: value})
 

@@ -17,6 +17,7 @@ _FEW_RATERS = 50
 """From here on the tests of the analysis lose little against that of independent judgements."""
 
 _SIMULATED = 500  # studies
+_MOST_EACH, _MOST_SCENES = 200, 500  # in those: more of them would only find more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ def study_size(
     decisive = _decisive(preference, power=power, level=corrected)
     independent = decisive / (1 - ties)
     left = 1 - independent * scene_correlation / num_scenes
-    if left <= 0:
+    if left <= independent / _MOST:
         least = math.floor(independent * scene_correlation) + 1
         raise ConfigError(
             f"{num_scenes} scenes are too few, however many people judge them: judgements of one "
@@ -131,7 +132,7 @@ def _check(given: dict[str, float]) -> None:
             raise ConfigError(
                 f"`{name}` is {given[name]}.", fix=f"Give a number from {low} to {high}."
             )
-    shares = {"preference": (0.5, 1), "power": (0.5, 1), "level": (0, 0.5)}
+    shares = {"preference": (0.5, 1), "power": (0.5, 1), "level": (1e-9, 0.5)}
     for name, (least, most) in shares.items():
         if not least < given[name] < most:
             raise ConfigError(
@@ -156,6 +157,7 @@ def _enough_raters(
 ) -> int:
     """Return from how many raters on, who judge `each` scenes of a pair, the analysis finds it."""
     rng, found = np.random.default_rng(0), 1.0
+    each, num_scenes = min(each, _MOST_EACH), min(num_scenes, _MOST_SCENES)
     while num < _FEW_RATERS:
         scenes = np.arange(num * each) % num_scenes
         wins = np.full((_SIMULATED, num_scenes), preference)
