@@ -113,9 +113,11 @@ def plan(
         f"{size.total} in all; {size.num_decisive} with a winner would do if all were independent."
     )
     print(
-        f"{size.num_raters} raters with {per_rater} pairs each, about {size.minutes:.0f} minutes; "
-        "and some more for those whom the rule excludes."
+        f"{size.num_raters} raters with {per_rater} pairs each, about {size.minutes:.0f} minutes, "
+        "if raters are alike; some more for those whom the rule excludes."
     )
+    if size.num_raters * per_rater > size.total + per_rater:
+        print("That is more judgements: a few raters alone say little of other people.")
 
 
 @study_app.command("build", cls=Verb, epilog=EXAMPLE)
@@ -180,6 +182,7 @@ def build(
     with needs_eval_extra():
         from motionmerge.evaluation.report.sets import split_name
         from motionmerge.evaluation.sources import Photos
+        from motionmerge.evaluation.statistics import fewest_to_be_sure
         from motionmerge.evaluation.study.build import StudyPlan, build_study
         from motionmerge.evaluation.study.manifest import SITE, STUDY_FILE, ExclusionRule
         from motionmerge.evaluation.study.pairs import find_systems
@@ -211,6 +214,12 @@ def build(
     each = f"; a rater gets one of {forms} forms" if forms > 1 else ""
     print(f"Wrote {harmless(str(output / SITE))}: {len(tasks)} pairs and checks{each}.")
     print(f"Questions: {', '.join(study.manifest.questions)}")
+    needed = fewest_to_be_sure(len(study.compared) * len(study.manifest.questions))
+    if study.num_scenes < needed:
+        print(
+            f"{study.num_scenes} scenes show no difference for sure, whoever answers: these pairs "
+            f"and questions take {needed}."
+        )
     print(f"Key and rule, to keep for yourself: {STUDY_FILE}, {key_hash}")
     print(f"Try it: motionmerge study serve {quoted(output)}")
 

@@ -210,30 +210,51 @@ def sign_flip_p_value(
     array = _checked(differences)
     groups = _codes(clusters, num=len(array))
     means = np.bincount(groups, weights=array) / np.bincount(groups)
-    if len(means) == 1:
-        return 1.0  # either sign is as likely
-    found = _of_random_signs(means, seed=seed, times=_FEWEST_DRAWS)
-    needed = _DRAWS_PER_TEST * num_tests
-    if found > _SMALL or needed <= _FEWEST_DRAWS:
-        return found
-    return _of_random_signs(means, seed=seed + 1, times=needed)
+    return float(sign_flip_p_values(means[None], seed=seed, num_tests=num_tests)[0])
 
 
+_MOST_EXACT = 12  # clusters whose 4,096 choices of signs are all gone through
 _FEWEST_DRAWS, _DRAWS_PER_TEST, _SMALL = 2_000, 100, 0.005
 
 
-def _of_random_signs(means: FloatArray, *, seed: int, times: int) -> float:
-    result = stats.permutation_test(
-        (means,),
-        _mean,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=times,
-        batch=max(1, _BATCH_ENTRIES // len(means)),
-        alternative="two-sided",
-        random_state=np.random.default_rng(seed),
-    )
-    return float(result.pvalue)
+def sign_flip_p_values(means: FloatArray, *, seed: int = 0, num_tests: int = 1) -> FloatArray:
+    """Return `sign_flip_p_value` for many sets of clusters at once.
+
+    Args:
+        means: `[sets, clusters]`, the mean of each cluster.
+        seed, num_tests: As for `sign_flip_p_value`.
+
+    Returns:
+        `[sets]`; exact where all signs are few enough to be gone through.
+    """
+    found = _of_random_signs(means, seed=seed, times=_FEWEST_DRAWS)
+    needed, is_small = _DRAWS_PER_TEST * num_tests, found <= _SMALL
+    if needed > _FEWEST_DRAWS and is_small.any():
+        found[is_small] = _of_random_signs(means[is_small], seed=seed + 1, times=needed)
+    return found
+
+
+def _of_random_signs(means: FloatArray, *, seed: int, times: int) -> FloatArray:
+    """Count how often a sum with other signs is as large or as small, and double the rarer one."""
+    num_sets, num = means.shape
+    is_exact = num <= _MOST_EXACT
+    times = 2**num if is_exact else times
+    rng = np.random.default_rng(seed)
+    sums, nearly = means.sum(axis=1), 1e-12 * np.abs(means).sum(axis=1)  # rounding breaks no tie
+    larger, smaller = np.zeros(num_sets), np.zeros(num_sets)
+    batch = max(1, _BATCH_ENTRIES // max(num, num_sets))
+    for start in range(0, times, batch):
+        rows = np.arange(start, min(start + batch, times))
+        bits = (
+            rows[:, None] >> np.arange(num) & 1
+            if is_exact
+            else rng.integers(2, size=(len(rows), num))
+        )
+        drawn = (2.0 * bits - 1) @ means.T
+        larger += (drawn >= sums - nearly).sum(axis=0)
+        smaller += (drawn <= sums + nearly).sum(axis=0)
+    itself = 0 if is_exact else 1  # the signs as they are, which chance would draw as well
+    return np.minimum(1.0, 2 * (np.minimum(larger, smaller) + itself) / (times + itself))
 
 
 LEVEL = 0.05

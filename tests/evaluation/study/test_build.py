@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 
+import numpy as np
 import pytest
 from scipy import stats
 from typer.testing import CliRunner
@@ -14,6 +16,7 @@ from motionmerge.cli import app
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.evaluation.clips import read_comment
 from motionmerge.evaluation.sources import Photos
+from motionmerge.evaluation.statistics import sign_flip_p_value
 from motionmerge.evaluation.study.build import StudyPlan, build_study
 from motionmerge.evaluation.study.encoding import Shape, common_size
 from motionmerge.evaluation.study.manifest import ComparedPair, read_study
@@ -65,6 +68,10 @@ def test_any_stretch_of_pairs_is_balanced_over_systems_and_sides(tmp_path):
         stretch = pairs[at : at + 12]
         assert set(Counter(frozenset((one.first, one.second)) for one in stretch).values()) == {4}
         assert set(Counter((one.first, one.second) for one in stretch).values()) == {2}
+    many = [System(str(number), systems[0].by_key) for number in range(15)]
+    with pytest.raises(ConfigError, match="105 pairs"):
+        plan_pairs(many, baseline=None, draw=random.Random(0))
+    assert plan_pairs(many, baseline="7", draw=random.Random(0))
     only = plan_pairs(systems, baseline="b", draw=random.Random(0))
     assert len(only) == 40 and all("b" in (one.first, one.second) for one in only)
 
@@ -197,9 +204,34 @@ def test_the_size_of_a_study_is_that_of_the_exact_binomial_test():
     assert effective >= size.num_decisive and per_pair > size.per_pair
     with pytest.raises(ConfigError, match="too few"):
         study_size(**{**alike, "num_scenes": 10})
-    for name, value in (("preference", 0.5), ("power", 1.0), ("ties", 1.0), ("num_systems", 1)):
+    with pytest.raises(ConfigError, match="too few"):  # by a hair: else there were 10^18 of them
+        hair = {"preference": 0.9999, "ties": 0.99, "scene_correlation": 0.05}
+        study_size(**{**alike, **hair, "num_questions": 5})
+    for name, value in (
+        *(("preference", 0.5), ("power", 1.0), ("ties", 1.0), ("num_systems", 1)),
+        ("level", 1e-300),  # of which no computer knows the test
+    ):
         with pytest.raises(ConfigError, match=name):
             study_size(**{**WANTED, name: value})
+
+
+def test_few_raters_are_so_many_that_the_analysis_finds_the_preference():
+    wanted = {**WANTED, "preference": 0.65, "num_scenes": 40, "ties": 0.2}
+    size = study_size(**wanted)
+    by_judgements = math.ceil(size.total / 20)
+    assert by_judgements < size.num_raters < 2 * by_judgements
+    rng = np.random.default_rng(1)
+    found = 0
+    for _ in range(200):
+        scores = np.where(rng.random((size.num_raters, 20)) < 0.65, 1.0, -1.0)
+        scores[rng.random(scores.shape) < 0.2] = 0
+        raters = np.repeat(np.arange(size.num_raters), 20)
+        scenes = np.arange(scores.size) % 40
+        p_values = [sign_flip_p_value(scores.ravel(), clusters=list(c)) for c in (raters, scenes)]
+        found += max(p_values) < 0.05
+    assert found > 140, "of 200 with a power of 80 %"
+    with pytest.raises(ConfigError, match="Take more scenes"):
+        study_size(**{**wanted, "num_scenes": 9, "num_questions": 12, "scene_correlation": 0.02})
 
 
 def test_a_study_has_as_many_scenes_and_raters_as_its_tests_need():

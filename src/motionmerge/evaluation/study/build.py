@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.evaluation.html import STYLE
@@ -120,13 +121,11 @@ def build_study(
         shelf = Shelf(site / "files")
         tasks, key = _tasks(pairs, by_name, plan, shelf, draw, progress)
         _check_systems_differ(tasks, key)
-        identity = hashlib.sha256(
-            json.dumps([plan.title, questions, *(task.id for task in tasks)]).encode()
-        ).hexdigest()
+        identity = _hashed([plan.title, questions, *(task.id for task in tasks)])
         study = Study(
             manifest=Manifest(
                 format=FORMAT,
-                id=identity[:_ID_DIGITS],
+                id=identity,
                 title=plan.title,
                 questions=questions,
                 num_repeats=plan.num_repeats,
@@ -140,6 +139,10 @@ def build_study(
         (folder / STUDY_FILE).write_text(study.to_json(), encoding="utf-8")
         write_site(site, study.manifest)
     return study
+
+
+def _hashed(what: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:_ID_DIGITS]
 
 
 def write_site(site: Path, manifest: Manifest) -> None:
@@ -196,9 +199,8 @@ def _tasks(
     def add(files: tuple[str, str], source: VideoSource, form: int) -> str:
         if source.photo is not None and source.photo not in photos:
             photos[source.photo] = shelf.put_photo(source.photo)
-        words = json.dumps([*files, form, len(tasks), plan.seed]).encode()
         task = Task(
-            id=hashlib.sha256(words).hexdigest()[:_ID_DIGITS],
+            id=_hashed([*files, form, len(tasks), plan.seed]),
             form=form,
             first=files[0],
             second=files[1],

@@ -27,9 +27,9 @@ def study_chart(result: StudyResult, *, note: str = "") -> Figure:
     for axes, pair in zip(columns[:, 0], pairs, strict=True):
         _draw_pair(axes, [one for one in result.pairs if (one.system, one.other) == pair])
     columns[-1, 0].set_xlabel(
-        "share of judgements (%); lines: Wilson's 95 % intervals, as if judgements were "
-        "independent,\n"
-        "of wins above, of losses below; *: p < 5 % over scenes and over raters (Holm)"
+        "share of judgements (%); lines: Wilson's 95 % intervals of wins (above) and\n"
+        "losses (below), as if judgements were independent;\n"
+        "*: p < 5 % over scenes and over raters (Holm)"
     )
     if note:
         figure.suptitle(plain(note), color=INK, fontsize="medium")

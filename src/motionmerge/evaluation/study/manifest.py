@@ -140,6 +140,11 @@ class Study(FrozenModel):
     motionmerge: str = __version__
 
     @property
+    def num_scenes(self) -> int:
+        """How many prompts, with photo and seed, there are."""
+        return len({one.scene for one in self.key.values() if isinstance(one, ComparedPair)})
+
+    @property
     def compared(self) -> list[tuple[str, str]]:
         """The pairs of systems that are compared, in the systems' order."""
         asked = [one for one in self.key.values() if isinstance(one, ComparedPair)]

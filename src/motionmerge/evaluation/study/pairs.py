@@ -12,6 +12,8 @@ from motionmerge.evaluation.report.sets import Key, pairing_key, sources_at, spl
 from motionmerge.evaluation.sources import Photos, VideoSource
 
 _FEWEST = 2
+MOST_PAIRS = 100
+"""Of systems; the chart has a field for each."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def plan_pairs(
         draw: Draws the order of the scenes of each pair of systems, and who begins on the left.
 
     Raises:
-        ConfigError: There is no such baseline.
+        ConfigError: There is no such baseline, or more pairs of systems than anybody can judge.
         DataError: Two systems share no scene.
     """
     names = [one.name for one in systems]
@@ -88,10 +90,18 @@ def plan_pairs(
             f"`baseline` is `{baseline}`, and the systems are {', '.join(names)}.",
             fix="Name one of them.",
         )
+    compared = [
+        pair
+        for pair in itertools.combinations(systems, 2)
+        if baseline is None or baseline in (pair[0].name, pair[1].name)
+    ]
+    if len(compared) > MOST_PAIRS:
+        raise ConfigError(
+            f"{len(systems)} systems make {len(compared)} pairs, more than {MOST_PAIRS}.",
+            fix="Compare all with one, `baseline=`, or take fewer systems.",
+        )
     columns = []
-    for one, other in itertools.combinations(systems, 2):
-        if baseline is not None and baseline not in (one.name, other.name):
-            continue
+    for one, other in compared:
         shared = [key for key in one.by_key if key in other.by_key]
         if not shared:
             raise DataError(

@@ -167,7 +167,11 @@ class StudyServer(ThreadingHTTPServer):
         if not self.room.acquire(blocking=False):
             self.shutdown_request(request)
             return
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # the machine has no more threads for us
+            self.room.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve a connection, then make room for the next."""
