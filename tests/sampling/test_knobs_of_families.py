@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
-from diffusers import PyramidAttentionBroadcastConfig
+from diffusers import FlowMatchHeunDiscreteScheduler, PyramidAttentionBroadcastConfig
 from diffusers.models.attention_dispatch import attention_backend
 
 from motionmerge.errors import ConfigError
@@ -411,9 +411,14 @@ def test_what_would_not_heed_a_bias_is_refused(spoil: Any, setting: str, match: 
             experts(pipeline, recipe_of(setting))
 
 
-def test_caches_last_images_and_bare_denoisers_are_refused() -> None:
+def test_caches_last_images_bare_denoisers_and_schedulers_of_two_calls_are_refused() -> None:
     family = named("Wan 2.1")
     pipeline = built(family)
+    pipeline.scheduler, own = FlowMatchHeunDiscreteScheduler(), pipeline.scheduler
+    recipe = recipe_of("guidance: 1")
+    with experts(pipeline, recipe), pytest.raises(ConfigError, match="several times a step"):
+        make(pipeline, family)
+    pipeline.scheduler = own
     with pytest.raises(ConfigError, match="Pass the pipeline"):
         experts(pipeline.transformer, recipe_of("guidance: 1"), scheduler=pipeline.scheduler)
     with experts(pipeline, recipe_of("image: motion_amplitude(1.2)")):
