@@ -352,21 +352,28 @@ def test_a_pipeline_that_shares_the_denoiser_is_not_taken_for_the_one_with_knobs
 
 
 class Caller:
-    """Is called as a pipeline is, and drops a tensor after it looked for the denoiser's caller."""
+    """Is called as a pipeline is."""
 
     def __init__(self, denoiser: torch.nn.Module) -> None:
         self.denoiser = denoiser
 
-    def __call__(self) -> bool:
+    def __call__(self, *, keeps_locals: bool) -> dict[str, Any] | None:
+        """Drop a tensor after the caller was looked for; return what is kept on purpose."""
+        kept = locals() if keeps_locals else None
         dropped = torch.zeros(1)
         lives = weakref.ref(dropped)
-        is_found = is_called_by(self, self.denoiser)
+        assert is_called_by(self, self.denoiser)
         del dropped
-        return is_found and lives() is None
+        assert keeps_locals or lives() is None
+        return kept
 
 
-def test_looking_for_the_caller_keeps_none_of_its_tensors() -> None:
-    assert Caller(torch.nn.Identity())()
+def test_looking_for_the_caller_keeps_none_of_its_tensors_and_takes_nothing_away() -> None:
+    caller = Caller(torch.nn.Identity())
+    assert caller(keeps_locals=False) is None
+    kept = caller(keeps_locals=True)
+    assert kept is not None
+    assert kept["self"] is caller
 
 
 def test_a_model_that_is_compiled_meanwhile_is_named() -> None:
@@ -379,12 +386,16 @@ def test_a_model_that_is_compiled_meanwhile_is_named() -> None:
         pass
 
 
-def test_guidance_that_has_no_second_pass_is_refused() -> None:
-    family = named("Wan 2.1")
+@pytest.mark.parametrize(
+    "name", ["Wan 2.1", "Hunyuan"]
+)  # Hunyuan's does not tell whether it guides
+def test_guidance_that_has_no_second_pass_is_refused(name: str) -> None:
+    family = named(name)
     pipeline = built(family)
+    scale = {SCALES.get(name, "guidance_scale"): 1.0}
     for recipe in (recipe_of("guidance: 3"), recipe_of("step_fraction: 0.5, guidance: 3", "")):
-        with pytest.raises(ConfigError, match="no unconditional pass"), experts(pipeline, recipe):
-            make(pipeline, family, guidance_scale=1.0)
+        with experts(pipeline, recipe), pytest.raises(ConfigError, match="no unconditional pass"):
+            make(pipeline, family, **scale)
 
 
 @pytest.mark.parametrize(
