@@ -396,6 +396,8 @@ def test_guidance_that_has_no_second_pass_is_refused(name: str) -> None:
     for recipe in (recipe_of("guidance: 3"), recipe_of("step_fraction: 0.5, guidance: 3", "")):
         with experts(pipeline, recipe), pytest.raises(ConfigError, match="no unconditional pass"):
             make(pipeline, family, **scale)
+    with pytest.raises(ConfigError, match="no unconditional"), experts(pipeline, recipe):
+        generate(pipeline, family, num_inference_steps=1, **scale)  # nothing is called after it
 
 
 @pytest.mark.parametrize(
