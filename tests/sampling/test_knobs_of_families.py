@@ -396,8 +396,14 @@ def test_guidance_that_has_no_second_pass_is_refused(name: str) -> None:
     for recipe in (recipe_of("guidance: 3"), recipe_of("step_fraction: 0.5, guidance: 3", "")):
         with experts(pipeline, recipe), pytest.raises(ConfigError, match="no unconditional pass"):
             make(pipeline, family, **scale)
-    with pytest.raises(ConfigError, match="no unconditional"), experts(pipeline, recipe):
-        generate(pipeline, family, num_inference_steps=1, **scale)  # nothing is called after it
+    recipe, refused = recipe_of("guidance: 3"), pytest.raises(ConfigError, match="no unconditional")
+    one_step = {"num_inference_steps": 1, **scale}  # nothing is called after it
+    if name == "Wan 2.1":
+        with experts(pipeline, recipe), refused:
+            generate(pipeline, family, **one_step)
+    else:
+        with refused, experts(pipeline, recipe):
+            generate(pipeline, family, **one_step)
 
 
 @pytest.mark.parametrize(
