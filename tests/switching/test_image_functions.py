@@ -188,6 +188,8 @@ def test_time_noise_grows_with_the_noise_level_and_repeats_by_its_seed() -> None
         assert noise.std().item() == pytest.approx(beta.item(), rel=0.03)
         assert torch.equal(noise[0], noise[1])
     assert torch.equal(time_noise(image, level=0.5, **options), made[0.5])
+    drawn = torch.stack([noise[0].flatten() for noise in made.values()])
+    assert torch.corrcoef(drawn).triu(1).abs().max() < 0.1  # new noise for each level
     assert not torch.equal(time_noise(image, level=0.5, **{**options, "seed": 4}), made[0.5])
     assert not time_noise(0 * image, level=0.5, **options).any()  # no image is none with noise
 
