@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -203,6 +204,11 @@ def test_knobs_go_with_experts_and_with_what_is_done_to_a_model_meanwhile() -> N
         assert torch.equal(generate(pipeline, family), made)
         remove_hook_from_module(pipeline.transformer)
         assert torch.equal(generate(pipeline, family), made)
+        with bank.with_expert("first"):
+            pinned = generate(pipeline, family)
+    alone = ExpertSchedule(tuple(replace(entry, expert="first") for entry in schedule.entries))
+    with experts(pipeline, own, schedule=alone):
+        assert torch.equal(generate(pipeline, family), pinned)
     add_hook_to_module(pipeline.transformer, ModelHook())
     with experts(pipeline, own, schedule=schedule):
         assert torch.equal(generate(pipeline, family), made)
