@@ -457,6 +457,9 @@ def test_caches_last_images_bare_denoisers_and_schedulers_of_two_calls_are_refus
     )
     with experts(pipeline, recipe_of("guidance: 1")), pytest.raises(ConfigError, match="caches"):
         make(pipeline, family)
+    pipeline.vae = None  # as a modular pipeline that only denoises has it
+    with pytest.raises(ConfigError, match="has no VAE with latents_mean"):
+        experts(pipeline, recipe_of("image: motion_amplitude(1.2)"))
 
 
 def test_an_empty_schedule_adds_no_way_of_calling() -> None:
