@@ -124,19 +124,23 @@ def test_noise_is_for_all_passes_and_a_filter_for_the_conditional_and_the_third(
     pipeline.transformer.register_forward_pre_hook(
         lambda module, args, kwargs: images.extend(place.read(kwargs).split(1)), with_kwargs=True
     )
-    make(pipeline, family)
+    generate(pipeline, family, num_inference_steps=3)
     image = images[0]
     images.clear()
-    with experts(pipeline, recipe_of("guidance: 3, image: low_pass(0.3) + time_noise(0.5)")):
-        make(pipeline, family)
-    level = noise_level(pipeline.scheduler, pipeline.scheduler.timesteps[1])
-    noisy = time_noise(image, strength=0.5, power=5, level=level, seed=0)
+    fading = "low_pass(0.3, strength=linear(1, 0, 1))"
+    with experts(pipeline, recipe_of(f"guidance: 3, image: '{fading} + time_noise(0.5)'")):
+        generate(pipeline, family, num_inference_steps=3)
+    assert len(images) == 3 + 3 + 2
+    levels = [noise_level(pipeline.scheduler, t) for t in pipeline.scheduler.timesteps]
+    noisy = [time_noise(image, strength=0.5, power=5, level=one, seed=0) for one in levels]
     u, c = (1, 0) if name == "Wan 2.1" else (0, 1)
-    second_step = images[3:]
-    assert len(second_step) == 3
-    assert torch.equal(second_step[u], noisy)
-    assert torch.equal(second_step[c], low_pass(noisy, 0.3))
-    assert torch.equal(second_step[2], low_pass(noisy, 0.3))
+    for step, keep in enumerate([0.3, 0.65]):
+        passes = images[3 * step : 3 * step + 3]
+        assert torch.equal(passes[u], noisy[step])
+        assert torch.equal(passes[c], low_pass(noisy[step], keep))
+        assert torch.equal(passes[2], passes[c])
+    assert torch.equal(images[6], noisy[2])
+    assert torch.equal(images[7], noisy[2])
 
 
 class Biased:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from motionmerge.errors import ShapeError
-from motionmerge.knobs import Exponential, Linear, LowPass
+from motionmerge.knobs import Blur, Exponential, Linear, LowPass
 from motionmerge.schedule import ExpertSchedule, ScheduleEntry
 from motionmerge.switching.attention_bias import SelfAttention
 from motionmerge.switching.denoiser_passes import Passes
@@ -81,6 +81,9 @@ def test_strengths_are_the_official_ones(case: dict[str, Any]) -> None:
         keep = 1 - 0.6 * fade.at(0.2)
         made = filtered(image, [LowPass(0.4, strength=fade)], x=0.2)
         assert torch.equal(made, low_pass(image, keep))
+        blurred = low_pass(blur(image, 1.5 * fade.at(0.2), 5), 0.4)
+        both = [Blur(1.5, 5, strength=fade), LowPass(0.4)]
+        assert torch.equal(filtered(image, both, x=0.2), blurred)
 
 
 @pytest.mark.parametrize("case", CASES["motion_amplitude"], ids=lambda c: str(c["amplitude"]))
@@ -188,6 +191,8 @@ def test_time_noise_grows_with_the_noise_level_and_repeats_by_its_seed() -> None
         assert noise.std().item() == pytest.approx(beta.item(), rel=0.03)
         assert torch.equal(noise[0], noise[1])
     assert torch.equal(time_noise(image, level=0.5, **options), made[0.5])
+    drawn = torch.stack([noise[0].flatten() for noise in made.values()])
+    assert torch.corrcoef(drawn).triu(1).abs().max() < 0.1  # new noise for each level
     assert not torch.equal(time_noise(image, level=0.5, **{**options, "seed": 4}), made[0.5])
     assert not time_noise(0 * image, level=0.5, **options).any()  # no image is none with noise
 

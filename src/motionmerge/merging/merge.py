@@ -216,7 +216,7 @@ def _knobs(recipe: Recipe) -> tuple[str, ...]:
         return ()
     if not any(expert.vectors for expert in recipe.experts.values()):
         raise RecipeError(
-            "The recipe's experts are inputs as they are, and the rest of it are knobs, which are "
+            "The recipe's experts are inputs as they are, and the rest of it is knobs, which are "
             "no weights: there is nothing to merge.",
             fix="Make videos with the recipe as it is, or use one that changes weights.",
         )

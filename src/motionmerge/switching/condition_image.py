@@ -36,8 +36,23 @@ def _with_sample(arguments: Arguments, sample: torch.Tensor) -> Arguments:
     return {**arguments, next(iter(arguments)): sample}
 
 
+class _PartOfSample:
+    """An image that is a part of the sample, which a view of it shows."""
+
+    def read(self, arguments: Arguments) -> torch.Tensor:
+        return self._image(sample_of(arguments))
+
+    def write(self, arguments: Arguments, image: torch.Tensor) -> Arguments:
+        sample = sample_of(arguments).clone()
+        self._image(sample).copy_(image)
+        return _with_sample(arguments, sample)
+
+    def _image(self, sample: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class BesideLatents:
+class BesideLatents(_PartOfSample):
     """Channels of the sample beside the noisy ones: as many, with a mask before or after them.
 
     Attributes:
@@ -48,14 +63,6 @@ class BesideLatents:
     axis: int = 1
     mask_before: int = 0
     mask_after: int = 0
-
-    def read(self, arguments: Arguments) -> torch.Tensor:
-        return self._image(sample_of(arguments))
-
-    def write(self, arguments: Arguments, image: torch.Tensor) -> Arguments:
-        sample = sample_of(arguments).clone()
-        self._image(sample).copy_(image)
-        return _with_sample(arguments, sample)
 
     def mask(self, arguments: Arguments) -> torch.Tensor:
         """Return the channels of the mask that is before the image."""
@@ -70,36 +77,20 @@ class BesideLatents:
         return sample.narrow(self.axis, width + self.mask_before, width)
 
 
-@dataclass(frozen=True)
-class InFirstFrame:
+class InFirstFrame(_PartOfSample):
     """The first frame of the sample, `[batch, channels, frames, height, width]`."""
 
-    def read(self, arguments: Arguments) -> torch.Tensor:
-        return sample_of(arguments)[:, :, :1]
-
-    def write(self, arguments: Arguments, image: torch.Tensor) -> Arguments:
-        sample = sample_of(arguments).clone()
-        sample[:, :, :1] = image
-        return _with_sample(arguments, sample)
+    def _image(self, sample: torch.Tensor) -> torch.Tensor:
+        return sample[:, :, :1]
 
 
-@dataclass(frozen=True)
-class InFirstFrameChannelsLast:
+class InFirstFrameChannelsLast(_PartOfSample):
     """The noisy channels in the first frame of `[batch, frames, height, width, 2 channels + 1]`."""
-
-    def read(self, arguments: Arguments) -> torch.Tensor:
-        return self._image(sample_of(arguments))
-
-    def write(self, arguments: Arguments, image: torch.Tensor) -> Arguments:
-        sample = sample_of(arguments).clone()
-        self._image(sample).copy_(image)
-        return _with_sample(arguments, sample)
 
     def _image(self, sample: torch.Tensor) -> torch.Tensor:
         return sample[:, :1, ..., : (sample.shape[-1] - 1) // 2].movedim(-1, 1)
 
 
-@dataclass(frozen=True)
 class InFirstTokens:
     """The tokens of the first frame, `[batch, frames height width, channels]`, a token a latent."""
 

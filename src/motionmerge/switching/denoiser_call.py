@@ -306,8 +306,9 @@ def _self_of(frame: FrameType) -> object:
     """Return the `self` of a call that is under way, without keeping its other values alive."""
     values = frame.f_locals
     found: object = values.get("self")
-    # Before Python 3.13 this is a copy which lives as long as the frame. A debugger writes it back.
-    if isinstance(values, dict) and frame.f_trace is None:
+    # Before Python 3.13 this is a copy that lives as long as the frame, which a debugger or a call
+    # of `locals()` may have as well: then there are more references than ours and the frame's.
+    if isinstance(values, dict) and sys.getrefcount(values) <= 3:
         values.clear()
     return found
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 from motionmerge.evaluation.sweeps.grid import Point
@@ -65,11 +65,11 @@ def knob_points(
         else:
             knobs[name] = own
     found = dict(weights)
-    found |= {name: with_knobs(weights[TUNED], [own]) for name, own in knobs.items()}
-    for name in ("EDG", "knob"):
-        if name in weights:
-            own_pairs = {f"{name} + {k}": with_knobs(weights[name], [v]) for k, v in knobs.items()}
-            found |= own_pairs
+    for knob, own in knobs.items():
+        found[knob] = with_knobs(weights[TUNED], [own])
+    extrapolated = [name for name in ("EDG", "knob") if name in weights]
+    for name, knob in product(extrapolated, knobs):
+        found[f"{name} + {knob}"] = with_knobs(weights[name], [knobs[knob]])
     for one, other in combinations(knobs, 2):
         found[f"{one} + {other}"] = with_knobs(weights[TUNED], [knobs[one], knobs[other]])
     points = (
