@@ -55,6 +55,7 @@ def test_a_sweep_makes_each_video_once_and_goes_on(sweep):
     assert [one["name"] for one in pages] == [
         *("motion 0, dynamics-first", "motion 1, dynamics-first", "motion 0, consistency-alone")
     ], "points that share their videos are one"
+    assert {"on the front", "height", "weights", "recipe"} <= pages[0]["about"].keys()
     videos[0].unlink()
     assert json.loads(sweep(*words, "--dry-run").stdout)["missing"] == 1
 

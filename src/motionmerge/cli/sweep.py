@@ -304,7 +304,7 @@ def _write_report(
     """
     from motionmerge.evaluation.figures import to_svg
     from motionmerge.evaluation.report.page import write_report
-    from motionmerge.evaluation.report.sets import Figure, ReportSet
+    from motionmerge.evaluation.report.sets import Figure, ReportSet, made_by
 
     missing = "; ".join(f"without {name}: {why}" for name, why in page.left_out.items())
     write_report(
@@ -312,7 +312,10 @@ def _write_report(
             ReportSet(
                 name=one.point.name,
                 measured=one.measured,
-                about={"on the front": "yes" if one.is_on_front else "no"},
+                about={
+                    "on the front": "yes" if one.is_on_front else "no",
+                    **made_by([video.source for video in one.measured]),
+                },
             )
             for one in _each_once(shown)
         ],
