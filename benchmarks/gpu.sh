@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What only a machine with a GPU can show, in about six minutes on an H200: the tests that need
-# one, DynamiCrafter at full size in bf16, and a processor that computes in bf16.
+# What only a machine with a GPU can show, in about seven minutes on an H200: the tests that need
+# one, DynamiCrafter at full size in bf16, a processor that computes in bf16, and what VBench's
+# networks cost.
 #
 #     bash benchmarks/gpu.sh FOLDER [PYTHON]
 #
@@ -27,3 +28,4 @@ part full_size 240 "$python" "$benchmarks/sampling.py" --size full --device cuda
     --only bf16 --output "$folder/full_size.json"
 part processor 180 "$python" "$benchmarks/sampling.py" --rounds 1 --only bf16 \
     --output "$folder/processor.json"
+part vbench 120 "$python" "$benchmarks/vbench.py" --device cuda --output "$folder/vbench.json"

@@ -51,6 +51,11 @@ def test_a_sweep_makes_each_video_once_and_goes_on(sweep):
     for name in ("front.png", "curves-motion.png", "sheet-1.png"):
         assert (Path("out") / name).read_bytes().startswith(b"\x89PNG")
     assert "motion 1, dynamics-first" in Path("out/report.html").read_text(encoding="utf-8")
+    pages = json.loads(Path("out/report.json").read_text(encoding="utf-8"))["sets"]
+    assert [one["name"] for one in pages] == [
+        *("motion 0, dynamics-first", "motion 1, dynamics-first", "motion 0, consistency-alone")
+    ], "points that share their videos are one"
+    assert {"on the front", "height", "weights", "recipe"} <= pages[0]["about"].keys()
     videos[0].unlink()
     assert json.loads(sweep(*words, "--dry-run").stdout)["missing"] == 1
 

@@ -59,6 +59,8 @@ def test_a_dry_run_shows_the_settings_and_trains_nothing(tmp_path: Path):
         "pocket-base", "--dry-run", "--json", "--set", "settings.steps=7", "-o", str(folder)
     )
     assert json.loads(result.stdout)["settings"]["steps"] == 7
+    assert "warning: the run has 7 steps, and `settings.warmup_steps` is 200" in result.stderr
+    assert "it ends at 3.5% of the learning rate" in result.stderr
     assert not folder.exists()
 
 

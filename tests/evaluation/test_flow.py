@@ -10,6 +10,7 @@ from motionmerge.evaluation.flow import (
     dense_flow,
     flow_legend,
     flow_picture,
+    lengths,
     shared_scale,
     to_gray,
 )
@@ -32,6 +33,14 @@ WHEEL = {  # flow (x, y) at a scale of 10 pixels; Baker et al. 2011
 def test_colors_agree_with_the_published_wheel(flow, color):
     picture = flow_picture(np.array([[flow]], dtype=np.float32), scale=10.0)
     assert np.abs(picture[0, 0].astype(int) - color).max() <= 1
+
+
+def test_a_length_is_that_of_its_vector_to_the_last_bit_wherever_it_lies():
+    flow = np.random.default_rng(0).normal(size=(101, 203, 2)).astype(np.float32)
+    whole = lengths(flow)
+    np.testing.assert_allclose(whole, np.hypot(*np.moveaxis(flow, -1, 0)), rtol=1e-6)
+    for start in range(1, 17):
+        assert np.array_equal(lengths(flow[:, start:]), whole[:, start:])
 
 
 def test_a_shift_is_seen_as_flow_and_sets_the_scale():

@@ -185,6 +185,10 @@ def test_the_page_works_in_a_browser_and_asks_for_nothing(video, tmp_path):
         browser.run("time.value = 500; time.dispatchEvent(new Event('input'))")
         browser.wait_for(f"{videos}.every(one => one.paused && !one.seeking)")
         assert browser.run(f"{videos}.map(one => one.currentTime)") == pytest.approx([0.5] * 3)
+        browser.run("time.focus()")
+        browser.press("ArrowRight", 39)  # an eighth of a second, which is a frame here
+        browser.wait_for(f"{videos}.every(one => one.paused && !one.seeking)")
+        assert browser.run(f"{videos}.map(one => one.currentTime)") == pytest.approx([0.625] * 3)
     finally:
         browser.close()
     assert not browser.faults()

@@ -109,6 +109,15 @@ def test_a_network_without_weights_is_refused(copy: Path, part: str) -> None:
 
 
 @networks
+def test_a_part_without_a_folder_is_refused_before_anything_is_loaded(
+    copy: Path, part: str
+) -> None:
+    shutil.rmtree(copy / part)
+    with pytest.raises(CheckpointError, match=f"lists a `{part}`, and has no folder"):
+        find_pipeline(copy)
+
+
+@networks
 def test_all_shards_have_to_be_there(copy: Path, part: str) -> None:
     first, _ = split(weights_of(copy, part))
     assert len(find_pipeline(copy).weights[part]) == 2

@@ -59,6 +59,8 @@ def test_single_values_can_be_replaced_and_sections_begun(read):
         ("settings.learning_rate", float("inf")),
         ("settings.learning_rate", 1e39),
         ("settings.weight_decay", float("inf")),
+        ("settings.max_grad_norm", float("inf")),
+        ("settings.save_minutes", float("inf")),
         ("settings.seed", 2**63),
         ("settings.steps", 10**18),
         ("objective.noise_range.above", float("nan")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from transformers import CLIPTextModel
 
 import motionmerge
-from motionmerge.errors import MotionMergeError
+from motionmerge.errors import CheckpointError, MotionMergeError
 from motionmerge.io.video import read_frames
 from motionmerge.io.weights import open_weights
 from motionmerge.models.dynamicrafter.encoders import text_encoder_config
@@ -68,6 +69,12 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text_tower().save_pretrained(folder / "text_encoder")
     tokenizer().save_pretrained(folder / "tokenizer")
     return folder
+
+
+def test_a_text_tower_without_weights_is_found_before_a_run(svd, tower, run_of, tmp_path):
+    shutil.copytree(tower, tmp_path / "tower", ignore=lambda *_: ["model.safetensors"])
+    with pytest.raises(CheckpointError, match="text_encoder holds no safetensors"):
+        run_of(svd, adapter={"text_encoder": tmp_path / "tower"}, **SVD_SIZE)
 
 
 def text_tower() -> CLIPTextModel:

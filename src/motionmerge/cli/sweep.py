@@ -298,10 +298,13 @@ def _shown(results: Sequence[PointResult]) -> list[PointResult]:
 def _write_report(
     shown: Sequence[PointResult], charts: Mapping[str, Any], output: Path, *, page: SweepPage
 ) -> None:
-    """Compare the first point and the best ones side by side on one page, with the charts."""
+    """Compare the first point and the best ones side by side on one page, with the charts.
+
+    Points whose videos are the same, as some value changes nothing there, are on it once.
+    """
     from motionmerge.evaluation.figures import to_svg
     from motionmerge.evaluation.report.page import write_report
-    from motionmerge.evaluation.report.sets import Figure, ReportSet
+    from motionmerge.evaluation.report.sets import Figure, ReportSet, made_by
 
     missing = "; ".join(f"without {name}: {why}" for name, why in page.left_out.items())
     write_report(
@@ -309,9 +312,12 @@ def _write_report(
             ReportSet(
                 name=one.point.name,
                 measured=one.measured,
-                about={"on the front": "yes" if one.is_on_front else "no"},
+                about={
+                    "on the front": "yes" if one.is_on_front else "no",
+                    **made_by([video.source for video in one.measured]),
+                },
             )
-            for one in shown
+            for one in _each_once(shown)
         ],
         to=output / "report.html",
         title=page.title,
@@ -322,6 +328,14 @@ def _write_report(
             for name, chart in charts.items()
         ],
     )
+
+
+def _each_once(results: Sequence[PointResult]) -> list[PointResult]:
+    """Leave out points whose videos are those of an earlier one."""
+    found: dict[tuple[Path, ...], PointResult] = {}
+    for one in results:
+        found.setdefault(tuple(video.source.path for video in one.measured), one)
+    return list(found.values())
 
 
 def _charts(

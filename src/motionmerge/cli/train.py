@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from motionmerge.training.run_config import RunConfig
     from motionmerge.training.run_plan import RunPlan
     from motionmerge.training.run_result import RunResult
-    from motionmerge.training.settings import TrainingProgress, TrainingResult
+    from motionmerge.training.settings import TrainerSettings, TrainingProgress, TrainingResult
 
 EXAMPLE = "Example: motionmerge train pocket-base --set settings.steps=2000"
 _POCKET = "pocket-"
@@ -119,9 +119,27 @@ def train(
             raise ConfigError(
                 "Runs of the pocket model keep their log alone.", fix="Leave --wandb out."
             )
-        _train_pocket(file, file.read(PocketRun), dry_run=dry_run, as_json=as_json)
+        pocket_run = file.read(PocketRun)
+        _warn_of_warmup(pocket_run.settings)
+        _train_pocket(file, pocket_run, dry_run=dry_run, as_json=as_json)
     else:
-        _train_on_clips(file.read(RunConfig), wandb, dry_run=dry_run, as_json=as_json)
+        run = file.read(RunConfig)
+        _warn_of_warmup(run.settings)
+        _train_on_clips(run, wandb, dry_run=dry_run, as_json=as_json)
+
+
+def _warn_of_warmup(settings: TrainerSettings) -> None:
+    """Warn where a run ends before its learning rate is what was asked for."""
+    from motionmerge.training.settings import learning_rate_at
+
+    steps, warmup = settings.steps, settings.warmup_steps
+    if warmup > steps and os.environ.get("RANK", "0") == "0":
+        share = learning_rate_at(steps - 1, replace(settings, learning_rate=1.0))
+        typer.echo(
+            f"warning: the run has {steps} steps, and `settings.warmup_steps` is {warmup}: it ends "
+            f"at {share:.1%} of the learning rate.",
+            err=True,
+        )
 
 
 def _changes(pairs: Sequence[str]) -> dict[str, Any]:

@@ -80,8 +80,13 @@ class FlowPair:
 
 
 def lengths(flow: FloatArray) -> FloatArray:
-    """Return the length of every vector, `[height, width]` in pixels."""
-    return np.asarray(cv2.magnitude(*cv2.split(flow)), dtype=np.float32)
+    """Return the length of every vector, `[height, width]` in pixels.
+
+    The last bit of OpenCV's `magnitude` depends on where in memory its result comes to lie, so that
+    no two runs on a clip would agree.
+    """
+    x, y = flow[..., 0], flow[..., 1]
+    return np.sqrt(x * x + y * y)
 
 
 def warped(picture: npt.NDArray[np.float32], flow: FloatArray) -> npt.NDArray[np.float32]:

@@ -268,6 +268,11 @@ def _tower_width(folder: Path) -> int:
             f"`adapter.text_encoder` is {folder}, in which there is no folder `{missing[0]}`.",
             fix=_TOWER_FIX,
         )
+    if not any((folder / "text_encoder").glob("*.safetensors")):
+        raise CheckpointError(
+            f"{folder / 'text_encoder'} holds no safetensors.",
+            fix="Download it again; its weights have to be safetensors.",
+        )
     config = read_json(folder / "text_encoder" / "config.json")
     width = config.get("hidden_size")
     if config.get("model_type") != "clip_text_model" or not isinstance(width, int):

@@ -50,14 +50,14 @@ class TrainerSettings:
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.01
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["bf16", "fp32"] = "bf16"
     shard: bool = False
     gradient_checkpointing: bool = False
     save_every: Annotated[int, Field(ge=1)] = 100
     log_every: Annotated[int, Field(ge=1)] = 25
-    save_minutes: Annotated[float, Field(gt=0)] = 30.0
+    save_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
     keep_states: Annotated[int, Field(ge=1)] = 2
 
 

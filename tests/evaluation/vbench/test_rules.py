@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -88,6 +91,24 @@ def test_totals_of_published_rows_are_the_published_totals(raw, expected):
     assert [100 * value for value in (found.quality, found.i2v, found.total)] == pytest.approx(
         expected, abs=1e-9
     )
+
+
+GUIDE = Path(__file__).parents[3] / "docs" / "how-to" / "vbench.md"
+
+
+def test_the_published_rows_in_the_docs_have_the_published_quality():
+    text = GUIDE.read_text(encoding="utf-8").partition("## Published rows")[2].partition("##")[0]
+    rows = [line.strip("| ").split("|") for line in re.findall(r"^\| \w.*", text, re.MULTILINE)]
+    names = (
+        *("subject_consistency", "background_consistency", "motion_smoothness"),
+        *("dynamic_degree", "aesthetic_quality", "imaging_quality"),
+    )
+    assert len(rows) == 6
+    for method, *cells in rows:
+        *raw, quality = [float(cell) for cell in cells[3:]]
+        scores = {name: value / 100 for name, value in zip(names, raw, strict=True)}
+        # Two rounded digits of six scores, of which those with a narrow range weigh most.
+        assert 100 * mean_of(QUALITY, scores) == pytest.approx(quality, abs=0.011), method
 
 
 def test_temporal_flickering_is_accepted_and_changes_no_total():

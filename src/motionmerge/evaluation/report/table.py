@@ -200,18 +200,18 @@ _TEX = {
 
 
 def to_latex(table: Table) -> str:
-    """Write a table for the package booktabs: sets as rows, clear differences in bold."""
-    heads = " & ".join(_tex(_with_unit(name)) for name in table.metrics)
+    """Write a table for the package booktabs: a column for each set, clear differences in bold."""
+    heads = " & ".join(_tex(line.name) for line in table.lines)
     lines = [
         r"% \usepackage{booktabs}",
-        r"\begin{tabular}{l" + "r" * len(table.metrics) + "}",
+        r"\begin{tabular}{l" + "r" * len(table.lines) + "}",
         r"\toprule",
         rf" & {heads} \\",
         r"\midrule",
     ]
-    for line in table.lines:
-        cells = [_tex_cell(line.cells.get(name), HEADLINES[name]) for name in table.metrics]
-        lines.append(rf"{_tex(line.name)} & {' & '.join(cells)} \\")
+    for name in table.metrics:
+        cells = [_tex_cell(line.cells.get(name), HEADLINES[name]) for line in table.lines]
+        lines.append(rf"{_tex(_with_unit(name))} & {' & '.join(cells)} \\")
     note = (
         f"Means with 95 % intervals over prompts; lengths in a frame {REFERENCE_WIDTH} px wide. "
         f"Bold: differs from {table.baseline} (paired, Holm, p < {LEVEL})."

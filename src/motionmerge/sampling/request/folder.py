@@ -120,6 +120,11 @@ def find_pipeline(
     for part, (library, class_name) in _parts(index, path).items():
         if library is None:
             continue
+        if not (path / part).is_dir():
+            raise CheckpointError(
+                f"{path} lists a `{part}`, and has no folder of that name.",
+                fix="Download it again, or convert the whole model again.",
+            )
         if (path / part / "config.json").is_file():
             configs[part] = read_json(path / part / "config.json")
         own = _other_files(path / part)

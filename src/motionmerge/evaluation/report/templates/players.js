@@ -7,6 +7,7 @@ const scenes = [...document.querySelectorAll(".scene")].map(element => ({
 const play = document.getElementById("play"), time = document.getElementById("time");
 const slow = document.getElementById("slow");
 const APART = 0.09; // seconds that a player may be off before it is set
+const STEP = 0.125; // seconds of an arrow key: what is measured are about eight frames a second
 let playing = false, clock = 0, before = 0;
 
 const length = scene => Math.max(0.01, ...scene.videos.map(video => video.duration || 0));
@@ -53,6 +54,13 @@ if (play) {
   for (const scene of scenes) watcher.observe(scene.element);
   play.addEventListener("click", () => set(!playing));
   time.addEventListener("input", () => seek(time.value / 1000));
+  time.addEventListener("keydown", event => {
+    const way = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 }[event.key];
+    if (!way || !first()) return;
+    event.preventDefault();
+    time.value = Number(time.value) + 1000 * way * STEP / length(first());
+    seek(time.value / 1000);
+  });
   document.addEventListener("keydown", event => {
     if (event.key === " " && event.target === document.body) { event.preventDefault(); set(!playing); }
   });
