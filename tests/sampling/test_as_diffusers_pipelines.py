@@ -397,6 +397,11 @@ def test_parts_in_files_have_folders_of_their_own(tmp_path: Path) -> None:
     torch.testing.assert_close(pipeline.encode_prompt("a cat"), prompt)
 
 
+def test_svd_with_adapter_shares_its_parts_with_another_pipeline() -> None:
+    pipeline = svd_with_adapter()
+    assert SvdAdapterPipeline.from_pipe(pipeline).components == pipeline.components
+
+
 def test_a_lora_that_does_not_fit_is_refused_by_name() -> None:
     pipeline = tiny_pipeline()
     layer = "temporal_in.transformer_blocks.0.attn1.to_q"
