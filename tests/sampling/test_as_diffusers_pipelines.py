@@ -160,7 +160,7 @@ def test_a_prompt_is_encoded_without_the_network_and_used_without_the_encoder(
     assert torch.equal(made, expected)
 
 
-@every_pipeline
+@two_pipelines
 def test_saved_as_a_variant_and_with_parts_of_other_types_it_is_loaded(
     make: Callable[[], Any], tmp_path: Path
 ) -> None:
@@ -391,10 +391,13 @@ def test_a_lora_is_loaded_while_parts_or_layers_take_turns_but_not_from_files(
 def test_parts_in_files_have_folders_of_their_own(tmp_path: Path) -> None:
     pipeline = svd_with_adapter()  # two towers of CLIP, whose layers have the same names
     own = {"offload_type": "leaf_level", "offload_to_disk_path": tmp_path}
+    own["exclude_modules"] = ["unet", "vae"]
     prompt = pipeline.encode_prompt("a cat")
-    pipeline.enable_group_offload("cpu", exclude_modules=["unet", "vae"], **own)
+    pipeline.enable_group_offload("cpu", **own)
     assert {one.name for one in tmp_path.iterdir()} == {"image_encoder", "text_encoder"}
     torch.testing.assert_close(pipeline.encode_prompt("a cat"), prompt)
+    with pytest.raises(ConfigError, match="earlier group offload"):
+        svd_with_adapter().enable_group_offload("cpu", **own)
 
 
 def test_svd_with_adapter_shares_its_parts_with_another_pipeline() -> None:
