@@ -220,6 +220,21 @@ def test_forms_of_the_result_agree_and_latents_that_are_given_decide(
     assert np.abs(np.stack(pictures[0]) / 255 - frames[0]).max() <= 0.5 / 255 + 1e-6
 
 
+@two_pipelines
+def test_keys_are_computed_again_after_who_calls_back_as_weights_may_have_changed(
+    make: Callable[[], Any],
+) -> None:
+    pipeline, calls = make(), []
+    width = pipeline.unet.config.cross_attention_dim
+    modules = pipeline.unet.named_modules()
+    of_tokens = (m for name, m in modules if name.endswith("to_k") and m.in_features == width)
+    next(of_tokens).register_forward_hook(lambda *_: calls.append(1))
+    run(pipeline)
+    kept = len(calls)
+    run(pipeline, callback_on_step_end=lambda *given: given[-1])
+    assert len(calls) == kept + STEPS * kept
+
+
 @every_pipeline
 def test_latents_of_who_calls_back_are_used(make: Callable[[], Any]) -> None:
     def end_grey(called: Any, step: int, _: Any, tensors: Any) -> Any:
