@@ -174,7 +174,7 @@ def test_weights_in_fp8_predict_as_weights_that_are_rounded_to_it(
         add_lora(unet, 1), add_lora(rounded, 1)
     unet.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=torch.float32)
     cast = [name for name, one in unet.named_parameters() if one.dtype == FP8]
-    assert len(cast) > 10
+    assert len(cast) > 10 and not any("norm" in name for name in cast)
     assert any("proj" in name and ("ff" in name or "fusion" in name) for name in cast)
     for name in cast:
         parameter = rounded.get_parameter(name)
