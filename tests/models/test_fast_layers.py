@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import accelerate
 import pytest
 import torch
 from diffusers.models.activations import GEGLU
@@ -84,6 +85,18 @@ def test_rows_of_a_feed_forward_layer_are_taken_in_pieces(
     fast(x).sum().backward()
     assert seen[-1] == 15, "training takes all rows at once"
     assert fast.net[2].weight.grad is not None
+
+
+def test_layers_whose_weights_are_brought_for_a_call_are_called_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fast_layers, "_PIECE_BYTES", {"cpu": 1})
+    fast, calls = FastFeedForward.like(FeedForward(4)), []
+    accelerate.cpu_offload(fast.net[2], torch.device("cpu"))
+    fast.net[2].register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        fast(torch.randn(3, 4))
+    assert calls == [1], "diffusers prefetches the next layer after each call"
 
 
 def test_a_row_is_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:

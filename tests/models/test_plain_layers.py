@@ -62,6 +62,8 @@ def test_other_types_devices_and_subclasses_are_not_plain() -> None:
     assert not is_plain_linear(nn.Identity(), x)
     with torch.autocast("cpu", torch.bfloat16):
         assert is_plain_linear(layer, x.bfloat16())
+    layer.weight = type("Packed", (nn.Parameter,), {})(layer.weight.data)
+    assert not is_plain_linear(layer, x), "as quantised weights have types of their own"
 
 
 def test_a_lora_is_read_around_only_where_it_adds_nothing() -> None:

@@ -160,7 +160,7 @@ def test_a_prompt_is_encoded_without_the_network_and_used_without_the_encoder(
     assert torch.equal(made, expected)
 
 
-@every_pipeline
+@two_pipelines
 def test_saved_as_a_variant_and_with_parts_of_other_types_it_is_loaded(
     make: Callable[[], Any], tmp_path: Path
 ) -> None:
@@ -218,6 +218,21 @@ def test_forms_of_the_result_agree_and_latents_that_are_given_decide(
     assert frames.shape == (1, 3, 16, 16, 3)
     torch.testing.assert_close(torch.from_numpy(frames).permute(0, 1, 4, 2, 3), made)
     assert np.abs(np.stack(pictures[0]) / 255 - frames[0]).max() <= 0.5 / 255 + 1e-6
+
+
+@two_pipelines
+def test_keys_are_computed_again_after_who_calls_back_as_weights_may_have_changed(
+    make: Callable[[], Any],
+) -> None:
+    pipeline, calls = make(), []
+    width = pipeline.unet.config.cross_attention_dim
+    modules = pipeline.unet.named_modules()
+    of_tokens = (m for name, m in modules if name.endswith("to_k") and m.in_features == width)
+    next(of_tokens).register_forward_hook(lambda *_: calls.append(1))
+    run(pipeline)
+    kept = len(calls)
+    run(pipeline, callback_on_step_end=lambda *given: given[-1])
+    assert len(calls) == kept + STEPS * kept
 
 
 @every_pipeline
@@ -334,6 +349,13 @@ def test_loras_are_loaded_mixed_swapped_fused_and_unloaded(
     check(acting["one"])
     pipeline.set_adapters("one", 0.0)
     check(plain, tolerance=0)  # a LoRA of weight 0 changes no bit
+    pipeline.set_adapters("one", {"unet": {"time_emb": 0.0, "to_q": 0.0, "to_k": 0, "proj": 0.0}})
+    check(plain, tolerance=0)
+    for parts in ({"to_qq": 0.0}, {"to_q": {"block_0": 0.0}}):
+        with pytest.raises(ConfigError, match="part of a layer's name"):
+            pipeline.set_adapters(["one"], [{"unet": parts}])
+    with pytest.raises(ConfigError, match="expected 'unet'"):
+        pipeline.set_adapters("one", {"to_q": 0.0})
     file = tmp_path / "two" / "pytorch_lora_weights.safetensors"
     pipeline.load_lora_weights(str(file.parent), adapter_name="two", weight_name=file.name)
     pipeline.set_adapters(["one", "two"], [0.0, 1.0])
@@ -384,10 +406,18 @@ def test_a_lora_is_loaded_while_parts_or_layers_take_turns_but_not_from_files(
 def test_parts_in_files_have_folders_of_their_own(tmp_path: Path) -> None:
     pipeline = svd_with_adapter()  # two towers of CLIP, whose layers have the same names
     own = {"offload_type": "leaf_level", "offload_to_disk_path": tmp_path}
+    own["exclude_modules"] = ["unet", "vae"]
     prompt = pipeline.encode_prompt("a cat")
-    pipeline.enable_group_offload("cpu", exclude_modules=["unet", "vae"], **own)
+    pipeline.enable_group_offload("cpu", **own)
     assert {one.name for one in tmp_path.iterdir()} == {"image_encoder", "text_encoder"}
     torch.testing.assert_close(pipeline.encode_prompt("a cat"), prompt)
+    with pytest.raises(ConfigError, match="earlier group offload"):
+        svd_with_adapter().enable_group_offload("cpu", **own)
+
+
+def test_svd_with_adapter_shares_its_parts_with_another_pipeline() -> None:
+    pipeline = svd_with_adapter()
+    assert SvdAdapterPipeline.from_pipe(pipeline).components == pipeline.components
 
 
 def test_a_lora_that_does_not_fit_is_refused_by_name() -> None:

@@ -51,4 +51,11 @@ def _adds_nothing(layer: LoraLinear) -> bool:
     if layer.merged:  # then the call adds nothing that is not in the weight
         return True
     used = [name for name in layer.active_adapters if name in layer.lora_A]
-    return all(layer.scaling[name] == 0 and name not in layer.lora_variant for name in used)
+    return all(_is_zero(layer.scaling[name]) and name not in layer.lora_variant for name in used)
+
+
+def _is_zero(weight: Any) -> bool:
+    """Return whether a LoRA's weight is 0 and stays so; one that is a tensor is for swapping."""
+    if torch.is_tensor(weight) and torch.compiler.is_compiling():
+        return False  # a compiled call cannot depend on it, and is kept when it changes
+    return bool(weight == 0)

@@ -64,7 +64,6 @@ class ConsistI2VUNet(
     _supports_gradient_checkpointing = True
     _no_split_modules = ("StagesBlock", "DownBlock", "UpBlock")
     _repeated_blocks = ("BasicTransformerBlock",)
-    _skip_layerwise_casting_patterns = ("norm",)
     _keys_to_ignore_on_load_unexpected = (
         r"\.rotary_bias\.",
         r"\.rotary_emb\.freqs$",

@@ -181,7 +181,6 @@ class DynamiCrafterUNet(
     _supports_gradient_checkpointing = True
     _no_split_modules = ("UNetStage", "TemporalTransformer")
     _repeated_blocks = ("BasicTransformerBlock",)
-    _skip_layerwise_casting_patterns = ("norm",)
 
     @register_to_config
     def __init__(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import ModelMixin
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME, LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from motionmerge.errors import ConfigError, DataError, ShapeError
 from motionmerge.io.atomic import atomic_path, disk_errors
@@ -20,11 +23,14 @@ from motionmerge.switching.expert_bank import attached_bank
 from motionmerge.switching.lora_bank import fits_layer, lora_config
 from motionmerge.switching.lora_layers import LoraLayer, LoraSource, read_lora
 
+LoraWeights: TypeAlias = "float | Mapping[str, object] | list[Any] | None"
+"""A weight, weights by parts of names, or one of these for each LoRA."""
+
 
 class LoraPipeline(LoraBaseMixin):  # type: ignore[misc]  # diffusers is untyped here
     """A pipeline with LoRAs on its U-Net.
 
-    `set_adapters`, `delete_adapters`, `fuse_lora`, `unload_lora_weights`, `enable_lora_hotswap` and
+    `delete_adapters`, `fuse_lora`, `unload_lora_weights`, `enable_lora_hotswap` and
     all else are diffusers' own. Files are read as everywhere here, whatever style they are in.
     """
 
@@ -85,6 +91,26 @@ class LoraPipeline(LoraBaseMixin):  # type: ignore[misc]  # diffusers is untyped
         )
         for one in unet.parameters():
             one.requires_grad_(trainable.get(one, False))
+
+    def set_adapters(
+        self, adapter_names: str | Sequence[str], adapter_weights: LoraWeights = None
+    ) -> None:
+        """Use LoRAs, each with a weight, or with weights by parts of its layers' names.
+
+            pipeline.set_adapters("style", 0.5)
+            pipeline.set_adapters("style", {"unet": {"down": 0.5, "mid": 0.0}})
+
+        The first part that is in a layer's name counts; layers with none of them have weight 1.
+
+        Raises:
+            ConfigError: A part is in no layer's name, or has no number: diffusers knows weights of
+                single blocks for its image U-Nets alone.
+        """
+        several = adapter_weights if isinstance(adapter_weights, list) else [adapter_weights]
+        for given in several:
+            if isinstance(given, Mapping):
+                _check_parts(given, self.unet)
+        super().set_adapters(adapter_names, adapter_weights)
 
     def fuse_lora(self, components: Sequence[str] = ("unet",), **options: object) -> None:
         """Add the LoRAs to the weights; the options are diffusers'."""
@@ -174,6 +200,29 @@ class LoraPipeline(LoraBaseMixin):  # type: ignore[misc]  # diffusers is untyped
             tensors = {name: reader.read(name) for name in reader.keys()}  # noqa: SIM118
             settings = settings_in_header(reader.metadata, where=str(path))
         return (tensors, settings or None) if return_lora_metadata else tensors
+
+
+def _check_parts(given: Mapping[str, object], unet: torch.nn.Module) -> None:
+    """Refuse weights by parts of names that diffusers would leave out, or break off at."""
+    if "unet" not in given:
+        raise ConfigError(
+            f"The weights of a LoRA are for {', '.join(map(repr, given)) or 'nothing'}; expected "
+            "'unet'.",
+            fix='Pass a number, or `{"unet": {"down": 0.5}}`.',
+        )
+    weights = given["unet"]
+    if not isinstance(weights, Mapping):
+        return
+    layers = [name for name, one in unet.named_modules() if isinstance(one, BaseTunerLayer)]
+    for part, weight in weights.items():
+        if not isinstance(weight, Real) or not any(part in name for name in layers):
+            raise ConfigError(
+                f"The weights of LoRA layers have {part!r}: {weight!r}; expected a part of a "
+                "layer's name, and a number.",
+                fix=f"Use names such as {layers[0]!r}, or parts of them."
+                if layers
+                else "Load a LoRA first.",
+            )
 
 
 def _file_of(source: str | Path, weight_name: str | None) -> Path:
