@@ -46,7 +46,7 @@ def compare_knobs(
     the pocket model has validation prompts of its own. The same command goes on after a kill.
     """
     with needs_eval_extra():
-        from motionmerge.evaluation.sweeps.knob_points import knob_points
+        from motionmerge.evaluation.sweeps.knob_points import TUNED, knob_points
     from motionmerge.switching.knob_families import knob_family
 
     _check_flags(flags)
@@ -61,6 +61,11 @@ def compare_knobs(
     )
     for name, reason in found.left_out.items():
         typer.echo(f"without {name}: {reason}", err=True)
+    if len(found.points) == 1:
+        raise ConfigError(
+            f"There is nothing to compare {TUNED} with.",
+            fix="Say what the model was tuned from: `base=MODEL`.",
+        )
     page = SweepPage(
         model.name,
         title=f"Ways to more motion of {model.name}",

@@ -246,17 +246,16 @@ def _make(planned: Sequence[PlannedVariant], maker: VariantMaker, pace: Pace) ->
         return ()
     found = len({video.path for one in planned for video in one.videos}) - len(todo)
     tally = Tally(len(todo), on_progress=progress_printer(0, 1, found))
-    started = time.monotonic()
-    try:
-        with without_left_out():
-            for one, videos in zip(planned, left, strict=True):
+    with without_left_out():
+        for one, videos in zip(planned, left, strict=True):
+            started = time.monotonic()
+            try:
                 maker.make(one, videos, tally=tally)
-    finally:  # Ctrl-C too: the same command then says how long the rest takes
-        report = tally.report()
-        made = [video.job for video in todo if video.path.exists()]
-        if made and not report.failures:
-            pace.add(work_of(made), time.monotonic() - started)
-    return report.failures
+            finally:  # after a kill the same command says how long the rest takes
+                made = [video.job for video in videos if video.path.exists()]
+                if made and not tally.report().failures:
+                    pace.add(work_of(made), time.monotonic() - started)
+    return tally.report().failures
 
 
 def _write(results: Sequence[PointResult], output: Path, *, page: SweepPage) -> None:
@@ -297,7 +296,8 @@ def _write_report(
     from motionmerge.evaluation.report.page import write_report
     from motionmerge.evaluation.report.sets import Figure, ReportSet
 
-    missing = "; ".join(f"without {name}: {why}" for name, why in page.left_out.items())
+    about = ["beside each point its number in sweep.csv, and how often the camera went as told"]
+    about += [f"without {name}: {why}" for name, why in page.left_out.items()]
     write_report(
         [
             ReportSet(
@@ -310,7 +310,7 @@ def _write_report(
         to=output / "report.html",
         title=page.title,
         figures=[
-            Figure(_TITLES[name], to_svg(chart), caption=missing)
+            Figure(_TITLES[name], to_svg(chart), caption="; ".join(about))
             if name in _TITLES
             else Figure(f"Along {name.partition('-')[2]}", to_svg(chart))
             for name, chart in charts.items()
