@@ -92,6 +92,8 @@ def test_the_pocket_model_is_compared_on_prompts_of_its_own(tmp_path: Path) -> N
         (["--boundary", "0.5"], "recipes of its own"),
         (["--set", "keep=0.2"], "--set is not"),
         (["--input", "style=x.safetensors"], "no input `style`"),
+        (["--base", "pocket:naive"], "--base is not for the pocket model"),
+        (["--base", "x", "--input", "base=y"], "--input names other weights"),
     ],
 )
 def test_what_this_verb_decides_itself_is_refused(
@@ -128,3 +130,5 @@ def test_one_set_alone_is_no_comparison(tmp_path: Path) -> None:
     assert refused.exit_code == 2
     assert "nothing to compare tuned with" in refused.stderr
     assert "--base MODEL" in refused.stderr
+    refused = CliRunner().invoke(app, [*words, "--motion", "0.5"])
+    assert refused.exit_code == 2 and "--motion is of the knob" in refused.stderr
