@@ -61,7 +61,6 @@ def test_the_rest_of_a_sweep_that_was_stopped_is_known_to_take_as_long(sweep, mo
 
     def once(*arguments, **settings):
         if begun:
-            assert Path("out/timings.jsonl").exists()  # also where the process is killed now
             raise KeyboardInterrupt
         begun.append(make(*arguments, **settings))
 

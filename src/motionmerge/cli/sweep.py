@@ -246,16 +246,17 @@ def _make(planned: Sequence[PlannedVariant], maker: VariantMaker, pace: Pace) ->
         return ()
     found = len({video.path for one in planned for video in one.videos}) - len(todo)
     tally = Tally(len(todo), on_progress=progress_printer(0, 1, found))
-    with without_left_out():
-        for one, videos in zip(planned, left, strict=True):
-            started = time.monotonic()
-            try:
+    started = time.monotonic()
+    try:
+        with without_left_out():
+            for one, videos in zip(planned, left, strict=True):
                 maker.make(one, videos, tally=tally)
-            finally:  # after a kill the same command says how long the rest takes
-                made = [video.job for video in videos if video.path.exists()]
-                if made and not tally.report().failures:
-                    pace.add(work_of(made), time.monotonic() - started)
-    return tally.report().failures
+    finally:  # Ctrl-C too: the same command then says how long the rest takes
+        report = tally.report()
+        made = [video.job for video in todo if video.path.exists()]
+        if made and not report.failures:
+            pace.add(work_of(made), time.monotonic() - started)
+    return report.failures
 
 
 def _write(results: Sequence[PointResult], output: Path, *, page: SweepPage) -> None:
