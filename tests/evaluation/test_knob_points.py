@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from motionmerge.cli import app
 from motionmerge.evaluation.sweeps.knob_points import knob_points, with_knobs
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.switching.knob_families import AMPLITUDE, KNOB_FAMILIES, KnobFamily
+
+from ..tiny.folders import save_tiny
 
 PAIR = {"tuned": "tuned.safetensors", "base": "base.safetensors"}
 
@@ -89,6 +92,8 @@ def test_the_pocket_model_is_compared_on_prompts_of_its_own(tmp_path: Path) -> N
         (["--boundary", "0.5"], "recipes of its own"),
         (["--set", "keep=0.2"], "--set is not"),
         (["--input", "style=x.safetensors"], "no input `style`"),
+        (["--base", "pocket:naive"], "--base is not for the pocket model"),
+        (["--base", "x", "--input", "base=y"], "--input names other weights"),
     ],
 )
 def test_what_this_verb_decides_itself_is_refused(
@@ -97,3 +102,33 @@ def test_what_this_verb_decides_itself_is_refused(
     made = CliRunner().invoke(app, ["compare-knobs", *words, "-o", str(tmp_path / "out")])
     assert made.exit_code == 2
     assert reason in made.stderr
+
+
+def test_a_model_without_prompts_is_compared_on_photos_alone(tmp_path: Path) -> None:
+    save_tiny("SVD", tmp_path / "svd")
+    for name in ("one", "two"):
+        Image.radial_gradient("L").save(tmp_path / f"{name}.png")
+    (tmp_path / "prompts.txt").write_text("a cat jumps\n")
+    words = ["compare-knobs", "--model", str(tmp_path / "svd"), "-o", str(tmp_path / "out")]
+    words += ["--height", "64", "--width", "64", "--num-frames", "4", "--dry-run", "--json"]
+    photos = ["--photos", str(tmp_path)]
+    planned = CliRunner().invoke(app, [*words, *photos])
+    plan = json.loads(planned.stdout)
+    assert (plan["points"], plan["missing"]) == (["tuned", "ALG"], 4)
+    assert "what the model was tuned from" in plan["left_out"]["base"]
+    prompts = ["--prompts", str(tmp_path / "prompts.txt")]
+    refused = CliRunner().invoke(app, [*words, *photos, *prompts])
+    assert refused.exit_code == 2 and "Leave --prompts out" in refused.stderr
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2 and "Give --photos or --manifest" in refused.stderr
+
+
+def test_one_set_alone_is_no_comparison(tmp_path: Path) -> None:
+    save_tiny("VideoCrafter", tmp_path / "vc")
+    words = ["compare-knobs", "--model", str(tmp_path / "vc"), "-o", str(tmp_path / "out")]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2
+    assert "nothing to compare tuned with" in refused.stderr
+    assert "--base MODEL" in refused.stderr
+    refused = CliRunner().invoke(app, [*words, "--motion", "0.5"])
+    assert refused.exit_code == 2 and "--motion is of the knob" in refused.stderr

@@ -45,22 +45,30 @@ def closed_form(sample: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tens
     return torch.tanh(0.9 * sample) * (0.6 + timestep / 2000) + 0.25 * tokens
 
 
-def guided(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+def predicted(sample: torch.Tensor, timestep: torch.Tensor, guidance: float) -> torch.Tensor:
     given, none = (
         closed_form(sample, timestep, VECTORS[name]) for name in ("closed.c", "closed.uncond")
     )
-    return none + 12.0 * (given - none)
+    return none + guidance * (given - none)
 
 
-def test_the_unet_without_image_latents_equals_the_official_one() -> None:
+def assert_close(made: torch.Tensor, expected: torch.Tensor) -> None:
+    assert (made - expected).abs().max() < 5e-4 * expected.std()
+
+
+def official_unet() -> DynamiCrafterUNet:
     unet = DynamiCrafterUNet(
         **unet_config_from_official(official_keys("videocrafter_unet")["config"])
     )
     unet.load_state_dict(convert_unet_state_dict(official_weights("videocrafter_unet")))
+    return unet.eval()
+
+
+def test_the_unet_without_image_latents_equals_the_official_one() -> None:
     names = ("x", "timesteps", "context", "fps", "out")
     *inputs, expected = (VECTORS[f"unet.{name}"] for name in names)
     with torch.no_grad():
-        torch.testing.assert_close(unet.eval()(*inputs).sample, expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(official_unet()(*inputs).sample, expected, atol=2e-5, rtol=0)
 
 
 def test_sixteen_image_tokens_for_all_frames_equal_the_official_ones() -> None:
@@ -80,29 +88,62 @@ def test_sixteen_image_tokens_for_all_frames_equal_the_official_ones() -> None:
         torch.testing.assert_close(tokens, VECTORS[f"{image}.tokens"], atol=2e-5, rtol=0)
 
 
-def test_the_sampler_equals_the_official_one_to_its_last_step_at_timestep_zero() -> None:
+@pytest.mark.parametrize(
+    ("run", "timesteps", "guidance"),
+    [
+        ("closed_n10_eta0", range(901, 0, -100), 12.0),
+        ("closed_n10_eta1", range(901, 0, -100), 12.0),
+        ("closed_n30_eta1", range(991, 0, -33), 7.5),  # the official code takes 31 steps then
+        ("closed_n50_eta1", range(981, 0, -20), 12.0),
+    ],
+)
+def test_the_sampler_equals_the_official_one_to_its_last_step_at_timestep_zero(
+    run: str, timesteps: range, guidance: float
+) -> None:
     steps = scheduler()
-    steps.set_timesteps(10)
-    latents = VECTORS["closed_n10_eta0.x_T"]
-    for timestep in steps.timesteps:
-        latents = steps.step(guided(latents, timestep), timestep, latents).prev_sample
-    expected = VECTORS["closed_n10_eta0.final"]
-    assert (latents - expected).abs().max() < 5e-4 * expected.std()
-    off = DynamicRescaleDDIMScheduler.from_config(steps.config, last_step_to_zero=False)
+    steps.set_timesteps(len(timesteps))
+    if len(timesteps) != 31:
+        assert steps.timesteps.tolist() == list(timesteps)
+    steps.timesteps = torch.tensor(timesteps)
+    latents = VECTORS[f"{run}.x_T"]
+    eta = float(run.endswith("eta1"))
+    for number, timestep in enumerate(steps.timesteps):
+        noise = VECTORS[f"{run}.noise"][number] if eta else None
+        output = predicted(latents, timestep, guidance)
+        made = steps.step(output, timestep, latents, eta=eta, variance_noise=noise)
+        if f"{run}.x" in VECTORS:  # of runs of ten steps
+            assert_close(made.prev_sample, VECTORS[f"{run}.x"][number])
+            following = int(timesteps[number + 1]) if number + 1 < len(timesteps) else 0
+            clean = made.pred_original_sample / steps.rescale_factors[following]
+            assert_close(clean, VECTORS[f"{run}.pred_x0"][number])
+        latents = made.prev_sample
+    if f"{run}.final" in VECTORS:
+        assert_close(latents, VECTORS[f"{run}.final"])
+
+
+def test_the_last_step_to_zero_can_be_left_out() -> None:
+    off = DynamicRescaleDDIMScheduler.from_config(scheduler().config, last_step_to_zero=False)
     assert not off.config.last_step_to_zero
     assert DynamicRescaleDDIMScheduler().config.last_step_to_zero is False
 
 
-def test_a_step_with_fresh_noise_equals_the_official_one() -> None:
+@pytest.mark.parametrize(("run", "guidance"), [("unet_n4_eta0", 3.0), ("unet_n5_eta1", 12.0)])
+def test_the_unet_sampled_equals_the_official_one(run: str, guidance: float) -> None:
+    unet = official_unet()
     steps = scheduler()
-    steps.set_timesteps(10)
-    latents, timestep = VECTORS["closed_n10_eta1.x_T"], steps.timesteps[0]
-    noise = VECTORS["closed_n10_eta1.noise"][0]
-    made = steps.step(
-        guided(latents, timestep), timestep, latents, eta=1.0, variance_noise=noise
-    ).prev_sample
-    expected = VECTORS["closed_n10_eta1.x"][0]
-    assert (made - expected).abs().max() < 5e-4 * expected.std()
+    eta = float(run.endswith("eta1"))
+    steps.set_timesteps(5 if eta else 4)
+    latents = VECTORS[f"{run}.x_T"]
+    for number, timestep in enumerate(steps.timesteps):
+        with torch.no_grad():
+            given, none = (
+                unet(latents, timestep, VECTORS[f"run.{name}"], VECTORS["unet.fps"][:1]).sample
+                for name in ("context", "uncond_context")
+            )
+        noise = VECTORS[f"{run}.noise"][number] if eta else None
+        output = none + guidance * (given - none)
+        latents = steps.step(output, timestep, latents, eta=eta, variance_noise=noise).prev_sample
+    assert_close(latents, VECTORS[f"{run}.final"])
 
 
 @pytest.mark.parametrize("count", [1, 4, 7, 30, 50, 60, 501, 999, 1000])

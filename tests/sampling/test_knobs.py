@@ -167,6 +167,26 @@ def test_knobs_are_the_same_for_one_video_and_for_several(
         assert torch.equal(outcomes[index].video, video)  # type: ignore[arg-type]
 
 
+def test_knobs_act_on_each_prompt_and_each_of_its_videos(
+    pipeline: DynamiCrafterPipeline, photo: Any
+) -> None:
+    recipe = recipe_of(
+        "above: 0.9, start: 0.97, guidance: 4, image: low_pass(0.3)", "image: time_noise(2)"
+    )
+
+    def made(prompt: Any, *seeds: int, **options: Any) -> torch.Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        size = {"num_frames": 3, "num_inference_steps": 3, "height": 16, "width": 16}
+        options |= {"generator": generators, "output_type": "latent", **size}
+        return pipeline(photo, prompt, **options).frames
+
+    with experts(pipeline, recipe):
+        together = made(["a cat", "up"], 1, 2, 3, 4, num_videos_per_prompt=2)
+        for seed, prompt in ((2, "a cat"), (3, "up")):
+            alone = made(prompt, seed)
+            torch.testing.assert_close(together[seed - 1 : seed], alone, atol=1e-4, rtol=0)
+
+
 SMALL = ["--steps", "4", "--height", "64", "--width", "64", "--num-frames", "5", "--dtype", "fp32"]
 
 

@@ -73,7 +73,7 @@ def test_every_part_of_all_families_is_loaded_whole(name: str, tmp_path: Path) -
     parts = {n: m for n, m in saved.components.items() if isinstance(m, torch.nn.Module)}
     assert parts.keys() == folder.weights.keys()
     empty = empty_modules(folder)
-    assert empty.keys() == parts.keys() & set(MODULES)
+    assert [*empty] == [name for name in MODULES if name in parts]  # names are the first one's
     for part, module in parts.items():
         loaded = _load_part(folder, part, None, {_DTYPE: torch.bfloat16, "use_safetensors": True})
         assert type(loaded) is type(module) and not loaded.training

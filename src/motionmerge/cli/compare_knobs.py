@@ -46,7 +46,7 @@ def compare_knobs(
     the pocket model has validation prompts of its own. The same command goes on after a kill.
     """
     with needs_eval_extra():
-        from motionmerge.evaluation.sweeps.knob_points import knob_points
+        from motionmerge.evaluation.sweeps.knob_points import TUNED, knob_points
     from motionmerge.switching.knob_families import knob_family
 
     _check_flags(flags)
@@ -61,6 +61,11 @@ def compare_knobs(
     )
     for name, reason in found.left_out.items():
         typer.echo(f"without {name}: {reason}", err=True)
+    if len(found.points) == 1:
+        raise ConfigError(
+            f"There is nothing to compare {TUNED} with.",
+            fix="Say what the model was tuned from: `base=MODEL`.",
+        )
     page = SweepPage(
         model.name,
         title=f"Ways to more motion of {model.name}",
@@ -95,7 +100,6 @@ def _check_flags(flags: VideoFlags) -> None:
 def _weights(flags: VideoFlags, model: ModelChoice) -> tuple[str, str | None]:
     """Return the paths or names of the tuned weights, and of those they were tuned from."""
     from motionmerge.merging.recipes.recipe import OWN_MODEL
-    from motionmerge.sampling.request.experts import from_base
 
     given = dict(flags.request.inputs)
     unknown = [name for name in given if name not in ("tuned", "base")]
@@ -103,13 +107,25 @@ def _weights(flags: VideoFlags, model: ModelChoice) -> tuple[str, str | None]:
         raise ConfigError(f"There is no input `{unknown[0]}` here.", fix="Name `tuned` or `base`.")
     tuned: str = OWN_MODEL
     base: str | None = None
-    if model.path is None:
-        tuned, base = "pocket:tuned", "pocket:base"
-    elif flags.base is not None:
-        recipe = from_base(flags.base, model.path, motion=0).recipe
+    if flags.base is not None:
+        if given:
+            raise ConfigError(
+                "--base is what the model was tuned from, and --input names other weights.",
+                fix="Give --base alone, or `tuned` and `base` with --input.",
+            )
+        knob = replace(flags.request, motion=flags.motion or 0.0)
+        recipe = knob.open_experts(model).recipe
         assert recipe is not None
         tuned, base = (recipe.inputs[name].path for name in ("tuned", "base"))
-    return given.get("tuned", tuned), given.get("base", base)
+    elif model.path is None:
+        tuned, base = "pocket:tuned", "pocket:base"
+    base = given.get("base", base)
+    if base is None and flags.motion is not None:
+        raise ConfigError(
+            "`motion=` is of the knob, and what the model was tuned from is not given.",
+            fix="Add `base=MODEL`, or leave `motion=` out.",
+        )
+    return given.get("tuned", tuned), base
 
 
 def _jobs(

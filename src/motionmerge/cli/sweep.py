@@ -306,7 +306,8 @@ def _write_report(
     from motionmerge.evaluation.report.page import write_report
     from motionmerge.evaluation.report.sets import Figure, ReportSet, made_by
 
-    missing = "; ".join(f"without {name}: {why}" for name, why in page.left_out.items())
+    about = ["beside each point its number in sweep.csv, and how often the camera went as told"]
+    about += [f"without {name}: {why}" for name, why in page.left_out.items()]
     write_report(
         [
             ReportSet(
@@ -322,7 +323,7 @@ def _write_report(
         to=output / "report.html",
         title=page.title,
         figures=[
-            Figure(_TITLES[name], to_svg(chart), caption=missing)
+            Figure(_TITLES[name], to_svg(chart), caption="; ".join(about))
             if name in _TITLES
             else Figure(f"Along {name.partition('-')[2]}", to_svg(chart))
             for name, chart in charts.items()

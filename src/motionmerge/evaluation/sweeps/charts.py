@@ -76,7 +76,9 @@ def metrics_to_draw(results: Sequence[PointResult]) -> list[str]:
 
 
 def front_chart(results: Sequence[PointResult], *, first: Sequence[PointResult] = ()) -> Figure:
-    """Draw motion against fidelity; points of the front are filled and numbered as in the table.
+    """Draw motion against fidelity; points of the front are filled.
+
+    Beside each stands its number in the results, and how often the camera went as told.
 
     Args:
         results: All points.
@@ -86,9 +88,10 @@ def front_chart(results: Sequence[PointResult], *, first: Sequence[PointResult] 
     strategies = list(dict.fromkeys(one.point.strategy for one in (*first, *results)))
     labels: list[tuple[float, float, str]] = []
     for strategy, color in zip(strategies, cycle(_COLORS), strict=False):
-        for number, one in enumerate(results, start=1):
+        own = [pair for pair in enumerate(results, start=1) if pair[1].point.strategy == strategy]
+        for number, one in own:
             motion, fidelity = one.mean(MOTION), one.mean(FIDELITY)
-            if one.point.strategy != strategy or motion is None or fidelity is None:
+            if motion is None or fidelity is None:
                 continue
             face = color if one.is_on_front else "none"
             axes.plot(fidelity.value, motion.value, "o", color=color, markerfacecolor=face)
@@ -96,7 +99,8 @@ def front_chart(results: Sequence[PointResult], *, first: Sequence[PointResult] 
             if (obeys := one.mean(OBEDIENCE)) is not None:
                 text += f" ({100 * obeys.value:.0f} %)"
             labels.append((fidelity.value, motion.value, text))
-        axes.plot([], [], "o", color=color, label=strategy)
+        label = strategy if len(own) > 1 else f"{own[0][0]} {strategy}"
+        axes.plot([], [], "o", color=color, label=label)
     axes.set_xlabel(f"{FIDELITY}: the first frame against the photo")
     axes.set_ylabel(f"{MOTION} ({METRICS[MOTION].unit})")
     if len(strategies) > 1:

@@ -20,7 +20,7 @@ TUNED = "tuned"
 KNOBS = {"ALG": "alg", "amplitude": "motion-amplitude", "bias": "first-frame-bias"}
 """Shipped recipes of knobs by their names in a comparison."""
 
-_NO_BASE = "the weights that the model was tuned from are not known (`base=`)"
+_NO_BASE = "what the model was tuned from is not given"
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from motionmerge.sampling.batch.manifest import (
     read_prompts,
 )
 from motionmerge.sampling.batch.variants import PlannedVariant, Variant, VariantMaker
+from motionmerge.sampling.families.limits import VideoFamily
 from motionmerge.sampling.request.model import ModelChoice
 from motionmerge.sampling.videos.settings import VideoSettings
 
@@ -50,19 +51,20 @@ def read_jobs(
 ) -> list[VideoJob]:
     """Read the videos to make, of a manifest or of all photos with all prompts, and check them.
 
+    Models that read no text have photos alone.
+
     Returns:
         Jobs whose settings are filled in.
 
     Raises:
-        ConfigError: Neither photos with prompts nor a manifest are given.
+        ConfigError: Neither photos with prompts nor a manifest are given, or prompts are given
+            to a model that reads none.
         DataError: A list cannot be read, or the model cannot make a video.
     """
     if manifest is not None and photos is None and prompts is None:
         jobs = read_manifest(manifest, defaults=defaults, num_videos=num_videos)
-    elif manifest is not None or photos is None or prompts is None:
-        raise ConfigError(
-            "Videos need photos and prompts.", fix="Give `photos=` and `prompts=`, or `manifest=`."
-        )
+    elif manifest is not None or photos is None or model.family.takes_text == (prompts is None):
+        raise _wrong_scenes(model.family, prompts)
     else:
         jobs = parse_manifest(
             "\n".join(_lines(photos, prompts)),
@@ -80,11 +82,27 @@ def read_jobs(
     ]
 
 
-def _lines(photos: Path, prompts: Path) -> Iterator[str]:
-    """Yield the lines of a manifest of all photos with all prompts."""
-    texts = read_prompts(read_list(prompts), source=str(prompts))
+def _wrong_scenes(family: VideoFamily, prompts: Path | None) -> ConfigError:
+    if family.takes_text:
+        return ConfigError(
+            "Videos need photos and prompts.", fix="Give `photos=` and `prompts=`, or `manifest=`."
+        )
+    if prompts is not None:
+        return ConfigError(
+            f"{family.name} makes videos from the image alone; it has no prompts.",
+            fix="Leave `prompts=` out.",
+        )
+    return ConfigError("Videos need photos.", fix="Give `photos=` or `manifest=`.")
+
+
+def _lines(photos: Path, prompts: Path | None) -> Iterator[str]:
+    """Yield the lines of a manifest of all photos, with all prompts if there are any."""
+    texts = None if prompts is None else read_prompts(read_list(prompts), source=str(prompts))
     for photo in photos_in(photos):
         name, image = _id_of(photo), str(photo.absolute())
+        if texts is None:
+            yield json.dumps({"image": image, "id": name}, ensure_ascii=False)
+            continue
         for number, text in enumerate(texts, start=1):
             row = {"image": image, "prompt": text, "id": f"{name}-{number:03}"}
             yield json.dumps(row, ensure_ascii=False)

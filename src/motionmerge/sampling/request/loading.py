@@ -195,7 +195,8 @@ def empty_modules(folder: PipelineFolder) -> dict[str, torch.nn.Module]:
         CheckpointError: A configuration is none of its class.
     """
     with _named_faults(folder):
-        return {part: _empty_part(folder, part) for part in folder.weights if part in MODULES}
+        own = [part for part in MODULES if part in folder.weights]  # the denoiser comes first
+        return {part: _empty_part(folder, part) for part in own}
 
 
 def _empty_part(folder: PipelineFolder, part: str) -> torch.nn.Module:
