@@ -228,7 +228,8 @@ def _wire_inputs(page: gr.Blocks, parts: Mapping[str, Any], quick: dict[str, Any
     """Keep knobs, recipe and noise axis in step with each other, both ways."""
     knobs = [parts["recipe"], parts["motion"], parts["drop_rate"]]
     parts["bundled"].input(_bundled, parts["bundled"], parts["photo"], **quick)
-    parts["ideas"].input(lambda text: text or "", parts["ideas"], parts["prompt"], **quick)
+    # Tab through the field is an input too: then what was written stays.
+    parts["ideas"].input(lambda text: text or gr.skip(), parts["ideas"], parts["prompt"], **quick)
     turned = [parts["motion"].release, parts["drop_rate"].release, parts["motion"].input]
     for event in turned:
         event(
