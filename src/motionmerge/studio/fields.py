@@ -104,7 +104,7 @@ def left_column() -> tuple[list[Any], dict[str, Any]]:
         recipe = gr.Code(
             shipped_text(POCKET),
             language="yaml",
-            label="Recipe (Escape, then Tab, leaves it)",
+            label="Recipe",
             max_lines=24,
             elem_id="recipe",
             wrap_lines=True,

@@ -124,6 +124,7 @@ def _theme() -> gr.themes.Base:
         input_border_color="#838b97",
         input_border_color_dark="#7b8492",
         checkbox_border_color="#838b97",
+        checkbox_border_color_dark="#7b8492",
         body_text_color_subdued="#5d646e",
         body_text_color_subdued_dark="#b9c0ca",
         block_info_text_color="#565f6b",

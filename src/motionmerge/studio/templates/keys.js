@@ -1,4 +1,4 @@
-// Tab leaves a dropdown: gradio takes it for a letter, and its list would stay open over other fields.
+// Tab leaves every field: gradio's dropdowns would stay open over others, and its editor would indent.
 addEventListener("keydown", event => {
-  if (event.key === "Tab" && event.target.matches?.("[role=combobox]")) event.stopImmediatePropagation();
+  if (event.key === "Tab" && event.target.matches?.("[role=combobox], .cm-content")) event.stopImmediatePropagation();
 }, true);
