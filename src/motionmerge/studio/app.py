@@ -288,7 +288,7 @@ def _opened(content: bytes) -> tuple[Any, ...]:
     """Show the recipe of a file, also a wrong one; the knobs are turned to what it says."""
     read = RecipeText.read_file(content)
     if not read.text:
-        said = fragments.message(read.fault or "The file is empty.", kind="error")
+        said = fragments.message(read.fault, kind="error")
         return *[gr.skip()] * 8, said, gr.skip(), gr.skip()
     return read.text, *_written(read.text)
 
