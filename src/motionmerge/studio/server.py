@@ -160,4 +160,5 @@ def server_of(app: fastapi.FastAPI) -> uvicorn.Server:
 def _is_no_open_tab(record: logging.LogRecord) -> bool:
     """Return whether a line is about something else than a tab that was open at the end."""
     error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, asyncio.CancelledError) and "running task" not in record.msg
+    is_of_one = isinstance(error, asyncio.CancelledError) or "running task" in record.getMessage()
+    return not is_of_one
