@@ -14,10 +14,13 @@ from motionmerge.merging.algebra.groups import (
     count_parameters,
     group_of,
     only,
+    restrict,
+    restrictions,
     selects,
 )
 from motionmerge.merging.algebra.nodes import Checkpoint
 from motionmerge.merging.lora.task_vector import lora
+from motionmerge.merging.recipes.parser import parse_expression
 from motionmerge.models.dynamicrafter import DynamiCrafterUNet
 from motionmerge.parameter_groups import FAMILIES, _first_group
 
@@ -166,6 +169,29 @@ def test_only_restricts_a_task_vector_to_a_group(pair, states):
     for name, value in states[0].items():
         changed = value.ndim > 0 and "temporal" in name
         assert same_bits(merged[name], value) is not changed
+
+
+def test_a_restriction_reaches_every_difference_and_is_read_back():
+    def parsed(text):
+        return parse_expression(text, ("base", "tuned", "style", "light"))
+
+    plain = parsed(
+        "base - 0.5 * dare(tuned - base, drop_rate=0.4, seed=0)"
+        " + ties(tuned - base, 2 * (style - base), keep=0.3) + lora(light, 0.8)"
+    )
+    restricted = restrict(plain, "temporal")
+    assert str(restricted) == (
+        'base - 0.5 * dare(only(tuned - base, "temporal"), drop_rate=0.4, seed=0)'
+        ' + ties(only(tuned - base, "temporal"), 2 * only(style - base, "temporal"), keep=0.3)'
+        ' + only(lora(light, 0.8), "temporal")'
+    )
+    assert parsed(str(restricted)) == restricted and restrict(restricted, None) == plain
+    assert set(restrictions(plain)) == {None} and set(restrictions(restricted)) == {"temporal"}
+    assert str(restrict(restricted, "*.attn1.*")).count('"*.attn1.*"') == 4
+    nested = parsed('base + only(only(tuned - base, "temporal"), "*.attn1.*")')
+    assert set(restrictions(nested)) == {"temporal", "*.attn1.*"}
+    with pytest.raises(RecipeError, match="tempral"):
+        restrict(plain, "tempral")
 
 
 @pytest.mark.parametrize("pattern", ["*.temporal_*", r"re:temporal_\w+"])

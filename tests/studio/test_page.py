@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import threading
+import time
+import zipfile
+from functools import partial
+from pathlib import Path
 
+import av
 import pytest
+from safetensors.torch import load
 
 pytest.importorskip("gradio")
 
+from diffusers import WanTransformer3DModel
+
+from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.models.pocket.world import load_photo
 from motionmerge.studio.server import listening, server_of, studio_app
+from motionmerge.studio.wishes import shipped_text
 
 from ..tiny.browser import PROGRAM, Browser
+from ..tiny.folders import save_lora
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium")
 
@@ -19,11 +30,13 @@ SET = """((query, text) => {
   const field = document.querySelector(query);
   const kind = field.tagName === "TEXTAREA" ? HTMLTextAreaElement : HTMLInputElement;
   Object.getOwnPropertyDescriptor(kind.prototype, "value").set.call(field, text);
+  field.focus();
   field.dispatchEvent(new Event("input", {bubbles: true}));
   field.dispatchEvent(new Event("change", {bubbles: true}));
   field.dispatchEvent(new Event("pointerup", {bubbles: true}));
   field.blur();
 })"""
+CONTRAST = (Path(__file__).parent / "contrast.js").read_text()
 SHOWN = "document.querySelectorAll('#result video').length"
 SAID = "document.querySelector('#said').innerText"
 DRAWN = "document.querySelector('#axis svg')"
@@ -70,9 +83,7 @@ def test_a_photo_a_prompt_and_the_knob(browser, url, tmp_path):
     browser.wait_for(f"{SAID}.includes('There is no photo')")
     assert "Fix:" in browser.run(SAID)
     load_photo("coffee").save(tmp_path / "mine.png")
-    root = browser.call("DOM.getDocument")["root"]["nodeId"]
-    field = browser.call("DOM.querySelector", nodeId=root, selector="input[type=file]")["nodeId"]
-    browser.call("DOM.setFileInputFiles", nodeId=field, files=[str(tmp_path / "mine.png")])
+    browser.give_files("#photo input[type=file]", tmp_path / "mine.png")
     browser.wait_for("document.querySelector('#photo img')")
     assert browser.run("document.documentElement.scrollWidth") == 390, "the recipe pushes it wide"
     put(browser, "#prompt textarea", "a cat jumps")
@@ -94,6 +105,7 @@ def test_a_photo_a_prompt_and_the_knob(browser, url, tmp_path):
         f"{SHOWN} == 2 && document.querySelector('.mm-work').dataset.work != '{first}'"
     )
     assert "motion -0.5" in browser.run("document.querySelector('#result').innerText")
+    assert browser.run(CONTRAST) == [], "dark, with videos"
     # Another tab has its own page; what was made is there after a reload.
     open_page(browser, url)
     assert browser.run(SHOWN) == 0
@@ -105,6 +117,115 @@ def test_a_photo_a_prompt_and_the_knob(browser, url, tmp_path):
     assert foreign == {url.split("/")[2]}, "the page asks nobody else"
     kinds = {one["params"].get("type", "error") for one in browser.faults()}
     assert kinds <= {"warning", "log", "info"}, browser.faults()  # gradio's own
+
+
+def tab_to(browser, query):
+    """Press Tab until an element has the focus; every stop on the way shows that it has it."""
+    for _ in range(60):
+        browser.press("Tab", 9)
+        at, outline, found = browser.run(f"""(() => {{
+          const at = document.activeElement;
+          const {{ outlineStyle }} = getComputedStyle(at.closest(".cm-editor") ?? at);
+          return [at.outerHTML.slice(0, 200), outlineStyle, at.matches({query!r})];
+        }})()""")
+        assert outline != "none" or at.startswith("<body"), at
+        if found:
+            return
+    raise AssertionError(query)
+
+
+def saved(browser, folder, name, *, start):
+    """Start a download, and wait until the file is whole."""
+    start()
+    path, end = folder / name, time.monotonic() + 60
+    while not path.exists() or not path.stat().st_size or any(folder.glob("*.crdownload")):
+        assert time.monotonic() < end, [path.name for path in folder.iterdir()]
+        browser.run("1")
+    return path
+
+
+def test_by_keyboard_alone_from_a_photo_to_saved_files(browser, url, tmp_path):
+    open_page(browser, url)
+    browser.save_into(tmp_path)
+    enter = partial(browser.press, "Enter", 13, "\r")
+    tab_to(browser, "#bundled input")
+    browser.press(" ", 32, " ")
+    browser.wait_for("document.querySelector('#photo img')")
+    tab_to(browser, "#prompt textarea")
+    browser.call("Input.insertText", text="the camera pans left")
+    tab_to(browser, "#motion input[type=range]")
+    for _ in range(2):
+        browser.press("ArrowLeft", 37)
+    browser.wait_for("document.querySelector('#recipe').innerText.includes('motion: 0.9')")
+    tab_to(browser, "#steps input")
+    browser.call("Input.insertText", text="2")
+    tab_to(browser, "#recipe .cm-content")
+    tab_to(browser, "#generate")
+    browser.wait_for("!document.querySelector('[role=listbox]')")  # no list stays open
+    assert browser.run(CONTRAST) == [], "light, with everything open"
+    enter()
+    browser.wait_for(f"{SHOWN} == 2", seconds=240)
+    work = browser.run("document.querySelector('.mm-work').dataset.work")
+    for number in (1, 2):
+        tab_to(browser, "#result figure a")
+        video = saved(browser, tmp_path, f"{work}-{number}.mp4", start=enter)
+        with av.open(str(video)) as opened:
+            assert sum(1 for _ in opened.decode(video=0)) == 16
+    tab_to(browser, "#result [download='recipe.yaml']")
+    recipe = Recipe.load(saved(browser, tmp_path, "recipe.yaml", start=enter))
+    assert recipe.parameters["motion"] == 0.9
+    tab_to(browser, "#result [download='report.html']")
+    report = saved(browser, tmp_path, "report.html", start=enter)
+    browser.new_tab()
+    browser.open(report.as_uri())
+    assert browser.run("document.querySelectorAll('video').length") == 2
+    browser.wait_for("[...document.querySelectorAll('video')].every(one => one.duration > 1)")
+    assert "the camera pans left" in browser.run("document.body.innerText")
+
+
+def test_a_models_folder_a_lora_and_a_recipe_file(browser, url, stored_wan, tmp_path):
+    """Each is opened by somebody who types where it is; what is wrong is said in place."""
+    lora, wrong, right = (tmp_path / name for name in ("l.safetensors", "a.yaml", "b.yaml"))
+    denoiser = WanTransformer3DModel.from_pretrained(stored_wan / "transformer")
+    save_lora(lora, denoiser, "blocks.0.attn1.to_q")
+    right.write_text(shipped_text("calm"))
+    wrong.write_text("inputs: {base: 'memory:base'}\nexperts:\n  a: base + * 3\n")
+    open_page(browser, url)
+    browser.save_into(tmp_path)
+    browser.run("[...document.querySelectorAll('button.label-wrap')][1].click()")
+    browser.wait_for("document.querySelector('#lora textarea')?.checkVisibility()")
+    click(browser, "#bundled input")
+    about = "document.querySelector('#about').innerText"
+    put(browser, "#model textarea", str(tmp_path))
+    browser.wait_for(f"{about}.includes('model_index.json') && {about}.includes('Fix:')")
+    put(browser, "#model textarea", str(stored_wan))
+    browser.wait_for(f"{about}.includes('both must divide by 16')")
+    put(browser, "#lora textarea", str(lora))
+    browser.wait_for(f"{DRAWN}?.getAttribute('aria-label').includes('dynamics')")
+    put(browser, "#prompt textarea", "a cat")
+    for name, number in {"steps": 2, "width": 16, "height": 16, "frames": 5}.items():
+        put(browser, f"#{name} input", str(number))
+    click(browser, "#generate")
+    browser.wait_for(f"{SHOWN} == 2", seconds=120)
+    browser.run("[...document.querySelectorAll('[role=tab]')][4].click()")
+    browser.wait_for("document.querySelector('#export').checkVisibility()")
+    click(browser, "#export")
+    link = "document.querySelector('[download=\"comfyui.zip\"]')"
+    browser.wait_for(link, seconds=120)
+    archive = saved(browser, tmp_path, "comfyui.zip", start=lambda: browser.run(f"{link}.click()"))
+    with zipfile.ZipFile(archive) as files:
+        weights = load(files.read("dynamics.safetensors"))
+    assert any("lora" in name for name in weights)
+    browser.give_files("#advanced input[type=file]", wrong)
+    browser.wait_for("document.querySelector('#advanced').innerText.includes('^')")
+    browser.give_files("#advanced input[type=file]", right)
+    browser.wait_for("document.querySelector('#recipe').innerText.includes('calm: base')")
+    browser.wait_for("document.querySelector('#motion input[type=number]').value == -0.25")
+    field = "document.querySelector('#group input')"
+    browser.run(f"{field}.focus(), {field}.select()")
+    browser.call("Input.insertText", text="tempral")
+    browser.press("Enter", 13, "\r")
+    browser.wait_for("document.querySelector('#advanced').innerText.includes('`temporal`')")
 
 
 def ask_for_a_long_one(browser, url):

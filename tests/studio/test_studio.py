@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import queue
-import resource
-import signal
 import threading
 import zipfile
 from dataclasses import replace
@@ -20,20 +15,18 @@ pytest.importorskip("gradio")
 from diffusers import WanTransformer3DModel
 from fastapi.testclient import TestClient
 
-from motionmerge.errors import ConfigError, DataError
-from motionmerge.io import atomic
+from motionmerge.errors import CheckpointError, ConfigError, DataError
 from motionmerge.models.pocket.world import load_photo
 from motionmerge.studio import app, fragments
-from motionmerge.studio import works as works_module
 from motionmerge.studio.app import fault
 from motionmerge.studio.making import Maker
 from motionmerge.studio.server import studio_app
-from motionmerge.studio.turns import MOST_WAITING, Stopped, Turns
+from motionmerge.studio.turns import Stopped
 from motionmerge.studio.values import PageValues
-from motionmerge.studio.wishes import SEVERAL, RecipeText, shipped_text, sweep_points
+from motionmerge.studio.wishes import SEVERAL, ModelNote, RecipeText, shipped_text, sweep_points
 from motionmerge.studio.works import History, Works
 
-from ..tiny.folders import save_lora
+from ..tiny.folders import save_lora, save_tiny
 
 HOSTILE = '<img src=x onerror="alert(1)">'
 
@@ -247,117 +240,6 @@ def test_only_works_are_served_and_only_to_this_machine(made):
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
 
 
-GOOD = {
-    "id": "f" * 16, "kind": "motion", "prompt": HOSTILE, "seed": 3, "model": "pocket",
-    "seconds": 1, "videos": [{"name": HOSTILE, "file": "1.mp4", "numbers": {"motion_degree": 2}}],
-}  # fmt: skip
-VIDEO = {**GOOD["videos"][0]}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        *("", "[]", "{}", '{"id": "', "[" * 100_000, " " * (5 << 20), '"' + "x" * 100 + '"'),
-        *(
-            json.dumps({**GOOD, **wrong})
-            for wrong in (
-                *({"id": "e" * 16}, {"id": 1}, {"prompt": 5}, {"seconds": "x"}, {"videos": []}),
-                *({"seed": [1]}, {"seed": None}, {"seconds": float("nan")}, {"version": 9}),
-                *({"videos": {}}, {"videos": [[]]}, {"videos": [VIDEO] * 101}),
-                *(
-                    {"videos": [{**VIDEO, **wrong}]}
-                    for wrong in (
-                        *({"file": "../../etc/passwd"}, {"file": "a/1.mp4"}, {"file": 1}),
-                        *({"numbers": {"motion_degree": "x"}}, {"numbers": []}, {"name": None}),
-                        {"sound": "1.wav"},
-                    )
-                ),
-            )
-        ),
-    ],
-)
-def test_what_is_no_work_is_counted_and_not_shown(tmp_path, content):
-    for name, text in {"f" * 16: content, "a" * 16: json.dumps({**GOOD, "id": "a" * 16})}.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "work.json").write_text(text)
-    found = Works(tmp_path).history()
-    assert [one.id for one in found.works] == ["a" * 16] and found.num_damaged == 1
-    assert found.works[0].videos[0].seed == 3, "it was written before videos had seeds"
-    page = fragments.history(found)
-    assert "1 more cannot be read" in page and "<img src=x" not in page
-
-
-def test_a_kill_while_a_work_is_kept_leaves_all_or_nothing(made, tmp_path):
-    works, work = Works(tmp_path / "works"), made[1]
-    works.folder.mkdir()
-
-    def scratch(name):
-        (tmp_path / name).mkdir()
-        for number in range(3):
-            (tmp_path / name / f"{number}.mp4").write_bytes(b"x")
-        return tmp_path / name
-
-    child = os.fork()
-    if not child:
-        moved = []
-
-        def die_at_the_second(*names):
-            moved.append(names) if not moved else os.kill(os.getpid(), signal.SIGKILL)
-
-        works_module.shutil.move = die_at_the_second
-        works.save(work, scratch("first"))
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    assert len(list(works.folder.iterdir())) == 1 and works.history() == History([])
-    atomic._others.clear()  # another process comes, which has not looked into the folder
-    works.save(work, scratch("second"))
-    assert works.history() == History([work])
-    assert [path.name for path in works.folder.iterdir()] == [work.id], "the rest was removed"
-
-
-def test_a_full_disk_is_named_and_keeps_nothing(made, tmp_path):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    (tmp_path / "scratch").mkdir()
-    (tmp_path / "works").mkdir()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
-    try:
-        with pytest.raises(DataError, match="Cannot write works") as error:
-            Works(tmp_path / "works").save(made[1], tmp_path / "scratch")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "free space" in fault(error.value) and not list((tmp_path / "works").iterdir())
-
-
-def test_whoever_comes_first_is_served_first_and_may_leave():
-    """Five ask at once: each is told its place, one gives up, one comes when the line is full."""
-    turns, stops, told = Turns(), [threading.Event() for _ in range(5)], queue.Queue()
-    served, go_on = queue.Queue(), threading.Event()
-
-    def ask(number):
-        try:
-            with turns.turn(tell=lambda before: told.put((number, before)), stop=stops[number]):
-                served.put(number)
-                go_on.wait(20)
-        except Stopped:
-            served.put(-number)
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(5)]
-    for number, thread in enumerate(threads):
-        thread.start()
-        assert (served.get(timeout=20) if number == 0 else told.get(timeout=20)) in (
-            *(0, (number, number)),
-        )
-    stops[2].set()
-    assert served.get(timeout=20) == -2
-    assert sorted(told.get(timeout=20) for _ in range(2)) == [(3, 2), (4, 3)], "they move up"
-    full = Turns([threading.Event() for _ in range(MOST_WAITING + 1)])
-    with pytest.raises(ConfigError, match="others are waiting"):
-        full.turn(tell=print, stop=threading.Event()).__enter__()
-    go_on.set()
-    for thread in threads:
-        thread.join(20)
-    assert [served.get_nowait() for _ in range(3)] == [1, 3, 4]
-
-
 def test_a_lora_or_a_base_is_never_left_aside(photo, stored_wan):
     """What is typed beside a recipe is used or refused."""
     with pytest.raises(ConfigError, match="a LoRA and a recipe"):
@@ -414,6 +296,53 @@ def test_a_models_lora_makes_videos_and_files_for_comfyui(photo, stored_wan, tmp
         given(photo, model=folder, recipe="").of_kind("export", [])
     assert "dynamics" in app._axis(folder, "", str(lora), "", 0.72, 4)
     assert app._axis(folder, "", "", "", 0.72, 4) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "changed", "rule"),
+    [
+        ("SVD", {"prompt": ""}, {"width": 64, "height": 64, "frames": 2}, "has no prompts"),
+        ("LTX", {"prompt": "a cat"}, {"width": 64, "height": 64, "frames": 9}, "divide by 32"),
+    ],
+)
+def test_other_families_are_explained_and_make_videos(photo, tmp_path, name, own, changed, rule):
+    save_tiny(name, tmp_path / "model")
+    values = given(photo, model=str(tmp_path / "model"), recipe="", **own)
+    note = ModelNote.about(values.model)
+    assert rule in note.text and ("leave it empty" in note.prompt) == (name == "SVD")
+    maker = Maker(Works(tmp_path / "works"))
+
+    def make(**more):
+        wish = replace(values, **more).of_kind("motion", [])
+        return maker.make(wish, tell=lambda *_: None, stop=threading.Event())
+
+    assert len(make(**changed).videos) == 1
+    for wrong, word in (
+        ({"prompt": "a cat" if name == "SVD" else ""}, "prompt"),
+        ({"width": 30}, "divide"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            make(**{**changed, **wrong})
+
+
+def test_a_model_that_is_not_here_is_told_of_and_not_fetched(tmp_path):
+    assert "downloaded" in ModelNote.about("owner/name").text
+    assert "in five colors" in ModelNote.about("pocket").prompt
+    with pytest.raises(CheckpointError, match="model_index"):
+        ModelNote.about(str(tmp_path))
+    assert (
+        "Fix:" in app._about(str(tmp_path))[0] and str(tmp_path) not in app._about(str(tmp_path))[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "word"), [(b"\xff", "UTF-8"), (b"x" * 100_000, "at most"), (b"", "not a mapping")]
+)
+def test_a_file_that_is_no_recipe_leaves_the_one_on_the_page(content, word):
+    told = app._opened(content)
+    assert word in told[-3] and not isinstance(told[0], str)
+    opened = app._opened(shipped_text("calm").encode())
+    assert opened[:2] == (shipped_text("calm"), -0.25)
 
 
 def test_a_page_of_another_site_and_a_file_that_nobody_uploaded_are_refused(tmp_path):

@@ -92,6 +92,18 @@ class Browser:
                 windowsVirtualKeyCode=code,
             )
 
+    def give_files(self, query, *paths):
+        """Choose files in a field for files, as a person does in the dialogue."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        field = self.call("DOM.querySelector", nodeId=root, selector=query)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=field, files=[str(path) for path in paths])
+
+    def save_into(self, folder):
+        """Save what is downloaded into a folder, under the names that the page gives."""
+        session, self.session = self.session, {}
+        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+        self.session = session
+
     def picture(self, path, *, whole=True):
         """Write a screenshot as PNG, for people who look at a page."""
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole)

@@ -228,7 +228,8 @@ def _wire_inputs(page: gr.Blocks, parts: Mapping[str, Any], quick: dict[str, Any
     """Keep knobs, recipe and noise axis in step with each other, both ways."""
     knobs = [parts["recipe"], parts["motion"], parts["drop_rate"]]
     parts["bundled"].input(_bundled, parts["bundled"], parts["photo"], **quick)
-    parts["ideas"].input(lambda text: text or "", parts["ideas"], parts["prompt"], **quick)
+    # Of the lists that write into other fields only a choice counts: Tab is an `input` too.
+    parts["ideas"].select(lambda text: text, parts["ideas"], parts["prompt"], **quick)
     turned = [parts["motion"].release, parts["drop_rate"].release, parts["motion"].input]
     for event in turned:
         event(
@@ -261,7 +262,7 @@ def _wire_inputs(page: gr.Blocks, parts: Mapping[str, Any], quick: dict[str, Any
             _emptied, [parts["model"], parts["recipe"]], [parts["recipe"], parts["wrong"]], **quick
         )
         event(_about, parts["model"], [parts["about"], parts["prompt"]], **quick)
-    parts["shipped"].input(
+    parts["shipped"].select(
         lambda name: (shipped_text(name), *_written(shipped_text(name))),
         parts["shipped"],
         recipe,
@@ -287,7 +288,7 @@ def _opened(content: bytes) -> tuple[Any, ...]:
     """Show the recipe of a file, also a wrong one; the knobs are turned to what it says."""
     read = RecipeText.read_file(content)
     if not read.text:
-        said = fragments.message(read.fault or "The file is empty.", kind="error")
+        said = fragments.message(read.fault, kind="error")
         return *[gr.skip()] * 8, said, gr.skip(), gr.skip()
     return read.text, *_written(read.text)
 

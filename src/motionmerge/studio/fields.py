@@ -81,7 +81,7 @@ def left_column() -> tuple[list[Any], dict[str, Any]]:
             value="",
             label="Only these parameters",
             elem_id="group",
-            info="Of every difference in the recipe: a group, or a pattern such as `*.attn1.*`.",
+            info="Of every difference in the recipe: a group, or a pattern such as `re:attn1`.",
             allow_custom_value=True,
         )
         group_wrong = gr.HTML(padding=False)

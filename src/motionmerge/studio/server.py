@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -79,7 +81,8 @@ def studio_app(folder: Path) -> fastapi.FastAPI:
         return FileResponse(path, media_type=KINDS[path.suffix], headers=_HEADERS)
 
     phone = (TEMPLATES / "phone.css").read_text(encoding="utf-8")
-    script = (TEMPLATES / "players.js").read_text(encoding="utf-8")
+    names = ("players.js", "keys.js")
+    script = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in names)
     mounted = gr.mount_gradio_app(
         app,
         page,
@@ -117,6 +120,13 @@ def _theme() -> gr.themes.Base:
         checkbox_label_background_fill_selected_dark="#9d174d",
         input_placeholder_color="#5d646e",
         input_placeholder_color_dark="#c3cad4",
+        input_border_width="1px",
+        input_border_color="#838b97",
+        input_border_color_dark="#7b8492",
+        checkbox_border_color="#838b97",
+        checkbox_border_color_dark="#7b8492",
+        body_text_color_subdued="#5d646e",
+        body_text_color_subdued_dark="#b9c0ca",
         block_info_text_color="#565f6b",
         block_info_text_color_dark="#b3bac4",
     )
@@ -141,7 +151,14 @@ def listening(port: int) -> Iterator[socket.socket]:
 
 
 def server_of(app: fastapi.FastAPI) -> uvicorn.Server:
-    """Return a server that writes no log of who asked for what."""
-    return uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
-    )
+    """Return a server that writes no log of who asked for what, nor of tabs open at Ctrl-C."""
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
+    logging.getLogger("uvicorn.error").addFilter(_is_no_open_tab)
+    return uvicorn.Server(config)
+
+
+def _is_no_open_tab(record: logging.LogRecord) -> bool:
+    """Return whether a line is about something else than a tab that was open at the end."""
+    error = record.exc_info[1] if record.exc_info else None
+    is_of_one = isinstance(error, asyncio.CancelledError) or "running task" in record.getMessage()
+    return not is_of_one

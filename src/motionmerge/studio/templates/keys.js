@@ -1,0 +1,4 @@
+// Tab leaves every field: gradio's dropdowns would stay open over others, and its editor would indent.
+addEventListener("keydown", event => {
+  if (event.key === "Tab" && event.target.matches?.("[role=combobox], .cm-content")) event.stopImmediatePropagation();
+}, true);
