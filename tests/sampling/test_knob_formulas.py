@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -24,6 +25,7 @@ from .test_knobs_of_families import (
     make,
     named,
     recipe_of,
+    seeded,
     told,
 )
 
@@ -230,3 +232,37 @@ def test_what_a_family_computes_is_the_formula(
             monkeypatch.setattr(F, "scaled_dot_product_attention", biased)
             torch.testing.assert_close(make(pipeline, family), ours, atol=1e-5, rtol=1e-5)
         assert biased.num_calls
+
+
+@pytest.mark.parametrize("name", ["Wan 2.1", "CogVideoX", "LTX", "LTX-2", "Hunyuan"])
+def test_a_large_bias_hides_the_first_frame_from_all_others(name: str) -> None:
+    family = named(name)
+    pipeline = built(family)
+    place, denoiser = known_of(pipeline).attention, pipeline.transformer
+    assert place is not None
+    attention = getattr(getattr(denoiser, place.blocks[0])[0], place.module)
+    seen: dict[nn.Module, dict[str, Any]] = {}
+
+    def keep(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        names = [*inspect.signature(type(module).forward).parameters][1:]
+        seen[module] = {**dict(zip(names, args, strict=False)), **given}
+
+    for module in (denoiser, attention):
+        module.register_forward_pre_hook(keep, with_kwargs=True)
+    make(pipeline, family)
+    call, given = (dict(seen[module]) for module in (denoiser, attention))
+    sample, hidden = call["hidden_states"], given["hidden_states"]
+    frames = (
+        sample.shape[1 if name == "CogVideoX" else 2] if sample.ndim > 3 else call["num_frames"]
+    )
+    first = hidden.shape[1] // frames
+    moved = hidden.clone()
+    moved[:, :first] += torch.randn(moved[:, :first].shape, generator=seeded(1))
+
+    def others(tokens: torch.Tensor, bias: float) -> torch.Tensor:
+        with torch.no_grad(), place.biased(denoiser, bias, call, rows=slice(None)):
+            made = attention(**{**given, "hidden_states": tokens})
+        return (made[0] if isinstance(made, tuple) else made)[:, first:]
+
+    assert not torch.allclose(others(moved, 0.0), others(hidden, 0.0), atol=1e-4)
+    torch.testing.assert_close(others(moved, -1e4), others(hidden, -1e4), atol=1e-6, rtol=0)
