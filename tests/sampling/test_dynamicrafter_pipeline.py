@@ -57,6 +57,15 @@ def test_the_video_has_the_shape_asked_for_and_every_output_type_agrees(
     assert generate(pipeline, output_type="latent").shape == (1, 4, NUM_FRAMES, 8, 8)
 
 
+def test_parts_of_different_models_are_refused(pipeline: DynamiCrafterPipeline) -> None:
+    parts = dict(pipeline.components)
+    own = parts["image_projector"].config
+    wrong = ImageProjector(**{**own, "embed_dims": own.embed_dims * 2})
+    with pytest.raises(ShapeError, match=r"image_encoder's `hidden_size` is \d+, the image_proj"):
+        DynamiCrafterPipeline(**{**parts, "image_projector": wrong})
+    assert DynamiCrafterPipeline(**{**parts, "image_projector": None}).unet is pipeline.unet
+
+
 def test_same_seed_same_video(pipeline: DynamiCrafterPipeline, generate: Generate) -> None:
     video = generate(pipeline)
     assert torch.equal(generate(pipeline), video)

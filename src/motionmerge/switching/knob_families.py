@@ -353,8 +353,15 @@ def check_knobs(schedule: ExpertSchedule, family: KnobFamily) -> None:
     for knob in wanted_knobs(schedule):
         if not family.has(knob):
             others = [one.name for one in KNOB_FAMILIES if one.has(knob)]
+            found = ", ".join(_filters(schedule)) if knob == FILTERS else knob
             raise ConfigError(
-                f"The schedule sets {knob}, which {family.name} does not have: "
+                f"The schedule sets {found}, which {family.name} does not have: "
                 f"{family.reason(knob)}.",
                 fix=f"Leave it out, or use a model that has it: {'; '.join(others)}.",
             )
+
+
+def _filters(schedule: ExpertSchedule) -> list[str]:
+    """Return which of the knobs that stand in one column are set, each once."""
+    images = [one for entry in schedule.entries for one in entry.image]
+    return list(dict.fromkeys(one.name for one in images if not isinstance(one, MotionAmplitude)))

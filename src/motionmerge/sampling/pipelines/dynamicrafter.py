@@ -62,6 +62,9 @@ class DynamiCrafterPipeline(ImageTokenPipeline):
         scheduler: `DynamicRescaleDDIMScheduler`, or another one of diffusers.
         height, width: Default size in pixels.
 
+    Raises:
+        ShapeError: The parts are of different models.
+
     Attributes:
         batches_guidance: Run the U-Net once on both halves of guidance, instead of once for each.
             None does so on a GPU, where that is quicker; on a CPU it takes as long, and 10 to 30 %
@@ -96,6 +99,7 @@ class DynamiCrafterPipeline(ImageTokenPipeline):
             scheduler=scheduler,
         )
         self.register_to_config(height=height, width=width)
+        self._check_parts_fit()
 
     def capture_steps(self) -> None:
         """Replay the U-Net as a CUDA graph on a GPU; see `CapturedUNet`. Harmless elsewhere.

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from motionmerge.models.dynamicrafter.image_projector import ImageProjector
     from motionmerge.models.dynamicrafter.unet import DynamiCrafterUNet
 
+_WIDTHS = (
+    (("text_encoder", "hidden_size"), ("unet", "cross_attention_dim")),
+    (("image_encoder", "hidden_size"), ("image_projector", "embed_dims")),
+    (("image_projector", "output_dims"), ("unet", "cross_attention_dim")),
+    (("vae", "latent_channels"), ("unet", "out_channels")),
+)
+"""What a part makes, and what the part that reads it expects."""
+
 
 class ImageTokenPipeline(DenoisingPipeline):
     """A pipeline whose U-Net reads image tokens besides text.
@@ -36,6 +44,24 @@ class ImageTokenPipeline(DenoisingPipeline):
     image_projector: ImageProjector
 
     _encoders = ("text_encoder", "image_encoder")
+
+    def _check_parts_fit(self) -> None:
+        """Refuse parts of different models; one that is missing, or says no width, fits.
+
+        Raises:
+            ShapeError: One part makes vectors of another width than the next one reads.
+        """
+        for (maker, made), (reader, read) in _WIDTHS:
+            widths = [
+                getattr(getattr(getattr(self, part), "config", None), width, None)
+                for part, width in ((maker, made), (reader, read))
+            ]
+            if None not in widths and widths[0] != widths[1]:
+                raise ShapeError(
+                    f"The {maker}'s `{made}` is {widths[0]}, the {reader}'s `{read}` {widths[1]}: "
+                    "they are parts of different models.",
+                    fix=f"Take the {maker} that the {reader} was trained with.",
+                )
 
     def encode_image_tokens(self, image: torch.Tensor, num_frames: int) -> torch.Tensor:
         """Turn images `[batch, 3, height, width]` in [-1, 1] into image tokens.
