@@ -40,18 +40,18 @@ RULES = 1
 _ROUNDING = 1e-6
 
 _SECONDS = {
-    "i2v_subject": 0.6,
-    "i2v_background": 1.8,
-    "subject_consistency": 1.0,
-    "background_consistency": 0.2,
-    "aesthetic_quality": 2.8,
-    "dynamic_degree": 4.8,
+    "i2v_subject": 0.45,
+    "i2v_background": 1.3,
+    "subject_consistency": 0.7,
+    "background_consistency": 0.1,
+    "aesthetic_quality": 1.9,
+    "dynamic_degree": 3.5,
     "imaging_quality": 1.0,
     "motion_smoothness": 2.0,
     "camera_motion": 0.5,
     "temporal_flickering": 0.01,
 }
-"""Rough time of a 320 x 512 frame on one CPU core, a guess for plugins."""
+"""Time of a 320 x 512 frame on one CPU core (benchmarks/vbench.py), a guess for plugins."""
 
 
 @dataclass(frozen=True, kw_only=True)
