@@ -108,8 +108,9 @@ class LoraPipeline(LoraBaseMixin):  # type: ignore[misc]  # diffusers is untyped
         """
         several = adapter_weights if isinstance(adapter_weights, list) else [adapter_weights]
         for given in several:
-            if isinstance(given, Mapping):
-                _check_parts(given, self.unet)
+            own = given.get("unet") if isinstance(given, Mapping) else None
+            if isinstance(own, Mapping):
+                _check_parts(own, self.unet)
         super().set_adapters(adapter_names, adapter_weights)
 
     def fuse_lora(self, components: Sequence[str] = ("unet",), **options: object) -> None:
@@ -202,17 +203,8 @@ class LoraPipeline(LoraBaseMixin):  # type: ignore[misc]  # diffusers is untyped
         return (tensors, settings or None) if return_lora_metadata else tensors
 
 
-def _check_parts(given: Mapping[str, object], unet: torch.nn.Module) -> None:
+def _check_parts(weights: Mapping[str, object], unet: torch.nn.Module) -> None:
     """Refuse weights by parts of names that diffusers would leave out, or break off at."""
-    if "unet" not in given:
-        raise ConfigError(
-            f"The weights of a LoRA are for {', '.join(map(repr, given)) or 'nothing'}; expected "
-            "'unet'.",
-            fix='Pass a number, or `{"unet": {"down": 0.5}}`.',
-        )
-    weights = given["unet"]
-    if not isinstance(weights, Mapping):
-        return
     layers = [name for name, one in unet.named_modules() if isinstance(one, BaseTunerLayer)]
     for part, weight in weights.items():
         if not isinstance(weight, Real) or not any(part in name for name in layers):
