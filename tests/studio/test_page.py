@@ -102,7 +102,8 @@ def test_a_photo_a_prompt_and_the_knob(browser, url, tmp_path):
     put(browser, "#motion input[type=number]", "-0.5")
     click(browser, "#generate")
     browser.wait_for(
-        f"{SHOWN} == 2 && document.querySelector('.mm-work').dataset.work != '{first}'"
+        f"{SHOWN} == 2 && document.querySelector('.mm-work').dataset.work != '{first}'",
+        seconds=240,
     )
     assert "motion -0.5" in browser.run("document.querySelector('#result').innerText")
     assert browser.run(CONTRAST) == [], "dark, with videos"
