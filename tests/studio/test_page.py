@@ -54,9 +54,9 @@ def url(tmp_path_factory):
         thread.join()
 
 
-@pytest.fixture
-def browser(tmp_path):
-    browser = Browser(tmp_path / "profile")
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("browser"))
     yield browser
     browser.close()
 
