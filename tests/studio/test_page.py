@@ -54,9 +54,9 @@ def url(tmp_path_factory):
         thread.join()
 
 
-@pytest.fixture
-def browser(tmp_path):
-    browser = Browser(tmp_path / "profile")
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("browser"))
     yield browser
     browser.close()
 
@@ -102,7 +102,8 @@ def test_a_photo_a_prompt_and_the_knob(browser, url, tmp_path):
     put(browser, "#motion input[type=number]", "-0.5")
     click(browser, "#generate")
     browser.wait_for(
-        f"{SHOWN} == 2 && document.querySelector('.mm-work').dataset.work != '{first}'"
+        f"{SHOWN} == 2 && document.querySelector('.mm-work').dataset.work != '{first}'",
+        seconds=240,
     )
     assert "motion -0.5" in browser.run("document.querySelector('#result').innerText")
     assert browser.run(CONTRAST) == [], "dark, with videos"
@@ -152,7 +153,13 @@ def test_by_keyboard_alone_from_a_photo_to_saved_files(browser, url, tmp_path):
     browser.press(" ", 32, " ")
     browser.wait_for("document.querySelector('#photo img')")
     tab_to(browser, "#prompt textarea")
-    browser.call("Input.insertText", text="the camera pans left")
+    browser.call("Input.insertText", text="the camera")
+    tab_to(browser, "[aria-label='Ideas for prompts']")
+    browser.wait_for("document.querySelector('[role=listbox]')")
+    browser.press("ArrowDown", 40)
+    browser.wait_for("document.querySelector('[role=option].active')")
+    enter()
+    browser.wait_for("document.querySelector('#prompt textarea').value == 'the camera pans left'")
     tab_to(browser, "#motion input[type=range]")
     for _ in range(2):
         browser.press("ArrowLeft", 37)
@@ -221,8 +228,7 @@ def test_a_models_folder_a_lora_and_a_recipe_file(browser, url, stored_wan, tmp_
     browser.give_files("#advanced input[type=file]", right)
     browser.wait_for("document.querySelector('#recipe').innerText.includes('calm: base')")
     browser.wait_for("document.querySelector('#motion input[type=number]').value == -0.25")
-    field = "document.querySelector('#group input')"
-    browser.run(f"{field}.focus(), {field}.select()")
+    browser.run("document.querySelector('#group input').focus()")
     browser.call("Input.insertText", text="tempral")
     browser.press("Enter", 13, "\r")
     browser.wait_for("document.querySelector('#advanced').innerText.includes('`temporal`')")

@@ -316,7 +316,9 @@ def test_other_families_are_explained_and_make_videos(photo, tmp_path, name, own
         wish = replace(values, **more).of_kind("motion", [])
         return maker.make(wish, tell=lambda *_: None, stop=threading.Event())
 
-    assert len(make(**changed).videos) == 1
+    work = make(**changed)
+    assert len(work.videos) == 1
+    assert "--recipe" not in fragments.shown_work(work, maker.works), "there is none"
     for wrong, word in (
         ({"prompt": "a cat" if name == "SVD" else ""}, "prompt"),
         ({"width": 30}, "divide"),

@@ -228,8 +228,10 @@ def _wire_inputs(page: gr.Blocks, parts: Mapping[str, Any], quick: dict[str, Any
     """Keep knobs, recipe and noise axis in step with each other, both ways."""
     knobs = [parts["recipe"], parts["motion"], parts["drop_rate"]]
     parts["bundled"].input(_bundled, parts["bundled"], parts["photo"], **quick)
-    # Of the lists that write into other fields only a choice counts: Tab is an `input` too.
-    parts["ideas"].select(lambda text: text, parts["ideas"], parts["prompt"], **quick)
+    # Lists that write into other fields: Tab is an `input` too, Enter is a `change` alone, and the
+    # same one chosen again is a `select` alone.
+    for event in (parts["ideas"].change, parts["ideas"].select):
+        event(lambda text: text or gr.skip(), parts["ideas"], parts["prompt"], **quick)
     turned = [parts["motion"].release, parts["drop_rate"].release, parts["motion"].input]
     for event in turned:
         event(
@@ -262,12 +264,13 @@ def _wire_inputs(page: gr.Blocks, parts: Mapping[str, Any], quick: dict[str, Any
             _emptied, [parts["model"], parts["recipe"]], [parts["recipe"], parts["wrong"]], **quick
         )
         event(_about, parts["model"], [parts["about"], parts["prompt"]], **quick)
-    parts["shipped"].select(
-        lambda name: (shipped_text(name), *_written(shipped_text(name))),
-        parts["shipped"],
-        recipe,
-        **quick,
-    )
+    for event in (parts["shipped"].change, parts["shipped"].select):
+        event(
+            lambda name: (shipped_text(name), *_written(shipped_text(name))),
+            parts["shipped"],
+            recipe,
+            **quick,
+        )
     drawn = [parts[name] for name in ("model", "base", "lora", "recipe", "boundary", "steps")]
     for event in (
         parts["boundary"].change,

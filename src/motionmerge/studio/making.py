@@ -83,11 +83,11 @@ class Maker:
             MotionMergeError: The wish cannot be fulfilled; nothing is kept.
             Stopped: `stop` was set.
         """
-        started = time.monotonic()
         image = load_image(wish.photo)
         # One thread at a time, also while a model is only looked at: `init_empty_weights` changes
         # torch's modules for all threads.
         with self._turn(tell, stop), TemporaryDirectory(prefix="motionmerge-") as name:
+            started = time.monotonic()
             model = wish.shared.open_model()
             check_settings(wish.settings, model.family, model.limits, has_last_image=False)
             model.check_prompt(wish.settings.prompt or "")

@@ -2,3 +2,5 @@
 addEventListener("keydown", event => {
   if (event.key === "Tab" && event.target.matches?.("[role=combobox], .cm-content")) event.stopImmediatePropagation();
 }, true);
+// What is typed into a dropdown replaces what it says; otherwise it would be appended to "all of them".
+addEventListener("focusin", event => event.target.matches?.("[role=combobox]") && event.target.select());
