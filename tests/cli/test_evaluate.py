@@ -32,7 +32,7 @@ def test_weights_of_ones_own_take_the_place_of_shipped_ones(tmp_path: Path):
     assert own != shipped
     page = (tmp_path / "index.html").read_text()  # of the last run
     assert "6 prompts of the test split" in page
-    assert page.count(">not measured<") == 13
+    assert page.count(">not measured<") == 14
 
 
 @pytest.mark.parametrize("pair", ["tuned", "other=x", "tuned=nowhere.safetensors"])

@@ -91,7 +91,7 @@ def test_whole_commands_in_fixes_have_the_flags_that_they_use():
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "cli").glob("*.py")), ids=lambda path: path.name)
 def test_flags_in_the_fixes_of_a_verb_are_flags_of_it(path: Path):
-    verbs = FILES.get(path.name, [path.stem])
+    verbs = FILES.get(path.name, [path.stem.replace("_", "-")])
     if path.stem in ("__init__", "__main__", "faults"):
         return
     for line, text in fixes(path):
