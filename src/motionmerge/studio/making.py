@@ -216,7 +216,7 @@ class Filming:
         )
 
     def _watch_steps(self, pipeline: VideoPipeline, name: str, *, num_made: int) -> None:
-        """Tell of the steps of a pipeline's next call, and end it where somebody stops it."""
+        """Watch the steps of a pipeline's next call, which ends where somebody stops it."""
         num_videos = len(self.experts) * self.wish.num_seeds
 
         def watch(done: int, total: int) -> None:
