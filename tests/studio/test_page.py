@@ -100,6 +100,7 @@ def test_a_photo_a_prompt_and_the_knob(browser, url, tmp_path):
     assert max(times) - min(times) < 0.2, "they play in step"
     first = browser.run("document.querySelector('.mm-work').dataset.work")
     put(browser, "#motion input[type=number]", "-0.5")
+    browser.wait_for("document.querySelector('#recipe').innerText.includes('motion: -0.5')")
     click(browser, "#generate")
     browser.wait_for(
         f"{SHOWN} == 2 && document.querySelector('.mm-work').dataset.work != '{first}'",

@@ -204,6 +204,8 @@ def test_the_boundary_and_the_recipe_follow_each_other(photo):
     three = plain.replace("schedule:", "schedule:\n  - {expert: consistency, above: 0.9}")
     assert "this one has 3" in write_boundary(three, 0.5)[1]
     assert "this one has 1" in write_boundary(shipped_text("calm"), 0.5)[1]
+    early = replace(values, motion=-0.5).of_kind("motion", [])
+    assert list(early.recipes) == ["motion 1"], "a video is called what its recipe says"
     one = plain.partition("schedule:")[0]
     wish = replace(values, recipe=one, boundary=0.3).of_kind("motion", [])
     last = list(wish.experts(wish.open_model()).values())[-1]

@@ -104,8 +104,9 @@ class PageValues:
         return read.recipe
 
     def _own_name(self, own: Recipe | None) -> str:
-        has_knob = own is None or "motion" in own.parameters
-        return f"motion {self.motion:g}" if has_knob else THIS_RECIPE
+        # The recipe's own: somebody who turns the knob and presses at once is ahead of the text.
+        motion = self.motion if own is None else own.parameters.get("motion")
+        return THIS_RECIPE if motion is None else f"motion {motion:g}"
 
     def _named(self, name: str) -> Recipe | None:
         return self._own_recipe() if name == THIS_RECIPE else Recipe.parse(shipped_text(name))
