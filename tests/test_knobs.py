@@ -113,7 +113,7 @@ def test_a_boundary_moves_and_knobs_stay() -> None:
     noisy = ScheduleEntry("a", step_fraction=0.2, guidance=5)
     moved = ExpertSchedule((noisy, ScheduleEntry("b", guidance=1))).with_boundary(0.7)
     assert moved.entries[0] == ScheduleEntry("a", above=0.7, guidance=5)
-    with pytest.raises(RecipeError, match="1 entries"):
+    with pytest.raises(RecipeError, match="this one has 1"):
         ExpertSchedule((ScheduleEntry("a"),)).with_boundary(0.7)
 
 

@@ -315,7 +315,8 @@ class ExpertSchedule:
         """
         if len(self.entries) != 2:
             raise RecipeError(
-                f"The schedule has {len(self.entries)} entries, and a boundary is between two.",
+                "A boundary is between the two entries of a schedule, and this one has "
+                f"{len(self.entries)}.",
                 fix="Leave the boundary out, and change the schedule in the recipe.",
             )
         noisy = replace(self.entries[0], above=boundary, timestep=None, step_fraction=None)

@@ -18,8 +18,8 @@ from diffusers import WanTransformer3DModel
 
 from motionmerge.merging.recipes.recipe import Recipe
 from motionmerge.models.pocket.world import load_photo
+from motionmerge.studio.recipe_text import shipped_text
 from motionmerge.studio.server import listening, server_of, studio_app
-from motionmerge.studio.wishes import shipped_text
 
 from ..tiny.browser import PROGRAM, Browser
 from ..tiny.folders import save_lora
@@ -100,6 +100,7 @@ def test_a_photo_a_prompt_and_the_knob(browser, url, tmp_path):
     assert max(times) - min(times) < 0.2, "they play in step"
     first = browser.run("document.querySelector('.mm-work').dataset.work")
     put(browser, "#motion input[type=number]", "-0.5")
+    browser.wait_for("document.querySelector('#recipe').innerText.includes('motion: -0.5')")
     click(browser, "#generate")
     browser.wait_for(
         f"{SHOWN} == 2 && document.querySelector('.mm-work').dataset.work != '{first}'",
@@ -164,6 +165,10 @@ def test_by_keyboard_alone_from_a_photo_to_saved_files(browser, url, tmp_path):
     for _ in range(2):
         browser.press("ArrowLeft", 37)
     browser.wait_for("document.querySelector('#recipe').innerText.includes('motion: 0.9')")
+    tab_to(browser, "#boundary input[type=range]")
+    browser.press("ArrowLeft", 37)
+    browser.wait_for("document.querySelector('#recipe').innerText.includes('above: 0.71')")
+    browser.wait_for(f"{DRAWN}.querySelector('.mm-cut').getAttribute('x1') == {0.71 * 360}")
     tab_to(browser, "#steps input")
     browser.call("Input.insertText", text="2")
     tab_to(browser, "#recipe .cm-content")
@@ -180,7 +185,7 @@ def test_by_keyboard_alone_from_a_photo_to_saved_files(browser, url, tmp_path):
             assert sum(1 for _ in opened.decode(video=0)) == 16
     tab_to(browser, "#result [download='recipe.yaml']")
     recipe = Recipe.load(saved(browser, tmp_path, "recipe.yaml", start=enter))
-    assert recipe.parameters["motion"] == 0.9
+    assert recipe.parameters["motion"] == 0.9 and recipe.schedule.entries[0].above == 0.71
     tab_to(browser, "#result [download='report.html']")
     report = saved(browser, tmp_path, "report.html", start=enter)
     browser.new_tab()

@@ -17,13 +17,25 @@ from fastapi.testclient import TestClient
 
 from motionmerge.errors import CheckpointError, ConfigError, DataError
 from motionmerge.models.pocket.world import load_photo
-from motionmerge.studio import app, fragments
-from motionmerge.studio.app import fault
+from motionmerge.studio import fragments
+from motionmerge.studio.following import (
+    about_model,
+    draw_axis,
+    open_file,
+    read_recipe,
+    recipe_for_model,
+    write_boundary,
+    write_group,
+    write_parameters,
+    write_while_noisy,
+)
+from motionmerge.studio.fragments import fault
 from motionmerge.studio.making import Maker
+from motionmerge.studio.recipe_text import SEVERAL, RecipeText, shipped_text
 from motionmerge.studio.server import studio_app
 from motionmerge.studio.turns import Stopped
-from motionmerge.studio.values import PageValues
-from motionmerge.studio.wishes import SEVERAL, ModelNote, RecipeText, shipped_text, sweep_points
+from motionmerge.studio.values import PageValues, sweep_points
+from motionmerge.studio.wishes import ModelNote
 from motionmerge.studio.works import History, Works
 
 from ..tiny.folders import save_lora, save_tiny
@@ -162,63 +174,90 @@ def test_nothing_of_a_stranger_reaches_the_page_as_markup(made):
 
 def test_knobs_and_recipe_follow_each_other():
     text = shipped_text("pocket")
-    turned = RecipeText.read(text).with_knobs(motion=-0.5, drop_rate=0.1)
-    assert turned.knobs["motion"] == -0.5 and turned.knobs["drop_rate"] == 0.1
-    assert app._written(turned.text) == (-0.5, 0.1, 0.72, 0, "", "", *[""] * 4)
-    assert RecipeText.read(text).with_knobs(motion=1.0).text == text, "nothing was turned"
-    assert RecipeText.read(shipped_text("edg-official")).with_knobs(motion=0.5).knobs == (
-        RecipeText.read(shipped_text("edg-official")).knobs
-    )
+    turned = RecipeText.read(text).with_parameters(motion=-0.5, drop_rate=0.1)
+    own = turned.recipe.parameters
+    assert own["motion"] == -0.5 and own["drop_rate"] == 0.1
+    assert read_recipe(turned.text) == (-0.5, 0.1, 0.72, 0, "", "", *[""] * 5)
+    assert RecipeText.read(text).with_parameters(motion=1.0).text == text, "nothing was turned"
+    without = RecipeText.read(shipped_text("edg-official"))
+    assert without.with_parameters(motion=0.5) == without
+    assert write_parameters("", 0.5, 0.1)[1] == "", "a LoRA has its motion from the page"
     wrong = RecipeText.read(text.replace("tuned + gamma", "tuned +* gamma"))
     assert wrong.recipe is None and "^" in wrong.fault
-    assert "^" in app._written(wrong.text)[-3]
+    assert "^" in read_recipe(wrong.text)[-4]
     assert sweep_points(-1, 1, 5) == [-1, -0.5, 0, 0.5, 1]
+
+
+def test_the_boundary_and_the_recipe_follow_each_other(photo):
+    """What the slider shows is what a video, a comparison, a sweep and a saved recipe have."""
+    plain, values = shipped_text("pocket"), given(photo)
+    moved, said = write_boundary(plain, 0.5)
+    assert said == "" and "above: 0.5}" in moved and read_recipe(moved)[2] == 0.5
+    assert RecipeText.read(write_boundary(moved, 0.72)[0]).recipe == RecipeText.read(plain).recipe
+    by_timestep = plain.replace("above: 0.72", "timestep: 500")
+    for kind, more in (("compare", [["the recipe on this page"]]), ("sweep", [0, 1, 2])):
+        for text in (moved, by_timestep):
+            wish = replace(values, recipe=text).of_kind(kind, more)
+            last = list(wish.experts(wish.open_model()).values())[-1]
+            assert last.whole_recipe.schedule == RecipeText.read(text).recipe.schedule
+    assert "above: 0.5}" in write_boundary(by_timestep, 0.5)[0]
+    three = plain.replace("schedule:", "schedule:\n  - {expert: consistency, above: 0.9}")
+    assert "this one has 3" in write_boundary(three, 0.5)[1]
+    assert "this one has 1" in write_boundary(shipped_text("calm"), 0.5)[1]
+    early = replace(values, motion=-0.5).of_kind("motion", [])
+    assert list(early.recipes) == ["motion 1"], "a video is called what its recipe says"
+    one = plain.partition("schedule:")[0]
+    wish = replace(values, recipe=one, boundary=0.3).of_kind("motion", [])
+    last = list(wish.experts(wish.open_model()).values())[-1]
+    assert last.whole_recipe.schedule.entries[0].above == 0.3, "it has none of its own"
+    assert replace(values, recipe=" ", boundary=0.3).default_recipe().boundary == 0.3
 
 
 def test_knobs_of_the_noisy_steps_and_the_recipe_follow_each_other():
     plain = shipped_text("pocket")
-    blurred, said = app._noisy(plain, 2, "low_pass(0.4)", "")
+    blurred, said = write_while_noisy(plain, 2, "low_pass(0.4)", "")
     assert said == "" and "guidance: 2, image: low_pass(0.4)" in blurred
-    assert app._written(blurred)[3:6] == (2, "low_pass(0.4)", "")
-    back, _ = app._noisy(blurred, 0, "", "")
+    assert read_recipe(blurred)[3:6] == (2, "low_pass(0.4)", "")
+    back, _ = write_while_noisy(blurred, 0, "", "")
     assert RecipeText.read(back).recipe == RecipeText.read(plain).recipe
     named = shipped_text("knob-alg")
-    assert "image: low_pass(keep)" in app._noisy(named, 2, "low_pass(keep)", "")[0]
-    assert "^" in app._noisy(plain, 0, "low_pass(2)", "")[1]
-    assert "needs a recipe" in app._noisy("", 2, "", "")[1]
+    assert "image: low_pass(keep)" in write_while_noisy(named, 2, "low_pass(keep)", "")[0]
+    assert "^" in write_while_noisy(plain, 0, "low_pass(2)", "")[1]
+    assert "needs a recipe" in write_while_noisy("", 2, "", "")[1]
     one = "inputs: {base: 'pocket:base'}\nexperts: {a: base, b: base}\n"
-    assert "no schedule" in app._noisy(one, 2, "", "")[1]
-    biased, _ = app._noisy(plain, 0, "", "first_frame(-0.6)")
-    assert "attention" in app._axis("pocket", "", "", biased, 0.72, 12)
-    assert "Fix:" in app._axis("pocket", "", "", biased, 0.72, 12), "the pocket model has no bias"
-    assert "low_pass" in app._axis("pocket", "", "", blurred.replace("guidance: 2, ", ""), 0.72, 12)
+    assert "no schedule" in write_while_noisy(one, 2, "", "")[1]
+    biased, _ = write_while_noisy(plain, 0, "", "first_frame(-0.6)")
+    assert "attention" in draw_axis("pocket", "", "", biased, 0.72, 12)
+    assert "Fix:" in draw_axis("pocket", "", "", biased, 0.72, 12), "the pocket model has no bias"
+    assert "low_pass" in draw_axis("pocket", "", "", blurred.replace("guidance: 2, ", ""), 0.72, 12)
 
 
 def test_the_group_and_the_recipe_follow_each_other():
     plain = shipped_text("pocket")
-    only, said = app._grouped(plain, "temporal")
+    only, said = write_group(plain, "temporal")
     assert said == "" and only.count('only(tuned - base, "temporal")') == 2
-    assert app._written(only)[6] == "temporal" and app._written(plain)[6] == ""
-    other, _ = app._grouped(only, "*.attn1.*")
+    assert read_recipe(only)[6] == "temporal" and read_recipe(plain)[6] == ""
+    other, _ = write_group(only, "*.attn1.*")
     assert RecipeText.read(other).group == "*.attn1.*" and "temporal" not in other
-    assert RecipeText.read(app._grouped(other, "")[0]).recipe == RecipeText.read(plain).recipe
+    assert RecipeText.read(write_group(other, "")[0]).recipe == RecipeText.read(plain).recipe
     uneven = only.replace('only(tuned - base, "temporal")', "(tuned - base)", 1)
     assert RecipeText.read(uneven).group == SEVERAL
     assert RecipeText.read(uneven).with_group(SEVERAL).text == uneven, "it stays as it is"
     nested = plain.replace("(tuned - base)", '(only(only(tuned - base, "*a*"), "*b*"))')
     assert RecipeText.read(nested).group == SEVERAL
-    assert "temporal" in app._grouped(plain, "tempral")[1], "the nearest name is told"
-    assert "needs a recipe" in app._grouped("", "temporal")[1]
+    assert "temporal" in write_group(plain, "tempral")[1], "the nearest name is told"
+    assert "needs a recipe" in write_group("", "temporal")[1]
 
 
 def test_the_axis_shows_each_experts_steps():
-    drawn = app._axis("pocket", "", "", shipped_text("pocket"), 0.72, 12)
+    drawn = draw_axis("pocket", "", "", shipped_text("pocket"), 0.72, 12)
     assert "steps 1-5 of 12: dynamics, 6-12: consistency" in drawn
     assert drawn.count("mm-tick") == 12
-    assert "gets no step" in app._axis("pocket", "", "", shipped_text("pocket"), 1.0, 2) or (
-        "mm-bad" in app._axis("pocket", "", "", shipped_text("pocket"), 1.0, 2)
-    )
-    assert "Fix:" in app._axis("pocket", "", "", shipped_text("pocket"), 0.72, 1001)
+    never, _ = write_boundary(shipped_text("pocket"), 1.0)
+    warned = draw_axis("pocket", "", "", never, 1.0, 2)
+    assert "steps 1-2 of 2: consistency" in warned and "mm-bad" in warned
+    assert "steps 1-8 of 12: dynamics" in draw_axis("pocket", "", "", "", 0.5, 12), "none is there"
+    assert "Fix:" in draw_axis("pocket", "", "", shipped_text("pocket"), 0.72, 1001)
 
 
 def test_only_works_are_served_and_only_to_this_machine(made):
@@ -251,11 +290,11 @@ def test_a_lora_or_a_base_is_never_left_aside(photo, stored_wan):
             recipe = recipe.replace("tuned:", "other:").replace("tuned", "other")
         wish = given(photo, model=folder, base=base, recipe=recipe).of_kind("motion", [])
         with pytest.raises(ConfigError, match=word):
-            wish.experts(wish.shared.open_model())
+            wish.experts(wish.open_model())
     alone = given(photo, model=folder, recipe="").of_kind("motion", [])
-    assert list(alone.experts(alone.shared.open_model())) == ["the model as it is"]
-    assert app._emptied(folder, shipped_text("pocket")) == ("", "")
-    assert app._emptied("pocket", "")[0] == shipped_text("pocket")
+    assert list(alone.experts(alone.open_model())) == ["the model as it is"]
+    assert recipe_for_model(folder, shipped_text("pocket")) == ("", "")
+    assert recipe_for_model("pocket", "")[0] == shipped_text("pocket")
 
 
 @pytest.mark.parametrize("changed", [{"prompt": "a" * 2001}, {"seed": 1e400}, {"frames": 2.5}])
@@ -294,8 +333,8 @@ def test_a_models_lora_makes_videos_and_files_for_comfyui(photo, stored_wan, tmp
         maker.export(given(photo).of_kind("export", []), tell=quiet, stop=stop)
     with pytest.raises(ConfigError, match="nothing to be merged"):
         given(photo, model=folder, recipe="").of_kind("export", [])
-    assert "dynamics" in app._axis(folder, "", str(lora), "", 0.72, 4)
-    assert app._axis(folder, "", "", "", 0.72, 4) == ""
+    assert "dynamics" in draw_axis(folder, "", str(lora), "", 0.72, 4)
+    assert draw_axis(folder, "", "", "", 0.72, 4) == ""
 
 
 @pytest.mark.parametrize(
@@ -333,7 +372,8 @@ def test_a_model_that_is_not_here_is_told_of_and_not_fetched(tmp_path):
     with pytest.raises(CheckpointError, match="model_index"):
         ModelNote.about(str(tmp_path))
     assert (
-        "Fix:" in app._about(str(tmp_path))[0] and str(tmp_path) not in app._about(str(tmp_path))[0]
+        "Fix:" in about_model(str(tmp_path))[0]
+        and str(tmp_path) not in about_model(str(tmp_path))[0]
     )
 
 
@@ -341,9 +381,9 @@ def test_a_model_that_is_not_here_is_told_of_and_not_fetched(tmp_path):
     ("content", "word"), [(b"\xff", "UTF-8"), (b"x" * 100_000, "at most"), (b"", "not a mapping")]
 )
 def test_a_file_that_is_no_recipe_leaves_the_one_on_the_page(content, word):
-    told = app._opened(content)
-    assert word in told[-3] and not isinstance(told[0], str)
-    opened = app._opened(shipped_text("calm").encode())
+    told = open_file(content)
+    assert word in told[-4] and not isinstance(told[0], str)
+    opened = open_file(shipped_text("calm").encode())
     assert opened[:2] == (shipped_text("calm"), -0.25)
 
 

@@ -17,7 +17,7 @@ from motionmerge.errors import ConfigError, DataError
 from motionmerge.io import atomic
 from motionmerge.studio import fragments
 from motionmerge.studio import works as works_module
-from motionmerge.studio.app import fault
+from motionmerge.studio.fragments import fault
 from motionmerge.studio.turns import MOST_WAITING, Stopped, Turns
 from motionmerge.studio.works import History, Works, work_of
 

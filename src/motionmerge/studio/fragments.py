@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 from statistics import fmean
 
+from motionmerge.errors import MotionMergeError
 from motionmerge.evaluation.figures import new_figure, style_axes, to_svg
 from motionmerge.evaluation.flow import shared_scale
 from motionmerge.evaluation.html import filled
 from motionmerge.evaluation.metrics import METRICS
 from motionmerge.evaluation.report.embedding import embed_video, strip_uri
 from motionmerge.sampling.request.step_plan import StepPlan
+from motionmerge.studio.turns import Stopped
 from motionmerge.studio.works import (
     EXPORT_FILE,
+    NUMBERS,
+    PHOTO,
     RECIPE_FILE,
     Exported,
     History,
@@ -29,10 +35,24 @@ _WIDTH = 360  # of the axis, in units of its drawing
 _MOTION, _LIKENESS = "#d6336c", "#2563eb"  # of the curves; the page has its own
 _LONGEST = 1500  # characters of a message
 
+_PLACES = re.compile(r"(?:/[\w.@+-]+)+/(?=[\w.@+-])")
+"""Folders in an error's text; the names of files stay."""
+
 
 def message(text: str, *, kind: str = "note") -> str:
-    """Return a note or an error; no place on this machine is in it but what somebody typed."""
+    """Return a note or an error."""
     return filled(TEMPLATES / "message.html.j2", kind=kind, text=text[:_LONGEST], share=0.0)
+
+
+def fault(error: BaseException) -> str:
+    """Return what went wrong, without folders of this machine and without a traceback."""
+    if isinstance(error, Stopped):
+        return message("Stopped. Nothing was kept.")
+    if isinstance(error, MotionMergeError):
+        text = str(error)
+    else:
+        text = f"Something failed that should not: {type(error).__name__}: {error}"
+    return message(_PLACES.sub("", text), kind="error")
 
 
 def progress(text: str, share: float) -> str:
@@ -65,6 +85,8 @@ def shown_work(work: Work, works: Works) -> str:
     return filled(
         TEMPLATES / "work.html.j2",
         work=work,
+        model=shlex.quote(work.model),
+        photo=PHOTO,
         videos=videos,
         root=root,
         curve=_curve(work.videos) if work.kind == "sweep" else None,
@@ -79,20 +101,11 @@ def exported(files: Exported) -> str:
     )
 
 
-_LABELS = {
-    "motion_degree": "motion",
-    "camera_degree": "camera",
-    "object_motion": "objects",
-    "first_frame_psnr": "first frame",
-    "frozen_share": "frozen",
-}
-
-
 def _numbers(made: MadeVideo) -> list[tuple[str, str]]:
     found = []
     for name, value in made.numbers.items():
         text = f"{value:.1f} {METRICS[name].unit}"
-        found.append((_LABELS[name], f"{100 * value:.0f} %" if name == "frozen_share" else text))
+        found.append((NUMBERS[name], f"{100 * value:.0f} %" if name == "frozen_share" else text))
     return found
 
 
@@ -112,17 +125,15 @@ def _curve(videos: Sequence[MadeVideo]) -> str:
         axis.plot(list(known), [fmean(values) for values in known.values()], "-", color=color)
         dots = [(point, value) for point, values in known.items() for value in values]
         axis.plot([x for x, _ in dots], [y for _, y in dots], "o", color=color)
-        axis.set_ylabel(f"{_LABELS[name]} ({METRICS[name].unit})", color=color)
+        axis.set_ylabel(f"{NUMBERS[name]} ({METRICS[name].unit})", color=color)
         axis.tick_params(axis="y", colors=color)
     other.spines["left"].set_visible(False)
     axes.set_xlabel("motion knob")
     return to_svg(figure, variables={"mm-dynamics": _MOTION, "mm-consistency": _LIKENESS})
 
 
-def axis(plan: StepPlan | None, *, boundary: float | None) -> str:
+def axis(plan: StepPlan, *, boundary: float | None) -> str:
     """Draw the noise axis: which expert has which range, and each step on it."""
-    if plan is None:
-        return ""
     bands, first = [], 0  # clean on the left, as on the boundary's slider: steps go leftwards
     edges = _edges(plan.levels)
     names = list(dict.fromkeys(plan.experts))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,7 +20,6 @@ from motionmerge.evaluation.report.sets import ReportSet, made_by
 from motionmerge.evaluation.runs import Measured, measure_videos
 from motionmerge.evaluation.sources import VideoSource
 from motionmerge.io.video import fit_image, load_image, write_video
-from motionmerge.merging.compute.streaming import ReportProgress
 from motionmerge.models.pocket.drawing import draw_things, named_things, places_for
 from motionmerge.models.pocket.world import SIZE
 from motionmerge.models.video_pipeline import VideoPipeline
@@ -31,10 +30,11 @@ from motionmerge.sampling.videos.checks import check_settings
 from motionmerge.sampling.videos.make_video import make_video
 from motionmerge.sampling.videos.provenance import made_with, provenance
 from motionmerge.sampling.videos.watched_steps import WatchedSteps
+from motionmerge.studio.exporting import write_archive
 from motionmerge.studio.turns import Stopped, Turns
-from motionmerge.studio.wishes import Teller, Wish, planned_steps
+from motionmerge.studio.wishes import Wish, planned_steps
 from motionmerge.studio.works import (
-    EXPORT_FILE,
+    NUMBERS,
     PHOTO,
     RECIPE_FILE,
     REPORT_FILE,
@@ -44,19 +44,11 @@ from motionmerge.studio.works import (
     Work,
     Works,
 )
-from motionmerge.switching.expert_bank import chosen_schedule
-
-SHOWN_NUMBERS = (
-    "motion_degree",
-    "camera_degree",
-    "object_motion",
-    "first_frame_psnr",
-    "frozen_share",
-)
-
-EXPORT_RANK = 64  # of every layer, as `motionmerge export loras`
 
 _THUMBNAIL_SIDE = 256
+
+Teller = Callable[[str, float], None]
+"""Told what is being done, and which share of all is done."""
 
 
 @dataclass
@@ -84,21 +76,31 @@ class Maker:
             Stopped: `stop` was set.
         """
         image = load_image(wish.photo)
-        # One thread at a time, also while a model is only looked at: `init_empty_weights` changes
-        # torch's modules for all threads.
         with self._turn(tell, stop), TemporaryDirectory(prefix="motionmerge-") as name:
-            started = time.monotonic()
-            model = wish.shared.open_model()
+            started, folder = time.monotonic(), Path(name)
+            model = wish.open_model()
             check_settings(wish.settings, model.family, model.limits, has_last_image=False)
             model.check_prompt(wish.settings.prompt or "")
             experts = wish.experts(model)
-            image, folder = _painted(image, wish, model), Path(name)
+            image = _painted(image, wish, model)
             image.save(folder / PHOTO)
-            made = self._videos(wish, model, experts, image, folder, tell, stop)
+            filming = Filming(
+                wish=wish, model=model, experts=experts, folder=folder, tell=tell, stop=stop
+            )
+            made = filming.film(self._pipeline(wish, model, tell), image)
             tell("Measuring", 1.0)
-            work = self._measured(wish, made, folder)
-            work = replace(work, seconds=round(time.monotonic() - started, 1))
+            made = _measured(made, wish, folder)
+            _write_recipe(made, folder)
             _thumbnail(image).save(folder / THUMBNAIL, quality=88)
+            work = Work(
+                id=self.works.new_id(),
+                kind=wish.kind,
+                prompt=wish.settings.prompt or "",
+                seed=wish.settings.seed,
+                model=wish.model,
+                seconds=round(time.monotonic() - started, 1),
+                videos=tuple(made),
+            )
             self.works.save(work, folder)
         return work
 
@@ -116,55 +118,37 @@ class Maker:
             tell("Writing", done / max(1, total))
 
         with self._turn(tell, stop), TemporaryDirectory(prefix="motionmerge-") as name:
-            model = wish.shared.open_model()
+            model = wish.open_model()
             if model.path is None:
                 raise ConfigError(
                     "ComfyUI has no pocket model.", fix="Name a model's folder under Model."
                 )
-            choice = list(wish.experts(model).values())[-1]
+            recipe = list(wish.experts(model).values())[-1].whole_recipe
+            if recipe is None:
+                raise ConfigError(
+                    "The model as it is has nothing that a LoRA could hold.",
+                    fix="Give a LoRA, a base or a recipe.",
+                )
             tell("Writing", 0.0)
-            return self._exported(choice, model.path, Path(name), watch)
+            scratch, kept = Path(name, "files"), Path(name, "kept")
+            kept.mkdir()
+            usage = write_archive(recipe, model.path, kept, scratch=scratch, progress=watch)
+            identity = self.works.new_id()
+            self.works.keep(identity, kept)
+            return Exported(identity, usage)
 
     def _turn(self, tell: Teller, stop: threading.Event) -> AbstractContextManager[None]:
+        """Wait until nobody else makes anything.
+
+        Models are also only looked at by one thread at a time: `init_empty_weights` changes torch's
+        modules for all threads.
+        """
+
         def say(before: int) -> None:
             whose = "1 other is" if before == 1 else f"{before} others are"
             tell(f"Waiting: {whose} made before this one", 0.0)
 
         return self._turns.turn(tell=say, stop=stop)
-
-    def _exported(
-        self, choice: ExpertChoice, model: Path, scratch: Path, progress: ReportProgress
-    ) -> Exported:
-        from motionmerge.exports.loras import export_loras
-        from motionmerge.exports.targets import own_model
-
-        recipe = choice.recipe
-        if recipe is None:
-            raise ConfigError(
-                "The model as it is has nothing that a LoRA could hold.",
-                fix="Give a LoRA, a base or a recipe.",
-            )
-        if choice.boundary is not None:
-            names = list(recipe.experts)
-            schedule = chosen_schedule(names, None, choice.boundary, recipe.schedule)
-            recipe = replace(recipe, schedule=schedule)
-        files, kept = scratch / "files", scratch / "kept"
-        written = export_loras(
-            recipe,
-            files,
-            rank=EXPORT_RANK,
-            target="comfyui",
-            inputs=own_model(recipe, model, None),
-            progress=progress,
-        )
-        usage = "\n".join([*map(str, written.values()), *written.usage]).replace(f"{files}/", "")
-        (files / RECIPE_FILE).write_text(recipe.print(), encoding="utf-8")
-        (files / "how-to-load.txt").write_text(usage + "\n", encoding="utf-8")
-        kept.mkdir()
-        shutil.make_archive(str(kept / Path(EXPORT_FILE).stem), "zip", files)
-        identity = self.works.new_id()
-        self.works.keep(identity, kept)
-        return Exported(identity, usage)
 
     def _pipeline(self, wish: Wish, model: ModelChoice, tell: Teller) -> VideoPipeline:
         """Return the loaded model; another one is forgotten before."""
@@ -175,102 +159,114 @@ class Maker:
             self._loaded = (wish.model, model.load()[0])
         return self._loaded[1]
 
-    def _videos(
-        self,
-        wish: Wish,
-        model: ModelChoice,
-        experts: Mapping[str, ExpertChoice],
-        image: Image.Image,
-        folder: Path,
-        tell: Teller,
-        stop: threading.Event,
-    ) -> list[MadeVideo]:
-        pipeline = self._pipeline(wish, model, tell)
-        fingerprint = model.fingerprint()
-        each = [
-            wish.settings.changed(seed=wish.settings.seed + more) for more in range(wish.num_seeds)
-        ]
+
+@dataclass(frozen=True, kw_only=True)
+class Filming:
+    """The videos of one wish, while they are made.
+
+    Args:
+        wish: What is asked for.
+        model: Its model.
+        experts: Its sets of weights, by what they are called.
+        folder: Where the videos go.
+        tell, stop: See `Maker.make`.
+    """
+
+    wish: Wish
+    model: ModelChoice
+    experts: Mapping[str, ExpertChoice]
+    folder: Path
+    tell: Teller
+    stop: threading.Event
+
+    def film(self, pipeline: VideoPipeline, image: Image.Image) -> list[MadeVideo]:
+        """Make a video of an image with every set of weights and every seed."""
+        each, fingerprint = self.wish.each_seed, self.model.fingerprint()
         made: list[MadeVideo] = []
-
-        def watch(done: int, total: int) -> None:
-            if stop.is_set():
-                raise Stopped
-            share = (len(made) + done / total) / (len(experts) * len(each))
-            tell(f"{list(experts)[len(made) // len(each)]}: step {done} of {total}", share)
-
-        for part in parts_with_bars(pipeline):
-            part.progress_bar = functools.partial(WatchedSteps, watcher=watch)
-        for place, (name, choice) in enumerate(experts.items()):
-            shared = made_with(model.family.name, fingerprint, choice.fingerprint())
-            plan = planned_steps(model, choice, wish.settings)
-            about = MadeVideo(
-                name=name,
-                file="",
-                seed=wish.settings.seed,
-                recipe=None if choice.recipe is None else choice.recipe.print(),
-                steps=None if plan is None else plan.text,
-                point=wish.points[place] if wish.points else None,
-            )
+        points: Sequence[float | None] = self.wish.points or [None] * len(self.experts)
+        for (name, choice), point in zip(self.experts.items(), points, strict=True):
+            shared = made_with(self.model.family.name, fingerprint, choice.fingerprint())
+            about = self._about(name, choice, point)
             with choice.attach(pipeline, restore=True):
                 for settings in each:
-                    if stop.is_set():
-                        raise Stopped
+                    self._watch_steps(pipeline, name, num_made=len(made))
                     video = make_video(pipeline, image, settings)
-                    resolved = settings.resolved(model.family, model.limits)
-                    rate = settings.frame_rate or model.limits.frame_rate
-                    file = f"{len(made) + 1}.mp4"
-                    metadata = provenance(shared, resolved)
-                    write_video(folder / file, video, fps=rate, metadata=metadata)
-                    made.append(replace(about, file=file, seed=settings.seed))
+                    one = replace(about, file=f"{len(made) + 1}.mp4", seed=settings.seed)
+                    resolved = settings.resolved(self.model.family, self.model.limits)
+                    write_video(
+                        self.folder / one.file,
+                        video,
+                        fps=self.model.limits.frame_rate,
+                        metadata=provenance(shared, resolved),
+                    )
+                    made.append(one)
         return made
 
-    def _measured(self, wish: Wish, made: list[MadeVideo], folder: Path) -> Work:
-        """Measure all videos, write the report and the recipe beside them."""
-        prompt, seed = wish.settings.prompt or "", wish.settings.seed
-        sources = [VideoSource(folder / one.file, prompt, folder / PHOTO, one.seed) for one in made]
-        measured = measure_videos(sources)
-        sets = [
-            ReportSet(
-                name=name,
-                measured=[measured[place] for place in places],
-                about=made_by([sources[place] for place in places]),
-            )
-            for name, places in _places_by_name(made).items()
-        ]
-        write_report(sets, to=folder / REPORT_FILE, title=prompt[:80] or "Videos")
-        last = next((one.recipe for one in reversed(made) if one.recipe is not None), None)
-        if last is not None:
-            (folder / RECIPE_FILE).write_text(last, encoding="utf-8")
-        return Work(
-            id=self.works.new_id(),
-            kind=wish.kind,
-            prompt=prompt,
-            seed=seed,
-            model=wish.model,
-            seconds=0.0,
-            videos=tuple(_with_numbers(*pair) for pair in zip(made, measured, strict=True)),
+    def _about(self, name: str, choice: ExpertChoice, point: float | None) -> MadeVideo:
+        """Return what the videos of a set of weights have in common."""
+        recipe = choice.whole_recipe
+        plan = planned_steps(self.model, choice, self.wish.settings)
+        return MadeVideo(
+            name=name,
+            file="",
+            seed=self.wish.settings.seed,
+            recipe=None if recipe is None else recipe.print(),
+            steps=None if plan is None else plan.text,
+            point=point,
         )
 
+    def _watch_steps(self, pipeline: VideoPipeline, name: str, *, num_made: int) -> None:
+        """Watch the steps of a pipeline's next call, which ends where somebody stops it."""
+        num_videos = len(self.experts) * self.wish.num_seeds
 
-def _places_by_name(made: Iterable[MadeVideo]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for place, one in enumerate(made):
-        found.setdefault(one.name, []).append(place)
-    return found
+        def watch(done: int, total: int) -> None:
+            self._leave_if_stopped()
+            self.tell(f"{name}: step {done} of {total}", (num_made + done / total) / num_videos)
+
+        self._leave_if_stopped()
+        for part in parts_with_bars(pipeline):
+            part.progress_bar = functools.partial(WatchedSteps, watcher=watch)
+
+    def _leave_if_stopped(self) -> None:
+        if self.stop.is_set():
+            raise Stopped
+
+
+def _measured(made: Sequence[MadeVideo], wish: Wish, folder: Path) -> list[MadeVideo]:
+    """Measure all videos, and write the report beside them."""
+    prompt = wish.settings.prompt or ""
+    sources = [VideoSource(folder / one.file, prompt, folder / PHOTO, one.seed) for one in made]
+    measured = measure_videos(sources)
+    with_numbers = [_with_numbers(*pair) for pair in zip(made, measured, strict=True)]
+    rows = zip(made, sources, measured, strict=True)
+    sets = []
+    for name, own in groupby(rows, key=lambda row: row[0].name):  # the seeds of a set of weights
+        _, own_sources, own_measured = zip(*own, strict=True)
+        sets.append(ReportSet(name=name, measured=own_measured, about=made_by(own_sources)))
+    write_report(sets, to=folder / REPORT_FILE, title=prompt[:80] or "Videos")
+    return with_numbers
 
 
 def _with_numbers(made: MadeVideo, measured: Measured) -> MadeVideo:
-    numbers = {name: measured.number(name) for name in SHOWN_NUMBERS}
+    numbers = {name: measured.number(name) for name in NUMBERS}
     known = {name: round(value, 3) for name, value in numbers.items() if value is not None}
     return replace(made, numbers=known, failure=measured.failure)
 
 
+def _write_recipe(made: Sequence[MadeVideo], folder: Path) -> None:
+    """Write the recipe of the last videos that have one."""
+    recipes = [one.recipe for one in made if one.recipe is not None]
+    if recipes:
+        (folder / RECIPE_FILE).write_text(recipes[-1], encoding="utf-8")
+
+
 def _painted(image: Image.Image, wish: Wish, model: ModelChoice) -> Image.Image:
     """Paint the objects of a prompt into the photo, for the pocket model."""
-    if model.path is not None or not wish.paints or not named_things(wish.settings.prompt or ""):
+    prompt = wish.settings.prompt or ""
+    if model.path is not None or not wish.paints or not named_things(prompt):
         return image
-    places = places_for(wish.settings.prompt or "", seed=wish.settings.seed)
     side = wish.settings.resolved(model.family, model.limits).height or SIZE
+    places = places_for(prompt, seed=wish.settings.seed)
     return draw_things(fit_image(image, side, side), places)
 
 

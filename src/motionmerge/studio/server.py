@@ -20,9 +20,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from motionmerge.errors import ConfigError, DataError
 from motionmerge.io.atomic import prepare_folder
-from motionmerge.studio.app import Studio, build_page
+from motionmerge.studio.app import build_page
 from motionmerge.studio.fragments import TEMPLATES
 from motionmerge.studio.making import Maker
+from motionmerge.studio.tabs import Studio
 from motionmerge.studio.turns import MOST_WAITING
 from motionmerge.studio.works import KINDS, Works
 

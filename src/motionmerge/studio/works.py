@@ -30,8 +30,17 @@ KINDS = {
 }
 """What is served, by its ending."""
 
+NUMBERS = {
+    "motion_degree": "motion",
+    "camera_degree": "camera",
+    "object_motion": "objects",
+    "first_frame_psnr": "first frame",
+    "frozen_share": "frozen",
+}
+"""What is measured on every video, and what the page calls it."""
+
 _ID = re.compile(r"[0-9a-f]{16}")
-_NAME = re.compile(r"[a-z0-9-]{1,40}(\.mp4|\.jpg|\.png|\.yaml|\.html|\.zip)")
+_NAME = re.compile(rf"[a-z0-9-]{{1,40}}({'|'.join(map(re.escape, KINDS))})")
 _MOST_SHOWN, _MOST_VIDEOS = 60, 100
 _MOST_BYTES = 4 << 20  # of a work's own file: recipes of 36 videos have 720,000 characters at most
 
@@ -46,9 +55,9 @@ class MadeVideo:
         name: Of the weights that made it, in words.
         file: Its file's name.
         seed: Of its noise.
-        recipe: The recipe's text; None where the model's own weights denoised.
+        recipe: The text of a recipe that makes it; None where the model's own weights denoised.
         steps: Which expert had which steps, in words.
-        numbers: What was measured on it.
+        numbers: What was measured on it; the names are of `NUMBERS`.
         failure: Why it could not be measured; None if it was.
         point: Value of the knob in a sweep.
     """

@@ -60,6 +60,14 @@ class ExpertChoice:
             )
         chosen_schedule(list(self.recipe.experts), None, self.boundary, self.recipe.schedule)
 
+    @property
+    def whole_recipe(self) -> Recipe | None:
+        """The recipe with the boundary in its schedule: alone it means what the choice means."""
+        if self.recipe is None or self.boundary is None:
+            return self.recipe
+        names, own = list(self.recipe.experts), self.recipe.schedule
+        return replace(self.recipe, schedule=chosen_schedule(names, None, self.boundary, own))
+
     def attach(
         self, pipeline: VideoPipeline, *, restore: bool = False
     ) -> AbstractContextManager[Bank | None]:
@@ -94,10 +102,10 @@ class ExpertChoice:
         Raises:
             ConfigError: As `step_plan.plan_steps`; or a step is guided, and the video is not.
         """
-        schedule = None
-        if self.recipe is not None:
-            plain = self.recipe.written_out()
-            schedule = chosen_schedule(list(plain.experts), None, self.boundary, plain.schedule)
+        schedule, whole = None, self.whole_recipe
+        if whole is not None:
+            plain = whole.written_out()
+            schedule = chosen_schedule(list(plain.experts), None, None, plain.schedule)
             if schedule.entries[0].start is not None and scheduler is not None:
                 start = settings.start_step or start_step_of(schedule, scheduler)
                 settings = settings.changed(start_step=start)
