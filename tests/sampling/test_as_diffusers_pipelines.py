@@ -36,7 +36,6 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "VideoCrafter": lambda: seeded(tiny_videocrafter),
     "ConsistI2V": tiny_consisti2v,
 }
-two_pipelines = pytest.mark.parametrize("make", [tiny_pipeline, tiny_consisti2v])
 every_pipeline = pytest.mark.parametrize("make", PIPELINES.values(), ids=PIPELINES)
 
 
@@ -87,7 +86,7 @@ def test_who_calls_back_sees_the_call_and_may_end_it(make: Callable[[], Any]) ->
     assert torch.equal(run(pipeline, output_type="latent"), whole), "the next call is whole again"
 
 
-@two_pipelines
+@every_pipeline
 def test_guidance_set_by_who_calls_back_is_used(make: Callable[[], Any]) -> None:
     pipeline = make()
 
@@ -160,7 +159,7 @@ def test_a_prompt_is_encoded_without_the_network_and_used_without_the_encoder(
     assert torch.equal(made, expected)
 
 
-@two_pipelines
+@every_pipeline
 def test_saved_as_a_variant_and_with_parts_of_other_types_it_is_loaded(
     make: Callable[[], Any], tmp_path: Path
 ) -> None:
@@ -220,7 +219,7 @@ def test_forms_of_the_result_agree_and_latents_that_are_given_decide(
     assert np.abs(np.stack(pictures[0]) / 255 - frames[0]).max() <= 0.5 / 255 + 1e-6
 
 
-@two_pipelines
+@every_pipeline
 def test_keys_are_computed_again_after_who_calls_back_as_weights_may_have_changed(
     make: Callable[[], Any],
 ) -> None:
@@ -260,7 +259,7 @@ def test_pipelines_show_the_arguments_and_defaults_of_their_call() -> None:
     assert inspect.signature(PocketPipeline.__call__).parameters["eta"].default == 0
 
 
-@two_pipelines
+@every_pipeline
 def test_videos_of_a_batch_do_not_depend_on_each_other(make: Callable[[], Any]) -> None:
     pipeline = make()
     seeds = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
@@ -290,7 +289,7 @@ def in_fp8(pipeline: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [sequentially, by_model, in_groups, in_fp8])
-@two_pipelines
+@every_pipeline
 def test_with_less_memory_it_makes_the_same_video(
     make: Callable[[], Any], how: Callable[[Any, Path], None], tmp_path: Path
 ) -> None:
@@ -329,7 +328,7 @@ def save_lora(make: Callable[[], Any], folder: Path, *, seed: int, rank: int) ->
     return run(pipeline, num_inference_steps=1)
 
 
-@two_pipelines
+@every_pipeline
 def test_loras_are_loaded_mixed_swapped_fused_and_unloaded(
     make: Callable[[], Any], tmp_path: Path
 ) -> None:
