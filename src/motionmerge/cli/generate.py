@@ -222,14 +222,7 @@ def _first_frames(
     Returns:
         The first frame of every video, and what its metadata say of what was painted.
     """
-    from motionmerge.io.video import fit_image
-    from motionmerge.models.pocket.drawing import (
-        absent_things,
-        draw_things,
-        named_things,
-        places_for,
-    )
-    from motionmerge.models.pocket.world import SIZE
+    from motionmerge.models.pocket.drawing import absent_things, named_things, paint_named
 
     if model.path is not None:
         if draw:
@@ -243,10 +236,9 @@ def _first_frames(
         return [image] * len(wanted), [{}] * len(wanted)
     images, drawn = [], []
     for settings in wanted:
-        places = places_for(settings.prompt or "", seed=settings.seed)
-        resolved = settings.resolved(model.family, model.limits)
-        side = resolved.height or SIZE
-        images.append(draw_things(fit_image(image, side, side), places))
+        side = settings.resolved(model.family, model.limits).height
+        painted, places = paint_named(image, settings.prompt or "", seed=settings.seed, side=side)
+        images.append(painted)
         about = {" ".join(thing): [round(x, 2), round(y, 2)] for thing, (x, y) in places.items()}
         drawn.append({"drawn": about})
     return images, drawn

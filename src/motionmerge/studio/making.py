@@ -19,9 +19,8 @@ from motionmerge.evaluation.report.page import write_report
 from motionmerge.evaluation.report.sets import ReportSet, made_by
 from motionmerge.evaluation.runs import Measured, measure_videos
 from motionmerge.evaluation.sources import VideoSource
-from motionmerge.io.video import fit_image, load_image, write_video
-from motionmerge.models.pocket.drawing import draw_things, named_things, places_for
-from motionmerge.models.pocket.world import SIZE
+from motionmerge.io.video import load_image, write_video
+from motionmerge.models.pocket.drawing import named_things, paint_named
 from motionmerge.models.video_pipeline import VideoPipeline
 from motionmerge.sampling.request.experts import ExpertChoice
 from motionmerge.sampling.request.loading import hide_loading_bars, parts_with_bars
@@ -265,9 +264,8 @@ def _painted(image: Image.Image, wish: Wish, model: ModelChoice) -> Image.Image:
     prompt = wish.settings.prompt or ""
     if model.path is not None or not wish.paints or not named_things(prompt):
         return image
-    side = wish.settings.resolved(model.family, model.limits).height or SIZE
-    places = places_for(prompt, seed=wish.settings.seed)
-    return draw_things(fit_image(image, side, side), places)
+    side = wish.settings.resolved(model.family, model.limits).height
+    return paint_named(image, prompt, seed=wish.settings.seed, side=side)[0]
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:

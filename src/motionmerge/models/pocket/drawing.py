@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from motionmerge.errors import DataError
+from motionmerge.io.video import fit_image
 
 from .language import COLORS, SHAPES
 from .text import known_words
@@ -69,6 +70,24 @@ def places_for(prompt: str, *, seed: int) -> dict[Thing, Place]:
             return {
                 thing: (float(x), float(y)) for thing, (x, y) in zip(things, starts, strict=True)
             }
+
+
+def paint_named(
+    photo: Image.Image, prompt: str, *, seed: int, side: int | None
+) -> tuple[Image.Image, dict[Thing, Place]]:
+    """Paint the objects of a prompt into a photo, and return their places too.
+
+    Args:
+        photo: RGB, of any shape; its middle is taken.
+        prompt: Names them.
+        seed: Of their places.
+        side: Of the result in pixels; None for the model's own size.
+
+    Raises:
+        DataError: As `places_for`.
+    """
+    places, side = places_for(prompt, seed=seed), side or SIZE
+    return draw_things(fit_image(photo, side, side), places), places
 
 
 def draw_things(photo: Image.Image, places: dict[Thing, Place]) -> Image.Image:
