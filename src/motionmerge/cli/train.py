@@ -128,12 +128,17 @@ def train(
         _train_on_clips(run, wandb, dry_run=dry_run, as_json=as_json)
 
 
+def _is_first_process() -> bool:
+    """Check whether nobody else prints for this run, as torchrun and accelerate number them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _warn_of_warmup(settings: TrainerSettings) -> None:
     """Warn where a run ends before its learning rate is what was asked for."""
     from motionmerge.training.settings import learning_rate_at
 
     steps, warmup = settings.steps, settings.warmup_steps
-    if warmup > steps and os.environ.get("RANK", "0") == "0":
+    if warmup > steps and _is_first_process():
         share = learning_rate_at(steps - 1, replace(settings, learning_rate=1.0))
         typer.echo(
             f"warning: the run has {steps} steps, and `settings.warmup_steps` is {warmup}: it ends "
@@ -323,7 +328,7 @@ def _tell_where_it_goes_on(*folders: Path) -> None:
     """Print from which state a run goes on, on the first of several processes."""
     from motionmerge.training.run_state import states_in
 
-    if os.environ.get("RANK", "0") != "0":
+    if not _is_first_process():
         return
     for folder in folders:
         if states := states_in(folder):

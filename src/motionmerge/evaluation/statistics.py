@@ -229,7 +229,8 @@ def sign_flip_p_values(means: FloatArray, *, seed: int = 0, num_tests: int = 1) 
     """
     found = _of_random_signs(means, seed=seed, times=_FEWEST_DRAWS)
     needed, is_small = _DRAWS_PER_TEST * num_tests, found <= _SMALL
-    if needed > _FEWEST_DRAWS and is_small.any():
+    is_drawn = means.shape[1] > _MOST_EXACT
+    if is_drawn and needed > _FEWEST_DRAWS and is_small.any():
         found[is_small] = _of_random_signs(means[is_small], seed=seed + 1, times=needed)
     return found
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 from motionmerge.errors import RecipeError
 from motionmerge.merging.algebra.nodes import TaskVector
 from motionmerge.merging.algebra.terms import describe
-
-AppliedVector = TypeVar("AppliedVector", bound="Applied")
 
 
 @dataclass(frozen=True)
